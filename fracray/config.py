@@ -1,0 +1,258 @@
+"""The one config tree: `data`, `augment`, `model`, `train`, `search`, typed, with every default in one place.
+
+A resolved config is immutable, is saved in every run and every checkpoint, and its leaves are named by dotted
+path (`model.dropout`) in search spaces and `--set`. Imports neither Torch nor Ray.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fracray.errors import InputError
+
+Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """A frozen part of the tree that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+
+class SplitConfig(Section):
+    """How images are divided into train, val and test."""
+
+    protocol: Literal["grouped", "random"] = Field(
+        "grouped", description="grouped keeps duplicates and id blocks together; random exists for comparison"
+    )
+    train: Annotated[float, Field(gt=0, lt=1)] = Field(0.70, description="share of the images used for training")
+    val: Annotated[float, Field(gt=0, lt=1)] = Field(0.15, description="share for validation; the rest is test")
+    block: Annotated[int, Field(ge=1)] = Field(50, description="neighbouring file numbers that share a group")
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _leaves_a_test_part(self) -> Self:
+        if self.train + self.val >= 1:
+            raise ValueError(
+                f"train + val = {self.train + self.val:g} leaves nothing for test; lower one of the two below 1 in sum"
+            )
+        return self
+
+
+class PhantomConfig(Section):
+    """The embedded synthetic radiographs, used when no data is named."""
+
+    count: int = Field(2000, ge=50, le=1_000_000, description="radiographs to draw")
+    seed: int = Field(0, ge=0)
+
+
+class DataConfig(Section):
+    """Which radiographs, at which geometry, divided how."""
+
+    source: str = Field("phantom", description="'phantom', or the path of a FracAtlas folder or zip")
+    size: int = Field(128, ge=32, le=2048, description="side of the square, letterboxed image, in pixels")
+    split: SplitConfig = SplitConfig()
+    phantom: PhantomConfig = PhantomConfig()
+    stream: Literal["auto", "memory", "ray"] = Field(
+        "auto",
+        description="who augments: the worker from memory, or Ray Data's tasks; auto takes memory where the set fits",
+    )
+    cache: str | None = Field(None, description="folder for prepared shards; default $FRACRAY_CACHE or ~/.cache/fracray")
+
+
+class AugmentConfig(Section):
+    """Strengths of the training augmentation; 0 turns a transform off. Validation and test are never augmented."""
+
+    rotate: Annotated[float, Field(ge=0, le=180)] = Field(10.0, description="largest rotation, degrees either way")
+    flip: Probability = Field(0.5, description="probability of a left-right flip")
+    vertical_flip: Probability = Field(0.0, description="probability of an upside-down flip")
+    scale: Rate = Field(0.1, description="largest relative zoom, in or out")
+    brightness: Rate = Field(0.1, description="largest shift of brightness, as a share of full scale")
+    contrast: Rate = Field(0.1, description="largest relative change of contrast")
+
+
+class ModelConfig(Section):
+    """The network and its two dropout rates."""
+
+    name: str = Field("fracture_cnn", description="'fracture_cnn' or the name of any timm backbone")
+    weights: str | None = Field(None, description="None (from scratch), 'imagenet', or a .safetensors file")
+    dropout: Rate = Field(0.2, description="dropout before the head")
+    spatial_dropout: Rate = Field(0.1, description="probability of dropping a whole feature map between stages")
+    width: int = Field(32, ge=4, le=512, description="channels of FractureCNN's first stage")
+    freeze_norm: bool = Field(False, description="keep batch norm in evaluation mode while training")
+
+
+class TrainConfig(Section):
+    """The optimisation of one model."""
+
+    epochs: int = Field(12, ge=1)
+    batch_size: int = Field(64, ge=1, description="images per step, over all workers together")
+    lr: Annotated[float, Field(gt=0)] = Field(2e-3, description="peak learning rate of AdamW")
+    weight_decay: Annotated[float, Field(ge=0)] = 0.02
+    warmup: Rate = Field(0.1, description="share of all steps spent on linear warm-up; cosine decay follows")
+    loss: Literal["weighted", "focal", "plain"] = Field(
+        "weighted", description="cross-entropy weighted against the imbalance, focal loss, or plain cross-entropy"
+    )
+    focal_gamma: Annotated[float, Field(ge=0)] = 2.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    clip_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="largest gradient norm; 0 turns clipping off")
+    ema: Rate = Field(0.98, description="decay of the averaged weights that are validated and saved; 0 turns it off")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device is faster at it")
+    channels_last: bool = True
+    compile: bool = Field(False, description="torch.compile the network")
+    threads: int | None = Field(None, ge=1, description="CPU threads of a worker; default its share of the machine")
+    operating_point: Literal["accuracy", "balanced"] = Field(
+        "accuracy", description="what the decision threshold fixed on validation maximises"
+    )
+    seed: int = Field(0, ge=0)
+
+
+class SamplerConfig(Section):
+    """Who proposes the next configuration."""
+
+    name: Literal["tpe", "random", "grid", "cmaes"] = "tpe"
+    seed: int = Field(0, ge=0)
+    startup_trials: int = Field(8, ge=1, description="random trials before tpe and cmaes begin to model")
+
+
+class SchedulerConfig(Section):
+    """Who stops trials early."""
+
+    name: Literal["asha", "median", "hyperband", "none"] = "asha"
+    grace_epochs: int = Field(2, ge=1, description="epochs that every trial is given")
+    reduction_factor: Annotated[float, Field(gt=1)] = 3.0
+
+
+class SearchConfig(Section):
+    """The search: what is maximised, with how many trials, on which share of the machines."""
+
+    metric: str | tuple[str, ...] = Field("val_accuracy", description="a reported metric; a list searches a Pareto front")
+    mode: Literal["max", "min"] = "max"
+    trials: int = Field(16, ge=1)
+    sampler: SamplerConfig = SamplerConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    concurrent: int | None = Field(None, ge=1, description="trials at a time; default as many as fit")
+    workers_per_trial: int = Field(1, ge=1)
+    cpus_per_trial: Annotated[float, Field(gt=0)] = 1.0
+    gpus_per_trial: Annotated[float, Field(ge=0)] = 0.0
+    time_budget: Annotated[float, Field(gt=0)] | None = Field(None, description="seconds after which no epoch is begun")
+
+
+class Config(Section):
+    """The whole tree."""
+
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    search: SearchConfig = SearchConfig()
+
+    def leaves(self) -> dict[str, Any]:
+        """Every setting by dotted path."""
+        return _flatten(self.model_dump(mode="json"))
+
+    def with_leaves(self, values: Mapping[str, Any], where: str = "setting") -> "Config":
+        """A copy in which the leaves named by dotted path have new values; InputError for an unknown or bad one."""
+        tree = self.model_dump()
+        for path, value in values.items():
+            check_path(path, where)
+            *parents, leaf = path.split(".")
+            node = tree
+            for parent in parents:
+                node = node[parent]
+            node[leaf] = value
+        return resolve(tree, where)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            leaves |= _flatten(value, f"{path}.")
+        else:
+            leaves[path] = value
+    return leaves
+
+
+LEAVES: tuple[str, ...] = tuple(Config().leaves())
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """A hint in words, ' (did you mean ...?)' or '', for a name that is not among `words`."""
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def check_path(path: str, where: str) -> None:
+    """InputError unless `path` names a leaf of the tree."""
+    if path not in LEAVES:
+        inside = [leaf for leaf in LEAVES if leaf.startswith(f"{path}.")]
+        remedy = f"; name one of its settings: {', '.join(inside)}" if inside else nearest(path, LEAVES)
+        raise InputError(f"{where}: '{path}' is not a setting{remedy}")
+
+
+def resolve(tree: Mapping[str, Any], where: str) -> Config:
+    """Validate a nested mapping into a Config; InputError names `where` and the dotted path of each fault."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise InputError("; ".join(_in_words(fault, where) for fault in error.errors())) from None
+
+
+def _in_words(fault: Any, where: str) -> str:
+    path = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        siblings = [leaf for leaf in LEAVES if leaf.rpartition(".")[0] == path.rpartition(".")[0]]
+        return f"{where}: '{path}' is not a setting{nearest(path, siblings or LEAVES)}"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{where}: {path} = {fault['input']!r}: {message[:1].lower()}{message[1:]}"
+
+
+def parse_assignments(assignments: Iterable[str], flag: str = "--set") -> dict[str, Any]:
+    """`path=value` words into typed leaves; the value is read as YAML, so 1e-3, true, null and [a, b] mean what they say."""
+    leaves: dict[str, Any] = {}
+    for word in assignments:
+        path, equals, text = word.partition("=")
+        if not equals:
+            raise InputError(f"{flag} {word}: expected path=value, for example {flag} train.lr=0.001")
+        check_path(path, flag)
+        leaves[path] = read_scalar(text, f"{flag} {word}")
+    return leaves
+
+
+def read_scalar(text: str, where: str) -> Any:
+    """A YAML scalar or list; unlike YAML 1.1, '1e-3' is a number."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{where}: not readable as a value: {error}") from None
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def load_config(path: str | Path) -> Config:
+    """Read a config tree from YAML; the keys that are absent keep their defaults."""
+    try:
+        tree = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such config file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: not readable as YAML: {error}") from None
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: expected a mapping with the keys {', '.join(Config.model_fields)}")
+    return resolve(tree, str(path))

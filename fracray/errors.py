@@ -1,0 +1,43 @@
+"""What can go wrong, in the two kinds a user meets, and the one place that turns them into exit codes.
+
+Knows nothing of radiographs, Torch or Ray.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+
+class InputError(Exception):
+    """Something the user gave is wrong and the user can mend it: exit code 2.
+
+    The message says what was wrong, where (file, line or dotted path) and what to do.
+    """
+
+
+class RunError(Exception):
+    """The input was fine, but the run failed: exit code 1."""
+
+
+def run_verb(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 1 (failed run), 2 (bad input) or 130 (Ctrl-C).
+
+    No traceback is shown for InputError and RunError; any other exception is our mistake and keeps its own.
+    """
+    try:
+        main(list(sys.argv[1:] if argv is None else argv))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # `fracray ... | head`: the reader went away, which is no error of ours. Python flushes stdout once
+        # more at exit, so give that flush somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0
