@@ -1,0 +1,196 @@
+"""The manifest: one row per radiograph, with what is known of it, and what became of it.
+
+Holds the schema, its checks, the flow from files found to images used, and reading and writing (Parquet). Must not
+know where the rows come from, how images are decoded, or how splits are drawn.
+"""
+
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fracray.errors import InputError
+
+Box = tuple[float, float, float, float]
+
+STATUSES = ("ok", "truncated", "conflict", "missing", "unreadable", "unlisted")
+SPLITS = ("train", "val", "test")
+
+SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),  # the file name without its extension; unique
+        ("path", pa.string()),  # relative to the root, with forward slashes; '' when missing
+        ("label", pa.int8()),  # 1 fractured, 0 not
+        ("group", pa.string()),  # never straddles a grouped split; '' until splits are assigned
+        ("split", pa.string()),  # train, val, test; '' when unused
+        ("status", pa.string()),  # one of STATUSES
+        ("duplicate_of", pa.string()),  # image_id of the identical image that is used instead, or ''
+        ("component", pa.string()),  # first image_id of the exact and near duplicates it belongs to, or ''
+        ("width", pa.int32()),  # pixels, as displayed (after EXIF); 0 until examined
+        ("height", pa.int32()),
+        ("exif_orientation", pa.int8()),  # 1 to 8; 1 is upright; 0 until examined
+        ("batch", pa.string()),  # acquisition batch: 'large' when the longer side exceeds 1,000 px, else 'small'
+        ("region", pa.string()),  # tags joined by '+': hand, leg, hip, shoulder, mixed
+        ("view", pa.string()),  # tags joined by '+': frontal, lateral, oblique
+        ("hardware", pa.int8()),  # 1 when metal is visible
+        ("multiscan", pa.int8()),  # 1 when the picture shows several exposures
+        ("boxes", pa.list_(pa.list_(pa.float64()))),  # fractures as x, y, w, h in pixels of boxes_width x boxes_height
+        ("boxes_width", pa.int32()),  # size of the picture that the boxes refer to; width and height once examined
+        ("boxes_height", pa.int32()),
+        ("note", pa.string()),  # why a label was corrected, why an image is not used
+        ("sha256", pa.string()),  # of the file's bytes; '' until examined
+        ("pixel_hash", pa.string()),  # sha256 of size and gray pixels as displayed; '' when not decodable
+    ]
+)
+_ROOT = b"fracray.root"
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Counts from images found (listed or on disk) to images used; each image is counted once."""
+
+    found: int
+    missing: int
+    unlisted: int
+    unreadable: int
+    truncated: int
+    conflict: int
+    duplicate: int
+    used: int
+
+    def __post_init__(self) -> None:
+        lost = self.missing + self.unlisted + self.unreadable + self.truncated + self.conflict + self.duplicate
+        assert self.found == lost + self.used, f"images got lost on the way: {self}"
+
+    def lines(self) -> tuple[str, ...]:
+        """The flow for printing: one count and its meaning per line; causes that removed nothing are left out."""
+        steps = (
+            (self.found, "images found", True),
+            (-self.missing, "missing: listed, but no file", False),
+            (-self.unlisted, "unlisted: a file that dataset.csv does not name", False),
+            (-self.unreadable, "unreadable: not an image, or too large", False),
+            (-self.truncated, "truncated files", False),
+            (-self.conflict, "conflict: evidence or identical pictures disagree on the label", False),
+            (-self.duplicate, "duplicate: identical to an image that is used", False),
+            (self.used, "images used", True),
+        )
+        return tuple(f"{count:>7,} {meaning}" for count, meaning, always in steps if count or always)
+
+    def summary(self) -> str:
+        """The flow in one line, for errors."""
+        return ", ".join(f"{name} {count:,}" for name, count in self.as_dict().items() if count or name == "used")
+
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A table with the columns of SCHEMA plus those of dataset.csv prefixed `csv_`, and the folder its paths start at."""
+
+    table: pd.DataFrame
+    root: Path
+
+    @property
+    def used(self) -> pd.DataFrame:
+        """The rows that may be trained and evaluated on: status ok and no duplicate of another row."""
+        return self.table[(self.table["status"] == "ok") & (self.table["duplicate_of"] == "")]
+
+    def flow(self) -> Flow:
+        status = self.table["status"].value_counts()
+        used = len(self.used)
+        counts = {name: int(status.get(name, 0)) for name in STATUSES}
+        ok = counts.pop("ok")
+        return Flow(found=len(self.table), duplicate=ok - used, used=used, **counts)
+
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the data must know of single images, 'IMG0003298: dataset.csv says 0, ...', one per line."""
+        noted = self.table[self.table["note"] != ""]
+        return tuple(f"{row.image_id}: {row.note}" for row in noted.itertuples())
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) over image_id, file hash and label of every row: equal for equal data, whatever its folder."""
+        digest = hashlib.sha256()
+        for row in zip(self.table["image_id"], self.table["sha256"], self.table["label"], strict=True):
+            digest.update("\x1f".join(map(str, row)).encode() + b"\x1e")
+        return digest.hexdigest()
+
+    def write(self, path: str | Path) -> None:
+        """Write as Parquet, atomically: a reader sees the old file or the whole new one."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        extra = pa.Table.from_pandas(self.table.drop(columns=SCHEMA.names), preserve_index=False)
+        core = pa.Table.from_pandas(self.table[SCHEMA.names], schema=SCHEMA, preserve_index=False)
+        for name in extra.column_names:
+            core = core.append_column(name, extra[name])
+        core = core.replace_schema_metadata({_ROOT: str(self.root).encode()})
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        try:
+            pq.write_table(core, temporary)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Manifest":
+        """Read what `write` wrote; InputError when the file is absent, not Parquet, or has not the schema."""
+        try:
+            arrow = pq.read_table(path)
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such manifest") from None
+        except (OSError, pa.ArrowInvalid) as error:
+            raise InputError(f"{path}: not readable as a Parquet manifest: {error}") from None
+        remedy = "make it again from its data"
+        metadata = arrow.schema.metadata or {}
+        absent = [name for name in SCHEMA.names if name not in arrow.column_names]
+        if absent or _ROOT not in metadata:
+            raise InputError(f"{path}: not a manifest: without {', '.join(absent) or 'its root'}; {remedy}")
+        for field in SCHEMA:
+            if arrow.schema.field(field.name).type != field.type:
+                found = arrow.schema.field(field.name).type
+                raise InputError(f"{path}: column {field.name} is {found}, not {field.type}; {remedy}")
+        table = arrow.to_pandas()
+        table["boxes"] = [tuple(_box(box) for box in boxes) for boxes in table["boxes"]]
+        unknown = set(table["status"]) - set(STATUSES) | set(table["split"]) - {*SPLITS, ""}
+        if unknown:
+            raise InputError(f"{path}: unknown status or split {', '.join(sorted(unknown))}; {remedy}")
+        if table["image_id"].duplicated().any():
+            raise InputError(f"{path}: image_id is not unique; {remedy}")
+        return cls(table, Path(metadata[_ROOT].decode()))
+
+
+def build(rows: Sequence[dict[str, Any]], root: Path) -> Manifest:
+    """A manifest from rows that may leave out what is not known yet; asserts unique ids and known statuses."""
+    table = pd.DataFrame(list(rows))
+    for field in SCHEMA:
+        if field.name not in table:
+            table[field.name] = "" if field.type == pa.string() else 0
+        if pa.types.is_integer(field.type):
+            table[field.name] = table[field.name].astype(field.type.to_pandas_dtype())
+        elif field.type == pa.string():
+            table[field.name] = table[field.name].astype("str")
+    assert not table["image_id"].duplicated().any(), "image_id must be unique"
+    assert set(table["status"]) <= set(STATUSES), "unknown status"
+    assert table["label"].isin((0, 1)).all(), "label outside 0/1"
+    return Manifest(table[[*SCHEMA.names, *(name for name in table if name not in SCHEMA.names)]], root)
+
+
+def _box(values: Iterable[float]) -> Box:
+    x, y, width, height = (float(value) for value in values)
+    return x, y, width, height
+
+
+def file_number(image_id: str) -> tuple[str, int] | None:
+    """The series and running number of a file, ('IMG', 123) for 'IMG0000123'; None without digits at its end."""
+    found = re.search(r"^(.*?)(\d{1,18})$", image_id)
+    return (found[1], int(found[2])) if found else None
