@@ -1,0 +1,294 @@
+"""Scores, intervals, operating points and calibration of a binary classifier, in plain numpy.
+
+Knows nothing of images, networks, files or Ray. Every score counts each image once; a positive is label 1 (fractured),
+and an image is called positive when its probability is at least the threshold.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize
+from scipy.special import expit
+
+from fracray.errors import RunError
+
+Array = npt.NDArray[np.float64]
+BINS = 15
+# Resampled weights are held as (resamples, images); this many at a time bounds the memory at some 100 MB.
+CELLS = 1_000_000
+# Beyond these a calibration is a sign of separable or useless logits rather than an estimate.
+TEMPERATURES = (0.05, 20.0)
+BIASES = (-10.0, 10.0)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a set of probabilities is worth at one threshold; nan where undefined, as AUROC with one class.
+
+    All are in 0..1 but the count `n`. `brier`: mean squared error of the probabilities. `average_precision`: the
+    step-wise area under precision over recall. `ece`: expected calibration error over 15 equal-mass bins (Naeini et
+    al., AAAI 2015; equal mass after Nixon et al., CVPRW 2019), the mean over images of |mean probability - share
+    positive| of their bin; equal probabilities share a bin, that of their middle rank.
+    """
+
+    n: int
+    prevalence: float
+    accuracy: float
+    balanced_accuracy: float
+    auroc: float
+    average_precision: float
+    sensitivity: float
+    specificity: float
+    f1: float
+    brier: float
+    ece: float
+
+    def as_dict(self, prefix: str = "") -> dict[str, float]:
+        """The scores by name, for a report or a table: `prefix='val_'` gives `val_accuracy`."""
+        return {f"{prefix}{name}": value for name, value in asdict(self).items()}
+
+
+METRICS: tuple[str, ...] = tuple(field.name for field in fields(Scores) if field.name != "n")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its confidence interval; `low` and `high` are nan where none can be had."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Logits to probabilities: sigmoid(logit / temperature + bias).
+
+    Temperature alone (Guo et al., ICML 2017) keeps logit 0 at probability 0.5. A loss weighted against the imbalance
+    moves every logit by about log(weight), which only a bias takes back (Platt, 1999), so both are fitted. The order
+    of the images, and with it AUROC, does not change.
+    """
+
+    temperature: float = 1.0
+    bias: float = 0.0
+
+    def apply(self, logits: npt.ArrayLike) -> Array:
+        """Probabilities, float64, of logits of any shape."""
+        return np.asarray(expit(np.asarray(logits, dtype=np.float64) / self.temperature + self.bias))
+
+
+def score(labels: npt.ArrayLike, probabilities: npt.ArrayLike, threshold: float) -> Scores:
+    """Every score of one set; labels (n,) in {0, 1}, probabilities (n,) in 0..1.
+
+    Raises RunError for probabilities that are not finite, which a diverged training yields.
+    """
+    ranked = _Ranked(labels, probabilities, threshold)
+    values = ranked.scores(np.ones((1, ranked.n)))
+    return Scores(n=ranked.n, **{name: float(values[name][0]) for name in METRICS})
+
+
+def choose_threshold(
+    labels: npt.ArrayLike, probabilities: npt.ArrayLike, operating_point: Literal["accuracy", "balanced"]
+) -> float:
+    """The threshold that maximises accuracy or balanced accuracy on these images, in 0..1 (or just above 1).
+
+    Candidates lie midway between neighbouring probabilities, with 0 and 1 as the outer neighbours; of several best
+    ones the nearest to 0.5 is taken, then the lower. With a single class there is nothing to choose: 0.5.
+    Raises RunError for probabilities that are not finite.
+    """
+    y, p = _checked(labels, probabilities)
+    positives, negatives = y.sum(), len(y) - y.sum()
+    if not positives or not negatives:
+        return 0.5
+    levels, level_of = np.unique(p, return_inverse=True)
+    lower = np.concatenate([[min(0.0, levels[0])], levels])
+    upper = np.concatenate([levels, [max(1.0, np.nextafter(levels[-1], np.inf))]])
+    middle = (lower + upper) / 2
+    # Between neighbouring floats there is no middle: the upper one still separates them, since p >= threshold.
+    candidates = np.where(middle > lower, middle, upper)
+    candidates[0] = middle[0]
+    caught = positives - np.concatenate([[0], np.cumsum(np.bincount(level_of, y))])
+    spared = np.concatenate([[0], np.cumsum(np.bincount(level_of, 1 - y))])
+    # Integers, so that equal gains compare equal.
+    worth = caught + spared if operating_point == "accuracy" else caught * negatives + spared * positives
+    best = candidates[worth == worth.max()]
+    return float(best[np.argmin(np.abs(best - 0.5))])
+
+
+def bootstrap(
+    labels: npt.ArrayLike,
+    probabilities: npt.ArrayLike,
+    groups: npt.ArrayLike,
+    threshold: float,
+    repeats: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, Interval]:
+    """Percentile intervals of every metric of Scores from a cluster bootstrap.
+
+    Whole groups, (n,) integers or strings, are drawn with replacement, as many as there are, because images of a
+    group are not independent (Field and Welsh, 2007, doi 10.1111/j.1467-9868.2007.00593.x). Resamples in which a
+    metric is undefined are left out of its quantiles. ECE grows with resampling, so an interval is widened to hold
+    its value where it would miss it. With fewer than two groups low and high are nan. Raises RunError as `score`.
+    """
+    ranked = _Ranked(labels, probabilities, threshold)
+    values = ranked.scores(np.ones((1, ranked.n)))
+    drawn = [ranked.scores(weights) for weights in _resamples(groups, ranked.n, repeats, seed)]
+    return {
+        name: _interval(float(values[name][0]), np.concatenate([part[name] for part in drawn]), level)
+        if drawn
+        else Interval(float(values[name][0]), math.nan, math.nan)
+        for name in METRICS
+    }
+
+
+def paired_gain(
+    labels: npt.ArrayLike,
+    probabilities_a: npt.ArrayLike,
+    threshold_a: float,
+    probabilities_b: npt.ArrayLike,
+    threshold_b: float,
+    groups: npt.ArrayLike,
+    metric: str = "accuracy",
+    repeats: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """How much better model a scores than model b on the same images: a minus b, both on the same resamples of groups.
+
+    Arguments and interval as in `bootstrap`; `metric` is a name from METRICS.
+    """
+    assert metric in METRICS, f"{metric} is not one of {METRICS}"
+    a = _Ranked(labels, probabilities_a, threshold_a)
+    b = _Ranked(labels, probabilities_b, threshold_b)
+    ones = np.ones((1, a.n))
+    value = float(a.scores(ones)[metric][0] - b.scores(ones)[metric][0])
+    drawn = [a.scores(w)[metric] - b.scores(w)[metric] for w in _resamples(groups, a.n, repeats, seed)]
+    return _interval(value, np.concatenate(drawn), level) if drawn else Interval(value, math.nan, math.nan)
+
+
+def fit_temperature(labels: npt.ArrayLike, logits: npt.ArrayLike) -> Calibration:
+    """Fit temperature and bias by maximum likelihood; labels (n,) in {0, 1}, logits (n,).
+
+    Bounded to TEMPERATURES and BIASES, so separable logits end at a bound. With a single class the identity is
+    returned. Raises RunError for logits that are not finite. Sources: see Calibration.
+    """
+    y, z = _checked(labels, logits)
+    if not len(y) or y.min() == y.max():
+        return Calibration()
+
+    def loss(parameters: Array) -> tuple[float, Array]:
+        slope, bias = parameters
+        u = slope * z + bias
+        residual = expit(u) - y
+        return float(np.mean(np.logaddexp(0.0, u) - y * u)), np.array([np.mean(residual * z), np.mean(residual)])
+
+    slopes = (1 / TEMPERATURES[1], 1 / TEMPERATURES[0])
+    # Convex in slope and bias, so where it starts does not matter.
+    found = minimize(
+        loss,
+        x0=np.array([1.0, 0.0]),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[slopes, BIASES],
+        options={"ftol": 1e-15, "gtol": 1e-9, "maxiter": 500},
+    )
+    return Calibration(temperature=float(1 / found.x[0]), bias=float(found.x[1]))
+
+
+# ---- arithmetic ----------------------------------------------------------------------------------------------------
+
+
+class _Ranked:
+    """One model's probabilities, sorted once, to be scored under many sets of image weights."""
+
+    def __init__(self, labels: npt.ArrayLike, probabilities: npt.ArrayLike, threshold: float) -> None:
+        y, p = _checked(labels, probabilities)
+        self.n = len(y)
+        self.order = np.argsort(p, kind="stable")
+        self.y = y[self.order]
+        self.p = p[self.order]
+        self.called = (self.p >= threshold).astype(np.float64)
+        # Starts of the runs of equal probabilities, ascending.
+        self.starts = np.flatnonzero(np.r_[True, self.p[1:] != self.p[:-1]]) if self.n else np.zeros(0, np.intp)
+
+    def scores(self, weights: Array) -> dict[str, Array]:
+        """Every metric, each (resamples,), for weights (resamples, n) in the order the images were given."""
+        if not self.n:
+            return {name: np.full(len(weights), math.nan) for name in METRICS}
+        w = weights[:, self.order]
+        total = w.sum(1)
+        positive, negative = w @ self.y, w @ (1 - self.y)
+        tp, fp = w @ (self.y * self.called), w @ ((1 - self.y) * self.called)
+        # Per run of equal probabilities: weight of positives, of negatives, and of those at or above the run.
+        run_p = np.add.reduceat(w * self.y, self.starts, axis=1)
+        run_n = np.add.reduceat(w, self.starts, axis=1) - run_p
+        above_p = np.cumsum(run_p[:, ::-1], axis=1)[:, ::-1]
+        above_n = np.cumsum(run_n[:, ::-1], axis=1)[:, ::-1]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            sensitivity = tp / positive
+            specificity = (negative - fp) / negative
+            # Ties count half: Mann and Whitney's U.
+            auroc = (run_n * (above_p - run_p / 2)).sum(1) / (positive * negative)
+            precision = np.nan_to_num(above_p / (above_p + above_n))
+            return {
+                "prevalence": positive / total,
+                "accuracy": (tp + negative - fp) / total,
+                "balanced_accuracy": (sensitivity + specificity) / 2,
+                "auroc": auroc,
+                "average_precision": (run_p * precision).sum(1) / positive,
+                "sensitivity": sensitivity,
+                "specificity": specificity,
+                # 0/0, where nothing is positive and nothing is called so, is undefined.
+                "f1": 2 * tp / (positive + tp + fp),
+                "brier": w @ (self.p - self.y) ** 2 / total,
+                "ece": self._ece(w, run_p + run_n, total),
+            }
+
+    def _ece(self, w: Array, run: Array, total: Array) -> Array:
+        middle = np.cumsum(run, axis=1) - run / 2
+        bins = np.minimum((BINS * middle / total[:, None]).astype(np.intp), BINS - 1)
+        excess = np.add.reduceat(w * (self.p - self.y), self.starts, axis=1)
+        flat = bins + BINS * np.arange(len(w))[:, None]
+        sums = np.bincount(flat.ravel(), excess.ravel(), minlength=BINS * len(w)).reshape(len(w), BINS)
+        return np.abs(sums).sum(1) / total
+
+
+def _checked(labels: npt.ArrayLike, values: npt.ArrayLike) -> tuple[Array, Array]:
+    y = np.asarray(labels, dtype=np.float64)
+    v = np.asarray(values, dtype=np.float64)
+    assert y.ndim == 1, f"expected (n,), got {y.shape}"
+    assert y.shape == v.shape, f"{y.shape} labels, {v.shape} values"
+    assert ((y == 0) | (y == 1)).all(), "a label outside 0/1"
+    if not np.isfinite(v).all():
+        raise RunError(
+            f"{(~np.isfinite(v)).sum()} of {len(v)} predictions are not finite: the training diverged; lower train.lr"
+        )
+    return y, v
+
+
+def _resamples(groups: npt.ArrayLike, n: int, repeats: int, seed: int) -> Iterator[Array]:
+    """Image weights (resamples, n), a block at a time: how often each image's group was drawn."""
+    names, group_of = np.unique(np.asarray(groups), return_inverse=True)
+    assert len(group_of) == n, f"{n} images, {len(group_of)} groups"
+    if len(names) < 2:
+        return
+    generator = np.random.default_rng(seed)
+    block = max(1, CELLS // n)
+    for start in range(0, repeats, block):
+        count = min(block, repeats - start)
+        draws = generator.integers(len(names), size=(count, len(names))) + len(names) * np.arange(count)[:, None]
+        counts = np.bincount(draws.ravel(), minlength=count * len(names)).reshape(count, len(names))
+        yield counts[:, group_of].astype(np.float64)
+
+
+def _interval(value: float, drawn: Array, level: float) -> Interval:
+    drawn = drawn[~np.isnan(drawn)]
+    if not len(drawn) or math.isnan(value):
+        return Interval(value, math.nan, math.nan)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, min(float(low), value), max(float(high), value))
