@@ -94,7 +94,7 @@ class Flow:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A table with the columns of SCHEMA plus those of dataset.csv prefixed `csv_`, and the folder its paths start at."""
+    """Columns of SCHEMA and those of dataset.csv prefixed `csv_`; `root` is the folder where its paths start."""
 
     table: pd.DataFrame
     root: Path

@@ -38,7 +38,7 @@ FREE_RATIO_BELOW = 64 * 2**20
 
 
 def open_source(path: str | Path, cache: Path) -> Path:
-    """The folder holding dataset.csv: in `path`, one level below it, or in the zip at `path`, unpacked once into `cache`.
+    """The folder holding dataset.csv: `path`, one level below it, or in the zip at `path`, unpacked once into `cache`.
 
     A zip is known again by name, size and modification time. InputError for a path that is neither, a damaged zip,
     members that climb out of the folder or are links, and sizes beyond MAX_UNPACKED or MAX_RATIO.
