@@ -171,18 +171,15 @@ class Manifest:
 
 def build(rows: Sequence[dict[str, Any]], root: Path) -> Manifest:
     """A manifest from rows that may leave out what is not known yet; asserts unique ids and known statuses."""
-    table = pd.DataFrame(list(rows))
+    unknown = {field.name: () if field.name == "boxes" else "" if field.type == pa.string() else 0 for field in SCHEMA}
+    table = pd.DataFrame([unknown | row for row in rows])
     for field in SCHEMA:
-        if field.name not in table:
-            table[field.name] = "" if field.type == pa.string() else 0
-        if pa.types.is_integer(field.type):
-            table[field.name] = table[field.name].astype(field.type.to_pandas_dtype())
-        elif field.type == pa.string():
-            table[field.name] = table[field.name].astype("str")
+        if field.name != "boxes":
+            table[field.name] = table[field.name].astype("str" if field.type == pa.string() else str(field.type))
     assert not table["image_id"].duplicated().any(), "image_id must be unique"
     assert set(table["status"]) <= set(STATUSES), "unknown status"
     assert table["label"].isin((0, 1)).all(), "label outside 0/1"
-    return Manifest(table[[*SCHEMA.names, *(name for name in table if name not in SCHEMA.names)]], root)
+    return Manifest(table, root)
 
 
 def _box(values: Iterable[float]) -> Box:

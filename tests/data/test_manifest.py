@@ -1,0 +1,100 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fracray.data.manifest import Flow, Manifest, build, file_number
+from fracray.errors import InputError
+
+ROOT = Path("somewhere")
+
+
+def rows(count: int = 4) -> list[dict]:
+    return [
+        {"image_id": f"IMG{n}", "label": n % 2, "status": "ok", "sha256": f"{n:064x}", "boxes": ((1.5, 2, 3, 4),) * n}
+        for n in range(count)
+    ]
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    extra = [row | {"csv_text": f"note {n}", "csv_count": n} for n, row in enumerate(rows())]
+    manifest = build(extra, ROOT)
+    manifest.write(tmp_path / "deep" / "m.parquet")
+    again = Manifest.read(tmp_path / "deep" / "m.parquet")
+    pd.testing.assert_frame_equal(again.table, manifest.table)
+    assert again.root == ROOT
+    assert again.fingerprint() == manifest.fingerprint()
+    assert [file.name for file in (tmp_path / "deep").iterdir()] == ["m.parquet"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "m.parquet"
+    manifest = build(rows(), ROOT)
+    manifest.write(path)
+    before = path.read_bytes()
+    broken = manifest.table.copy()
+    broken["csv_mixed"] = [1, "a", object(), None]
+    with pytest.raises((pa.ArrowInvalid, pa.ArrowTypeError)):
+        replace(manifest, table=broken).write(path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["m.parquet"]
+
+
+def test_the_flow_counts_each_image_once():
+    statuses = ["ok", "ok", "ok", "truncated", "conflict", "conflict", "missing", "unreadable", "unlisted"]
+    listed = [{"image_id": str(n), "label": 0, "status": status, "boxes": ()} for n, status in enumerate(statuses)]
+    listed[1]["duplicate_of"] = "0"
+    manifest = build(listed, ROOT)
+    flow = manifest.flow()
+    assert flow == Flow(found=9, missing=1, unlisted=1, unreadable=1, truncated=1, conflict=2, duplicate=1, used=2)
+    assert manifest.used["image_id"].tolist() == ["0", "2"]
+    assert flow.lines()[0].split()[0] == "9"
+    assert flow.lines()[-1].split() == ["2", "images", "used"]
+    assert sum(int(line.split()[0]) for line in flow.lines()[:-1]) == flow.used
+
+
+def test_a_flow_that_loses_an_image_cannot_be_made():
+    with pytest.raises(AssertionError, match="got lost"):
+        Flow(found=3, missing=0, unlisted=0, unreadable=0, truncated=0, conflict=0, duplicate=0, used=2)
+
+
+def test_the_fingerprint_follows_files_and_labels_but_not_the_folder():
+    manifest = build(rows(), ROOT)
+    assert replace(manifest, root=Path("elsewhere")).fingerprint() == manifest.fingerprint()
+    for column, value in (("label", 1), ("sha256", "f" * 64), ("image_id", "IMG9")):
+        changed = manifest.table.copy()
+        changed.loc[0, column] = value
+        assert replace(manifest, table=changed).fingerprint() != manifest.fingerprint()
+
+
+def test_a_file_that_is_no_manifest_is_refused(tmp_path):
+    path = tmp_path / "m.parquet"
+    with pytest.raises(InputError, match="no such manifest"):
+        Manifest.read(path)
+    path.write_text("not parquet")
+    with pytest.raises(InputError, match="not readable as a Parquet manifest"):
+        Manifest.read(path)
+    build(rows(), ROOT).write(path)
+    good = pq.read_table(path)
+    faults = (
+        (good.drop_columns(["label"]), "without label"),
+        (good.replace_schema_metadata({}), "without its root"),
+        (good.set_column(2, "label", pa.array([0.0, 1.0, 0.0, 1.0])), "column label is double, not int8"),
+        (good.set_column(4, "split", pa.array(["train", "dev", "", ""])), "unknown status or split dev"),
+        (good.set_column(0, "image_id", pa.array(["a", "a", "b", "c"])), "image_id is not unique"),
+    )
+    for table, message in faults:
+        pq.write_table(table, path)
+        with pytest.raises(InputError, match=message):
+            Manifest.read(path)
+
+
+@pytest.mark.parametrize(
+    ("image_id", "number"),
+    [("IMG0000123", ("IMG", 123)), ("7", ("", 7)), ("a1b22", ("a1b", 22)), ("wrist", None), ("IMG12-left", None)],
+)
+def test_file_numbers(image_id, number):
+    assert file_number(image_id) == number
