@@ -1,0 +1,245 @@
+"""The search as it runs: a live table of trials, the best so far, the time left, and trials.parquet.
+
+Listens to Tune and decides nothing.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from optuna.trial import TrialState
+from ray import tune
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from fracray.run import EPOCHS, Folder, trial_folder, trial_name
+from fracray.show import new_table
+from fracray.space import SearchSpace
+from fracray.study import JOURNAL, LEAVES
+
+TRIALS = "trials.parquet"
+ROWS_SHOWN = 18
+SAVE_SECONDS = 5.0  # trials.parquet is written at most this often, and at the end
+
+RUNNING, DONE, STOPPED, FAILED, WAITING = "running", "done", "stopped early", "failed", "interrupted"
+
+
+class TrialRow:
+    """What is known of one trial: where it stands and an entry per finished epoch."""
+
+    def __init__(self, number: int, leaves: dict[str, Any], state: str, history: list[dict[str, Any]]) -> None:
+        self.number, self.leaves, self.state, self.history = number, leaves, state, history
+
+    @property
+    def name(self) -> str:
+        return trial_name(self.number)
+
+    def best(self, metric: str) -> float:
+        """The value at the best epoch; nan before the first."""
+        return float(self.history[-1].get(f"best_{metric}", float("nan"))) if self.history else float("nan")
+
+
+def collect(run: Folder, study: optuna.Study, epochs: int) -> dict[int, TrialRow]:
+    """Every trial of a run by number, from the study and the trials' folders."""
+    rows = {}
+    for frozen in study.get_trials(deepcopy=False):
+        if frozen.state is TrialState.WAITING:
+            continue
+        folder = trial_folder(run, frozen.number)
+        history = folder.read_json(EPOCHS) if folder.exists(EPOCHS) else []
+        state = {TrialState.COMPLETE: DONE, TrialState.RUNNING: WAITING}.get(frozen.state, FAILED)
+        if frozen.state is not TrialState.RUNNING and history and state in (DONE, FAILED):
+            state = DONE if len(history) >= epochs else STOPPED
+        rows[frozen.number] = TrialRow(frozen.number, frozen.user_attrs.get(LEAVES, {}), state, history)
+    return rows
+
+
+def better(row: TrialRow, other: TrialRow, metric: str, mode: str) -> bool:
+    """Whether one trial beats another: in the metric at its best epoch or, as accuracies tie, in validation loss."""
+    mine, theirs = row.best(metric), other.best(metric)
+    if mine != mine or theirs != theirs:
+        return theirs != theirs and mine == mine
+    if mine == theirs:
+        return row.best("val_loss") < other.best("val_loss")
+    return mine > theirs if mode == "max" else mine < theirs
+
+
+def best_row(rows: dict[int, TrialRow], metric: str, mode: str) -> TrialRow | None:
+    """The best trial that has finished at least one epoch."""
+    best: TrialRow | None = None
+    for row in rows.values():
+        if row.history and (best is None or better(row, best, metric, mode)):
+            best = row
+    return best
+
+
+def write_trials(run: Folder, rows: dict[int, TrialRow]) -> None:
+    """trials.parquet: a row per trial and epoch, with the searched leaves by dotted path."""
+    table = pd.DataFrame(
+        [
+            {"trial": row.name, "number": row.number, "state": row.state, **row.leaves, **entry}
+            for row in rows.values()
+            for entry in row.history
+        ]
+    )
+    if len(table):
+        for column in table.columns[table.dtypes == object]:
+            table[column] = table[column].map(lambda value: None if value is None or value != value else str(value))
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pandas(table, preserve_index=False), sink)
+        run.write(TRIALS, sink.getvalue().to_pybytes())
+
+
+class Board(tune.Callback):
+    """Shows the search on a terminal as a live table, elsewhere as a line per finished trial."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        run: Folder,
+        study: optuna.Study,
+        journal: Path,
+        concurrent: int,
+        budget: int,
+        console: Console,
+    ) -> None:
+        self._space, self._run, self._journal, self._console = space, run, journal, console
+        self._metric, self._mode = space.metrics[0], space.config.search.mode
+        self._epochs, self._concurrent, self._budget = space.config.train.epochs, concurrent, budget
+        self.rows = collect(run, study, self._epochs)
+        self._started = time.monotonic()
+        self._ran = 0  # epochs since this driver began
+        self._saved = 0.0
+        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=2, transient=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks with the experiment, and reads them never
+
+    def __enter__(self) -> "Board":
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+            self._console.print(self._table())
+        self._save(always=True)
+
+    # Tune's events
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        number = trial.config["number"]
+        history = self.rows[number].history if number in self.rows else []
+        self.rows[number] = TrialRow(number, trial.config["leaves"], RUNNING, history)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        row = self.rows[trial.config["number"]]
+        entry = {
+            k: v
+            for k, v in result.items()
+            if k.startswith(("val_", "best_val_", "train_")) or k in ("epoch", "lr", "seconds")
+        }
+        entry = {k: v for k, v in entry.items() if k != "training_iteration"}
+        row.history = [*[old for old in row.history if old["epoch"] < entry["epoch"]], entry]
+        self._ran += 1
+        self._save()
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        row = self.rows[trial.config["number"]]
+        diverged = bool(trial.last_result.get("diverged"))
+        row.state = FAILED if diverged else DONE if len(row.history) >= self._epochs else STOPPED
+        self._finished(row)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        row = self.rows[trial.config["number"]]
+        row.state = FAILED
+        self._finished(row)
+
+    def _finished(self, row: TrialRow) -> None:
+        if not self._console.is_terminal:
+            best = best_row(self.rows, self._metric, self._mode)
+            words = (
+                f"{row.name} {row.state} after {len(row.history)} epochs: {self._metric} {row.best(self._metric):.4f}"
+            )
+            if best is not None:
+                words += f" (best so far {best.best(self._metric):.4f}, {best.name})"
+            self._console.print(
+                f"[{self._ended()}/{self._budget}] {words}; {self._left()}", soft_wrap=True, markup=False
+            )
+        self._save()
+
+    def _save(self, always: bool = False) -> None:
+        if always or time.monotonic() - self._saved > SAVE_SECONDS:
+            write_trials(self._run, self.rows)
+            if not self._run.is_local:
+                self._run.write(JOURNAL, self._journal.read_bytes())
+            self._saved = time.monotonic()
+
+    # What is shown
+
+    def _ended(self) -> int:
+        return sum(row.state in (DONE, STOPPED, FAILED) for row in self.rows.values())
+
+    def _left(self) -> str:
+        """Estimated time left, from the epochs a trial takes so far and the epochs finished a second."""
+        elapsed = time.monotonic() - self._started
+        ended = [len(row.history) for row in self.rows.values() if row.state in (DONE, STOPPED)]
+        each = sum(ended) / len(ended) if ended else float(self._epochs)
+        running = sum(len(row.history) for row in self.rows.values() if row.state == RUNNING)
+        missing = max(0.0, (self._budget - self._ended()) * each - running)
+        if not self._ran:
+            return "time left: unknown yet"
+        seconds = missing * elapsed / self._ran
+        budget = self._space.config.search.time_budget
+        if budget is not None:
+            seconds = min(seconds, max(0.0, budget - elapsed))
+        return f"about {_duration(seconds)} left"
+
+    def _render(self) -> Group:
+        best = best_row(self.rows, self._metric, self._mode)
+        words = f"{self._ended()} of {self._budget} trials, {_duration(time.monotonic() - self._started)} gone, {self._left()}"
+        if best is not None:
+            words += f"; best {self._metric} {best.best(self._metric):.4f} ({best.name})"
+        return Group(self._table(ROWS_SHOWN), Text(words))
+
+    def _table(self, most: int | None = None) -> Table:
+        paths = [dimension.path for dimension in self._space.dimensions]
+        table = new_table("trial", "state", "epoch", self._metric)
+        for path in paths:
+            table.add_column(path.partition(".")[2].replace("_", " "), justify="right", overflow="fold")
+        best = best_row(self.rows, self._metric, self._mode)
+        rows = sorted(self.rows.values(), key=lambda row: row.number)
+        if most is not None and len(rows) > most:
+            keep = {row.number for row in rows[-most:]} | ({best.number} if best else set())
+            rows = [row for row in rows if row.number in keep]
+        for row in rows:
+            value = row.best(self._metric)
+            table.add_row(
+                row.name,
+                row.state,
+                f"{len(row.history)}/{self._epochs}",
+                "" if value != value else f"{value:.4f}",
+                *(cell(row.leaves[path]) if path in row.leaves else "" for path in paths),
+                style="bold green" if row is best else "dim" if row.state in (FAILED, WAITING) else "",
+            )
+        return table
+
+
+def cell(value: Any) -> str:
+    """A setting's value in a table."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

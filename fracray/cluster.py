@@ -1,0 +1,89 @@
+"""The Ray cluster a command runs on: one of this machine's own, or one that is up; and whether it is large enough.
+
+Knows nothing of data or models.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fracray.errors import InputError
+
+# The controller of Ray Train answers a report when it next looks at its workers: every 2 s unless told otherwise.
+TRAIN_POLL_SECONDS = "0.05"
+
+
+@contextmanager
+def connect(address: str | None, dashboard: bool = False) -> Iterator[None]:
+    """Be connected to the cluster at `address` ('auto', 'host:port', 'ray://...'), or to a fresh local one.
+
+    `dashboard` is needed where Ray Train's workers run inside a search: its State API frees the workers of a trial
+    that is stopped early. A local cluster ends with the block. Raises InputError where no cluster answers.
+    """
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", TRAIN_POLL_SECONDS)
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():  # a test or a notebook is connected already, and stays so
+        yield
+        return
+    settings = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    try:
+        if address:
+            ray.init(address=address, **settings)
+        else:
+            ray.init(address="local", include_dashboard=dashboard, **settings)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise InputError(f"--address {address}: no Ray cluster answers there: {str(error).splitlines()[0]}") from None
+    _quiet_ray_data()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _quiet_ray_data() -> None:
+    """Progress is fracray's to show. Ray Data sets its loggers up at import, so they are turned down after it."""
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def trials_at_once(workers: int, cpus: float, gpus: float, spare_cpus: float = 0.0, asked: int | None = None) -> int:
+    """How many trials of `workers` workers with `cpus` and `gpus` each fit the cluster at once; at least 1.
+
+    `spare_cpus` are left for Ray Data's tasks. Raises InputError, naming the setting, when not even one fits or
+    when fewer fit than were asked for.
+    """
+    import ray
+
+    have = ray.cluster_resources()
+    total_cpus, total_gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
+    need_cpus, need_gpus = workers * cpus, workers * gpus
+    if need_gpus > total_gpus:
+        raise InputError(
+            f"{workers} worker(s) with {gpus:g} GPU(s) each ask for {need_gpus:g} GPU(s), and the cluster has "
+            f"{total_gpus:g}; lower --workers-per-trial or --gpus-per-trial, or connect to a larger cluster with --address"
+        )
+    if need_cpus + spare_cpus > total_cpus:
+        data = f" and {spare_cpus:g} for Ray Data's tasks" if spare_cpus else ""
+        raise InputError(
+            f"{workers} worker(s) with {cpus:g} CPU(s) each ask for {need_cpus:g} CPU(s){data}, and the cluster has "
+            f"{total_cpus:g}; lower the workers or their CPUs (--cpus-per-trial), or connect to a larger cluster with --address"
+        )
+    fit = int((total_cpus - spare_cpus + 1e-9) / need_cpus)
+    if need_gpus:
+        fit = min(fit, int((total_gpus + 1e-9) / need_gpus))
+    if asked is not None and asked > fit:
+        raise InputError(
+            f"--concurrent {asked}: only {fit} trial(s) fit the cluster at once ({total_cpus:g} CPUs, {total_gpus:g} GPUs); "
+            "lower --concurrent or what each trial asks for"
+        )
+    return asked or fit

@@ -1,0 +1,269 @@
+"""Batches for one worker: shuffled, sharded over the workers, augmented anew each epoch.
+
+Two streams give the very same batches, image for image: `MemoryStream` augments in the worker's own process
+from an array it shares read-only, `RayStream` has Ray Data's tasks read shards and augment them ahead of the
+worker. Which images stand in which batch is arithmetic on (seed, epoch, rank), so no rank waits for another
+to learn it, and no image is lost or counted twice when the set does not divide. Knows nothing of models.
+"""
+
+import functools
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fracray.config import AugmentConfig, Config
+from fracray.data.augment import Augmenter
+from fracray.data.ingest import ShardFile, Shards
+
+SHUFFLE_WINDOW = 64  # shards mixed with each other at a time; a set of fewer shards is shuffled as a whole
+BATCHES_PER_TASK = 8
+PREFETCHED_BATCHES = 4
+MEMORY_SHARE = 0.25  # of a machine's memory that the decoded set may fill before Ray Data streams it instead
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's part of one global batch.
+
+    images: (n, S, S) uint8; labels: (n,) float32 of 0 and 1; rows: (n,) int64, the images' numbers in the
+    shard set; global_count: images in the batch over all workers. n may be 0 in an epoch's last batch.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    rows: np.ndarray
+    global_count: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a stream delivers: which rows, in what order, cut into which batches for which rank."""
+
+    train_rows: np.ndarray
+    val_rows: np.ndarray
+    labels: np.ndarray  # of every row of the shard set, (N,) float32
+    batch_size: int  # over all ranks
+    strengths: AugmentConfig
+    seed: int
+    shard_rows: int  # rows of a shard file, the unit in which a large set is shuffled
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def steps(self) -> int:
+        """Training batches of an epoch, the same on every rank."""
+        return -(-len(self.train_rows) // self.batch_size)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The training rows in this epoch's order: shards shuffled, then rows within windows of shards."""
+        random = np.random.default_rng((self.seed, epoch))
+        shard = self.train_rows // self.shard_rows
+        shards = random.permutation(np.unique(shard))
+        place = np.empty(int(shard.max()) + 1, dtype=np.int64)
+        place[shards] = np.arange(len(shards)) // SHUFFLE_WINDOW
+        rows = random.permutation(self.train_rows)
+        return rows[np.argsort(place[rows // self.shard_rows], kind="stable")]
+
+    def train_slices(self, epoch: int) -> list[tuple[np.ndarray, int]]:
+        """This rank's rows of every batch of an epoch, with the batch's size over all ranks."""
+        return self._slices(self.order(epoch), self.batch_size)
+
+    def val_slices(self) -> list[tuple[np.ndarray, int]]:
+        return self._slices(self.val_rows, max(self.batch_size, 64 * self.world))
+
+    def _slices(self, rows: np.ndarray, batch_size: int) -> list[tuple[np.ndarray, int]]:
+        batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+        return [(np.array_split(batch, self.world)[self.rank], len(batch)) for batch in batches]
+
+
+class MemoryStream:
+    """Batches from an array of all images, (N, S, S) uint8, which is only read: it may be shared by many workers."""
+
+    def __init__(self, plan: Plan, images: np.ndarray) -> None:
+        self.plan = plan
+        self._images = images
+        self._augmenter = Augmenter(plan.strengths, plan.seed)
+
+    def train(self, epoch: int) -> Iterator[Batch]:
+        """This rank's augmented batches of one epoch, made ahead by a thread."""
+        return ahead(lambda: self._train(epoch))
+
+    def _train(self, epoch: int) -> Iterator[Batch]:
+        for rows, count in self.plan.train_slices(epoch):
+            images = self._augmenter.batch(self._images[rows], epoch, rows)
+            yield Batch(images, self.plan.labels[rows], rows, count)
+
+    def validation(self) -> Iterator[Batch]:
+        """This rank's part of the validation set, as it is."""
+        for rows, count in self.plan.val_slices():
+            yield Batch(self._images[rows], self.plan.labels[rows], rows, count)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class RayStream:
+    """The same batches, read from shards and augmented by Ray Data's tasks wherever the cluster has CPUs.
+
+    One Ray Data execution serves all remaining epochs, so that augmentation runs ahead across their borders.
+    """
+
+    def __init__(self, plan: Plan, shards: Shards, epochs: int) -> None:
+        self.plan = plan
+        self._shards = shards
+        self._epochs = epochs
+        self._running: Iterator[Batch] | None = None
+        self._next_epoch = -1
+
+    def train(self, epoch: int) -> Iterator[Batch]:
+        """This rank's augmented batches of one epoch; epochs asked for in order share one execution."""
+        if self._running is None or epoch != self._next_epoch:
+            self._running = self._execute([(number, True) for number in range(epoch, max(self._epochs, epoch + 1))])
+        self._next_epoch = epoch + 1
+        for _ in range(self.plan.steps):
+            yield next(self._running)
+
+    def validation(self) -> Iterator[Batch]:
+        """This rank's part of the validation set, as it is."""
+        yield from self._execute([(0, False)])
+
+    def close(self) -> None:
+        """Stop the tasks that still run ahead."""
+        self._running = None
+
+    def _execute(self, passes: list[tuple[int, bool]]) -> Iterator[Batch]:
+        import ray
+
+        items = []
+        for epoch, training in passes:
+            steps = self.plan.steps if training else len(self.plan.val_slices())
+            items += [
+                {"epoch": epoch, "training": training, "first": first, "last": min(first + BATCHES_PER_TASK, steps)}
+                for first in range(0, steps, BATCHES_PER_TASK)
+            ]
+        task = functools.partial(_load_and_augment, plan=ray.put(self.plan), shards=self._shards)
+        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            task, batch_size=None, batch_format="numpy"
+        )
+        dataset.context.execution_options.preserve_order = True
+        dataset.context.enable_progress_bars = False
+        dataset.context.print_on_execution_start = False
+        pixels = _Rows(dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2))
+        for epoch, training in passes:
+            for rows, count in self.plan.train_slices(epoch) if training else self.plan.val_slices():
+                images = pixels.take(len(rows), self._shards.size)
+                yield Batch(images, self.plan.labels[rows], rows, count)
+
+
+class _Rows:
+    """Cuts a stream of blocks of images into runs of exactly n images."""
+
+    def __init__(self, blocks: Any) -> None:
+        self._blocks = iter(blocks)
+        self._rest: np.ndarray | None = None
+
+    def take(self, count: int, size: int) -> np.ndarray:
+        parts: list[np.ndarray] = []
+        missing = count
+        while missing:
+            if self._rest is None or not len(self._rest):
+                self._rest = next(self._blocks)["image"]
+            part, self._rest = self._rest[:missing], self._rest[missing:]
+            parts.append(part)
+            missing -= len(part)
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts) if parts else np.empty((0, size, size), dtype=np.uint8)
+
+
+def _load_and_augment(items: dict[str, np.ndarray], plan: Any, shards: Shards) -> dict[str, np.ndarray]:
+    import ray
+
+    plan = ray.get(plan)
+    images = []
+    for epoch, training, first, last in zip(
+        *(items[key] for key in ("epoch", "training", "first", "last")), strict=True
+    ):
+        slices = (plan.train_slices(int(epoch)) if training else plan.val_slices())[first:last]
+        rows = np.concatenate([rows for rows, _ in slices])
+        raw = _gather(shards, rows)
+        images.append(Augmenter(plan.strengths, plan.seed).batch(raw, int(epoch), rows) if training else raw)
+    return {"image": np.concatenate(images)}
+
+
+def _gather(shards: Shards, rows: np.ndarray) -> np.ndarray:
+    """The images of these rows, in this order, reading each shard file once."""
+    images = np.empty((len(rows), shards.size, shards.size), dtype=np.uint8)
+    for file in shards.files:
+        inside = np.flatnonzero((rows >= file.first) & (rows < file.first + file.count))
+        if len(inside):
+            images[inside] = _read_file(shards, file)[rows[inside] - file.first]
+    return images
+
+
+@functools.lru_cache(maxsize=SHUFFLE_WINDOW)
+def _read_file(shards: Shards, file: ShardFile) -> np.ndarray:
+    # A Ray worker process runs many tasks of one window of shards: it reads each file of the window once.
+    return shards.read_file(file)
+
+
+def ahead(produce: Callable[[], Iterator[Batch]], depth: int = PREFETCHED_BATCHES) -> Iterator[Batch]:
+    """Run an iterator in a thread, at most `depth` batches ahead; its exception is raised where it is consumed."""
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+
+    def put(item: Batch | BaseException | None) -> bool:
+        while not stopped.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def work() -> None:
+        try:
+            for batch in produce():
+                if not put(batch):
+                    return
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    thread = threading.Thread(target=work, daemon=True, name="augment-ahead")
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def make_plan(config: Config, table: Any, shards: Shards, rank: int = 0, world: int = 1) -> Plan:
+    """The plan of a config over a prepared table (a row per image of the shard set, with `label` and `split`)."""
+    split = table["split"].to_numpy()
+    return Plan(
+        train_rows=np.flatnonzero(split == "train"),
+        val_rows=np.flatnonzero(split == "val"),
+        labels=table["label"].to_numpy().astype(np.float32),
+        batch_size=config.train.batch_size,
+        strengths=config.augment,
+        seed=config.train.seed,
+        shard_rows=shards.files[0].count,
+        rank=rank,
+        world=world,
+    )
+
+
+def fits_in_memory(shards: Shards) -> bool:
+    """Whether a worker may keep the decoded set: it fills at most a quarter of the machine's memory."""
+    import psutil
+
+    return shards.nbytes <= MEMORY_SHARE * psutil.virtual_memory().total

@@ -1,0 +1,119 @@
+"""What the commands print: sentences and tables that can be read on a screen and copied from it.
+
+Takes values and returns renderables; decides nothing and computes nothing but text.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from fracray.config import Config
+from fracray.data.audit import Baseline
+from fracray.data.prepare import PHANTOM, PHANTOM_NOTICE, Prepared
+from fracray.metrics import Interval
+from fracray.run import Folder
+
+HEADINGS = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "f1": "F1",
+    "brier": "Brier",
+    "ece": "ECE",
+}
+
+
+def new_console() -> Console:
+    """Standard output; as wide as the terminal, or wide enough for the tables where it goes to a file."""
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=120)
+
+
+def new_table(*headings: str, title: str | None = None) -> Table:
+    """A table in the house's style, which stays readable when copied as text."""
+    table = Table(*headings, title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    return table
+
+
+def say_phantom(console: Console, config: Config) -> None:
+    """One line on where the radiographs come from when none were named."""
+    if config.data.source == PHANTOM:
+        console.print(PHANTOM_NOTICE, style="yellow", soft_wrap=True)
+
+
+def say_prepared(console: Console, prepared: Prepared) -> None:
+    """The flow from files found to images used, the parts, and what no pixel is needed for."""
+    console.print(f"data: {prepared.origin}", soft_wrap=True)
+    console.print(f"flow: {prepared.flow.summary()}", soft_wrap=True)
+    for note in prepared.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+    parts = []
+    for part in ("train", "val", "test"):
+        rows = prepared.rows(part)
+        labels = prepared.table["label"].to_numpy()[rows]
+        groups = prepared.table["group"].iloc[rows].nunique()
+        parts.append(f"{part} {len(rows)} ({labels.mean():.1%} fractured, {groups} groups)")
+    console.print(f"split: {', '.join(parts)}", soft_wrap=True)
+    console.print(
+        f"a predictor that sees no pixel reaches, on validation: {baseline_words(prepared.baselines, 'val')}",
+        soft_wrap=True,
+    )
+
+
+def baseline_words(baselines: Sequence[Baseline], part: str) -> str:
+    """'majority: accuracy 0.824; tags: ...' in one line."""
+    words = []
+    for baseline in baselines:
+        if baseline.part == part:
+            auroc = "" if baseline.auroc != baseline.auroc else f", AUROC {baseline.auroc:.3f}"
+            words.append(f"{baseline.name}: accuracy {baseline.accuracy:.3f}{auroc}")
+    return "; ".join(words)
+
+
+def epoch_line(metrics: Mapping[str, float], epochs: int) -> str:
+    """One epoch in one line."""
+    return (
+        f"epoch {metrics['epoch']:>3.0f}/{epochs}  train loss {metrics['train_loss']:.4f}  val loss {metrics['val_loss']:.4f}  "
+        f"val accuracy {metrics.get('val_accuracy', float('nan')):.4f}  val AUROC {metrics.get('val_auroc', float('nan')):.4f}  "
+        f"{metrics['seconds']:.1f} s"
+    )
+
+
+def scores_table(title: str, scores: Mapping[str, float | Interval], baselines: Sequence[Baseline], part: str) -> Table:
+    """Scores by metric, with their intervals where known, beside those of the predictors that see no pixel."""
+    beside = [baseline for baseline in baselines if baseline.part == part]
+    table = new_table("metric", title=title)
+    table.add_column("model", justify="right")
+    if any(isinstance(value, Interval) for value in scores.values()):
+        table.add_column("95% interval", justify="right")
+    for baseline in beside:
+        table.add_column(f"no pixel:\n{baseline.name}", justify="right")
+    for name, heading in HEADINGS.items():
+        value = scores.get(name)
+        if value is None:
+            continue
+        if isinstance(value, Interval):
+            cells = [f"{value.value:.3f}", f"[{value.low:.3f}, {value.high:.3f}]"]
+        else:
+            cells = [f"{value:.3f}"]
+        table.add_row(heading, *cells, *(_cell(getattr(baseline, name, None)) for baseline in beside))
+    return table
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None or value != value else f"{value:.3f}"
+
+
+def say_next_steps(console: Console, run: Folder, checkpoint: str, source: str) -> None:
+    """Where the checkpoint lies and what to type next."""
+    data = "" if source == PHANTOM else f" --data {source}"
+    console.print(f"\ncheckpoint: {run.sub(checkpoint)}", soft_wrap=True)
+    console.print("next:", soft_wrap=True)
+    console.print(f"  python -m fracray.fetch {run} --to checkpoints", soft_wrap=True)
+    console.print(f"  python -m fracray.evaluate {run.sub(checkpoint)}{data} --split test", soft_wrap=True)

@@ -1,0 +1,359 @@
+"""Search-space files: YAML to a config tree, search settings and Optuna distributions.
+
+A space names leaves of the config tree by dotted path and nothing else. Everything that can be wrong with a file
+is found here, before anything is launched. Knows nothing of Ray.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import yaml
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from fracray.config import Config, SearchConfig, check_path, nearest, read_scalar, resolve
+from fracray.errors import InputError
+
+KINDS = ("float", "log_float", "int", "log_int", "categorical")
+SEARCH_KEYS = tuple(name for name in SearchConfig.model_fields)
+TOP_KEYS = (*SEARCH_KEYS, "epochs", "base", "space")
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One searched leaf: its distribution, and the values other leaves must have for it to be searched at all."""
+
+    path: str
+    distribution: BaseDistribution
+    when: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+
+    def active(self, leaves: Mapping[str, Any]) -> bool:
+        return all(leaves[path] in allowed for path, allowed in self.when)
+
+    def grid(self) -> list[Any]:
+        """Every value, for a grid; InputError for a continuous dimension."""
+        spread = self.distribution
+        if isinstance(spread, CategoricalDistribution):
+            return list(spread.choices)
+        if isinstance(spread, IntDistribution) and not spread.log:
+            return list(range(spread.low, spread.high + 1, spread.step))
+        if isinstance(spread, FloatDistribution) and spread.step is not None:
+            count = round((spread.high - spread.low) / spread.step) + 1
+            return [round(float(value), 12) for value in np.linspace(spread.low, spread.high, count)]
+        raise InputError(
+            f"space.{self.path}: a grid needs a finite number of values; "
+            f"use {{categorical: [...]}} or give the range a step: {{float: [low, high], step: s}}"
+        )
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """A resolved search: the config every trial starts from, and the dimensions along which trials differ."""
+
+    config: Config
+    dimensions: tuple[Dimension, ...]
+    origin: str
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        metric = self.config.search.metric
+        return (metric,) if isinstance(metric, str) else tuple(metric)
+
+    def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
+        """Ask Optuna for the leaves of one trial, conditions respected."""
+        chosen: dict[str, Any] = {}
+        leaves = self.config.leaves()
+        for dimension in self.dimensions:
+            if dimension.active({**leaves, **chosen}):
+                chosen[dimension.path] = _ask(trial, dimension.path, dimension.distribution)
+        return chosen
+
+    def defaults(self) -> tuple[dict[str, Any], list[str]]:
+        """The config's own values of the searched leaves, and the paths at which they lie outside the space."""
+        leaves = self.config.leaves()
+        values, outside = {}, []
+        for dimension in self.dimensions:
+            if dimension.active(leaves):
+                values[dimension.path] = leaves[dimension.path]
+                if not _contains(dimension.distribution, leaves[dimension.path]):
+                    outside.append(dimension.path)
+        return values, outside
+
+    def grid(self) -> dict[str, list[Any]]:
+        """The values of every dimension, for a grid search; InputError where there is no finite grid."""
+        for dimension in self.dimensions:
+            if dimension.when:
+                raise InputError(f"{self.origin}: space.{dimension.path}: a grid takes no conditional dimensions")
+        return {dimension.path: dimension.grid() for dimension in self.dimensions}
+
+    @property
+    def grid_points(self) -> int | None:
+        """How many trials a grid search has at all; None for the other samplers."""
+        if self.config.search.sampler.name != "grid":
+            return None
+        return math.prod(len(values) for values in self.grid().values())
+
+    def sampler(self, told: int = 0) -> optuna.samplers.BaseSampler:
+        """Optuna's sampler of this search. `told` trials already stand in the study: a resumed search draws on."""
+        settings = self.config.search.sampler
+        seed = settings.seed + told
+        if settings.name == "random":
+            return optuna.samplers.RandomSampler(seed=seed)
+        if settings.name == "grid":
+            return optuna.samplers.GridSampler(self.grid(), seed=settings.seed)
+        if settings.name == "cmaes":
+            return optuna.samplers.CmaEsSampler(
+                n_startup_trials=settings.startup_trials, seed=seed
+            )
+        # group: conditional dimensions are modelled jointly too; constant_liar: trials still running repel new ones
+        return optuna.samplers.TPESampler(
+            n_startup_trials=settings.startup_trials,
+            multivariate=True,
+            group=True,
+            constant_liar=True,
+            seed=seed
+        )
+
+
+def _ask(trial: optuna.Trial, path: str, spread: BaseDistribution) -> Any:
+    if isinstance(spread, CategoricalDistribution):
+        return trial.suggest_categorical(path, spread.choices)
+    if isinstance(spread, IntDistribution):
+        return trial.suggest_int(path, spread.low, spread.high, step=spread.step, log=spread.log)
+    assert isinstance(spread, FloatDistribution)
+    return trial.suggest_float(path, spread.low, spread.high, step=spread.step, log=spread.log)
+
+
+def _contains(distribution: BaseDistribution, value: Any) -> bool:
+    if isinstance(distribution, CategoricalDistribution):
+        return value in distribution.choices
+    if value is None or isinstance(value, str):
+        return False
+    return bool(distribution._contains(distribution.to_internal_repr(value)))
+
+
+def load_space(path: str | Path, overrides: Mapping[str, Any] | None = None) -> SearchSpace:
+    """Read a search-space file; `overrides` are leaves set on the command line, which win over the file.
+
+    Raises InputError naming file, line and key for an unknown key, an unknown path, a range upside down, or values
+    that the setting itself does not admit.
+    """
+    origin = str(path)
+    try:
+        text = Path(path).read_text()
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        tree = yaml.safe_load(text)
+    except FileNotFoundError:
+        raise InputError(f"{origin}: no such search-space file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{origin}: not readable: {error}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"{origin}: expected a mapping with the keys {', '.join(TOP_KEYS)}")
+    return _Reader(origin, _lines(node)).read(tree, overrides or {})
+
+
+def _lines(node: Any, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:
+    """The line on which every key of a YAML document stands, by its path of keys; a repeated key is refused."""
+    lines: dict[tuple[str, ...], int] = {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            path = (*prefix, str(key.value))
+            if path in lines:
+                raise InputError(
+                    f"line {key.start_mark.line + 1}: '{key.value}' stands twice (first on line {lines[path]})"
+                )
+            lines[path] = key.start_mark.line + 1
+            lines |= _lines(value, path)
+    return lines
+
+
+class _Reader:
+    """Turns one parsed file into a SearchSpace, with the line of a fault in every message."""
+
+    def __init__(self, origin: str, lines: Mapping[tuple[str, ...], int]) -> None:
+        self._origin, self._lines = origin, lines
+
+    def where(self, *keys: str) -> str:
+        line = self._lines.get(keys)
+        return f"{self._origin}:{line}" if line else self._origin
+
+    def read(self, tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> SearchSpace:
+        for key in tree:
+            if key not in TOP_KEYS:
+                raise InputError(
+                    f"{self.where(str(key))}: unknown key '{key}'{nearest(str(key), TOP_KEYS)}; known are {', '.join(TOP_KEYS)}"
+                )
+        base = self._mapping(tree, "base")
+        if "search" in base:
+            raise InputError(
+                f"{self.where('base', 'search')}: settings of the search stand at the top of the file, not in base"
+            )
+        base = {**base, "search": {key: tree[key] for key in SEARCH_KEYS if key in tree}}
+        if "epochs" in tree:
+            base["train"] = {**(base.get("train") or {}), "epochs": tree["epochs"]}
+        config = resolve(base, self._origin).with_leaves(overrides, "--set")
+        space = self._mapping(tree, "space")
+        if not space:
+            raise InputError(f"{self.where('space')}: no dimension to search; name at least one setting under space:")
+        dimensions = tuple(
+            self._dimension(str(path), spec, config) for path, spec in space.items() if str(path) not in overrides
+        )
+        if not dimensions:
+            raise InputError(
+                f"{self._origin}: --set fixes every dimension of the space, so that nothing is left to search; use fracray.train"
+            )
+        self._check_conditions(dimensions)
+        self._check_search(config, dimensions)
+        return SearchSpace(config, self._ordered(dimensions), self._origin)
+
+    def _mapping(self, tree: Mapping[str, Any], key: str) -> dict[str, Any]:
+        value = tree.get(key) or {}
+        if not isinstance(value, dict):
+            raise InputError(f"{self.where(key)}: {key} must be a mapping")
+        return value
+
+    def _dimension(self, path: str, spec: Any, config: Config) -> Dimension:
+        where = self.where("space", path)
+        check_path(path, where)
+        if path.startswith(("search.", "data.")) or path in ("train.epochs", "train.seed", "train.operating_point"):
+            raise InputError(
+                f"{where}: {path} cannot be searched: trials would no longer be compared on the same terms"
+            )
+        if not isinstance(spec, dict):
+            raise InputError(f"{where}: {path}: expected {{kind: [...]}} with a kind of {', '.join(KINDS)}")
+        kinds = [key for key in spec if key in KINDS]
+        for key in spec:
+            if key not in (*KINDS, "step", "when"):
+                raise InputError(
+                    f"{self.where('space', path, str(key))}: {path}: unknown key '{key}'{nearest(str(key), (*KINDS, 'step', 'when'))}"
+                )
+        if len(kinds) != 1:
+            raise InputError(f"{where}: {path}: expected exactly one kind of {', '.join(KINDS)}")
+        distribution = self._distribution(path, kinds[0], spec[kinds[0]], spec.get("step"), where)
+        if isinstance(distribution, CategoricalDistribution):
+            ends = distribution.choices
+        else:
+            assert isinstance(distribution, FloatDistribution | IntDistribution)
+            ends = (distribution.low, distribution.high)
+        for value in ends:
+            config.with_leaves({path: value}, where)
+        return Dimension(path, distribution, self._when(path, spec.get("when"), where))
+
+    def _distribution(self, path: str, kind: str, values: Any, step: Any, where: str) -> BaseDistribution:
+        if not isinstance(values, list) or not values:
+            raise InputError(
+                f"{where}: {path}: {kind} takes a list, for example {{float: [0.0, 0.5]}} or {{categorical: [a, b]}}"
+            )
+        values = [
+            read_scalar(value, where) if isinstance(value, str) and kind != "categorical" else value for value in values
+        ]
+        if kind == "categorical":
+            if (
+                step is not None
+                or any(isinstance(value, list | dict) for value in values)
+                or len(set(map(repr, values))) < len(values)
+            ):
+                raise InputError(f"{where}: {path}: categorical takes distinct plain values and no step")
+            return CategoricalDistribution(tuple(values))
+        if len(values) != 2 or not all(
+            isinstance(value, int | float) and not isinstance(value, bool) for value in values
+        ):
+            raise InputError(f"{where}: {path}: {kind} takes two numbers, [low, high]; got {values}")
+        low, high = values
+        if not (np.isfinite(low) and np.isfinite(high)) or low >= high:
+            raise InputError(
+                f"{where}: {path}: the range [{low}, {high}] is upside down or empty; write [low, high] with low < high"
+            )
+        log = kind.startswith("log_")
+        if log and low <= 0:
+            raise InputError(f"{where}: {path}: a logarithmic range starts above 0; got {low}")
+        if step is not None and (log or not isinstance(step, int | float) or not 0 < step <= high - low):
+            raise InputError(
+                f"{where}: {path}: step must be a number between 0 and high - low, on a range that is not logarithmic; got {step}"
+            )
+        if kind in ("int", "log_int"):
+            if not all(isinstance(value, int) for value in (low, high, step or 1)):
+                raise InputError(f"{where}: {path}: {kind} takes whole numbers; got {values}")
+            return IntDistribution(low, high, log=log, step=int(step or 1))
+        if step is not None and abs((high - low) / step - round((high - low) / step)) > 1e-9:
+            raise InputError(f"{where}: {path}: the range [{low}, {high}] is not a whole number of steps of {step}")
+        return FloatDistribution(float(low), float(high), log=log, step=step)
+
+    def _when(self, path: str, when: Any, where: str) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+        if when is None:
+            return ()
+        if not isinstance(when, dict) or not when:
+            raise InputError(
+                f"{where}: {path}: when takes a mapping from a setting to its values, for example {{model.name: [fracture_cnn]}}"
+            )
+        conditions = []
+        for other, allowed in when.items():
+            check_path(str(other), self.where("space", path, "when", str(other)))
+            if other == path:
+                raise InputError(f"{where}: {path}: a dimension cannot be its own condition")
+            conditions.append((str(other), tuple(allowed) if isinstance(allowed, list) else (allowed,)))
+        return tuple(conditions)
+
+    def _check_conditions(self, dimensions: Iterable[Dimension]) -> None:
+        categorical = {
+            d.path: d.distribution.choices for d in dimensions if isinstance(d.distribution, CategoricalDistribution)
+        }
+        for dimension in dimensions:
+            for other, allowed in dimension.when:
+                missing = [value for value in allowed if other in categorical and value not in categorical[other]]
+                if missing:
+                    raise InputError(
+                        f"{self.where('space', dimension.path)}: {dimension.path}: {other} never is {missing[0]!r}; its choices are {list(categorical[other])}"
+                    )
+
+    def _ordered(self, dimensions: tuple[Dimension, ...]) -> tuple[Dimension, ...]:
+        """Conditions before what depends on them."""
+        placed: list[Dimension] = []
+        waiting = list(dimensions)
+        paths = {dimension.path for dimension in dimensions}
+        while waiting:
+            known = {dimension.path for dimension in placed}
+            ready = [d for d in waiting if all(other in known or other not in paths for other, _ in d.when)]
+            if not ready:
+                raise InputError(
+                    f"{self._origin}: the conditions of {', '.join(d.path for d in waiting)} go in a circle"
+                )
+            placed += ready
+            waiting = [dimension for dimension in waiting if dimension not in ready]
+        return tuple(placed)
+
+    def _check_search(self, config: Config, dimensions: tuple[Dimension, ...]) -> None:
+        from fracray.metrics import METRICS
+
+        search = config.search
+        metrics = (search.metric,) if isinstance(search.metric, str) else search.metric
+        known = tuple(f"val_{name}" for name in (*METRICS, "loss"))
+        for metric in metrics:
+            if metric not in known:
+                raise InputError(
+                    f"{self.where('metric')}: metric '{metric}' is not reported{nearest(metric, known)}; reported are {', '.join(known)}"
+                )
+        lower_is_better = [metric for metric in metrics if metric in ("val_loss", "val_brier", "val_ece")]
+        if search.mode == "max" and lower_is_better:
+            raise InputError(f"{self.where('mode')}: {lower_is_better[0]} is better when lower; set mode: min")
+        if len(metrics) > 1 and search.scheduler.name != "none":
+            raise InputError(
+                f"{self.where('scheduler')}: early stopping ranks trials by one metric; with {len(metrics)} metrics set scheduler: {{name: none}}"
+            )
+        if len(metrics) > 1 and search.sampler.name == "cmaes":
+            raise InputError(
+                f"{self.where('sampler')}: cmaes searches one metric; use tpe or random for a Pareto front"
+            )
+        if search.sampler.name == "grid":
+            SearchSpace(config, dimensions, self._origin).grid()

@@ -1,0 +1,128 @@
+"""Optuna's study as a searcher of Ray Tune, kept in a journal file that outlives both.
+
+Ray's own OptunaSearch cannot resume on a persistent storage: after a killed driver it tells a trial twice and
+crashes. Here the study is the truth: a trial is known by its number in it, told once, and taken up again from its
+own folder where a former driver left it.
+"""
+
+import logging
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import TrialState
+from ray.tune.search import Searcher
+
+from fracray.space import SearchSpace
+
+LEAVES = "leaves"
+JOURNAL = "optuna.journal"
+STUDY = "fracray"
+
+
+def open_study(journal: Path, space: SearchSpace) -> optuna.Study:
+    """Open or begin the study of a run; optuna-dashboard opens the same file."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    logging.getLogger("optuna").setLevel(logging.ERROR)
+    storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal))))
+    begun = bool(storage.get_all_studies())
+    told = len(storage.get_all_trials(storage.get_study_id_from_name(STUDY))) if begun else 0
+    study = optuna.create_study(
+        storage=storage,
+        study_name=STUDY,
+        directions=["maximize" if space.config.search.mode == "max" else "minimize"] * len(space.metrics),
+        sampler=space.sampler(told),
+        load_if_exists=True,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        study.set_metric_names(list(space.metrics))
+    return study
+
+
+class StudySearcher(Searcher):
+    """Hands Optuna's suggestions to Tune and tells Optuna the best epoch's values.
+
+    A suggestion is `{"number": trial number, "leaves": {dotted path: value}}`. The first trial is always the default
+    configuration. Trials that a former driver left unfinished are handed out again before new ones are asked for;
+    `budget` trials are finished in all, over every resume.
+    """
+
+    def __init__(self, space: SearchSpace, journal: Path, budget: int) -> None:
+        super().__init__(metric=f"best_{space.metrics[0]}", mode=space.config.search.mode)
+        self._space, self._budget = space, budget
+        self.study = open_study(journal, space)
+        self._running: dict[str, optuna.Trial] = {}
+        self._unfinished = list(self.study.get_trials(states=(TrialState.RUNNING,)))
+
+    @property
+    def remaining(self) -> int:
+        """Trials still to be handed out."""
+        return self._budget - len(self.study.get_trials(deepcopy=False)) + len(self._unfinished)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self.remaining <= 0:
+            return Searcher.FINISHED
+        if self._unfinished:
+            frozen = self._unfinished.pop(0)
+            trial = optuna.Trial(self.study, frozen._trial_id)
+            leaves = frozen.user_attrs.get(LEAVES) or self._choose(trial)
+        else:
+            trial = self._ask()
+            leaves = self._choose(trial)
+        trial.set_user_attr(LEAVES, leaves)
+        self._running[trial_id] = trial
+        return {"number": trial.number, "leaves": leaves}
+
+    def _ask(self) -> optuna.Trial:
+        if not self.study.get_trials(deepcopy=False):
+            values, outside = self._space.defaults()
+            if not outside:
+                self.study.enqueue_trial(values)
+        return self.study.ask()
+
+    def _choose(self, trial: optuna.Trial) -> dict[str, Any]:
+        if trial.number == 0 and self._space.defaults()[1]:
+            return {}  # the default lies outside the space: it runs all the same, and Optuna is not told of it
+        return self._space.suggest(trial)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        trial = self._running.get(trial_id)
+        if trial is not None and len(self._space.metrics) == 1 and _is_number(result.get(self.metric)):
+            trial.report(float(result[self.metric]), int(result["training_iteration"]))
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        trial = self._running.pop(trial_id, None)
+        if trial is None:
+            return
+        values = [(result or {}).get(f"best_{metric}") for metric in self._space.metrics]
+        known = not error and all(_is_number(value) for value in values)
+        told = known and set(trial.params) == set(trial.user_attrs[LEAVES])
+        try:
+            if told:
+                self.study.tell(trial, [float(value) for value in values if value is not None], skip_if_finished=True)
+            else:
+                self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+        except RuntimeError as stop:
+            # GridSampler ends Optuna's own loop with its last point; here there is none, the budget ends the search.
+            if "Study.stop" not in str(stop):
+                raise
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing of its own: the journal is always up to date."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to read: the study was opened from its journal."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its searcher with the experiment; a resumed search reads the journal instead
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,0 +1,255 @@
+"""python -m fracray.train: train one config on N workers with Ray Train.
+
+The loop is `fracray.fit`; here it gets its workers, its process group and its data, and the user their progress.
+"""
+
+import argparse
+import threading
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fracray.cluster import connect, trials_at_once
+from fracray.config import Config, load_config, parse_assignments, resolve
+from fracray.data.prepare import PHANTOM, Prepared, prepare
+from fracray.data.stream import fits_in_memory
+from fracray.errors import InputError, RunError, run_verb
+from fracray.run import BEST, EPOCHS, Folder, new_run, trial_folder, trial_name
+from fracray.show import new_console, epoch_line, say_next_steps, say_phantom, say_prepared, scores_table
+from fracray.trial import Job, Session, use_threads
+
+TRIAL = 0  # a training is a run of one trial
+MAX_FAILURES = 3
+RAY_TASK_CPUS = 1.0  # what Ray Data needs to move at all when it feeds the workers
+
+
+def parser() -> argparse.ArgumentParser:
+    cli = argparse.ArgumentParser(
+        prog="python -m fracray.train",
+        description="Train one fracture classifier on one or more workers and keep its best epoch as a checkpoint.",
+        epilog="examples:\n"
+        "  python -m fracray.train --epochs 8\n"
+        "  python -m fracray.train --data FracAtlas.zip --workers 2 --set model.dropout=0.3 --set data.size=224\n"
+        "  python -m fracray.train --name first --resume\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    cli.add_argument("--data", metavar="PATH", help="a FracAtlas folder or zip; default: the embedded phantom set")
+    cli.add_argument("--config", metavar="FILE", help="a config tree in YAML, such as a run's config.yaml")
+    cli.add_argument("--workers", type=int, default=1, help="processes that train together (default %(default)s)")
+    cli.add_argument("--cpus-per-worker", type=float, help="default: the cluster's CPUs divided by the workers")
+    cli.add_argument("--gpus-per-worker", type=float, help="default: 1 where the cluster has that many GPUs, else 0")
+    cli.add_argument("--epochs", type=int, help="short for --set train.epochs=N")
+    cli.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="set one setting; repeatable")
+    cli.add_argument("--storage", default="runs", help="folder or URI that holds the runs (default %(default)s)")
+    cli.add_argument("--name", help="name of the run folder (default: train- and the time)")
+    cli.add_argument("--resume", action="store_true", help="go on with the run of this --name")
+    cli.add_argument("--address", help="a Ray cluster: auto, HOST:PORT or ray://HOST:PORT (default: a local one)")
+    return cli
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parser().parse_args(argv)
+    console = new_console()
+    if args.workers < 1:
+        raise InputError(f"--workers {args.workers}: at least one worker must train")
+    config = _config(args)
+    run = new_run(args.storage, args.name, "train", args.resume)
+    if args.resume:
+        if args.data or args.config or args.epochs or args.set:
+            raise InputError(
+                "--resume goes on with the run's own config; leave out --data, --config, --epochs and --set"
+            )
+        config = stored_config(run)
+    say_phantom(console, config)
+    with connect(args.address):
+        cpus, gpus = _shares(args)
+        prepared = prepare(config.data, console)
+        say_prepared(console, prepared)
+        job = make_job(config, run, prepared)
+        spare = 0.0 if job.images is not None else RAY_TASK_CPUS
+        if args.cpus_per_worker is None:
+            cpus = max(0.5, cpus - spare / args.workers)
+        trials_at_once(args.workers, cpus, gpus, spare)
+        console.print(
+            f"training {config.model.name} on {args.workers} worker(s) with {cpus:g} CPU(s) and {gpus:g} GPU(s) each, "
+            f"{config.train.epochs} epochs; run folder {run}",
+            soft_wrap=True,
+        )
+        with _Follow(trial_folder(run, TRIAL), config, console):
+            fit_workers(job, TRIAL, {}, args.workers, cpus, gpus)
+    history = trial_folder(run, TRIAL).read_json(EPOCHS)
+    best = {
+        name.removeprefix("best_val_"): value for name, value in history[-1].items() if name.startswith("best_val_")
+    }
+    console.print()
+    console.print(scores_table(f"best of {len(history)} epochs, validation", best, prepared.baselines, "val"))
+    say_next_steps(console, run, f"trials/{trial_name(TRIAL)}/{BEST}", config.data.source)
+
+
+def _config(args: argparse.Namespace) -> Config:
+    config = load_config(args.config) if args.config else Config()
+    leaves = parse_assignments(args.set)
+    if args.data:
+        leaves["data.source"] = data_source(args.data)
+    if args.epochs is not None:
+        leaves["train.epochs"] = args.epochs
+    return config.with_leaves(leaves, "--set")
+
+
+def data_source(path: str) -> str:
+    """What --data names, by an absolute path: a run is resumed from other folders too."""
+    return path if path == PHANTOM or "://" in path else str(Path(path).expanduser().absolute())
+
+
+def stored_config(run: Folder) -> Config:
+    """The config a run was begun with."""
+    import yaml
+
+    return resolve(yaml.safe_load(run.read("config.yaml")), f"{run}/config.yaml")
+
+
+def _shares(args: argparse.Namespace) -> tuple[float, float]:
+    """CPUs and GPUs of each worker, from the command line or the cluster."""
+    import ray
+
+    have = ray.cluster_resources()
+    gpus = args.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if have.get("GPU", 0.0) >= args.workers else 0.0
+    if gpus < 0 or (args.cpus_per_worker is not None and args.cpus_per_worker <= 0):
+        raise InputError("--cpus-per-worker and --gpus-per-worker: a worker needs more than 0 CPUs and at least 0 GPUs")
+    cpus = args.cpus_per_worker or max(1.0, have.get("CPU", 1.0) // args.workers)
+    return cpus, gpus
+
+
+def make_job(config: Config, run: Folder, prepared: Prepared) -> Job:
+    """What the trials of a run share, with the images in memory or left to Ray Data's stream; written down in the run."""
+    chosen = config.data.stream
+    if chosen == "auto":
+        chosen = "memory" if fits_in_memory(prepared.shards) else "ray"
+    metric = config.search.metric
+    job = Job(
+        config=config,
+        run=run,
+        shards=prepared.shards,
+        table=prepared.table[["image_id", "group", "label", "split"]],
+        fingerprint=prepared.fingerprint,
+        metrics=(metric,) if isinstance(metric, str) else tuple(metric),
+        images=prepared.shards.load() if chosen == "memory" else None,
+    )
+    run.write("config.yaml", config.to_yaml())
+    run.write_json("data.json", prepared.summary())
+    return job
+
+
+def fit_workers(
+    job: Job,
+    number: int,
+    leaves: dict[str, Any],
+    workers: int,
+    cpus: float,
+    gpus: float,
+    callbacks: list[Any] | None = None,
+) -> None:
+    """Train one trial on `workers` processes of Ray Train; what it gave stands in the trial's folder.
+
+    A worker that dies takes its group with it; the group is started again, up to three times, and goes on from
+    the last finished epoch. Raises RunError when it died more often.
+    """
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"job": ray.put(job), "number": number, "leaves": leaves, "cpus": cpus},
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=gpus > 0, resources_per_worker={"CPU": cpus, **({"GPU": gpus} if gpus else {})}
+        ),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        run_config=RunConfig(
+            # A name used twice would resume in silence and train nothing.
+            name=f"{trial_name(number)}-{uuid.uuid4().hex[:8]}",
+            storage_path=job.run.path("ray"),
+            storage_filesystem=job.run.filesystem,
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            callbacks=callbacks or [],
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise RunError(
+            f"{trial_name(number)}: {_cause(error)}; its finished epochs are kept, --resume goes on"
+        ) from None
+
+
+def _cause(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+def _work(settings: dict[str, Any]) -> None:
+    """What every worker runs."""
+    import ray
+    import ray.train
+    import ray.train.torch
+
+    context = ray.train.get_context()
+    job: Job = ray.get(settings["job"])
+    use_threads(job.config, settings["cpus"])
+    session = Session(
+        job,
+        settings["number"],
+        settings["leaves"],
+        context.get_world_rank(),
+        context.get_world_size(),
+        ray.train.torch.get_device(),
+    )
+    try:
+        if session.done:  # the process died between the last epoch and its report
+            ray.train.report(session.last())
+        while not session.done:
+            metrics = session.run_epoch()
+            ray.train.report(metrics)
+            if metrics["diverged"]:
+                break
+    finally:
+        session.close()
+
+
+class _Follow:
+    """Prints a line for every epoch as the trial's folder gets it."""
+
+    def __init__(self, folder: Folder, config: Config, console: Console) -> None:
+        self._folder, self._config, self._console = folder, config, console
+        self._shown = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.5):
+            self._show()
+
+    def _show(self) -> None:
+        if self._folder.exists(EPOCHS):
+            history = self._folder.read_json(EPOCHS)
+            for metrics in history[self._shown :]:
+                self._console.print(epoch_line(metrics, self._config.train.epochs))
+            self._shown = len(history)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self._done.set()
+        self._thread.join()
+        if exc[0] is None:
+            self._show()
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_verb(main))

@@ -1,0 +1,146 @@
+"""One trial on one rank: a config, its stream, its loop, and its folder, which is its whole memory.
+
+The same session runs in a reused actor of Tune, in a worker of Train and in a test. Whoever starts a trial whose
+folder holds a state goes on from there, at the cost of at most the epoch that was under way.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from fracray.checkpoint import Card, load_state, save_checkpoint, save_state
+from fracray.config import Config
+from fracray.data.ingest import Shards
+from fracray.data.stream import MemoryStream, RayStream, make_plan
+from fracray.errors import InputError
+from fracray.fit import EpochReport, Fit
+from fracray.run import BEST, EPOCHS, STATE, Folder, trial_folder, trial_name
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all trials of a run share. `images` (N, S, S) uint8 is shared read-only; None has Ray Data stream the shards."""
+
+    config: Config
+    run: Folder
+    shards: Shards
+    table: pd.DataFrame  # image_id, group, label, split of every shard row
+    fingerprint: str
+    metrics: tuple[str, ...]
+    images: np.ndarray | None
+
+    @property
+    def metric(self) -> str:
+        return self.metrics[0]
+
+
+class Session:
+    """One trial, from wherever its folder says it stands."""
+
+    def __init__(
+        self,
+        job: Job,
+        number: int,
+        leaves: dict[str, Any],
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | None = None,
+    ) -> None:
+        self._job, self._number = job, number
+        self.config = job.config.with_leaves(leaves, f"trial {trial_name(number)}")
+        plan = make_plan(self.config, job.table, job.shards, rank, world)
+        self._stream: MemoryStream | RayStream = (
+            RayStream(plan, job.shards, self.config.train.epochs)
+            if job.images is None
+            else MemoryStream(plan, job.images)
+        )
+        self._fit = Fit(self.config, self._stream, device, job.metric, job.config.search.mode)
+        self._folder = trial_folder(job.run, number)
+        self._history: list[dict[str, float]] = []
+        self._resume()
+
+    @property
+    def done(self) -> bool:
+        return self._fit.done
+
+    @property
+    def epochs_done(self) -> int:
+        return self._fit.epochs_done
+
+    def _resume(self) -> None:
+        if not self._folder.exists(STATE):
+            return
+        with self._folder.local_copy(STATE) as path:
+            tensors, meta = load_state(path)
+        if meta["config"] != self.config.model_dump(mode="json"):
+            raise InputError(f"{self._folder}: was begun with another config; give the run another --name")
+        self._fit.load_state(tensors, meta)
+        self._history = meta["history"]
+
+    def run_epoch(self) -> dict[str, Any]:
+        """Train and validate one epoch, keep what it gave, and return its metrics with the best epoch's.
+
+        `best_<metric>` are the values at the epoch at which the searched metric was best so far; `diverged` says
+        that the loss is no longer finite, and the trial ends.
+        """
+        report = self._fit.run_epoch()
+        metrics = {**report.metrics, **self.best(), "seconds": report.seconds}
+        self._history = [*self._history, metrics]
+        if self._fit.rank == 0:
+            self._keep(report)
+        return self.last(report.diverged)
+
+    def best(self) -> dict[str, float]:
+        """The best epoch's validation metrics, as best_val_*."""
+        return {f"best_{name}": value for name, value in self._fit.best.items() if name.startswith("val_")}
+
+    def last(self, diverged: bool = False) -> dict[str, Any]:
+        """The last finished epoch's metrics, as Tune and Train are told of them."""
+        metrics = self._history[-1]
+        return {**metrics, "training_iteration": int(metrics["epoch"]), "diverged": diverged}
+
+    def _keep(self, report: EpochReport) -> None:
+        with TemporaryDirectory() as scratch:
+            if report.is_best:
+                self._export(Path(scratch) / BEST, report)
+                self._folder.upload(Path(scratch) / BEST, BEST)
+            # The state goes last: it vouches for the best checkpoint and the history it was written after.
+            tensors, meta = self._fit.state()
+            save_state(Path(scratch) / STATE, tensors, {**meta, "history": self._history})
+            self._folder.write_json(EPOCHS, self._history)
+            self._folder.upload(Path(scratch) / STATE, STATE)
+
+    def _export(self, folder: Path, report: EpochReport) -> None:
+        seen = report.validation
+        rows = self._job.table.iloc[seen.rows]
+        predictions = pd.DataFrame(
+            {
+                "image_id": rows["image_id"].to_numpy(),
+                "group": rows["group"].to_numpy(),
+                "label": seen.labels.astype(np.int8),
+                "logit": seen.logits,
+            }
+        )
+        card = Card(
+            config=self.config,
+            threshold=seen.threshold,
+            calibration=seen.calibration,
+            metrics=report.metrics,
+            data_fingerprint=self._job.fingerprint,
+            epoch=report.epoch,
+            trial=trial_name(self._number),
+        )
+        save_checkpoint(folder, self._fit.best_weights, card, predictions)
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def use_threads(config: Config, cpus: float) -> None:
+    """Give Torch the CPUs of this worker and no more: trials that share a machine must not crowd each other out."""
+    torch.set_num_threads(config.train.threads or max(1, int(cpus)))
