@@ -86,7 +86,7 @@ class FractureCNN(Classifier):
 
 
 class _Residual(nn.Module):
-    """Two 3x3 convolutions beside a 2x2 stride-2 shortcut; halves the resolution."""
+    """Two 3x3 convolutions beside a strided 1x1 shortcut; halves the resolution."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
@@ -97,9 +97,9 @@ class _Residual(nn.Module):
             nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(out_channels),
         )
-        # A strided 2x2 convolution and not an average pool before a 1x1: the pool's backward pass is slow in bf16.
+        # Strided, without an average pool before it: the pool's backward pass is slow in bf16 on a CPU.
         self.shortcut = nn.Sequential(
-            nn.Conv2d(channels, out_channels, 2, stride=2, bias=False), nn.BatchNorm2d(out_channels)
+            nn.Conv2d(channels, out_channels, 1, stride=2, bias=False), nn.BatchNorm2d(out_channels)
         )
 
     def forward(self, maps: Tensor) -> Tensor:
