@@ -111,7 +111,7 @@ def _deal_groups(counts: np.ndarray, config: SplitConfig, rng: np.random.Generat
     wanted = _shares(config)[:, None] * counts.sum(0)
     size = counts.sum(1)
     best, best_cost = np.zeros(len(counts), dtype=np.int64), np.inf
-    for _ in range(int(np.clip(20_000 // len(counts), 4, 100))):
+    for _ in range(int(np.clip(3_000 // len(counts), 3, 30))):
         order = np.argsort(-size * rng.uniform(0.25, 1.0, len(size)), kind="stable")
         part = _greedy(counts, wanted, order)
         cost = _chi_square(counts, part, wanted)
