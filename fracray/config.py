@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fracray.errors import InputError
 
+PHANTOM = "phantom"  # the data source that is drawn, not read
+
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -54,7 +56,7 @@ class PhantomConfig(Section):
 class DataConfig(Section):
     """Which radiographs, at which geometry, divided how."""
 
-    source: str = Field("phantom", description="'phantom', or the path of a FracAtlas folder or zip")
+    source: str = Field(PHANTOM, description="'phantom', or the path of a FracAtlas folder or zip")
     size: int = Field(128, ge=32, le=2048, description="side of the square, letterboxed image, in pixels")
     split: SplitConfig = SplitConfig()
     phantom: PhantomConfig = PhantomConfig()

@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
+import yaml
 
+from fracray.config import PHANTOM, Config, resolve
 from fracray.errors import InputError, RunError
 
 EPOCHS, STATE, BEST = "epochs.json", "state.safetensors", "best"
@@ -146,6 +148,19 @@ class Folder:
             (local / file).write_bytes(self.read(f"{name}/{file}"))
 
     @contextmanager
+    def local_folder(self) -> Iterator[Path]:
+        """A local path of this folder; from a URI its files are copied."""
+        if self.is_local:
+            yield Path(self._base)
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            copy = Path(scratch) / self.name
+            copy.mkdir()
+            for file in self.names():
+                (copy / file).write_bytes(self.read(file))
+            yield copy
+
+    @contextmanager
     def local_copy(self, name: str) -> Iterator[Path]:
         """A local path of one file, for libraries that open paths."""
         if self.is_local:
@@ -208,6 +223,16 @@ def new_run(storage: str, name: str | None, kind: str, resume: bool) -> Folder:
     if not begun:
         run.write_json("environment.json", environment())
     return run
+
+
+def stored_config(run: Folder) -> Config:
+    """The config a run was begun with."""
+    return resolve(yaml.safe_load(run.read("config.yaml")), f"{run}/config.yaml")
+
+
+def data_source(path: str) -> str:
+    """What --data names, by an absolute path: a run is resumed from other folders too."""
+    return path if path == PHANTOM or "://" in path else str(Path(path).expanduser().absolute())
 
 
 def open_run(location: str) -> Folder:

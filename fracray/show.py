@@ -11,9 +11,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fracray.config import Config
+from fracray.config import PHANTOM, Config
 from fracray.data.audit import Baseline
-from fracray.data.prepare import PHANTOM, PHANTOM_NOTICE, Prepared
+from fracray.data.prepare import PHANTOM_NOTICE, Prepared
 from fracray.metrics import Interval
 from fracray.run import Folder
 
@@ -47,12 +47,17 @@ def say_phantom(console: Console, config: Config) -> None:
         console.print(PHANTOM_NOTICE, style="yellow", soft_wrap=True)
 
 
-def say_prepared(console: Console, prepared: Prepared) -> None:
-    """The flow from files found to images used, the parts, and what no pixel is needed for."""
+def say_flow(console: Console, prepared: Prepared) -> None:
+    """Where the radiographs come from, and the flow from files found to images used."""
     console.print(f"data: {prepared.origin}", soft_wrap=True)
     console.print(f"flow: {prepared.flow.summary()}", soft_wrap=True)
     for note in prepared.notes:
         console.print(f"note: {note}", soft_wrap=True)
+
+
+def say_prepared(console: Console, prepared: Prepared) -> None:
+    """The flow, the parts, and what no pixel is needed for."""
+    say_flow(console, prepared)
     parts = []
     for part in ("train", "val", "test"):
         rows = prepared.rows(part)

@@ -5,6 +5,7 @@ is found here, before anything is launched. Knows nothing of Ray.
 """
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,23 @@ from optuna.distributions import (
 
 from fracray.config import Config, SearchConfig, check_path, nearest, read_scalar, resolve
 from fracray.errors import InputError
+from fracray.metrics import METRICS
 
 KINDS = ("float", "log_float", "int", "log_int", "categorical")
 SEARCH_KEYS = tuple(name for name in SearchConfig.model_fields)
 TOP_KEYS = (*SEARCH_KEYS, "epochs", "base", "space")
+
+
+REPORTED = tuple(f"val_{name}" for name in (*METRICS, "loss") if name != "prevalence")
+LOWER_IS_BETTER = ("val_loss", "val_brier", "val_ece")
+
+
+def check_metric(metric: str, where: str) -> None:
+    """InputError unless every epoch reports this metric."""
+    if metric not in REPORTED:
+        raise InputError(
+            f"{where}: metric '{metric}' is not reported{nearest(metric, REPORTED)}; reported are {', '.join(REPORTED)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -111,17 +125,13 @@ class SearchSpace:
         if settings.name == "grid":
             return optuna.samplers.GridSampler(self.grid(), seed=settings.seed)
         if settings.name == "cmaes":
-            return optuna.samplers.CmaEsSampler(
-                n_startup_trials=settings.startup_trials, seed=seed
+            return optuna.samplers.CmaEsSampler(n_startup_trials=settings.startup_trials, seed=seed)
+        with warnings.catch_warnings():  # `group` is marked experimental, and has been since 2021
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            # group: conditional dimensions are modelled jointly too; constant_liar: running trials repel new ones
+            return optuna.samplers.TPESampler(
+                n_startup_trials=settings.startup_trials, multivariate=True, group=True, constant_liar=True, seed=seed
             )
-        # group: conditional dimensions are modelled jointly too; constant_liar: trials still running repel new ones
-        return optuna.samplers.TPESampler(
-            n_startup_trials=settings.startup_trials,
-            multivariate=True,
-            group=True,
-            constant_liar=True,
-            seed=seed
-        )
 
 
 def _ask(trial: optuna.Trial, path: str, spread: BaseDistribution) -> Any:
@@ -334,19 +344,15 @@ class _Reader:
         return tuple(placed)
 
     def _check_search(self, config: Config, dimensions: tuple[Dimension, ...]) -> None:
-        from fracray.metrics import METRICS
-
         search = config.search
         metrics = (search.metric,) if isinstance(search.metric, str) else search.metric
-        known = tuple(f"val_{name}" for name in (*METRICS, "loss"))
         for metric in metrics:
-            if metric not in known:
+            check_metric(metric, self.where("metric"))
+            wanted = "min" if metric in LOWER_IS_BETTER else "max"
+            if search.mode != wanted:
                 raise InputError(
-                    f"{self.where('metric')}: metric '{metric}' is not reported{nearest(metric, known)}; reported are {', '.join(known)}"
+                    f"{self.where('mode')}: {metric} is better when {'lower' if wanted == 'min' else 'higher'}; set mode: {wanted}"
                 )
-        lower_is_better = [metric for metric in metrics if metric in ("val_loss", "val_brier", "val_ece")]
-        if search.mode == "max" and lower_is_better:
-            raise InputError(f"{self.where('mode')}: {lower_is_better[0]} is better when lower; set mode: min")
         if len(metrics) > 1 and search.scheduler.name != "none":
             raise InputError(
                 f"{self.where('scheduler')}: early stopping ranks trials by one metric; with {len(metrics)} metrics set scheduler: {{name: none}}"

@@ -7,18 +7,17 @@ import argparse
 import threading
 import uuid
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from fracray.cluster import connect, trials_at_once
-from fracray.config import Config, load_config, parse_assignments, resolve
-from fracray.data.prepare import PHANTOM, Prepared, prepare
+from fracray.config import Config, load_config, parse_assignments
+from fracray.data.prepare import Prepared, prepare
 from fracray.data.stream import fits_in_memory
 from fracray.errors import InputError, RunError, run_verb
-from fracray.run import BEST, EPOCHS, Folder, new_run, trial_folder, trial_name
-from fracray.show import new_console, epoch_line, say_next_steps, say_phantom, say_prepared, scores_table
+from fracray.run import BEST, EPOCHS, Folder, data_source, new_run, stored_config, trial_folder, trial_name
+from fracray.show import epoch_line, new_console, say_next_steps, say_phantom, say_prepared, scores_table
 from fracray.trial import Job, Session, use_threads
 
 TRIAL = 0  # a training is a run of one trial
@@ -97,18 +96,6 @@ def _config(args: argparse.Namespace) -> Config:
     if args.epochs is not None:
         leaves["train.epochs"] = args.epochs
     return config.with_leaves(leaves, "--set")
-
-
-def data_source(path: str) -> str:
-    """What --data names, by an absolute path: a run is resumed from other folders too."""
-    return path if path == PHANTOM or "://" in path else str(Path(path).expanduser().absolute())
-
-
-def stored_config(run: Folder) -> Config:
-    """The config a run was begun with."""
-    import yaml
-
-    return resolve(yaml.safe_load(run.read("config.yaml")), f"{run}/config.yaml")
 
 
 def _shares(args: argparse.Namespace) -> tuple[float, float]:

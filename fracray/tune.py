@@ -32,11 +32,11 @@ from fracray.config import parse_assignments
 from fracray.data.prepare import Prepared, prepare
 from fracray.errors import InputError, RunError, run_verb
 from fracray.metrics import METRICS, Interval, paired_gain
-from fracray.run import BEST, Folder, new_run, trial_folder, trial_name
+from fracray.run import BEST, Folder, data_source, new_run, trial_folder, trial_name
 from fracray.show import new_console, new_table, say_next_steps, say_phantom, say_prepared, scores_table
 from fracray.space import SearchSpace, load_space
 from fracray.study import JOURNAL, StudySearcher, open_study
-from fracray.train import RAY_TASK_CPUS, data_source, fit_workers, make_job
+from fracray.train import RAY_TASK_CPUS, fit_workers, make_job
 from fracray.trial import Job, Session, use_threads
 
 SPACE = "space.yaml"

@@ -69,7 +69,7 @@ def _hand_bones(
     for i, (angle, length) in enumerate(zip((-11, -3, 5, 14), (1.0, 1.04, 0.96, 0.86), strict=True)):
         base = (x0 + size * k * (-19 + 13.5 * i), y0 + 38 * size)
         lengths = [size * length * part for part in (58, 38, 23, 15)]
-        ray, joints = _ray(base, angle * spread * k, lengths, 6.0 * size, (2.0, 1.4, 0.6, 0.0), curl * (0.5 + 0.3 * i))
+        ray, joints = _ray(base, angle * spread * k, lengths, 6.0 * size, (0.8, 0.3, 0.1, 0.0), curl * (0.5 + 0.3 * i))
         bones += ray
         tissues.append(Tissue(tuple(joints[1:]), tuple(size * w for w in (15, 11, 9.5, 7.5)), 11 * size))
     thumb, joints = _ray(
@@ -77,7 +77,7 @@ def _hand_bones(
         -rng.uniform(25, 48) * (0.4 + 0.6 * k),
         [size * p for p in (42, 29, 20)],
         6.2 * size,
-        (1.2, 0.6, 0.0),
+        (0.4, 0.2, 0.0),
         8,
     )
     tissues.append(Tissue(tuple(joints), tuple(size * w for w in (20, 16, 11, 8)), 13 * size))
@@ -122,7 +122,7 @@ def _forearm_bones(elbow: Point, wrist: Point, view: str, rng: np.random.Generat
 
 def _hand(view: str, rng: np.random.Generator) -> Anatomy:
     """The hand with the distal forearm, or the forearm with the hand's beginning."""
-    if rng.random() < 0.5:
+    if rng.random() < 0.3:
         wrist, elbow, size = (0.0, -25.0), (rng.uniform(-15, 15), -370.0), rng.uniform(1.0, 1.2)
         stub: list[Bone] = []
     else:
@@ -154,7 +154,7 @@ def _foot(ankle: Point, view: str, rng: np.random.Generator) -> tuple[list[Bone]
             _blob(x + 56, y + 50, 26, 26),
         ]
         for i in range(4):
-            ray, _ = _ray((x + 68, y + 46 + 6 * i), 66 - 4 * i, (70 - 3 * i, 26, 15), 7.0, (1.0, 0.4, 0), 6)
+            ray, _ = _ray((x + 68, y + 46 + 6 * i), 66 - 4 * i, (70 - 3 * i, 26, 15), 7.0, (0.5, 0.2, 0), 6)
             bones += ray
         line = ((x - 52, y + 58), (x + 10, y + 38), (x + 90, y + 72), (x + 190, y + 112))
         return bones, [Tissue(line, (32, 46, 32, 16), 34)]
@@ -168,7 +168,7 @@ def _foot(ankle: Point, view: str, rng: np.random.Generator) -> tuple[list[Bone]
     for i, (angle, length) in enumerate(zip((-9, -5, 0, 5, 11), (56, 64, 62, 58, 54), strict=True)):
         wide = 8.2 if i == 0 else 5.4
         ray, _ = _ray(
-            (x + k * (-26 + 13 * i), y + 92 - abs(i - 1) * 2), angle * k, (length, 26, 15), wide, (1.3, 0.5, 0), 1
+            (x + k * (-26 + 13 * i), y + 92 - abs(i - 1) * 2), angle * k, (length, 26, 15), wide, (0.6, 0.2, 0), 1
         )
         bones += ray
     return bones, [Tissue(((x, y), (x, y + 90), (x + 2, y + 165), (x + 2, y + 205)), (40, 48 * k, 54 * k, 44 * k), 40)]
@@ -177,7 +177,7 @@ def _foot(ankle: Point, view: str, rng: np.random.Generator) -> tuple[list[Bone]
 def _leg(view: str, rng: np.random.Generator) -> Anatomy:
     """The knee, the shin, or the ankle with the foot."""
     k, thick = SPREAD[view], rng.uniform(0.9, 1.12)
-    knee_y, ankle_y = ((-15.0, 390.0), (-190.0, 160.0), (-390.0, -35.0))[int(rng.choice(3, p=(0.42, 0.26, 0.32)))]
+    knee_y, ankle_y = ((-15.0, 390.0), (-190.0, 160.0), (-390.0, -35.0))[int(rng.choice(3, p=(0.30, 0.50, 0.20)))]
     bones: list[Bone] = []
     tissues: list[Tissue] = []
     lean = rng.uniform(-6, 6)

@@ -41,7 +41,7 @@ from fracray.errors import InputError, RunError
 Box = tuple[int, int, int, int]
 
 KINDS = ("transverse", "oblique", "spiral", "hairline")
-_KIND_SHARES = (0.30, 0.32, 0.18, 0.20)
+_KIND_SHARES = (0.34, 0.34, 0.18, 0.14)
 _REGION_SHARES = (0.36, 0.40, 0.07, 0.08, 0.09)
 # How often a study of each region is one of a fracture; not every picture of such a study shows it.
 _FRACTURE_SHARES = {"hand": 0.56, "leg": 0.40, "hip": 0.42, "shoulder": 0.48, "mixed": 0.52}
@@ -93,7 +93,7 @@ def _study_of(index: int, seed: int) -> tuple[_Study, int]:
     dealer = np.random.default_rng((seed, 1, chunk))
     number = 0
     while True:
-        size = int(dealer.choice((1, 2, 3, 4), p=(0.4, 0.33, 0.15, 0.12)))
+        size = int(dealer.choice((1, 2, 3, 4), p=(0.5, 0.3, 0.12, 0.08)))
         if place < size:
             break
         place, number = place - size, number + 1
@@ -107,7 +107,7 @@ def _study_of(index: int, seed: int) -> tuple[_Study, int]:
     if rng.random() < 0.3:
         views = ("lateral", "frontal", "oblique")
     kind = str(rng.choice(KINDS, p=_KIND_SHARES))
-    displaced = kind != "hairline" and bool(rng.random() < 0.55)
+    displaced = kind != "hairline" and bool(rng.random() < 0.7)
     study = _Study(
         number=chunk * _CHUNK + number,
         seed=key,
@@ -117,9 +117,9 @@ def _study_of(index: int, seed: int) -> tuple[_Study, int]:
         views=views,
         kind=kind,
         displaced=displaced,
-        hardware=bool(rng.random() < (0.13 if broken else 0.03)),
-        plaster=bool(rng.random() < (0.10 if broken else 0.05)) and region in {"hand", "leg", "mixed"},
-        child=bool(rng.random() < 0.22),
+        hardware=bool(rng.random() < (0.16 if broken else 0.02)),
+        plaster=bool(rng.random() < (0.20 if broken else 0.03)) and region in {"hand", "leg", "mixed"},
+        child=bool(rng.random() < 0.08),
     )
     return study, place
 
@@ -128,10 +128,10 @@ def _placement(study: _Study, rng: np.random.Generator, multiscan: bool) -> np.n
     """The 2 x 3 similarity from the anatomy's coordinates to the film's."""
     width, height = study.device.size
     trunk = study.region in {"hip", "shoulder"}
-    angle = rng.normal(0, 3 if trunk else 7)
-    if width > height and not trunk and not multiscan and rng.random() < 0.5:
+    angle = rng.normal(0, 3 if trunk else 5)
+    if width > height and not trunk and not multiscan and rng.random() < 0.3:
         angle += rng.choice((-90, 90))
-    scale = rng.uniform(0.95, 1.15) * (rng.uniform(0.9, 1.25) if not trunk else 1.0)
+    scale = rng.uniform(0.9, 1.1) * {"hand": 1.7, "leg": 1.4, "mixed": 1.6}.get(study.region, 1.15)
     c, s = scale * np.cos(np.deg2rad(angle)), scale * np.sin(np.deg2rad(angle))
     matrix = np.array([[c, -s], [s, c]]) @ np.diag([-1.0 if study.number % 2 else 1.0, 1.0])
     centre = (width / 2 + rng.uniform(-22, 22), height / 2 + rng.uniform(-24, 24))
@@ -150,12 +150,12 @@ def _plan_break(study: _Study, bone: Bone, at: float, rng: np.random.Generator) 
     elif kind == "hairline":
         slope = rng.uniform(-0.9, 0.9)
     hair = kind == "hairline"
-    gap = wide * (rng.uniform(0.8, 1.2) if hair else rng.uniform(1.3, 2.4))
-    depth = rng.uniform(0.35, 0.6) if hair else rng.uniform(0.6, 0.95)
+    gap = wide * (rng.uniform(1.4, 2.2) if hair else rng.uniform(3.0, 5.0))
+    depth = rng.uniform(0.5, 0.75) if hair else rng.uniform(0.85, 1.0)
     length = bone_length(bone)
     arm = min(at, length - at)
-    shift = rng.choice((-1, 1)) * rng.uniform(0.35, 1.1) * r if study.displaced else 0.0
-    apex = rng.choice((-1, 1)) * rng.uniform(0.02, 0.12) * min(arm, 110) if study.displaced else 0.0
+    shift = rng.choice((-1, 1)) * rng.uniform(0.8, 1.8) * r if study.displaced else 0.0
+    apex = rng.choice((-1, 1)) * rng.uniform(0.04, 0.22) * min(arm, 110) if study.displaced else 0.0
     teeth = tuple(float(t) for t in rng.normal(0, 0.09 * r if not hair else 0.04 * r, 9))
     return Break(
         kind,
@@ -177,6 +177,20 @@ def _box(points: np.ndarray, size: tuple[int, int], pad: float) -> Box:
     return int(low[0]), int(low[1]), int(high[0] - low[0]), int(high[1] - low[1])
 
 
+def _neighbour(anatomy: Anatomy, broken: int, point: tuple[float, float]) -> tuple[int, float] | None:
+    """The parallel shaft beside a break, and where along it the break would continue."""
+    ahead = np.subtract(anatomy.bones[broken].stop, anatomy.bones[broken].start)
+    for j, bone in enumerate(anatomy.bones):
+        along = np.subtract(bone.stop, bone.start)
+        length = bone_length(bone)
+        at = float(np.subtract(point, bone.start) @ along) / length
+        parallel = abs(along @ ahead) > 0.97 * length * np.hypot(*ahead)
+        if j != broken and bone.weight >= 2 and parallel and 0.12 * length < at < 0.88 * length:
+            if np.hypot(*np.subtract(on_bone(bone, at), point)) < 8 * bone.radius:
+                return j, at
+    return None
+
+
 def _choose_break(study: _Study, anatomy: Anatomy, rng: np.random.Generator) -> dict[int, Break]:
     """Which bone is broken and how; the study fixes the order of preference, the film what can be seen."""
     own = np.random.default_rng((*study.seed, 5))
@@ -191,7 +205,13 @@ def _choose_break(study: _Study, anatomy: Anatomy, rng: np.random.Generator) -> 
         for f in tries:
             x, y = on_bone(bone, f * length)
             if 34 < x < width - 34 and 34 < y < height - 34:
-                return {int(i): _plan_break(study, bone, float(f * length), rng)}
+                breaks = {int(i): _plan_break(study, bone, float(f * length), rng)}
+                partner = _neighbour(anatomy, int(i), (x, y))
+                if study.displaced and partner and own.random() < 0.5:
+                    # What displaces one of two parallel bones often breaks the other.
+                    j, at = partner
+                    breaks[j] = _plan_break(study, anatomy.bones[j], at, rng)
+                return breaks
     raise AssertionError("no bone of the anatomy lies in the picture")
 
 
@@ -219,7 +239,7 @@ def draw_phantom(index: int, seed: int) -> Phantom:
     view = study.views[place % len(study.views)]
     anatomy = lay_out(study.region, view, np.random.default_rng((*study.seed, 4)))
     label = int(study.broken and rng.random() < _SHOWN)
-    multiscan = study.region in {"hand", "leg"} and view == "frontal" and bool(rng.random() < 0.12)
+    multiscan = study.region in {"hand", "leg"} and view == "frontal" and bool(rng.random() < 0.07)
     matrix = _placement(study, rng, multiscan)
     anatomy = _side_by_side(anatomy, matrix, study.device.size) if multiscan else anatomy.placed(matrix)
 
@@ -228,7 +248,7 @@ def draw_phantom(index: int, seed: int) -> Phantom:
     attenuation = paint_tissue((height, width), anatomy.tissues, muscle, rng.uniform(7, 12) if study.plaster else 0.0)
     if anatomy.strips or anatomy.plates:
         attenuation += paint_flat_bones((height, width), anatomy.strips, anatomy.plates)
-    physis = float(rng.uniform(0.3, 0.6)) if study.child else 0.0
+    physis = float(rng.uniform(0.2, 0.45)) if study.child else 0.0
     for i, bone in enumerate(anatomy.bones):
         paint_bone(attenuation, bone, _trabeculae(), physis if bone.weight else 0.0, breaks.get(i))
     hardware = study.hardware and not multiscan
@@ -284,7 +304,7 @@ def _paint_confounders(attenuation: np.ndarray, anatomy: Anatomy, study: _Study,
 
     shafts = [b for b in anatomy.bones if b.weight >= 2]
     for bone in shafts:
-        if rng.random() < 0.4:
+        if rng.random() < 0.3:
             # A nutrient canal: thin, oblique, through one cortex only.
             at, side = rng.uniform(0.3, 0.7) * bone_length(bone), rng.choice((-1, 1)) * bone.radius
             a, b = on_bone(bone, at, side), on_bone(bone, at + rng.uniform(1.2, 2.5) * bone.radius, 0.3 * side)

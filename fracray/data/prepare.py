@@ -14,7 +14,7 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fracray.config import DataConfig
+from fracray.config import PHANTOM, DataConfig
 from fracray.data.audit import AUDIT_VERSION, Baseline, examine, no_pixel_baselines
 from fracray.data.ingest import Shards, ingest
 from fracray.data.manifest import Flow, Manifest
@@ -23,7 +23,6 @@ from fracray.data.sources import open_source, read_fracatlas
 from fracray.data.splits import assign_splits
 from fracray.errors import InputError
 
-PHANTOM = "phantom"
 PHANTOM_NOTICE = (
     "No data named: using the embedded phantom radiographs, which are synthetic. For FracAtlas, download "
     "https://doi.org/10.6084/m9.figshare.22363012 and give its folder or zip with --data PATH."
@@ -35,16 +34,29 @@ class Prepared:
     """A data set ready for training.
 
     table: one row per used radiograph, in the order of the shards' rows, with at least image_id, label, group and
-    split. flow: files found to images used. baselines: what a predictor that sees no pixel reaches on this split.
+    split. baselines: what a predictor that sees no pixel reaches on this split.
     """
 
     origin: str
+    manifest: Manifest
     shards: Shards
     table: pd.DataFrame
-    flow: Flow
     baselines: tuple[Baseline, ...]
-    notes: tuple[str, ...]
-    fingerprint: str
+
+    @property
+    def flow(self) -> Flow:
+        """From files found to images used."""
+        return self.manifest.flow()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the audit says of single images."""
+        return self.manifest.notes()
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal files and labels."""
+        return self.manifest.fingerprint()
 
     def rows(self, part: str) -> np.ndarray:
         """The shard rows of 'train', 'val', 'test' or 'all', ascending."""
@@ -93,7 +105,7 @@ def prepare(config: DataConfig, console: Console, split: bool = True) -> Prepare
     manifest = _manifest(root, cache, console)
     if split:
         manifest = assign_splits(manifest, config.split)
-    with _progress(console, f"ingesting at {config.size} px") as step:
+    with progress_bar(console, f"ingesting at {config.size} px") as step:
         shards = ingest(manifest, config.size, cache, step)
     table = manifest.used.reset_index(drop=True)
     return Prepared(
@@ -102,16 +114,14 @@ def prepare(config: DataConfig, console: Console, split: bool = True) -> Prepare
         else str(config.source),
         shards=shards,
         table=table,
-        flow=manifest.flow(),
+        manifest=manifest,
         baselines=no_pixel_baselines(table, seed=config.split.seed) if split else (),
-        notes=manifest.notes(),
-        fingerprint=manifest.fingerprint(),
     )
 
 
 def _phantom(config: DataConfig, cache: Path, console: Console) -> Path:
     folder = cache / f"phantom-{config.phantom.count}-{config.phantom.seed}"
-    with _progress(console, "drawing phantoms") as step:
+    with progress_bar(console, "drawing phantoms") as step:
         return write_phantoms(folder, config.phantom, step)
 
 
@@ -121,7 +131,7 @@ def _manifest(root: Path, cache: Path, console: Console) -> Manifest:
     if path.exists():
         return replace(Manifest.read(path), root=root)
     manifest = read_fracatlas(root)
-    with _progress(console, "examining radiographs") as step:
+    with progress_bar(console, "examining radiographs") as step:
         manifest = examine(manifest, step)
     path.parent.mkdir(parents=True, exist_ok=True)
     manifest.write(path)
@@ -139,12 +149,13 @@ def _listing_key(root: Path) -> str:
     return digest.hexdigest()[:32]
 
 
-class _progress:  # noqa: N801 - reads as the verb it is where it is used
+class progress_bar:  # noqa: N801 - used as `with progress_bar(...)`, like the functions of contextlib
     """A progress bar that appears with its first step and is gone when the work is done."""
 
     def __init__(self, console: Console, what: str) -> None:
         self._bar = Progress(
-            TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console, transient=True
+            TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console,
+            transient=True, disable=not console.is_terminal
         )
         self._task = self._bar.add_task(what, total=None)
 

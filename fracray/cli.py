@@ -1,0 +1,30 @@
+"""The `fracray` command: one verb per line, no logic."""
+
+import importlib
+import sys
+
+from fracray.errors import run_verb
+
+VERBS = {
+    "tune": ("fracray.tune", "search regularisation and augmentation with Ray Tune and Optuna"),
+    "train": ("fracray.train", "train one config on one or more workers with Ray Train"),
+    "fetch": ("fracray.fetch", "bring the best checkpoints out of a run"),
+    "evaluate": ("fracray.evaluate", "score a checkpoint on a split or on other radiographs"),
+    "data": ("fracray.data.__main__", "check a data set, draw phantoms and contact sheets"),
+}
+
+
+def usage() -> str:
+    verbs = "\n".join(f"  {verb:<10}{words}" for verb, (_, words) in VERBS.items())
+    return f"usage: fracray VERB ...\n\n{verbs}\n\n`fracray VERB --help` explains each; `python -m fracray.VERB` is the same command."
+
+
+def main() -> int:
+    verb, *rest = sys.argv[1:] or ["--help"]
+    if verb in ("-h", "--help"):
+        print(usage())
+        return 0
+    if verb not in VERBS:
+        print(f"error: '{verb}' is not a verb of fracray\n{usage()}", file=sys.stderr)
+        return 2
+    return run_verb(importlib.import_module(VERBS[verb][0]).main, rest)

@@ -1,0 +1,110 @@
+"""python -m fracray.data: check a data set, draw the phantoms, look at radiographs as the network sees them."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from fracray.cluster import connect
+from fracray.config import Config, PhantomConfig, parse_assignments
+from fracray.data.augment import Augmenter
+from fracray.data.phantom import contact_sheet, write_phantoms
+from fracray.data.prepare import prepare, progress_bar
+from fracray.errors import InputError, run_verb
+from fracray.run import data_source
+from fracray.show import new_console, say_phantom, say_prepared
+
+
+def parser() -> argparse.ArgumentParser:
+    cli = argparse.ArgumentParser(
+        prog="python -m fracray.data",
+        description="Check a data set, draw phantoms, look at radiographs.",
+        epilog="examples:\n"
+        "  python -m fracray.data check FracAtlas\n"
+        "  python -m fracray.data sheet FracAtlas --augmented --set augment.rotate=30 --to sheet.png\n"
+        "  python -m fracray.data phantom --count 500 --to phantoms\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = cli.add_subparsers(dest="verb", required=True)
+    check = verbs.add_parser(
+        "check", help="from files found to images used, the split, and what no pixel is needed for"
+    )
+    check.add_argument("path", help="a FracAtlas folder or zip, or 'phantom'")
+    check.add_argument(
+        "--manifest", metavar="FILE", help="also write the table of all files, with their split, as Parquet"
+    )
+    sheet = verbs.add_parser("sheet", help="a contact sheet of prepared radiographs as a PNG")
+    sheet.add_argument("path", help="a FracAtlas folder or zip, or 'phantom'")
+    sheet.add_argument("--to", required=True, metavar="FILE.png")
+    sheet.add_argument("--count", type=int, default=48, help="radiographs shown (default %(default)s)")
+    sheet.add_argument("--augmented", action="store_true", help="four draws of the training augmentation of each")
+    for verb in (check, sheet):
+        verb.add_argument(
+            "--set", action="append", default=[], metavar="PATH=VALUE", help="set one setting; repeatable"
+        )
+        verb.add_argument("--address", help="a Ray cluster (default: a local one)")
+    phantom = verbs.add_parser("phantom", help="synthetic radiographs in FracAtlas' layout")
+    phantom.add_argument("--to", required=True, metavar="DIR", help="a new folder")
+    phantom.add_argument("--count", type=int, default=PhantomConfig().count, help="(default %(default)s)")
+    phantom.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
+    return cli
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parser().parse_args(argv)
+    {"check": _check, "sheet": _sheet, "phantom": _phantom}[args.verb](args)
+
+
+def _config(args: argparse.Namespace) -> Config:
+    return Config().with_leaves({**parse_assignments(args.set), "data.source": data_source(args.path)}, "--set")
+
+
+def _check(args: argparse.Namespace) -> None:
+    console = new_console()
+    config = _config(args)
+    say_phantom(console, config)
+    with connect(args.address):
+        prepared = prepare(config.data, console)
+    say_prepared(console, prepared)
+    if args.manifest:
+        prepared.manifest.write(args.manifest)
+        console.print(f"written: {args.manifest}")
+
+
+def _sheet(args: argparse.Namespace) -> None:
+    console = new_console()
+    config = _config(args)
+    with connect(args.address):
+        prepared = prepare(config.data, console)
+    images = prepared.shards.load()
+    draws = 4 if args.augmented else 1
+    rows = np.sort(np.random.default_rng(config.train.seed).permutation(len(images))[: max(1, args.count // draws)])
+    tiles, captions = [], []
+    augmenter = Augmenter(config.augment, config.train.seed)
+    for row in rows:
+        label = "fractured" if prepared.table["label"].iloc[row] else ""
+        tiles.append(images[row])
+        captions.append(f"{prepared.table['image_id'].iloc[row]} {label}")
+        for epoch in range(draws - 1):
+            tiles.append(augmenter(images[row], epoch, int(row)))
+            captions.append(f"epoch {epoch + 1}")
+    if not cv2.imwrite(args.to, contact_sheet(tiles, 8, captions)):
+        raise InputError(f"--to {args.to}: cannot be written as a picture; name a .png in a folder that exists")
+    console.print(f"written: {args.to}")
+
+
+def _phantom(args: argparse.Namespace) -> None:
+    console = new_console()
+    target = Path(args.to)
+    if target.exists():
+        raise InputError(f"--to {target}: exists already; name a new folder")
+    config = Config().with_leaves({"data.phantom.count": args.count, "data.phantom.seed": args.seed}, "--count, --seed")
+    with progress_bar(console, "drawing phantoms") as step:
+        write_phantoms(target, config.data.phantom, step)
+    console.print(f"written: {target}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_verb(main))

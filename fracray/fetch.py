@@ -1,0 +1,118 @@
+"""python -m fracray.fetch: bring the best checkpoints out of a run, local or remote, as portable folders.
+
+What arrives is verified by the hashes in each checkpoint's config.json before it gets its final name.
+"""
+
+import argparse
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.progress import track
+
+from fracray.checkpoint import read_card, verify
+from fracray.errors import InputError, run_verb
+from fracray.run import BEST, EPOCHS, Folder, open_run, stored_config
+from fracray.show import new_console, new_table
+from fracray.space import LOWER_IS_BETTER, check_metric
+
+
+@dataclass(frozen=True)
+class Found:
+    """A trial of a run that kept a checkpoint, and the metric's value at the checkpoint's epoch."""
+
+    trial: str
+    value: float
+    epochs: int
+
+
+def parser() -> argparse.ArgumentParser:
+    cli = argparse.ArgumentParser(
+        prog="python -m fracray.fetch",
+        description="Copy the best checkpoints of a run into DIR, one folder each, verified by hash.",
+        epilog="examples:\n"
+        "  python -m fracray.fetch runs/atlas --to checkpoints\n"
+        "  python -m fracray.fetch s3://bucket/runs/atlas --top 3 --metric val_auroc --to checkpoints\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    cli.add_argument("run", help="a run folder of tune or train, as a path or URI")
+    cli.add_argument(
+        "--top", type=int, default=1, metavar="K", help="how many of the best trials (default %(default)s)"
+    )
+    cli.add_argument("--metric", help="ranked by this metric at each trial's best epoch (default: the searched one)")
+    cli.add_argument("--to", required=True, metavar="DIR", help="folder that receives them; made if need be")
+    return cli
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parser().parse_args(argv)
+    console = new_console()
+    if args.top < 1:
+        raise InputError(f"--top {args.top}: at least one checkpoint must be fetched")
+    run = open_run(args.run)
+    search = stored_config(run).search
+    metric = args.metric or (search.metric if isinstance(search.metric, str) else search.metric[0])
+    check_metric(metric, "--metric")
+    found = rank(run, metric)
+    if not found:
+        raise InputError(f"{run}: no trial has finished an epoch yet, so there is no checkpoint to fetch")
+    table = new_table(
+        "rank",
+        "trial",
+        metric,
+        "epoch",
+        "folder",
+        title=f"{min(args.top, len(found))} of {len(found)} checkpoints of {run}",
+    )
+    for place, trial in enumerate(track(found[: args.top], "fetching", console=console, transient=True), start=1):
+        target = Path(args.to) / trial.trial
+        fetch(run, trial.trial, target)
+        table.add_row(str(place), trial.trial, f"{trial.value:.4f}", str(read_card(target).epoch), str(target))
+    console.print(table)
+    console.print(f"next:\n  python -m fracray.evaluate {Path(args.to) / found[0].trial} --split test", soft_wrap=True)
+
+
+def rank(run: Folder, metric: str) -> list[Found]:
+    """The trials of a run that kept a checkpoint, best first."""
+    found = []
+    for trial in run.names("trials"):
+        folder = run.sub(f"trials/{trial}")
+        if folder.exists(EPOCHS) and folder.exists(f"{BEST}/config.json"):
+            history = folder.read_json(EPOCHS)
+            value = history[-1].get(f"best_{metric}")
+            if value is not None and value == value:
+                found.append(Found(trial, float(value), len(history)))
+    return sorted(found, key=lambda entry: (entry.value if metric in LOWER_IS_BETTER else -entry.value, entry.trial))
+
+
+def fetch(run: Folder, trial: str, target: Path) -> None:
+    """Copy one trial's checkpoint to `target`; one that is there already and whole is left, another is refused."""
+    source = run.sub(f"trials/{trial}")
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        source.download(BEST, partial)
+        verify(partial)
+        if target.exists():
+            if _same(partial, target):
+                return
+            raise InputError(f"{target}: is there already and is another checkpoint; remove it or choose another --to")
+        os.rename(partial, target)
+    except OSError as error:
+        raise InputError(f"--to {target.parent}: cannot be written: {error}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _same(fresh: Path, present: Path) -> bool:
+    names = {file.name for file in fresh.iterdir()}
+    return present.is_dir() and all(
+        (present / name).is_file() and (present / name).read_bytes() == (fresh / name).read_bytes() for name in names
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_verb(main))
