@@ -4,6 +4,7 @@ Listens to Tune and decides nothing.
 """
 
 import time
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,8 @@ def collect(run: Folder, study: optuna.Study, epochs: int) -> dict[int, TrialRow
 def better(row: TrialRow, other: TrialRow, metric: str, mode: str) -> bool:
     """Whether one trial beats another: in the metric at its best epoch or, as accuracies tie, in validation loss."""
     mine, theirs = row.best(metric), other.best(metric)
-    if mine != mine or theirs != theirs:
-        return theirs != theirs and mine == mine
+    if isnan(mine) or isnan(theirs):
+        return isnan(theirs) and not isnan(mine)
     if mine == theirs:
         return row.best("val_loss") < other.best("val_loss")
     return mine > theirs if mode == "max" else mine < theirs
@@ -89,8 +90,8 @@ def write_trials(run: Folder, rows: dict[int, TrialRow]) -> None:
         ]
     )
     if len(table):
-        for column in table.columns[table.dtypes == object]:
-            table[column] = table[column].map(lambda value: None if value is None or value != value else str(value))
+        for column in table.select_dtypes("object"):  # a searched setting may mix words, numbers and null
+            table[column] = table[column].map(str, na_action="ignore")
         sink = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_pandas(table, preserve_index=False), sink)
         run.write(TRIALS, sink.getvalue().to_pybytes())
@@ -206,7 +207,8 @@ class Board(tune.Callback):
 
     def _render(self) -> Group:
         best = best_row(self.rows, self._metric, self._mode)
-        words = f"{self._ended()} of {self._budget} trials, {_duration(time.monotonic() - self._started)} gone, {self._left()}"
+        gone = _duration(time.monotonic() - self._started)
+        words = f"{self._ended()} of {self._budget} trials, {gone} gone, {self._left()}"
         if best is not None:
             words += f"; best {self._metric} {best.best(self._metric):.4f} ({best.name})"
         return Group(self._table(ROWS_SHOWN), Text(words))
@@ -227,7 +229,7 @@ class Board(tune.Callback):
                 row.name,
                 row.state,
                 f"{len(row.history)}/{self._epochs}",
-                "" if value != value else f"{value:.4f}",
+                "" if isnan(value) else f"{value:.4f}",
                 *(cell(row.leaves[path]) if path in row.leaves else "" for path in paths),
                 style="bold green" if row is best else "dim" if row.state in (FAILED, WAITING) else "",
             )

@@ -16,7 +16,8 @@ VERBS = {
 
 def usage() -> str:
     verbs = "\n".join(f"  {verb:<10}{words}" for verb, (_, words) in VERBS.items())
-    return f"usage: fracray VERB ...\n\n{verbs}\n\n`fracray VERB --help` explains each; `python -m fracray.VERB` is the same command."
+    more = "`fracray VERB --help` explains each; `python -m fracray.VERB` is the same command."
+    return f"usage: fracray VERB ...\n\n{verbs}\n\n{more}"
 
 
 def main() -> int:

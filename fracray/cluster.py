@@ -70,20 +70,20 @@ def trials_at_once(workers: int, cpus: float, gpus: float, spare_cpus: float = 0
     if need_gpus > total_gpus:
         raise InputError(
             f"{workers} worker(s) with {gpus:g} GPU(s) each ask for {need_gpus:g} GPU(s), and the cluster has "
-            f"{total_gpus:g}; lower --workers-per-trial or --gpus-per-trial, or connect to a larger cluster with --address"
+            f"{total_gpus:g}; lower the workers or the GPUs of each, or connect to a larger cluster with --address"
         )
     if need_cpus + spare_cpus > total_cpus:
         data = f" and {spare_cpus:g} for Ray Data's tasks" if spare_cpus else ""
         raise InputError(
             f"{workers} worker(s) with {cpus:g} CPU(s) each ask for {need_cpus:g} CPU(s){data}, and the cluster has "
-            f"{total_cpus:g}; lower the workers or their CPUs (--cpus-per-trial), or connect to a larger cluster with --address"
+            f"{total_cpus:g}; lower the workers or the CPUs of each, or connect to a larger cluster with --address"
         )
     fit = int((total_cpus - spare_cpus + 1e-9) / need_cpus)
     if need_gpus:
         fit = min(fit, int((total_gpus + 1e-9) / need_gpus))
     if asked is not None and asked > fit:
         raise InputError(
-            f"--concurrent {asked}: only {fit} trial(s) fit the cluster at once ({total_cpus:g} CPUs, {total_gpus:g} GPUs); "
-            "lower --concurrent or what each trial asks for"
+            f"--concurrent {asked}: only {fit} trial(s) fit the cluster at once "
+            f"({total_cpus:g} CPUs, {total_gpus:g} GPUs); lower --concurrent or what each trial asks for"
         )
     return asked or fit

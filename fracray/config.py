@@ -64,7 +64,7 @@ class DataConfig(Section):
         "auto",
         description="who augments: the worker from memory, or Ray Data's tasks; auto takes memory where the set fits",
     )
-    cache: str | None = Field(None, description="folder for prepared shards; default $FRACRAY_CACHE or ~/.cache/fracray")
+    cache: str | None = Field(None, description="for prepared shards; default $FRACRAY_CACHE or ~/.cache/fracray")
 
 
 class AugmentConfig(Section):
@@ -104,7 +104,7 @@ class TrainConfig(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     clip_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="largest gradient norm; 0 turns clipping off")
     ema: Rate = Field(0.98, description="decay of the averaged weights that are validated and saved; 0 turns it off")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device is faster at it")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where it is faster")
     channels_last: bool = True
     compile: bool = Field(False, description="torch.compile the network")
     threads: int | None = Field(None, ge=1, description="CPU threads of a worker; default its share of the machine")
@@ -133,7 +133,7 @@ class SchedulerConfig(Section):
 class SearchConfig(Section):
     """The search: what is maximised, with how many trials, on which share of the machines."""
 
-    metric: str | tuple[str, ...] = Field("val_accuracy", description="a reported metric; a list searches a Pareto front")
+    metric: str | tuple[str, ...] = Field("val_accuracy", description="a reported metric, or a list for a Pareto front")
     mode: Literal["max", "min"] = "max"
     trials: int = Field(16, ge=1)
     sampler: SamplerConfig = SamplerConfig()
@@ -220,7 +220,7 @@ def _in_words(fault: Any, where: str) -> str:
 
 
 def parse_assignments(assignments: Iterable[str], flag: str = "--set") -> dict[str, Any]:
-    """`path=value` words into typed leaves; the value is read as YAML, so 1e-3, true, null and [a, b] mean what they say."""
+    """`path=value` words into typed leaves; the value is YAML: 1e-3, true, null and [a, b] mean what they say."""
     leaves: dict[str, Any] = {}
     for word in assignments:
         path, equals, text = word.partition("=")

@@ -7,6 +7,7 @@ images of one group are not independent. Beside every score stands that of predi
 import argparse
 import json
 from collections.abc import Sequence
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ FEW_GROUPS = 10  # below this many groups a bootstrap over them understates the 
 def parser() -> argparse.ArgumentParser:
     cli = argparse.ArgumentParser(
         prog="python -m fracray.evaluate",
-        description="Score a checkpoint: accuracy, AUROC, sensitivity and more, each with a 95% interval bootstrapped over "
-        "groups, at the threshold fixed on validation, beside predictors that see no pixel.",
+        description="Score a checkpoint: accuracy, AUROC, sensitivity and more, each with a 95% interval bootstrapped "
+        "over groups, at the threshold fixed on validation, beside predictors that see no pixel.",
         epilog="examples:\n"
         "  python -m fracray.evaluate checkpoints/t0007 --data FracAtlas --split test\n"
         "  python -m fracray.evaluate runs/first --json scores.json\n"
@@ -73,12 +74,13 @@ def main(argv: Sequence[str]) -> None:
     probabilities = card.calibration.apply(logits)
     intervals = bootstrap(labels, probabilities, groups, card.threshold, seed=args.seed)
     count = len(set(groups))
-    title = (
-        f"{card.trial or checkpoint.folder.name}, epoch {card.epoch}, on {_words(part, prepared, card.data_fingerprint)}: "
-        f"{len(rows)} radiographs in {count} groups, {labels.mean():.1%} fractured; threshold {card.threshold:.3f} "
-        "fixed on validation"
+    console.print(
+        f"\n{card.trial or checkpoint.folder.name}, epoch {card.epoch}, "
+        f"on {_words(part, prepared, card.data_fingerprint)}: {len(rows)} radiographs in {count} groups, "
+        f"{labels.mean():.1%} fractured; decision threshold {card.threshold:.3f}, fixed on validation",
+        soft_wrap=True,
     )
-    console.print(scores_table(title, intervals, prepared.baselines, part))
+    console.print(scores_table(intervals, prepared.baselines, part))
     if count < FEW_GROUPS:
         console.print(f"note: only {count} groups: the intervals understate how far the scores may be off")
     if part == "all" and prepared.fingerprint == card.data_fingerprint:
@@ -188,7 +190,7 @@ def _write_json(
 
 
 def _finite(value: float) -> float | None:
-    return None if value != value else value
+    return None if isnan(value) else value
 
 
 if __name__ == "__main__":

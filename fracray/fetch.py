@@ -9,6 +9,7 @@ import shutil
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 
 from rich.progress import track
@@ -83,7 +84,7 @@ def rank(run: Folder, metric: str) -> list[Found]:
         if folder.exists(EPOCHS) and folder.exists(f"{BEST}/config.json"):
             history = folder.read_json(EPOCHS)
             value = history[-1].get(f"best_{metric}")
-            if value is not None and value == value:
+            if value is not None and not isnan(value):
                 found.append(Found(trial, float(value), len(history)))
     return sorted(found, key=lambda entry: (entry.value if metric in LOWER_IS_BETTER else -entry.value, entry.trial))
 

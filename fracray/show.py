@@ -5,6 +5,7 @@ Takes values and returns renderables; decides nothing and computes nothing but t
 
 import sys
 from collections.abc import Mapping, Sequence
+from math import isnan, nan
 from typing import Any
 
 from rich import box
@@ -37,8 +38,7 @@ def new_console() -> Console:
 
 def new_table(*headings: str, title: str | None = None) -> Table:
     """A table in the house's style, which stays readable when copied as text."""
-    table = Table(*headings, title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    return table
+    return Table(*headings, title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def say_phantom(console: Console, config: Config) -> None:
@@ -51,8 +51,11 @@ def say_flow(console: Console, prepared: Prepared) -> None:
     """Where the radiographs come from, and the flow from files found to images used."""
     console.print(f"data: {prepared.origin}", soft_wrap=True)
     console.print(f"flow: {prepared.flow.summary()}", soft_wrap=True)
-    for note in prepared.notes:
-        console.print(f"note: {note}", soft_wrap=True)
+    if prepared.notes:
+        console.print(
+            f"notes on {len(prepared.notes)} single images: see python -m fracray.data check {prepared.config.source}",
+            soft_wrap=True,
+        )
 
 
 def say_prepared(console: Console, prepared: Prepared) -> None:
@@ -76,24 +79,25 @@ def baseline_words(baselines: Sequence[Baseline], part: str) -> str:
     words = []
     for baseline in baselines:
         if baseline.part == part:
-            auroc = "" if baseline.auroc != baseline.auroc else f", AUROC {baseline.auroc:.3f}"
+            auroc = "" if isnan(baseline.auroc) else f", AUROC {baseline.auroc:.3f}"
             words.append(f"{baseline.name}: accuracy {baseline.accuracy:.3f}{auroc}")
     return "; ".join(words)
 
 
 def epoch_line(metrics: Mapping[str, float], epochs: int) -> str:
     """One epoch in one line."""
+    accuracy, auroc = (metrics.get(name, nan) for name in ("val_accuracy", "val_auroc"))
     return (
-        f"epoch {metrics['epoch']:>3.0f}/{epochs}  train loss {metrics['train_loss']:.4f}  val loss {metrics['val_loss']:.4f}  "
-        f"val accuracy {metrics.get('val_accuracy', float('nan')):.4f}  val AUROC {metrics.get('val_auroc', float('nan')):.4f}  "
+        f"epoch {metrics['epoch']:>3.0f}/{epochs}  train loss {metrics['train_loss']:.4f}  "
+        f"val loss {metrics['val_loss']:.4f}  val accuracy {accuracy:.4f}  val AUROC {auroc:.4f}  "
         f"{metrics['seconds']:.1f} s"
     )
 
 
-def scores_table(title: str, scores: Mapping[str, float | Interval], baselines: Sequence[Baseline], part: str) -> Table:
+def scores_table(scores: Mapping[str, float | Interval], baselines: Sequence[Baseline], part: str) -> Table:
     """Scores by metric, with their intervals where known, beside those of the predictors that see no pixel."""
     beside = [baseline for baseline in baselines if baseline.part == part]
-    table = new_table("metric", title=title)
+    table = new_table("metric")
     table.add_column("model", justify="right")
     if any(isinstance(value, Interval) for value in scores.values()):
         table.add_column("95% interval", justify="right")
@@ -112,7 +116,7 @@ def scores_table(title: str, scores: Mapping[str, float | Interval], baselines: 
 
 
 def _cell(value: Any) -> str:
-    return "" if value is None or value != value else f"{value:.3f}"
+    return "" if value is None or isnan(value) else f"{value:.3f}"
 
 
 def say_next_steps(console: Console, run: Folder, checkpoint: str, source: str) -> None:

@@ -83,8 +83,8 @@ def main(argv: Sequence[str]) -> None:
     best = {
         name.removeprefix("best_val_"): value for name, value in history[-1].items() if name.startswith("best_val_")
     }
-    console.print()
-    console.print(scores_table(f"best of {len(history)} epochs, validation", best, prepared.baselines, "val"))
+    console.print(f"\nbest of {len(history)} epochs, on validation:")
+    console.print(scores_table(best, prepared.baselines, "val"))
     say_next_steps(console, run, f"trials/{trial_name(TRIAL)}/{BEST}", config.data.source)
 
 
@@ -113,7 +113,7 @@ def _shares(args: argparse.Namespace) -> tuple[float, float]:
 
 
 def make_job(config: Config, run: Folder, prepared: Prepared) -> Job:
-    """What the trials of a run share, with the images in memory or left to Ray Data's stream; written down in the run."""
+    """What the trials of a run share, images in memory or left to Ray Data's stream; written down in the run."""
     chosen = config.data.stream
     if chosen == "auto":
         chosen = "memory" if fits_in_memory(prepared.shards) else "ray"

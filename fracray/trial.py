@@ -24,7 +24,10 @@ from fracray.run import BEST, EPOCHS, STATE, Folder, trial_folder, trial_name
 
 @dataclass(frozen=True)
 class Job:
-    """What all trials of a run share. `images` (N, S, S) uint8 is shared read-only; None has Ray Data stream the shards."""
+    """What all trials of a run share.
+
+    images: (N, S, S) uint8, shared read-only; None has Ray Data stream the shards instead.
+    """
 
     config: Config
     run: Folder

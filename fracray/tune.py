@@ -232,8 +232,9 @@ def _search(space: SearchSpace, job: Job, console: Console) -> bool:
             console.print(f"all {budget} trials are done; --trials with a larger number adds more")
             return True
         console.print(
-            f"searching {len(space.dimensions)} settings with {search.sampler.name} and {search.scheduler.name}: {missing} of "
-            f"{budget} trials to run, {concurrent} at a time, up to {space.config.train.epochs} epochs each; run folder {job.run}",
+            f"searching {len(space.dimensions)} settings with {search.sampler.name} and {search.scheduler.name}: "
+            f"{missing} of {budget} trials to run, {concurrent} at a time, "
+            f"up to {space.config.train.epochs} epochs each; run folder {job.run}",
             soft_wrap=True,
         )
         board = Board(space, job.run, searcher.study, journal, concurrent, budget, console)
@@ -312,14 +313,16 @@ def _summary(space: SearchSpace, run: Folder, prepared: Prepared, console: Conso
         for name, value in best.history[-1].items()
         if name.startswith("best_val_")
     }
-    console.print(scores_table(f"{best.name} on validation", scores, prepared.baselines, "val"))
+    console.print(f"{best.name} on validation:")
+    console.print(scores_table(scores, prepared.baselines, "val"))
     say_next_steps(console, run, BEST, space.config.data.source)
 
 
 def _gain(winner: Path, default: Path, metric: str) -> Interval:
     """The winner's metric less the default's on the same validation images, resampled by group."""
     ours, theirs = read_predictions(winner), read_predictions(default)
-    assert ours is not None and theirs is not None, "a trial's checkpoint always carries its validation predictions"
+    assert ours is not None, "a trial's checkpoint always carries its validation predictions"
+    assert theirs is not None
     assert (ours["image_id"] == theirs["image_id"]).all()
     card, base = read_card(winner), read_card(default)
     return paired_gain(

@@ -67,6 +67,10 @@ def _check(args: argparse.Namespace) -> None:
     say_phantom(console, config)
     with connect(args.address):
         prepared = prepare(config.data, console)
+    for line in prepared.flow.lines():
+        console.print(line)
+    for note in prepared.notes:
+        console.print(f"note: {note}", soft_wrap=True)
     say_prepared(console, prepared)
     if args.manifest:
         prepared.manifest.write(args.manifest)

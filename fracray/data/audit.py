@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
+from sklearn.model_selection import GroupKFold
 from sklearn.neighbors import KNeighborsClassifier
 
 from fracray.data.duplicates import Link, connected_sets, equal, near_duplicates
@@ -194,32 +195,50 @@ def no_pixel_baselines(
     train = table[table["split"] == "train"]
     if train.empty:
         return ()
-    scorers = {"majority": _majority(train), "tags": _tags(train, seed)}
-    if all(file_number(image_id) for image_id in table["image_id"]):
-        scorers["id neighbours"] = _neighbours(train)
-    baselines = []
-    for part in parts:
-        rows = table[table["split"] == part]
-        if rows.empty:
-            continue
-        label = rows["label"].to_numpy()
-        both = len(set(label)) == 2
-        for name, score in scorers.items():
-            probability = score(rows)
-            predicted = (probability > 0.5).astype(int)
-            baselines.append(
-                Baseline(
-                    name=name,
-                    part=part,
-                    accuracy=float(accuracy_score(label, predicted)),
-                    balanced_accuracy=float(balanced_accuracy_score(label, predicted) if both else np.nan),
-                    auroc=float(roc_auc_score(label, probability) if both else np.nan),
-                )
-            )
-    return tuple(baselines)
+    scorers = _fit_scorers(train, table, seed)
+    return tuple(
+        _baseline(name, part, rows["label"].to_numpy(), scorer(rows))
+        for part in parts
+        if len(rows := table[table["split"] == part])
+        for name, scorer in scorers.items()
+    )
+
+
+def cross_fitted_baselines(table: pd.DataFrame, seed: int = 0, folds: int = 5) -> tuple[Baseline, ...]:
+    """The same predictors on a whole table, part 'all', each image scored by predictors fitted to other groups.
+
+    For data that was never divided into parts; its rows need `group`. Empty where there are fewer than two groups.
+    """
+    folds = min(folds, table["group"].nunique())
+    if folds < 2:
+        return ()
+    probability: dict[str, np.ndarray] = {}
+    for fitted, scored in GroupKFold(folds, shuffle=True, random_state=seed).split(table, groups=table["group"]):
+        for name, scorer in _fit_scorers(table.iloc[fitted], table, seed).items():
+            probability.setdefault(name, np.empty(len(table)))[scored] = scorer(table.iloc[scored])
+    return tuple(_baseline(name, "all", table["label"].to_numpy(), found) for name, found in probability.items())
+
+
+def _baseline(name: str, part: str, label: np.ndarray, probability: np.ndarray) -> Baseline:
+    predicted = (probability > 0.5).astype(int)
+    both = len(set(label)) == 2
+    return Baseline(
+        name=name,
+        part=part,
+        accuracy=float(accuracy_score(label, predicted)),
+        balanced_accuracy=float(balanced_accuracy_score(label, predicted) if both else np.nan),
+        auroc=float(roc_auc_score(label, probability) if both else np.nan),
+    )
 
 
 Scorer = Callable[[pd.DataFrame], np.ndarray]
+
+
+def _fit_scorers(train: pd.DataFrame, table: pd.DataFrame, seed: int) -> dict[str, Scorer]:
+    scorers = {"majority": _majority(train), "tags": _tags(train, seed)}
+    if all(file_number(image_id) for image_id in table["image_id"]):
+        scorers["id neighbours"] = _neighbours(train)
+    return scorers
 
 
 def _majority(train: pd.DataFrame) -> Scorer:

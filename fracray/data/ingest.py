@@ -182,7 +182,8 @@ def _write(manifest: Manifest, size: int, folder: Path, progress: Progress | Non
         files.sort(key=lambda file: file.first)
         if sum(file.count for file in files) != len(used):
             raise RunError(f"{partial}: {len(used)} radiographs went in, but fewer came out; run again")
-        (partial / "index.json").write_text(json.dumps({"size": size, "files": [asdict(file) for file in files]}, indent=1))
+        index = {"size": size, "files": [asdict(file) for file in files]}
+        (partial / "index.json").write_text(json.dumps(index, indent=1))
         _rename(partial, folder)
     except OSError as error:
         raise RunError(f"{partial}: cannot write shards: {error}; free space or choose another data.cache") from None

@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fracray.config import PHANTOM, DataConfig
-from fracray.data.audit import AUDIT_VERSION, Baseline, examine, no_pixel_baselines
+from fracray.data.audit import AUDIT_VERSION, Baseline, cross_fitted_baselines, examine, no_pixel_baselines
 from fracray.data.ingest import Shards, ingest
 from fracray.data.manifest import Flow, Manifest
 from fracray.data.phantom import write_phantoms
 from fracray.data.sources import open_source, read_fracatlas
-from fracray.data.splits import assign_splits
+from fracray.data.splits import assign_splits, name_groups
 from fracray.errors import InputError
 
 PHANTOM_NOTICE = (
@@ -37,11 +37,18 @@ class Prepared:
     split. baselines: what a predictor that sees no pixel reaches on this split.
     """
 
-    origin: str
+    config: DataConfig
     manifest: Manifest
     shards: Shards
     table: pd.DataFrame
     baselines: tuple[Baseline, ...]
+
+    @property
+    def origin(self) -> str:
+        """Where the radiographs come from, in words."""
+        drawn = self.config.phantom
+        phantom = f"phantom ({drawn.count} drawn, seed {drawn.seed})"
+        return phantom if self.config.source == PHANTOM else self.config.source
 
     @property
     def flow(self) -> Flow:
@@ -97,25 +104,23 @@ def cache_folder(config: DataConfig) -> Path:
 def prepare(config: DataConfig, console: Console, split: bool = True) -> Prepared:
     """Prepare the data set that `config` names, showing progress; Ray must be up.
 
-    With `split` False no part is assigned and no baseline computed, for sets that are only evaluated.
+    With `split` False no part is assigned, for sets that are only evaluated as a whole.
     Raises InputError for whatever is wrong with the files, naming them.
     """
     cache = cache_folder(config)
     root = _phantom(config, cache, console) if config.source == PHANTOM else open_source(config.source, cache)
     manifest = _manifest(root, cache, console)
-    if split:
-        manifest = assign_splits(manifest, config.split)
+    manifest = assign_splits(manifest, config.split) if split else name_groups(manifest, config.split.block)
     with progress_bar(console, f"ingesting at {config.size} px") as step:
         shards = ingest(manifest, config.size, cache, step)
     table = manifest.used.reset_index(drop=True)
+    seed = config.split.seed
     return Prepared(
-        origin=f"phantom ({config.phantom.count} drawn, seed {config.phantom.seed})"
-        if config.source == PHANTOM
-        else str(config.source),
+        config=config,
         shards=shards,
         table=table,
         manifest=manifest,
-        baselines=no_pixel_baselines(table, seed=config.split.seed) if split else (),
+        baselines=(*(no_pixel_baselines(table, seed=seed) if split else ()), *cross_fitted_baselines(table, seed=seed)),
     )
 
 
@@ -154,8 +159,13 @@ class progress_bar:  # noqa: N801 - used as `with progress_bar(...)`, like the f
 
     def __init__(self, console: Console, what: str) -> None:
         self._bar = Progress(
-            TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console,
-            transient=True, disable=not console.is_terminal
+            TextColumn(what),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
         )
         self._task = self._bar.add_task(what, total=None)
 

@@ -31,17 +31,15 @@ def assign_splits(manifest: Manifest, config: SplitConfig) -> Manifest:
     Equal manifest and config give equal splits. InputError when a part would stay empty, lack a class, or be off its
     wanted size by more than a factor of two.
     """
-    table = manifest.table.copy()
-    table["split"] = table["group"] = ""
     used = manifest.used.index
-    label = table.loc[used, "label"].to_numpy()
+    label = manifest.table.loc[used, "label"].to_numpy()
     if len(set(label)) < 2:
         raise InputError(
             f"{manifest.root}: the {len(used)} used images are not of both classes ({manifest.flow().summary()}); "
             "a classifier needs fractured and not fractured ones"
         )
-    group = _groups(manifest.used, config.block)
-    table.loc[used, "group"] = table.loc[used, "image_id"].to_numpy()[group]
+    table = name_groups(manifest, config.block).table
+    group = table.loc[used, "group"].to_numpy()
     rng = np.random.default_rng(config.seed)
     if config.protocol == "random":
         part = _deal_rows(label, config, rng)
@@ -50,6 +48,15 @@ def assign_splits(manifest: Manifest, config: SplitConfig) -> Manifest:
         part = _deal_groups(_counts(label, member, len(named)), config, rng)[member]
     _check(label, part, config, str(manifest.root), len(set(group)))
     table.loc[used, "split"] = np.array(SPLITS, dtype=object)[part]
+    return Manifest(table, manifest.root)
+
+
+def name_groups(manifest: Manifest, block: int) -> Manifest:
+    """Fill `group` of the used rows, as `assign_splits` explains, and clear `split`: for data that is not divided."""
+    table = manifest.table.copy()
+    table["split"] = table["group"] = ""
+    used = manifest.used.index
+    table.loc[used, "group"] = table.loc[used, "image_id"].to_numpy()[_groups(manifest.used, block)]
     return Manifest(table, manifest.root)
 
 
