@@ -1,0 +1,63 @@
+"""What all tests share: one small Ray, one thread, and a cache that is thrown away."""
+
+import logging
+import os
+
+import pytest
+
+# Read when Ray is imported or started, so set before either: what fracray.cluster.connect sets for a command.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.05")
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+RAY_CPUS = 2
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """FRACRAY_CACHE of this test run: nothing is read from or left in the user's own."""
+    folder = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("FRACRAY_CACHE")
+    os.environ["FRACRAY_CACHE"] = str(folder)
+    yield folder
+    if before is None:
+        del os.environ["FRACRAY_CACHE"]
+    else:
+        os.environ["FRACRAY_CACHE"] = before
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    # The networks here are tiny: threads that wait for one another cost more than they give.
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def ray_local(cache):
+    """A local Ray with two CPUs, up until the last test ends; `fracray.cluster.connect` finds it and uses it."""
+    import ray
+
+    from fracray.cluster import connect
+
+    ray.init(
+        address="local",
+        num_cpus=RAY_CPUS,
+        num_gpus=0,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    with connect(None):
+        yield
+    ray.shutdown()
