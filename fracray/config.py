@@ -213,8 +213,9 @@ def resolve(tree: Mapping[str, Any], where: str) -> Config:
 def _in_words(fault: Any, where: str) -> str:
     path = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
-        siblings = [leaf for leaf in LEAVES if leaf.rpartition(".")[0] == path.rpartition(".")[0]]
-        return f"{where}: '{path}' is not a setting{nearest(path, siblings or LEAVES)}"
+        depth = path.count(".") + 1
+        siblings = {".".join(leaf.split(".")[:depth]) for leaf in LEAVES}  # sections too
+        return f"{where}: '{path}' is not a setting{nearest(path, siblings)}"
     message = fault["msg"].removeprefix("Value error, ")
     return f"{where}: {path} = {fault['input']!r}: {message[:1].lower()}{message[1:]}"
 
