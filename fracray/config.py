@@ -5,7 +5,7 @@ path (`model.dropout`) in search spaces and `--set`. Imports neither Torch nor R
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -202,16 +202,17 @@ def check_path(path: str, where: str) -> None:
         raise InputError(f"{where}: '{path}' is not a setting{remedy}")
 
 
-def resolve(tree: Mapping[str, Any], where: str) -> Config:
-    """Validate a nested mapping into a Config; InputError names `where` and the dotted path of each fault."""
+def resolve(tree: Mapping[str, Any], where: str | Callable[[str], str]) -> Config:
+    """Validate a nested mapping into a Config; InputError names the dotted path of each fault and `where` it stands."""
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise InputError("; ".join(_in_words(fault, where) for fault in error.errors())) from None
 
 
-def _in_words(fault: Any, where: str) -> str:
+def _in_words(fault: Any, where: str | Callable[[str], str]) -> str:
     path = ".".join(str(part) for part in fault["loc"])
+    where = where if isinstance(where, str) else where(path)
     if fault["type"] == "extra_forbidden":
         depth = path.count(".") + 1
         siblings = {".".join(leaf.split(".")[:depth]) for leaf in LEAVES}  # sections too

@@ -5,8 +5,9 @@ is found here, before anything is launched. Knows nothing of Ray.
 """
 
 import math
+import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class Dimension:
     path: str
     distribution: BaseDistribution
     when: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+    where: str = "space"  # file and line, for messages
 
     def active(self, leaves: Mapping[str, Any]) -> bool:
         return all(leaves[path] in allowed for path, allowed in self.when)
@@ -64,7 +66,7 @@ class Dimension:
             count = round((spread.high - spread.low) / spread.step) + 1
             return [round(float(value), 12) for value in np.linspace(spread.low, spread.high, count)]
         raise InputError(
-            f"space.{self.path}: a grid needs a finite number of values; "
+            f"{self.where}: {self.path}: a grid needs a finite number of values; "
             f"use {{categorical: [...]}} or give the range a step: {{float: [low, high], step: s}}"
         )
 
@@ -106,24 +108,30 @@ class SearchSpace:
         """The values of every dimension, for a grid search; InputError where there is no finite grid."""
         for dimension in self.dimensions:
             if dimension.when:
-                raise InputError(f"{self.origin}: space.{dimension.path}: a grid takes no conditional dimensions")
+                raise InputError(f"{dimension.where}: {dimension.path}: a grid takes no conditional dimensions")
         return {dimension.path: dimension.grid() for dimension in self.dimensions}
 
     @property
     def grid_points(self) -> int | None:
-        """How many trials a grid search has at all; None for the other samplers."""
+        """How many trials a grid search has at all, the default's included; None for the other samplers."""
         if self.config.search.sampler.name != "grid":
             return None
-        return math.prod(len(values) for values in self.grid().values())
+        return math.prod(len(values) for values in self.grid().values()) + bool(self.defaults()[1])
+
+    def points(self) -> Iterator[dict[str, Any]]:
+        """The points of a grid, in an order drawn by the sampler's seed."""
+        grid = self.grid()
+        shape = tuple(len(values) for values in grid.values())
+        for index in np.random.default_rng(self.config.search.sampler.seed).permutation(math.prod(shape)):
+            places = np.unravel_index(index, shape)
+            yield {path: values[place] for (path, values), place in zip(grid.items(), places, strict=True)}
 
     def sampler(self, told: int = 0) -> optuna.samplers.BaseSampler:
         """Optuna's sampler of this search. `told` trials already stand in the study: a resumed search draws on."""
         settings = self.config.search.sampler
         seed = settings.seed + told
-        if settings.name == "random":
+        if settings.name in ("random", "grid"):  # a grid's points are put in line whole: nothing is left to sample
             return optuna.samplers.RandomSampler(seed=seed)
-        if settings.name == "grid":
-            return optuna.samplers.GridSampler(self.grid(), seed=settings.seed)
         if settings.name == "cmaes":
             return optuna.samplers.CmaEsSampler(n_startup_trials=settings.startup_trials, seed=seed)
         with warnings.catch_warnings():  # `group` is marked experimental, and has been since 2021
@@ -151,6 +159,13 @@ def _contains(distribution: BaseDistribution, value: Any) -> bool:
     return bool(distribution._contains(distribution.to_internal_repr(value)))
 
 
+def _words(spread: BaseDistribution) -> str:
+    if isinstance(spread, CategoricalDistribution):
+        return str(list(spread.choices))
+    assert isinstance(spread, FloatDistribution | IntDistribution)
+    return f"[{spread.low}, {spread.high}]" + (f" in steps of {spread.step}" if spread.step not in (None, 1) else "")
+
+
 def load_space(path: str | Path, overrides: Mapping[str, Any] | None = None) -> SearchSpace:
     """Read a search-space file; `overrides` are leaves set on the command line, which win over the file.
 
@@ -166,14 +181,21 @@ def load_space(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
         raise InputError(f"{origin}: no such search-space file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{origin}: not readable: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise InputError(f"{origin}{line}: not valid YAML: {error.problem}") from None
     except yaml.YAMLError as error:
         raise InputError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise InputError(f"{origin}: expected a mapping with the keys {', '.join(TOP_KEYS)}")
-    return _Reader(origin, _lines(node)).read(tree, overrides or {})
+    try:
+        lines = _lines(node, origin)
+    except RecursionError:
+        raise InputError(f"{origin}: an alias (*name) stands inside what it names; write the values out") from None
+    return _Reader(origin, lines).read(tree, overrides or {})
 
 
-def _lines(node: Any, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:
+def _lines(node: Any, origin: str, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:
     """The line on which every key of a YAML document stands, by its path of keys; a repeated key is refused."""
     lines: dict[tuple[str, ...], int] = {}
     if isinstance(node, yaml.MappingNode):
@@ -181,10 +203,11 @@ def _lines(node: Any, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], int
             path = (*prefix, str(key.value))
             if path in lines:
                 raise InputError(
-                    f"line {key.start_mark.line + 1}: '{key.value}' stands twice (first on line {lines[path]})"
+                    f"{origin}:{key.start_mark.line + 1}: '{key.value}' stands twice (first on line {lines[path]}); "
+                    "remove one of them"
                 )
             lines[path] = key.start_mark.line + 1
-            lines |= _lines(value, path)
+            lines |= _lines(value, origin, path)
     return lines
 
 
@@ -195,14 +218,30 @@ class _Reader:
         self._origin, self._lines = origin, lines
 
     def where(self, *keys: str) -> str:
-        line = self._lines.get(keys)
-        return f"{self._origin}:{line}" if line else self._origin
+        """File and line of a key, or of the nearest key around it that the file has."""
+        while keys and keys not in self._lines:
+            keys = keys[:-1]
+        return f"{self._origin}:{self._lines[keys]}" if keys else self._origin
+
+    def _first(self, *names: str) -> str:
+        """File and line of the first of these top-level keys that the file has."""
+        return self.where(next((name for name in names if (name,) in self._lines), ""))
+
+    def _place(self, path: str) -> str:
+        """File and line of a setting by its path in the config tree."""
+        section, *rest = path.split(".")
+        if section == "search":
+            return self.where(*rest)
+        if path == "train.epochs" and ("epochs",) in self._lines:
+            return self.where("epochs")
+        return self.where("base", section, *rest)
 
     def read(self, tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> SearchSpace:
         for key in tree:
             if key not in TOP_KEYS:
                 raise InputError(
-                    f"{self.where(str(key))}: unknown key '{key}'{nearest(str(key), TOP_KEYS)}; known are {', '.join(TOP_KEYS)}"
+                    f"{self.where(str(key))}: unknown key '{key}'{nearest(str(key), TOP_KEYS)}; known are "
+                    f"{', '.join(TOP_KEYS)}"
                 )
         base = self._mapping(tree, "base")
         if "search" in base:
@@ -210,9 +249,10 @@ class _Reader:
                 f"{self.where('base', 'search')}: settings of the search stand at the top of the file, not in base"
             )
         base = {**base, "search": {key: tree[key] for key in SEARCH_KEYS if key in tree}}
-        if "epochs" in tree:
-            base["train"] = {**(base.get("train") or {}), "epochs": tree["epochs"]}
-        config = resolve(base, self._origin).with_leaves(overrides, "--set")
+        train = base.get("train", {})
+        if "epochs" in tree and isinstance(train, dict):  # anything else is refused with the rest of the tree
+            base["train"] = {**train, "epochs": tree["epochs"]}
+        config = resolve(base, self._place).with_leaves(overrides, "--set")
         space = self._mapping(tree, "space")
         if not space:
             raise InputError(f"{self.where('space')}: no dimension to search; name at least one setting under space:")
@@ -221,9 +261,10 @@ class _Reader:
         )
         if not dimensions:
             raise InputError(
-                f"{self._origin}: --set fixes every dimension of the space, so that nothing is left to search; use fracray.train"
+                f"{self._origin}: --set fixes every dimension of the space, so that nothing is left to search; "
+                "use fracray.train"
             )
-        self._check_conditions(dimensions)
+        self._check_conditions(dimensions, config, overrides)
         self._check_search(config, dimensions)
         return SearchSpace(config, self._ordered(dimensions), self._origin)
 
@@ -246,19 +287,22 @@ class _Reader:
         for key in spec:
             if key not in (*KINDS, "step", "when"):
                 raise InputError(
-                    f"{self.where('space', path, str(key))}: {path}: unknown key '{key}'{nearest(str(key), (*KINDS, 'step', 'when'))}"
+                    f"{self.where('space', path, str(key))}: {path}: unknown key '{key}'"
+                    f"{nearest(str(key), (*KINDS, 'step', 'when'))}"
                 )
         if len(kinds) != 1:
             raise InputError(f"{where}: {path}: expected exactly one kind of {', '.join(KINDS)}")
-        distribution = self._distribution(path, kinds[0], spec[kinds[0]], spec.get("step"), where)
-        if isinstance(distribution, CategoricalDistribution):
-            ends = distribution.choices
-        else:
-            assert isinstance(distribution, FloatDistribution | IntDistribution)
-            ends = (distribution.low, distribution.high)
-        for value in ends:
-            config.with_leaves({path: value}, where)
-        return Dimension(path, distribution, self._when(path, spec.get("when"), where))
+        values = spec[kinds[0]]
+        if kinds[0] == "categorical" and isinstance(values, list):
+            # As the config itself holds them: 1e-3, which YAML takes for a string, is 0.001 to a float setting.
+            values = [config.with_leaves({path: value}, where).leaves()[path] for value in values]
+        distribution = self._distribution(path, kinds[0], values, spec.get("step"), where)
+        if isinstance(distribution, FloatDistribution | IntDistribution):
+            low, high = distribution.low, distribution.high
+            between = low + (distribution.step or (high - low) / math.pi)  # an int setting admits both ends of a float
+            for value in (low, high, between):
+                config.with_leaves({path: value}, where)
+        return Dimension(path, distribution, self._when(path, spec.get("when"), where), where)
 
     def _distribution(self, path: str, kind: str, values: Any, step: Any, where: str) -> BaseDistribution:
         if not isinstance(values, list) or not values:
@@ -269,43 +313,44 @@ class _Reader:
             read_scalar(value, where) if isinstance(value, str) and kind != "categorical" else value for value in values
         ]
         if kind == "categorical":
-            if (
-                step is not None
-                or any(isinstance(value, list | dict) for value in values)
-                or len(set(map(repr, values))) < len(values)
-            ):
-                raise InputError(f"{where}: {path}: categorical takes distinct plain values and no step")
+            if step is not None or len(set(map(repr, values))) < len(values):
+                raise InputError(f"{where}: {path}: categorical takes distinct values and no step; got {values}")
             return CategoricalDistribution(tuple(values))
         if len(values) != 2 or not all(
             isinstance(value, int | float) and not isinstance(value, bool) for value in values
         ):
             raise InputError(f"{where}: {path}: {kind} takes two numbers, [low, high]; got {values}")
         low, high = values
-        if not (np.isfinite(low) and np.isfinite(high)) or low >= high:
+        if not -sys.float_info.max <= low < high <= sys.float_info.max:
             raise InputError(
                 f"{where}: {path}: the range [{low}, {high}] is upside down or empty; write [low, high] with low < high"
             )
         log = kind.startswith("log_")
         if log and low <= 0:
             raise InputError(f"{where}: {path}: a logarithmic range starts above 0; got {low}")
-        if step is not None and (log or not isinstance(step, int | float) or not 0 < step <= high - low):
+        step = read_scalar(step, where) if isinstance(step, str) else step
+        number = isinstance(step, int | float) and not isinstance(step, bool)
+        if step is not None and (log or not number or not 0 < step <= high - low):
             raise InputError(
-                f"{where}: {path}: step must be a number between 0 and high - low, on a range that is not logarithmic; got {step}"
+                f"{where}: {path}: step must be a number between 0 and high - low, on a range that is not "
+                f"logarithmic; got {step}"
             )
-        if kind in ("int", "log_int"):
-            if not all(isinstance(value, int) for value in (low, high, step or 1)):
-                raise InputError(f"{where}: {path}: {kind} takes whole numbers; got {values}")
-            return IntDistribution(low, high, log=log, step=int(step or 1))
+        whole = kind in ("int", "log_int")
+        if whole and not all(isinstance(value, int) for value in (low, high, step or 1)):
+            raise InputError(f"{where}: {path}: {kind} takes whole numbers; got {[*values, *([step] if step else [])]}")
         if step is not None and abs((high - low) / step - round((high - low) / step)) > 1e-9:
             raise InputError(f"{where}: {path}: the range [{low}, {high}] is not a whole number of steps of {step}")
+        if whole:
+            return IntDistribution(low, high, log=log, step=step or 1)
         return FloatDistribution(float(low), float(high), log=log, step=step)
 
     def _when(self, path: str, when: Any, where: str) -> tuple[tuple[str, tuple[Any, ...]], ...]:
         if when is None:
             return ()
-        if not isinstance(when, dict) or not when:
+        if not isinstance(when, dict) or not when or [] in when.values():
             raise InputError(
-                f"{where}: {path}: when takes a mapping from a setting to its values, for example {{model.name: [fracture_cnn]}}"
+                f"{where}: {path}: when takes a mapping from a setting to its values, for example "
+                "{model.name: [fracture_cnn]}"
             )
         conditions = []
         for other, allowed in when.items():
@@ -315,16 +360,24 @@ class _Reader:
             conditions.append((str(other), tuple(allowed) if isinstance(allowed, list) else (allowed,)))
         return tuple(conditions)
 
-    def _check_conditions(self, dimensions: Iterable[Dimension]) -> None:
-        categorical = {
-            d.path: d.distribution.choices for d in dimensions if isinstance(d.distribution, CategoricalDistribution)
-        }
+    def _check_conditions(self, dimensions: Iterable[Dimension], config: Config, overrides: Mapping[str, Any]) -> None:
+        """InputError for a condition that no trial can meet, unless a setting on the command line made it so."""
+        spreads = {dimension.path: dimension.distribution for dimension in dimensions}
+        leaves = config.leaves()
         for dimension in dimensions:
             for other, allowed in dimension.when:
-                missing = [value for value in allowed if other in categorical and value not in categorical[other]]
-                if missing:
+                where = self.where("space", dimension.path, "when", other)
+                if other in spreads:
+                    never = [value for value in allowed if not _contains(spreads[other], value)]
+                    if never:
+                        raise InputError(
+                            f"{where}: {dimension.path}: {other} never is {never[0]!r}; it is searched over "
+                            f"{_words(spreads[other])}"
+                        )
+                elif other not in overrides and leaves[other] not in allowed:
                     raise InputError(
-                        f"{self.where('space', dimension.path)}: {dimension.path}: {other} never is {missing[0]!r}; its choices are {list(categorical[other])}"
+                        f"{where}: {dimension.path}: {other} is {leaves[other]!r} in every trial; search it too, or "
+                        f"remove {dimension.path}"
                     )
 
     def _ordered(self, dimensions: tuple[Dimension, ...]) -> tuple[Dimension, ...]:
@@ -337,7 +390,8 @@ class _Reader:
             ready = [d for d in waiting if all(other in known or other not in paths for other, _ in d.when)]
             if not ready:
                 raise InputError(
-                    f"{self._origin}: the conditions of {', '.join(d.path for d in waiting)} go in a circle"
+                    f"{waiting[0].where}: the conditions of {', '.join(d.path for d in waiting)} go in a circle; "
+                    "remove one of them"
                 )
             placed += ready
             waiting = [dimension for dimension in waiting if dimension not in ready]
@@ -348,18 +402,27 @@ class _Reader:
         metrics = (search.metric,) if isinstance(search.metric, str) else search.metric
         for metric in metrics:
             check_metric(metric, self.where("metric"))
-            wanted = "min" if metric in LOWER_IS_BETTER else "max"
-            if search.mode != wanted:
-                raise InputError(
-                    f"{self.where('mode')}: {metric} is better when {'lower' if wanted == 'min' else 'higher'}; set mode: {wanted}"
-                )
+        if len(set(metrics)) < max(1, len(metrics)):
+            raise InputError(f"{self.where('metric')}: metric takes one reported metric or a list of different ones")
+        wanted = {"min" if metric in LOWER_IS_BETTER else "max" for metric in metrics}
+        if len(wanted) > 1:
+            raise InputError(
+                f"{self.where('metric')}: of {', '.join(metrics)} some are better when higher, others when lower; a "
+                "search has one mode, so list metrics of one kind"
+            )
+        if search.mode not in wanted:
+            better = "higher" if search.mode == "min" else "lower"
+            raise InputError(
+                f"{self._first('mode', 'metric')}: {metrics[0]} is better when {better}; set mode: {wanted.pop()}"
+            )
         if len(metrics) > 1 and search.scheduler.name != "none":
             raise InputError(
-                f"{self.where('scheduler')}: early stopping ranks trials by one metric; with {len(metrics)} metrics set scheduler: {{name: none}}"
+                f"{self._first('scheduler', 'metric')}: early stopping ranks trials by one metric; with {len(metrics)} "
+                "metrics set scheduler: {name: none}"
             )
         if len(metrics) > 1 and search.sampler.name == "cmaes":
             raise InputError(
-                f"{self.where('sampler')}: cmaes searches one metric; use tpe or random for a Pareto front"
+                f"{self._first('sampler')}: cmaes searches one metric; use tpe or random for a Pareto front"
             )
         if search.sampler.name == "grid":
             SearchSpace(config, dimensions, self._origin).grid()

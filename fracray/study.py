@@ -50,12 +50,12 @@ class StudySearcher(Searcher):
 
     A suggestion is `{"number": trial number, "leaves": {dotted path: value}}`. The first trial is always the default
     configuration. Trials that a former driver left unfinished are handed out again before new ones are asked for;
-    `budget` trials are finished in all, over every resume.
+    `budget` trials (of a grid, no more than it has) are finished in all, over every resume.
     """
 
     def __init__(self, space: SearchSpace, journal: Path, budget: int) -> None:
         super().__init__(metric=f"best_{space.metrics[0]}", mode=space.config.search.mode)
-        self._space, self._budget = space, budget
+        self._space, self._budget = space, min(budget, space.grid_points or budget)
         self.study = open_study(journal, space)
         self._running: dict[str, optuna.Trial] = {}
         self._unfinished = list(self.study.get_trials(states=(TrialState.RUNNING,)))
@@ -63,7 +63,9 @@ class StudySearcher(Searcher):
     @property
     def remaining(self) -> int:
         """Trials still to be handed out."""
-        return self._budget - len(self.study.get_trials(deepcopy=False)) + len(self._unfinished)
+        trials = self.study.get_trials(deepcopy=False)
+        begun = sum(trial.state is not TrialState.WAITING for trial in trials)
+        return self._budget - begun + len(self._unfinished)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self.remaining <= 0:
@@ -80,11 +82,24 @@ class StudySearcher(Searcher):
         return {"number": trial.number, "leaves": leaves}
 
     def _ask(self) -> optuna.Trial:
-        if not self.study.get_trials(deepcopy=False):
-            values, outside = self._space.defaults()
-            if not outside:
-                self.study.enqueue_trial(values)
+        # A trial that a killed driver put in line and never began comes first.
+        if not self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            point = self._set_point()
+            if point is not None:
+                self.study.enqueue_trial(point)
         return self.study.ask()
+
+    def _set_point(self) -> dict[str, Any] | None:
+        """The values of the next trial where they are not the sampler's to draw: the default's, or a grid point."""
+        trials = self.study.get_trials(deepcopy=False)
+        if not trials:
+            values, outside = self._space.defaults()
+            return None if outside else values
+        if self._space.grid_points is None:
+            return None
+        # Not Optuna's GridSampler: it runs the point of an enqueued default twice and leaves another one out.
+        begun = {tuple(sorted(trial.user_attrs.get(LEAVES, {}).items())) for trial in trials}
+        return next(point for point in self._space.points() if tuple(sorted(point.items())) not in begun)
 
     def _choose(self, trial: optuna.Trial) -> dict[str, Any]:
         if trial.number == 0 and self._space.defaults()[1]:
@@ -103,15 +118,10 @@ class StudySearcher(Searcher):
         values = [(result or {}).get(f"best_{metric}") for metric in self._space.metrics]
         known = not error and all(_is_number(value) for value in values)
         told = known and set(trial.params) == set(trial.user_attrs[LEAVES])
-        try:
-            if told:
-                self.study.tell(trial, [float(value) for value in values if value is not None], skip_if_finished=True)
-            else:
-                self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
-        except RuntimeError as stop:
-            # GridSampler ends Optuna's own loop with its last point; here there is none, the budget ends the search.
-            if "Study.stop" not in str(stop):
-                raise
+        if told:
+            self.study.tell(trial, [float(value) for value in values if value is not None], skip_if_finished=True)
+        else:
+            self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing of its own: the journal is always up to date."""

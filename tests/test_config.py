@@ -111,7 +111,7 @@ def test_a_path_that_is_no_leaf_is_refused_with_a_remedy(path, remedy):
 
 
 def test_a_path_like_no_other_gets_no_guess():
-    with pytest.raises(InputError, match="^--set: 'qqqq' is not a setting$"):
+    with pytest.raises(InputError, match=r"^--set: 'qqqq' is not a setting$"):
         check_path("qqqq", "--set")
 
 
