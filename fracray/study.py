@@ -7,6 +7,7 @@ own folder where a former driver left it.
 
 import logging
 import math
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ def open_study(journal: Path, space: SearchSpace) -> optuna.Study:
     """Open or begin the study of a run; optuna-dashboard opens the same file."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("optuna").setLevel(logging.ERROR)
-    storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal))))
+    lock = JournalFileOpenLock(str(journal))
+    _drop_half_entry(journal, lock)
+    storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
     begun = bool(storage.get_all_studies())
     told = len(storage.get_all_trials(storage.get_study_id_from_name(STUDY))) if begun else 0
     study = optuna.create_study(
@@ -43,6 +46,18 @@ def open_study(journal: Path, space: SearchSpace) -> optuna.Study:
         warnings.simplefilter("ignore", ExperimentalWarning)
         study.set_metric_names(list(space.metrics))
     return study
+
+
+def _drop_half_entry(journal: Path, lock: JournalFileOpenLock) -> None:
+    """Cut off a last entry that a full disk or a power cut left half written: Optuna could never read past it."""
+    if not journal.exists():
+        return
+    lock.acquire()  # else the entry might be one that another process is writing
+    try:
+        entries = journal.read_bytes()
+        os.truncate(journal, entries.rfind(b"\n") + 1)
+    finally:
+        lock.release()
 
 
 class StudySearcher(Searcher):
@@ -109,7 +124,10 @@ class StudySearcher(Searcher):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         trial = self._running.get(trial_id)
         if trial is not None and len(self._space.metrics) == 1 and _is_number(result.get(self.metric)):
-            trial.report(float(result[self.metric]), int(result["training_iteration"]))
+            epoch = int(result["training_iteration"])
+            # A trial that was taken up again may tell an epoch twice; Optuna would warn of it on the user's screen.
+            if epoch not in self.study.get_trials(deepcopy=False)[trial.number].intermediate_values:
+                trial.report(float(result[self.metric]), epoch)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self._running.pop(trial_id, None)
@@ -117,7 +135,8 @@ class StudySearcher(Searcher):
             return
         values = [(result or {}).get(f"best_{metric}") for metric in self._space.metrics]
         known = not error and all(_is_number(value) for value in values)
-        told = known and set(trial.params) == set(trial.user_attrs[LEAVES])
+        # A default outside the space has no parameters: Optuna could draw nothing from its value.
+        told = known and bool(trial.params) and set(trial.params) == set(trial.user_attrs[LEAVES])
         if told:
             self.study.tell(trial, [float(value) for value in values if value is not None], skip_if_finished=True)
         else:
