@@ -15,11 +15,10 @@ TRAIN_POLL_SECONDS = "0.05"
 
 
 @contextmanager
-def connect(address: str | None, dashboard: bool = False) -> Iterator[None]:
+def connect(address: str | None) -> Iterator[None]:
     """Be connected to the cluster at `address` ('auto', 'host:port', 'ray://...'), or to a fresh local one.
 
-    `dashboard` is needed where Ray Train's workers run inside a search: its State API frees the workers of a trial
-    that is stopped early. A local cluster ends with the block. Raises InputError where no cluster answers.
+    A local cluster ends with the block. Raises InputError where no cluster answers.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", TRAIN_POLL_SECONDS)
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
@@ -36,7 +35,7 @@ def connect(address: str | None, dashboard: bool = False) -> Iterator[None]:
         if address:
             ray.init(address=address, **settings)
         else:
-            ray.init(address="local", include_dashboard=dashboard, **settings)
+            ray.init(address="local", include_dashboard=False, **settings)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(f"--address {address}: no Ray cluster answers there: {str(error).splitlines()[0]}") from None
     _quiet_ray_data()

@@ -60,18 +60,12 @@ def main(argv: Sequence[str]) -> None:
     found = rank(run, metric)
     if not found:
         raise InputError(f"{run}: no trial has finished an epoch yet, so there is no checkpoint to fetch")
-    table = new_table(
-        "rank",
-        "trial",
-        metric,
-        "epoch",
-        "folder",
-        title=f"{min(args.top, len(found))} of {len(found)} checkpoints of {run}",
-    )
+    table = new_table("rank", "trial", metric, "epoch", "folder")
     for place, trial in enumerate(track(found[: args.top], "fetching", console=console, transient=True), start=1):
         target = Path(args.to) / trial.trial
         fetch(run, trial.trial, target)
         table.add_row(str(place), trial.trial, f"{trial.value:.4f}", str(read_card(target).epoch), str(target))
+    console.print(f"{min(args.top, len(found))} of {len(found)} checkpoints of {run}, verified:", soft_wrap=True)
     console.print(table)
     console.print(f"next:\n  python -m fracray.evaluate {Path(args.to) / found[0].trial} --split test", soft_wrap=True)
 

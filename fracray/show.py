@@ -36,9 +36,9 @@ def new_console() -> Console:
     return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=120)
 
 
-def new_table(*headings: str, title: str | None = None) -> Table:
+def new_table(*headings: str) -> Table:
     """A table in the house's style, which stays readable when copied as text."""
-    return Table(*headings, title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    return Table(*headings, box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def say_phantom(console: Console, config: Config) -> None:

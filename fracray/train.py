@@ -6,9 +6,11 @@ The loop is `fracray.fit`; here it gets its workers, its process group and its d
 import argparse
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import ray
 from rich.console import Console
 
 from fracray.cluster import connect, trials_at_once
@@ -78,7 +80,8 @@ def main(argv: Sequence[str]) -> None:
             soft_wrap=True,
         )
         with _Follow(trial_folder(run, TRIAL), config, console):
-            fit_workers(job, TRIAL, {}, args.workers, cpus, gpus)
+            settings = {"job": ray.put(job), "cpus": cpus}
+            run_workers(run, trial_name(TRIAL), _work, settings, Share(args.workers, cpus, gpus))
     history = trial_folder(run, TRIAL).read_json(EPOCHS)
     best = {
         name.removeprefix("best_val_"): value for name, value in history[-1].items() if name.startswith("best_val_")
@@ -100,8 +103,6 @@ def _config(args: argparse.Namespace) -> Config:
 
 def _shares(args: argparse.Namespace) -> tuple[float, float]:
     """CPUs and GPUs of each worker, from the command line or the cluster."""
-    import ray
-
     have = ray.cluster_resources()
     gpus = args.gpus_per_worker
     if gpus is None:
@@ -132,46 +133,48 @@ def make_job(config: Config, run: Folder, prepared: Prepared) -> Job:
     return job
 
 
-def fit_workers(
-    job: Job,
-    number: int,
-    leaves: dict[str, Any],
-    workers: int,
-    cpus: float,
-    gpus: float,
-    callbacks: list[Any] | None = None,
-) -> None:
-    """Train one trial on `workers` processes of Ray Train; what it gave stands in the trial's folder.
+@dataclass(frozen=True)
+class Share:
+    """What a training gets of the cluster: workers, and CPUs and GPUs of each."""
 
-    A worker that dies takes its group with it; the group is started again, up to three times, and goes on from
-    the last finished epoch. Raises RunError when it died more often.
+    workers: int
+    cpus: float
+    gpus: float
+
+
+def run_workers(
+    run: Folder, name: str, loop: Callable[[dict[str, Any]], None], settings: dict[str, Any], share: Share
+) -> None:
+    """Run `loop(settings)` on Ray Train's workers, in one process group.
+
+    A worker that dies takes its group with it; the group is started again, up to three times, and each trial goes on
+    from the last epoch in its folder. Raises RunError when workers died more often, or the loop itself failed.
     """
-    import ray
+    import ray.train
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     trainer = TorchTrainer(
-        _work,
-        train_loop_config={"job": ray.put(job), "number": number, "leaves": leaves, "cpus": cpus},
+        loop,
+        train_loop_config=settings,
         scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=gpus > 0, resources_per_worker={"CPU": cpus, **({"GPU": gpus} if gpus else {})}
+            num_workers=share.workers,
+            use_gpu=share.gpus > 0,
+            resources_per_worker={"CPU": share.cpus, **({"GPU": share.gpus} if share.gpus else {})},
         ),
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if share.gpus else "gloo"),
         run_config=RunConfig(
             # A name used twice would resume in silence and train nothing.
-            name=f"{trial_name(number)}-{uuid.uuid4().hex[:8]}",
-            storage_path=job.run.path("ray"),
-            storage_filesystem=job.run.filesystem,
+            name=f"{name}-{uuid.uuid4().hex[:8]}",
+            storage_path=run.path("ray"),
+            storage_filesystem=run.filesystem,
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
-            callbacks=callbacks or [],
         ),
     )
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise RunError(
-            f"{trial_name(number)}: {_cause(error)}; its finished epochs are kept, --resume goes on"
-        ) from None
+        raise RunError(f"training on {share.workers} worker(s): {_cause(error)}; finished epochs are kept") from None
 
 
 def _cause(error: BaseException) -> str:
@@ -180,25 +183,15 @@ def _cause(error: BaseException) -> str:
 
 
 def _work(settings: dict[str, Any]) -> None:
-    """What every worker runs."""
-    import ray
-    import ray.train
+    """What every worker runs: the one trial, to its end."""
     import ray.train.torch
 
     context = ray.train.get_context()
     job: Job = ray.get(settings["job"])
     use_threads(job.config, settings["cpus"])
-    session = Session(
-        job,
-        settings["number"],
-        settings["leaves"],
-        context.get_world_rank(),
-        context.get_world_size(),
-        ray.train.torch.get_device(),
-    )
+    rank, world = context.get_world_rank(), context.get_world_size()
+    session = Session(job, TRIAL, {}, rank, world, ray.train.torch.get_device())
     try:
-        if session.done:  # the process died between the last epoch and its report
-            ray.train.report(session.last())
         while not session.done:
             metrics = session.run_epoch()
             ray.train.report(metrics)

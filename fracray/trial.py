@@ -92,20 +92,20 @@ class Session:
         that the loss is no longer finite, and the trial ends.
         """
         report = self._fit.run_epoch()
-        metrics = {**report.metrics, **self.best(), "seconds": report.seconds}
+        metrics = {**report.metrics, **self.best(), "seconds": report.seconds, "diverged": report.diverged}
         self._history = [*self._history, metrics]
         if self._fit.rank == 0:
             self._keep(report)
-        return self.last(report.diverged)
+        return self.last()
 
     def best(self) -> dict[str, float]:
         """The best epoch's validation metrics, as best_val_*."""
         return {f"best_{name}": value for name, value in self._fit.best.items() if name.startswith("val_")}
 
-    def last(self, diverged: bool = False) -> dict[str, Any]:
+    def last(self) -> dict[str, Any]:
         """The last finished epoch's metrics, as Tune and Train are told of them."""
         metrics = self._history[-1]
-        return {**metrics, "training_iteration": int(metrics["epoch"]), "diverged": diverged}
+        return {**metrics, "training_iteration": int(metrics["epoch"])}
 
     def _keep(self, report: EpochReport) -> None:
         with TemporaryDirectory() as scratch:

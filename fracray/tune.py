@@ -14,7 +14,6 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import (
     AsyncHyperBandScheduler,
     FIFOScheduler,
@@ -31,12 +30,13 @@ from fracray.cluster import connect, trials_at_once
 from fracray.config import parse_assignments
 from fracray.data.prepare import Prepared, prepare
 from fracray.errors import InputError, RunError, run_verb
+from fracray.group import WorkerGroup
 from fracray.metrics import METRICS, Interval, paired_gain
 from fracray.run import BEST, Folder, data_source, new_run, trial_folder, trial_name
 from fracray.show import new_console, new_table, say_next_steps, say_phantom, say_prepared, scores_table
 from fracray.space import SearchSpace, load_space
 from fracray.study import JOURNAL, StudySearcher, open_study
-from fracray.train import RAY_TASK_CPUS, fit_workers, make_job
+from fracray.train import RAY_TASK_CPUS, Share, make_job
 from fracray.trial import Job, Session, use_threads
 
 SPACE = "space.yaml"
@@ -99,7 +99,7 @@ def main(argv: Sequence[str]) -> None:
     console = new_console()
     space, run = _begin(args)
     say_phantom(console, space.config)
-    with connect(args.address, dashboard=space.config.search.workers_per_trial > 1):
+    with connect(args.address):
         _concurrency(space, spare=0.0)  # before anything long is begun
         prepared = prepare(space.config.data, console)
         say_prepared(console, prepared)
@@ -146,23 +146,43 @@ def _resume_command(args: argparse.Namespace, run: Folder) -> str:
 
 
 class TrialActor(tune.Trainable):
-    """A trial on one worker: a process that Tune reuses for one trial after another, an epoch a step."""
+    """One place in the search: a process that Tune reuses for one trial after another, an epoch a step.
 
-    def setup(self, config: dict[str, Any], job: Job, cpus: float) -> None:
-        self._job = job
-        use_threads(job.config, cpus)
-        self._session = Session(job, config["number"], config["leaves"])
+    With one worker it trains in itself; with several it directs a group of Ray Train's workers. Either way a trial's
+    folder is its memory, so what Tune saves when it pauses a trial need hold nothing.
+    """
+
+    def setup(self, config: dict[str, Any], job: Job, share: Share) -> None:
+        self._job, self._share = job, share
+        self._session: Session | None = None
+        self._group: WorkerGroup | None = None
+        if share.workers == 1:
+            use_threads(job.config, share.cpus)
+        else:
+            self._group = WorkerGroup(job, share)
+        self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._session.close()
-        self._session = Session(self._job, new_config["number"], new_config["leaves"])
+        self._begin(new_config)
         return True
 
-    def step(self) -> dict[str, Any]:
-        metrics = self._session.last() if self._session.done else self._session.run_epoch()
-        return {**metrics, "done": self._session.done or metrics["diverged"]}
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._number, self._leaves = config["number"], config["leaves"]
+        self._next: int | None = None
+        if self._group is None:
+            if self._session is not None:
+                self._session.close()
+            self._session = Session(self._job, self._number, self._leaves)
 
-    # A trial's folder is its memory, so what Tune saves when it pauses a trial need hold nothing.
+    def step(self) -> dict[str, Any]:
+        if self._group is not None:
+            metrics = self._group.epoch(self._number, self._leaves, self._next)
+        else:
+            assert self._session is not None
+            metrics = self._session.last() if self._session.done else self._session.run_epoch()
+        self._next = metrics["training_iteration"] + 1
+        return {**metrics, "done": metrics["diverged"] or self._next > self._job.config.train.epochs}
+
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         Path(checkpoint_dir, "in-the-trial-folder").touch()
 
@@ -170,28 +190,21 @@ class TrialActor(tune.Trainable):
         pass
 
     def cleanup(self) -> None:
-        self._session.close()
-
-
-def _train_workers(config: dict[str, Any], job: Job, workers: int, cpus: float, gpus: float) -> None:
-    """A trial on several workers: Ray Train runs the same session, and its reports go on to Tune."""
-    fit_workers(job, config["number"], config["leaves"], workers, cpus, gpus, callbacks=[TuneReportCallback()])
+        if self._group is not None:
+            self._group.stop()
+        if self._session is not None:
+            self._session.close()
 
 
 def _trainable(space: SearchSpace, job: Job) -> Any:
     search = space.config.search
-    if search.workers_per_trial == 1:
-        actor = tune.with_parameters(TrialActor, job=job, cpus=search.cpus_per_trial)
-        return tune.with_resources(actor, {"cpu": search.cpus_per_trial, "gpu": search.gpus_per_trial})
-    driver = tune.with_parameters(
-        _train_workers,
-        job=job,
-        workers=search.workers_per_trial,
-        cpus=search.cpus_per_trial,
-        gpus=search.gpus_per_trial,
-    )
-    # The driver only waits. With a CPU of its own, two drivers on two CPUs would wait for workers for ever.
-    return tune.with_resources(driver, {"node:__internal_head__": 0.001})
+    share = Share(search.workers_per_trial, search.cpus_per_trial, search.gpus_per_trial)
+    actor = tune.with_parameters(TrialActor, job=job, share=share)
+    if share.workers == 1:
+        return tune.with_resources(actor, {"cpu": share.cpus, "gpu": share.gpus})
+    # The process that directs a group only waits. With a CPU of its own, two of them on two CPUs would wait for
+    # their workers for ever.
+    return tune.with_resources(actor, {"node:__internal_head__": 0.001})
 
 
 # ---------------------------------------------------------------- the search
@@ -248,7 +261,7 @@ def _search(space: SearchSpace, job: Job, console: Console) -> bool:
                 num_samples=missing,
                 max_concurrent_trials=concurrent,
                 time_budget_s=search.time_budget,
-                reuse_actors=search.workers_per_trial == 1,
+                reuse_actors=True,
             ),
             run_config=tune.RunConfig(
                 name=f"search-{uuid.uuid4().hex[:8]}",
@@ -305,9 +318,11 @@ def _summary(space: SearchSpace, run: Folder, prepared: Prepared, console: Conso
     console.print(_config_table(space, best))
     _say_gain(console, best.number, gain, metric)
     if len(space.metrics) > 1:
+        console.print("\nPareto front, each trial at its best epoch in the first metric:")
         console.print(_front_table(space, study, rows))
     if importances:
-        console.print(_importance_table(importances, ended))
+        console.print(f"\nimportance of each setting (fANOVA over {ended} trials):")
+        console.print(_importance_table(importances))
     scores = {
         name.removeprefix("best_val_"): value
         for name, value in best.history[-1].items()
@@ -349,7 +364,7 @@ def _say_gain(console: Console, number: int, gain: Interval | None, metric: str)
 
 
 def _config_table(space: SearchSpace, best: TrialRow) -> Table:
-    table = new_table("setting", "best", "default", title="best configuration")
+    table = new_table("setting", "best", "default")
     defaults = space.config.leaves()
     for dimension in space.dimensions:
         if dimension.path in best.leaves or not best.leaves:
@@ -359,7 +374,7 @@ def _config_table(space: SearchSpace, best: TrialRow) -> Table:
 
 
 def _front_table(space: SearchSpace, study: optuna.Study, rows: dict[int, TrialRow]) -> Table:
-    table = new_table("trial", *space.metrics, title="Pareto front")
+    table = new_table("trial", *space.metrics)
     for frozen in study.best_trials:
         table.add_row(
             trial_name(frozen.number), *(f"{rows[frozen.number].best(metric):.4f}" for metric in space.metrics)
@@ -376,8 +391,8 @@ def _importances(study: optuna.Study) -> dict[str, float]:
     return optuna.importance.get_param_importances(study, evaluator=evaluator)
 
 
-def _importance_table(importances: dict[str, float], trials: int) -> Table:
-    table = new_table("setting", "share", "", title=f"importance of each setting (fANOVA over {trials} trials)")
+def _importance_table(importances: dict[str, float]) -> Table:
+    table = new_table("setting", "share", "")
     for path, share in importances.items():
         table.add_row(path, f"{share:.2f}", "█" * round(share * 30))
     return table
