@@ -250,13 +250,22 @@ def read_scalar(text: str, where: str) -> Any:
 def load_config(path: str | Path) -> Config:
     """Read a config tree from YAML; the keys that are absent keep their defaults."""
     try:
-        tree = yaml.safe_load(Path(path).read_text())
+        data = Path(path).read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path}: no such config file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: not readable as YAML: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path}: not readable: {error}") from None
+    return parse_config(data, str(path))
+
+
+def parse_config(data: bytes, where: str) -> Config:
+    """A config tree from the bytes of a YAML file; `where` names the file in messages."""
+    try:
+        tree = yaml.safe_load(data)
+    except yaml.YAMLError as error:
+        raise InputError(f"{where}: not readable as YAML: {' '.join(str(error).split())}") from None
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
-        raise InputError(f"{path}: expected a mapping with the keys {', '.join(Config.model_fields)}")
-    return resolve(tree, str(path))
+        raise InputError(f"{where}: expected a mapping with the keys {', '.join(Config.model_fields)}")
+    return resolve(tree, where)

@@ -20,11 +20,11 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow.fs as pafs
-import yaml
 
-from fracray.config import PHANTOM, Config, resolve
+from fracray.config import PHANTOM, Config, parse_config
 from fracray.errors import InputError, RunError
 
 EPOCHS, STATE, BEST = "epochs.json", "state.safetensors", "best"
@@ -60,7 +60,7 @@ class Folder:
         if self.is_local:
             return Folder(Path(self._base) / name)
         address, question, query = self.location.partition("?")
-        return Folder(f"{address.rstrip('/')}/{name}{question}{query}")
+        return Folder(f"{address.rstrip('/')}/{quote(name)}{question}{query}")
 
     @property
     def filesystem(self) -> pafs.FileSystem:
@@ -71,13 +71,24 @@ class Folder:
         return f"{self._base}/{name}"
 
     def exists(self, name: str = "") -> bool:
+        """Whether a file or folder is there; InputError where the place itself cannot be reached."""
         target = self.path(name) if name else self._base
-        return self._fs.get_file_info(target).type != pafs.FileType.NotFound
+        try:
+            return self._fs.get_file_info(target).type != pafs.FileType.NotFound
+        except (OSError, ValueError) as error:
+            raise self._out_of_reach(error) from None
 
     def names(self, name: str = "") -> list[str]:
-        """The names directly inside, sorted; empty for a folder that does not exist."""
+        """The names directly inside, sorted; empty for a folder that does not exist. InputError as `exists`."""
         selector = pafs.FileSelector(self.path(name) if name else self._base, allow_not_found=True)
-        return sorted(info.base_name for info in self._fs.get_file_info(selector))
+        try:
+            return sorted(info.base_name for info in self._fs.get_file_info(selector))
+        except (OSError, ValueError) as error:
+            raise self._out_of_reach(error) from None
+
+    def _out_of_reach(self, error: Exception) -> InputError:
+        remedy = "name a folder" if self.is_local else "check its address, its credentials and that it is up"
+        return InputError(f"{self}: cannot be opened: {error}; {remedy}")
 
     def read(self, name: str) -> bytes:
         try:
@@ -221,13 +232,16 @@ def new_run(storage: str, name: str | None, kind: str, resume: bool) -> Folder:
     if begun and not resume:
         raise InputError(f"{run}: this run exists already; go on with it by --resume, or choose another --name")
     if not begun:
-        run.write_json("environment.json", environment())
+        try:
+            run.write_json("environment.json", environment())
+        except RunError as error:
+            raise InputError(f"--storage {storage}: {error}; choose a folder or URI that you may write to") from None
     return run
 
 
 def stored_config(run: Folder) -> Config:
     """The config a run was begun with."""
-    return resolve(yaml.safe_load(run.read("config.yaml")), f"{run}/config.yaml")
+    return parse_config(run.read("config.yaml"), f"{run}/config.yaml")
 
 
 def data_source(path: str) -> str:

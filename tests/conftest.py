@@ -13,7 +13,13 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
+# Ray's workers inherit these, so they are set before it starts; they open no store but the one of the fixture `s3`.
+os.environ.update(
+    AWS_ACCESS_KEY_ID="x", AWS_SECRET_ACCESS_KEY="x", AWS_DEFAULT_REGION="us-east-1", AWS_EC2_METADATA_DISABLED="true"
+)
+
 RAY_CPUS = 2
+BUCKET = "radiographs"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -61,3 +67,23 @@ def ray_local(cache):
     with connect(None):
         yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """A real object store on loopback: a function from a path in its bucket to a URI that pyarrow.fs opens."""
+    import pyarrow.fs as pafs
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    store = pafs.S3FileSystem(endpoint_override=f"{host}:{port}", scheme="http", allow_bucket_creation=True)
+    store.create_dir(BUCKET)
+
+    def uri(path: str) -> str:
+        return f"s3://{BUCKET}/{path}?endpoint_override=http://{host}:{port}&scheme=http&region=us-east-1"
+
+    yield uri
+    server.stop()
