@@ -90,7 +90,10 @@ def fetch(run: Folder, trial: str, target: Path) -> None:
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
         source.download(BEST, partial)
-        verify(partial)
+        try:
+            verify(partial)
+        except InputError as error:  # the culprit is the run's file, not the copy that is about to go
+            raise InputError(str(error).replace(str(partial), f"{source}/{BEST}")) from None
         if target.exists():
             if _same(partial, target):
                 return

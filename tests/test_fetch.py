@@ -1,0 +1,274 @@
+"""Fetching checkpoints out of runs on a disk and in an object store: the right ones, whole, or nothing."""
+
+import json
+import math
+import shutil
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from fracray import fetch as fetch_verb
+from fracray.checkpoint import Card, load_checkpoint, read_card, save_checkpoint, verify
+from fracray.config import Config
+from fracray.data.ingest import ShardFile, Shards
+from fracray.errors import run_verb
+from fracray.evaluate import open_checkpoint
+from fracray.metrics import Calibration
+from fracray.model import build_model
+from fracray.run import BEST, EPOCHS, Folder, trial_folder
+from fracray.trial import Job, Session
+
+CONFIG = Config().with_leaves(
+    {"data.size": 32, "model.width": 4, "train.epochs": 2, "train.batch_size": 16, "train.precision": "fp32"}
+)
+
+# Each metric has another winner; t0004 diverged in its first epoch, t0005 was never begun.
+SCORES = {
+    0: {"val_accuracy": 0.70, "val_auroc": 0.90, "val_brier": 0.20},
+    1: {"val_accuracy": 0.90, "val_auroc": 0.70, "val_brier": 0.30},
+    2: {"val_accuracy": 0.80, "val_auroc": 0.80, "val_brier": 0.10},
+    3: {"val_accuracy": 0.80, "val_auroc": math.nan, "val_brier": 0.15},
+}
+
+
+def make_run(run: Folder, scratch: Path) -> Folder:
+    """A finished search: its config, and a checkpoint and history per trial."""
+    run.write("config.yaml", CONFIG.to_yaml())
+    for number, scores in SCORES.items():
+        torch.manual_seed(number)
+        card = Card(
+            config=CONFIG,
+            threshold=0.5,
+            calibration=Calibration(1.0, 0.0),
+            metrics=scores,
+            data_fingerprint="f",
+            epoch=1,
+            trial=f"t{number:04d}",
+        )
+        predictions = pd.DataFrame({"image_id": ["a"], "group": ["g"], "label": [1], "logit": [0.5]})
+        best = scratch / f"best{number}"
+        save_checkpoint(best, build_model(CONFIG.model).state_dict(), card, predictions)
+        folder = trial_folder(run, number)
+        folder.upload(best, BEST)
+        best_so_far = {f"best_{name}": value for name, value in scores.items()}
+        # The last epoch is worse than the best one: what counts is the best.
+        folder.write_json(
+            EPOCHS, [{"epoch": 1.0, **scores, **best_so_far}, {"epoch": 2.0, "val_accuracy": 0.1, **best_so_far}]
+        )
+    trial_folder(run, 4).write_json(EPOCHS, [{"epoch": 1.0, "val_loss": math.nan}])
+    trial_folder(run, 5).write("state.safetensors", b"")
+    return run
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_run(Folder(tmp_path / "runs" / "atlas"), tmp_path / "made")
+
+
+@pytest.fixture(scope="module")
+def stored(s3, tmp_path_factory):
+    """The same run in the object store."""
+    return make_run(Folder(s3(f"{uuid.uuid4().hex}/atlas")), tmp_path_factory.mktemp("made"))
+
+
+def fetch(*words):
+    return run_verb(fetch_verb.main, [str(word) for word in words])
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+# ---- which
+
+
+@pytest.mark.parametrize(
+    ("metric", "order"),
+    [
+        (None, ["t0001", "t0002", "t0003", "t0000"]),  # the searched one; a tie goes to the earlier trial
+        ("val_auroc", ["t0000", "t0002", "t0001"]),  # not t0003, whose AUROC is unknown
+        ("val_brier", ["t0002", "t0003", "t0000", "t0001"]),  # lower is better
+    ],
+)
+def test_the_best_come_first_in_the_metric_asked_for(run, tmp_path, capsys, metric, order):
+    words = ["--metric", metric] if metric else []
+    for top in (1, 2, 99):
+        target = tmp_path / f"top{top}"
+        assert fetch(run, "--top", top, "--to", target, *words) == 0
+        assert names(target) == sorted(order[:top])
+    shown = capsys.readouterr().out.split("rank")[-1]
+    places = [shown.index(f" {trial} ") for trial in order]
+    assert places == sorted(places)
+
+
+def test_what_is_fetched_is_whole_and_opens_alone(run, tmp_path, capsys):
+    assert fetch(run, "--to", tmp_path / "out") == 0
+    shutil.rmtree(run.location)
+    target = tmp_path / "out" / "t0001"
+    assert names(target) == ["config.json", "model.safetensors", "val_predictions.parquet"]
+    verify(target)
+    loaded = load_checkpoint(target)
+    assert loaded.card.metrics["val_accuracy"] == 0.90
+    torch.manual_seed(1)
+    expected = build_model(CONFIG.model).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.model.state_dict().items())
+    out = capsys.readouterr().out
+    assert "0.9000" in out
+    assert f"python -m fracray.evaluate {target} --split test" in out
+
+
+def test_out_of_an_object_store_come_the_same_bytes(run, stored, tmp_path):
+    for number, source in enumerate((run, stored)):
+        assert fetch(source, "--top", 4, "--to", tmp_path / str(number)) == 0
+    for trial in names(tmp_path / "0"):
+        for name in names(tmp_path / "0" / trial):
+            files = [(tmp_path / place / trial / name) for place in ("0", "1")]
+            if name == "model.safetensors":
+                assert files[0].read_bytes() == files[1].read_bytes()
+            assert files[1].stat().st_size > 0
+        verify(tmp_path / "1" / trial)
+
+
+def test_a_checkpoint_opens_from_the_store_too(stored):
+    checkpoint = open_checkpoint(stored.sub("trials/t0002/best").location)
+    assert checkpoint.card.trial == "t0002"
+
+
+# ---- again
+
+
+def test_what_is_there_already_is_left(run, tmp_path):
+    target = tmp_path / "out" / "t0001"
+    assert fetch(run, "--to", tmp_path / "out") == 0
+    before = {path.name: path.stat().st_mtime_ns for path in target.iterdir()}
+    assert fetch(run, "--top", 2, "--to", tmp_path / "out") == 0
+    assert {path.name: path.stat().st_mtime_ns for path in target.iterdir()} == before
+    assert names(tmp_path / "out") == ["t0001", "t0002"]
+
+
+def test_another_checkpoint_of_that_name_is_refused_and_kept(run, tmp_path, capsys):
+    assert fetch(run, "--to", tmp_path / "out") == 0
+    kept = tmp_path / "out" / "t0001"
+    shutil.rmtree(kept)
+    shutil.copytree(Path(run.location) / "trials" / "t0002" / BEST, kept)
+    assert fetch(run, "--to", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert f"{kept}: is there already and is another checkpoint" in error
+    assert read_card(kept).trial == "t0002"
+    assert names(tmp_path / "out") == ["t0001"]
+
+
+# ---- refused
+
+
+def damage(folder, name, change):
+    path = f"trials/t0001/{BEST}/{name}"
+    folder.write(path, change(folder.read(path)))
+
+
+def flip_a_bit(data):
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("model.safetensors", flip_a_bit, "sha256 differs"),
+        ("model.safetensors", lambda data: data[: len(data) // 2], "sha256 differs"),
+        ("model.safetensors", lambda data: b"", "sha256 differs"),
+        ("val_predictions.parquet", flip_a_bit, "sha256 differs"),
+        ("config.json", lambda data: data[: len(data) // 2], "damaged JSON"),
+        ("model.safetensors", lambda data: b"\x80\x04N.", "pickle"),
+    ],
+    ids=["bit", "half", "empty", "predictions", "card", "pickle"],
+)
+def test_a_damaged_checkpoint_arrives_under_no_name(run, tmp_path, capsys, name, change, words):
+    damage(run, name, change)
+    assert fetch(run, "--to", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert f"{run}/trials/t0001/{BEST}/{name}" in error  # the culprit is in the run, not a scratch folder
+    assert error.count("\n") == 1
+    assert names(tmp_path / "out") == []
+
+
+def test_a_damaged_checkpoint_in_a_store_arrives_under_no_name(s3, tmp_path, capsys):
+    run = make_run(Folder(s3(f"{uuid.uuid4().hex}/atlas")), tmp_path / "made")
+    damage(run, "model.safetensors", flip_a_bit)
+    assert fetch(run, "--to", tmp_path / "out") == 2
+    assert "sha256 differs" in capsys.readouterr().err
+    assert names(tmp_path / "out") == []
+
+
+def test_a_lost_file_is_named(run, tmp_path, capsys):
+    (Path(run.location) / "trials" / "t0001" / BEST / "model.safetensors").unlink()
+    assert fetch(run, "--to", tmp_path / "out") == 2
+    assert "model.safetensors missing" in capsys.readouterr().err
+    assert names(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--top", "0"], "--top 0: at least one"),
+        (["--metric", "val_auc"], "--metric: metric 'val_auc' is not reported (did you mean 'val_auroc'?)"),
+    ],
+)
+def test_bad_flags_are_named(run, tmp_path, capsys, words, message):
+    assert fetch(run, "--to", tmp_path / "out", *words) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_no_run_and_a_run_without_checkpoints_are_told_apart(run, tmp_path, capsys):
+    assert fetch(tmp_path, "--to", tmp_path / "out") == 2
+    assert "not a run folder" in capsys.readouterr().err
+    shutil.rmtree(Path(run.location) / "trials")
+    assert fetch(run, "--to", tmp_path / "out") == 2
+    assert "no trial has finished an epoch yet" in capsys.readouterr().err
+
+
+def test_a_target_that_is_a_file_is_named(run, tmp_path, capsys):
+    (tmp_path / "out").write_text("x")
+    assert fetch(run, "--to", tmp_path / "out") == 2
+    assert f"--to {tmp_path / 'out'}: cannot be written" in capsys.readouterr().err
+
+
+# ---- out of a run that real trials left
+
+
+def test_the_best_epoch_of_real_trials_is_fetched(tmp_path):
+    random = np.random.default_rng(0)
+    labels = np.tile([0, 1], 40)
+    images = (random.integers(0, 120, (80, 32, 32)) + 60 * labels[:, None, None]).astype(np.uint8)
+    table = pd.DataFrame(
+        {
+            "image_id": [f"i{row}" for row in range(80)],
+            "group": [f"g{row // 4}" for row in range(80)],
+            "label": labels,
+            "split": ["train"] * 48 + ["val"] * 32,
+        }
+    )
+    run = Folder(tmp_path / "run")
+    run.write("config.yaml", CONFIG.to_yaml())
+    shards = Shards(tmp_path, 32, (ShardFile("part-0.parquet", 0, 80),))
+    job = Job(CONFIG, run, shards, table, "print", ("val_accuracy",), images)
+    for number, rate in enumerate((1e-5, 1e-2)):
+        session = Session(job, number, {"train.lr": rate})
+        while not session.done:
+            session.run_epoch()
+        session.close()
+    best = {}
+    for number in (0, 1):
+        history = json.loads((tmp_path / "run" / "trials" / f"t{number:04d}" / EPOCHS).read_text())
+        best[number] = (-max(epoch["val_accuracy"] for epoch in history), number)
+    winner = min(best.values())[1]
+    assert fetch(run, "--to", tmp_path / "out") == 0
+    card = read_card(tmp_path / "out" / f"t{winner:04d}")
+    assert card.metrics["val_accuracy"] == -min(best.values())[0]
+    assert card.config.train.lr == (1e-5, 1e-2)[winner]
+    assert card.data_fingerprint == "print"
