@@ -35,13 +35,13 @@ class Device:
 
 
 DEVICES = (
-    Device("A", (373, 454), 2600, 0.55, 0.10, 1.20, 0.12, 0.92, 0.5, 0.010, "white", 0.05),
-    Device("B", (373, 454), 1100, 0.80, 0.18, 1.05, 0.05, 0.85, 0.2, 0.022, "white", 0.25),
-    Device("C", (373, 454), 3500, 0.50, 0.06, 1.35, 0.03, 0.98, 0.8, 0.000, "black", 0.80),
-    Device("D", (454, 373), 1800, 0.65, 0.12, 1.20, 0.15, 0.90, 0.4, 0.015, "white", 0.10),
-    Device("E", (352, 428), 700, 0.95, 0.22, 1.00, 0.09, 0.80, 0.0, 0.028, "white", 0.40),
+    Device("A", (373, 454), 2600, 0.55, 0.10, 1.20, 0.11, 0.90, 0.5, 0.010, "white", 0.05),
+    Device("B", (373, 454), 1100, 0.80, 0.14, 1.10, 0.07, 0.86, 0.3, 0.022, "white", 0.25),
+    Device("C", (373, 454), 3500, 0.50, 0.08, 1.30, 0.06, 0.94, 0.7, 0.000, "black", 0.80),
+    Device("D", (454, 373), 1800, 0.65, 0.12, 1.20, 0.13, 0.88, 0.4, 0.015, "white", 0.10),
+    Device("E", (352, 428), 700, 0.90, 0.16, 1.05, 0.09, 0.83, 0.2, 0.028, "white", 0.40),
 )
-DEVICE_SHARES = (0.40, 0.24, 0.14, 0.14, 0.08)
+DEVICE_SHARES = (0.46, 0.24, 0.14, 0.08, 0.08)
 
 _MARGIN = 60  # pixels that the collimator never reaches beyond
 
@@ -57,9 +57,9 @@ class _Blade:
 
 
 def _collimator(rng: np.random.Generator) -> list[_Blade]:
-    chances = {"top": 0.25, "bottom": 0.4, "left": 0.2, "right": 0.25}
+    chances = {"top": 0.06, "bottom": 0.14, "left": 0.05, "right": 0.08}
     return [
-        _Blade(edge, rng.uniform(3, 30), rng.normal(0, 0.012), rng.uniform(0.8, 3.5))
+        _Blade(edge, rng.uniform(3, 20), rng.normal(0, 0.012), rng.uniform(0.8, 3.5))
         for edge, chance in chances.items()
         if rng.random() < chance
     ]
@@ -116,7 +116,7 @@ def expose(attenuation: np.ndarray, device: Device, rng: np.random.Generator) ->
     np.negative(signal, out=signal)
     cv2.exp(signal, signal)
     if device.shutter == "white":
-        _cut_off(signal, blades, 0.012)
+        _cut_off(signal, blades, 0.2)
     spare = _scatter(signal)
     cv2.addWeighted(signal, 1 - device.scatter, spare, device.scatter, 0, signal)
     cv2.GaussianBlur(signal, (5, 5), device.blur, signal)
@@ -138,11 +138,11 @@ def expose(attenuation: np.ndarray, device: Device, rng: np.random.Generator) ->
         cv2.addWeighted(signal, 1 + device.edge, spare, -device.edge, 0, signal)
     # Automatic exposure: the window follows the brightest bone of the field, and the operator's hand.
     field = signal[_MARGIN:-_MARGIN:6, _MARGIN:-_MARGIN:6]
-    top = max(float(np.quantile(field, 0.995)) * rng.uniform(0.88, 1.12), 0.5)
+    top = max(float(np.quantile(field, 0.995)) * rng.uniform(0.95, 1.05), 0.5)
     signal *= np.float32(1 / top)
     np.clip(signal, 0, 1.3, out=signal)
-    cv2.pow(signal, device.gamma * rng.uniform(0.92, 1.08), signal)
-    floor = device.floor * rng.uniform(0.7, 1.3)
+    cv2.pow(signal, device.gamma * rng.uniform(0.96, 1.04), signal)
+    floor = device.floor * rng.uniform(0.85, 1.15)
     signal *= np.float32(255 * (device.white - floor))
     signal += np.float32(255 * floor + 0.5)
     if device.shutter == "black":

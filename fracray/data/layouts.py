@@ -122,7 +122,7 @@ def _forearm_bones(elbow: Point, wrist: Point, view: str, rng: np.random.Generat
 
 def _hand(view: str, rng: np.random.Generator) -> Anatomy:
     """The hand with the distal forearm, or the forearm with the hand's beginning."""
-    if rng.random() < 0.3:
+    if rng.random() < 0.12:
         wrist, elbow, size = (0.0, -25.0), (rng.uniform(-15, 15), -370.0), rng.uniform(1.0, 1.2)
         stub: list[Bone] = []
     else:
@@ -177,7 +177,7 @@ def _foot(ankle: Point, view: str, rng: np.random.Generator) -> tuple[list[Bone]
 def _leg(view: str, rng: np.random.Generator) -> Anatomy:
     """The knee, the shin, or the ankle with the foot."""
     k, thick = SPREAD[view], rng.uniform(0.9, 1.12)
-    knee_y, ankle_y = ((-15.0, 390.0), (-190.0, 160.0), (-390.0, -35.0))[int(rng.choice(3, p=(0.30, 0.50, 0.20)))]
+    knee_y, ankle_y = ((-15.0, 390.0), (-190.0, 160.0), (-390.0, -35.0))[int(rng.choice(3, p=(0.18, 0.72, 0.10)))]
     bones: list[Bone] = []
     tissues: list[Tissue] = []
     lean = rng.uniform(-6, 6)

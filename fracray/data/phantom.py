@@ -34,6 +34,7 @@ from fracray.data.projection import (
     paint_bone,
     paint_flat_bones,
     paint_metal,
+    paint_reaction,
     paint_tissue,
 )
 from fracray.errors import InputError, RunError
@@ -41,11 +42,11 @@ from fracray.errors import InputError, RunError
 Box = tuple[int, int, int, int]
 
 KINDS = ("transverse", "oblique", "spiral", "hairline")
-_KIND_SHARES = (0.34, 0.34, 0.18, 0.14)
-_REGION_SHARES = (0.36, 0.40, 0.07, 0.08, 0.09)
+_KIND_SHARES = (0.36, 0.36, 0.18, 0.10)
+_REGION_SHARES = (0.36, 0.46, 0.05, 0.06, 0.07)
 # How often a study of each region is one of a fracture; not every picture of such a study shows it.
-_FRACTURE_SHARES = {"hand": 0.56, "leg": 0.40, "hip": 0.42, "shoulder": 0.48, "mixed": 0.52}
-_SHOWN = 0.70
+_FRACTURE_SHARES = {"hand": 0.48, "leg": 0.36, "hip": 0.38, "shoulder": 0.40, "mixed": 0.46}
+_SHOWN = 0.85
 _CHUNK = 12  # ids are dealt into studies chunk by chunk, so that any picture can be drawn without the others
 
 
@@ -85,6 +86,7 @@ class _Study:
     hardware: bool
     plaster: bool
     child: bool
+    callus: float
 
 
 def _study_of(index: int, seed: int) -> tuple[_Study, int]:
@@ -107,7 +109,7 @@ def _study_of(index: int, seed: int) -> tuple[_Study, int]:
     if rng.random() < 0.3:
         views = ("lateral", "frontal", "oblique")
     kind = str(rng.choice(KINDS, p=_KIND_SHARES))
-    displaced = kind != "hairline" and bool(rng.random() < 0.7)
+    displaced = kind != "hairline" and bool(rng.random() < 0.8)
     study = _Study(
         number=chunk * _CHUNK + number,
         seed=key,
@@ -118,8 +120,9 @@ def _study_of(index: int, seed: int) -> tuple[_Study, int]:
         kind=kind,
         displaced=displaced,
         hardware=bool(rng.random() < (0.16 if broken else 0.02)),
-        plaster=bool(rng.random() < (0.20 if broken else 0.03)) and region in {"hand", "leg", "mixed"},
+        plaster=bool(rng.random() < (0.36 if broken else 0.03)) and region in {"hand", "leg", "mixed"},
         child=bool(rng.random() < 0.08),
+        callus=float(rng.uniform(0.5, 1.0)) if kind != "hairline" and rng.random() < 0.75 else 0.0,
     )
     return study, place
 
@@ -128,13 +131,13 @@ def _placement(study: _Study, rng: np.random.Generator, multiscan: bool) -> np.n
     """The 2 x 3 similarity from the anatomy's coordinates to the film's."""
     width, height = study.device.size
     trunk = study.region in {"hip", "shoulder"}
-    angle = rng.normal(0, 3 if trunk else 5)
-    if width > height and not trunk and not multiscan and rng.random() < 0.3:
+    angle = rng.normal(0, 3 if trunk else 3)
+    if width > height and not trunk and not multiscan and rng.random() < 0.2:
         angle += rng.choice((-90, 90))
-    scale = rng.uniform(0.9, 1.1) * {"hand": 1.7, "leg": 1.4, "mixed": 1.6}.get(study.region, 1.15)
+    scale = rng.uniform(0.95, 1.06) * {"hand": 1.7, "leg": 1.4, "mixed": 1.6}.get(study.region, 1.15)
     c, s = scale * np.cos(np.deg2rad(angle)), scale * np.sin(np.deg2rad(angle))
     matrix = np.array([[c, -s], [s, c]]) @ np.diag([-1.0 if study.number % 2 else 1.0, 1.0])
-    centre = (width / 2 + rng.uniform(-22, 22), height / 2 + rng.uniform(-24, 24))
+    centre = (width / 2 + rng.uniform(-14, 14), height / 2 + rng.uniform(-16, 16))
     return np.column_stack([matrix, centre])
 
 
@@ -155,7 +158,7 @@ def _plan_break(study: _Study, bone: Bone, at: float, rng: np.random.Generator) 
     length = bone_length(bone)
     arm = min(at, length - at)
     shift = rng.choice((-1, 1)) * rng.uniform(0.8, 1.8) * r if study.displaced else 0.0
-    apex = rng.choice((-1, 1)) * rng.uniform(0.04, 0.22) * min(arm, 110) if study.displaced else 0.0
+    apex = rng.choice((-1, 1)) * rng.uniform(0.10, 0.34) * min(arm, 130) if study.displaced else 0.0
     teeth = tuple(float(t) for t in rng.normal(0, 0.09 * r if not hair else 0.04 * r, 9))
     return Break(
         kind,
@@ -239,18 +242,20 @@ def draw_phantom(index: int, seed: int) -> Phantom:
     view = study.views[place % len(study.views)]
     anatomy = lay_out(study.region, view, np.random.default_rng((*study.seed, 4)))
     label = int(study.broken and rng.random() < _SHOWN)
-    multiscan = study.region in {"hand", "leg"} and view == "frontal" and bool(rng.random() < 0.07)
+    multiscan = study.region in {"hand", "leg"} and view == "frontal" and bool(rng.random() < 0.04)
     matrix = _placement(study, rng, multiscan)
     anatomy = _side_by_side(anatomy, matrix, study.device.size) if multiscan else anatomy.placed(matrix)
 
     breaks = _choose_break(study, anatomy, rng) if label else {}
     muscle = rng.standard_normal((height // 40, width // 40), np.float32)
-    attenuation = paint_tissue((height, width), anatomy.tissues, muscle, rng.uniform(7, 12) if study.plaster else 0.0)
+    attenuation = paint_tissue((height, width), anatomy.tissues, muscle, rng.uniform(11, 18) if study.plaster else 0.0)
     if anatomy.strips or anatomy.plates:
         attenuation += paint_flat_bones((height, width), anatomy.strips, anatomy.plates)
     physis = float(rng.uniform(0.2, 0.45)) if study.child else 0.0
     for i, bone in enumerate(anatomy.bones):
         paint_bone(attenuation, bone, _trabeculae(), physis if bone.weight else 0.0, breaks.get(i))
+    for i, planned in breaks.items():
+        paint_reaction(attenuation, anatomy.bones[i], planned, study.callus, rng)
     hardware = study.hardware and not multiscan
     if hardware:
         i = next(iter(breaks), _stoutest(anatomy, study.device.size))

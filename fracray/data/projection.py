@@ -16,7 +16,7 @@ from fracray.data.anatomy import Bone, Plate, Point, Strip, Tissue
 CORTICAL = 0.042  # attenuation per pixel of cortical bone, spongy bone, muscle, plaster
 SPONGY = 0.013
 MUSCLE = 0.0105
-PLASTER = 0.016
+PLASTER = 0.024
 HALF = 2  # soft tissue is smooth: it is drawn at half size
 
 
@@ -226,7 +226,11 @@ def paint_tissue(shape: tuple[int, int], tissues: Sequence[Tissue], muscle: np.n
         _outline(first.points, first.widths, inner)
         _outline(first.points, [w + plaster for w in first.widths], outer)
         shell = _rounded(outer, first.depth + plaster) - _rounded(inner, first.depth)
-        total += cv2.GaussianBlur(np.maximum(shell, 0), (0, 0), 0.8) * PLASTER
+        # Wet bandage dries in ridges.
+        ridges = 1 + 0.25 * cv2.resize(muscle[:, ::-1], small[::-1], interpolation=cv2.INTER_CUBIC)
+        total = (
+            total + cv2.GaussianBlur(np.maximum(shell, 0) + 0.5 * plaster * (outer > 0), (5, 5), 0.8) * ridges * PLASTER
+        )
     return cv2.resize(total, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
@@ -249,6 +253,38 @@ def paint_flat_bones(shape: tuple[int, int], strips: Sequence[Strip], plates: Se
                 cv2.polylines(layer, [points], False, value, max(1, round(2 * share * strip.radius)), cv2.LINE_AA, 4)
         total += layer * np.float32(density * 0.0035)
     return cv2.GaussianBlur(total, (0, 0), 1.0) if strips or plates else total
+
+
+def paint_reaction(canvas: np.ndarray, bone: Bone, fracture: Break, callus: float, rng: np.random.Generator) -> None:
+    """What gathers around a break, in place: a swelling, splinters where it is displaced, and cloudy `callus` (0 to 1)."""
+    height, width = canvas.shape
+    r = bone.radius
+    x, y = on_bone(bone, fracture.at, fracture.apex)
+    reach = int(5 * r)
+    x0, x1 = max(int(x) - reach, 0), min(int(x) + reach, width)
+    y0, y1 = max(int(y) - reach, 0), min(int(y) + reach, height)
+    _, along, across = _frame(bone)
+    dx = np.arange(x0, x1, dtype=np.float32)[None, :] - np.float32(x)
+    dy = np.arange(y0, y1, dtype=np.float32)[:, None] - np.float32(y)
+    s = (np.float32(along[0]) * dx + np.float32(along[1]) * dy) / np.float32(r)
+    u = (np.float32(across[0]) * dx + np.float32(across[1]) * dy) / np.float32(r)
+    swelling = np.exp(-(s**2 + u**2) / np.float32(2 * 1.8**2))
+    canvas[y0:y1, x0:x1] += (0.8 * MUSCLE * r) * swelling
+    if callus:
+        cloud = cv2.resize(rng.random((9, 9), np.float32), (x1 - x0, y1 - y0), interpolation=cv2.INTER_CUBIC)
+        sleeve = np.exp(-(((np.abs(u) - 1.2) / 0.7) ** 2) - (s / np.float32(2.2)) ** 2)
+        canvas[y0:y1, x0:x1] += (callus * 1.1 * CORTICAL * r) * sleeve * (0.3 + cloud)
+    if fracture.shift:
+        layer = np.zeros((height, width), np.uint8)
+        for _ in range(int(rng.integers(3, 8))):
+            at = on_bone(
+                bone,
+                fracture.at + rng.normal(0, 1.0) * r,
+                fracture.apex + rng.choice((-1, 1)) * rng.uniform(0.7, 2.0) * r,
+            )
+            shape = np.asarray(at) + rng.normal(0, 0.22 * r, (4, 2))
+            cv2.fillConvexPoly(layer, cv2.convexHull(np.round(shape * 16).astype(np.int32)), 255, cv2.LINE_AA, 4)
+        canvas += layer * np.float32(0.5 * CORTICAL * r / 255)
 
 
 def paint_metal(canvas: np.ndarray, bone: Bone, at: float | None, rng: np.random.Generator) -> None:
