@@ -1,0 +1,131 @@
+"""python -m fracray.train, with real Ray Train workers that are killed for real."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from fracray.checkpoint import load_checkpoint, read_predictions
+from fracray.train import main
+
+SMALL = ["--set", "data.size=32", "--set", "data.phantom.count=150", "--set", "data.split.block=10", "--set", "model.width=8"]
+
+
+def history(run):
+    return json.loads((run / "trials/t0000/epochs.json").read_text())
+
+
+def metrics(run):
+    return [{k: v for k, v in entry.items() if k != "seconds"} for entry in history(run)]
+
+
+def train(tmp_path, name, *more):
+    main([*SMALL, "--storage", str(tmp_path), "--name", name, "--cpus-per-worker", "1", *more])
+    return tmp_path / name
+
+
+def start(tmp_path, name, *more):
+    settings = [] if "--resume" in more else SMALL
+    command = [sys.executable, "-m", "fracray.train", *settings, "--storage", str(tmp_path), "--name", name, *more]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_epoch(run, epoch, process, seconds=180):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.stdout.read()
+        if (run / "trials/t0000/epochs.json").exists() and len(history(run)) >= epoch:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"no epoch {epoch} within {seconds} s")
+
+
+def workers_of(process, title):
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if title in " ".join(child.cmdline()):
+                found.append(child)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def one_worker(ray_local, tmp_path_factory):
+    return train(tmp_path_factory.mktemp("runs"), "one", "--epochs", "3")
+
+
+def test_a_training_leaves_a_whole_run_folder(one_worker):
+    names = {path.name for path in one_worker.iterdir()}
+    assert {"config.yaml", "environment.json", "data.json", "trials"} <= names
+    data = json.loads((one_worker / "data.json").read_text())
+    assert data["flow"]["found"] == 150
+    assert {baseline["name"] for baseline in data["baselines"]} == {"majority", "tags", "id neighbours"}
+    assert [entry["epoch"] for entry in history(one_worker)] == [1, 2, 3]
+    checkpoint = load_checkpoint(one_worker / "trials/t0000/best")
+    assert checkpoint.card.data_fingerprint == data["fingerprint"]
+    best = max(history(one_worker), key=lambda e: (e["val_accuracy"], -e["val_loss"]))
+    assert checkpoint.card.epoch == best["epoch"]
+    assert len(read_predictions(checkpoint.folder)) == data["parts"]["val"]["images"]
+
+
+def test_the_same_seed_gives_the_same_metrics(one_worker, tmp_path):
+    assert metrics(train(tmp_path, "again", "--epochs", "3")) == metrics(one_worker)
+
+
+def test_ray_data_streaming_gives_the_same_metrics_as_memory(one_worker, tmp_path):
+    streamed = train(tmp_path, "streamed", "--epochs", "3", "--set", "data.stream=ray")
+    assert metrics(streamed) == metrics(one_worker)
+
+
+def test_two_workers_see_the_whole_set(one_worker, tmp_path):
+    pair = train(tmp_path, "pair", "--epochs", "2", "--workers", "2")
+    assert len(history(pair)) == 2
+    assert history(pair)[0]["val_n"] == history(one_worker)[0]["val_n"]
+    assert history(pair)[0]["train_loss"] == pytest.approx(history(one_worker)[0]["train_loss"], abs=0.05)
+
+
+def test_resume_goes_on_where_the_run_stopped(tmp_path):
+    """Killed with SIGKILL, driver and all; the epochs that follow are those of an uninterrupted run."""
+    process = start(tmp_path, "killed", "--epochs", "30", "--cpus-per-worker", "1")
+    run = tmp_path / "killed"
+    wait_for_epoch(run, 2, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = metrics(run)
+    assert 2 <= len(kept) < 30
+    resumed = start(tmp_path, "killed", "--resume", "--cpus-per-worker", "1")
+    out, _ = resumed.communicate(timeout=300)
+    assert resumed.returncode == 0, out
+    assert metrics(run)[: len(kept)] == kept
+    assert [entry["epoch"] for entry in history(run)] == list(range(1, 31))
+    assert metrics(run) == metrics_of_uninterrupted(tmp_path)
+
+
+def metrics_of_uninterrupted(tmp_path):
+    process = start(tmp_path, "whole", "--epochs", "30", "--cpus-per-worker", "1")
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    return metrics(tmp_path / "whole")
+
+
+def test_a_killed_worker_process_costs_at_most_one_epoch(tmp_path):
+    process = start(tmp_path, "hit", "--epochs", "30", "--workers", "2")
+    run = tmp_path / "hit"
+    wait_for_epoch(run, 3, process)
+    victims = workers_of(process, "RayTrainWorker")
+    assert len(victims) == 2
+    before = history(run)
+    os.kill(victims[1].pid, signal.SIGKILL)
+    out, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, out
+    after = history(run)
+    assert [entry["epoch"] for entry in after] == list(range(1, 31))
+    # Every epoch that was finished before the kill was kept, not run again: its wall-clock time is the same.
+    assert after[: len(before)] == before
