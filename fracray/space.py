@@ -252,7 +252,7 @@ class _Reader:
         train = base.get("train", {})
         if "epochs" in tree and isinstance(train, dict):  # anything else is refused with the rest of the tree
             base["train"] = {**train, "epochs": tree["epochs"]}
-        config = resolve(base, self._place).with_leaves(overrides, "--set")
+        config = resolve(base, self._place).with_leaves(overrides, "command line")
         space = self._mapping(tree, "space")
         if not space:
             raise InputError(f"{self.where('space')}: no dimension to search; name at least one setting under space:")

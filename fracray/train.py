@@ -67,6 +67,7 @@ def main(argv: Sequence[str]) -> None:
     say_phantom(console, config)
     with connect(args.address):
         cpus, gpus = _shares(args)
+        trials_at_once(args.workers, cpus, gpus)  # before anything long is begun
         prepared = prepare(config.data, console)
         say_prepared(console, prepared)
         job = make_job(config, run, prepared)
@@ -98,7 +99,7 @@ def _config(args: argparse.Namespace) -> Config:
         leaves["data.source"] = data_source(args.data)
     if args.epochs is not None:
         leaves["train.epochs"] = args.epochs
-    return config.with_leaves(leaves, "--set")
+    return config.with_leaves(leaves, "command line")
 
 
 def _shares(args: argparse.Namespace) -> tuple[float, float]:

@@ -351,7 +351,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
 
 
 def test_a_bad_override_is_blamed_on_the_command_line(tmp_path):
-    with pytest.raises(InputError, match=r"^--set: search\.trials = 0"):
+    with pytest.raises(InputError, match=r"^command line: search\.trials = 0"):
         load_space(write(tmp_path, WHOLE), {"search.trials": 0})
 
 
