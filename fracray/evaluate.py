@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from fracray.checkpoint import Checkpoint, load_checkpoint
+from fracray.checkpoint import Card, Checkpoint, load_checkpoint
 from fracray.cluster import connect
 from fracray.config import Config
 from fracray.data.ingest import Shards
@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
             "note: 'all' holds the images that this checkpoint was trained on; its scores flatter", style="yellow"
         )
     if args.json:
-        _write_json(Path(args.json), checkpoint, prepared, part, rows, probabilities, intervals)
+        _write_json(Path(args.json), args.checkpoint, card, prepared, part, rows, probabilities, intervals)
         console.print(f"written: {args.json}")
 
 
@@ -155,7 +155,8 @@ def _words(part: str, prepared: Prepared, trained_on: str) -> str:
 
 def _write_json(
     path: Path,
-    checkpoint: Checkpoint,
+    location: str,
+    card: Card,
     prepared: Prepared,
     part: str,
     rows: np.ndarray,
@@ -164,14 +165,14 @@ def _write_json(
 ) -> None:
     table = prepared.table.iloc[rows]
     tree: dict[str, Any] = {
-        "checkpoint": str(checkpoint.folder),
-        "trial": checkpoint.card.trial,
-        "epoch": checkpoint.card.epoch,
+        "checkpoint": location,
+        "trial": card.trial,
+        "epoch": card.epoch,
         "data": prepared.summary(),
         "split": part,
         "images": len(rows),
         "groups": int(table["group"].nunique()),
-        "threshold": checkpoint.card.threshold,
+        "threshold": card.threshold,
         "scores": {
             name: {"value": _finite(value.value), "low": _finite(value.low), "high": _finite(value.high)}
             for name, value in intervals.items()

@@ -169,7 +169,8 @@ class Folder:
             copy.mkdir()
             for file in self.names():
                 (copy / file).write_bytes(self.read(file))
-            yield copy
+            with _blamed_on(self.location, copy):
+                yield copy
 
     @contextmanager
     def local_copy(self, name: str) -> Iterator[Path]:
@@ -180,7 +181,17 @@ class Folder:
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / Path(name).name
             path.write_bytes(self.read(name))
-            yield path
+            with _blamed_on(f"{self}/{name}", path):
+                yield path
+
+
+@contextmanager
+def _blamed_on(place: str, copy: Path) -> Iterator[None]:
+    """InputErrors about a copy name the place that it came from: the copy is gone when they are read."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(str(error).replace(str(copy), place)) from None
 
 
 def trial_name(number: int) -> str:
