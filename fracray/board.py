@@ -163,6 +163,7 @@ class Board(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         row = self.rows[trial.config["number"]]
         row.state = FAILED
+        self._console.print(f"{row.name} failed: {_reason(trial)}", soft_wrap=True, markup=False)
         self._finished(row)
 
     def _finished(self, row: TrialRow) -> None:
@@ -234,6 +235,12 @@ class Board(tune.Callback):
                 style="bold green" if row is best else "dim" if row.state in (FAILED, WAITING) else "",
             )
         return table
+
+
+def _reason(trial: Any) -> str:
+    """The last line of a trial's error, and where the whole of it stands."""
+    lines = [line.strip() for line in str(trial.get_error()).splitlines() if line.strip()] or ["its process ended"]
+    return f"{lines[-1]} (all of it in {trial.error_file})"
 
 
 def cell(value: Any) -> str:

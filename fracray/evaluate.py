@@ -25,10 +25,9 @@ from fracray.errors import InputError, run_verb
 from fracray.fit import pick_device, pick_precision
 from fracray.metrics import Interval, bootstrap
 from fracray.run import BEST, Folder, data_source
-from fracray.show import new_console, say_flow, say_phantom, scores_table
+from fracray.show import new_console, say_few_groups, say_flow, say_phantom, scores_table
 
 BATCH = 64
-FEW_GROUPS = 10  # below this many groups a bootstrap over them understates the uncertainty
 
 
 def parser() -> argparse.ArgumentParser:
@@ -81,8 +80,7 @@ def main(argv: Sequence[str]) -> None:
         soft_wrap=True,
     )
     console.print(scores_table(intervals, prepared.baselines, part))
-    if count < FEW_GROUPS:
-        console.print(f"note: only {count} groups: the intervals understate how far the scores may be off")
+    say_few_groups(console, prepared, part)
     if part == "all" and prepared.fingerprint == card.data_fingerprint:
         console.print(
             "note: 'all' holds the images that this checkpoint was trained on; its scores flatter", style="yellow"

@@ -18,6 +18,8 @@ from fracray.data.prepare import PHANTOM_NOTICE, Prepared
 from fracray.metrics import Interval
 from fracray.run import Folder
 
+FEW_GROUPS = 10  # below this many groups a bootstrap over them understates the uncertainty
+
 HEADINGS = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -117,6 +119,13 @@ def scores_table(scores: Mapping[str, float | Interval], baselines: Sequence[Bas
 
 def _cell(value: Any) -> str:
     return "" if value is None or isnan(value) else f"{value:.3f}"
+
+
+def say_few_groups(console: Console, prepared: Prepared, part: str) -> None:
+    """Say so where too few groups stand behind an interval that is bootstrapped over them."""
+    count = prepared.table["group"].iloc[prepared.rows(part)].nunique()
+    if count < FEW_GROUPS:
+        console.print(f"note: only {count} groups: the intervals understate how far the scores may be off")
 
 
 def say_next_steps(console: Console, run: Folder, checkpoint: str, source: str) -> None:

@@ -55,6 +55,15 @@ class Dimension:
     def active(self, leaves: Mapping[str, Any]) -> bool:
         return all(leaves[path] in allowed for path, allowed in self.when)
 
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """All values of a categorical dimension, the two ends of a range."""
+        spread = self.distribution
+        if isinstance(spread, CategoricalDistribution):
+            return tuple(spread.choices)
+        assert isinstance(spread, FloatDistribution | IntDistribution)
+        return spread.low, spread.high
+
     def grid(self) -> list[Any]:
         """Every value, for a grid; InputError for a continuous dimension."""
         spread = self.distribution

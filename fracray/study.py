@@ -8,7 +8,10 @@ own folder where a former driver left it.
 import logging
 import math
 import os
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from fracray.run import Folder
 from fracray.space import SearchSpace
 
 LEAVES = "leaves"
@@ -58,6 +62,20 @@ def _drop_half_entry(journal: Path, lock: JournalFileOpenLock) -> None:
         os.truncate(journal, entries.rfind(b"\n") + 1)
     finally:
         lock.release()
+
+
+@contextmanager
+def local_journal(run: Folder) -> Iterator[Path]:
+    """A local path of the study's journal: the file itself on a path, a copy that the board sends back on a URI."""
+    if run.is_local:
+        yield Path(run.path(JOURNAL))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        journal = Path(scratch) / JOURNAL
+        if run.exists(JOURNAL):
+            journal.write_bytes(run.read(JOURNAL))
+        yield journal
+        run.write(JOURNAL, journal.read_bytes())
 
 
 class StudySearcher(Searcher):

@@ -8,16 +8,19 @@ import threading
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 from rich.console import Console
 
+from fracray.checkpoint import read_card
 from fracray.cluster import connect, trials_at_once
 from fracray.config import Config, load_config, parse_assignments
 from fracray.data.prepare import Prepared, prepare
 from fracray.data.stream import fits_in_memory
 from fracray.errors import InputError, RunError, run_verb
+from fracray.model import build_model
 from fracray.run import BEST, EPOCHS, Folder, data_source, new_run, stored_config, trial_folder, trial_name
 from fracray.show import epoch_line, new_console, say_next_steps, say_phantom, say_prepared, scores_table
 from fracray.trial import Job, Session, use_threads
@@ -38,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     cli.add_argument("--data", metavar="PATH", help="a FracAtlas folder or zip; default: the embedded phantom set")
-    cli.add_argument("--config", metavar="FILE", help="a config tree in YAML, such as a run's config.yaml")
+    cli.add_argument("--config", metavar="FILE", help="a config tree in YAML (a run's config.yaml), or a checkpoint")
     cli.add_argument("--workers", type=int, default=1, help="processes that train together (default %(default)s)")
     cli.add_argument("--cpus-per-worker", type=float, help="default: the cluster's CPUs divided by the workers")
     cli.add_argument("--gpus-per-worker", type=float, help="default: 1 where the cluster has that many GPUs, else 0")
@@ -57,6 +60,8 @@ def main(argv: Sequence[str]) -> None:
     if args.workers < 1:
         raise InputError(f"--workers {args.workers}: at least one worker must train")
     config = _config(args)
+    if not args.resume:
+        build_model(config.model, size=config.data.size)  # a name or weights that cannot be had are refused here
     run = new_run(args.storage, args.name, "train", args.resume)
     if args.resume:
         if args.data or args.config or args.epochs or args.set:
@@ -93,7 +98,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _config(args: argparse.Namespace) -> Config:
-    config = load_config(args.config) if args.config else Config()
+    config = Config()
+    if args.config:
+        is_checkpoint = Path(args.config).is_dir()
+        config = read_card(args.config).config if is_checkpoint else load_config(args.config)
     leaves = parse_assignments(args.set)
     if args.data:
         leaves["data.source"] = data_source(args.data)

@@ -4,15 +4,12 @@ Read from top to bottom: the command, the trials, the search, what it found.
 """
 
 import argparse
-import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import optuna
-from optuna.trial import TrialState
+import torch
 from ray import tune
 from ray.tune.schedulers import (
     AsyncHyperBandScheduler,
@@ -22,20 +19,20 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 from rich.console import Console
-from rich.table import Table
 
-from fracray.board import DONE, RUNNING, STOPPED, WAITING, Board, TrialRow, best_row, cell, collect
-from fracray.checkpoint import read_card, read_predictions
+from fracray.board import RUNNING, WAITING, Board
 from fracray.cluster import connect, trials_at_once
 from fracray.config import parse_assignments
-from fracray.data.prepare import Prepared, prepare
-from fracray.errors import InputError, RunError, run_verb
+from fracray.data.prepare import prepare
+from fracray.errors import InputError, run_verb
+from fracray.fit import pick_device
 from fracray.group import WorkerGroup
-from fracray.metrics import METRICS, Interval, paired_gain
-from fracray.run import BEST, Folder, data_source, new_run, trial_folder, trial_name
-from fracray.show import new_console, new_table, say_next_steps, say_phantom, say_prepared, scores_table
+from fracray.model import build_model
+from fracray.run import Folder, data_source, new_run
+from fracray.show import new_console, say_phantom, say_prepared
 from fracray.space import SearchSpace, load_space
-from fracray.study import JOURNAL, StudySearcher, open_study
+from fracray.study import StudySearcher, local_journal
+from fracray.summary import summarise
 from fracray.train import RAY_TASK_CPUS, Share, make_job
 from fracray.trial import Job, Session, use_threads
 
@@ -105,7 +102,7 @@ def main(argv: Sequence[str]) -> None:
         say_prepared(console, prepared)
         job = make_job(space.config, run, prepared)
         finished = _search(space, job, console)
-        _summary(space, run, prepared, console)
+        summarise(space, run, prepared, console)
     if not finished:
         console.print(f"\nthe search is not finished; go on with: {_resume_command(args, run)}", soft_wrap=True)
         raise KeyboardInterrupt
@@ -121,6 +118,7 @@ def _begin(args: argparse.Namespace) -> tuple[SearchSpace, Folder]:
         if not args.space:
             raise InputError("--space: name a search-space file, for example --space search_spaces/reg.yaml")
         space = load_space(args.space, leaves)
+        _check_models(space)
         run = new_run(args.storage, args.name, "tune", resume=False)
         run.write(SPACE, Path(args.space).read_bytes())
         run.write_json("overrides.json", leaves)
@@ -135,6 +133,17 @@ def _begin(args: argparse.Namespace) -> tuple[SearchSpace, Folder]:
         space = load_space(path, leaves)
     run.write_json("overrides.json", leaves)
     return space, run
+
+
+def _check_models(space: SearchSpace) -> None:
+    """Build each network that the space can ask for: a name or weights that cannot be had are refused before launch."""
+    dimensions = {dimension.path: dimension for dimension in space.dimensions}
+    for name in dimensions["model.name"].choices if "model.name" in dimensions else (space.config.model.name,):
+        leaves = {"model.name": name}
+        for path in ("model.weights", "model.spatial_dropout"):
+            if path in dimensions and dimensions[path].active({**space.config.leaves(), **leaves}):
+                leaves[path] = dimensions[path].choices[-1]
+        build_model(space.config.with_leaves(leaves, space.origin).model, size=space.config.data.size)
 
 
 def _resume_command(args: argparse.Namespace, run: Folder) -> str:
@@ -172,7 +181,8 @@ class TrialActor(tune.Trainable):
         if self._group is None:
             if self._session is not None:
                 self._session.close()
-            self._session = Session(self._job, self._number, self._leaves)
+            device = pick_device() if self._share.gpus else torch.device("cpu")
+            self._session = Session(self._job, self._number, self._leaves, device=device)
 
     def step(self) -> dict[str, Any]:
         if self._group is not None:
@@ -237,7 +247,7 @@ def _search(space: SearchSpace, job: Job, console: Console) -> bool:
     """Run the trials that are still missing; False when Ctrl-C or the time budget ended the search before that."""
     search = space.config.search
     concurrent = _concurrency(space, spare=0.0 if job.images is not None else RAY_TASK_CPUS)
-    with _journal(job.run) as journal:
+    with local_journal(job.run) as journal:
         budget = min(search.trials, space.grid_points or search.trials)
         searcher = StudySearcher(space, journal, budget)
         missing = searcher.remaining
@@ -275,127 +285,6 @@ def _search(space: SearchSpace, job: Job, console: Console) -> bool:
         with board:
             tuner.fit()
         return searcher.remaining <= 0 and not any(row.state in (RUNNING, WAITING) for row in board.rows.values())
-
-
-@contextmanager
-def _journal(run: Folder) -> Iterator[Path]:
-    """A local path of the study's journal: the file itself on a path, a copy that the board sends back on a URI."""
-    if run.is_local:
-        yield Path(run.path(JOURNAL))
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        journal = Path(scratch) / JOURNAL
-        if run.exists(JOURNAL):
-            journal.write_bytes(run.read(JOURNAL))
-        yield journal
-        run.write(JOURNAL, journal.read_bytes())
-
-
-# ---------------------------------------------------------------- what it found
-
-
-def _summary(space: SearchSpace, run: Folder, prepared: Prepared, console: Console) -> None:
-    """The best config, its gain over the default with its interval, what mattered, and what to type next."""
-    with _journal(run) as journal:
-        study = open_study(journal, space)
-        rows = collect(run, study, space.config.train.epochs)
-        importances = _importances(study)
-    metric, mode = space.metrics[0], space.config.search.mode
-    best = best_row(rows, metric, mode)
-    if best is None:
-        raise RunError(f"{run}: no trial finished an epoch; the errors stand in {run.path('ray')}")
-    with tempfile.TemporaryDirectory() as scratch:
-        winner = Path(scratch) / "best"
-        trial_folder(run, best.number).download(BEST, winner)
-        run.upload(winner, BEST)
-        default = Path(scratch) / "default"
-        gain = None
-        if 0 in rows and rows[0].history and best.number != 0 and metric.removeprefix("val_") in METRICS:
-            trial_folder(run, 0).download(BEST, default)
-            gain = _gain(winner, default, metric.removeprefix("val_"))
-    ended = sum(row.state in (DONE, STOPPED) for row in rows.values())
-    console.print(f"\nbest of {ended} finished trials: {best.name}, {metric} {best.best(metric):.4f} at its best epoch")
-    console.print(_config_table(space, best))
-    _say_gain(console, best.number, gain, metric)
-    if len(space.metrics) > 1:
-        console.print("\nPareto front, each trial at its best epoch in the first metric:")
-        console.print(_front_table(space, study, rows))
-    if importances:
-        console.print(f"\nimportance of each setting (fANOVA over {ended} trials):")
-        console.print(_importance_table(importances))
-    scores = {
-        name.removeprefix("best_val_"): value
-        for name, value in best.history[-1].items()
-        if name.startswith("best_val_")
-    }
-    console.print(f"{best.name} on validation:")
-    console.print(scores_table(scores, prepared.baselines, "val"))
-    say_next_steps(console, run, BEST, space.config.data.source)
-
-
-def _gain(winner: Path, default: Path, metric: str) -> Interval:
-    """The winner's metric less the default's on the same validation images, resampled by group."""
-    ours, theirs = read_predictions(winner), read_predictions(default)
-    assert ours is not None, "a trial's checkpoint always carries its validation predictions"
-    assert theirs is not None
-    assert (ours["image_id"] == theirs["image_id"]).all()
-    card, base = read_card(winner), read_card(default)
-    return paired_gain(
-        ours["label"].to_numpy(),
-        card.calibration.apply(ours["logit"].to_numpy()),
-        card.threshold,
-        base.calibration.apply(theirs["logit"].to_numpy()),
-        base.threshold,
-        ours["group"].to_numpy(),
-        metric=metric,
-    )
-
-
-def _say_gain(console: Console, number: int, gain: Interval | None, metric: str) -> None:
-    if number == 0:
-        console.print("the default configuration was not beaten")
-    elif gain is not None:
-        console.print(
-            f"gain over the default configuration ({trial_name(0)}): {gain.value:+.4f} {metric} "
-            f"[{gain.low:+.4f}, {gain.high:+.4f}] (95%, bootstrapped over groups)\n"
-            "the best of many validation scores is biased upwards: judge it by the test split, see below",
-            soft_wrap=True,
-        )
-
-
-def _config_table(space: SearchSpace, best: TrialRow) -> Table:
-    table = new_table("setting", "best", "default")
-    defaults = space.config.leaves()
-    for dimension in space.dimensions:
-        if dimension.path in best.leaves or not best.leaves:
-            chosen = best.leaves.get(dimension.path, defaults[dimension.path])
-            table.add_row(dimension.path, cell(chosen), cell(defaults[dimension.path]))
-    return table
-
-
-def _front_table(space: SearchSpace, study: optuna.Study, rows: dict[int, TrialRow]) -> Table:
-    table = new_table("trial", *space.metrics)
-    for frozen in study.best_trials:
-        table.add_row(
-            trial_name(frozen.number), *(f"{rows[frozen.number].best(metric):.4f}" for metric in space.metrics)
-        )
-    return table
-
-
-def _importances(study: optuna.Study) -> dict[str, float]:
-    """How much of the metric's variation each setting explains (fANOVA, Hutter et al. 2014); empty when unknown."""
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if len(study.directions) > 1 or len(done) < 4 or len({trial.value for trial in done}) < 2:
-        return {}
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    return optuna.importance.get_param_importances(study, evaluator=evaluator)
-
-
-def _importance_table(importances: dict[str, float]) -> Table:
-    table = new_table("setting", "share", "")
-    for path, share in importances.items():
-        table.add_row(path, f"{share:.2f}", "█" * round(share * 30))
-    return table
 
 
 if __name__ == "__main__":
