@@ -30,7 +30,8 @@ from fracray.group import WorkerGroup
 from fracray.model import build_model
 from fracray.run import Folder, data_source, new_run
 from fracray.show import new_console, say_phantom, say_prepared
-from fracray.space import SearchSpace, load_space
+from fracray.space import SearchSpace
+from fracray.space_file import load_space
 from fracray.study import StudySearcher, local_journal
 from fracray.summary import summarise
 from fracray.train import RAY_TASK_CPUS, Share, make_job

@@ -188,7 +188,10 @@ def test_label_smoothing_is_symmetric():
 
 def test_precision_auto_never_takes_bf16_for_a_depthwise_backbone_on_cpu():
     cpu = torch.device("cpu")
-    assert pick_precision(make_config(**{"train.precision": "auto", "model.name": "tf_efficientnet_lite0"}), cpu) is torch.float32
+    assert (
+        pick_precision(make_config(**{"train.precision": "auto", "model.name": "tf_efficientnet_lite0"}), cpu)
+        is torch.float32
+    )
     assert pick_precision(make_config(**{"train.precision": "bf16"}), cpu) is torch.bfloat16
 
 
@@ -246,7 +249,9 @@ def rank_main(rank, world, port, config, train, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     fit, reports = recorded_run(config, rank, world, train)
-    torch.save({"gradients": fit.gradients, "losses": fit.losses, "reports": comparable(reports)}, f"{folder}/{rank}.pt")
+    torch.save(
+        {"gradients": fit.gradients, "losses": fit.losses, "reports": comparable(reports)}, f"{folder}/{rank}.pt"
+    )
     dist.destroy_process_group()
 
 
@@ -292,7 +297,9 @@ def test_metrics_are_of_the_whole_set_on_every_rank(two_ranks):
 
 def test_an_epoch_whose_last_batch_is_smaller_than_the_world_neither_hangs_nor_loses_an_image(tmp_path):
     # 113 = 7 batches of 16 and one image: two of three ranks get none of it.
-    config = make_config(**{"model.freeze_norm": True, "model.dropout": 0.0, "model.spatial_dropout": 0.0, "train.epochs": 1})
+    config = make_config(
+        **{"model.freeze_norm": True, "model.dropout": 0.0, "model.spatial_dropout": 0.0, "train.epochs": 1}
+    )
     alone, _ = recorded_run(config, 0, 1, 113)
     ranks = on_ranks(3, config, 113, tmp_path)
     assert ranks[0]["losses"] == pytest.approx(alone.losses, abs=1e-3)

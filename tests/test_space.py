@@ -9,7 +9,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from fracray.config import Config
 from fracray.errors import InputError
-from fracray.space import LOWER_IS_BETTER, REPORTED, SearchSpace, load_space
+from fracray.space import LOWER_IS_BETTER, REPORTED, SearchSpace
+from fracray.space_file import load_space
 from fracray.study import StudySearcher
 
 SHIPPED = sorted((Path(__file__).parent.parent / "search_spaces").glob("*.yaml"))

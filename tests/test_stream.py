@@ -43,7 +43,9 @@ def drain(stream, epoch):
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
 @pytest.mark.parametrize("batch_size", [1, 7, 16, 1000])
 def test_every_image_is_in_exactly_one_batch_of_one_rank(prepared, world, batch_size):
-    plans = [make_plan(make_config(batch_size=batch_size), prepared.table, prepared.shards, r, world) for r in range(world)]
+    plans = [
+        make_plan(make_config(batch_size=batch_size), prepared.table, prepared.shards, r, world) for r in range(world)
+    ]
     seen, steps = [], set()
     for plan in plans:
         slices = plan.train_slices(3)
@@ -106,7 +108,9 @@ def test_memory_and_ray_data_give_the_same_batches(prepared, rank):
 def test_training_images_are_augmented_anew_and_validation_never(prepared):
     images = prepared.shards.load()
     stream = MemoryStream(make_plan(make_config(), prepared.table, prepared.shards), images)
-    first, second = ({row: image for b in drain(stream, e) for row, image in zip(b.rows, b.images, strict=True)} for e in (0, 1))
+    first, second = (
+        {row: image for b in drain(stream, e) for row, image in zip(b.rows, b.images, strict=True)} for e in (0, 1)
+    )
     changed = [not np.array_equal(first[row], second[row]) for row in first]
     assert np.mean(changed) > 0.95
     for batch in stream.validation():

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from fracray.config import Config
-from fracray.space import load_space
+from fracray.space_file import load_space
 from fracray.study import JOURNAL, LEAVES, StudySearcher, open_study
 
 DROPOUT = "space:\n  model.dropout: {float: [0.0, 0.6]}\n  train.lr: {log_float: [1.0e-4, 1.0e-2]}\n"
@@ -278,7 +278,7 @@ def test_tune_may_pickle_and_restore_the_searcher(space, journal, tmp_path):
 DRIVER = """
 import os, sys
 from pathlib import Path
-from fracray.space import load_space
+from fracray.space_file import load_space
 from fracray.study import StudySearcher
 
 searcher = StudySearcher(load_space(sys.argv[1]), Path(sys.argv[2]), 6)

@@ -13,7 +13,16 @@ import pytest
 from fracray.checkpoint import load_checkpoint, read_predictions
 from fracray.train import main
 
-SMALL = ["--set", "data.size=32", "--set", "data.phantom.count=150", "--set", "data.split.block=10", "--set", "model.width=8"]
+SMALL = [
+    "--set",
+    "data.size=32",
+    "--set",
+    "data.phantom.count=150",
+    "--set",
+    "data.split.block=10",
+    "--set",
+    "model.width=8",
+]
 
 
 def history(run):

@@ -43,7 +43,9 @@ def write_space(tmp_path, trials=4, epochs=3, scheduler="none"):
 
 
 def study_of(run):
-    return optuna.load_study(study_name="fracray", storage=JournalStorage(JournalFileBackend(str(run / "optuna.journal"))))
+    return optuna.load_study(
+        study_name="fracray", storage=JournalStorage(JournalFileBackend(str(run / "optuna.journal")))
+    )
 
 
 def histories(run):
@@ -121,7 +123,9 @@ def test_the_winner_is_kept_as_a_portable_checkpoint(searched):
     winner = read_card(searched / f"trials/{checkpoint.card.trial}/best")
     assert checkpoint.card == winner
     assert winner.metrics["val_accuracy"] == best.value
-    assert winner.config.model.dropout == pytest.approx(study_of(searched).trials[int(winner.trial[1:])].params["model.dropout"])
+    assert winner.config.model.dropout == pytest.approx(
+        study_of(searched).trials[int(winner.trial[1:])].params["model.dropout"]
+    )
 
 
 def test_a_finished_search_resumed_runs_nothing_and_says_the_same(searched, capsys):
@@ -132,7 +136,14 @@ def test_a_finished_search_resumed_runs_nothing_and_says_the_same(searched, caps
     assert histories(searched) == before
     card = read_card(searched / "best")
     assert re.search(rf"best of 4 finished trials: {card.trial}", out)
-    for words in ("best configuration", "model.spatial_dropout", "no pixel", "fracray.fetch", "fracray.evaluate", str(searched / "best")):
+    for words in (
+        "best configuration",
+        "model.spatial_dropout",
+        "no pixel",
+        "fracray.fetch",
+        "fracray.evaluate",
+        str(searched / "best"),
+    ):
         assert words in out
 
 
@@ -171,11 +182,16 @@ def test_schedulers_stop_trials_early_and_every_trial_is_accounted_for(ray_local
 
 def test_grid_and_pareto_searches_end_by_themselves(ray_local, tmp_path, capsys):
     text = write_space(tmp_path, trials=50, epochs=1).read_text()
-    grid = text.replace("name: random", "name: grid").split("space:\n")[0] + "space:\n  model.dropout: {categorical: [0.0, 0.2, 0.5]}\n"
+    grid = (
+        text.replace("name: random", "name: grid").split("space:\n")[0]
+        + "space:\n  model.dropout: {categorical: [0.0, 0.2, 0.5]}\n"
+    )
     (tmp_path / "grid.yaml").write_text(grid)
     main(["--space", str(tmp_path / "grid.yaml"), "--storage", str(tmp_path), "--name", "grid"])
     assert sorted(trial.params["model.dropout"] for trial in study_of(tmp_path / "grid").trials) == [0.0, 0.2, 0.5]
-    pareto = text.replace("metric: val_accuracy", "metric: [val_sensitivity, val_specificity]").replace("trials: 50", "trials: 3")
+    pareto = text.replace("metric: val_accuracy", "metric: [val_sensitivity, val_specificity]").replace(
+        "trials: 50", "trials: 3"
+    )
     (tmp_path / "pareto.yaml").write_text(pareto)
     main(["--space", str(tmp_path / "pareto.yaml"), "--storage", str(tmp_path), "--name", "pareto"])
     assert all(len(trial.values) == 2 for trial in study_of(tmp_path / "pareto").trials)
@@ -248,7 +264,11 @@ def assert_search_is_whole(run: Path, kept, done, trials: int, epochs: int) -> N
     assert all(trial.state is optuna.trial.TrialState.COMPLETE for trial in study.trials)
     for before in done:
         after = study.trials[before.number]
-        assert (after.params, after.value, after.datetime_complete) == (before.params, before.value, before.datetime_complete)
+        assert (after.params, after.value, after.datetime_complete) == (
+            before.params,
+            before.value,
+            before.datetime_complete,
+        )
     for name, entries in kept.items():
         assert now[name][: len(entries)] == entries, f"{name} lost a finished epoch"
     for name, entries in now.items():

@@ -1,0 +1,130 @@
+"""python -m fracray.evaluate: on the split of the training, on data never seen, on real radiographs."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, average_precision_score, brier_score_loss, roc_auc_score
+
+from fracray.checkpoint import read_card, read_predictions
+from fracray.config import PhantomConfig
+from fracray.data.phantom import write_phantoms
+from fracray.data.prepare import prepare
+from fracray.errors import InputError
+from fracray.evaluate import main
+from fracray.show import new_console
+from fracray.train import main as train
+
+SMALL = [
+    "--set",
+    "data.size=32",
+    "--set",
+    "data.phantom.count=150",
+    "--set",
+    "data.split.block=10",
+    "--set",
+    "model.width=8",
+]
+
+
+@pytest.fixture(scope="module")
+def run(ray_local, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    train([*SMALL, "--epochs", "3", "--storage", str(folder), "--name", "run", "--cpus-per-worker", "1"])
+    return folder / "run/trials/t0000/best"
+
+
+def evaluate(checkpoint, tmp_path, *more):
+    main([str(checkpoint), "--json", str(tmp_path / "scores.json"), *more])
+    return json.loads((tmp_path / "scores.json").read_text())
+
+
+def test_scores_of_the_test_split_are_those_of_its_predictions(run, tmp_path, capsys):
+    scores = evaluate(run, tmp_path)
+    out = capsys.readouterr().out
+    assert scores["split"] == "test"
+    prepared = prepare(read_card(run).config.data, new_console())
+    expected = prepared.table.iloc[prepared.rows("test")]
+    assert [p["image_id"] for p in scores["predictions"]] == list(expected["image_id"])
+    labels = [p["label"] for p in scores["predictions"]]
+    probabilities = np.array([p["probability"] for p in scores["predictions"]])
+    assert labels == list(expected["label"])
+    decided = probabilities >= read_card(run).threshold
+    known = {
+        "accuracy": accuracy_score(labels, decided),
+        "auroc": roc_auc_score(labels, probabilities),
+        "average_precision": average_precision_score(labels, probabilities),
+        "brier": brier_score_loss(labels, probabilities),
+    }
+    for name, value in known.items():
+        assert scores["scores"][name]["value"] == pytest.approx(value, abs=1e-4), name
+        assert scores["scores"][name]["low"] <= value + 1e-4
+        assert scores["scores"][name]["high"] >= value - 1e-4
+    for words in ("accuracy", "AUROC", "95% interval", "no pixel", "id neighbours", "only", "groups"):
+        assert words in out
+
+
+def test_validation_scores_are_the_trainings_own(run, tmp_path):
+    scores = evaluate(run, tmp_path, "--split", "val")
+    card, kept = read_card(run), read_predictions(run)
+    assert scores["scores"]["accuracy"]["value"] == pytest.approx(card.metrics["val_accuracy"])
+    by_id = {p["image_id"]: p["probability"] for p in scores["predictions"]}
+    ours = np.array([by_id[name] for name in kept["image_id"]])
+    # Batches of another size, in bf16 where the processor has it: equal up to rounding.
+    assert np.abs(ours - card.calibration.apply(kept["logit"].to_numpy())).max() < 0.02
+
+
+def test_data_that_was_never_seen_is_scored_whole(run, tmp_path, capsys):
+    other = write_phantoms(tmp_path / "other hospital", PhantomConfig(count=60, seed=9))
+    scores = evaluate(run, tmp_path, "--data", str(other))
+    assert scores["split"] == "all"
+    assert len(scores["predictions"]) == 60
+    assert "never saw" in capsys.readouterr().out
+    assert {baseline["part"] for baseline in scores["data"]["baselines"]} == {"all"}
+    with pytest.raises(InputError, match="--split all"):
+        main([str(run), "--data", str(other), "--split", "test"])
+
+
+def test_a_copy_of_the_training_data_elsewhere_is_known_again(run, tmp_path):
+    copy = write_phantoms(tmp_path / "copy", PhantomConfig(count=150, seed=0))
+    assert evaluate(run, tmp_path, "--data", str(copy))["split"] == "test"
+
+
+def test_all_says_that_it_flatters(run, tmp_path, capsys):
+    assert len(evaluate(run, tmp_path, "--split", "all")["predictions"]) == 150
+    assert "trained on" in capsys.readouterr().out
+
+
+def test_a_run_without_a_best_checkpoint_names_its_trials(run):
+    with pytest.raises(InputError, match="t0000"):
+        main([str(run.parent.parent.parent)])
+
+
+@pytest.mark.skipif(
+    "FRACRAY_FRACATLAS" not in os.environ, reason="FRACRAY_FRACATLAS names no folder of real radiographs"
+)
+def test_real_radiographs_from_folder_to_test_scores(ray_local, tmp_path):
+    atlas = os.environ["FRACRAY_FRACATLAS"]
+    train(
+        [
+            "--data",
+            atlas,
+            "--set",
+            "data.size=64",
+            "--set",
+            "model.width=16",
+            "--epochs",
+            "3",
+            "--storage",
+            str(tmp_path),
+            "--name",
+            "real",
+        ]
+    )
+    data = json.loads((tmp_path / "real/data.json").read_text())
+    assert data["flow"]["truncated"] == 59
+    assert data["flow"]["used"] == sum(part["images"] for part in data["parts"].values())
+    scores = evaluate(tmp_path / "real/trials/t0000/best", tmp_path, "--data", atlas)
+    assert len(scores["predictions"]) == data["parts"]["test"]["images"]
+    assert scores["scores"]["auroc"]["value"] > 0.6  # 0.8 after twelve epochs at 128 pixels
