@@ -8,7 +8,6 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -215,6 +214,8 @@ def _network(config: ModelConfig, load_weights: bool) -> nn.Module:
 
 def _create(name: str, **pretrained: Any) -> nn.Module:
     """timm's network; InputError for a name it does not know."""
+    import timm  # three seconds of import, which FractureCNN does without
+
     known = [FRACTURE_CNN, *timm.list_models(), *timm.list_pretrained()]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)

