@@ -13,7 +13,7 @@ from fracray.data.anatomy import Anatomy, Bone, Plate, Point, Strip, Tissue
 REGIONS = ("hand", "leg", "hip", "shoulder", "mixed")
 VIEWS = ("frontal", "lateral", "oblique")
 # How far bones that lie side by side in the frontal view are spread in each view.
-SPREAD = {"frontal": 1.0, "oblique": 0.62, "lateral": 0.25}
+SPREAD = {"frontal": 1.0, "oblique": 0.75, "lateral": 0.42}
 
 
 def _toward(start: Point, angle: float, length: float) -> Point:
@@ -88,7 +88,7 @@ def _forearm_bones(elbow: Point, wrist: Point, view: str, rng: np.random.Generat
     k = SPREAD[view]
     (x0, y0), (x1, y1) = elbow, wrist
     across = np.array([y1 - y0, x0 - x1]) / np.hypot(x1 - x0, y1 - y0)
-    thick, gap = rng.uniform(0.9, 1.15), rng.uniform(16, 20)
+    thick, gap = rng.uniform(0.9, 1.15), rng.uniform(18, 21)
 
     def beside(point: Point, offset: float, along: float = 0.0) -> Point:
         return point[0] + across[0] * offset - across[1] * along, point[1] + across[1] * offset + across[0] * along
@@ -96,7 +96,7 @@ def _forearm_bones(elbow: Point, wrist: Point, view: str, rng: np.random.Generat
     radius = Bone(
         beside(elbow, gap * k, 6),
         beside(wrist, gap * k * 0.62, -1),
-        9.5 * thick,
+        11.0 * thick,
         (12, 19 * thick),
         30,
         0.34,
@@ -107,7 +107,7 @@ def _forearm_bones(elbow: Point, wrist: Point, view: str, rng: np.random.Generat
     ulna = Bone(
         beside(elbow, -gap * k * 0.7, -12),
         beside(wrist, -gap * k * 1.05, -6),
-        8.5 * thick,
+        9.5 * thick,
         (17, 10),
         34,
         0.36,
@@ -235,11 +235,11 @@ def _femur(head: Point, side: int, view: str, rng: np.random.Generator, size: fl
             (19 * size, 18 * size),
             16 * size,
             0.2,
-            weight=3.0,
+            weight=1.0,
             density=0.9,
         ),
         _blob(top[0] + side * 6 * size, top[1] + 8 * size, 28 * size, 50 * size, 0.7),
-        Bone(top, knee, 15.5 * size, (25 * size, 26 * size), 50 * size, 0.38, side * rng.uniform(-5, 5), weight=2.5),
+        Bone(top, knee, 15.5 * size, (25 * size, 26 * size), 50 * size, 0.38, side * rng.uniform(-5, 5), weight=4.0),
     ]
 
 
@@ -314,7 +314,7 @@ def _shoulder(view: str, rng: np.random.Generator) -> Anatomy:
     k = 0.6 + 0.4 * SPREAD[view]
     humerus = Bone(_toward((x, y), angle, -22), elbow, 14.0, (29, 30), 42, 0.34, rng.uniform(-4, 4), 2.2, 5.0)
     clavicle = Bone(
-        (x - 158 * k, y - 18 + rng.uniform(-10, 12)), (x + 2, y - 36), 6.5, (11, 9), 26, 0.36, -9, weight=2.5
+        (x - 158 * k, y - 18 + rng.uniform(-10, 12)), (x + 2, y - 36), 6.5, (11, 9), 26, 0.36, -9, weight=0.8
     )
     blade = (
         (x - 24, y - 12),

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -23,11 +24,11 @@ import cv2
 import numpy as np
 
 from fracray.config import PhantomConfig
-from fracray.data.anatomy import Anatomy, Bone
-from fracray.data.exposure import DEVICE_SHARES, DEVICES, Device, expose
+from fracray.data.anatomy import Anatomy
+from fracray.data.exposure import expose
 from fracray.data.layouts import REGIONS, VIEWS, lay_out
+from fracray.data.patient import SHOWN, Study, choose_breaks, placement, study_of
 from fracray.data.projection import (
-    Break,
     bone_length,
     break_outline,
     on_bone,
@@ -40,14 +41,6 @@ from fracray.data.projection import (
 from fracray.errors import InputError, RunError
 
 Box = tuple[int, int, int, int]
-
-KINDS = ("transverse", "oblique", "spiral", "hairline")
-_KIND_SHARES = (0.36, 0.36, 0.18, 0.10)
-_REGION_SHARES = (0.36, 0.46, 0.05, 0.06, 0.07)
-# How often a study of each region is one of a fracture; not every picture of such a study shows it.
-_FRACTURE_SHARES = {"hand": 0.48, "leg": 0.36, "hip": 0.38, "shoulder": 0.40, "mixed": 0.46}
-_SHOWN = 0.85
-_CHUNK = 12  # ids are dealt into studies chunk by chunk, so that any picture can be drawn without the others
 
 
 @dataclass(frozen=True)
@@ -71,151 +64,10 @@ class Phantom:
     study: int
 
 
-@dataclass(frozen=True)
-class _Study:
-    """What the pictures of one patient share."""
-
-    number: int
-    seed: tuple[int, ...]
-    region: str
-    broken: bool
-    device: Device
-    views: tuple[str, ...]
-    kind: str
-    displaced: bool
-    hardware: bool
-    plaster: bool
-    child: bool
-    callus: float
-
-
-def _study_of(index: int, seed: int) -> tuple[_Study, int]:
-    """The study that picture `index` belongs to, and its place in it: studies are 1 to 4 neighbouring ids."""
-    chunk, place = divmod(index, _CHUNK)
-    dealer = np.random.default_rng((seed, 1, chunk))
-    number = 0
-    while True:
-        size = int(dealer.choice((1, 2, 3, 4), p=(0.5, 0.3, 0.12, 0.08)))
-        if place < size:
-            break
-        place, number = place - size, number + 1
-    key = (seed, 2, chunk, number)
-    rng = np.random.default_rng(key)
-    region = str(rng.choice(REGIONS, p=_REGION_SHARES))
-    broken = bool(rng.random() < _FRACTURE_SHARES[region])
-    views = (
-        ("frontal", "lateral", "oblique") if region in {"hand", "leg", "mixed"} else ("frontal", "oblique", "lateral")
-    )
-    if rng.random() < 0.3:
-        views = ("lateral", "frontal", "oblique")
-    kind = str(rng.choice(KINDS, p=_KIND_SHARES))
-    displaced = kind != "hairline" and bool(rng.random() < 0.8)
-    study = _Study(
-        number=chunk * _CHUNK + number,
-        seed=key,
-        region=region,
-        broken=broken,
-        device=DEVICES[int(rng.choice(len(DEVICES), p=DEVICE_SHARES))],
-        views=views,
-        kind=kind,
-        displaced=displaced,
-        hardware=bool(rng.random() < (0.16 if broken else 0.02)),
-        plaster=bool(rng.random() < (0.36 if broken else 0.03)) and region in {"hand", "leg", "mixed"},
-        child=bool(rng.random() < 0.08),
-        callus=float(rng.uniform(0.5, 1.0)) if kind != "hairline" and rng.random() < 0.75 else 0.0,
-    )
-    return study, place
-
-
-def _placement(study: _Study, rng: np.random.Generator, multiscan: bool) -> np.ndarray:
-    """The 2 x 3 similarity from the anatomy's coordinates to the film's."""
-    width, height = study.device.size
-    trunk = study.region in {"hip", "shoulder"}
-    angle = rng.normal(0, 3 if trunk else 3)
-    if width > height and not trunk and not multiscan and rng.random() < 0.2:
-        angle += rng.choice((-90, 90))
-    scale = rng.uniform(0.95, 1.06) * {"hand": 1.7, "leg": 1.4, "mixed": 1.6}.get(study.region, 1.15)
-    c, s = scale * np.cos(np.deg2rad(angle)), scale * np.sin(np.deg2rad(angle))
-    matrix = np.array([[c, -s], [s, c]]) @ np.diag([-1.0 if study.number % 2 else 1.0, 1.0])
-    centre = (width / 2 + rng.uniform(-14, 14), height / 2 + rng.uniform(-16, 16))
-    return np.column_stack([matrix, centre])
-
-
-def _plan_break(study: _Study, bone: Bone, at: float, rng: np.random.Generator) -> Break:
-    kind = study.kind
-    r = bone.radius
-    wide = np.sqrt(r / 10)
-    slope, pitch = rng.uniform(-0.15, 0.15), 0.0
-    if kind == "oblique":
-        slope = rng.choice((-1, 1)) * rng.uniform(0.6, 1.5)
-    elif kind == "spiral":
-        slope, pitch = 0.0, rng.choice((-1, 1)) * rng.uniform(1.1, 2.0)
-    elif kind == "hairline":
-        slope = rng.uniform(-0.9, 0.9)
-    hair = kind == "hairline"
-    gap = wide * (rng.uniform(1.4, 2.2) if hair else rng.uniform(3.0, 5.0))
-    depth = rng.uniform(0.5, 0.75) if hair else rng.uniform(0.85, 1.0)
-    length = bone_length(bone)
-    arm = min(at, length - at)
-    shift = rng.choice((-1, 1)) * rng.uniform(0.8, 1.8) * r if study.displaced else 0.0
-    apex = rng.choice((-1, 1)) * rng.uniform(0.10, 0.34) * min(arm, 130) if study.displaced else 0.0
-    teeth = tuple(float(t) for t in rng.normal(0, 0.09 * r if not hair else 0.04 * r, 9))
-    return Break(
-        kind,
-        at,
-        float(slope),
-        float(pitch),
-        float(gap),
-        float(depth),
-        float(shift),
-        float(apex),
-        int(rng.choice((-1, 1))),
-        teeth,
-    )
-
-
 def _box(points: np.ndarray, size: tuple[int, int], pad: float) -> Box:
     low = np.maximum(np.floor(points.min(0) - pad), 0).astype(int)
     high = np.minimum(np.ceil(points.max(0) + pad), np.array(size)).astype(int)
     return int(low[0]), int(low[1]), int(high[0] - low[0]), int(high[1] - low[1])
-
-
-def _neighbour(anatomy: Anatomy, broken: int, point: tuple[float, float]) -> tuple[int, float] | None:
-    """The parallel shaft beside a break, and where along it the break would continue."""
-    ahead = np.subtract(anatomy.bones[broken].stop, anatomy.bones[broken].start)
-    for j, bone in enumerate(anatomy.bones):
-        along = np.subtract(bone.stop, bone.start)
-        length = bone_length(bone)
-        at = float(np.subtract(point, bone.start) @ along) / length
-        parallel = abs(along @ ahead) > 0.97 * length * np.hypot(*ahead)
-        if j != broken and bone.weight >= 2 and parallel and 0.12 * length < at < 0.88 * length:
-            if np.hypot(*np.subtract(on_bone(bone, at), point)) < 8 * bone.radius:
-                return j, at
-    return None
-
-
-def _choose_break(study: _Study, anatomy: Anatomy, rng: np.random.Generator) -> dict[int, Break]:
-    """Which bone is broken and how; the study fixes the order of preference, the film what can be seen."""
-    own = np.random.default_rng((*study.seed, 5))
-    weights = np.array([b.weight for b in anatomy.bones])
-    order = own.choice(len(weights), size=int((weights > 0).sum()), replace=False, p=weights / weights.sum())
-    share = own.uniform(0.25, 0.75)
-    width, height = study.device.size
-    for i in order:
-        bone = anatomy.bones[i]
-        length = bone_length(bone)
-        tries = sorted(np.linspace(0.12, 0.88, 39), key=lambda f: abs(f - share))
-        for f in tries:
-            x, y = on_bone(bone, f * length)
-            if 34 < x < width - 34 and 34 < y < height - 34:
-                breaks = {int(i): _plan_break(study, bone, float(f * length), rng)}
-                partner = _neighbour(anatomy, int(i), (x, y))
-                if study.displaced and partner and own.random() < 0.5:
-                    # What displaces one of two parallel bones often breaks the other.
-                    j, at = partner
-                    breaks[j] = _plan_break(study, anatomy.bones[j], at, rng)
-                return breaks
-    raise AssertionError("no bone of the anatomy lies in the picture")
 
 
 def _side_by_side(anatomy: Anatomy, matrix: np.ndarray, size: tuple[int, int]) -> Anatomy:
@@ -236,17 +88,17 @@ def draw_phantom(index: int, seed: int) -> Phantom:
     The same arguments give the same bytes in any order and in any process; neighbouring indices may be views of one
     patient (study).
     """
-    study, place = _study_of(index, seed)
+    study, place = study_of(index, seed)
     rng = np.random.default_rng((seed, 3, index))
     width, height = study.device.size
     view = study.views[place % len(study.views)]
     anatomy = lay_out(study.region, view, np.random.default_rng((*study.seed, 4)))
-    label = int(study.broken and rng.random() < _SHOWN)
+    label = int(study.broken and rng.random() < SHOWN)
     multiscan = study.region in {"hand", "leg"} and view == "frontal" and bool(rng.random() < 0.04)
-    matrix = _placement(study, rng, multiscan)
+    matrix = placement(study, rng, multiscan)
     anatomy = _side_by_side(anatomy, matrix, study.device.size) if multiscan else anatomy.placed(matrix)
 
-    breaks = _choose_break(study, anatomy, rng) if label else {}
+    breaks = choose_breaks(study, anatomy, rng) if label else {}
     muscle = rng.standard_normal((height // 40, width // 40), np.float32)
     attenuation = paint_tissue((height, width), anatomy.tissues, muscle, rng.uniform(11, 18) if study.plaster else 0.0)
     if anatomy.strips or anatomy.plates:
@@ -299,7 +151,7 @@ def _stoutest(anatomy: Anatomy, size: tuple[int, int]) -> int:
     return max(range(len(anatomy.bones)), key=rank)
 
 
-def _paint_confounders(attenuation: np.ndarray, anatomy: Anatomy, study: _Study, rng: np.random.Generator) -> None:
+def _paint_confounders(attenuation: np.ndarray, anatomy: Anatomy, study: Study, rng: np.random.Generator) -> None:
     """Lines that are no fracture: vessel channels, skin folds, a bangle, a side letter."""
     height, width = attenuation.shape
     layer = np.zeros((height, width), np.uint8)
@@ -434,6 +286,18 @@ def _holds(folder: Path, config: PhantomConfig) -> bool:
     return True
 
 
+def _leave_with_the_parent() -> None:
+    """Make this drawing process end when the one that started it is gone, killed or not."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _draw_all(folder: Path, config: PhantomConfig, progress: Callable[[int, int], None] | None) -> list[_Drawn]:
     step = 25
     parts = [range(low, min(low + step, config.count)) for low in range(0, config.count, step)]
@@ -452,7 +316,9 @@ def _draw_all(folder: Path, config: PhantomConfig, progress: Callable[[int, int]
             take(_draw_into(str(folder), config.seed, part))
         return drawn
     # Fresh processes: a fork would copy the locks of whatever threads (Ray, Torch) the caller has running.
-    pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(
+        processes, mp_context=multiprocessing.get_context("spawn"), initializer=_leave_with_the_parent
+    )
     try:
         for batch in pool.map(_draw_into, repeat(str(folder)), repeat(config.seed), parts):
             take(batch)

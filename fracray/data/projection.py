@@ -256,7 +256,7 @@ def paint_flat_bones(shape: tuple[int, int], strips: Sequence[Strip], plates: Se
 
 
 def paint_reaction(canvas: np.ndarray, bone: Bone, fracture: Break, callus: float, rng: np.random.Generator) -> None:
-    """What gathers around a break, in place: a swelling, splinters where it is displaced, and cloudy `callus` (0 to 1)."""
+    """What gathers around a break, in place: swelling, splinters where it is displaced, cloudy `callus` (0 to 1)."""
     height, width = canvas.shape
     r = bone.radius
     x, y = on_bone(bone, fracture.at, fracture.apex)
@@ -268,12 +268,13 @@ def paint_reaction(canvas: np.ndarray, bone: Bone, fracture: Break, callus: floa
     dy = np.arange(y0, y1, dtype=np.float32)[:, None] - np.float32(y)
     s = (np.float32(along[0]) * dx + np.float32(along[1]) * dy) / np.float32(r)
     u = (np.float32(across[0]) * dx + np.float32(across[1]) * dy) / np.float32(r)
-    swelling = np.exp(-(s**2 + u**2) / np.float32(2 * 1.8**2))
-    canvas[y0:y1, x0:x1] += (0.8 * MUSCLE * r) * swelling
+    around = canvas[y0:y1, x0:x1]
+    swelling = np.exp(-(s**2 + u**2) / np.float32(2 * 2.0**2)) * np.minimum(around * 4, 1)
+    around += (2.4 * MUSCLE * r) * swelling
     if callus:
         cloud = cv2.resize(rng.random((9, 9), np.float32), (x1 - x0, y1 - y0), interpolation=cv2.INTER_CUBIC)
         sleeve = np.exp(-(((np.abs(u) - 1.2) / 0.7) ** 2) - (s / np.float32(2.2)) ** 2)
-        canvas[y0:y1, x0:x1] += (callus * 1.1 * CORTICAL * r) * sleeve * (0.3 + cloud)
+        around += (callus * 1.7 * CORTICAL * r) * sleeve * (0.3 + cloud)
     if fracture.shift:
         layer = np.zeros((height, width), np.uint8)
         for _ in range(int(rng.integers(3, 8))):
