@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from rich.console import Console
 from rich.table import Table
 
-from fracray.board import DONE, STOPPED, TrialRow, best_row, cell, collect
+from fracray.board import DONE, FAILED, STOPPED, TrialRow, best_row, cell, collect
 from fracray.checkpoint import read_card, read_predictions
 from fracray.data.prepare import Prepared
 from fracray.errors import RunError
@@ -31,7 +31,10 @@ def summarise(space: SearchSpace, run: Folder, prepared: Prepared, console: Cons
     metric, mode = space.metrics[0], space.config.search.mode
     best = best_row(rows, metric, mode)
     if best is None:
-        raise RunError(f"{run}: no trial finished an epoch; the errors stand in {run.path('ray')}")
+        if any(row.state == FAILED for row in rows.values()):
+            raise RunError(f"{run}: no trial finished an epoch; what went wrong stands above")
+        console.print("no trial has finished an epoch yet")
+        return
     with tempfile.TemporaryDirectory() as scratch:
         winner = Path(scratch) / "best"
         trial_folder(run, best.number).download(BEST, winner)
@@ -43,6 +46,7 @@ def summarise(space: SearchSpace, run: Folder, prepared: Prepared, console: Cons
             gain = _gain(winner, default, metric.removeprefix("val_"))
     ended = sum(row.state in (DONE, STOPPED) for row in rows.values())
     console.print(f"\nbest of {ended} finished trials: {best.name}, {metric} {best.best(metric):.4f} at its best epoch")
+    console.print("\nbest configuration:")
     console.print(_config_table(space, best))
     _say_gain(console, best.number, gain, metric)
     if gain is not None:

@@ -1,6 +1,7 @@
 """The loop alone: no Ray. Learning, determinism, resumption, and ranks that agree with one another."""
 
 import copy
+import itertools
 import math
 import socket
 
@@ -157,7 +158,7 @@ def test_learning_rate_warms_up_and_falls_to_zero():
     assert rates[10] == pytest.approx(1.0)
     assert rates[55] == pytest.approx(0.5)
     assert rates[99] < 0.001
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
 
 
 def test_weighted_loss_gives_both_classes_the_same_say():
