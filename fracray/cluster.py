@@ -10,8 +10,22 @@ from contextlib import contextmanager
 
 from fracray.errors import InputError
 
-# The controller of Ray Train answers a report when it next looks at its workers: every 2 s unless told otherwise.
-TRAIN_POLL_SECONDS = "0.05"
+ENVIRONMENT = {
+    # The controller of Ray Train answers a report when it next looks at its workers: every 2 s unless told otherwise.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.05",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    # Tune's own tables and log files: fracray's board and trials.parquet stand in their place.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # A process that asked Ray for no GPU leaves the ones it sees alone.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+def set_environment() -> None:
+    """What Ray reads when it is imported or started, set where the user has not set it."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 @contextmanager
@@ -20,11 +34,7 @@ def connect(address: str | None) -> Iterator[None]:
 
     A local cluster ends with the block. Raises InputError where no cluster answers.
     """
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", TRAIN_POLL_SECONDS)
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    set_environment()
     import ray
 
     if ray.is_initialized():  # a test or a notebook is connected already, and stays so
@@ -35,17 +45,19 @@ def connect(address: str | None) -> Iterator[None]:
         if address:
             ray.init(address=address, **settings)
         else:
+            # Ray listens on every interface of the machine: only who holds the token in ~/.ray is answered.
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
             ray.init(address="local", include_dashboard=False, **settings)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(f"--address {address}: no Ray cluster answers there: {str(error).splitlines()[0]}") from None
-    _quiet_ray_data()
+    quiet_ray_data()
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _quiet_ray_data() -> None:
+def quiet_ray_data() -> None:
     """Progress is fracray's to show. Ray Data sets its loggers up at import, so they are turned down after it."""
     import ray.data
 

@@ -5,18 +5,10 @@ import os
 
 import pytest
 
-# Read when Ray is imported or started, so set before either: what fracray.cluster.connect sets for a command.
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.05")
-os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+from fracray.cluster import quiet_ray_data, set_environment
 
-# Ray's workers inherit these, so they are set before it starts; they open no store but the one of the fixture `s3`.
-os.environ.update(
-    AWS_ACCESS_KEY_ID="x", AWS_SECRET_ACCESS_KEY="x", AWS_DEFAULT_REGION="us-east-1", AWS_EC2_METADATA_DISABLED="true"
-)
+set_environment()  # read when Ray is imported or started, so set before either
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 RAY_CPUS = 2
 BUCKET = "radiographs"
@@ -48,8 +40,6 @@ def ray_local(cache):
     """A local Ray with two CPUs, up until the last test ends; `fracray.cluster.connect` finds it and uses it."""
     import ray
 
-    from fracray.cluster import connect
-
     ray.init(
         address="local",
         num_cpus=RAY_CPUS,
@@ -58,14 +48,8 @@ def ray_local(cache):
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
-    import ray.data
-
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    with connect(None):
-        yield
+    quiet_ray_data()
+    yield
     ray.shutdown()
 
 
