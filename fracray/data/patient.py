@@ -17,7 +17,7 @@ KINDS = ("transverse", "oblique", "spiral", "hairline")
 _KIND_SHARES = (0.37, 0.37, 0.18, 0.08)
 _REGION_SHARES = (0.37, 0.48, 0.04, 0.04, 0.07)
 # How often a study of each region is one of a fracture; not every picture of such a study shows it.
-_FRACTURE_SHARES = {"hand": 0.48, "leg": 0.36, "hip": 0.38, "shoulder": 0.40, "mixed": 0.46}
+_FRACTURE_SHARES = {"hand": 0.46, "leg": 0.34, "hip": 0.38, "shoulder": 0.40, "mixed": 0.44}
 SHOWN = 0.85
 _CHUNK = 12  # ids are dealt into studies chunk by chunk, so that any picture can be drawn without the others
 

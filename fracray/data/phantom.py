@@ -169,21 +169,21 @@ def _paint_confounders(attenuation: np.ndarray, anatomy: Anatomy, study: Study, 
     if rng.random() < 0.5:
         y, slope = rng.uniform(0.15, 0.85) * height, rng.normal(0, 0.25)
         cv2.line(layer, fixed((0, y)), fixed((width, y + slope * width)), int(rng.integers(12, 30)), 1, cv2.LINE_AA, 4)
-    if layer.any():
-        attenuation *= 1 - layer * np.float32(0.8 / 255)
-        layer[:] = 0
+    x, y, w, h = cv2.boundingRect(layer)
+    attenuation[y : y + h, x : x + w] *= 1 - layer[y : y + h, x : x + w] * np.float32(0.8 / 255)
+    layer[:] = 0
     if study.region == "hand" and rng.random() < 0.06:
         bone = shafts[0]
-        x, y = on_bone(bone, 0.9 * bone_length(bone))
+        centre = on_bone(bone, 0.9 * bone_length(bone))
         cv2.ellipse(
-            layer, fixed((x, y)), fixed((34, rng.uniform(4, 12))), rng.normal(0, 6), 0, 360, 255, 4, cv2.LINE_AA, 4
+            layer, fixed(centre), fixed((34, rng.uniform(4, 12))), rng.normal(0, 6), 0, 360, 255, 4, cv2.LINE_AA, 4
         )
     if rng.random() < study.device.marker:
-        x, y = (rng.uniform(12, 40), rng.uniform(25, 60))
-        x = x if rng.random() < 0.5 else width - x - 16
-        cv2.putText(layer, "RL"[study.number % 2], (int(x), int(y)), cv2.FONT_HERSHEY_SIMPLEX, 0.5, 255, 1, cv2.LINE_AA)
-    if layer.any():
-        attenuation += layer * np.float32(2.5 / 255)
+        aside, down = int(rng.uniform(12, 40)), int(rng.uniform(25, 60))
+        aside = aside if rng.random() < 0.5 else width - aside - 16
+        cv2.putText(layer, "RL"[study.number % 2], (aside, down), cv2.FONT_HERSHEY_SIMPLEX, 0.5, 255, 1, cv2.LINE_AA)
+    x, y, w, h = cv2.boundingRect(layer)
+    attenuation[y : y + h, x : x + w] += layer[y : y + h, x : x + w] * np.float32(2.5 / 255)
 
 
 _COLUMNS = (

@@ -85,17 +85,18 @@ def paint_bone(canvas: np.ndarray, bone: Bone, texture: np.ndarray, physis: floa
     """
     height, width = canvas.shape
     length, along, across = _frame(bone)
-    fat = max(*bone.ends, bone.radius)
-    reach = fat + abs(bone.bow) + (abs(fracture.shift) + abs(fracture.apex) if fracture else 0.0) + 3
-    # Only the stretch that can lie on the canvas is drawn: shafts run far out of the picture.
-    centre = np.array([width / 2, height / 2]) - bone.start
-    middle, radius = float(centre @ along), float(np.hypot(width, height) / 2 + reach)
-    low, high = int(max(-2, middle - radius)), int(min(length + 3, middle + radius))
+    spare = abs(bone.bow) + (abs(fracture.shift) + abs(fracture.apex) if fracture else 0.0) + 3
+    reach = max(*bone.ends, bone.radius) + spare
+    # Only the stretch that lies on the canvas is drawn: shafts run far out of the picture.
+    first, last = -2.0, length + 3
+    for origin, step, size in zip(bone.start, along, (width, height), strict=True):
+        pace = step if abs(step) > 1e-6 else 1e-6
+        inside = sorted(((-reach - origin) / pace, (size + reach - origin) / pace))
+        first, last = max(first, inside[0]), min(last, inside[1])
+    low, high = int(first), int(last)
     if high - low < 2:
         return
     s = np.arange(low, high, dtype=np.float32)
-    half = int(np.ceil(reach))
-    u = np.arange(-half, half + 1, dtype=np.float32)[None, :]
 
     cortex = bone.cortex * bone.radius
     # The cortex thins towards the spongy ends.
@@ -104,15 +105,22 @@ def paint_bone(canvas: np.ndarray, bone: Bone, texture: np.ndarray, physis: floa
     outer, inner = _half_widths(bone, s, length, 0.3 * cortex)
     inner = np.minimum(inner, np.maximum(outer - shell, 0))
     bow = np.float32(bone.bow) * (1 - (s * np.float32(2 / length) - 1) ** 2)
+    half = int(np.ceil(outer.max() + spare))
+    u = np.arange(-half, half + 1, dtype=np.float32)[None, :]
     outer_square, inner_square = (outer**2)[:, None], (inner**2)[:, None]
 
     # What a pixel of medulla adds in place of cortex, with the pattern of its trabeculae.
     grain = 2 * (SPONGY * texture[: high - low, : 2 * half + 1] - CORTICAL)
 
     def chords(offset: np.ndarray) -> np.ndarray:
-        square = (u - offset[:, None]) ** 2
-        whole = np.sqrt(np.maximum(outer_square - square, 0))
-        hollow = np.sqrt(np.maximum(inner_square - square, 0))
+        square = u - offset[:, None]
+        np.square(square, out=square)
+        whole = outer_square - square
+        np.maximum(whole, 0, out=whole)
+        np.sqrt(whole, out=whole)
+        hollow = np.subtract(inner_square, square, out=square)
+        np.maximum(hollow, 0, out=hollow)
+        np.sqrt(hollow, out=hollow)
         whole *= np.float32(2 * CORTICAL)
         hollow *= grain
         whole += hollow
@@ -276,16 +284,16 @@ def paint_reaction(canvas: np.ndarray, bone: Bone, fracture: Break, callus: floa
         sleeve = np.exp(-(((np.abs(u) - 1.2) / 0.7) ** 2) - (s / np.float32(2.2)) ** 2)
         around += (callus * 1.7 * CORTICAL * r) * sleeve * (0.3 + cloud)
     if fracture.shift:
-        layer = np.zeros((height, width), np.uint8)
+        layer = np.zeros(around.shape, np.uint8)
         for _ in range(int(rng.integers(3, 8))):
             at = on_bone(
                 bone,
                 fracture.at + rng.normal(0, 1.0) * r,
                 fracture.apex + rng.choice((-1, 1)) * rng.uniform(0.7, 2.0) * r,
             )
-            shape = np.asarray(at) + rng.normal(0, 0.22 * r, (4, 2))
+            shape = np.subtract(at, (x0, y0)) + rng.normal(0, 0.22 * r, (4, 2))
             cv2.fillConvexPoly(layer, cv2.convexHull(np.round(shape * 16).astype(np.int32)), 255, cv2.LINE_AA, 4)
-        canvas += layer * np.float32(0.5 * CORTICAL * r / 255)
+        around += layer * np.float32(0.5 * CORTICAL * r / 255)
 
 
 def paint_metal(canvas: np.ndarray, bone: Bone, at: float | None, rng: np.random.Generator) -> None:
