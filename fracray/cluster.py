@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fracray.errors import InputError
+from fracray.errors import InputError, RunError
 
 ENVIRONMENT = {
     # The controller of Ray Train answers a report when it next looks at its workers: every 2 s unless told otherwise.
@@ -32,7 +32,7 @@ def set_environment() -> None:
 def connect(address: str | None) -> Iterator[None]:
     """Be connected to the cluster at `address` ('auto', 'host:port', 'ray://...'), or to a fresh local one.
 
-    A local cluster ends with the block. Raises InputError where no cluster answers.
+    A local cluster ends with the block. Raises InputError where no cluster answers, RunError where none can be started.
     """
     set_environment()
     import ray
@@ -45,11 +45,14 @@ def connect(address: str | None) -> Iterator[None]:
         if address:
             ray.init(address=address, **settings)
         else:
-            # Ray listens on every interface of the machine: only who holds the token in ~/.ray is answered.
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
+            # Ray listens on every interface. A local cluster answers only who holds the token in ~/.ray: that is
+            # Ray's default since 2.59, which RAY_AUTH_MODE, read when Ray is imported, would change.
             ray.init(address="local", include_dashboard=False, **settings)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise InputError(f"--address {address}: no Ray cluster answers there: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0]
+        if address:
+            raise InputError(f"--address {address}: no Ray cluster answers there: {reason}") from None
+        raise RunError(f"Ray could not be started on this machine: {reason}") from None
     quiet_ray_data()
     try:
         yield
