@@ -111,7 +111,12 @@ def draw_phantom(index: int, seed: int) -> Phantom:
     hardware = study.hardware and not multiscan
     if hardware:
         i = next(iter(breaks), _stoutest(anatomy, study.device.size))
-        paint_metal(attenuation, anatomy.bones[i], breaks[i].at if i in breaks else None, rng)
+        paint_metal(
+            attenuation,
+            anatomy.bones[i],
+            breaks[i].at if i in breaks else None,
+            np.random.default_rng((*study.seed, 6)),
+        )
     _paint_confounders(attenuation, anatomy, study, rng)
     image = expose(attenuation, study.device, rng)
     boxes = tuple(
