@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
+from shlex import quote
 
 from rich.progress import track
 
@@ -67,7 +68,8 @@ def main(argv: Sequence[str]) -> None:
         table.add_row(str(place), trial.trial, f"{trial.value:.4f}", str(read_card(target).epoch), str(target))
     console.print(f"{min(args.top, len(found))} of {len(found)} checkpoints of {run}, verified:", soft_wrap=True)
     console.print(table)
-    console.print(f"next:\n  python -m fracray.evaluate {Path(args.to) / found[0].trial} --split test", soft_wrap=True)
+    first = quote(str(Path(args.to) / found[0].trial))
+    console.print(f"next:\n  python -m fracray.evaluate {first} --split test", soft_wrap=True)
 
 
 def rank(run: Folder, metric: str) -> list[Found]:

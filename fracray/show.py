@@ -6,6 +6,7 @@ Takes values and returns renderables; decides nothing and computes nothing but t
 import sys
 from collections.abc import Mapping, Sequence
 from math import isnan, nan
+from shlex import quote
 from typing import Any
 
 from rich import box
@@ -55,7 +56,7 @@ def say_flow(console: Console, prepared: Prepared) -> None:
     console.print(f"flow: {prepared.flow.summary()}", soft_wrap=True)
     if prepared.notes:
         console.print(
-            f"notes on {len(prepared.notes)} single images: see python -m fracray.data check {prepared.config.source}",
+            f"notes on {len(prepared.notes)} single images: see python -m fracray.data check {quote(prepared.config.source)}",
             soft_wrap=True,
         )
 
@@ -130,8 +131,8 @@ def say_few_groups(console: Console, prepared: Prepared, part: str) -> None:
 
 def say_next_steps(console: Console, run: Folder, checkpoint: str, source: str) -> None:
     """Where the checkpoint lies and what to type next."""
-    data = "" if source == PHANTOM else f" --data {source}"
+    data = "" if source == PHANTOM else f" --data {quote(source)}"
     console.print(f"\ncheckpoint: {run.sub(checkpoint)}", soft_wrap=True)
     console.print("next:", soft_wrap=True)
-    console.print(f"  python -m fracray.fetch {run} --to checkpoints", soft_wrap=True)
-    console.print(f"  python -m fracray.evaluate {run.sub(checkpoint)}{data} --split test", soft_wrap=True)
+    console.print(f"  python -m fracray.fetch {quote(str(run))} --to checkpoints", soft_wrap=True)
+    console.print(f"  python -m fracray.evaluate {quote(str(run.sub(checkpoint)))}{data} --split test", soft_wrap=True)

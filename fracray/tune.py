@@ -7,6 +7,7 @@ import argparse
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -148,8 +149,8 @@ def _check_models(space: SearchSpace) -> None:
 
 
 def _resume_command(args: argparse.Namespace, run: Folder) -> str:
-    storage = "" if args.storage == "runs" else f" --storage '{args.storage}'"
-    return f"python -m fracray.tune --name {run.name}{storage} --resume"
+    storage = "" if args.storage == "runs" else f" --storage {quote(args.storage)}"
+    return f"python -m fracray.tune --name {quote(run.name)}{storage} --resume"
 
 
 # ---------------------------------------------------------------- the trials
