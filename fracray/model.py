@@ -151,24 +151,6 @@ def build_model(config: ModelConfig, load_weights: bool = True, size: int | None
     return Backbone(config, _network(config, load_weights), stages)
 
 
-def set_dropout(model: nn.Module, dropout: float, spatial_dropout: float) -> None:
-    """Set both rates, each in [0, 1), of a model already built, also inside DDP or torch.compile.
-
-    Raises InputError for a spatial rate above 0 in a network without feature maps.
-    """
-    assert min(dropout, spatial_dropout) >= 0, f"rates below 0: {dropout}, {spatial_dropout}"
-    assert max(dropout, spatial_dropout) < 1, f"rates not below 1: {dropout}, {spatial_dropout}"
-    classifiers = [module for module in model.modules() if isinstance(module, Classifier)]
-    assert classifiers, "not a fracray model"
-    for classifier in classifiers:
-        if spatial_dropout > 0 and not len(classifier.spatial_dropout):
-            raise _no_feature_maps("this network")
-        classifier.dropout.p = dropout
-        for drop in classifier.spatial_dropout:
-            assert isinstance(drop, nn.Dropout2d)
-            drop.p = spatial_dropout
-
-
 def freeze_norm(model: nn.Module) -> None:
     """Put batch norm into evaluation mode, so that its running statistics stay; call it after each `model.train()`."""
     for module in model.modules():

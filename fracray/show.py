@@ -16,6 +16,7 @@ from rich.table import Table
 from fracray.config import PHANTOM, Config
 from fracray.data.audit import Baseline
 from fracray.data.prepare import PHANTOM_NOTICE, Prepared
+from fracray.data.splits import leaks
 from fracray.metrics import Interval
 from fracray.run import Folder
 
@@ -55,10 +56,8 @@ def say_flow(console: Console, prepared: Prepared) -> None:
     console.print(f"data: {prepared.origin}", soft_wrap=True)
     console.print(f"flow: {prepared.flow.summary()}", soft_wrap=True)
     if prepared.notes:
-        console.print(
-            f"notes on {len(prepared.notes)} single images: see python -m fracray.data check {quote(prepared.config.source)}",
-            soft_wrap=True,
-        )
+        look = f"python -m fracray.data check {quote(prepared.config.source)}"
+        console.print(f"notes on {len(prepared.notes)} single images: see {look}", soft_wrap=True)
 
 
 def say_prepared(console: Console, prepared: Prepared) -> None:
@@ -71,6 +70,14 @@ def say_prepared(console: Console, prepared: Prepared) -> None:
         groups = prepared.table["group"].iloc[rows].nunique()
         parts.append(f"{part} {len(rows)} ({labels.mean():.1%} fractured, {groups} groups)")
     console.print(f"split: {', '.join(parts)}", soft_wrap=True)
+    straddling = leaks(prepared.table)
+    if straddling:
+        console.print(
+            f"note: {len(straddling)} groups or sets of duplicates straddle two parts, so that scores flatter; "
+            "data.split.protocol=grouped keeps them together",
+            style="yellow",
+            soft_wrap=True,
+        )
     console.print(
         f"a predictor that sees no pixel reaches, on validation: {baseline_words(prepared.baselines, 'val')}",
         soft_wrap=True,
