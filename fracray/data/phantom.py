@@ -198,7 +198,7 @@ _COLUMNS = (
     *("frontal", "lateral", "oblique"),
 )
 _RECORD = "phantom.json"
-_DRAWING = 1  # raised when the same seed would draw other pictures
+DRAWING = 1  # raised when the same seed would draw other pictures
 
 
 @dataclass(frozen=True)
@@ -275,7 +275,7 @@ def _write_tables(folder: Path, drawn: Sequence[_Drawn]) -> None:
 
 
 def _record(config: PhantomConfig) -> dict[str, int]:
-    return {"count": config.count, "seed": config.seed, "drawing": _DRAWING}
+    return {"count": config.count, "seed": config.seed, "drawing": DRAWING}
 
 
 def _holds(folder: Path, config: PhantomConfig) -> bool:
@@ -287,7 +287,9 @@ def _holds(folder: Path, config: PhantomConfig) -> bool:
     except (OSError, ValueError):
         raise InputError(f"{folder}: exists and is no phantom set; name another folder") from None
     if record != _record(config):
-        raise InputError(f"{folder}: holds phantoms of {record}, not of {_record(config)}; name another folder")
+        raise InputError(
+            f"{folder}: holds phantoms of {record}, not of {_record(config)}; delete it or name another folder"
+        )
     return True
 
 

@@ -252,7 +252,7 @@ def test_a_set_that_is_there_is_not_drawn_again(folder: Path) -> None:
 
 
 def test_a_folder_of_something_else_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="name another folder"):
+    with pytest.raises(InputError, match="delete it or name another folder"):
         write_phantoms(folder, PhantomConfig(count=COUNT, seed=9))
     (tmp_path / "letters.txt").write_text("keep me")
     with pytest.raises(InputError, match="no phantom set"):
