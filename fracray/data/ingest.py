@@ -7,6 +7,7 @@ temporary name and renamed when whole, so a folder that exists is complete. Know
 import hashlib
 import json
 import os
+import re
 import shutil
 import threading
 import uuid
@@ -109,6 +110,10 @@ def decode(data: bytes, longer_side: int, size: int) -> np.ndarray:
     return letterbox(image, size)
 
 
+class Undecodable(Exception):
+    """A file that was readable when the data set was examined, and is not when it is ingested."""
+
+
 @dataclass(frozen=True)
 class _DecodeBlock:
     """The Ray Data task: a block of (row, path, longer_side, ...) to a block of shard rows."""
@@ -123,7 +128,7 @@ class _DecodeBlock:
             try:
                 images.append(decode((Path(self.root) / path).read_bytes(), longer_side, self.size).tobytes())
             except (OSError, ValueError) as error:
-                raise RuntimeError(f"{path}: {error}; it was readable when the data set was examined") from None
+                raise Undecodable(f"{path}: {error}; it was readable when the data set was examined") from None
         pixels = pa.array(images, type=pa.binary(self.size * self.size))
         return block.select(["row", "image_id", "label"]).append_column("image", pixels)
 
@@ -188,9 +193,15 @@ def _write(manifest: Manifest, size: int, folder: Path, progress: Progress | Non
     except OSError as error:
         raise RunError(f"{partial}: cannot write shards: {error}; free space or choose another data.cache") from None
     except ray.exceptions.RayTaskError as error:
-        raise RunError(str(error.cause or error).strip().splitlines()[-1]) from None
+        raise RunError(_reason(error)) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _reason(error: BaseException) -> str:
+    """What the task itself said: Ray hands the error of a task on as the text of its traceback."""
+    said = re.search(rf"{Undecodable.__name__}: (.+)", str(error))
+    return said[1] if said else str(error).strip().splitlines()[-1]
 
 
 def _rename(partial: Path, folder: Path) -> None:
