@@ -110,7 +110,7 @@ def decode(data: bytes, longer_side: int, size: int) -> np.ndarray:
     return letterbox(image, size)
 
 
-class Undecodable(Exception):
+class UndecodableError(Exception):
     """A file that was readable when the data set was examined, and is not when it is ingested."""
 
 
@@ -128,7 +128,7 @@ class _DecodeBlock:
             try:
                 images.append(decode((Path(self.root) / path).read_bytes(), longer_side, self.size).tobytes())
             except (OSError, ValueError) as error:
-                raise Undecodable(f"{path}: {error}; it was readable when the data set was examined") from None
+                raise UndecodableError(f"{path}: {error}; it was readable when the data set was examined") from None
         pixels = pa.array(images, type=pa.binary(self.size * self.size))
         return block.select(["row", "image_id", "label"]).append_column("image", pixels)
 
@@ -200,7 +200,7 @@ def _write(manifest: Manifest, size: int, folder: Path, progress: Progress | Non
 
 def _reason(error: BaseException) -> str:
     """What the task itself said: Ray hands the error of a task on as the text of its traceback."""
-    said = re.search(rf"{Undecodable.__name__}: (.+)", str(error))
+    said = re.search(rf"{UndecodableError.__name__}: (.+)", str(error))
     return said[1] if said else str(error).strip().splitlines()[-1]
 
 

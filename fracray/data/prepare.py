@@ -18,7 +18,7 @@ from fracray.config import PHANTOM, DataConfig
 from fracray.data.audit import AUDIT_VERSION, Baseline, cross_fitted_baselines, examine, no_pixel_baselines
 from fracray.data.ingest import Shards, ingest
 from fracray.data.manifest import Flow, Manifest
-from fracray.data.phantom import write_phantoms
+from fracray.data.phantom import DRAWING, write_phantoms
 from fracray.data.sources import open_source, read_fracatlas
 from fracray.data.splits import assign_splits, name_groups
 from fracray.errors import InputError
@@ -125,7 +125,7 @@ def prepare(config: DataConfig, console: Console, split: bool = True) -> Prepare
 
 
 def _phantom(config: DataConfig, cache: Path, console: Console) -> Path:
-    folder = cache / f"phantom-{config.phantom.count}-{config.phantom.seed}"
+    folder = cache / f"phantom-v{DRAWING}-{config.phantom.count}-{config.phantom.seed}"
     with progress_bar(console, "drawing phantoms") as step:
         return write_phantoms(folder, config.phantom, step)
 
