@@ -70,9 +70,9 @@ class EpochReport:
     seconds: float = field(default=0.0, compare=False)
 
 
-def pick_device(rank_on_machine: int = 0) -> torch.device:
-    """The GPU of this worker where there is one, else the CPU."""
-    return torch.device("cuda", rank_on_machine) if torch.cuda.is_available() else torch.device("cpu")
+def pick_device() -> torch.device:
+    """The first GPU that this process sees, else the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def pick_precision(config: Config, device: torch.device) -> torch.dtype:
@@ -134,6 +134,8 @@ class Fit:
         self.config = config
         self.stream = stream
         self.device = device or pick_device()
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # collectives on objects go through the current device
         self.rank, self.world = stream.plan.rank, stream.plan.world
         self.precision = pick_precision(config, self.device)
         self.metric, self.sign = metric, 1.0 if mode == "max" else -1.0
@@ -195,9 +197,7 @@ class Fit:
         return now > best or (now == best and metrics["val_loss"] < self.best["val_loss"])
 
     def _train_epoch(self, epoch: int) -> float:
-        self.model.train()
-        if self.config.model.freeze_norm:
-            freeze_norm(self.model)
+        self._train_mode()
         # Dropout's draws depend on the epoch alone, so that a resumed run repeats them.
         torch.manual_seed(hash((self.config.train.seed, epoch, self.rank)) % 2**63)
         total = torch.zeros((), device=self.device)
@@ -209,11 +209,19 @@ class Fit:
             dist.all_reduce(total)
         return float(total) / len(self.stream.plan.train_rows)
 
+    def _train_mode(self) -> None:
+        self.model.train()
+        if self.config.model.freeze_norm:
+            freeze_norm(self.model)
+
     def _step(self, batch: Batches, step: int) -> torch.Tensor:
         """One optimiser step; returns the sum of this rank's losses."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config.train, step, self.total_steps)
         images, labels = self._to_device(batch.images), self._to_device(batch.labels)
+        alone = len(labels) < 2
+        if alone:  # one image has no batch statistics
+            freeze_norm(self.model)
         empty = len(labels) == 0
         if empty:  # an epoch's last batch may be smaller than the world: take part in the reduction with weight 0
             images = torch.zeros((1, *batch.images.shape[1:]), dtype=torch.uint8, device=self.device)
@@ -229,6 +237,8 @@ class Fit:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._average(step)
+        if alone:
+            self._train_mode()
         return total.detach()
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:

@@ -306,6 +306,15 @@ def test_an_epoch_whose_last_batch_is_smaller_than_the_world_neither_hangs_nor_l
     assert ranks[0]["losses"] == pytest.approx(alone.losses, abs=1e-3)
 
 
+def test_a_last_batch_of_one_image_is_trained_on():
+    # 113 = 7 batches of 16 and one; at 32 pixels the last feature map has one place: no variance to normalise by.
+    fit, reports = run(make_config(**{"train.epochs": 1, "train.batch_size": 16}), train=113)
+    assert fit.stream.plan.steps == 8
+    assert math.isfinite(reports[0].metrics["train_loss"])
+    assert fit.model.training
+    assert all(module.training for module in fit.model.modules())
+
+
 def test_an_epoch_reports_what_the_commands_print():
     _, reports = run(make_config(**{"train.epochs": 1}))
     frame = pd.DataFrame(comparable(reports))
