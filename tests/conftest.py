@@ -10,6 +10,11 @@ from fracray.cluster import quiet_ray_data, set_environment
 set_environment()  # read when Ray is imported or started, so set before either
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
+# Ray's workers inherit these, so they are set before it starts; they open no store but the one of the fixture `s3`.
+os.environ.update(
+    AWS_ACCESS_KEY_ID="x", AWS_SECRET_ACCESS_KEY="x", AWS_DEFAULT_REGION="us-east-1", AWS_EC2_METADATA_DISABLED="true"
+)
+
 RAY_CPUS = 2
 BUCKET = "radiographs"
 
