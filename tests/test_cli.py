@@ -109,6 +109,7 @@ FLAGS = {
     "--address",
     "fetch": "run --top --metric --to",
     "evaluate": "checkpoint --data --split --json --seed --address",
+    "data download": "--to --version --api",
     "data check": "path --manifest --set --address",
     "data sheet": "path --to --count --augmented --set --address",
     "data phantom": "--to --count --seed",

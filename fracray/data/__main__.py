@@ -1,8 +1,9 @@
-"""python -m fracray.data: check a data set, draw the phantoms, look at radiographs as the network sees them."""
+"""python -m fracray.data: get and check a data set, draw the phantoms, look at radiographs as the network sees them."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from fracray.cluster import connect
 from fracray.config import Config, PhantomConfig, parse_assignments
 from fracray.data.augment import Augmenter
+from fracray.data.download import API, RELEASES, download
 from fracray.data.phantom import contact_sheet, write_phantoms
 from fracray.data.prepare import prepare, progress_bar
 from fracray.errors import InputError, run_verb
@@ -20,14 +22,19 @@ from fracray.show import new_console, say_phantom, say_prepared
 def parser() -> argparse.ArgumentParser:
     cli = argparse.ArgumentParser(
         prog="python -m fracray.data",
-        description="Check a data set, draw phantoms, look at radiographs.",
+        description="Download and check a data set, draw phantoms, look at radiographs.",
         epilog="examples:\n"
+        "  python -m fracray.data download --to FracAtlas.zip\n"
         "  python -m fracray.data check FracAtlas\n"
         "  python -m fracray.data sheet FracAtlas --augmented --set augment.rotate=30 --to sheet.png\n"
         "  python -m fracray.data phantom --count 500 --to phantoms\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = cli.add_subparsers(dest="verb", required=True)
+    fetched = verbs.add_parser("download", help="FracAtlas from figshare; goes on where it broke off, and verifies")
+    fetched.add_argument("--to", required=True, metavar="FILE_OR_DIR", help="the zip, or a folder for FracAtlas.zip")
+    fetched.add_argument("--version", type=int, choices=RELEASES, default=7, help="figshare's (default %(default)s)")
+    fetched.add_argument("--api", default=API, metavar="URL", help="the article in figshare's API or a mirror of it")
     check = verbs.add_parser(
         "check", help="from files found to images used, the split, and what no pixel is needed for"
     )
@@ -54,11 +61,18 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> None:
     args = parser().parse_args(argv)
-    {"check": _check, "sheet": _sheet, "phantom": _phantom}[args.verb](args)
+    {"download": _download, "check": _check, "sheet": _sheet, "phantom": _phantom}[args.verb](args)
 
 
 def _config(args: argparse.Namespace) -> Config:
     return Config().with_leaves({**parse_assignments(args.set), "data.source": data_source(args.path)}, "--set")
+
+
+def _download(args: argparse.Namespace) -> None:
+    console = new_console()
+    target = download(args.to, RELEASES[args.version], console, args.api)
+    console.print(f"complete and verified: FracAtlas version {args.version} in {target}", markup=False, soft_wrap=True)
+    console.print(f"next:\n  python -m fracray.data check {quote(str(target))}", markup=False, soft_wrap=True)
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -24,8 +24,9 @@ from fracray.data.splits import assign_splits, name_groups
 from fracray.errors import InputError
 
 PHANTOM_NOTICE = (
-    "No data named: using the embedded phantom radiographs, which are synthetic. For FracAtlas, download "
-    "https://doi.org/10.6084/m9.figshare.22363012 and give its folder or zip with --data PATH."
+    "No data named: using the embedded phantom radiographs, which are synthetic. For FracAtlas "
+    "(https://doi.org/10.6084/m9.figshare.22363012), run `python -m fracray.data download --to FracAtlas.zip` and give "
+    "its folder or zip with --data PATH."
 )
 
 
