@@ -54,10 +54,13 @@ def collect(run: Folder, study: optuna.Study, epochs: int) -> dict[int, TrialRow
             continue
         folder = trial_folder(run, frozen.number)
         history = folder.read_json(EPOCHS) if folder.exists(EPOCHS) else []
-        state = {TrialState.COMPLETE: DONE, TrialState.RUNNING: WAITING}.get(frozen.state, FAILED)
-        if frozen.state is not TrialState.RUNNING and history and state in (DONE, FAILED):
+        leaves = frozen.user_attrs.get(LEAVES, {})
+        # A default outside the searched ranges runs beside the study, which only holds it as failed.
+        ended_well = frozen.state is TrialState.COMPLETE or (frozen.number == 0 and not leaves and len(history) > 0)
+        state = WAITING if frozen.state is TrialState.RUNNING else FAILED
+        if ended_well:
             state = DONE if len(history) >= epochs else STOPPED
-        rows[frozen.number] = TrialRow(frozen.number, frozen.user_attrs.get(LEAVES, {}), state, history)
+        rows[frozen.number] = TrialRow(frozen.number, leaves, state, history)
     return rows
 
 
@@ -75,7 +78,7 @@ def best_row(rows: dict[int, TrialRow], metric: str, mode: str) -> TrialRow | No
     """The best trial that has finished at least one epoch."""
     best: TrialRow | None = None
     for row in rows.values():
-        if row.history and (best is None or better(row, best, metric, mode)):
+        if not isnan(row.best(metric)) and (best is None or better(row, best, metric, mode)):
             best = row
     return best
 
@@ -149,7 +152,6 @@ class Board(tune.Callback):
             for k, v in result.items()
             if k.startswith(("val_", "best_val_", "train_")) or k in ("epoch", "lr", "seconds")
         }
-        entry = {k: v for k, v in entry.items() if k != "training_iteration"}
         row.history = [*[old for old in row.history if old["epoch"] < entry["epoch"]], entry]
         self._ran += 1
         self._save()
@@ -157,11 +159,14 @@ class Board(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         row = self.rows[trial.config["number"]]
         diverged = bool(trial.last_result.get("diverged"))
+        if diverged:
+            self._console.print(f"{row.name} failed: its loss is no longer finite; lower train.lr or clip the gradient")
         row.state = FAILED if diverged else DONE if len(row.history) >= self._epochs else STOPPED
         self._finished(row)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        row = self.rows[trial.config["number"]]
+        number = trial.config["number"]  # its process may have failed before the trial was said to have started
+        row = self.rows.setdefault(number, TrialRow(number, trial.config["leaves"], FAILED, []))
         row.state = FAILED
         self._console.print(f"{row.name} failed: {_reason(trial)}", soft_wrap=True, markup=False)
         self._finished(row)

@@ -31,6 +31,8 @@ FORMAT = 1
 WEIGHTS = "model.safetensors"
 CARD = "config.json"
 PREDICTIONS = "val_predictions.parquet"
+SEEN = "seen.parquet"
+SEEN_COLUMNS = ("image_id", "split", "pixel_hash")
 PREDICTION_COLUMNS = ("image_id", "group", "label", "logit")
 
 
@@ -101,6 +103,7 @@ class Checkpoint:
     model: Classifier
     card: Card
     folder: Path
+    seen: pd.DataFrame | None = None  # see read_seen
 
 
 def save_checkpoint(
@@ -108,10 +111,12 @@ def save_checkpoint(
     state_dict: Mapping[str, Tensor],
     card: Card,
     predictions: pd.DataFrame | None = None,
+    seen: pd.DataFrame | None = None,
 ) -> None:
     """Write a checkpoint folder, replacing one that is there; a reader finds the old or the new one, never a part.
 
-    `predictions`: the validation set with the columns image_id, group, label, logit.
+    `predictions`: the validation set with the columns image_id, group, label, logit. `seen`: the images trained and
+    validated on, with the columns image_id, split, pixel_hash.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -124,6 +129,9 @@ def save_checkpoint(
         if predictions is not None:
             assert tuple(predictions.columns) == PREDICTION_COLUMNS, f"columns {tuple(predictions.columns)}"
             predictions.to_parquet(temporary / PREDICTIONS, index=False)
+        if seen is not None:
+            assert tuple(seen.columns) == SEEN_COLUMNS, f"columns {tuple(seen.columns)}"
+            seen.to_parquet(temporary / SEEN, index=False)
         tree = {
             "format": FORMAT,
             "sha256": {path.name: _sha256(path) for path in sorted(temporary.iterdir())},
@@ -157,7 +165,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         model = build_model(card.config.model, load_weights=False)
     _check_tensors(model.state_dict(), tensors, folder)
     model.load_state_dict(tensors)
-    return Checkpoint(model.eval(), card, folder)
+    return Checkpoint(model.eval(), card, folder, read_seen(folder))
 
 
 def read_card(folder: str | Path) -> Card:
@@ -168,6 +176,12 @@ def read_card(folder: str | Path) -> Card:
 def read_predictions(folder: str | Path) -> pd.DataFrame | None:
     """The validation predictions saved with a checkpoint: image_id, group, label, logit; None if there are none."""
     path = Path(folder) / PREDICTIONS
+    return pd.read_parquet(path) if path.is_file() else None
+
+
+def read_seen(folder: str | Path) -> pd.DataFrame | None:
+    """The images that a checkpoint was trained and validated on: image_id, split, pixel_hash; None if not saved."""
+    path = Path(folder) / SEEN
     return pd.read_parquet(path) if path.is_file() else None
 
 
@@ -260,8 +274,8 @@ def _card(tree: dict[str, Any], folder: Path) -> Card:
 
 def _hashes(tree: dict[str, Any], folder: Path) -> dict[str, str]:
     hashes = tree.get("sha256")
-    # The names become paths: nothing but the two files of a checkpoint may be named.
-    if not isinstance(hashes, dict) or not {WEIGHTS} <= set(hashes) <= {WEIGHTS, PREDICTIONS}:
+    # The names become paths: nothing but the files of a checkpoint may be named.
+    if not isinstance(hashes, dict) or not {WEIGHTS} <= set(hashes) <= {WEIGHTS, PREDICTIONS, SEEN}:
         raise InputError(f"{folder / CARD}: sha256 does not list {WEIGHTS}; the file is not as fracray wrote it")
     return hashes
 

@@ -17,6 +17,8 @@ ENVIRONMENT = {
     # Tune's own tables and log files: fracray's board and trials.parquet stand in their place.
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Trials stay in the folder the command was given in, so that relative paths in a config mean what they say.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # A process that asked Ray for no GPU leaves the ones it sees alone.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -70,6 +72,13 @@ def quiet_ray_data() -> None:
     context.print_on_execution_start = False
 
 
+def nodes() -> int:
+    """How many machines the cluster has now."""
+    import ray
+
+    return sum(node["Alive"] for node in ray.nodes())
+
+
 def trials_at_once(workers: int, cpus: float, gpus: float, spare_cpus: float = 0.0, asked: int | None = None) -> int:
     """How many trials of `workers` workers with `cpus` and `gpus` each fit the cluster at once; at least 1.
 
@@ -81,6 +90,11 @@ def trials_at_once(workers: int, cpus: float, gpus: float, spare_cpus: float = 0
     have = ray.cluster_resources()
     total_cpus, total_gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
     need_cpus, need_gpus = workers * cpus, workers * gpus
+    if workers > 1 and gpus % 1:
+        raise InputError(
+            f"{workers} workers with {gpus:g} GPU(s) each: workers of one training cannot share a GPU; "
+            "give each a whole number of GPUs, or train on one worker"
+        )
     if need_gpus > total_gpus:
         raise InputError(
             f"{workers} worker(s) with {gpus:g} GPU(s) each ask for {need_gpus:g} GPU(s), and the cluster has "

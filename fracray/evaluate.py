@@ -67,6 +67,8 @@ def main(argv: Sequence[str]) -> None:
         prepared, part = _prepare(config, card.data_fingerprint, args.split, console)
     say_flow(console, prepared)
     rows = prepared.rows(part)
+    if prepared.fingerprint != card.data_fingerprint:
+        rows = _unseen(checkpoint, prepared, rows, console)
     labels = prepared.table["label"].to_numpy()[rows]
     groups = prepared.table["group"].to_numpy()[rows]
     logits = predict(checkpoint, prepared.shards, rows, console)
@@ -143,6 +145,26 @@ def predict(checkpoint: Checkpoint, shards: Shards, rows: np.ndarray, console: C
             ):
                 logits[file.first + inside[start : start + BATCH]] = model(batch).float().cpu().numpy()
     return logits[rows]
+
+
+def _unseen(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray, console: Console) -> np.ndarray:
+    """The rows whose pictures were neither trained nor validated on; how many were is said."""
+    if checkpoint.seen is None:
+        console.print("note: the checkpoint does not say which images it has seen; make sure that none is among these")
+        return rows
+    known = set(checkpoint.seen["pixel_hash"]) - {""}
+    seen = prepared.table["pixel_hash"].iloc[rows].isin(known).to_numpy()
+    if seen.all():
+        raise InputError(
+            f"{prepared.config.source}: each of its {len(rows)} radiographs was trained or validated on; "
+            "name data that the checkpoint has not seen"
+        )
+    if seen.any():
+        console.print(
+            f"note: {seen.sum()} of {len(rows)} radiographs were trained or validated on; they are left out",
+            style="yellow",
+        )
+    return rows[~seen]
 
 
 def _words(part: str, prepared: Prepared, trained_on: str) -> str:

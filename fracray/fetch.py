@@ -9,7 +9,7 @@ import shutil
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isnan
+from math import inf, isnan
 from pathlib import Path
 from shlex import quote
 
@@ -24,11 +24,11 @@ from fracray.space import LOWER_IS_BETTER, check_metric
 
 @dataclass(frozen=True)
 class Found:
-    """A trial of a run that kept a checkpoint, and the metric's value at the checkpoint's epoch."""
+    """A trial of a run that kept a checkpoint, with the metric and the validation loss at the checkpoint's epoch."""
 
     trial: str
     value: float
-    epochs: int
+    loss: float
 
 
 def parser() -> argparse.ArgumentParser:
@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def rank(run: Folder, metric: str) -> list[Found]:
-    """The trials of a run that kept a checkpoint, best first."""
+    """The trials of a run that kept a checkpoint, best first; as in the search, ties go to the lower loss."""
     found = []
     for trial in run.names("trials"):
         folder = run.sub(f"trials/{trial}")
@@ -81,8 +81,9 @@ def rank(run: Folder, metric: str) -> list[Found]:
             history = folder.read_json(EPOCHS)
             value = history[-1].get(f"best_{metric}")
             if value is not None and not isnan(value):
-                found.append(Found(trial, float(value), len(history)))
-    return sorted(found, key=lambda entry: (entry.value if metric in LOWER_IS_BETTER else -entry.value, entry.trial))
+                found.append(Found(trial, float(value), float(history[-1].get("best_val_loss", inf))))
+    sign = 1 if metric in LOWER_IS_BETTER else -1
+    return sorted(found, key=lambda entry: (sign * entry.value, entry.loss, entry.trial))
 
 
 def fetch(run: Folder, trial: str, target: Path) -> None:

@@ -159,7 +159,6 @@ class Fit:
         self.epochs_done = 0
         self.best: dict[str, float] = {}
         self.best_weights: dict[str, torch.Tensor] = {}
-        self.best_validation: Validation | None = None
 
     @property
     def total_steps(self) -> int:
@@ -180,7 +179,6 @@ class Fit:
         is_best = not diverged and self._is_best(metrics)
         if is_best:
             self.best = metrics
-            self.best_validation = validation
             self.best_weights = {name: tensor.clone() for name, tensor in self.averaged.state_dict().items()}
         return EpochReport(
             self.epochs_done, metrics, validation, is_best, diverged, seconds=time.perf_counter() - started
@@ -268,17 +266,7 @@ class Fit:
         meta: dict[str, Any] = {
             "epochs_done": self.epochs_done,
             "best": self.best,
-            "config": self.config.model_dump(mode="json"),
         }
-        if self.best_validation is not None:
-            seen = self.best_validation
-            for name in ("rows", "labels", "logits"):
-                tensors[f"validation.{name}"] = torch.from_numpy(np.ascontiguousarray(getattr(seen, name)))
-            meta["validation"] = {
-                "threshold": seen.threshold,
-                "temperature": seen.calibration.temperature,
-                "bias": seen.calibration.bias,
-            }
         return tensors, meta
 
     def load_state(self, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
@@ -296,11 +284,6 @@ class Fit:
             optimizer["state"].setdefault(int(index), {})[slot] = tensor
         self.optimizer.load_state_dict(optimizer)
         self.epochs_done, self.best = meta["epochs_done"], meta["best"]
-        if "validation" in meta:
-            rows, labels, logits = (part("validation.")[name].numpy() for name in ("rows", "labels", "logits"))
-            kept = meta["validation"]
-            calibration = Calibration(kept["temperature"], kept["bias"])
-            self.best_validation = Validation(rows, labels, logits, calibration, kept["threshold"])
 
     @torch.inference_mode()
     def validate(self) -> tuple[Validation, dict[str, float]]:

@@ -1,6 +1,6 @@
 """The run folder: where a search or a training keeps all that it found, on a path or a URI.
 
-    config.yaml  environment.json  data.json  split.parquet  optuna.journal  trials.parquet  best/
+    config.yaml  environment.json  data.json  optuna.journal  trials.parquet  best/
     trials/t0007/  epochs.json  state.safetensors  best/
 
 Paths and URIs (`s3://`, `gs://`, whatever pyarrow.fs understands) take the same code path. A trial's folder is its
@@ -158,6 +158,12 @@ class Folder:
         for file in self.names(name):
             (local / file).write_bytes(self.read(f"{name}/{file}"))
 
+    def copy(self, source: str, name: str) -> None:
+        """Copy the folder `source` inside this one to `name`, replacing what was there."""
+        with tempfile.TemporaryDirectory() as scratch:
+            self.download(source, Path(scratch) / "copy")
+            self.upload(Path(scratch) / "copy", name)
+
     @contextmanager
     def local_folder(self) -> Iterator[Path]:
         """A local path of this folder; from a URI its files are copied."""
@@ -230,7 +236,7 @@ def new_run(storage: str, name: str | None, kind: str, resume: bool) -> Folder:
     shelf = Folder(storage)
     if name is None:
         if resume:
-            known = ", ".join(shelf.names()) or "none"
+            known = _runs(shelf)
             raise InputError(f"--resume: name the run with --name; runs in {storage}: {known}")
         name = f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
     if "/" in name or name in ("", ".", ".."):
@@ -238,7 +244,7 @@ def new_run(storage: str, name: str | None, kind: str, resume: bool) -> Folder:
     run = shelf.sub(name)
     begun = run.exists("config.yaml")
     if resume and not begun:
-        known = ", ".join(shelf.names()) or "none"
+        known = _runs(shelf)
         raise InputError(f"--resume: there is no run {name} in {storage}; runs there: {known}")
     if begun and not resume:
         raise InputError(f"{run}: this run exists already; go on with it by --resume, or choose another --name")
@@ -248,6 +254,10 @@ def new_run(storage: str, name: str | None, kind: str, resume: bool) -> Folder:
         except RunError as error:
             raise InputError(f"--storage {storage}: {error}; choose a folder or URI that you may write to") from None
     return run
+
+
+def _runs(shelf: Folder) -> str:
+    return ", ".join(name for name in shelf.names() if shelf.exists(f"{name}/config.yaml")) or "none"
 
 
 def stored_config(run: Folder) -> Config:

@@ -55,14 +55,19 @@ def say_flow(console: Console, prepared: Prepared) -> None:
     """Where the radiographs come from, and the flow from files found to images used."""
     console.print(f"data: {prepared.origin}", soft_wrap=True)
     console.print(f"flow: {prepared.flow.summary()}", soft_wrap=True)
-    if prepared.notes:
-        look = f"python -m fracray.data check {quote(prepared.config.source)}"
-        console.print(f"notes on {len(prepared.notes)} single images: see {look}", soft_wrap=True)
 
 
 def say_prepared(console: Console, prepared: Prepared) -> None:
     """The flow, the parts, and what no pixel is needed for."""
     say_flow(console, prepared)
+    if prepared.notes:
+        look = f"python -m fracray.data check {quote(prepared.config.source)}"
+        console.print(f"notes on {len(prepared.notes)} single images: see {look}", soft_wrap=True)
+    say_split(console, prepared)
+
+
+def say_split(console: Console, prepared: Prepared) -> None:
+    """The parts, whether anything straddles them, and what no pixel is needed for."""
     parts = []
     for part in ("train", "val", "test"):
         rows = prepared.rows(part)
@@ -141,5 +146,7 @@ def say_next_steps(console: Console, run: Folder, checkpoint: str, source: str) 
     data = "" if source == PHANTOM else f" --data {quote(source)}"
     console.print(f"\ncheckpoint: {run.sub(checkpoint)}", soft_wrap=True)
     console.print("next:", soft_wrap=True)
-    console.print(f"  python -m fracray.fetch {quote(str(run))} --to checkpoints", soft_wrap=True)
+    console.print(
+        f"  python -m fracray.fetch {quote(str(run))} --to {quote(f'checkpoints/{run.name}')}", soft_wrap=True
+    )
     console.print(f"  python -m fracray.evaluate {quote(str(run.sub(checkpoint)))}{data} --split test", soft_wrap=True)

@@ -41,7 +41,12 @@ def summarise(space: SearchSpace, run: Folder, prepared: Prepared, console: Cons
         run.upload(winner, BEST)
         default = Path(scratch) / "default"
         gain = None
-        if 0 in rows and rows[0].history and best.number != 0 and metric.removeprefix("val_") in METRICS:
+        if (
+            0 in rows
+            and rows[0].state in (DONE, STOPPED)
+            and best.number != 0
+            and metric.removeprefix("val_") in METRICS
+        ):
             trial_folder(run, 0).download(BEST, default)
             gain = _gain(winner, default, metric.removeprefix("val_"))
     ended = sum(row.state in (DONE, STOPPED) for row in rows.values())
@@ -55,7 +60,11 @@ def summarise(space: SearchSpace, run: Folder, prepared: Prepared, console: Cons
         console.print("\nPareto front, each trial at its best epoch in the first metric:")
         console.print(_front_table(space, study, rows))
     if importances:
-        console.print(f"\nimportance of each setting (fANOVA over {ended} trials):")
+        console.print(
+            f"\nimportance of each setting (fANOVA over {ended} trials; "
+            "one stopped early counts with what it had reached):",
+            soft_wrap=True,
+        )
         console.print(_importance_table(importances))
     scores = {
         name.removeprefix("best_val_"): value

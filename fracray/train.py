@@ -8,6 +8,7 @@ import threading
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,15 @@ def main(argv: Sequence[str]) -> None:
     best = {
         name.removeprefix("best_val_"): value for name, value in history[-1].items() if name.startswith("best_val_")
     }
+    if isnan(best.get("loss", nan)):
+        raise RunError(
+            f"{run}: the loss stopped being finite in epoch {len(history)}, and no epoch before it can be used; "
+            "lower train.lr or set train.clip_norm=1, under another --name"
+        )
+    run.copy(f"trials/{trial_name(TRIAL)}/{BEST}", BEST)
     console.print(f"\nbest of {len(history)} epochs, on validation:")
     console.print(scores_table(best, prepared.baselines, "val"))
-    say_next_steps(console, run, f"trials/{trial_name(TRIAL)}/{BEST}", config.data.source)
+    say_next_steps(console, run, BEST, config.data.source)
 
 
 def _config(args: argparse.Namespace) -> Config:
@@ -132,13 +139,13 @@ def make_job(config: Config, run: Folder, prepared: Prepared) -> Job:
         config=config,
         run=run,
         shards=prepared.shards,
-        table=prepared.table[["image_id", "group", "label", "split"]],
+        table=prepared.table[["image_id", "group", "label", "split", "pixel_hash"]],
         fingerprint=prepared.fingerprint,
         metrics=(metric,) if isinstance(metric, str) else tuple(metric),
         images=prepared.shards.load() if chosen == "memory" else None,
     )
-    run.write("config.yaml", config.to_yaml())
     run.write_json("data.json", prepared.summary())
+    run.write("config.yaml", config.to_yaml())  # from here on the run is there to be resumed
     return job
 
 

@@ -4,6 +4,7 @@ The same session runs in a reused actor of Tune, in a worker of Train and in a t
 folder holds a state goes on from there, at the cost of at most the epoch that was under way.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fracray.checkpoint import Card, load_state, save_checkpoint, save_state
+from fracray.checkpoint import SEEN_COLUMNS, Card, load_state, save_checkpoint, save_state
 from fracray.config import Config
 from fracray.data.ingest import Shards
 from fracray.data.stream import MemoryStream, RayStream, make_plan
@@ -32,7 +33,7 @@ class Job:
     config: Config
     run: Folder
     shards: Shards
-    table: pd.DataFrame  # image_id, group, label, split of every shard row
+    table: pd.DataFrame  # image_id, group, label, split, pixel_hash of every shard row
     fingerprint: str
     metrics: tuple[str, ...]
     images: np.ndarray | None
@@ -80,10 +81,14 @@ class Session:
             return
         with self._folder.local_copy(STATE) as path:
             tensors, meta = load_state(path)
-        if meta["config"] != self.config.model_dump(mode="json"):
+        if meta["config"] != self._identity():
             raise InputError(f"{self._folder}: was begun with another config; give the run another --name")
         self._fit.load_state(tensors, meta)
         self._history = meta["history"]
+
+    def _identity(self) -> dict[str, Any]:
+        """What makes this the same trial: all of its config but how the search around it is run."""
+        return self.config.model_dump(mode="json", exclude={"search"})
 
     def run_epoch(self) -> dict[str, Any]:
         """Train and validate one epoch, keep what it gave, and return its metrics with the best epoch's.
@@ -99,8 +104,9 @@ class Session:
         return self.last()
 
     def best(self) -> dict[str, float]:
-        """The best epoch's validation metrics, as best_val_*."""
-        return {f"best_{name}": value for name, value in self._fit.best.items() if name.startswith("val_")}
+        """The best epoch's validation metrics, as best_val_*; nan for the searched ones where no epoch was finite."""
+        found = {f"best_{name}": value for name, value in self._fit.best.items() if name.startswith("val_")}
+        return {**{f"best_{metric}": math.nan for metric in self._job.metrics}, **found}
 
     def last(self) -> dict[str, Any]:
         """The last finished epoch's metrics, as Tune and Train are told of them."""
@@ -114,7 +120,7 @@ class Session:
                 self._folder.upload(Path(scratch) / BEST, BEST)
             # The state goes last: it vouches for the best checkpoint and the history it was written after.
             tensors, meta = self._fit.state()
-            save_state(Path(scratch) / STATE, tensors, {**meta, "history": self._history})
+            save_state(Path(scratch) / STATE, tensors, {**meta, "config": self._identity(), "history": self._history})
             self._folder.write_json(EPOCHS, self._history)
             self._folder.upload(Path(scratch) / STATE, STATE)
 
@@ -138,7 +144,8 @@ class Session:
             epoch=report.epoch,
             trial=trial_name(self._number),
         )
-        save_checkpoint(folder, self._fit.best_weights, card, predictions)
+        used = self._job.table[self._job.table["split"].isin(("train", "val"))]
+        save_checkpoint(folder, self._fit.best_weights, card, predictions, used[list(SEEN_COLUMNS)])
 
     def close(self) -> None:
         self._stream.close()

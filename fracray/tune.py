@@ -4,6 +4,7 @@ Read from top to bottom: the command, the trials, the search, what it found.
 """
 
 import argparse
+import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from ray.tune.schedulers import (
 from rich.console import Console
 
 from fracray.board import RUNNING, WAITING, Board
-from fracray.cluster import connect, trials_at_once
+from fracray.cluster import connect, nodes, trials_at_once
 from fracray.config import parse_assignments
 from fracray.data.prepare import prepare
 from fracray.errors import InputError, run_verb
@@ -97,17 +98,27 @@ def main(argv: Sequence[str]) -> None:
     args = parser().parse_args(argv)
     console = new_console()
     space, run = _begin(args)
+    started = time.monotonic()
     say_phantom(console, space.config)
     with connect(args.address):
         _concurrency(space, spare=0.0)  # before anything long is begun
         prepared = prepare(space.config.data, console)
         say_prepared(console, prepared)
         job = make_job(space.config, run, prepared)
+        if nodes() > 1 and run.is_local:
+            console.print(
+                "note: the cluster has several machines: --storage, data and data.cache must be folders that all "
+                "of them see under the same path",
+                style="yellow",
+                soft_wrap=True,
+            )
         finished = _search(space, job, console)
         summarise(space, run, prepared, console)
     if not finished:
         console.print(f"\nthe search is not finished; go on with: {_resume_command(args, run)}", soft_wrap=True)
-        raise KeyboardInterrupt
+        budget = space.config.search.time_budget
+        if budget is None or time.monotonic() - started < budget:
+            raise KeyboardInterrupt
 
 
 def _begin(args: argparse.Namespace) -> tuple[SearchSpace, Folder]:

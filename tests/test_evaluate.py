@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -91,14 +92,28 @@ def test_a_copy_of_the_training_data_elsewhere_is_known_again(run, tmp_path):
     assert evaluate(run, tmp_path, "--data", str(copy))["split"] == "test"
 
 
+def test_images_of_the_training_are_left_out_of_data_that_is_not_quite_the_same(run, tmp_path, capsys):
+    grown = write_phantoms(tmp_path / "grown", PhantomConfig(count=170, seed=0))  # the 150 and 20 more
+    scores = evaluate(run, tmp_path, "--data", str(grown))
+    seen = set(prepare(read_card(run).config.data, new_console()).table.query("split in ('train', 'val')")["image_id"])
+    assert len(scores["predictions"]) == 170 - len(seen)
+    assert not seen & {p["image_id"] for p in scores["predictions"]}
+    assert f"{len(seen)} of 170 radiographs were trained or validated on" in capsys.readouterr().out
+
+
 def test_all_says_that_it_flatters(run, tmp_path, capsys):
     assert len(evaluate(run, tmp_path, "--split", "all")["predictions"]) == 150
     assert "trained on" in capsys.readouterr().out
 
 
-def test_a_run_without_a_best_checkpoint_names_its_trials(run):
+def test_a_run_is_its_best_checkpoint_and_one_without_names_its_trials(run, tmp_path):
+    folder = run.parent.parent.parent
+    assert evaluate(folder, tmp_path)["trial"] == "t0000"
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(folder, unfinished)
+    shutil.rmtree(unfinished / "best")
     with pytest.raises(InputError, match="t0000"):
-        main([str(run.parent.parent.parent)])
+        main([str(unfinished)])
 
 
 @pytest.mark.skipif(

@@ -251,6 +251,7 @@ def test_the_best_epoch_of_real_trials_is_fetched(tmp_path):
             "group": [f"g{row // 4}" for row in range(80)],
             "label": labels,
             "split": ["train"] * 48 + ["val"] * 32,
+            "pixel_hash": [f"p{row}" for row in range(80)],
         }
     )
     run = Folder(tmp_path / "run")

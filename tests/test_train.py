@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from fracray.checkpoint import load_checkpoint, read_predictions
+from fracray.errors import RunError
 from fracray.train import main
 
 SMALL = [
@@ -91,6 +92,12 @@ def test_the_same_seed_gives_the_same_metrics(one_worker, tmp_path):
 def test_ray_data_streaming_gives_the_same_metrics_as_memory(one_worker, tmp_path):
     streamed = train(tmp_path, "streamed", "--epochs", "3", "--set", "data.stream=ray")
     assert metrics(streamed) == metrics(one_worker)
+
+
+def test_a_training_that_diverges_fails_in_words(ray_local, tmp_path):
+    wild = ["--set", "train.lr=1e30", "--set", "train.clip_norm=0", "--set", "train.ema=0"]
+    with pytest.raises(RunError, match=r"stopped being finite.*train\.lr"):
+        train(tmp_path, "wild", "--epochs", "3", *wild)
 
 
 def test_two_workers_see_the_whole_set(one_worker, tmp_path):

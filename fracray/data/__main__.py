@@ -16,7 +16,7 @@ from fracray.data.phantom import contact_sheet, write_phantoms
 from fracray.data.prepare import prepare, progress_bar
 from fracray.errors import InputError, run_verb
 from fracray.run import data_source
-from fracray.show import new_console, say_phantom, say_prepared
+from fracray.show import new_console, say_flow, say_phantom, say_split
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     sheet.add_argument("path", help="a FracAtlas folder or zip, or 'phantom'")
     sheet.add_argument("--to", required=True, metavar="FILE.png")
     sheet.add_argument("--count", type=int, default=48, help="radiographs shown (default %(default)s)")
-    sheet.add_argument("--augmented", action="store_true", help="four draws of the training augmentation of each")
+    sheet.add_argument("--augmented", action="store_true", help="each with three draws of the training augmentation")
     for verb in (check, sheet):
         verb.add_argument(
             "--set", action="append", default=[], metavar="PATH=VALUE", help="set one setting; repeatable"
@@ -81,11 +81,17 @@ def _check(args: argparse.Namespace) -> None:
     say_phantom(console, config)
     with connect(args.address):
         prepared = prepare(config.data, console)
-    for line in prepared.flow.lines():
-        console.print(line)
+    say_flow(console, prepared)
+    table = prepared.manifest.table
+    for status in ("truncated", "missing", "unreadable", "unlisted"):
+        names = table["image_id"][table["status"] == status]
+        if len(names):
+            console.print(f"{status}: {', '.join(names)}", soft_wrap=True)
+    for copy in table[(table["status"] == "ok") & (table["duplicate_of"] != "")].itertuples():
+        console.print(f"duplicate: {copy.image_id} of {copy.duplicate_of}")
     for note in prepared.notes:
         console.print(f"note: {note}", soft_wrap=True)
-    say_prepared(console, prepared)
+    say_split(console, prepared)
     if args.manifest:
         prepared.manifest.write(args.manifest)
         console.print(f"written: {args.manifest}")

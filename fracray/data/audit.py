@@ -9,7 +9,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -212,11 +212,21 @@ def cross_fitted_baselines(table: pd.DataFrame, seed: int = 0, folds: int = 5) -
     folds = min(folds, table["group"].nunique())
     if folds < 2:
         return ()
+    label = table["label"].to_numpy()
     probability: dict[str, np.ndarray] = {}
-    for fitted, scored in GroupKFold(folds, shuffle=True, random_state=seed).split(table, groups=table["group"]):
+    parts = list(GroupKFold(folds, shuffle=True, random_state=seed).split(table, groups=table["group"]))
+    for fitted, scored in parts:
         for name, scorer in _fit_scorers(table.iloc[fitted], table, seed).items():
             probability.setdefault(name, np.empty(len(table)))[scored] = scorer(table.iloc[scored])
-    return tuple(_baseline(name, "all", table["label"].to_numpy(), found) for name, found in probability.items())
+    # Predictors of different folds are on different scales: their AUROC is the mean over the folds, not of the pool.
+    both = [scored for _, scored in parts if len(set(label[scored])) == 2]
+    return tuple(
+        replace(
+            _baseline(name, "all", label, found),
+            auroc=float(np.mean([roc_auc_score(label[fold], found[fold]) for fold in both])) if both else np.nan,
+        )
+        for name, found in probability.items()
+    )
 
 
 def _baseline(name: str, part: str, label: np.ndarray, probability: np.ndarray) -> Baseline:
