@@ -233,11 +233,7 @@ class Recording(Fit):
         if self.world > 1:
             dist.all_reduce(total)
         self.losses.append(float(total) / batch.global_count)
-        return super_total(total, self.world)
-
-
-def super_total(total, world):
-    return total / world  # _train_epoch sums over the ranks again
+        return total / self.world  # _train_epoch sums over the ranks again
 
 
 def recorded_run(config, rank, world, train):

@@ -121,7 +121,7 @@ def prepare(config: DataConfig, console: Console, split: bool = True) -> Prepare
         shards=shards,
         table=table,
         manifest=manifest,
-        baselines=(*(no_pixel_baselines(table, seed=seed) if split else ()), *cross_fitted_baselines(table, seed=seed)),
+        baselines=no_pixel_baselines(table, seed=seed) if split else cross_fitted_baselines(table, seed=seed),
     )
 
 
