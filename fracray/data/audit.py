@@ -25,7 +25,7 @@ from fracray.data.imagefile import HEAD, Look, fit_boxes, look
 from fracray.data.manifest import Manifest, file_number
 
 # Part of the key of cached audits: raise it when the same files would be judged otherwise.
-AUDIT_VERSION = 1
+AUDIT_VERSION = 2
 
 LARGE = 1000  # px; FracAtlas' machines deliver either 454 or more than 2,000 on the longer side
 
@@ -47,6 +47,7 @@ _FILLED = (
     "boxes_height",
     "sha256",
     "pixel_hash",
+    "brightness",
 )
 
 
@@ -104,10 +105,10 @@ def _fill(cells: _Cells, row: int, seen: Look) -> None:
     """Write what one file alone tells into its row."""
     cells["sha256"][row], cells["pixel_hash"][row] = seen.sha256, seen.pixel_hash
     cells["width"][row], cells["height"][row] = seen.width, seen.height
-    cells["exif_orientation"][row] = seen.orientation
+    cells["exif_orientation"][row], cells["brightness"][row] = seen.orientation, seen.brightness
     cells["duplicate_of"][row] = cells["component"][row] = ""
     if seen.width:
-        cells["batch"][row] = "large" if max(seen.width, seen.height) > LARGE else "small"
+        cells["batch"][row] = cells["batch"][row] or ("large" if max(seen.width, seen.height) > LARGE else "small")
         drawn, shown = (cells["boxes_width"][row], cells["boxes_height"][row]), (seen.width, seen.height)
         if all(drawn):
             cells["boxes"][row] = fit_boxes(cells["boxes"][row], drawn, shown, seen.orientation)

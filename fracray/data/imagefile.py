@@ -5,6 +5,7 @@ Knows nothing of other files, labels or manifests.
 
 import hashlib
 import io
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ class Look:
 
     width and height are as displayed. pixel_hash is sha256 of size and gray pixels as displayed, '' unless all came.
     thumb, (THUMB, THUMB) uint8, and phash, its DCT hash, show what came; thumb is None when nothing did. head is
-    sha256 of the first HEAD bytes.
+    sha256 of the first HEAD bytes. brightness is the mean gray of the whole picture, 0 to 255; nan unless all came.
     """
 
     fault: str = ""  # '', 'truncated' or 'unreadable'
@@ -43,6 +44,7 @@ class Look:
     pixel_hash: str = ""
     thumb: np.ndarray | None = None
     phash: int = 0
+    brightness: float = math.nan
 
 
 def look(path: Path) -> Look:
@@ -96,7 +98,7 @@ def look(path: Path) -> Look:
         return replace(seen, fault="truncated", thumb=thumb, phash=phash)
     size = f"{gray.shape[1]}x{gray.shape[0]}:".encode()
     pixels = hashlib.sha256(size + np.ascontiguousarray(gray).tobytes()).hexdigest()
-    return replace(seen, pixel_hash=pixels, thumb=thumb, phash=phash)
+    return replace(seen, pixel_hash=pixels, thumb=thumb, phash=phash, brightness=float(thumb.mean()))
 
 
 def _has_end(data: bytes) -> bool | None:

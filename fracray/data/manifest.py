@@ -5,6 +5,7 @@ know where the rows come from, how images are decoded, or how splits are drawn.
 """
 
 import hashlib
+import math
 import os
 import re
 import tempfile
@@ -37,11 +38,16 @@ SCHEMA = pa.schema(
         ("width", pa.int32()),  # pixels, as displayed (after EXIF); 0 until examined
         ("height", pa.int32()),
         ("exif_orientation", pa.int8()),  # 1 to 8; 1 is upright; 0 until examined
-        ("batch", pa.string()),  # acquisition batch: 'large' when the longer side exceeds 1,000 px, else 'small'
+        ("batch", pa.string()),  # manufacturer and model where known, else 'large' (over 1,000 px) or 'small'
         ("region", pa.string()),  # tags joined by '+': hand, leg, hip, shoulder, mixed
         ("view", pa.string()),  # tags joined by '+': frontal, lateral, oblique
         ("hardware", pa.int8()),  # 1 when metal is visible
         ("multiscan", pa.int8()),  # 1 when the picture shows several exposures
+        ("patient", pa.string()),  # salted hash of the patient id, '' where there is none; never straddles a split
+        ("study", pa.string()),  # salted hash of the study id, or ''
+        ("age", pa.float32()),  # years at the examination; nan when unknown
+        ("sex", pa.string()),  # F, M, O (DICOM's codes), or ''
+        ("brightness", pa.float32()),  # mean gray of the displayed picture, 0 to 255; nan until examined
         ("boxes", pa.list_(pa.list_(pa.float64()))),  # fractures as x, y, w, h in pixels of boxes_width x boxes_height
         ("boxes_width", pa.int32()),  # size of the picture that the boxes refer to; width and height once examined
         ("boxes_height", pa.int32()),
@@ -171,15 +177,25 @@ class Manifest:
 
 def build(rows: Sequence[dict[str, Any]], root: Path) -> Manifest:
     """A manifest from rows that may leave out what is not known yet; asserts unique ids and known statuses."""
-    unknown = {field.name: () if field.name == "boxes" else "" if field.type == pa.string() else 0 for field in SCHEMA}
+    unknown = {field.name: _unknown(field) for field in SCHEMA}
     table = pd.DataFrame([unknown | row for row in rows])
     for field in SCHEMA:
         if field.name != "boxes":
-            table[field.name] = table[field.name].astype("str" if field.type == pa.string() else str(field.type))
+            table[field.name] = table[field.name].astype(
+                "str" if field.type == pa.string() else field.type.to_pandas_dtype()
+            )
     assert not table["image_id"].duplicated().any(), "image_id must be unique"
     assert set(table["status"]) <= set(STATUSES), "unknown status"
     assert table["label"].isin((0, 1)).all(), "label outside 0/1"
     return Manifest(table, root)
+
+
+def _unknown(field: pa.Field) -> Any:
+    if field.name == "boxes":
+        return ()
+    if field.type == pa.string():
+        return ""
+    return math.nan if pa.types.is_floating(field.type) else 0
 
 
 def _box(values: Iterable[float]) -> Box:
