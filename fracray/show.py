@@ -144,26 +144,30 @@ def scores_table(scores: Mapping[str, float | Interval], baselines: Sequence[Bas
 
 def sets_table(scores: Mapping[str, Mapping[str, float | Interval]], prepared: Prepared) -> Table:
     """Several sets beneath one another, with the AUROC that no pixel is needed for on each."""
-    table = new_table("set", "images", "fractured")
-    shown = ("accuracy", "balanced_accuracy", "auroc", "sensitivity", "specificity")
-    for name in shown:
-        table.add_column(HEADINGS[name], justify="right")
+    table = new_table()
+    table.add_column("set", no_wrap=True)
+    for heading in ("images", "fract.", "accuracy", "AUROC", "sens.", "spec."):
+        table.add_column(heading, justify="right", no_wrap=True)
     rivals = [baseline for baseline in prepared.baselines if baseline.name != "majority"]
     for rival in dict.fromkeys(baseline.name for baseline in rivals):
-        table.add_column(f"no pixel: {rival}\nAUROC", justify="right")
+        table.add_column("AUROC of\n" + rival.replace(" ", "\n"), justify="right", no_wrap=True)
     for name, values in scores.items():
         rows = prepared.rows(name)
         fractured = prepared.table["label"].to_numpy()[rows].mean()
-        cells = [_with_interval(values.get(metric)) for metric in shown]
+        both = [_with_interval(values.get(metric)) for metric in ("accuracy", "auroc")]
+        alone = [_cell(_value(values.get(metric))) for metric in ("sensitivity", "specificity")]
         beside = [_cell(rival.auroc) for rival in rivals if rival.part == name]
-        table.add_row(name, str(len(rows)), f"{fractured:.1%}", *cells, *beside)
+        table.add_row(name, str(len(rows)), f"{fractured:.1%}", *both, *alone, *beside)
     return table
 
 
 def _with_interval(value: float | Interval | None) -> str:
-    if isinstance(value, Interval):
-        return f"{_cell(value.value)} [{_cell(value.low)}, {_cell(value.high)}]"
-    return _cell(value)
+    interval = f" [{_cell(value.low)}, {_cell(value.high)}]" if isinstance(value, Interval) else ""
+    return f"{_cell(_value(value))}{interval}"
+
+
+def _value(value: float | Interval | None) -> float | None:
+    return value.value if isinstance(value, Interval) else value
 
 
 def say_validation(console: Console, prepared: Prepared, values: Mapping[str, float]) -> None:
