@@ -18,6 +18,7 @@ from rich.console import Console
 from fracray.checkpoint import read_card
 from fracray.cluster import connect, trials_at_once
 from fracray.config import Config, load_config, parse_assignments
+from fracray.data.datasheet import datasheet
 from fracray.data.prepare import Prepared, prepare
 from fracray.data.stream import fits_in_memory
 from fracray.errors import InputError, RunError, run_verb
@@ -142,7 +143,9 @@ def make_job(config: Config, run: Folder, prepared: Prepared) -> Job:
         metrics=(metric,) if isinstance(metric, str) else tuple(metric),
         images=prepared.shards.load() if chosen == "memory" else None,
     )
-    run.write_json("data.json", prepared.summary())
+    summary = prepared.summary()
+    run.write_json("data.json", summary)
+    run.write("DATASHEET.md", datasheet(summary))
     run.write("config.yaml", config.to_yaml())  # from here on the run is there to be resumed
     return job
 

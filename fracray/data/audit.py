@@ -98,7 +98,7 @@ def examine(
             cells["component"][rows[member]] = cells["image_id"][rows[members[0]]]
     for name in _FILLED:
         table[name] = pd.Series(cells[name], index=table.index, dtype=table[name].dtype)
-    return Manifest(table, manifest.root)
+    return replace(manifest, table=table)
 
 
 def _fill(cells: _Cells, row: int, seen: Look) -> None:
@@ -173,8 +173,9 @@ class Baseline:
     balanced_accuracy: float
     auroc: float
 
-    def as_dict(self) -> dict[str, str | float]:
-        return asdict(self)
+    def as_dict(self) -> dict[str, str | float | None]:
+        """By name, as JSON values: what is not defined is null."""
+        return {name: None if value != value else value for name, value in asdict(self).items()}  # noqa: PLR0124 - nan
 
 
 # Of 3 to 200 neighbours, weighted or not, the most telling over both protocols on FracAtlas: mean AUROC 0.89 where

@@ -61,6 +61,7 @@ SCHEMA = pa.schema(
     ]
 )
 _ROOT = b"fracray.root"
+_LICENCE = b"fracray.licence"
 
 
 @dataclass(frozen=True)
@@ -104,10 +105,14 @@ class Flow:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Columns of SCHEMA and those of dataset.csv prefixed `csv_`; `root` is the folder where its paths start."""
+    """Columns of SCHEMA and those of dataset.csv prefixed `csv_`; `root` is the folder where its paths start.
+
+    licence: the terms of use in words, '' when nobody said.
+    """
 
     table: pd.DataFrame
     root: Path
+    licence: str = ""
 
     @property
     def used(self) -> pd.DataFrame:
@@ -141,7 +146,7 @@ class Manifest:
         core = pa.Table.from_pandas(self.table[SCHEMA.names], schema=SCHEMA, preserve_index=False)
         for name in extra.column_names:
             core = core.append_column(name, extra[name])
-        core = core.replace_schema_metadata({_ROOT: str(self.root).encode()})
+        core = core.replace_schema_metadata({_ROOT: str(self.root).encode(), _LICENCE: self.licence.encode()})
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)
         try:
@@ -176,7 +181,7 @@ class Manifest:
             raise InputError(f"{path}: unknown status or split {', '.join(sorted(unknown))}; {remedy}")
         if table["image_id"].duplicated().any():
             raise InputError(f"{path}: image_id is not unique; {remedy}")
-        return cls(table, Path(metadata[_ROOT].decode()))
+        return cls(table, Path(metadata[_ROOT].decode()), metadata.get(_LICENCE, b"").decode())
 
 
 def build(rows: Sequence[dict[str, Any]], root: Path) -> Manifest:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,9 +21,10 @@ from fracray.data.ingest import Shards, ingest
 from fracray.data.manifest import Flow, Manifest, in_set, sets_named
 from fracray.data.phantom import DRAWING, write_phantoms
 from fracray.data.sources import open_source, read_fracatlas
-from fracray.data.splits import assign_splits, explain, name_groups
+from fracray.data.splits import assign_splits, explain, leaks, name_groups
 from fracray.errors import InputError
 
+PHANTOM_LICENCE = "drawn by fracray; free of rights and of patients"
 PHANTOM_NOTICE = (
     "No data named: using the embedded phantom radiographs, which are synthetic. For FracAtlas "
     "(https://doi.org/10.6084/m9.figshare.22363012), run `python -m fracray.data download --to FracAtlas.zip` and give "
@@ -78,17 +80,33 @@ class Prepared:
         """The names of the sets, train first, then val and test, each with what stands beside it."""
         return sets_named(self.table["split"])
 
-    def summary(self) -> dict[str, object]:
-        """What data.json keeps."""
+    @property
+    def licence(self) -> str:
+        """Under what terms the radiographs may be used, in words."""
+        return PHANTOM_LICENCE if self.config.source == PHANTOM else self.manifest.licence or "not stated"
+
+    def summary(self) -> dict[str, Any]:
+        """What data.json keeps and the datasheet shows: JSON values only."""
+        table = self.table
+        alike = table["component"][table["component"] != ""]
+        alike = alike[alike.duplicated(keep=False)]
         return {
             "origin": self.origin,
+            "licence": self.licence,
             "fingerprint": self.fingerprint,
+            "split_fingerprint": _digest(table["image_id"] + "\x1f" + table["split"]),
             "flow": self.flow.as_dict(),
+            "fractured": int(table["label"].sum()),
             "notes": list(self.notes),
             "parts": {name: self._counts(self.rows(name)) for name in self.sets},
-            "unused": int((self.table["split"] == "").sum()) if self.sets else 0,
+            "unused": int((table["split"] == "").sum()) if self.sets else 0,
             "split": list(self.split_notes),
-            "groups": int(self.table["group"].nunique()),
+            "straddling": len(leaks(table)),
+            "near_duplicates": {"sets": int(alike.nunique()), "images": len(alike)},
+            "groups": int(table["group"].nunique()),
+            "prevalence": {
+                name: _prevalence(table, column) for name, column in _DESCRIBED if table[column].nunique() > 1
+            },
             "size": self.shards.size,
             "baselines": [baseline.as_dict() for baseline in self.baselines],
         }
@@ -96,6 +114,18 @@ class Prepared:
     def _counts(self, rows: np.ndarray) -> dict[str, int]:
         mine = self.table.iloc[rows]
         return {"images": len(mine), "fractured": int(mine["label"].sum()), "groups": int(mine["group"].nunique())}
+
+
+_DESCRIBED = (("region", "region"), ("view", "view"), ("device", "batch"), ("hardware", "hardware"), ("sex", "sex"))
+
+
+def _prevalence(table: pd.DataFrame, column: str) -> dict[str, dict[str, int]]:
+    cells = table.groupby(table[column].map(str))["label"].agg(["size", "sum"])
+    return {str(name): {"images": int(size), "fractured": int(ill)} for name, size, ill in cells.itertuples()}
+
+
+def _digest(lines: pd.Series) -> str:
+    return hashlib.sha256("\x1e".join(lines).encode()).hexdigest()
 
 
 def cache_folder(config: DataConfig) -> Path:

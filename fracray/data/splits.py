@@ -5,6 +5,7 @@ Must not look at pixels, and must not know of models.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -81,7 +82,7 @@ def assign_splits(manifest: Manifest, config: SplitConfig) -> Manifest:
         _keep_budget(sets, label, config.training_budget, rng, where)
     _check_classes(sets, label, config, where)
     table.loc[used.index, "split"] = ["+".join(names) for names in sets]
-    return Manifest(table, manifest.root)
+    return replace(manifest, table=table)
 
 
 def name_groups(manifest: Manifest, config: SplitConfig) -> Manifest:
@@ -91,7 +92,7 @@ def name_groups(manifest: Manifest, config: SplitConfig) -> Manifest:
     used = manifest.used.index
     start = _first_of_group(manifest.used, config)
     table.loc[used, "group"] = table.loc[used, "image_id"].to_numpy()[start]
-    return Manifest(table, manifest.root)
+    return replace(manifest, table=table)
 
 
 def validation_sets(config: SplitConfig) -> tuple[str, ...]:
@@ -347,7 +348,7 @@ def _taken_over(manifest: Manifest, path: str) -> Manifest:
         )
     for column in ("group", "split"):
         table.loc[known.index, column] = there[column].to_numpy()
-    return Manifest(table, manifest.root)
+    return replace(manifest, table=table)
 
 
 @lru_cache(maxsize=8)
