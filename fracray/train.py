@@ -140,6 +140,7 @@ def make_job(config: Config, run: Folder, prepared: Prepared) -> Job:
         shards=prepared.shards,
         table=prepared.table[["image_id", "group", "label", "split", "pixel_hash"]],
         fingerprint=prepared.fingerprint,
+        rotations=prepared.rotations,
         metrics=(metric,) if isinstance(metric, str) else tuple(metric),
         images=prepared.shards.load() if chosen == "memory" else None,
     )

@@ -46,6 +46,7 @@ class Prepared:
     table: pd.DataFrame
     baselines: tuple[Baseline, ...]
     split_notes: tuple[str, ...] = ()  # what the split holds out, leaves unused or borrows
+    rotations: tuple[np.ndarray, ...] = ()  # the split column of each division a trial trains on, the first as in table
 
     @property
     def origin(self) -> str:
@@ -148,7 +149,13 @@ def prepare(config: DataConfig, console: Console, split: bool = True) -> Prepare
     cache = cache_folder(config)
     root = _phantom(config, cache, console) if config.source == PHANTOM else open_source(config.source, cache)
     manifest = _manifest(root, cache, console)
-    manifest = assign_splits(manifest, config.split) if split else name_groups(manifest, config.split)
+    rotations: tuple[np.ndarray, ...] = ()
+    if split:
+        divided = [assign_splits(manifest, config.split, rotation) for rotation in range(config.split.rotations)]
+        rotations = tuple(one.used["split"].to_numpy() for one in divided)
+        manifest = divided[0]
+    else:
+        manifest = name_groups(manifest, config.split)
     with progress_bar(console, f"ingesting at {config.size} px") as step:
         shards = ingest(manifest, config.size, cache, step)
     table = manifest.used.reset_index(drop=True)
@@ -160,6 +167,7 @@ def prepare(config: DataConfig, console: Console, split: bool = True) -> Prepare
         manifest=manifest,
         baselines=no_pixel_baselines(table, seed=seed) if split else cross_fitted_baselines(table, seed=seed),
         split_notes=explain(manifest, config.split) if split else (),
+        rotations=rotations,
     )
 
 
