@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fracray.config import PHANTOM, DataConfig
-from fracray.data.audit import AUDIT_VERSION, Baseline, cross_fitted_baselines, examine, no_pixel_baselines
+from fracray.data.audit import AUDIT_VERSION, examine
 from fracray.data.ingest import Shards, ingest
 from fracray.data.manifest import Flow, Manifest
 from fracray.data.phantom import DRAWING, write_phantoms
+from fracray.data.shortcuts import Baseline, cross_fitted_baselines, no_pixel_baselines
 from fracray.data.sources import open_source, read_fracatlas
 from fracray.data.splits import assign_splits, name_groups
 from fracray.errors import InputError
@@ -47,9 +48,7 @@ class Prepared:
     @property
     def origin(self) -> str:
         """Where the radiographs come from, in words."""
-        drawn = self.config.phantom
-        phantom = f"phantom ({drawn.count} drawn, seed {drawn.seed})"
-        return phantom if self.config.source == PHANTOM else self.config.source
+        return origin_of(self.config)
 
     @property
     def flow(self) -> Flow:
@@ -91,6 +90,12 @@ class Prepared:
         }
 
 
+def origin_of(config: DataConfig) -> str:
+    """Where the radiographs of a config come from, in words."""
+    drawn = config.phantom
+    return f"phantom ({drawn.count} drawn, seed {drawn.seed})" if config.source == PHANTOM else config.source
+
+
 def cache_folder(config: DataConfig) -> Path:
     """Where prepared sets are kept: `data.cache`, else $FRACRAY_CACHE, else ~/.cache/fracray."""
     chosen = config.cache or os.environ.get("FRACRAY_CACHE") or "~/.cache/fracray"
@@ -109,8 +114,7 @@ def prepare(config: DataConfig, console: Console, split: bool = True) -> Prepare
     Raises InputError for whatever is wrong with the files, naming them.
     """
     cache = cache_folder(config)
-    root = _phantom(config, cache, console) if config.source == PHANTOM else open_source(config.source, cache)
-    manifest = _manifest(root, cache, console)
+    manifest = examined(config, console)
     manifest = assign_splits(manifest, config.split) if split else name_groups(manifest, config.split.block)
     with progress_bar(console, f"ingesting at {config.size} px") as step:
         shards = ingest(manifest, config.size, cache, step)
@@ -123,6 +127,16 @@ def prepare(config: DataConfig, console: Console, split: bool = True) -> Prepare
         manifest=manifest,
         baselines=no_pixel_baselines(table, seed=seed) if split else cross_fitted_baselines(table, seed=seed),
     )
+
+
+def examined(config: DataConfig, console: Console) -> Manifest:
+    """The manifest of the data set that `config` names, each file decoded and judged once, without groups and parts.
+
+    Found again in the cache where no file changed. Raises InputError for what cannot be read as a data set.
+    """
+    cache = cache_folder(config)
+    root = _phantom(config, cache, console) if config.source == PHANTOM else open_source(config.source, cache)
+    return _manifest(root, cache, console)
 
 
 def _phantom(config: DataConfig, cache: Path, console: Console) -> Path:

@@ -11,9 +11,8 @@ import pandas as pd
 import pytest
 from drawn_fracatlas import Atlas, jpeg, picture
 from PIL import Image
-from sklearn.metrics import roc_auc_score
 
-from fracray.data.audit import examine, no_pixel_baselines
+from fracray.data.audit import examine
 from fracray.data.imagefile import fit_boxes, upright
 from fracray.data.manifest import Manifest
 from fracray.data.sources import read_fracatlas
@@ -236,60 +235,6 @@ def test_a_truncated_twin_with_the_other_label_is_a_conflict(atlas, share):
     assert twin in table.loc[whole, "note"]
     flow = manifest.flow()
     assert (flow.truncated, flow.conflict, flow.used) == (2, 1, 1)
-
-
-# ---------------------------------------------------------------- baselines
-
-
-def drawn_table(seed: int = 0, count: int = 400) -> pd.DataFrame:
-    rng = np.random.default_rng(seed)
-    label = rng.random(count) < np.where(np.arange(count) // 20 % 2, 0.9, 0.05)
-    return pd.DataFrame(
-        {
-            "image_id": [f"IMG{n:07d}" for n in range(count)],
-            "label": label.astype(np.int8),
-            "split": rng.choice(["train", "val", "test"], count, p=[0.7, 0.15, 0.15]),
-            "region": rng.choice(["hand", "leg", "hand+hip"], count),
-            "view": rng.choice(["frontal", "lateral"], count),
-            "hardware": (label & (rng.random(count) < 0.8)).astype(np.int8),
-            "multiscan": rng.integers(0, 2, count).astype(np.int8),
-        }
-    )
-
-
-def test_baselines_find_the_shortcut_that_was_put_there():
-    table = drawn_table()
-    scores = {(score.name, score.part): score for score in no_pixel_baselines(table)}
-    assert {name for name, _ in scores} == {"majority", "tags", "id neighbours"}
-    for part in ("val", "test"):
-        label = table.loc[table["split"] == part, "label"]
-        majority = scores["majority", part]
-        assert (majority.auroc, majority.balanced_accuracy) == (0.5, 0.5)
-        frequent = table.loc[table["split"] == "train", "label"].mode()[0]
-        assert majority.accuracy == pytest.approx((label == frequent).mean())
-        hardware = roc_auc_score(label, table.loc[table["split"] == part, "hardware"])
-        assert scores["tags", part].auroc == pytest.approx(hardware, abs=0.05)
-        assert scores["id neighbours", part].auroc > 0.8
-
-
-def test_baselines_see_nothing_in_labels_drawn_at_random():
-    table = drawn_table(count=4000)
-    table["label"] = np.random.default_rng(1).integers(0, 2, len(table))
-    table["hardware"] = 0
-    for score in no_pixel_baselines(table):
-        assert score.auroc == pytest.approx(0.5, abs=0.08)
-
-
-def test_baselines_without_numbers_classes_or_parts():
-    table = drawn_table()
-    named = table.assign(image_id=[f"{name}-left" for name in table["image_id"]])
-    assert {score.name for score in no_pixel_baselines(named)} == {"majority", "tags"}
-    one_class = table.assign(label=np.where(table["split"] == "test", 1, table["label"]))
-    assert all(np.isnan(score.auroc) for score in no_pixel_baselines(one_class, parts=("test",)))
-    assert {score.part for score in no_pixel_baselines(table[table["split"] != "val"])} == {"test"}
-    assert no_pixel_baselines(table[table["split"] == "test"]) == ()
-    untaught = table.assign(label=np.where(table["split"] == "train", 0, table["label"]))
-    assert all(score.auroc == 0.5 for score in no_pixel_baselines(untaught))
 
 
 # ---------------------------------------------------------------- FracAtlas itself
