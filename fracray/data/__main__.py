@@ -1,4 +1,4 @@
-"""python -m fracray.data: get, check and audit a data set, draw the phantoms, look at radiographs as the network sees them."""
+"""python -m fracray.data: get, check and audit a data set, draw phantoms, see radiographs as the network does."""
 
 import argparse
 from collections.abc import Sequence
@@ -132,7 +132,9 @@ def _write(flag: str, path: str, text: str) -> None:
     try:
         Path(path).write_text(text, encoding="utf-8", errors="replace")
     except OSError as error:
-        raise InputError(f"{flag} {path}: cannot be written: {error.strerror}; name a file in a folder of yours") from None
+        raise InputError(
+            f"{flag} {path}: cannot be written: {error.strerror}; name a file in a folder of yours"
+        ) from None
 
 
 def _sheet(args: argparse.Namespace) -> None:

@@ -80,10 +80,8 @@ def _fact(tree: dict[str, Any], path: str, style: str) -> Markup:
     value: Any = tree
     for key in path.split("."):
         value = value[int(key)] if isinstance(value, list) else value[key]
-    if value is None:
-        text = "–"
-    else:
-        text = {"count": "{:,}", "share": "{:.1%}", "score": "{:.3f}"}[style].format(value)
+    pattern = {"count": "{:,}", "share": "{:.1%}", "score": "{:.3f}"}[style]
+    text = "–" if value is None else pattern.format(value)
     raw = json.dumps(value)
     return Markup('<data class="figure" data-fact="{}" value="{}">{}</data>').format(path, raw, text)
 
@@ -117,7 +115,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Chart:
-    """Prevalence along the file numbers: bars, the heights of the grid lines with their words, and the overall share."""
+    """Prevalence along the file numbers: bars, the heights of the grid lines with their words, the overall share."""
 
     width: int
     height: int

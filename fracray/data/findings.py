@@ -139,7 +139,7 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Prevalence:
-    """The share of fractured images, of all used ones, by what is known of them, and by file number where they have one."""
+    """The share of fractured images, of all used ones, by what is known of them, and by file number."""
 
     overall: Share
     breakdowns: tuple[Breakdown, ...]
@@ -148,7 +148,7 @@ class Prevalence:
 
 @dataclass(frozen=True)
 class Shortcuts:
-    """Scores of what sees no picture, on used images, held out by `groups` groups (duplicates and blocks of `block`)."""
+    """Scores of what sees no picture, on used images; `groups` are duplicates and blocks of `block` file numbers."""
 
     block: int
     groups: int
@@ -176,7 +176,7 @@ class Findings:
 
 
 def find(manifest: Manifest, origin: str, block: int, most_sets: int = 8, seed: int = 0) -> Findings:
-    """All facts of an examined manifest; its near sets are shown up to `most_sets`, conflicts and cuts up to thrice that.
+    """All facts of an examined manifest; `most_sets` near sets are shown, of conflicts and cuts thrice that.
 
     `block` file numbers are held out together, as `splits.name_groups` does.
     """
@@ -280,7 +280,9 @@ def _likeness(rows: pd.DataFrame) -> str:
             words.append(f"{count.images} share their {word}")
             said = count.images
     cut = int((rows["status"] == "truncated").sum())
-    return ", ".join([*words, "the rest nearly alike" if words else "nearly alike", *([f"{cut} truncated"] * bool(cut))])
+    return ", ".join(
+        [*words, "the rest nearly alike" if words else "nearly alike", *([f"{cut} truncated"] * bool(cut))]
+    )
 
 
 def _conflicts(manifest: Manifest, most: int) -> Conflicts:
@@ -333,7 +335,9 @@ def _prevalence(manifest: Manifest) -> Prevalence:
         "exposures": used["multiscan"].map({0: "one", 1: "several"}),
         "sex": used["sex"],
         "format": pd.Series(
-            np.select([used["width"] < used["height"], used["width"] > used["height"]], ["portrait", "landscape"], "square"),
+            np.select(
+                [used["width"] < used["height"], used["width"] > used["height"]], ["portrait", "landscape"], "square"
+            ),
             used.index,
         ),
         "mode": used["mode"],

@@ -32,7 +32,7 @@ class Look:
     width and height are as displayed. pixel_hash is sha256 of size and gray pixels as displayed, '' unless all came.
     thumb, (THUMB, THUMB) uint8, and phash, its DCT hash, show what came; thumb is None when nothing did. head is
     sha256 of the first HEAD bytes. brightness is the mean gray of the whole picture, 0 to 255; nan unless all came.
-    mode is the file's own (Pillow's word). borders, px in the order of BORDERS, and refilled, rows, are 0 unless all came.
+    mode is the file's own (Pillow's word). borders (px, order of BORDERS) and refilled (rows) are 0 unless all came.
     """
 
     fault: str = ""  # '', 'truncated' or 'unreadable'

@@ -3,6 +3,7 @@
 Knows the facts only; every threshold that turns a figure into an opinion stands here.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -194,9 +195,10 @@ _NAMES = {"together": "all of it together"}
 
 def _shortcuts(findings: Findings) -> Verdict:
     found = findings.shortcuts
-    scored = [score for score in found.scores if not score.unscored]
+    scored = [score for score in found.scores if not math.isnan(score.auroc.value)]
     if not scored:
-        return Verdict("shortcuts", "look", "No shortcut could be scored: too few groups, or all files alike.", "")
+        why = "No shortcut could be scored: too few groups, one class, or all files alike."
+        return Verdict("shortcuts", "look", why, "")
     telling = sorted((s for s in scored if telling_level(s) != "ok"), key=lambda score: -score.auroc.value)
     random = next((leak for leak in found.leaks if leak.block == 1), None)
     said = []
@@ -218,8 +220,8 @@ def _shortcuts(findings: Findings) -> Verdict:
 
 
 def telling_level(score: Shortcut) -> Level:
-    """ok where a shortcut is weak, not scored or within chance; stop where a classifier's whole score could rest on it."""
-    if score.unscored or not (score.auroc.value >= SEEN and score.auroc.low > 0.5):
+    """ok where a shortcut is weak, unscored or within chance; stop where a classifier's score could rest on it."""
+    if not (score.auroc.value >= SEEN and score.auroc.low > 0.5):
         return "ok"
     return "stop" if score.auroc.value >= STRONG else "look"
 
