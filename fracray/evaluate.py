@@ -20,9 +20,9 @@ from rich.progress import track
 from fracray.checkpoint import Card, Checkpoint, load_checkpoint
 from fracray.cluster import connect
 from fracray.config import Config, nearest
-from fracray.data.audit import mean_baselines
 from fracray.data.ingest import Shards
 from fracray.data.prepare import Prepared, prepare
+from fracray.data.shortcuts import mean_baselines
 from fracray.errors import InputError, run_verb
 from fracray.fit import pick_device, pick_precision
 from fracray.metrics import Interval, bootstrap

@@ -111,6 +111,7 @@ FLAGS = {
     "evaluate": "checkpoint --data --split --json --seed --address",
     "data download": "--to --version --api",
     "data check": "path --manifest --set --address",
+    "data audit": "path --json --html --set",
     "data sheet": "path --to --count --augmented --set --address",
     "data phantom": "--to --count --seed",
 }

@@ -1,4 +1,4 @@
-"""python -m fracray.data: get and check a data set, draw the phantoms, look at radiographs as the network sees them."""
+"""python -m fracray.data: get, check and audit a data set, draw phantoms, see radiographs as the network does."""
 
 import argparse
 from collections.abc import Sequence
@@ -10,23 +10,27 @@ import numpy as np
 
 from fracray.cluster import connect
 from fracray.config import Config, PhantomConfig, parse_assignments
+from fracray.data.audit_page import as_html, as_json
 from fracray.data.augment import Augmenter
 from fracray.data.datasheet import datasheet
 from fracray.data.download import API, RELEASES, download
+from fracray.data.findings import find
 from fracray.data.phantom import contact_sheet, write_phantoms
-from fracray.data.prepare import prepare, progress_bar
+from fracray.data.prepare import examined, origin_of, prepare, progress_bar
+from fracray.data.verdicts import judge
 from fracray.errors import InputError, run_verb
 from fracray.run import data_source
-from fracray.show import new_console, say_flow, say_phantom, say_split
+from fracray.show import new_console, say_audit, say_flow, say_phantom, say_split
 
 
 def parser() -> argparse.ArgumentParser:
     cli = argparse.ArgumentParser(
         prog="python -m fracray.data",
-        description="Download and check a data set, draw phantoms, look at radiographs.",
+        description="Download, check and audit a data set, draw phantoms, look at radiographs.",
         epilog="examples:\n"
         "  python -m fracray.data download --to FracAtlas.zip\n"
         "  python -m fracray.data check FracAtlas\n"
+        "  python -m fracray.data audit FracAtlas --json audit.json --html audit.html\n"
         "  python -m fracray.data sheet FracAtlas --augmented --set augment.rotate=30 --to sheet.png\n"
         "  python -m fracray.data phantom --count 500 --to phantoms\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -46,15 +50,25 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--datasheet", metavar="FILE.md", help="also write the datasheet: origin, licence, hashes, flow, sets, defects"
     )
+    audited = verbs.add_parser(
+        "audit",
+        help="what is wrong with a data set, and what betrays its labels, with a verdict for each",
+        description="Decode every file once; report truncation, formats, duplicates, contradicting labels, prevalence, "
+        "and how well the label is predicted without the picture. Each section ends in ok, look or stop.",
+    )
+    audited.add_argument("path", help="a FracAtlas folder or zip, or 'phantom'")
+    audited.add_argument("--json", metavar="FILE", help="also write all findings and verdicts as JSON")
+    audited.add_argument("--html", metavar="FILE", help="also write one self-contained page, with pictures")
     sheet = verbs.add_parser("sheet", help="a contact sheet of prepared radiographs as a PNG")
     sheet.add_argument("path", help="a FracAtlas folder or zip, or 'phantom'")
     sheet.add_argument("--to", required=True, metavar="FILE.png")
     sheet.add_argument("--count", type=int, default=48, help="radiographs shown (default %(default)s)")
     sheet.add_argument("--augmented", action="store_true", help="each with three draws of the training augmentation")
-    for verb in (check, sheet):
+    for verb in (check, audited, sheet):
         verb.add_argument(
             "--set", action="append", default=[], metavar="PATH=VALUE", help="set one setting; repeatable"
         )
+    for verb in (check, sheet):
         verb.add_argument("--address", help="a Ray cluster (default: a local one)")
     phantom = verbs.add_parser("phantom", help="synthetic radiographs in FracAtlas' layout")
     phantom.add_argument("--to", required=True, metavar="DIR", help="a new folder")
@@ -65,7 +79,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> None:
     args = parser().parse_args(argv)
-    {"download": _download, "check": _check, "sheet": _sheet, "phantom": _phantom}[args.verb](args)
+    verbs = {"download": _download, "check": _check, "audit": _audit, "sheet": _sheet, "phantom": _phantom}
+    verbs[args.verb](args)
 
 
 def _config(args: argparse.Namespace) -> Config:
@@ -100,11 +115,33 @@ def _check(args: argparse.Namespace) -> None:
         prepared.manifest.write(args.manifest)
         console.print(f"written: {args.manifest}")
     if args.datasheet:
-        try:
-            Path(args.datasheet).write_text(datasheet(prepared.summary()))
-        except OSError as error:
-            raise InputError(f"--datasheet {args.datasheet}: cannot be written: {error.strerror}") from None
+        _write("--datasheet", args.datasheet, datasheet(prepared.summary()))
         console.print(f"written: {args.datasheet}")
+
+
+def _audit(args: argparse.Namespace) -> None:
+    console = new_console()
+    config = _config(args)
+    say_phantom(console, config)
+    manifest = examined(config.data, console)
+    findings = find(manifest, origin_of(config.data), config.data.split.block_size)
+    verdicts = judge(findings)
+    say_audit(console, findings, verdicts)
+    if args.json:
+        _write("--json", args.json, as_json(findings, verdicts))
+        console.print(f"written: {args.json}", markup=False, soft_wrap=True)
+    if args.html:
+        _write("--html", args.html, as_html(findings, verdicts, manifest))
+        console.print(f"written: {args.html}", markup=False, soft_wrap=True)
+
+
+def _write(flag: str, path: str, text: str) -> None:
+    try:
+        Path(path).write_text(text, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise InputError(
+            f"{flag} {path}: cannot be written: {error.strerror}; name a file in a folder of yours"
+        ) from None
 
 
 def _sheet(args: argparse.Namespace) -> None:

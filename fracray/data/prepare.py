@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fracray.config import PHANTOM, DataConfig
-from fracray.data.audit import AUDIT_VERSION, Baseline, cross_fitted_baselines, examine, no_pixel_baselines
+from fracray.data.audit import AUDIT_VERSION, examine
 from fracray.data.ingest import Shards, ingest
 from fracray.data.manifest import Flow, Manifest, in_set, sets_named
 from fracray.data.phantom import DRAWING, write_phantoms
+from fracray.data.shortcuts import Baseline, cross_fitted_baselines, no_pixel_baselines
 from fracray.data.sources import open_source, read_fracatlas
 from fracray.data.splits import assign_splits, explain, leaks, name_groups
 from fracray.errors import InputError
@@ -51,9 +52,7 @@ class Prepared:
     @property
     def origin(self) -> str:
         """Where the radiographs come from, in words."""
-        drawn = self.config.phantom
-        phantom = f"phantom ({drawn.count} drawn, seed {drawn.seed})"
-        return phantom if self.config.source == PHANTOM else self.config.source
+        return origin_of(self.config)
 
     @property
     def flow(self) -> Flow:
@@ -129,6 +128,12 @@ def _digest(lines: pd.Series) -> str:
     return hashlib.sha256("\x1e".join(lines).encode()).hexdigest()
 
 
+def origin_of(config: DataConfig) -> str:
+    """Where the radiographs of a config come from, in words."""
+    drawn = config.phantom
+    return f"phantom ({drawn.count} drawn, seed {drawn.seed})" if config.source == PHANTOM else config.source
+
+
 def cache_folder(config: DataConfig) -> Path:
     """Where prepared sets are kept: `data.cache`, else $FRACRAY_CACHE, else ~/.cache/fracray."""
     chosen = config.cache or os.environ.get("FRACRAY_CACHE") or "~/.cache/fracray"
@@ -147,8 +152,7 @@ def prepare(config: DataConfig, console: Console, split: bool = True) -> Prepare
     Raises InputError for whatever is wrong with the files, naming them.
     """
     cache = cache_folder(config)
-    root = _phantom(config, cache, console) if config.source == PHANTOM else open_source(config.source, cache)
-    manifest = _manifest(root, cache, console)
+    manifest = examined(config, console)
     rotations: tuple[np.ndarray, ...] = ()
     if split:
         divided = [assign_splits(manifest, config.split, rotation) for rotation in range(config.split.rotations)]
@@ -169,6 +173,16 @@ def prepare(config: DataConfig, console: Console, split: bool = True) -> Prepare
         split_notes=explain(manifest, config.split) if split else (),
         rotations=rotations,
     )
+
+
+def examined(config: DataConfig, console: Console) -> Manifest:
+    """The manifest of the data set that `config` names, each file decoded and judged once, without groups and parts.
+
+    Found again in the cache where no file changed. Raises InputError for what cannot be read as a data set.
+    """
+    cache = cache_folder(config)
+    root = _phantom(config, cache, console) if config.source == PHANTOM else open_source(config.source, cache)
+    return _manifest(root, cache, console)
 
 
 def _phantom(config: DataConfig, cache: Path, console: Console) -> Path:
