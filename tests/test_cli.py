@@ -110,7 +110,7 @@ FLAGS = {
     "fetch": "run --top --metric --to",
     "evaluate": "checkpoint --data --split --json --seed --address",
     "data download": "--to --version --api",
-    "data check": "path --manifest --set --address",
+    "data check": "path --manifest --datasheet --set --address",
     "data audit": "path --json --html --set",
     "data sheet": "path --to --count --augmented --set --address",
     "data phantom": "--to --count --seed",
