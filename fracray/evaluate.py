@@ -6,7 +6,7 @@ images of one group are not independent. Beside every score stands that of predi
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,15 @@ from rich.progress import track
 from fracray.checkpoint import Card, Checkpoint, load_checkpoint
 from fracray.cluster import connect
 from fracray.config import Config
+from fracray.data.corruptions import SEVERITIES
 from fracray.data.ingest import Shards
-from fracray.data.prepare import Prepared, prepare
+from fracray.data.prepare import Prepared, prepare, progress_bar, shards_at
 from fracray.errors import InputError, run_verb
 from fracray.fit import pick_device, pick_precision
 from fracray.metrics import Interval, bootstrap
 from fracray.run import BEST, Folder, data_source
-from fracray.show import new_console, say_few_groups, say_flow, say_phantom, scores_table
+from fracray.shifts import Judged, ShiftScores, read_severities, score_shifts
+from fracray.show import new_console, say_few_groups, say_flow, say_phantom, say_shifts, scores_table
 
 BATCH = 64
 
@@ -38,7 +40,8 @@ def parser() -> argparse.ArgumentParser:
         epilog="examples:\n"
         "  python -m fracray.evaluate checkpoints/t0007 --data FracAtlas --split test\n"
         "  python -m fracray.evaluate runs/first --json scores.json\n"
-        "  python -m fracray.evaluate checkpoints/t0007 --data other-hospital --split all\n",
+        "  python -m fracray.evaluate checkpoints/t0007 --data other-hospital --split all\n"
+        "  python -m fracray.evaluate checkpoints/t0007 --shifts --reference checkpoints/t0000 --json shifts.json\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     cli.add_argument("checkpoint", help="a checkpoint folder, or a run (its best checkpoint), as a path or URI")
@@ -49,7 +52,19 @@ def parser() -> argparse.ArgumentParser:
         "--split", choices=("test", "val", "all"), help="default: test; all, for data that the training never saw"
     )
     cli.add_argument("--json", metavar="FILE", help="also write the scores and every image's probability as JSON")
-    cli.add_argument("--seed", type=int, default=0, help="of the bootstrap (default %(default)s)")
+    cli.add_argument(
+        "--shifts",
+        action="store_true",
+        help="also the shift suite: balanced error under 21 corruptions (exposure, noise, blur, positioning, ...) at "
+        "severities 1 to 5",
+    )
+    cli.add_argument(
+        "--reference",
+        metavar="CHECKPOINT",
+        help="with --shifts: a model on the same data to measure against, for MedMNIST-C's relative balanced error",
+    )
+    cli.add_argument("--severities", metavar="LIST", help="with --shifts: some of 1,2,3,4,5 (default: all)")
+    cli.add_argument("--seed", type=int, default=0, help="of the bootstrap and the shifts (default %(default)s)")
     cli.add_argument("--address", help="a Ray cluster for the preparation (default: a local one)")
     return cli
 
@@ -57,7 +72,11 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> None:
     args = parser().parse_args(argv)
     console = new_console()
+    if not args.shifts and (args.reference or args.severities):
+        raise InputError(f"{'--reference' if args.reference else '--severities'}: only with --shifts")
+    severities = read_severities(args.severities) if args.severities else SEVERITIES
     checkpoint = open_checkpoint(args.checkpoint)
+    reference = open_checkpoint(args.reference) if args.reference else None
     card = checkpoint.card
     source = data_source(args.data) if args.data else card.config.data.source
     config = card.config.with_leaves({"data.source": source}, "--data")
@@ -65,6 +84,7 @@ def main(argv: Sequence[str]) -> None:
         say_phantom(console, config)
     with connect(args.address):
         prepared, part = _prepare(config, card.data_fingerprint, args.split, console)
+        beside = shards_at(prepared, reference.card.config.data.size, console) if reference else None
     say_flow(console, prepared)
     rows = prepared.rows(part)
     if prepared.fingerprint != card.data_fingerprint:
@@ -87,8 +107,25 @@ def main(argv: Sequence[str]) -> None:
         console.print(
             "note: 'all' holds the images that this checkpoint was trained on; its scores flatter", style="yellow"
         )
+    shifts = None
+    if args.shifts:
+        if reference is not None:
+            _refuse_seen(reference, args.reference, card, prepared, rows)
+        with progress_bar(console, "scoring corrupted radiographs") as step:
+            shifts = score_shifts(
+                _judged(checkpoint, prepared.shards),
+                rows,
+                prepared.table["image_id"].iloc[rows].tolist(),
+                labels,
+                groups,
+                severities,
+                _judged(reference, beside) if reference and beside else None,
+                args.seed,
+                step,
+            )
+        say_shifts(console, shifts)
     if args.json:
-        _write_json(Path(args.json), args.checkpoint, card, prepared, part, rows, probabilities, intervals)
+        _write_json(Path(args.json), args.checkpoint, card, prepared, part, rows, probabilities, intervals, shifts)
         console.print(f"written: {args.json}")
 
 
@@ -124,13 +161,25 @@ def _prepare(config: Config, trained_on: str, split: str | None, console: Consol
     return prepare(config.data, console, split=False), "all"
 
 
-def predict(checkpoint: Checkpoint, shards: Shards, rows: np.ndarray, console: Console) -> np.ndarray:
-    """Logits (n,) float32 of these rows of a shard set, a shard at a time."""
+def network(checkpoint: Checkpoint) -> Callable[[np.ndarray], np.ndarray]:
+    """The checkpoint on this machine's device: radiographs (n, S, S) uint8 to logits (n,) float32."""
     device = pick_device()
     precision = pick_precision(checkpoint.card.config, device)
     model = checkpoint.model.to(device)
     if checkpoint.card.config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
+
+    def logits(images: np.ndarray) -> np.ndarray:
+        batch = torch.from_numpy(images).unsqueeze(1).to(device)
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision is torch.bfloat16):
+            return model(batch).float().cpu().numpy()
+
+    return logits
+
+
+def predict(checkpoint: Checkpoint, shards: Shards, rows: np.ndarray, console: Console) -> np.ndarray:
+    """Logits (n,) float32 of these rows of a shard set, a shard at a time."""
+    run = network(checkpoint)
     wanted = np.zeros(shards.count, dtype=bool)
     wanted[rows] = True
     logits = np.full(shards.count, np.nan, dtype=np.float32)
@@ -138,13 +187,27 @@ def predict(checkpoint: Checkpoint, shards: Shards, rows: np.ndarray, console: C
         inside = np.flatnonzero(wanted[file.first : file.first + file.count])
         images = shards.read_file(file)[inside] if len(inside) else np.empty((0,))
         for start in range(0, len(inside), BATCH):
-            batch = torch.from_numpy(images[start : start + BATCH]).unsqueeze(1).to(device)
-            with (
-                torch.inference_mode(),
-                torch.autocast(device.type, torch.bfloat16, enabled=precision is torch.bfloat16),
-            ):
-                logits[file.first + inside[start : start + BATCH]] = model(batch).float().cpu().numpy()
+            logits[file.first + inside[start : start + BATCH]] = run(images[start : start + BATCH])
     return logits[rows]
+
+
+def _judged(checkpoint: Checkpoint, shards: Shards) -> Judged:
+    run, card = network(checkpoint), checkpoint.card
+    return Judged(shards, lambda images: card.calibration.apply(run(images)), card.threshold)
+
+
+def _refuse_seen(reference: Checkpoint, name: str, card: Card, prepared: Prepared, rows: np.ndarray) -> None:
+    """InputError where a reference trained on another split has seen radiographs that it is to be scored on."""
+    same_data = reference.card.data_fingerprint == card.data_fingerprint
+    if same_data and reference.card.config.data.split == card.config.data.split:
+        return
+    known = set() if reference.seen is None else set(reference.seen["pixel_hash"]) - {""}
+    seen = prepared.table["pixel_hash"].iloc[rows].isin(known)
+    if seen.any():
+        raise InputError(
+            f"--reference {name}: was trained or validated on {seen.sum()} of these {len(rows)} radiographs; name a "
+            "model of the same split"
+        )
 
 
 def _unseen(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray, console: Console) -> np.ndarray:
@@ -182,6 +245,7 @@ def _write_json(
     rows: np.ndarray,
     probabilities: np.ndarray,
     intervals: dict[str, Interval],
+    shifts: ShiftScores | None,
 ) -> None:
     table = prepared.table.iloc[rows]
     tree: dict[str, Any] = {
@@ -204,6 +268,8 @@ def _write_json(
             )
         ],
     }
+    if shifts is not None:
+        tree["shifts"] = shifts.as_dict()
     try:
         path.write_text(json.dumps(tree, indent=1, allow_nan=False) + "\n")
     except OSError as error:

@@ -205,7 +205,7 @@ def _warp(image: np.ndarray, angle: float = 0.0, scale: float = 1.0, move: tuple
     """Turn (degrees, counter-clockwise), scale and move (pixels) about the middle; black comes in from outside."""
     side = len(image)
     matrix = cv2.getRotationMatrix2D(((side - 1) / 2, (side - 1) / 2), angle, scale)
-    matrix[:, 2] += move
+    matrix[:, 2] += np.array(move)
     source = image
     if scale < 1:
         # Shrinking averages, as preparing does; a bare warp would skip pixels and add sharpness.
@@ -296,11 +296,11 @@ CORRUPTIONS: tuple[Corruption, ...] = (
     Corruption("exposure_up", "more dose, darker", (0.4, 0.8, 1.2, 1.6, 2.0), "stops", _expose),
     Corruption("exposure_down", "less dose, paler", (-0.4, -0.8, -1.2, -1.6, -2.0), "stops", _expose),
     # ChestMNIST-C, gamma_corr_up and gamma_corr_down: x ** gamma.
-    Corruption("gamma_corr_up", "display curve, darker", (1.1, 1.2, 1.3, 1.4, 1.6), "exponent", _gamma),
-    Corruption("gamma_corr_down", "display curve, paler", (0.9, 0.8, 0.7, 0.6, 0.4), "exponent", _gamma),
+    Corruption("gamma_corr_up", "curve, darker", (1.1, 1.2, 1.3, 1.4, 1.6), "exponent", _gamma),
+    Corruption("gamma_corr_down", "curve, paler", (0.9, 0.8, 0.7, 0.6, 0.4), "exponent", _gamma),
     # ChestMNIST-C, contrast_up and contrast_down, about the mean of the picture (there: of the whole image).
     Corruption("contrast_up", "narrow window", (1.1, 1.2, 1.3, 1.4, 1.6), "factor", _contrast),
-    Corruption("contrast_down", "wide window, scatter", (0.9, 0.8, 0.7, 0.6, 0.4), "factor", _contrast),
+    Corruption("contrast_down", "wide window", (0.9, 0.8, 0.7, 0.6, 0.4), "factor", _contrast),
     # OrganAMNIST-C, shot_noise: photons of a white pixel at 224. ChestMNIST-C's 60 to 5 drown the bones of radiographs
     # that are darker than those of chests.
     Corruption("shot_noise", "quantum noise", (200, 100, 50, 25, 15), "photons", _shot_noise),
@@ -319,7 +319,7 @@ CORRUPTIONS: tuple[Corruption, ...] = (
         "defocus_blur", "wide focal spot", (0.005, 0.008, 0.011, 0.015, 0.02), "radius, share of side", _defocus_blur
     ),
     # ChestMNIST-C, pixelate: cells a side, as a share of 224.
-    Corruption("pixelate", "coarse detector or copy", (0.30, 0.25, 0.20, 0.15, 0.10), "share of 224", _pixelate),
+    Corruption("pixelate", "coarse copy", (0.30, 0.25, 0.20, 0.15, 0.10), "share of 224", _pixelate),
     # ChestMNIST-C, jpeg_compression.
     Corruption("jpeg_compression", "lossy archive", (50, 30, 15, 10, 7), "quality", _jpeg),
     # The rest is in neither source.
@@ -330,7 +330,7 @@ CORRUPTIONS: tuple[Corruption, ...] = (
     Corruption("collimation", "blades drawn in", (0.9, 0.8, 0.7, 0.6, 0.5), "share of each side", _collimate),
     # There is no half inversion: of a set, this share arrives as MONOCHROME1, each severity's images within the next's.
     Corruption("inversion", "wrong polarity", (0.2, 0.4, 0.6, 0.8, 1.0), "share of the images", _invert),
-    Corruption("side_marker", "lead letter L or R", (0.04, 0.06, 0.08, 0.11, 0.15), "height, share of side", _mark),
+    Corruption("side_marker", "lead letter", (0.04, 0.06, 0.08, 0.11, 0.15), "height, share of side", _mark),
     Corruption("letterboxed_crop", "cropped copy", (0.9, 0.8, 0.7, 0.6, 0.5), "share of one side", _crop),
 )
 BY_NAME = {corruption.name: corruption for corruption in CORRUPTIONS}

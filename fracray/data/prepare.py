@@ -125,6 +125,14 @@ def prepare(config: DataConfig, console: Console, split: bool = True) -> Prepare
     )
 
 
+def shards_at(prepared: Prepared, size: int, console: Console) -> Shards:
+    """The same radiographs, row by row, as squares of another side; Ray must be up."""
+    if size == prepared.shards.size:
+        return prepared.shards
+    with progress_bar(console, f"ingesting at {size} px") as step:
+        return ingest(prepared.manifest, size, cache_folder(prepared.config), step)
+
+
 def _phantom(config: DataConfig, cache: Path, console: Console) -> Path:
     folder = cache / f"phantom-v{DRAWING}-{config.phantom.count}-{config.phantom.seed}"
     with progress_bar(console, "drawing phantoms") as step:
