@@ -14,6 +14,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -251,31 +252,30 @@ def _collimate(image: np.ndarray, value: float, rng: np.random.Generator) -> np.
     return _to_gray(image * (field.astype(np.float32) / 255))
 
 
+@lru_cache(maxsize=2)
+def _letter(letter: str) -> np.ndarray:
+    """A lead letter, white on black, just as large as it is and larger than it is ever shown."""
+    canvas = np.zeros((400, 400), np.uint8)
+    cv2.putText(canvas, letter, (60, 340), cv2.FONT_HERSHEY_DUPLEX, 10, 255, 40, cv2.LINE_AA)
+    x, y, width, height = cv2.boundingRect(canvas)
+    return canvas[y : y + height, x : x + width]
+
+
 def _mark(image: np.ndarray, value: float, rng: np.random.Generator) -> np.ndarray:
-    letter, below, right = "LR"[rng.integers(2)], rng.random() < 0.5, rng.random() < 0.5
-    inset, tilt = rng.uniform(0.03, 0.08), rng.uniform(-12, 12)
-    rows, columns = picture(image)
+    lead = _letter("LR"[rng.integers(2)])
+    below, right, tilt = rng.random() < 0.5, rng.random() < 0.5, rng.uniform(-12, 12)
     side = len(image)
-    height = value * side
-    # Drawn large and shrunk, so that strokes thinner than a pixel are faint rather than missing.
-    font, drawn = cv2.FONT_HERSHEY_DUPLEX, 96
-    thickness = 14
-    (wide, tall), _ = cv2.getTextSize(letter, font, cv2.getFontScaleFromHeight(font, drawn, thickness), thickness)
-    canvas = np.zeros((2 * drawn, 2 * drawn), np.uint8)
-    at = (drawn - wide // 2, drawn + tall // 2)
-    cv2.putText(
-        canvas, letter, at, font, cv2.getFontScaleFromHeight(font, drawn, thickness), 255, thickness, cv2.LINE_AA
-    )
-    zoom = height / tall
-    across, down = wide * zoom / 2 + inset * side, height / 2 + inset * side
-    x = columns.stop - across if right else columns.start + across
-    y = rows.stop - down if below else rows.start + down
-    shrunk = max(1, round(2 * drawn * zoom))
-    stamp = cv2.resize(canvas, (shrunk, shrunk), interpolation=_interpolation(2 * drawn, shrunk))
-    matrix = cv2.getRotationMatrix2D(((shrunk - 1) / 2, (shrunk - 1) / 2), tilt, 1.0)
-    matrix[:, 2] += (x - 0.5 - (shrunk - 1) / 2, y - 0.5 - (shrunk - 1) / 2)
-    lead = cv2.warpAffine(stamp, matrix, (side, side), flags=cv2.INTER_LINEAR)
-    return np.maximum(image, lead)
+    height = max(1, round(value * side))
+    width = max(1, round(value * side * lead.shape[1] / lead.shape[0]))
+    lead = cv2.resize(lead, (width, height), interpolation=cv2.INTER_AREA)
+    rows, columns = picture(image)
+    aside, down = (rng.uniform(0.03, 0.08) * side + length / 2 for length in (width, height))
+    x = columns.stop - 1 - aside if right else columns.start + aside
+    y = rows.stop - 1 - down if below else rows.start + down
+    middle = ((width - 1) / 2, (height - 1) / 2)
+    matrix = cv2.getRotationMatrix2D(middle, tilt, 1.0)
+    matrix[:, 2] += np.array([x - middle[0], y - middle[1]])
+    return np.maximum(image, cv2.warpAffine(lead, matrix, (side, side), flags=cv2.INTER_LINEAR))
 
 
 def _crop(image: np.ndarray, value: float, rng: np.random.Generator) -> np.ndarray:
