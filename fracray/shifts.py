@@ -221,9 +221,12 @@ def _chunks(shards: Shards, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.n
 def _statistics(errors: Array, count: int) -> dict[str, Array]:
     """Mean, excess and ratio, each (r, corruptions), of balanced errors (r, 1 + corruptions * count), clean first."""
     clean = errors[:, :1]
-    mean = errors[:, 1:].reshape(len(errors), -1, count).mean(axis=2)
+    cells = errors[:, 1:].reshape(len(errors), -1, count)
+    mean = cells.mean(axis=2)
+    # Differences before averaging: where nothing changes the excess is 0 to the last bit, and not clearly above it.
+    excess = (cells - clean[:, :, None]).mean(axis=2)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return {"mean": mean, "excess": mean - clean, "ratio": mean / clean}
+        return {"mean": mean, "excess": excess, "ratio": mean / clean}
 
 
 def _scored(
