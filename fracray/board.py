@@ -19,6 +19,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from fracray.metrics import is_validation
 from fracray.run import EPOCHS, Folder, trial_folder, trial_name
 from fracray.show import new_table
 from fracray.space import SearchSpace
@@ -150,7 +151,7 @@ class Board(tune.Callback):
         entry = {
             k: v
             for k, v in result.items()
-            if k.startswith(("val_", "best_val_", "train_")) or k in ("epoch", "lr", "seconds")
+            if is_validation(k.removeprefix("best_")) or k in ("epoch", "train_loss", "lr", "seconds")
         }
         row.history = [*[old for old in row.history if old["epoch"] < entry["epoch"]], entry]
         self._ran += 1

@@ -33,7 +33,7 @@ CARD = "config.json"
 PREDICTIONS = "val_predictions.parquet"
 SEEN = "seen.parquet"
 SEEN_COLUMNS = ("image_id", "split", "pixel_hash")
-PREDICTION_COLUMNS = ("image_id", "group", "label", "logit")
+PREDICTION_COLUMNS = ("image_id", "group", "label", "split", "logit")
 
 
 def _versions() -> dict[str, str]:
@@ -115,8 +115,8 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint folder, replacing one that is there; a reader finds the old or the new one, never a part.
 
-    `predictions`: the validation set with the columns image_id, group, label, logit. `seen`: the images trained and
-    validated on, with the columns image_id, split, pixel_hash.
+    `predictions`: the validation sets with the columns image_id, group, label, split, logit. `seen`: the images trained
+    and validated on, with the columns image_id, split, pixel_hash.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +174,7 @@ def read_card(folder: str | Path) -> Card:
 
 
 def read_predictions(folder: str | Path) -> pd.DataFrame | None:
-    """The validation predictions saved with a checkpoint: image_id, group, label, logit; None if there are none."""
+    """The predictions on all validation sets saved with a checkpoint, with PREDICTION_COLUMNS; None without any."""
     path = Path(folder) / PREDICTIONS
     return pd.read_parquet(path) if path.is_file() else None
 

@@ -26,24 +26,90 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
-class SplitConfig(Section):
-    """How images are divided into train, val and test."""
+AXES = ("device", "view", "region", "hardware", "severity", "exposure")
+BLOCK = {"blocks": 200}  # file numbers that share a group where data.split.block is not set; 50 in every other protocol
 
-    protocol: Literal["grouped", "random"] = Field(
-        "grouped", description="grouped keeps duplicates and id blocks together; random exists for comparison"
+
+class SplitConfig(Section):
+    """How images are divided into train, val and test, and which shifted sets stand beside val and test."""
+
+    protocol: Literal[
+        "grouped",
+        "random",
+        "blocks",
+        "kfold",
+        "budget",
+        "device",
+        "view",
+        "region",
+        "hardware",
+        "severity",
+        "exposure",
+        "official",
+    ] = Field(
+        "grouped",
+        description="grouped keeps duplicates, patients and id blocks together; random exists for comparison; blocks: "
+        "contiguous stretches of file numbers; kfold: see folds; budget: few training images; device, view, region, "
+        "hardware, severity, exposure: train on the one kind, validate and test on the other",
     )
     train: Annotated[float, Field(gt=0, lt=1)] = Field(0.70, description="share of the images used for training")
     val: Annotated[float, Field(gt=0, lt=1)] = Field(0.15, description="share for validation; the rest is test")
-    block: Annotated[int, Field(ge=1)] = Field(50, description="neighbouring file numbers that share a group")
+    block: int | None = Field(
+        None, ge=1, description="neighbouring file numbers that share a group; default 50, and 200 for blocks"
+    )
+    hold_out: str | None = Field(
+        None, description="what a shifted protocol keeps from training, such as 'lateral'; several joined by '+'"
+    )
+    shifts: tuple[str, ...] = Field(
+        (), description="shifted sets beside val and test, such as [device, view=lateral]; no training image is of them"
+    )
+    folds: int = Field(5, ge=3, description="of protocol kfold")
+    fold: int = Field(0, ge=0, description="the fold that is test in protocol kfold; the next one is val")
+    budget: int | None = Field(
+        None, ge=2, description="training images kept, stratified by label; default all, and 483 for protocol budget"
+    )
+    file: str | None = Field(
+        None, description="a manifest (Parquet) whose split is taken as it stands; the other settings then do not count"
+    )
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
-    def _leaves_a_test_part(self) -> Self:
+    def _consistent(self) -> Self:
         if self.train + self.val >= 1:
             raise ValueError(
                 f"train + val = {self.train + self.val:g} leaves nothing for test; lower one of the two below 1 in sum"
             )
+        if self.protocol == "official":
+            raise ValueError(
+                "the published lists (Utilities/Fracture Split) are for detection: they hold fractured images only, "
+                "run on by file number, and 15 sets of duplicates straddle them; a classifier needs protocol grouped"
+            )
+        if self.fold >= self.folds:
+            raise ValueError(f"fold {self.fold} of {self.folds} folds; they are counted from 0 to {self.folds - 1}")
+        if self.hold_out is not None and self.protocol not in AXES:
+            raise ValueError(f"hold_out belongs to the protocols {', '.join(AXES)}; for a set beside val use shifts")
+        named = [axis for axis, _ in self.held_out]
+        for axis in named:
+            if axis not in AXES:
+                raise ValueError(f"shifts: '{axis}' is no kind of shift{nearest(axis, AXES)}; use {', '.join(AXES)}")
+            if named.count(axis) > 1:
+                raise ValueError(f"shifts: {axis} is held out twice; join its values: {axis}=a+b")
         return self
+
+    @property
+    def held_out(self) -> tuple[tuple[str, str | None], ...]:
+        """Each kind of shift with its values (None: to be chosen), the protocol's own first."""
+        own = [(self.protocol, self.hold_out)] if self.protocol in AXES else []
+        beside = [(axis, value or None) for axis, _, value in (shift.partition("=") for shift in self.shifts)]
+        return (*own, *beside)
+
+    @property
+    def block_size(self) -> int:
+        return self.block or BLOCK.get(self.protocol, 50)
+
+    @property
+    def training_budget(self) -> int | None:
+        return self.budget or (483 if self.protocol == "budget" else None)
 
 
 class PhantomConfig(Section):
@@ -218,6 +284,8 @@ def _in_words(fault: Any, where: str | Callable[[str], str]) -> str:
         siblings = {".".join(leaf.split(".")[:depth]) for leaf in LEAVES}  # sections too
         return f"{where}: '{path}' is not a setting{nearest(path, siblings)}"
     message = fault["msg"].removeprefix("Value error, ")
+    if isinstance(fault["input"], Mapping):  # of a section as a whole, whose values would bury the words
+        return f"{where}: {path}: {message}"
     return f"{where}: {path} = {fault['input']!r}: {message[:1].lower()}{message[1:]}"
 
 

@@ -6,30 +6,28 @@ images of one group are not independent. Beside every score stands that of predi
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import isnan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
-from rich.progress import track
 
 from fracray.checkpoint import Card, Checkpoint, load_checkpoint
 from fracray.cluster import connect
-from fracray.config import Config
+from fracray.config import Config, nearest
+from fracray.data.audit import mean_baselines
 from fracray.data.corruptions import SEVERITIES
 from fracray.data.ingest import Shards
 from fracray.data.prepare import Prepared, prepare, progress_bar, shards_at
 from fracray.errors import InputError, run_verb
-from fracray.fit import pick_device, pick_precision
 from fracray.metrics import Interval, bootstrap
+from fracray.network import network, predict
 from fracray.run import BEST, Folder, data_source
 from fracray.shifts import Judged, ShiftScores, read_severities, score_shifts
-from fracray.show import new_console, say_few_groups, say_flow, say_phantom, say_shifts, scores_table
-
-BATCH = 64
+from fracray.show import new_console, say_few_groups, say_flow, say_phantom, say_shifts, scores_table, sets_table
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,15 +39,24 @@ def parser() -> argparse.ArgumentParser:
         "  python -m fracray.evaluate checkpoints/t0007 --data FracAtlas --split test\n"
         "  python -m fracray.evaluate runs/first --json scores.json\n"
         "  python -m fracray.evaluate checkpoints/t0007 --data other-hospital --split all\n"
-        "  python -m fracray.evaluate checkpoints/t0007 --shifts --reference checkpoints/t0000 --json shifts.json\n",
+        "  python -m fracray.evaluate checkpoints/t0007 --shifts --reference checkpoints/t0000 --json shifts.json\n"
+        "  python -m fracray.evaluate runs/fold0 runs/fold1 runs/fold2 runs/fold3 runs/fold4\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    cli.add_argument("checkpoint", help="a checkpoint folder, or a run (its best checkpoint), as a path or URI")
+    cli.add_argument(
+        "checkpoint",
+        nargs="+",
+        help="a checkpoint folder, or a run (its best checkpoint), as a path or URI; several, of the folds of one "
+        "kfold division, are scored each on its own test fold and pooled",
+    )
     cli.add_argument(
         "--data", metavar="PATH", help="a FracAtlas-layout folder or zip (default: what it was trained on)"
     )
     cli.add_argument(
-        "--split", choices=("test", "val", "all"), help="default: test; all, for data that the training never saw"
+        "--split",
+        metavar="SET",
+        help="default: test, with the shifted sets beside it; val, test/device, ...; all, for data that the training "
+        "never saw",
     )
     cli.add_argument("--json", metavar="FILE", help="also write the scores and every image's probability as JSON")
     cli.add_argument(
@@ -69,40 +76,65 @@ def parser() -> argparse.ArgumentParser:
     return cli
 
 
+@dataclass(frozen=True)
+class Scored:
+    """Radiographs and what was said of them: the prepared set's rows (n,), probabilities (n,), thresholds (n,)."""
+
+    prepared: Prepared
+    rows: np.ndarray
+    probabilities: np.ndarray
+    thresholds: np.ndarray
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.prepared.table["label"].to_numpy()[self.rows]
+
+    @property
+    def groups(self) -> np.ndarray:
+        return self.prepared.table["group"].to_numpy()[self.rows]
+
+    def intervals(self, seed: int) -> dict[str, Interval]:
+        return bootstrap(self.labels, self.probabilities, self.groups, self.thresholds, seed=seed)
+
+
 def main(argv: Sequence[str]) -> None:
     args = parser().parse_args(argv)
     console = new_console()
     if not args.shifts and (args.reference or args.severities):
         raise InputError(f"{'--reference' if args.reference else '--severities'}: only with --shifts")
     severities = read_severities(args.severities) if args.severities else SEVERITIES
-    checkpoint = open_checkpoint(args.checkpoint)
+    checkpoints = [open_checkpoint(location) for location in args.checkpoint]
+    card = checkpoints[0].card
+    if len(checkpoints) > 1:
+        if args.shifts:
+            raise InputError("--shifts: scores one checkpoint at a time; name a single one")
+        _check_folds(args, [checkpoint.card for checkpoint in checkpoints])
     reference = open_checkpoint(args.reference) if args.reference else None
-    card = checkpoint.card
     source = data_source(args.data) if args.data else card.config.data.source
     config = card.config.with_leaves({"data.source": source}, "--data")
     if not args.data:
         say_phantom(console, config)
     with connect(args.address):
         prepared, part = _prepare(config, card.data_fingerprint, args.split, console)
-        beside = shards_at(prepared, reference.card.config.data.size, console) if reference else None
-    say_flow(console, prepared)
-    rows = prepared.rows(part)
-    if prepared.fingerprint != card.data_fingerprint:
-        rows = _unseen(checkpoint, prepared, rows, console)
-    labels = prepared.table["label"].to_numpy()[rows]
-    groups = prepared.table["group"].to_numpy()[rows]
-    logits = predict(checkpoint, prepared.shards, rows, console)
-    probabilities = card.calibration.apply(logits)
-    intervals = bootstrap(labels, probabilities, groups, card.threshold, seed=args.seed)
-    count = len(set(groups))
+        say_flow(console, prepared)
+        scored = [_score(checkpoints[0], prepared, part, console)]
+        for checkpoint in checkpoints[1:]:
+            fold = prepare(checkpoint.card.config.data, console)
+            scored.append(_score(checkpoint, fold, part, console))
+        other = shards_at(prepared, reference.card.config.data.size, console) if reference else None
+    pooled = _pool([one for one, _ in scored])
+    intervals = pooled.intervals(args.seed)
+    threshold = f"decision threshold {card.threshold:.3f}" if len(scored) == 1 else "each fold's decision threshold"
     console.print(
-        f"\n{card.trial or checkpoint.folder.name}, epoch {card.epoch}, "
-        f"on {_words(part, prepared, card.data_fingerprint)}: {len(rows)} radiographs in {count} groups, "
-        f"{labels.mean():.1%} fractured; decision threshold {card.threshold:.3f}, fixed on validation",
+        f"\n{_who(checkpoints)}, on {_words(part, prepared, card.data_fingerprint)}: {len(pooled.rows)} radiographs in "
+        f"{len(set(pooled.groups))} groups, {pooled.labels.mean():.1%} fractured; {threshold}, fixed on validation",
         soft_wrap=True,
     )
-    console.print(scores_table(intervals, prepared.baselines, part))
-    say_few_groups(console, prepared, part)
+    console.print(scores_table(intervals, pooled.prepared.baselines, part))
+    beside = {part: intervals} | {name: found.intervals(args.seed) for name, found in scored[0][1].items()}
+    if len(beside) > 1 and len(scored) == 1:
+        console.print(sets_table(beside, prepared))
+    say_few_groups(console, pooled.groups)
     if part == "all" and prepared.fingerprint == card.data_fingerprint:
         console.print(
             "note: 'all' holds the images that this checkpoint was trained on; its scores flatter", style="yellow"
@@ -110,23 +142,84 @@ def main(argv: Sequence[str]) -> None:
     shifts = None
     if args.shifts:
         if reference is not None:
-            _refuse_seen(reference, args.reference, card, prepared, rows)
+            _refuse_seen(reference, args.reference, card, pooled)
         with progress_bar(console, "scoring corrupted radiographs") as step:
             shifts = score_shifts(
-                _judged(checkpoint, prepared.shards),
-                rows,
-                prepared.table["image_id"].iloc[rows].tolist(),
-                labels,
-                groups,
+                _judged(checkpoints[0], prepared.shards),
+                pooled.rows,
+                prepared.table["image_id"].iloc[pooled.rows].tolist(),
+                pooled.labels,
+                pooled.groups,
                 severities,
-                _judged(reference, beside) if reference and beside else None,
+                _judged(reference, other) if reference and other else None,
                 args.seed,
                 step,
             )
         say_shifts(console, shifts)
     if args.json:
-        _write_json(Path(args.json), args.checkpoint, card, prepared, part, rows, probabilities, intervals, shifts)
+        _write_json(Path(args.json), args.checkpoint, checkpoints, part, pooled, beside, shifts)
         console.print(f"written: {args.json}")
+
+
+def _who(checkpoints: Sequence[Checkpoint]) -> str:
+    if len(checkpoints) > 1:
+        folds = sorted(checkpoint.card.config.data.split.fold for checkpoint in checkpoints)
+        of = checkpoints[0].card.config.data.split.folds
+        return f"{len(folds)} of {of} folds ({', '.join(map(str, folds))}), each by the checkpoint that never saw it"
+    return f"{checkpoints[0].card.trial or checkpoints[0].folder.name}, epoch {checkpoints[0].card.epoch}"
+
+
+def _check_folds(args: argparse.Namespace, cards: Sequence[Card]) -> None:
+    """InputError unless these are checkpoints of different folds of one division."""
+    if args.data or args.split not in (None, "test"):
+        raise InputError("several checkpoints are scored on the test fold of each; leave out --data and --split")
+    first = cards[0].config.data
+    for location, card in zip(args.checkpoint, cards, strict=True):
+        data = card.config.data
+        if data.split.protocol != "kfold":
+            raise InputError(
+                f"{location}: was trained on protocol {data.split.protocol}; only checkpoints of data.split.protocol="
+                "kfold are scored together"
+            )
+        same = data.model_copy(update={"split": data.split.model_copy(update={"fold": first.split.fold})}) == first
+        if not same or card.data_fingerprint != cards[0].data_fingerprint:
+            raise InputError(
+                f"{location}: was trained on other data or other folds than {args.checkpoint[0]}; "
+                "name checkpoints that differ in data.split.fold alone"
+            )
+    folds = [card.config.data.split.fold for card in cards]
+    if len(set(folds)) < len(folds):
+        raise InputError(f"the checkpoints are of folds {', '.join(map(str, folds))}; name each fold once")
+
+
+def _score(checkpoint: Checkpoint, prepared: Prepared, part: str, console: Console) -> tuple[Scored, dict[str, Scored]]:
+    """The part, and the sets that stand beside it by name; a radiograph in several of them is scored once."""
+    card = checkpoint.card
+    sets = {part: prepared.rows(part)} | {
+        name: prepared.rows(name) for name in prepared.sets if name.startswith(f"{part}/")
+    }
+    if prepared.fingerprint != card.data_fingerprint:
+        sets = {part: _unseen(checkpoint, prepared, sets[part], console)}
+    rows = np.unique(np.concatenate(list(sets.values())))
+    probabilities = card.calibration.apply(predict(checkpoint, prepared.shards, rows, console))
+    found = {}
+    for name, members in sets.items():
+        inside = np.searchsorted(rows, members)
+        found[name] = Scored(prepared, members, probabilities[inside], np.full(len(members), card.threshold))
+    return found.pop(part), found
+
+
+def _pool(folds: Sequence[Scored]) -> Scored:
+    """The test folds of one division as one set; the predictors that see no pixel at their mean over the folds."""
+    if len(folds) == 1:
+        return folds[0]
+    rivals = [baseline for fold in folds for baseline in fold.prepared.baselines if baseline.part == "test"]
+    return Scored(
+        prepared=replace(folds[0].prepared, baselines=mean_baselines(rivals)),
+        rows=np.concatenate([fold.rows for fold in folds]),
+        probabilities=np.concatenate([fold.probabilities for fold in folds]),
+        thresholds=np.concatenate([fold.thresholds for fold in folds]),
+    )
 
 
 def open_checkpoint(location: str) -> Checkpoint:
@@ -152,6 +245,11 @@ def _prepare(config: Config, trained_on: str, split: str | None, console: Consol
                 raise
             return prepare(config.data, console, split=False), "all"
         if prepared.fingerprint == trained_on:
+            if split is not None and split not in prepared.sets:
+                raise InputError(
+                    f"--split {split}: there is no such set{nearest(split, prepared.sets)}; there are "
+                    f"{', '.join(prepared.sets)} and all"
+                )
             return prepared, split or "test"
         if split is not None:
             raise InputError(
@@ -161,51 +259,26 @@ def _prepare(config: Config, trained_on: str, split: str | None, console: Consol
     return prepare(config.data, console, split=False), "all"
 
 
-def network(checkpoint: Checkpoint) -> Callable[[np.ndarray], np.ndarray]:
-    """The checkpoint on this machine's device: radiographs (n, S, S) uint8 to logits (n,) float32."""
-    device = pick_device()
-    precision = pick_precision(checkpoint.card.config, device)
-    model = checkpoint.model.to(device)
-    if checkpoint.card.config.train.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-
-    def logits(images: np.ndarray) -> np.ndarray:
-        batch = torch.from_numpy(images).unsqueeze(1).to(device)
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision is torch.bfloat16):
-            return model(batch).float().cpu().numpy()
-
-    return logits
-
-
-def predict(checkpoint: Checkpoint, shards: Shards, rows: np.ndarray, console: Console) -> np.ndarray:
-    """Logits (n,) float32 of these rows of a shard set, a shard at a time."""
-    run = network(checkpoint)
-    wanted = np.zeros(shards.count, dtype=bool)
-    wanted[rows] = True
-    logits = np.full(shards.count, np.nan, dtype=np.float32)
-    for file in track(shards.files, "scoring", console=console, transient=True):
-        inside = np.flatnonzero(wanted[file.first : file.first + file.count])
-        images = shards.read_file(file)[inside] if len(inside) else np.empty((0,))
-        for start in range(0, len(inside), BATCH):
-            logits[file.first + inside[start : start + BATCH]] = run(images[start : start + BATCH])
-    return logits[rows]
-
-
 def _judged(checkpoint: Checkpoint, shards: Shards) -> Judged:
     run, card = network(checkpoint), checkpoint.card
     return Judged(shards, lambda images: card.calibration.apply(run(images)), card.threshold)
 
 
-def _refuse_seen(reference: Checkpoint, name: str, card: Card, prepared: Prepared, rows: np.ndarray) -> None:
+def _seen(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray) -> np.ndarray:
+    """Which of these rows' pictures the checkpoint was trained or validated on, (n,) bool, as far as it says."""
+    known = set() if checkpoint.seen is None else set(checkpoint.seen["pixel_hash"]) - {""}
+    return prepared.table["pixel_hash"].iloc[rows].isin(known).to_numpy()
+
+
+def _refuse_seen(reference: Checkpoint, name: str, card: Card, scored: Scored) -> None:
     """InputError where a reference trained on another split has seen radiographs that it is to be scored on."""
     same_data = reference.card.data_fingerprint == card.data_fingerprint
     if same_data and reference.card.config.data.split == card.config.data.split:
         return
-    known = set() if reference.seen is None else set(reference.seen["pixel_hash"]) - {""}
-    seen = prepared.table["pixel_hash"].iloc[rows].isin(known)
+    seen = _seen(reference, scored.prepared, scored.rows)
     if seen.any():
         raise InputError(
-            f"--reference {name}: was trained or validated on {seen.sum()} of these {len(rows)} radiographs; name a "
+            f"--reference {name}: was trained or validated on {seen.sum()} of these {len(seen)} radiographs; name a "
             "model of the same split"
         )
 
@@ -215,8 +288,7 @@ def _unseen(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray, consol
     if checkpoint.seen is None:
         console.print("note: the checkpoint does not say which images it has seen; make sure that none is among these")
         return rows
-    known = set(checkpoint.seen["pixel_hash"]) - {""}
-    seen = prepared.table["pixel_hash"].iloc[rows].isin(known).to_numpy()
+    seen = _seen(checkpoint, prepared, rows)
     if seen.all():
         raise InputError(
             f"{prepared.config.source}: each of its {len(rows)} radiographs was trained or validated on; "
@@ -233,38 +305,39 @@ def _unseen(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray, consol
 def _words(part: str, prepared: Prepared, trained_on: str) -> str:
     if prepared.fingerprint != trained_on:
         return f"{prepared.origin}, which its training never saw"
-    return {"test": "the test split", "val": "the validation split", "all": "all radiographs"}[part]
+    return "all radiographs" if part == "all" else f"the set {part}"
 
 
 def _write_json(
     path: Path,
-    location: str,
-    card: Card,
-    prepared: Prepared,
+    locations: Sequence[str],
+    checkpoints: Sequence[Checkpoint],
     part: str,
-    rows: np.ndarray,
-    probabilities: np.ndarray,
-    intervals: dict[str, Interval],
+    scored: Scored,
+    sets: dict[str, dict[str, Interval]],
     shifts: ShiftScores | None,
 ) -> None:
-    table = prepared.table.iloc[rows]
+    table = scored.prepared.table.iloc[scored.rows]
     tree: dict[str, Any] = {
-        "checkpoint": location,
-        "trial": card.trial,
-        "epoch": card.epoch,
-        "data": prepared.summary(),
+        "checkpoints": [
+            {
+                "location": location,
+                "trial": checkpoint.card.trial,
+                "epoch": checkpoint.card.epoch,
+                "threshold": checkpoint.card.threshold,
+            }
+            for location, checkpoint in zip(locations, checkpoints, strict=True)
+        ],
+        "data": scored.prepared.summary(),
         "split": part,
-        "images": len(rows),
+        "images": len(table),
         "groups": int(table["group"].nunique()),
-        "threshold": card.threshold,
-        "scores": {
-            name: {"value": _finite(value.value), "low": _finite(value.low), "high": _finite(value.high)}
-            for name, value in intervals.items()
-        },
+        "scores": _tree(sets[part]),
+        "sets": {name: _tree(intervals) for name, intervals in sets.items() if name != part},
         "predictions": [
             {"image_id": image_id, "group": group, "label": int(label), "probability": round(float(probability), 6)}
             for image_id, group, label, probability in zip(
-                table["image_id"], table["group"], table["label"], probabilities, strict=True
+                table["image_id"], table["group"], table["label"], scored.probabilities, strict=True
             )
         ],
     }
@@ -274,6 +347,13 @@ def _write_json(
         path.write_text(json.dumps(tree, indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise InputError(f"--json {path}: cannot be written: {error}") from None
+
+
+def _tree(intervals: dict[str, Interval]) -> dict[str, dict[str, float | None]]:
+    return {
+        name: {"value": _finite(value.value), "low": _finite(value.low), "high": _finite(value.high)}
+        for name, value in intervals.items()
+    }
 
 
 def _finite(value: float) -> float | None:

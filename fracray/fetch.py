@@ -17,9 +17,10 @@ from rich.progress import track
 
 from fracray.checkpoint import read_card, verify
 from fracray.errors import InputError, run_verb
+from fracray.metrics import lower_is_better
 from fracray.run import BEST, EPOCHS, Folder, open_run, stored_config
 from fracray.show import new_console, new_table
-from fracray.space import LOWER_IS_BETTER, check_metric
+from fracray.space import check_metric
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ def main(argv: Sequence[str]) -> None:
     run = open_run(args.run)
     search = stored_config(run).search
     metric = args.metric or (search.metric if isinstance(search.metric, str) else search.metric[0])
-    check_metric(metric, "--metric")
+    if args.metric:
+        check_metric(metric, _reported(run), "--metric")
     found = rank(run, metric)
     if not found:
         raise InputError(f"{run}: no trial has finished an epoch yet, so there is no checkpoint to fetch")
@@ -72,6 +74,16 @@ def main(argv: Sequence[str]) -> None:
     console.print(f"next:\n  python -m fracray.evaluate {first} --split test", soft_wrap=True)
 
 
+def _reported(run: Folder) -> list[str]:
+    """The metrics that the run's trials have reported; none while no epoch is finished."""
+    names: dict[str, None] = {}
+    for trial in run.names("trials"):
+        if run.exists(f"trials/{trial}/{EPOCHS}"):
+            last = run.read_json(f"trials/{trial}/{EPOCHS}")[-1]
+            names |= dict.fromkeys(name.removeprefix("best_") for name in last if name.startswith("best_"))
+    return list(names)
+
+
 def rank(run: Folder, metric: str) -> list[Found]:
     """The trials of a run that kept a checkpoint, best first; as in the search, ties go to the lower loss."""
     found = []
@@ -82,7 +94,7 @@ def rank(run: Folder, metric: str) -> list[Found]:
             value = history[-1].get(f"best_{metric}")
             if value is not None and not isnan(value):
                 found.append(Found(trial, float(value), float(history[-1].get("best_val_loss", inf))))
-    sign = 1 if metric in LOWER_IS_BETTER else -1
+    sign = 1 if lower_is_better(metric) else -1
     return sorted(found, key=lambda entry: (sign * entry.value, entry.loss, entry.trial))
 
 

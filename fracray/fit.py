@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fracray.config import Config, TrainConfig
-from fracray.metrics import Calibration, choose_threshold, fit_temperature, score
+from fracray.metrics import Calibration, choose_threshold, fit_temperature, over_sets, score
 from fracray.model import build_model, freeze_norm, parameter_groups
 
 
@@ -46,7 +46,7 @@ class Stream(Protocol):
 
 @dataclass(frozen=True)
 class Validation:
-    """The whole validation set seen once by the averaged weights, the same on every rank.
+    """All validation sets seen once by the averaged weights, the same on every rank.
 
     rows: (n,) int64 in ascending order; labels: (n,); logits: (n,) float32.
     """
@@ -311,13 +311,20 @@ class Fit:
         return self._judge(*(column[order] for column in mine))
 
     def _judge(self, rows: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> tuple[Validation, dict[str, float]]:
+        """Every validation set at the calibration and threshold fixed on 'val' alone, as a new hospital would be."""
         if not np.isfinite(logits).all():
             nothing = Validation(rows, labels, logits, Calibration(1.0, 0.0), 0.5)
             return nothing, {"val_loss": math.nan}
-        calibration = fit_temperature(labels, logits)
+        inside = {name: np.searchsorted(rows, members) for name, members in self.stream.plan.val_sets.items()}
+        calibration = fit_temperature(labels[inside["val"]], logits[inside["val"]])
         probabilities = calibration.apply(logits)
-        threshold = choose_threshold(labels, probabilities, self.config.train.operating_point)
-        # Of the calibrated probabilities: the class weights of the training loss shift the raw ones.
-        loss = float(F.binary_cross_entropy(torch.from_numpy(probabilities).float(), torch.from_numpy(labels)))
-        metrics = {"val_loss": loss, **score(labels, probabilities, threshold).as_dict("val_")}
-        return Validation(rows, labels, logits, calibration, threshold), metrics
+        threshold = choose_threshold(
+            labels[inside["val"]], probabilities[inside["val"]], self.config.train.operating_point
+        )
+        scores = {}
+        for name, members in inside.items():
+            y, p = labels[members], probabilities[members]
+            # Of the calibrated probabilities: the class weights of the training loss shift the raw ones.
+            loss = float(F.binary_cross_entropy(torch.from_numpy(p).float(), torch.from_numpy(y)))
+            scores[name] = {"loss": loss, **score(y, p, threshold).as_dict()}
+        return Validation(rows, labels, logits, calibration, threshold), over_sets(scores)

@@ -5,7 +5,7 @@ and an image is called positive when its probability is at least the threshold.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
@@ -53,6 +53,8 @@ class Scores:
 
 
 METRICS: tuple[str, ...] = tuple(field.name for field in fields(Scores) if field.name != "n")
+REPORTED = (*(name for name in METRICS if name != "prevalence"), "loss")  # of each validation set, by every epoch
+LOWER_IS_BETTER = ("loss", "brier", "ece")
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,45 @@ class Calibration:
     def apply(self, logits: npt.ArrayLike) -> Array:
         """Probabilities, float64, of logits of any shape."""
         return np.asarray(expit(np.asarray(logits, dtype=np.float64) / self.temperature + self.bias))
+
+
+def lower_is_better(reported: str) -> bool:
+    """Whether a reported metric, such as 'val_loss' or 'worst_val_brier', is better when it is lower."""
+    return reported.rpartition("_")[2] in LOWER_IS_BETTER
+
+
+def is_validation(reported: str) -> bool:
+    """Whether a reported value is a metric of a validation set, and not the epoch, a rate or a training loss."""
+    return reported.startswith(("val_", "val/", "mean_val_", "worst_val_"))
+
+
+def reported_metrics(sets: Sequence[str]) -> tuple[str, ...]:
+    """The names under which every epoch reports the metrics of these validation sets: see `over_sets`."""
+    prefixes = (*sets, *(("mean_val", "worst_val") if len(sets) > 1 else ()))
+    return tuple(f"{prefix}_{metric}" for prefix in prefixes for metric in REPORTED)
+
+
+def over_sets(sets: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The metrics of several validation sets by reported name: each set's own, their mean and their worst.
+
+    sets: by name, 'val', 'val/view', ...; metrics by name, the same in each. Gives 'val_accuracy',
+    'val/view_accuracy', ... and, where there are several sets, 'mean_val_accuracy' and 'worst_val_accuracy'.
+    """
+    found = {f"{name}_{metric}": value for name, metrics in sets.items() for metric, value in metrics.items()}
+    if len(sets) > 1:
+        for metric in REPORTED:
+            values = [metrics[metric] for metrics in sets.values()]
+            found[f"mean_val_{metric}"] = math.fsum(values) / len(values)
+            found[f"worst_val_{metric}"] = max(values) if lower_is_better(metric) else min(values)
+    return found
+
+
+def by_set(values: Mapping[str, float], sets: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The metrics of each set by their bare name, from values by reported name: undoes `over_sets`."""
+    return {
+        name: {key.removeprefix(f"{name}_"): value for key, value in values.items() if key.startswith(f"{name}_")}
+        for name in sets
+    }
 
 
 def score(labels: npt.ArrayLike, probabilities: npt.ArrayLike, threshold: float) -> Scores:
@@ -123,14 +164,15 @@ def bootstrap(
     labels: npt.ArrayLike,
     probabilities: npt.ArrayLike,
     groups: npt.ArrayLike,
-    threshold: float,
+    threshold: npt.ArrayLike,
     repeats: int = 1000,
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, Interval]:
     """Percentile intervals of every metric of Scores from a cluster bootstrap.
 
-    Whole groups, (n,) integers or strings, are drawn with replacement, as many as there are, because images of a
+    `threshold` is one for all, or (n,) where models of several folds judged one image each. Whole groups, (n,)
+    integers or strings, are drawn with replacement, as many as there are, because images of a
     group are not independent (Field and Welsh, 2007, doi 10.1111/j.1467-9868.2007.00593.x). Resamples in which a
     metric is undefined are left out of its quantiles. ECE grows with resampling, so an interval is widened to hold
     its value where it would miss it. With fewer than two groups low and high are nan. Raises RunError as `score`.
@@ -227,13 +269,13 @@ def fit_temperature(labels: npt.ArrayLike, logits: npt.ArrayLike) -> Calibration
 class _Ranked:
     """One model's probabilities, sorted once, to be scored under many sets of image weights."""
 
-    def __init__(self, labels: npt.ArrayLike, probabilities: npt.ArrayLike, threshold: float) -> None:
+    def __init__(self, labels: npt.ArrayLike, probabilities: npt.ArrayLike, threshold: npt.ArrayLike) -> None:
         y, p = _checked(labels, probabilities)
         self.n = len(y)
         self.order = np.argsort(p, kind="stable")
         self.y = y[self.order]
         self.p = p[self.order]
-        self.called = (self.p >= threshold).astype(np.float64)
+        self.called = (self.p >= np.broadcast_to(threshold, y.shape)[self.order]).astype(np.float64)
         # Starts of the runs of equal probabilities, ascending.
         self.starts = np.flatnonzero(np.r_[True, self.p[1:] != self.p[:-1]]) if self.n else np.zeros(0, np.intp)
 

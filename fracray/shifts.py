@@ -130,8 +130,8 @@ def score_shifts(
 ) -> ShiftScores:
     """Score a model on these rows of its shards, clean and under every corruption at these severities.
 
-    rows: ascending; names, labels, groups: (n,), of these rows: their image_ids, 0 or 1, and what is resampled for the
-    intervals. step: called with (done, of how many). Raises InputError where the images are all of one class.
+    names, labels, groups: (n,), of these rows: their image_ids, 0 or 1, and what is resampled for the intervals.
+    step: called with (done, of how many). Raises InputError where the images are all of one class.
     """
     if len(np.unique(labels)) < 2:
         raise InputError("--shifts: the radiographs are all of one class, for which there is no balanced error")

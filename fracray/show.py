@@ -3,8 +3,9 @@
 Takes values and returns renderables; decides nothing and computes nothing but text.
 """
 
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import isnan, nan
 from shlex import quote
 from typing import Any
@@ -17,11 +18,13 @@ from fracray.config import PHANTOM, Config
 from fracray.data.audit import Baseline
 from fracray.data.prepare import PHANTOM_NOTICE, Prepared
 from fracray.data.splits import leaks
-from fracray.metrics import Interval
+from fracray.metrics import Interval, by_set
 from fracray.run import Folder
 from fracray.shifts import ShiftScores, Summary
 
 FEW_GROUPS = 10  # below this many groups a bootstrap over them understates the uncertainty
+
+SHIFTED_ACCURACY = re.compile(r"(val/[a-z]+|worst_val)_accuracy")
 
 HEADINGS = {
     "accuracy": "accuracy",
@@ -68,18 +71,20 @@ def say_prepared(console: Console, prepared: Prepared) -> None:
 
 
 def say_split(console: Console, prepared: Prepared) -> None:
-    """The parts, whether anything straddles them, and what no pixel is needed for."""
-    parts = []
-    for part in ("train", "val", "test"):
-        rows = prepared.rows(part)
+    """The sets, whether anything straddles them, and what no pixel is needed for."""
+    sets = []
+    for name in prepared.sets:
+        rows = prepared.rows(name)
         labels = prepared.table["label"].to_numpy()[rows]
         groups = prepared.table["group"].iloc[rows].nunique()
-        parts.append(f"{part} {len(rows)} ({labels.mean():.1%} fractured, {groups} groups)")
-    console.print(f"split: {', '.join(parts)}", soft_wrap=True)
+        sets.append(f"{name} {len(rows)} ({labels.mean():.1%} fractured, {groups} groups)")
+    console.print(f"split ({prepared.config.split.protocol}): {', '.join(sets)}", soft_wrap=True)
+    for note in prepared.split_notes:
+        console.print(f"  {note}", markup=False, soft_wrap=True)
     straddling = leaks(prepared.table)
     if straddling:
         console.print(
-            f"note: {len(straddling)} groups or sets of duplicates straddle two parts, so that scores flatter; "
+            f"note: {len(straddling)} groups, patients or sets of duplicates straddle two parts: scores flatter; "
             "data.split.protocol=grouped keeps them together",
             style="yellow",
             soft_wrap=True,
@@ -103,10 +108,17 @@ def baseline_words(baselines: Sequence[Baseline], part: str) -> str:
 def epoch_line(metrics: Mapping[str, float], epochs: int) -> str:
     """One epoch in one line."""
     accuracy, auroc = (metrics.get(name, nan) for name in ("val_accuracy", "val_auroc"))
-    return (
-        f"epoch {metrics['epoch']:>3.0f}/{epochs}  train loss {metrics['train_loss']:.4f}  "
-        f"val loss {metrics['val_loss']:.4f}  val accuracy {accuracy:.4f}  val AUROC {auroc:.4f}  "
-        f"{metrics['seconds']:.1f} s"
+    beside = [f"{name.replace('_', ' ')} {metrics[name]:.4f}" for name in metrics if SHIFTED_ACCURACY.fullmatch(name)]
+    return "  ".join(
+        (
+            f"epoch {metrics['epoch']:>3.0f}/{epochs}",
+            f"train loss {metrics['train_loss']:.4f}",
+            f"val loss {metrics['val_loss']:.4f}",
+            f"val accuracy {accuracy:.4f}",
+            f"val AUROC {auroc:.4f}",
+            *beside,
+            f"{metrics['seconds']:.1f} s",
+        )
     )
 
 
@@ -198,13 +210,49 @@ def say_shifts(console: Console, scores: ShiftScores) -> None:
         )
 
 
+def sets_table(scores: Mapping[str, Mapping[str, float | Interval]], prepared: Prepared) -> Table:
+    """Several sets beneath one another, with the AUROC that no pixel is needed for on each."""
+    table = new_table()
+    table.add_column("set", no_wrap=True)
+    for heading in ("images", "fract.", "accuracy", "AUROC", "sens.", "spec."):
+        table.add_column(heading, justify="right", no_wrap=True)
+    rivals = [baseline for baseline in prepared.baselines if baseline.name != "majority"]
+    for rival in dict.fromkeys(baseline.name for baseline in rivals):
+        table.add_column("AUROC of\n" + rival.replace(" ", "\n"), justify="right", no_wrap=True)
+    for name, values in scores.items():
+        rows = prepared.rows(name)
+        fractured = prepared.table["label"].to_numpy()[rows].mean()
+        both = [_with_interval(values.get(metric)) for metric in ("accuracy", "auroc")]
+        alone = [_cell(_value(values.get(metric))) for metric in ("sensitivity", "specificity")]
+        beside = [_cell(rival.auroc) for rival in rivals if rival.part == name]
+        table.add_row(name, str(len(rows)), f"{fractured:.1%}", *both, *alone, *beside)
+    return table
+
+
+def _with_interval(value: float | Interval | None) -> str:
+    interval = f" [{_cell(value.low)}, {_cell(value.high)}]" if isinstance(value, Interval) else ""
+    return f"{_cell(_value(value))}{interval}"
+
+
+def _value(value: float | Interval | None) -> float | None:
+    return value.value if isinstance(value, Interval) else value
+
+
+def say_validation(console: Console, prepared: Prepared, values: Mapping[str, float]) -> None:
+    """The scores on 'val', then all validation sets beneath one another where there are several."""
+    scores = by_set(values, [name for name in prepared.sets if name.startswith("val")])
+    console.print(scores_table(scores["val"], prepared.baselines, "val"))
+    if len(scores) > 1:
+        console.print(sets_table(scores, prepared))
+
+
 def _cell(value: Any) -> str:
     return "" if value is None or isnan(value) else f"{value:.3f}"
 
 
-def say_few_groups(console: Console, prepared: Prepared, part: str) -> None:
-    """Say so where too few groups stand behind an interval that is bootstrapped over them."""
-    count = prepared.table["group"].iloc[prepared.rows(part)].nunique()
+def say_few_groups(console: Console, groups: Iterable[str]) -> None:
+    """Say so where too few groups, named for each image, stand behind an interval that is bootstrapped over them."""
+    count = len(set(groups))
     if count < FEW_GROUPS:
         console.print(f"note: only {count} groups: the intervals understate how far the scores may be off")
 

@@ -5,7 +5,7 @@ Knows nothing of files (`space_file.py` reads them) or of Ray.
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,18 +20,22 @@ from optuna.distributions import (
 
 from fracray.config import Config, nearest
 from fracray.errors import InputError
-from fracray.metrics import METRICS
-
-REPORTED = tuple(f"val_{name}" for name in (*METRICS, "loss") if name != "prevalence")
-LOWER_IS_BETTER = ("val_loss", "val_brier", "val_ece")
 
 
-def check_metric(metric: str, where: str) -> None:
+def check_metric(metric: str, reported: Sequence[str], where: str) -> None:
     """InputError unless every epoch reports this metric."""
-    if metric not in REPORTED:
+    if metric not in reported:
         raise InputError(
-            f"{where}: metric '{metric}' is not reported{nearest(metric, REPORTED)}; reported are {', '.join(REPORTED)}"
+            f"{where}: metric '{metric}' is not reported{nearest(metric, reported)}; reported are {_in_short(reported)}"
         )
+
+
+def _in_short(reported: Sequence[str]) -> str:
+    """'val_* and worst_val_*, where * is accuracy, ...': the sets times the metrics would fill a page."""
+    metrics = [name.removeprefix("val_") for name in reported if name.startswith("val_")]
+    starts = [name.removesuffix(metrics[0]) for name in reported if name.endswith(f"_{metrics[0]}")] if metrics else []
+    starts = [start for start in starts if f"{start}{metrics[-1]}" in reported]
+    return f"{', '.join(f'{start}*' for start in starts)}, where * is {', '.join(metrics)}"
 
 
 @dataclass(frozen=True)

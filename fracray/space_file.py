@@ -19,8 +19,10 @@ from optuna.distributions import (
 )
 
 from fracray.config import Config, SearchConfig, check_path, nearest, read_scalar, resolve
+from fracray.data.splits import validation_sets
 from fracray.errors import InputError
-from fracray.space import LOWER_IS_BETTER, Dimension, SearchSpace, check_metric, contains
+from fracray.metrics import lower_is_better, reported_metrics
+from fracray.space import Dimension, SearchSpace, check_metric, contains
 
 KINDS = ("float", "log_float", "int", "log_int", "categorical")
 SEARCH_KEYS = tuple(name for name in SearchConfig.model_fields)
@@ -262,10 +264,10 @@ class _Reader:
         search = config.search
         metrics = (search.metric,) if isinstance(search.metric, str) else search.metric
         for metric in metrics:
-            check_metric(metric, self.where("metric"))
+            check_metric(metric, reported_metrics(validation_sets(config.data.split)), self.where("metric"))
         if len(set(metrics)) < max(1, len(metrics)):
             raise InputError(f"{self.where('metric')}: metric takes one reported metric or a list of different ones")
-        wanted = {"min" if metric in LOWER_IS_BETTER else "max" for metric in metrics}
+        wanted = {"min" if lower_is_better(metric) else "max" for metric in metrics}
         if len(wanted) > 1:
             raise InputError(
                 f"{self.where('metric')}: of {', '.join(metrics)} some are better when higher, others when lower; a "

@@ -4,6 +4,7 @@ Reads the run folder and prints; runs nothing.
 """
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import optuna
@@ -13,11 +14,12 @@ from rich.table import Table
 
 from fracray.board import DONE, FAILED, STOPPED, TrialRow, best_row, cell, collect
 from fracray.checkpoint import read_card, read_predictions
+from fracray.data.manifest import in_set
 from fracray.data.prepare import Prepared
 from fracray.errors import RunError
-from fracray.metrics import METRICS, Interval, paired_gain
+from fracray.metrics import METRICS, REPORTED, Interval, paired_gain
 from fracray.run import BEST, Folder, trial_folder, trial_name
-from fracray.show import new_table, say_few_groups, say_next_steps, scores_table
+from fracray.show import new_table, say_few_groups, say_next_steps, say_validation
 from fracray.space import SearchSpace
 from fracray.study import local_journal, open_study
 
@@ -29,6 +31,7 @@ def summarise(space: SearchSpace, run: Folder, prepared: Prepared, console: Cons
         rows = collect(run, study, space.config.train.epochs)
         importances = _importances(study)
     metric, mode = space.metrics[0], space.config.search.mode
+    sets = [name for name in prepared.sets if name.startswith("val")]
     best = best_row(rows, metric, mode)
     if best is None:
         if any(row.state == FAILED for row in rows.values()):
@@ -40,22 +43,17 @@ def summarise(space: SearchSpace, run: Folder, prepared: Prepared, console: Cons
         trial_folder(run, best.number).download(BEST, winner)
         run.upload(winner, BEST)
         default = Path(scratch) / "default"
-        gain = None
-        if (
-            0 in rows
-            and rows[0].state in (DONE, STOPPED)
-            and best.number != 0
-            and metric.removeprefix("val_") in METRICS
-        ):
+        gains: dict[str, Interval] = {}
+        if 0 in rows and rows[0].state in (DONE, STOPPED) and best.number != 0:
             trial_folder(run, 0).download(BEST, default)
-            gain = _gain(winner, default, metric.removeprefix("val_"))
+            gains = _gains(winner, default, metric, sets)
     ended = sum(row.state in (DONE, STOPPED) for row in rows.values())
     console.print(f"\nbest of {ended} finished trials: {best.name}, {metric} {best.best(metric):.4f} at its best epoch")
     console.print("\nbest configuration:")
     console.print(_config_table(space, best))
-    _say_gain(console, best.number, gain, metric)
-    if gain is not None:
-        say_few_groups(console, prepared, "val")
+    _say_gains(console, best.number, gains)
+    if gains:
+        say_few_groups(console, prepared.table["group"].iloc[prepared.rows("val")])
     if len(space.metrics) > 1:
         console.print("\nPareto front, each trial at its best epoch in the first metric:")
         console.print(_front_table(space, study, rows))
@@ -66,44 +64,51 @@ def summarise(space: SearchSpace, run: Folder, prepared: Prepared, console: Cons
             soft_wrap=True,
         )
         console.print(_importance_table(importances))
-    scores = {
-        name.removeprefix("best_val_"): value
-        for name, value in best.history[-1].items()
-        if name.startswith("best_val_")
-    }
     console.print(f"{best.name} on validation:")
-    console.print(scores_table(scores, prepared.baselines, "val"))
+    reached = {name.removeprefix("best_"): value for name, value in best.history[-1].items() if name[:5] == "best_"}
+    say_validation(console, prepared, reached)
     say_next_steps(console, run, BEST, space.config.data.source)
 
 
-def _gain(winner: Path, default: Path, metric: str) -> Interval:
-    """The winner's metric less the default's on the same validation images, resampled by group."""
+def _gains(winner: Path, default: Path, metric: str, sets: Sequence[str]) -> dict[str, Interval]:
+    """The winner's metric less the default's on the same validation images, resampled by group, by reported name.
+
+    A mean or worst over several sets has no images of its own: then the gain on each set is given. Empty for a loss.
+    """
+    bare = next(name for name in REPORTED if metric in {f"{of}_{name}" for of in (*sets, "mean_val", "worst_val")})
+    if bare not in METRICS:
+        return {}
     ours, theirs = read_predictions(winner), read_predictions(default)
     assert ours is not None, "a trial's checkpoint always carries its validation predictions"
     assert theirs is not None
     assert (ours["image_id"] == theirs["image_id"]).all()
     card, base = read_card(winner), read_card(default)
-    return paired_gain(
-        ours["label"].to_numpy(),
-        card.calibration.apply(ours["logit"].to_numpy()),
-        card.threshold,
-        base.calibration.apply(theirs["logit"].to_numpy()),
-        base.threshold,
-        ours["group"].to_numpy(),
-        metric=metric,
-    )
+    gains = {}
+    for name in [of for of in sets if metric == f"{of}_{bare}"] or sets:
+        inside = in_set(ours["split"], name)
+        gains[f"{name}_{bare}"] = paired_gain(
+            ours["label"].to_numpy()[inside],
+            card.calibration.apply(ours["logit"].to_numpy()[inside]),
+            card.threshold,
+            base.calibration.apply(theirs["logit"].to_numpy()[inside]),
+            base.threshold,
+            ours["group"].to_numpy()[inside],
+            metric=bare,
+        )
+    return gains
 
 
-def _say_gain(console: Console, number: int, gain: Interval | None, metric: str) -> None:
+def _say_gains(console: Console, number: int, gains: dict[str, Interval]) -> None:
     if number == 0:
         console.print("the default configuration was not beaten")
-    elif gain is not None:
+    for metric, gain in gains.items():
         console.print(
             f"gain over the default configuration ({trial_name(0)}): {gain.value:+.4f} {metric} "
-            f"[{gain.low:+.4f}, {gain.high:+.4f}] (95%, bootstrapped over groups)\n"
-            "the best of many validation scores is biased upwards: judge it by the test split, see below",
+            f"[{gain.low:+.4f}, {gain.high:+.4f}] (95%, bootstrapped over groups)",
             soft_wrap=True,
         )
+    if gains:
+        console.print("the best of many validation scores is biased upwards: judge it by the test split, see below")
 
 
 def _config_table(space: SearchSpace, best: TrialRow) -> Table:

@@ -17,9 +17,11 @@ import torch
 from fracray.checkpoint import SEEN_COLUMNS, Card, load_state, save_checkpoint, save_state
 from fracray.config import Config
 from fracray.data.ingest import Shards
+from fracray.data.manifest import part_of
 from fracray.data.stream import MemoryStream, RayStream, make_plan
 from fracray.errors import InputError
 from fracray.fit import EpochReport, Fit
+from fracray.metrics import is_validation
 from fracray.run import BEST, EPOCHS, STATE, Folder, trial_folder, trial_name
 
 
@@ -104,8 +106,9 @@ class Session:
         return self.last()
 
     def best(self) -> dict[str, float]:
-        """The best epoch's validation metrics, as best_val_*; nan for the searched ones where no epoch was finite."""
-        found = {f"best_{name}": value for name, value in self._fit.best.items() if name.startswith("val_")}
+        """The best epoch's validation metrics, as best_val_*, best_val/view_*, best_worst_val_*, ...; nan for the
+        searched ones where no epoch was finite."""
+        found = {f"best_{name}": value for name, value in self._fit.best.items() if is_validation(name)}
         return {**{f"best_{metric}": math.nan for metric in self._job.metrics}, **found}
 
     def last(self) -> dict[str, Any]:
@@ -132,6 +135,7 @@ class Session:
                 "image_id": rows["image_id"].to_numpy(),
                 "group": rows["group"].to_numpy(),
                 "label": seen.labels.astype(np.int8),
+                "split": rows["split"].to_numpy(),
                 "logit": seen.logits,
             }
         )
@@ -144,7 +148,7 @@ class Session:
             epoch=report.epoch,
             trial=trial_name(self._number),
         )
-        used = self._job.table[self._job.table["split"].isin(("train", "val"))]
+        used = self._job.table[part_of(self._job.table["split"]).isin(("train", "val"))]
         save_checkpoint(folder, self._fit.best_weights, card, predictions, used[list(SEEN_COLUMNS)])
 
     def close(self) -> None:

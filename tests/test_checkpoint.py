@@ -35,7 +35,9 @@ CARD = Card(
     trial="t07",
     intervals={"val_accuracy": Interval(0.9, 0.85, math.nan)},
 )
-PREDICTIONS = pd.DataFrame({"image_id": ["a", "b"], "group": ["g1", "g2"], "label": [0, 1], "logit": [-1.5, 0.25]})
+PREDICTIONS = pd.DataFrame(
+    {"image_id": ["a", "b"], "group": ["g1", "g2"], "label": [0, 1], "split": ["val", "val"], "logit": [-1.5, 0.25]}
+)
 
 
 def images(count=5, size=32):

@@ -69,7 +69,7 @@ def test_yaml_brings_a_config_back(tmp_path):
         ("train.lr", 0, "greater than 0"),
         ("train.loss", "hinge", "'weighted', 'focal' or 'plain'"),
         ("search.mode", "up", "'max' or 'min'"),
-        ("data.split.protocol", "patient", "'grouped' or 'random'"),
+        ("data.split.protocol", "patient", "'grouped', 'random', 'blocks'"),
         ("search.gpus_per_trial", -1, "greater than or equal to 0"),
     ],
 )

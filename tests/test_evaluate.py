@@ -103,6 +103,64 @@ def test_images_of_the_training_are_left_out_of_data_that_is_not_quite_the_same(
     assert f"{len(seen)} of 170 radiographs were trained or validated on" in capsys.readouterr().out
 
 
+def test_shifted_sets_are_scored_beside_the_test_part(ray_local, tmp_path, capsys):
+    shifts = ["--set", "data.split.shifts=[exposure, severity]", "--set", "data.phantom.count=300"]
+    train([*SMALL, *shifts, "--epochs", "2", "--storage", str(tmp_path), "--name", "run", "--cpus-per-worker", "1"])
+    run = tmp_path / "run"
+    sets = {"val", "val/exposure", "val/severity"}
+    history = json.loads((run / "trials/t0000/epochs.json").read_text())
+    for epoch in history:
+        assert epoch["worst_val_accuracy"] == min(epoch[f"{name}_accuracy"] for name in sets)
+        assert epoch["mean_val_auroc"] == pytest.approx(np.mean([epoch[f"{name}_auroc"] for name in sets]))
+    kept = read_predictions(run / "best")
+    card = read_card(run / "best")
+    for name in sets:
+        mine = kept[kept["split"].map(lambda cell, name=name: name in cell.split("+"))]
+        decided = card.calibration.apply(mine["logit"].to_numpy()) >= card.threshold
+        assert card.metrics[f"{name}_accuracy"] == pytest.approx(accuracy_score(mine["label"], decided))
+    capsys.readouterr()
+
+    scores = evaluate(run, tmp_path)
+    out = capsys.readouterr().out
+    assert set(scores["sets"]) == {"test/exposure", "test/severity"}
+    for name in ("test", "test/exposure", "test/severity"):
+        assert name in out
+    alone = evaluate(run, tmp_path, "--split", "test/exposure")
+    assert alone["scores"] == scores["sets"]["test/exposure"]
+    with pytest.raises(InputError, match=r"--split test/exposur: there is no such set \(did you mean 'test/exposure'"):
+        main([str(run), "--split", "test/exposur"])
+
+    data = json.loads((run / "data.json").read_text())
+    assert set(data["parts"]) == {"train", *sets, "test", "test/exposure", "test/severity"}
+    assert {one["part"] for one in data["baselines"]} == set(data["parts"]) - {"train"}
+
+
+def test_the_folds_of_one_division_are_pooled_each_scored_by_the_checkpoint_that_never_saw_it(ray_local, tmp_path):
+    folds = ["--set", "data.split.protocol=kfold", "--set", "data.split.folds=3"]
+    for fold in range(3):
+        where = ["--storage", str(tmp_path), "--name", f"fold{fold}", "--cpus-per-worker", "1"]
+        train([*SMALL, *folds, "--set", f"data.split.fold={fold}", "--epochs", "1", *where])
+    runs = [str(tmp_path / f"fold{fold}") for fold in range(3)]
+    main([*runs, "--json", str(tmp_path / "pooled.json")])
+    pooled = json.loads((tmp_path / "pooled.json").read_text())
+    assert len({p["image_id"] for p in pooled["predictions"]}) == len(pooled["predictions"]) == 150
+    right = 0.0
+    for run in runs:
+        one = evaluate(run, tmp_path)
+        alone = {p["image_id"]: p["probability"] for p in one["predictions"]}
+        assert alone.items() <= {p["image_id"]: p["probability"] for p in pooled["predictions"]}.items()
+        right += one["scores"]["accuracy"]["value"] * one["images"]
+    assert pooled["scores"]["accuracy"]["value"] == pytest.approx(right / 150)
+    with pytest.raises(InputError, match=r"folds 0, 1, 0; name each fold once"):
+        main([*runs[:2], runs[0]])
+    with pytest.raises(InputError, match="leave out --data and --split"):
+        main([*runs, "--split", "val"])
+    other = tmp_path / "other"
+    train([*SMALL, "--epochs", "1", "--storage", str(tmp_path), "--name", "other", "--cpus-per-worker", "1"])
+    with pytest.raises(InputError, match="was trained on protocol grouped"):
+        main([runs[0], str(other)])
+
+
 def test_all_says_that_it_flatters(run, tmp_path, capsys):
     assert len(evaluate(run, tmp_path, "--split", "all")["predictions"]) == 150
     assert "trained on" in capsys.readouterr().out
@@ -110,7 +168,7 @@ def test_all_says_that_it_flatters(run, tmp_path, capsys):
 
 def test_a_run_is_its_best_checkpoint_and_one_without_names_its_trials(run, tmp_path):
     folder = run.parent.parent.parent
-    assert evaluate(folder, tmp_path)["trial"] == "t0000"
+    assert evaluate(folder, tmp_path)["checkpoints"][0]["trial"] == "t0000"
     unfinished = tmp_path / "unfinished"
     shutil.copytree(folder, unfinished)
     shutil.rmtree(unfinished / "best")

@@ -49,7 +49,7 @@ def make_run(run: Folder, scratch: Path) -> Folder:
             epoch=1,
             trial=f"t{number:04d}",
         )
-        predictions = pd.DataFrame({"image_id": ["a"], "group": ["g"], "label": [1], "logit": [0.5]})
+        predictions = pd.DataFrame({"image_id": ["a"], "group": ["g"], "label": [1], "split": ["val"], "logit": [0.5]})
         best = scratch / f"best{number}"
         save_checkpoint(best, build_model(CONFIG.model).state_dict(), card, predictions)
         folder = trial_folder(run, number)

@@ -55,6 +55,7 @@ def make_stream(config, rank=0, world=1, train=120, count=COUNT):
     plan = Plan(
         train_rows=np.arange(train),
         val_rows=np.arange(train, count),
+        val_sets={"val": np.arange(train, count)},
         labels=labels,
         batch_size=config.train.batch_size,
         strengths=config.augment,

@@ -55,7 +55,7 @@ def test_the_settings_of_the_readme_exist_with_the_defaults_it_names():
         shown = default.split(",")[0].strip()
         assert shown == (
             "none"
-            if leaves[first] is None
+            if leaves[first] in (None, [])
             else f"{leaves[first]:g}"
             if isinstance(leaves[first], float)
             else str(leaves[first])

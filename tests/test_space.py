@@ -9,7 +9,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from fracray.config import Config
 from fracray.errors import InputError
-from fracray.space import LOWER_IS_BETTER, REPORTED, SearchSpace
+from fracray.space import SearchSpace
 from fracray.space_file import load_space
 from fracray.study import StudySearcher
 
@@ -356,8 +356,24 @@ def test_a_bad_override_is_blamed_on_the_command_line(tmp_path):
         load_space(write(tmp_path, WHOLE), {"search.trials": 0})
 
 
-def test_every_lower_is_better_metric_is_reported():
-    assert set(LOWER_IS_BETTER) < set(REPORTED)
+SHIFTED = """
+metric: worst_val_auroc
+base: {data: {split: {shifts: [device, view=lateral]}}}
+space:
+  model.dropout: {float: [0.0, 0.7]}
+"""
+
+
+def test_a_search_may_maximise_any_validation_set_their_mean_or_their_worst(tmp_path):
+    for metric in ("val_accuracy", "val/device_accuracy", "val/view_auroc", "mean_val_f1", "worst_val_auroc"):
+        space = load_space(write(tmp_path, SHIFTED.replace("worst_val_auroc", metric)))
+        assert space.metrics == (metric,)
+    with pytest.raises(InputError, match=r"yaml:2: metric 'val/region_auroc' is not reported.*worst_val_\*"):
+        load_space(write(tmp_path, SHIFTED.replace("worst_val_auroc", "val/region_auroc")))
+    with pytest.raises(InputError, match=r"'worst_val_auroc' is not reported"):  # without shifts there is one set
+        load_space(write(tmp_path, SHIFTED.replace("shifts: [device, view=lateral]", "seed: 1")))
+    with pytest.raises(InputError, match=r"worst_val_brier is better when lower; set mode: min"):
+        load_space(write(tmp_path, SHIFTED.replace("worst_val_auroc", "worst_val_brier")))
 
 
 # ---- what Optuna suggests

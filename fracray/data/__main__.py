@@ -12,6 +12,7 @@ from fracray.cluster import connect
 from fracray.config import Config, PhantomConfig, parse_assignments
 from fracray.data.augment import Augmenter
 from fracray.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from fracray.data.datasheet import datasheet
 from fracray.data.download import API, RELEASES, download
 from fracray.data.phantom import contact_sheet, write_phantoms
 from fracray.data.prepare import prepare, progress_bar
@@ -43,6 +44,9 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("path", help="a FracAtlas folder or zip, or 'phantom'")
     check.add_argument(
         "--manifest", metavar="FILE", help="also write the table of all files, with their split, as Parquet"
+    )
+    check.add_argument(
+        "--datasheet", metavar="FILE.md", help="also write the datasheet: origin, licence, hashes, flow, sets, defects"
     )
     sheet = verbs.add_parser("sheet", help="a contact sheet of prepared radiographs as a PNG")
     sheet.add_argument("path", help="a FracAtlas folder or zip, or 'phantom'")
@@ -105,6 +109,12 @@ def _check(args: argparse.Namespace) -> None:
     if args.manifest:
         prepared.manifest.write(args.manifest)
         console.print(f"written: {args.manifest}")
+    if args.datasheet:
+        try:
+            Path(args.datasheet).write_text(datasheet(prepared.summary()))
+        except OSError as error:
+            raise InputError(f"--datasheet {args.datasheet}: cannot be written: {error.strerror}") from None
+        console.print(f"written: {args.datasheet}")
 
 
 def _sheet(args: argparse.Namespace) -> None:

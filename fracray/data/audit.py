@@ -22,7 +22,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from fracray.data.duplicates import Link, connected_sets, equal, near_duplicates
 from fracray.data.imagefile import HEAD, Look, fit_boxes, look
-from fracray.data.manifest import Manifest, file_number
+from fracray.data.manifest import Manifest, file_number, in_set, sets_named
 
 # Part of the key of cached audits: raise it when the same files would be judged otherwise.
 AUDIT_VERSION = 2
@@ -98,7 +98,7 @@ def examine(
             cells["component"][rows[member]] = cells["image_id"][rows[members[0]]]
     for name in _FILLED:
         table[name] = pd.Series(cells[name], index=table.index, dtype=table[name].dtype)
-    return Manifest(table, manifest.root)
+    return replace(manifest, table=table)
 
 
 def _fill(cells: _Cells, row: int, seen: Look) -> None:
@@ -173,8 +173,9 @@ class Baseline:
     balanced_accuracy: float
     auroc: float
 
-    def as_dict(self) -> dict[str, str | float]:
-        return asdict(self)
+    def as_dict(self) -> dict[str, str | float | None]:
+        """By name, as JSON values: what is not defined is null."""
+        return {name: None if value != value else value for name, value in asdict(self).items()}  # noqa: PLR0124 - nan
 
 
 # Of 3 to 200 neighbours, weighted or not, the most telling over both protocols on FracAtlas: mean AUROC 0.89 where
@@ -183,24 +184,24 @@ NEIGHBOURS = 50
 TAGS = ("region", "view", "hardware", "multiscan")
 
 
-def no_pixel_baselines(
-    table: pd.DataFrame, parts: Sequence[str] = ("val", "test"), seed: int = 0
-) -> tuple[Baseline, ...]:
-    """Scores on each of `parts` of three predictors fitted to the rows whose split is 'train', without a pixel.
+def no_pixel_baselines(table: pd.DataFrame, sets: Sequence[str] | None = None, seed: int = 0) -> tuple[Baseline, ...]:
+    """Scores on each of `sets` (default: all but train) of three predictors fitted to train, without a pixel.
 
     majority: the more frequent label. tags: logistic regression on region, view, hardware and multiscan. id neighbours:
     the share of fractured among the NEIGHBOURS training images of nearest file number, weighted by 1/distance; left out
-    where a file of the table has no number. Fractured is predicted where the probability exceeds 0.5. Parts without a
+    where a file of the table has no number. Fractured is predicted where the probability exceeds 0.5. Sets without a
     row are left out, and nothing is returned without a training row.
     """
-    train = table[table["split"] == "train"]
+    train = table[in_set(table["split"], "train")]
     if train.empty:
         return ()
+    if sets is None:
+        sets = [name for name in sets_named(table["split"]) if name != "train"]
     scorers = _fit_scorers(train, table, seed)
     return tuple(
         _baseline(name, part, rows["label"].to_numpy(), scorer(rows))
-        for part in parts
-        if len(rows := table[table["split"] == part])
+        for part in sets
+        if len(rows := table[in_set(table["split"], part)])
         for name, scorer in scorers.items()
     )
 
@@ -228,6 +229,22 @@ def cross_fitted_baselines(table: pd.DataFrame, seed: int = 0, folds: int = 5) -
         )
         for name, found in probability.items()
     )
+
+
+def mean_baselines(folds: Sequence[Baseline]) -> tuple[Baseline, ...]:
+    """Each predictor at its mean over the folds that are given, under the part of the first."""
+    found = []
+    for name in dict.fromkeys(baseline.name for baseline in folds):
+        mine = [baseline for baseline in folds if baseline.name == name]
+        found.append(
+            replace(
+                mine[0],
+                accuracy=float(np.mean([baseline.accuracy for baseline in mine])),
+                balanced_accuracy=float(np.mean([baseline.balanced_accuracy for baseline in mine])),
+                auroc=float(np.mean([baseline.auroc for baseline in mine])),
+            )
+        )
+    return tuple(found)
 
 
 def _baseline(name: str, part: str, label: np.ndarray, probability: np.ndarray) -> Baseline:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,7 +24,7 @@ from fracray.errors import InputError
 Box = tuple[float, float, float, float]
 
 STATUSES = ("ok", "truncated", "conflict", "missing", "unreadable", "unlisted")
-SPLITS = ("train", "val", "test")
+PARTS = ("train", "val", "test")
 
 SCHEMA = pa.schema(
     [
@@ -31,7 +32,10 @@ SCHEMA = pa.schema(
         ("path", pa.string()),  # relative to the root, with forward slashes; '' when missing
         ("label", pa.int8()),  # 1 fractured, 0 not
         ("group", pa.string()),  # never straddles a grouped split; '' until splits are assigned
-        ("split", pa.string()),  # train, val, test; '' when unused
+        (
+            "split",
+            pa.string(),
+        ),  # its sets joined by '+': train; val, val/view, ...; test, ...; '' when unused
         ("status", pa.string()),  # one of STATUSES
         ("duplicate_of", pa.string()),  # image_id of the identical image that is used instead, or ''
         ("component", pa.string()),  # first image_id of the exact and near duplicates it belongs to, or ''
@@ -57,6 +61,7 @@ SCHEMA = pa.schema(
     ]
 )
 _ROOT = b"fracray.root"
+_LICENCE = b"fracray.licence"
 
 
 @dataclass(frozen=True)
@@ -100,10 +105,14 @@ class Flow:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Columns of SCHEMA and those of dataset.csv prefixed `csv_`; `root` is the folder where its paths start."""
+    """Columns of SCHEMA and those of dataset.csv prefixed `csv_`; `root` is the folder where its paths start.
+
+    licence: the terms of use in words, '' when nobody said.
+    """
 
     table: pd.DataFrame
     root: Path
+    licence: str = ""
 
     @property
     def used(self) -> pd.DataFrame:
@@ -137,7 +146,7 @@ class Manifest:
         core = pa.Table.from_pandas(self.table[SCHEMA.names], schema=SCHEMA, preserve_index=False)
         for name in extra.column_names:
             core = core.append_column(name, extra[name])
-        core = core.replace_schema_metadata({_ROOT: str(self.root).encode()})
+        core = core.replace_schema_metadata({_ROOT: str(self.root).encode(), _LICENCE: self.licence.encode()})
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)
         try:
@@ -167,12 +176,12 @@ class Manifest:
                 raise InputError(f"{path}: column {field.name} is {found}, not {field.type}; {remedy}")
         table = arrow.to_pandas()
         table["boxes"] = [tuple(_box(box) for box in boxes) for boxes in table["boxes"]]
-        unknown = set(table["status"]) - set(STATUSES) | set(table["split"]) - {*SPLITS, ""}
+        unknown = set(table["status"]) - set(STATUSES) | set(part_of(table["split"])) - {*PARTS, ""}
         if unknown:
             raise InputError(f"{path}: unknown status or split {', '.join(sorted(unknown))}; {remedy}")
         if table["image_id"].duplicated().any():
             raise InputError(f"{path}: image_id is not unique; {remedy}")
-        return cls(table, Path(metadata[_ROOT].decode()))
+        return cls(table, Path(metadata[_ROOT].decode()), metadata.get(_LICENCE, b"").decode())
 
 
 def build(rows: Sequence[dict[str, Any]], root: Path) -> Manifest:
@@ -201,6 +210,28 @@ def _unknown(field: pa.Field) -> Any:
 def _box(values: Iterable[float]) -> Box:
     x, y, width, height = (float(value) for value in values)
     return x, y, width, height
+
+
+def sets_of(split: str) -> list[str]:
+    """The sets that a cell of `split` names."""
+    return split.split("+") if split else []
+
+
+def part_of(split: pd.Series) -> pd.Series:
+    """train, val, test or '' for each cell of `split`: all sets that an image is in are of one part."""
+    return split.str.split(r"[+/]", n=1, regex=True).str[0].fillna("")
+
+
+def in_set(split: pd.Series, name: str) -> np.ndarray:
+    """Which images, (n,) bool, are in the set of this name: 'train', 'val', 'val/view', ..."""
+    members = {cell: name in sets_of(cell) for cell in split.unique()}
+    return split.map(members).to_numpy(dtype=bool)
+
+
+def sets_named(split: pd.Series) -> tuple[str, ...]:
+    """The names of all sets, in the order train, val, what stands beside val, test, what stands beside test."""
+    found = {name for cell in split.unique() for name in sets_of(cell)}
+    return tuple(sorted(found, key=lambda name: (PARTS.index(name.partition("/")[0]), name)))
 
 
 def file_number(image_id: str) -> tuple[str, int] | None:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,12 +18,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fracray.config import PHANTOM, DataConfig
 from fracray.data.audit import AUDIT_VERSION, Baseline, cross_fitted_baselines, examine, no_pixel_baselines
 from fracray.data.ingest import Shards, ingest
-from fracray.data.manifest import Flow, Manifest
+from fracray.data.manifest import Flow, Manifest, in_set, sets_named
 from fracray.data.phantom import DRAWING, write_phantoms
 from fracray.data.sources import open_source, read_fracatlas
-from fracray.data.splits import assign_splits, name_groups
+from fracray.data.splits import assign_splits, explain, leaks, name_groups
 from fracray.errors import InputError
 
+PHANTOM_LICENCE = "drawn by fracray; free of rights and of patients"
 PHANTOM_NOTICE = (
     "No data named: using the embedded phantom radiographs, which are synthetic. For FracAtlas "
     "(https://doi.org/10.6084/m9.figshare.22363012), run `python -m fracray.data download --to FracAtlas.zip` and give "
@@ -35,7 +37,7 @@ class Prepared:
     """A data set ready for training.
 
     table: one row per used radiograph, in the order of the shards' rows, with at least image_id, label, group and
-    split. baselines: what a predictor that sees no pixel reaches on this split.
+    split (read by `fracray.data.manifest.in_set`). baselines: what a predictor that sees no pixel reaches on it.
     """
 
     config: DataConfig
@@ -43,6 +45,7 @@ class Prepared:
     shards: Shards
     table: pd.DataFrame
     baselines: tuple[Baseline, ...]
+    split_notes: tuple[str, ...] = ()  # what the split holds out, leaves unused or borrows
 
     @property
     def origin(self) -> str:
@@ -67,28 +70,62 @@ class Prepared:
         return self.manifest.fingerprint()
 
     def rows(self, part: str) -> np.ndarray:
-        """The shard rows of 'train', 'val', 'test' or 'all', ascending."""
+        """The shard rows of 'train', 'val', 'val/view', 'test', ... or 'all', ascending."""
         if part == "all":
             return np.arange(len(self.table))
-        return np.flatnonzero((self.table["split"] == part).to_numpy())
+        return np.flatnonzero(in_set(self.table["split"], part))
 
-    def summary(self) -> dict[str, object]:
-        """What data.json keeps."""
-        parts = {
-            part: {"images": len(rows), "fractured": int(self.table["label"].iloc[rows].sum())}
-            for part in ("train", "val", "test")
-            if len(rows := self.rows(part))
-        }
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The names of the sets, train first, then val and test, each with what stands beside it."""
+        return sets_named(self.table["split"])
+
+    @property
+    def licence(self) -> str:
+        """Under what terms the radiographs may be used, in words."""
+        return PHANTOM_LICENCE if self.config.source == PHANTOM else self.manifest.licence or "not stated"
+
+    def summary(self) -> dict[str, Any]:
+        """What data.json keeps and the datasheet shows: JSON values only."""
+        table = self.table
+        alike = table["component"][table["component"] != ""]
+        alike = alike[alike.duplicated(keep=False)]
         return {
             "origin": self.origin,
+            "licence": self.licence,
             "fingerprint": self.fingerprint,
+            "split_fingerprint": _digest(table["image_id"] + "\x1f" + table["split"]),
             "flow": self.flow.as_dict(),
+            "fractured": int(table["label"].sum()),
             "notes": list(self.notes),
-            "parts": parts,
-            "groups": int(self.table["group"].nunique()),
+            "parts": {name: self._counts(self.rows(name)) for name in self.sets},
+            "unused": int((table["split"] == "").sum()) if self.sets else 0,
+            "split": list(self.split_notes),
+            "straddling": len(leaks(table)),
+            "near_duplicates": {"sets": int(alike.nunique()), "images": len(alike)},
+            "groups": int(table["group"].nunique()),
+            "prevalence": {
+                name: _prevalence(table, column) for name, column in _DESCRIBED if table[column].nunique() > 1
+            },
             "size": self.shards.size,
             "baselines": [baseline.as_dict() for baseline in self.baselines],
         }
+
+    def _counts(self, rows: np.ndarray) -> dict[str, int]:
+        mine = self.table.iloc[rows]
+        return {"images": len(mine), "fractured": int(mine["label"].sum()), "groups": int(mine["group"].nunique())}
+
+
+_DESCRIBED = (("region", "region"), ("view", "view"), ("device", "batch"), ("hardware", "hardware"), ("sex", "sex"))
+
+
+def _prevalence(table: pd.DataFrame, column: str) -> dict[str, dict[str, int]]:
+    cells = table.groupby(table[column].map(str))["label"].agg(["size", "sum"])
+    return {str(name): {"images": int(size), "fractured": int(ill)} for name, size, ill in cells.itertuples()}
+
+
+def _digest(lines: pd.Series) -> str:
+    return hashlib.sha256("\x1e".join(lines).encode()).hexdigest()
 
 
 def cache_folder(config: DataConfig) -> Path:
@@ -111,7 +148,7 @@ def prepare(config: DataConfig, console: Console, split: bool = True) -> Prepare
     cache = cache_folder(config)
     root = _phantom(config, cache, console) if config.source == PHANTOM else open_source(config.source, cache)
     manifest = _manifest(root, cache, console)
-    manifest = assign_splits(manifest, config.split) if split else name_groups(manifest, config.split.block)
+    manifest = assign_splits(manifest, config.split) if split else name_groups(manifest, config.split)
     with progress_bar(console, f"ingesting at {config.size} px") as step:
         shards = ingest(manifest, config.size, cache, step)
     table = manifest.used.reset_index(drop=True)
@@ -122,6 +159,7 @@ def prepare(config: DataConfig, console: Console, split: bool = True) -> Prepare
         table=table,
         manifest=manifest,
         baselines=no_pixel_baselines(table, seed=seed) if split else cross_fitted_baselines(table, seed=seed),
+        split_notes=explain(manifest, config.split) if split else (),
     )
 
 

@@ -1,121 +1,229 @@
 """Splits: which used radiographs train, validate and test, so that nothing about a test image is known from training.
 
-Groups are inferred, for FracAtlas names no patient: duplicate components joined with blocks of neighbouring file
-numbers. Must not look at pixels, and must not know of models.
+Groups are inferred where no patient is named: duplicate components joined with blocks of neighbouring file numbers.
+Must not look at pixels, and must not know of models.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 
-from fracray.config import SplitConfig
+from fracray.config import AXES, SplitConfig
+from fracray.data.axes import Held, hold_out
 from fracray.data.duplicates import Link, components
-from fracray.data.manifest import SPLITS, Manifest, file_number
+from fracray.data.manifest import PARTS, Manifest, file_number, in_set, part_of, sets_named
 from fracray.errors import InputError
 
 # A part may be off its wanted size by this factor; beyond, the groups are too few or one is too large.
 _TOLERANCE = 2.0
 
+# A group with more than this share of held-out images is kept out of train, where it would mostly be lost.
+_MOSTLY = 0.8
+
+# Where nearly all that an axis holds out is of one class, as small fractures are, its sets borrow unshifted images of
+# the other class. Elsewhere borrowing would let a model tell the classes by the shift.
+_ONE_SIDED = 0.95
+UNSHIFTED = "unshifted"
+
+
+# ---------------------------------------------------------------- the split
+
 
 def assign_splits(manifest: Manifest, config: SplitConfig) -> Manifest:
-    """Fill `group` and `split` (train, val or test) of the used rows, stratified by label; '' in the others.
+    """Fill `group` and `split` of the used rows, stratified by label; '' in the others and where a row stays unused.
 
-    A group is what the transitive closure of duplicate components and blocks of `config.block` file numbers ties
-    together, named after its first image. Components count all files, so two images alike to a third are tied although
-    that one is not used; blocks tie only images that are used. (Were blocks tied through unused files as well, the lone
-    copies in FracAtlas would chain 17 blocks to two groups of 550 and 510 images that hold nearly all large pictures
-    and fit into no part but train; of the 149 files in its series of copies, 145 have a twin, so little is tied less.)
-    Protocol 'grouped' keeps groups whole and comes as close to the wanted sizes and prevalence as they allow; 'random'
-    deals row by row, for comparison, and names the same groups.
-    Equal manifest and config give equal splits. InputError when a part would stay empty, lack a class, or be off its
-    wanted size by more than a factor of two.
+    Three parts are dealt first. No group straddles them (but in protocol 'random'): a group is what duplicate
+    components, patients and, for images without a patient, blocks of `config.block_size` file numbers tie together,
+    named after its first image. Components count all files, so two images alike to a third are tied although that one
+    is not used; blocks tie only images that are used. (Were blocks tied through unused files as well, the lone copies
+    in FracAtlas would chain 17 blocks to two groups of 550 and 510 images that hold nearly all large pictures and fit
+    into no part but train; of the 149 files in its series of copies, 145 have a twin, so little is tied less.)
+    'blocks' keeps stretches of file numbers apart from each other instead of joining those that share a duplicate:
+    what straddles two parts is left out of the one that comes first in train, val, test.
+    'kfold' deals `config.folds` equal parts: `config.fold` is test, the next one val, the rest train.
+
+    Then sets are cut from the parts. What an axis of shift holds out is unused in train, and in val makes the set
+    'val/view' (test alike), beside 'val' of the images that nothing holds out. In a protocol that is itself an axis,
+    'val' is what that axis holds out, and 'val/unshifted' the rest. An image may be in several sets, joined by '+':
+    where nearly all that an axis holds out is of one class, its sets borrow the unshifted images of the other class.
+    Last, `config.training_budget` images of train are kept, stratified by label; a smaller budget keeps a part of what
+    a larger one does.
+
+    Equal manifest and config give equal splits. InputError when a set would lack a class, or a part be off its wanted
+    size by more than a factor of two.
     """
-    used = manifest.used.index
-    label = manifest.table.loc[used, "label"].to_numpy()
+    where = str(manifest.root)
+    used = manifest.used
+    label = used["label"].to_numpy()
     if len(set(label)) < 2:
         raise InputError(
-            f"{manifest.root}: the {len(used)} used images are not of both classes ({manifest.flow().summary()}); "
+            f"{where}: the {len(used)} used images are not of both classes ({manifest.flow().summary()}); "
             "a classifier needs fractured and not fractured ones"
         )
-    table = name_groups(manifest, config.block).table
-    group = table.loc[used, "group"].to_numpy()
+    if config.file is not None:
+        return _taken_over(manifest, config.file)
+    table = name_groups(manifest, config).table
+    group = table.loc[used.index, "group"].to_numpy()
+    held = hold_out(used, config, where)
     rng = np.random.default_rng(config.seed)
     if config.protocol == "random":
-        part = _deal_rows(label, config, rng)
+        part = _deal_rows(label, _shares(config), rng)
+        wanted = _shares(config) * len(label)
     else:
-        named, member = np.unique(group, return_inverse=True)
-        part = _deal_groups(_counts(label, member, len(named)), config, rng)[member]
-    _check(label, part, config, str(manifest.root), len(set(group)))
-    table.loc[used, "split"] = np.array(SPLITS, dtype=object)[part]
-    return Manifest(table, manifest.root)
+        part, wanted = _deal(label, group, held, config, rng)
+    if config.protocol == "blocks":
+        part = _without_straddling(used, part)
+    _check_sizes(part, wanted, config, where, len(set(group)))
+    sets = _cut_sets(label, part, held, config)
+    if config.training_budget is not None:
+        _keep_budget(sets, label, config.training_budget, rng, where)
+    _check_classes(sets, label, config, where)
+    table.loc[used.index, "split"] = ["+".join(names) for names in sets]
+    return replace(manifest, table=table)
 
 
-def name_groups(manifest: Manifest, block: int) -> Manifest:
+def name_groups(manifest: Manifest, config: SplitConfig) -> Manifest:
     """Fill `group` of the used rows, as `assign_splits` explains, and clear `split`: for data that is not divided."""
     table = manifest.table.copy()
     table["split"] = table["group"] = ""
     used = manifest.used.index
-    table.loc[used, "group"] = table.loc[used, "image_id"].to_numpy()[_groups(manifest.used, block)]
-    return Manifest(table, manifest.root)
+    start = _first_of_group(manifest.used, config)
+    table.loc[used, "group"] = table.loc[used, "image_id"].to_numpy()[start]
+    return replace(manifest, table=table)
+
+
+def validation_sets(config: SplitConfig) -> tuple[str, ...]:
+    """The names of the sets that are validated on, 'val' first, for a config whose data may not be there yet."""
+    if config.file is not None:
+        return _stored_sets(config.file)
+    own = (f"val/{UNSHIFTED}",) if config.protocol in AXES else ()
+    beside = config.held_out[1 if config.protocol in AXES else 0 :]
+    return ("val", *own, *(f"val/{axis}" for axis, _ in beside))
 
 
 def leaks(table: pd.DataFrame) -> list[str]:
-    """The groups and duplicate components with images in more than one part, in words; empty for a grouped split."""
-    dealt = table[table["split"] != ""]
+    """The groups, patients and duplicate components with images in more than one part, in words."""
+    dealt = table.assign(part=part_of(table["split"]))
+    dealt = dealt[dealt["part"] != ""]
     found = []
-    for column, word in (("group", "group"), ("component", "duplicates of")):
+    for column, word in (("group", "group"), ("patient", "patient"), ("component", "duplicates of")):
         named = dealt[dealt[column] != ""]
-        for name, parts in named.groupby(column)["split"]:
+        for name, parts in named.groupby(column)["part"]:
             if parts.nunique() > 1:
                 counts = parts.value_counts()
-                spread = ", ".join(f"{counts[part]} in {part}" for part in SPLITS if part in counts)
+                spread = ", ".join(f"{counts[part]} in {part}" for part in PARTS if part in counts)
                 found.append(f"{word} {name}: {spread}")
     return found
 
 
-def _groups(used: pd.DataFrame, block: int) -> np.ndarray:
+def explain(manifest: Manifest, config: SplitConfig) -> tuple[str, ...]:
+    """What a reader of this split must know besides its sizes: what is held out, unused and borrowed."""
+    if config.file is not None:
+        return (f"the split is taken over from {config.file}",)
+    used = manifest.used
+    split, label = used["split"].to_numpy(), used["label"].to_numpy()
+    held = hold_out(used, config, str(manifest.root))
+    shifted = np.any([axis.mask for axis in held], axis=0) if held else np.zeros(len(used), bool)
+    words = [f"{axis.axis}: {axis.words}, {axis.mask.sum()} images, none of them in train" for axis in held]
+    if lost := int((shifted & (split == "")).sum()):
+        words.append(f"{lost} of these share a group with training images and are unused")
+    for name in sets_named(used["split"]):
+        own = name.partition("/")[2] or (config.protocol if config.protocol in AXES else "")
+        mask = next((axis.mask for axis in held if axis.axis == own), None)
+        inside = in_set(used["split"], name)
+        if mask is not None and name != "train" and (borrowed := inside & ~mask).any():
+            kinds = [word for value, word in enumerate(("not fractured", "fractured")) if value in label[borrowed]]
+            words.append(f"{name} borrows {borrowed.sum()} unshifted images ({', '.join(kinds)}) for want of its own")
+    if left := int((~shifted & (split == "")).sum()):
+        reasons = ["share duplicates or a patient with a later part"] if config.protocol == "blocks" else []
+        if config.training_budget is not None:
+            reasons.append(f"exceed the training budget of {config.training_budget}")
+        words.append(f"{left} images {' or '.join(reasons)} and are unused")
+    return tuple(words)
+
+
+# ---------------------------------------------------------------- groups
+
+
+def _first_of_group(used: pd.DataFrame, config: SplitConfig) -> np.ndarray:
     """For each row the position of the first row of its group."""
     first: dict[tuple[str, str, int], int] = {}
     links: list[Link] = []
-    for at, (image_id, component) in enumerate(zip(used["image_id"], used["component"], strict=True)):
-        keys = [("component", component, 0)] if component else []
-        if number := file_number(image_id):
-            keys.append(("block", number[0], number[1] // block))
+    joined = config.protocol != "blocks"
+    for at, (image_id, component, patient) in enumerate(
+        zip(used["image_id"], used["component"], used["patient"], strict=True)
+    ):
+        keys = [("component", component, 0)] if component and joined else []
+        if patient and joined:
+            keys.append(("patient", patient, 0))
+        elif number := file_number(image_id):
+            keys.append(("block", number[0], number[1] // config.block_size))
         links += [(first.setdefault(key, at), at) for key in keys]
     number_of = components(len(used), links)
     _, start = np.unique(number_of, return_index=True)
     return start[number_of]
 
 
-def _counts(label: np.ndarray, member: np.ndarray, groups: int) -> np.ndarray:
-    """Images per group and class: (groups, 2)."""
-    counts = np.zeros((groups, 2))
-    np.add.at(counts, (member, label), 1)
-    return counts
+def _without_straddling(used: pd.DataFrame, part: np.ndarray) -> np.ndarray:
+    """The parts, with -1 for an image whose duplicates or patient are in a later part as well."""
+    part = part.copy()
+    for column in ("component", "patient"):
+        last = pd.Series(part, index=used.index).groupby(used[column]).transform("max").to_numpy()
+        part[(used[column] != "").to_numpy() & (part < last)] = -1
+    return part
+
+
+# ---------------------------------------------------------------- dealing
 
 
 def _shares(config: SplitConfig) -> np.ndarray:
     return np.array([config.train, config.val, 1 - config.train - config.val])
 
 
-def _deal_rows(label: np.ndarray, config: SplitConfig, rng: np.random.Generator) -> np.ndarray:
+def _deal(
+    label: np.ndarray, group: np.ndarray, held: Sequence[Held], config: SplitConfig, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """The part of each image, groups whole, and the wanted sizes of the parts: (n,) and (3,)."""
+    named, member = np.unique(group, return_inverse=True)
+    shifted = np.any([axis.mask for axis in held], axis=0) if held else np.zeros(len(label), bool)
+    # What is held out is a stratum of its own. Groups that mostly hold such images are wanted in val and test, and the
+    # others as the shares say.
+    mostly = (np.bincount(member, shifted) > _MOSTLY * np.bincount(member))[member]
+    strata = label + 2 * shifted
+    counts = np.zeros((len(named), 4))
+    np.add.at(counts, (member, strata), 1)
+    if config.protocol == "kfold":
+        fold = _deal_groups(counts, np.full((config.folds, 1), 1 / config.folds) * counts.sum(0), rng)
+        part = np.where(fold == config.fold, 2, np.where(fold == (config.fold + 1) % config.folds, 1, 0))
+        return part[member], np.array([config.folds - 2, 1, 1]) / config.folds * len(label)
+    shares = _shares(config)
+    spread = np.bincount(strata[~(mostly & shifted)], minlength=4)
+    gathered = np.bincount(strata[mostly & shifted], minlength=4)
+    late = shares * [0, 1, 1] / shares[1:].sum()
+    wanted = shares[:, None] * spread + late[:, None] * gathered
+    return _deal_groups(counts, wanted, rng)[member], wanted.sum(1)
+
+
+def _deal_rows(label: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     part = np.empty(len(label), dtype=np.int64)
-    edges = np.cumsum(_shares(config))[:2]
+    edges = np.cumsum(shares)[:2]
     for value in (0, 1):
         rows = rng.permutation(np.flatnonzero(label == value))
         part[rows] = np.searchsorted(np.rint(edges * len(rows)), np.arange(len(rows)), side="right")
     return part
 
 
-def _deal_groups(counts: np.ndarray, config: SplitConfig, rng: np.random.Generator) -> np.ndarray:
+def _deal_groups(counts: np.ndarray, wanted: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The part of each group: the best of many seeded greedy deals, improved by moving single groups.
 
-    A deal is judged by chi-square: the squared differences between the images of each class in each part and the
-    wanted ones, over the wanted ones. Groups are dealt in random order, the larger rather first, each to the part
-    that lowers it most.
+    counts: images per group and stratum; wanted: per part and stratum. A deal is judged by chi-square: the squared
+    differences between the images of each stratum in each part and the wanted ones, over the wanted ones. Groups are
+    dealt in random order, the larger rather first, each to the part that lowers it most.
     """
-    wanted = _shares(config)[:, None] * counts.sum(0)
+    wanted = np.maximum(wanted, 0.5)  # an empty stratum costs nothing, a stray image in it little
     size = counts.sum(1)
     best, best_cost = np.zeros(len(counts), dtype=np.int64), np.inf
     for _ in range(int(np.clip(3_000 // len(counts), 3, 30))):
@@ -145,18 +253,109 @@ def _chi_square(counts: np.ndarray, part: np.ndarray, wanted: np.ndarray) -> flo
     return float((np.square(held - wanted) / wanted).sum())
 
 
-def _check(label: np.ndarray, part: np.ndarray, config: SplitConfig, where: str, groups: int) -> None:
-    remedy = (
-        f"lower data.split.block (now {config.block}), change data.split.train and val, or add images"
-        if config.protocol == "grouped"
-        else "change data.split.train and val, or add images"
-    )
-    for index, (name, share) in enumerate(zip(SPLITS, _shares(config), strict=True)):
-        mine = label[part == index]
+# ---------------------------------------------------------------- sets
+
+
+def _cut_sets(label: np.ndarray, part: np.ndarray, held: Sequence[Held], config: SplitConfig) -> list[list[str]]:
+    """The names of the sets that each image is in."""
+    shifted = np.any([axis.mask for axis in held], axis=0) if held else np.zeros(len(label), bool)
+    sets: list[list[str]] = [["train"] if mine else [] for mine in (part == 0) & ~shifted]
+    own = config.protocol in AXES
+    for index, name in enumerate(PARTS[1:], start=1):
+        inside = part == index
+        masks = {name: held[0].mask if own else ~shifted}
+        if own:
+            masks[f"{name}/{UNSHIFTED}"] = ~shifted
+        masks |= {f"{name}/{axis.axis}": axis.mask for axis in held[1 if own else 0 :]}
+        for set_name, mask in masks.items():
+            chosen = inside & mask
+            for value in (0, 1):
+                if (label[mask] == value).mean() < 1 - _ONE_SIDED:
+                    chosen |= inside & (label == value) & ~shifted
+            for row in np.flatnonzero(chosen):
+                sets[row].append(set_name)
+    return sets
+
+
+def _keep_budget(sets: list[list[str]], label: np.ndarray, budget: int, rng: np.random.Generator, where: str) -> None:
+    """Leave `budget` images in train, by label as many as its prevalence gives."""
+    train = np.array([names == ["train"] for names in sets])
+    if budget > train.sum():
+        raise InputError(
+            f"{where}: a budget of {budget} training images, but train holds {train.sum()}; lower data.split.budget"
+        )
+    order = rng.permutation(len(label))
+    fractured = round(budget * label[train].mean())
+    for value, keep in ((0, budget - fractured), (1, fractured)):
+        for row in order[(train & (label == value))[order]][keep:]:
+            sets[row].clear()
+
+
+def _check_sizes(part: np.ndarray, wanted: np.ndarray, config: SplitConfig, where: str, groups: int) -> None:
+    for index, name in enumerate(PARTS):
+        share, goal = (part == index).mean(), wanted[index] / len(part)
+        if not 1 / _TOLERANCE <= share / goal <= _TOLERANCE:
+            raise InputError(
+                f"{where}: {len(part)} used images in {groups} groups cannot be split: {name} would hold {share:.0%} "
+                f"of the images instead of {goal:.0%}; {_remedy(config)}"
+            )
+
+
+def _check_classes(sets: list[list[str]], label: np.ndarray, config: SplitConfig, where: str) -> None:
+    for name in ("train", *validation_sets(config), *(n.replace("val", "test", 1) for n in validation_sets(config))):
+        mine = label[[name in names for names in sets]]
         if len(set(mine)) < 2:
-            fault = f"{name} would hold {int((mine == 0).sum())} images not fractured and {int(mine.sum())} fractured"
-        elif not 1 / _TOLERANCE <= len(mine) / (share * len(label)) <= _TOLERANCE:
-            fault = f"{name} would hold {len(mine) / len(label):.0%} of the images instead of {share:.0%}"
-        else:
-            continue
-        raise InputError(f"{where}: {len(label)} used images in {groups} groups cannot be split: {fault}; {remedy}")
+            raise InputError(
+                f"{where}: {len(label)} used images cannot be split: {name} would hold {int((mine == 0).sum())} images "
+                f"not fractured and {int(mine.sum())} fractured; {_remedy(config)}"
+            )
+
+
+def _remedy(config: SplitConfig) -> str:
+    if config.protocol == "random":
+        return "change data.split.train and val, or add images"
+    if config.protocol == "kfold":
+        return f"lower data.split.folds (now {config.folds}) or data.split.block (now {config.block_size})"
+    hold = ", hold out something else" if config.held_out else ""
+    return f"lower data.split.block (now {config.block_size}), change data.split.train and val{hold}, or add images"
+
+
+# ---------------------------------------------------------------- a split from a file
+
+
+def _taken_over(manifest: Manifest, path: str) -> Manifest:
+    """The groups and sets of the manifest at `path`, for the same pictures under the same ids."""
+    stored = Manifest.read(path).table.set_index("image_id")
+    table = manifest.table.copy()
+    table["group"] = table["split"] = ""
+    dealt = stored[stored["split"] != ""]
+    used = manifest.used
+    absent = dealt.index.difference(used["image_id"])
+    if len(absent):
+        raise InputError(
+            f"{path}: deals {len(absent)} images that {manifest.root} does not hold or use, such as {absent[0]}; "
+            "give the data it was made from"
+        )
+    known = used[used["image_id"].isin(stored.index)]
+    there = stored.loc[known["image_id"]]
+    changed = (there["pixel_hash"].to_numpy() != known["pixel_hash"].to_numpy()) | (
+        there["label"].to_numpy() != known["label"].to_numpy()
+    )
+    if changed.any():
+        raise InputError(
+            f"{path}: {changed.sum()} images have other pixels or another label than in {manifest.root}, such as "
+            f"{there.index[changed][0]}; give the data it was made from, or make the split anew"
+        )
+    for column in ("group", "split"):
+        table.loc[known.index, column] = there[column].to_numpy()
+    return replace(manifest, table=table)
+
+
+@lru_cache(maxsize=8)
+def _stored_sets(path: str) -> tuple[str, ...]:
+    found = sets_named(Manifest.read(path).table["split"])
+    if not {"train", "val"} <= set(found):
+        raise InputError(
+            f"{path}: no train and val in it; write a split with `python -m fracray.data check DATA --manifest {path}`"
+        )
+    return tuple(name for name in found if name.partition("/")[0] == "val")

@@ -18,6 +18,7 @@ import numpy as np
 from fracray.config import AugmentConfig, Config
 from fracray.data.augment import Augmenter
 from fracray.data.ingest import ShardFile, Shards
+from fracray.data.manifest import in_set, part_of, sets_named
 
 SHUFFLE_WINDOW = 64  # shards mixed with each other at a time; a set of fewer shards is shuffled as a whole
 BATCHES_PER_TASK = 8
@@ -44,7 +45,8 @@ class Plan:
     """What a stream delivers: which rows, in what order, cut into which batches for which rank."""
 
     train_rows: np.ndarray
-    val_rows: np.ndarray
+    val_rows: np.ndarray  # of every validation set, each once
+    val_sets: dict[str, np.ndarray]  # the rows of each set by its name: 'val', 'val/view', ...
     labels: np.ndarray  # of every row of the shard set, (N,) float32
     batch_size: int  # over all ranks
     strengths: AugmentConfig
@@ -248,10 +250,11 @@ def ahead(produce: Callable[[], Iterator[Batch]], depth: int = PREFETCHED_BATCHE
 
 def make_plan(config: Config, table: Any, shards: Shards, rank: int = 0, world: int = 1) -> Plan:
     """The plan of a config over a prepared table (a row per image of the shard set, with `label` and `split`)."""
-    split = table["split"].to_numpy()
+    split = table["split"]
     return Plan(
-        train_rows=np.flatnonzero(split == "train"),
-        val_rows=np.flatnonzero(split == "val"),
+        train_rows=np.flatnonzero(in_set(split, "train")),
+        val_rows=np.flatnonzero((part_of(split) == "val").to_numpy()),
+        val_sets={name: np.flatnonzero(in_set(split, name)) for name in sets_named(split) if name[:3] == "val"},
         labels=table["label"].to_numpy().astype(np.float32),
         batch_size=config.train.batch_size,
         strengths=config.augment,

@@ -285,7 +285,7 @@ def test_baselines_without_numbers_classes_or_parts():
     named = table.assign(image_id=[f"{name}-left" for name in table["image_id"]])
     assert {score.name for score in no_pixel_baselines(named)} == {"majority", "tags"}
     one_class = table.assign(label=np.where(table["split"] == "test", 1, table["label"]))
-    assert all(np.isnan(score.auroc) for score in no_pixel_baselines(one_class, parts=("test",)))
+    assert all(np.isnan(score.auroc) for score in no_pixel_baselines(one_class, sets=("test",)))
     assert {score.part for score in no_pixel_baselines(table[table["split"] != "val"])} == {"test"}
     assert no_pixel_baselines(table[table["split"] == "test"]) == ()
     untaught = table.assign(label=np.where(table["split"] == "train", 0, table["label"]))

@@ -1,0 +1,130 @@
+"""The datasheet of a prepared set: what data.json says, in Markdown for people.
+
+After "Datasheets for Datasets" (Gebru et al., Communications of the ACM 2021, doi 10.1145/3458723). Takes the tree of
+`Prepared.summary` and nothing else, so that the two cannot disagree.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+MOST_NOTES = 200  # notes on single images that are listed; the manifest holds all of them
+
+_MEANING = {
+    "found": "images found, listed or on disk",
+    "missing": "listed, but no file",
+    "unlisted": "a file that no table or class folder names",
+    "unreadable": "not an image, or too large",
+    "truncated": "cut short",
+    "conflict": "evidence or identical pictures disagree on the label",
+    "duplicate": "identical to an image that is used",
+    "used": "images used",
+}
+
+
+def datasheet(summary: Mapping[str, Any]) -> str:
+    """Markdown from the tree of `Prepared.summary`, which is also what data.json holds."""
+    parts = [
+        f"# Datasheet: {_cell(summary['origin'])}",
+        _facts(summary),
+        "## From files found to images used",
+        _table(("images", "what became of them"), [(f"{count:,}", _MEANING[name]) for name, count in _flow(summary)]),
+    ]
+    if summary["parts"]:
+        parts += ["## Parts", _parts(summary)]
+        parts += [f"- {note}" for note in summary["split"]]
+    for name, cells in summary["prevalence"].items():
+        parts += [f"## Fractured by {name}", _prevalence(cells)]
+    parts += ["## What no pixel is needed for", _baselines(summary["baselines"])]
+    parts += ["## Known defects", *(_defects(summary) or ["None found."])]
+    return "\n\n".join(_joined(parts)) + "\n"
+
+
+def _facts(summary: Mapping[str, Any]) -> str:
+    rows = [
+        ("origin", summary["origin"]),
+        ("licence", summary["licence"]),
+        ("data (sha256 of ids, files and labels)", f"`{summary['fingerprint']}`"),
+        ("split (sha256 of ids and sets)", f"`{summary['split_fingerprint']}`"),
+        ("images used", f"{summary['flow']['used']:,}"),
+        ("fractured", f"{summary['fractured']:,} ({summary['fractured'] / summary['flow']['used']:.1%})"),
+        ("groups that never straddle two parts", f"{summary['groups']:,}"),
+        ("prepared as", f"gray, letterboxed to {summary['size']} x {summary['size']} pixels, 8 bit"),
+    ]
+    return _table(("", ""), rows)
+
+
+def _flow(summary: Mapping[str, Any]) -> list[tuple[str, int]]:
+    return [(name, count) for name, count in summary["flow"].items() if count or name in ("found", "used")]
+
+
+def _parts(summary: Mapping[str, Any]) -> str:
+    rows = [
+        (name, f"{part['images']:,}", f"{part['fractured']:,}", _share(part), f"{part['groups']:,}")
+        for name, part in summary["parts"].items()
+    ]
+    if summary["unused"]:
+        rows.append(("unused", f"{summary['unused']:,}", "", "", ""))
+    return _table(("set", "images", "fractured", "prevalence", "groups"), rows)
+
+
+def _prevalence(cells: Mapping[str, Mapping[str, int]]) -> str:
+    rows = [
+        (name or "unknown", f"{cell['images']:,}", f"{cell['fractured']:,}", _share(cell))
+        for name, cell in cells.items()
+    ]
+    return _table(("", "images", "fractured", "prevalence"), rows)
+
+
+def _baselines(baselines: Sequence[Mapping[str, Any]]) -> str:
+    if not baselines:
+        return "Not measured: there is no training part to fit a predictor to."
+    rows = [
+        (one["part"], one["name"], *(_number(one[key]) for key in ("accuracy", "balanced_accuracy", "auroc")))
+        for one in baselines
+    ]
+    return _table(("set", "predictor", "accuracy", "balanced accuracy", "AUROC"), rows)
+
+
+def _defects(summary: Mapping[str, Any]) -> list[str]:
+    flow = summary["flow"]
+    causes = ("missing", "unlisted", "unreadable", "truncated", "conflict", "duplicate")
+    found = [f"- {flow[name]:,} {name}: {_MEANING[name]}" for name in causes if flow[name]]
+    if summary["near_duplicates"]["sets"]:
+        near = summary["near_duplicates"]
+        found.append(f"- {near['sets']:,} sets of exact or near duplicates among {near['images']:,} used images")
+    if summary["straddling"]:
+        found.append(f"- {summary['straddling']:,} groups, patients or sets of duplicates straddle two parts")
+    notes = summary["notes"]
+    found += [f"- {_cell(note)}" for note in notes[:MOST_NOTES]]
+    if len(notes) > MOST_NOTES:
+        found.append(f"- and notes on {len(notes) - MOST_NOTES:,} more images, in the manifest")
+    return found
+
+
+def _share(part: Mapping[str, int]) -> str:
+    return f"{part['fractured'] / part['images']:.1%}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """One line that Markdown shows as it stands: file names may hold anything."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _joined(parts: Sequence[str]) -> list[str]:
+    """List items follow each other without a blank line."""
+    joined: list[str] = []
+    for part in parts:
+        if part.startswith("- ") and joined and joined[-1].startswith("- "):
+            joined[-1] += f"\n{part}"
+        else:
+            joined.append(part)
+    return joined
