@@ -13,23 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
-from rich.progress import track
 
 from fracray.checkpoint import Card, Checkpoint, load_checkpoint
 from fracray.cluster import connect
 from fracray.config import Config, nearest
+from fracray.data.corruptions import SEVERITIES
 from fracray.data.ingest import Shards
-from fracray.data.prepare import Prepared, prepare
+from fracray.data.prepare import Prepared, prepare, progress_bar, shards_at
 from fracray.data.shortcuts import mean_baselines
 from fracray.errors import InputError, run_verb
-from fracray.fit import pick_device, pick_precision
 from fracray.metrics import Interval, bootstrap
+from fracray.network import network, predict
 from fracray.run import BEST, Folder, data_source
-from fracray.show import new_console, say_few_groups, say_flow, say_phantom, scores_table, sets_table
-
-BATCH = 64
+from fracray.shifts import Judged, ShiftScores, read_severities, score_shifts
+from fracray.show import new_console, say_few_groups, say_flow, say_phantom, say_shifts, scores_table, sets_table
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
         "  python -m fracray.evaluate checkpoints/t0007 --data FracAtlas --split test\n"
         "  python -m fracray.evaluate runs/first --json scores.json\n"
         "  python -m fracray.evaluate checkpoints/t0007 --data other-hospital --split all\n"
+        "  python -m fracray.evaluate checkpoints/t0007 --shifts --reference checkpoints/t0000 --json shifts.json\n"
         "  python -m fracray.evaluate runs/fold0 runs/fold1 runs/fold2 runs/fold3 runs/fold4\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -60,7 +59,19 @@ def parser() -> argparse.ArgumentParser:
         "never saw",
     )
     cli.add_argument("--json", metavar="FILE", help="also write the scores and every image's probability as JSON")
-    cli.add_argument("--seed", type=int, default=0, help="of the bootstrap (default %(default)s)")
+    cli.add_argument(
+        "--shifts",
+        action="store_true",
+        help="also the shift suite: balanced error under 21 corruptions (exposure, noise, blur, positioning, ...) at "
+        "severities 1 to 5",
+    )
+    cli.add_argument(
+        "--reference",
+        metavar="CHECKPOINT",
+        help="with --shifts: a model on the same data to measure against, for MedMNIST-C's relative balanced error",
+    )
+    cli.add_argument("--severities", metavar="LIST", help="with --shifts: some of 1,2,3,4,5 (default: all)")
+    cli.add_argument("--seed", type=int, default=0, help="of the bootstrap and the shifts (default %(default)s)")
     cli.add_argument("--address", help="a Ray cluster for the preparation (default: a local one)")
     return cli
 
@@ -89,10 +100,16 @@ class Scored:
 def main(argv: Sequence[str]) -> None:
     args = parser().parse_args(argv)
     console = new_console()
+    if not args.shifts and (args.reference or args.severities):
+        raise InputError(f"{'--reference' if args.reference else '--severities'}: only with --shifts")
+    severities = read_severities(args.severities) if args.severities else SEVERITIES
     checkpoints = [open_checkpoint(location) for location in args.checkpoint]
     card = checkpoints[0].card
     if len(checkpoints) > 1:
+        if args.shifts:
+            raise InputError("--shifts: scores one checkpoint at a time; name a single one")
         _check_folds(args, [checkpoint.card for checkpoint in checkpoints])
+    reference = open_checkpoint(args.reference) if args.reference else None
     source = data_source(args.data) if args.data else card.config.data.source
     config = card.config.with_leaves({"data.source": source}, "--data")
     if not args.data:
@@ -104,6 +121,7 @@ def main(argv: Sequence[str]) -> None:
         for checkpoint in checkpoints[1:]:
             fold = prepare(checkpoint.card.config.data, console)
             scored.append(_score(checkpoint, fold, part, console))
+        other = shards_at(prepared, reference.card.config.data.size, console) if reference else None
     pooled = _pool([one for one, _ in scored])
     intervals = pooled.intervals(args.seed)
     threshold = f"decision threshold {card.threshold:.3f}" if len(scored) == 1 else "each fold's decision threshold"
@@ -121,8 +139,25 @@ def main(argv: Sequence[str]) -> None:
         console.print(
             "note: 'all' holds the images that this checkpoint was trained on; its scores flatter", style="yellow"
         )
+    shifts = None
+    if args.shifts:
+        if reference is not None:
+            _refuse_seen(reference, args.reference, card, pooled)
+        with progress_bar(console, "scoring corrupted radiographs") as step:
+            shifts = score_shifts(
+                _judged(checkpoints[0], prepared.shards),
+                pooled.rows,
+                prepared.table["image_id"].iloc[pooled.rows].tolist(),
+                pooled.labels,
+                pooled.groups,
+                severities,
+                _judged(reference, other) if reference and other else None,
+                args.seed,
+                step,
+            )
+        say_shifts(console, shifts)
     if args.json:
-        _write_json(Path(args.json), args.checkpoint, checkpoints, part, pooled, beside)
+        _write_json(Path(args.json), args.checkpoint, checkpoints, part, pooled, beside, shifts)
         console.print(f"written: {args.json}")
 
 
@@ -224,27 +259,28 @@ def _prepare(config: Config, trained_on: str, split: str | None, console: Consol
     return prepare(config.data, console, split=False), "all"
 
 
-def predict(checkpoint: Checkpoint, shards: Shards, rows: np.ndarray, console: Console) -> np.ndarray:
-    """Logits (n,) float32 of these rows of a shard set, a shard at a time."""
-    device = pick_device()
-    precision = pick_precision(checkpoint.card.config, device)
-    model = checkpoint.model.to(device)
-    if checkpoint.card.config.train.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    wanted = np.zeros(shards.count, dtype=bool)
-    wanted[rows] = True
-    logits = np.full(shards.count, np.nan, dtype=np.float32)
-    for file in track(shards.files, "scoring", console=console, transient=True):
-        inside = np.flatnonzero(wanted[file.first : file.first + file.count])
-        images = shards.read_file(file)[inside] if len(inside) else np.empty((0,))
-        for start in range(0, len(inside), BATCH):
-            batch = torch.from_numpy(images[start : start + BATCH]).unsqueeze(1).to(device)
-            with (
-                torch.inference_mode(),
-                torch.autocast(device.type, torch.bfloat16, enabled=precision is torch.bfloat16),
-            ):
-                logits[file.first + inside[start : start + BATCH]] = model(batch).float().cpu().numpy()
-    return logits[rows]
+def _judged(checkpoint: Checkpoint, shards: Shards) -> Judged:
+    run, card = network(checkpoint), checkpoint.card
+    return Judged(shards, lambda images: card.calibration.apply(run(images)), card.threshold)
+
+
+def _seen(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray) -> np.ndarray:
+    """Which of these rows' pictures the checkpoint was trained or validated on, (n,) bool, as far as it says."""
+    known = set() if checkpoint.seen is None else set(checkpoint.seen["pixel_hash"]) - {""}
+    return prepared.table["pixel_hash"].iloc[rows].isin(known).to_numpy()
+
+
+def _refuse_seen(reference: Checkpoint, name: str, card: Card, scored: Scored) -> None:
+    """InputError where a reference trained on another split has seen radiographs that it is to be scored on."""
+    same_data = reference.card.data_fingerprint == card.data_fingerprint
+    if same_data and reference.card.config.data.split == card.config.data.split:
+        return
+    seen = _seen(reference, scored.prepared, scored.rows)
+    if seen.any():
+        raise InputError(
+            f"--reference {name}: was trained or validated on {seen.sum()} of these {len(seen)} radiographs; name a "
+            "model of the same split"
+        )
 
 
 def _unseen(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray, console: Console) -> np.ndarray:
@@ -252,8 +288,7 @@ def _unseen(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray, consol
     if checkpoint.seen is None:
         console.print("note: the checkpoint does not say which images it has seen; make sure that none is among these")
         return rows
-    known = set(checkpoint.seen["pixel_hash"]) - {""}
-    seen = prepared.table["pixel_hash"].iloc[rows].isin(known).to_numpy()
+    seen = _seen(checkpoint, prepared, rows)
     if seen.all():
         raise InputError(
             f"{prepared.config.source}: each of its {len(rows)} radiographs was trained or validated on; "
@@ -280,6 +315,7 @@ def _write_json(
     part: str,
     scored: Scored,
     sets: dict[str, dict[str, Interval]],
+    shifts: ShiftScores | None,
 ) -> None:
     table = scored.prepared.table.iloc[scored.rows]
     tree: dict[str, Any] = {
@@ -305,6 +341,8 @@ def _write_json(
             )
         ],
     }
+    if shifts is not None:
+        tree["shifts"] = shifts.as_dict()
     try:
         path.write_text(json.dumps(tree, indent=1, allow_nan=False) + "\n")
     except OSError as error:

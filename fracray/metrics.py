@@ -181,7 +181,7 @@ def bootstrap(
     values = ranked.scores(np.ones((1, ranked.n)))
     drawn = [ranked.scores(weights) for weights in _resamples(groups, ranked.n, repeats, seed)]
     return {
-        name: _interval(float(values[name][0]), np.concatenate([part[name] for part in drawn]), level)
+        name: percentile_interval(float(values[name][0]), np.concatenate([part[name] for part in drawn]), level)
         if drawn
         else Interval(float(values[name][0]), math.nan, math.nan)
         for name in METRICS
@@ -210,7 +210,28 @@ def paired_gain(
     ones = np.ones((1, a.n))
     value = float(a.scores(ones)[metric][0] - b.scores(ones)[metric][0])
     drawn = [a.scores(w)[metric] - b.scores(w)[metric] for w in _resamples(groups, a.n, repeats, seed)]
-    return _interval(value, np.concatenate(drawn), level) if drawn else Interval(value, math.nan, math.nan)
+    return percentile_interval(value, np.concatenate(drawn), level) if drawn else Interval(value, math.nan, math.nan)
+
+
+def balanced_errors(
+    labels: npt.ArrayLike, called: npt.ArrayLike, groups: npt.ArrayLike, repeats: int = 1000, seed: int = 0
+) -> tuple[Array, Array]:
+    """1 - balanced accuracy of k ways to call the same images: (k,) as they are, (repeats, k) on resamples of groups.
+
+    labels (n,) in {0, 1}; called (k, n) bool, True for positive; groups (n,). All k see the same resamples, so that
+    any difference or ratio of columns is paired. nan where a class is missing; no resamples with fewer than two groups.
+    """
+    y = np.asarray(labels, dtype=np.float64)
+    positive = np.asarray(called, dtype=np.float64)
+    assert positive.shape[1:] == y.shape, f"{positive.shape} calls, {y.shape} labels"
+    missed, mistaken = (y * (1 - positive)).T, ((1 - y) * positive).T
+
+    def errors(weights: Array) -> Array:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return (weights @ missed / (weights @ y)[:, None] + weights @ mistaken / (weights @ (1 - y))[:, None]) / 2
+
+    drawn = [errors(weights) for weights in _resamples(groups, len(y), repeats, seed)]
+    return errors(np.ones((1, len(y))))[0], np.concatenate(drawn) if drawn else np.empty((0, len(positive)))
 
 
 def auroc_over_folds(
@@ -239,7 +260,9 @@ def auroc_over_folds(
         drawn.append([ranked.scores(w)["auroc"] for w in _resamples(group[rows], ranked.n, repeats, seed + number)])
     if not all(drawn):
         return Interval(float(np.mean(values)), math.nan, math.nan)
-    return _interval(float(np.mean(values)), np.mean([np.concatenate(parts) for parts in drawn], axis=0), level)
+    return percentile_interval(
+        float(np.mean(values)), np.mean([np.concatenate(parts) for parts in drawn], axis=0), level
+    )
 
 
 def fit_temperature(labels: npt.ArrayLike, logits: npt.ArrayLike) -> Calibration:
@@ -357,7 +380,8 @@ def _resamples(groups: npt.ArrayLike, n: int, repeats: int, seed: int) -> Iterat
         yield counts[:, group_of].astype(np.float64)
 
 
-def _interval(value: float, drawn: Array, level: float) -> Interval:
+def percentile_interval(value: float, drawn: Array, level: float = 0.95) -> Interval:
+    """The percentile interval of an estimate from its resamples (repeats,), nan left out, widened to hold `value`."""
     drawn = drawn[~np.isnan(drawn)]
     if not len(drawn) or math.isnan(value):
         return Interval(value, math.nan, math.nan)

@@ -24,6 +24,7 @@ from fracray.data.splits import leaks
 from fracray.data.verdicts import Verdict, sum_up
 from fracray.metrics import Interval, by_set
 from fracray.run import Folder
+from fracray.shifts import ShiftScores, Summary
 
 FEW_GROUPS = 10  # below this many groups a bootstrap over them understates the uncertainty
 
@@ -184,6 +185,73 @@ def scores_table(scores: Mapping[str, float | Interval], baselines: Sequence[Bas
             cells = [f"{value:.3f}"]
         table.add_row(heading, *cells, *(_cell(getattr(baseline, name, None)) for baseline in beside))
     return table
+
+
+def shifts_table(scores: ShiftScores) -> Table:
+    """Balanced error by corruption and severity, what it adds to the clean one, and how it compares to a reference."""
+    compared = scores.reference is not None
+    table = new_table()
+    table.add_column("corruption", no_wrap=True)
+    if not compared:  # both do not fit in one line
+        table.add_column("imitates", no_wrap=True)
+    for cell in scores.rows[0].cells:
+        table.add_column(f"BE at\n{cell.severity}", justify="right", no_wrap=True)
+    headings = (
+        "mean\nBE",
+        "more than clean\n[95% interval]",
+        "mean\nAUROC",
+        *(("BE/\nref.", "rBE") if compared else ()),
+    )
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    blank = [""] * (len(scores.rows[0].cells) + (not compared))
+    table.add_row("clean", *blank, _cell(scores.clean.balanced_error.value), "", _cell(scores.clean.auroc))
+    for row in scores.rows:
+        words = [] if compared else [row.corruption.words]
+        cells = [_cell(cell.balanced_error.value) for cell in row.cells]
+        table.add_row(row.corruption.name, *words, *cells, *_summary_cells(row.summary))
+    table.add_section()
+    table.add_row("mean of all", *blank, *_summary_cells(scores.overall))
+    return table
+
+
+def _summary_cells(summary: Summary) -> list[str]:
+    excess = summary.excess
+    cells = [
+        _cell(summary.mean.value),
+        f"{excess.value:+.3f} [{excess.low:.3f}, {excess.high:.3f}]",
+        _cell(summary.auroc),
+    ]
+    beside = (summary.normalised, summary.relative)
+    return cells + ["-" if isnan(value.value) else f"{value.value:.2f}" for value in beside if value is not None]
+
+
+def say_shifts(console: Console, scores: ShiftScores) -> None:
+    """The table of the shift suite, and in words which shifts hurt most."""
+    console.print("\nshift suite: balanced error (BE), 0 is perfect and 0.5 is chance, at the same fixed threshold")
+    console.print(shifts_table(scores))
+    worst, clean = scores.worst(), scores.clean
+    if worst:
+        words = [
+            f"{row.corruption.name} (BE {clean.balanced_error.value:.3f} to {row.summary.mean.value:.3f} on average, "
+            f"AUROC {clean.auroc:.3f} to {row.summary.auroc:.3f})"
+            for row in worst[:3]
+        ]
+        said = f"{len(worst)} of {len(scores.rows)} corruptions raise it clearly (interval above 0); most of all"
+        console.print(f"{said} {', '.join(words)}.", soft_wrap=True)
+    else:
+        console.print("no corruption raises it clearly (interval above 0)")
+    console.print(
+        "where BE rises and AUROC does not, the order of the radiographs holds and the threshold is off", soft_wrap=True
+    )
+    if scores.reference is not None:
+        reference = scores.reference
+        console.print(
+            f"reference: clean BE {reference.clean.balanced_error.value:.3f}, mean of all "
+            f"{reference.overall.mean.value:.3f}. BE / ref. and rBE are MedMNIST-C's: below 1 is better than the "
+            f"reference. rBE is given for the {len(reference.worst())} corruptions that clearly hurt the reference",
+            soft_wrap=True,
+        )
 
 
 def sets_table(scores: Mapping[str, Mapping[str, float | Interval]], prepared: Prepared) -> Table:

@@ -108,11 +108,11 @@ FLAGS = {
     "train": "--data --config --workers --cpus-per-worker --gpus-per-worker --epochs --set --storage --name --resume "
     "--address",
     "fetch": "run --top --metric --to",
-    "evaluate": "checkpoint --data --split --json --seed --address",
+    "evaluate": "checkpoint --data --split --json --shifts --reference --severities --seed --address",
     "data download": "--to --version --api",
     "data check": "path --manifest --datasheet --set --address",
     "data audit": "path --json --html --set",
-    "data sheet": "path --to --count --augmented --set --address",
+    "data sheet": "path --to --count --augmented --corrupted --set --address",
     "data phantom": "--to --count --seed",
 }
 MODULES = {"tune": tune, "train": train, "fetch": fetch, "evaluate": evaluate, "data": data}

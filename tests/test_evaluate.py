@@ -3,13 +3,15 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, average_precision_score, brier_score_loss, roc_auc_score
 
-from fracray.checkpoint import read_card, read_predictions
+from fracray.checkpoint import load_checkpoint, read_card, read_predictions, save_checkpoint
 from fracray.config import PhantomConfig
+from fracray.data.corruptions import NAMES
 from fracray.data.phantom import write_phantoms
 from fracray.data.prepare import prepare
 from fracray.errors import InputError
@@ -177,6 +179,60 @@ def test_a_run_is_its_best_checkpoint_and_one_without_names_its_trials(run, tmp_
     shutil.rmtree(unfinished / "best")
     with pytest.raises(InputError, match="t0000"):
         main([str(unfinished)])
+
+
+def test_the_shift_suite_of_the_verb(run, tmp_path, capsys):
+    scores = evaluate(run, tmp_path, "--shifts", "--severities", "1,5", "--reference", str(run))
+    shifts = scores["shifts"]
+    clean = 1 - scores["scores"]["balanced_accuracy"]["value"]
+    assert shifts["clean"]["balanced_error"]["value"] == pytest.approx(clean)
+    assert shifts["clean"]["auroc"] == pytest.approx(scores["scores"]["auroc"]["value"])
+    assert tuple(shifts["corruptions"]) == NAMES
+    for name, row in shifts["corruptions"].items():
+        cells = [cell["balanced_error"]["value"] for cell in row["severities"]]
+        assert [cell["severity"] for cell in row["severities"]] == [1, 5]
+        assert row["mean"]["value"] == pytest.approx(np.mean(cells)), name
+        assert row["excess"]["value"] == pytest.approx(np.mean(cells) - clean), name
+        # Its own reference: as good as itself.
+        assert row["normalised"]["value"] == pytest.approx(1), name
+        assert row["relative"]["value"] in (None, pytest.approx(1)), name
+    assert shifts["reference"]["corruptions"]["inversion"]["mean"] == shifts["corruptions"]["inversion"]["mean"]
+    out = capsys.readouterr().out
+    for words in ("shift suite", "exposure_up", "letterboxed_crop", "rBE", "mean of all", "clearly"):
+        assert words in out
+
+
+def made_of(run, folder, leaves, seen=None):
+    """The same weights, said to be of another config, which have seen other radiographs."""
+    made = load_checkpoint(run)
+    card = replace(made.card, config=made.card.config.with_leaves(leaves))
+    save_checkpoint(folder, made.model.state_dict(), card, seen=made.seen if seen is None else seen)
+    return folder
+
+
+def test_a_reference_of_another_size_is_shown_the_same_radiographs(run, tmp_path):
+    larger = made_of(run, tmp_path / "larger", {"data.size": 40})
+    beside = evaluate(run, tmp_path, "--shifts", "--severities", "3", "--reference", str(larger))["shifts"]["reference"]
+    alone = evaluate(larger, tmp_path, "--shifts", "--severities", "3")["shifts"]
+    assert beside["clean"] == alone["clean"]
+    assert beside["corruptions"] == alone["corruptions"]
+
+
+def test_a_reference_that_has_seen_the_radiographs_is_refused(run, tmp_path):
+    table = prepare(read_card(run).config.data, new_console()).table
+    everything = table[["image_id", "split", "pixel_hash"]].assign(split="train")
+    elsewhere = made_of(run, tmp_path / "elsewhere", {"data.split.seed": 1}, everything)
+    count = (table["split"] == "test").sum()
+    with pytest.raises(InputError, match=rf"--reference .* was trained or validated on {count} of these {count}"):
+        main([str(run), "--shifts", "--reference", str(elsewhere)])
+    unseen = made_of(run, tmp_path / "unseen", {"data.split.seed": 1}, everything[table["split"] != "test"])
+    evaluate(run, tmp_path, "--shifts", "--severities", "1", "--reference", str(unseen))
+
+
+@pytest.mark.parametrize("words", [["--reference", "x"], ["--severities", "1"]])
+def test_what_only_concerns_the_shifts_needs_them(run, words):
+    with pytest.raises(InputError, match="only with --shifts"):
+        main([str(run), *words])
 
 
 @pytest.mark.skipif(

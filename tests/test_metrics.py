@@ -16,6 +16,7 @@ from fracray.metrics import (
     TEMPERATURES,
     Calibration,
     auroc_over_folds,
+    balanced_errors,
     bootstrap,
     choose_threshold,
     fit_temperature,
@@ -227,6 +228,21 @@ def test_paired_gain_is_narrower_than_unpaired_ones():
     assert gain.value == pytest.approx(0.05)
     half = 1.96 * math.sqrt(0.05 * 0.95 / 1000)
     assert (gain.low, gain.high) == pytest.approx((0.05 - half, 0.05 + half), abs=0.003)
+
+
+def test_balanced_errors_are_scikit_learns_on_the_resamples_of_the_bootstrap():
+    rng = np.random.default_rng(1)
+    labels, groups = rng.integers(0, 2, 200), rng.integers(0, 12, 200)
+    probabilities = rng.random((3, 200))
+    values, drawn = balanced_errors(labels, probabilities >= 0.4, groups, repeats=300, seed=5)
+    for called, value, column in zip(probabilities >= 0.4, values, drawn.T, strict=True):
+        assert value == pytest.approx(1 - sk.balanced_accuracy_score(labels, called))
+        interval = bootstrap(labels, called, groups, 0.5, repeats=300, seed=5)["balanced_accuracy"]
+        low, high = np.quantile(1 - column, [0.025, 0.975])
+        assert (min(low, 1 - value), max(high, 1 - value)) == pytest.approx((interval.low, interval.high))
+    none, no_draws = balanced_errors(np.ones(4), np.ones((2, 4), bool), [1, 1, 1, 1])
+    assert np.isnan(none).all()
+    assert no_draws.shape == (0, 2)
 
 
 # ---- calibration

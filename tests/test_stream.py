@@ -7,7 +7,8 @@ import pytest
 
 from fracray.config import AugmentConfig, Config
 from fracray.data.augment import Augmenter, build_pipeline
-from fracray.data.ingest import decode, ingest, letterbox, open_shards
+from fracray.data.ingest import decode, ingest, open_shards
+from fracray.data.letterbox import letterbox
 from fracray.data.manifest import Manifest
 from fracray.data.prepare import prepare
 from fracray.data.stream import MemoryStream, RayStream, ahead, make_plan

@@ -12,6 +12,7 @@ from fracray.cluster import connect
 from fracray.config import Config, PhantomConfig, parse_assignments
 from fracray.data.audit_page import as_html, as_json
 from fracray.data.augment import Augmenter
+from fracray.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from fracray.data.datasheet import datasheet
 from fracray.data.download import API, RELEASES, download
 from fracray.data.findings import find
@@ -32,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
         "  python -m fracray.data check FracAtlas\n"
         "  python -m fracray.data audit FracAtlas --json audit.json --html audit.html\n"
         "  python -m fracray.data sheet FracAtlas --augmented --set augment.rotate=30 --to sheet.png\n"
+        "  python -m fracray.data sheet FracAtlas --corrupted --to faults.png\n"
         "  python -m fracray.data phantom --count 500 --to phantoms\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -62,8 +64,16 @@ def parser() -> argparse.ArgumentParser:
     sheet = verbs.add_parser("sheet", help="a contact sheet of prepared radiographs as a PNG")
     sheet.add_argument("path", help="a FracAtlas folder or zip, or 'phantom'")
     sheet.add_argument("--to", required=True, metavar="FILE.png")
-    sheet.add_argument("--count", type=int, default=48, help="radiographs shown (default %(default)s)")
-    sheet.add_argument("--augmented", action="store_true", help="each with three draws of the training augmentation")
+    sheet.add_argument(
+        "--count", type=int, help="radiographs shown (default 48; 12 with --augmented, 2 with --corrupted)"
+    )
+    drawn = sheet.add_mutually_exclusive_group()
+    drawn.add_argument("--augmented", action="store_true", help="each with three draws of the training augmentation")
+    drawn.add_argument(
+        "--corrupted",
+        action="store_true",
+        help="a row for each corruption of `evaluate --shifts`: each radiograph clean and at severities 1 to 5",
+    )
     for verb in (check, audited, sheet):
         verb.add_argument(
             "--set", action="append", default=[], metavar="PATH=VALUE", help="set one setting; repeatable"
@@ -150,18 +160,29 @@ def _sheet(args: argparse.Namespace) -> None:
     with connect(args.address):
         prepared = prepare(config.data, console)
     images = prepared.shards.load()
-    draws = 4 if args.augmented else 1
-    rows = np.sort(np.random.default_rng(config.train.seed).permutation(len(images))[: max(1, args.count // draws)])
+    names = prepared.table["image_id"].tolist()
+    count = (12 if args.augmented else 2 if args.corrupted else 48) if args.count is None else max(1, args.count)
+    rows = np.sort(np.random.default_rng(config.train.seed).permutation(len(images))[:count])
+    seed, columns = config.train.seed, 8
     tiles, captions = [], []
-    augmenter = Augmenter(config.augment, config.train.seed)
-    for row in rows:
-        label = "fractured" if prepared.table["label"].iloc[row] else ""
-        tiles.append(images[row])
-        captions.append(f"{prepared.table['image_id'].iloc[row]} {label}")
-        for epoch in range(draws - 1):
-            tiles.append(augmenter(images[row], epoch, int(row)))
-            captions.append(f"epoch {epoch + 1}")
-    if not cv2.imwrite(args.to, contact_sheet(tiles, 8, captions)):
+    if args.corrupted:
+        columns = len(rows) * (1 + len(SEVERITIES))
+        for corruption in CORRUPTIONS:
+            for row in rows:
+                tiles.append(images[row])
+                captions.append(corruption.name)
+                for severity in SEVERITIES:
+                    tiles.append(corrupt(images[row], corruption.name, severity, seed, names[row]))
+                    captions.append(f"{severity}: {corruption.values[severity - 1]:.3g}")
+    else:
+        augmenter = Augmenter(config.augment, seed)
+        for row in rows:
+            tiles.append(images[row])
+            captions.append(f"{names[row]} {'fractured' if prepared.table['label'].iloc[row] else ''}")
+            for epoch in range(3 if args.augmented else 0):
+                tiles.append(augmenter(images[row], epoch, int(row)))
+                captions.append(f"epoch {epoch + 1}")
+    if not cv2.imwrite(args.to, contact_sheet(tiles, columns, captions)):
         raise InputError(f"--to {args.to}: cannot be written as a picture; name a .png in a folder that exists")
     console.print(f"written: {args.to}")
 

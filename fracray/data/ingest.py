@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
+from fracray.data.letterbox import letterbox
 from fracray.data.manifest import Manifest
 from fracray.errors import InputError, RunError
 
@@ -70,23 +71,6 @@ class Shards:
         for file in self.files:
             images[file.first : file.first + file.count] = self.read_file(file)
         return images
-
-
-def letterbox(image: np.ndarray, size: int) -> np.ndarray:
-    """Fit a gray image (H, W) uint8 into a (size, size) square, aspect kept, centred on black.
-
-    Shrinking averages over areas, which keeps thin lines as faint ones; enlarging is linear.
-    """
-    height, width = image.shape
-    scale = size / max(height, width)
-    new_width, new_height = max(1, round(width * scale)), max(1, round(height * scale))
-    resized = cv2.resize(
-        image, (new_width, new_height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    )
-    square = np.zeros((size, size), dtype=np.uint8)
-    top, left = (size - new_height) // 2, (size - new_width) // 2
-    square[top : top + new_height, left : left + new_width] = resized
-    return square
 
 
 def decode(data: bytes, longer_side: int, size: int) -> np.ndarray:

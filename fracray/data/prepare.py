@@ -185,6 +185,14 @@ def examined(config: DataConfig, console: Console) -> Manifest:
     return _manifest(root, cache, console)
 
 
+def shards_at(prepared: Prepared, size: int, console: Console) -> Shards:
+    """The same radiographs, row by row, as squares of another side; Ray must be up."""
+    if size == prepared.shards.size:
+        return prepared.shards
+    with progress_bar(console, f"ingesting at {size} px") as step:
+        return ingest(prepared.manifest, size, cache_folder(prepared.config), step)
+
+
 def _phantom(config: DataConfig, cache: Path, console: Console) -> Path:
     folder = cache / f"phantom-v{DRAWING}-{config.phantom.count}-{config.phantom.seed}"
     with progress_bar(console, "drawing phantoms") as step:

@@ -1,0 +1,42 @@
+"""The square that a radiograph is fitted into, and the way back: which part of a square is picture.
+
+Knows gray images and nothing else. Imports neither Torch nor Ray.
+"""
+
+import cv2
+import numpy as np
+
+
+def letterbox(image: np.ndarray, size: int) -> np.ndarray:
+    """Fit a gray image (H, W) uint8 into a (size, size) square, aspect kept, centred on black.
+
+    Shrinking averages over areas, which keeps thin lines as faint ones; enlarging is linear.
+    """
+    height, width = image.shape
+    scale = size / max(height, width)
+    new_width, new_height = max(1, round(width * scale)), max(1, round(height * scale))
+    resized = cv2.resize(
+        image, (new_width, new_height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    )
+    square = np.zeros((size, size), dtype=np.uint8)
+    top, left = (size - new_height) // 2, (size - new_width) // 2
+    square[top : top + new_height, left : left + new_width] = resized
+    return square
+
+
+def picture(square: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of a letterboxed (S, S) uint8 image that hold the picture; all of it where nothing shows.
+
+    A border lies on two opposite sides, equally wide up to a pixel, and is exactly black; black that the picture
+    itself has on one side is picture.
+    """
+    whole = slice(0, len(square))
+    bands = []
+    for axis in (1, 0):
+        lit = np.flatnonzero(square.any(axis=axis))
+        if not len(lit):
+            return whole, whole
+        before, after = int(lit[0]), len(square) - 1 - int(lit[-1])
+        bands.append((before, after))
+    (rows, columns) = (slice(min(b), len(square) - min(min(b) + 1, b[1])) if min(b) else whole for b in bands)
+    return (rows, whole) if min(bands[0]) >= min(bands[1]) else (whole, columns)

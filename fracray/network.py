@@ -1,0 +1,47 @@
+"""A checkpoint as a function from radiographs to logits, on this machine's device.
+
+Knows prepared radiographs; nothing of labels, splits or scores.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from fracray.checkpoint import Checkpoint
+from fracray.data.ingest import Shards
+from fracray.fit import pick_device, pick_precision
+
+BATCH = 64
+
+
+def network(checkpoint: Checkpoint) -> Callable[[np.ndarray], np.ndarray]:
+    """The checkpoint on this machine's device: radiographs (n, S, S) uint8 to logits (n,) float32."""
+    device = pick_device()
+    precision = pick_precision(checkpoint.card.config, device)
+    model = checkpoint.model.to(device)
+    if checkpoint.card.config.train.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+
+    def logits(images: np.ndarray) -> np.ndarray:
+        batch = torch.from_numpy(images).unsqueeze(1).to(device)
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision is torch.bfloat16):
+            return model(batch).float().cpu().numpy()
+
+    return logits
+
+
+def predict(checkpoint: Checkpoint, shards: Shards, rows: np.ndarray, console: Console) -> np.ndarray:
+    """Logits (n,) float32 of these rows of a shard set, a shard at a time."""
+    run = network(checkpoint)
+    wanted = np.zeros(shards.count, dtype=bool)
+    wanted[rows] = True
+    logits = np.full(shards.count, np.nan, dtype=np.float32)
+    for file in track(shards.files, "scoring", console=console, transient=True):
+        inside = np.flatnonzero(wanted[file.first : file.first + file.count])
+        images = shards.read_file(file)[inside] if len(inside) else np.empty((0,))
+        for start in range(0, len(inside), BATCH):
+            logits[file.first + inside[start : start + BATCH]] = run(images[start : start + BATCH])
+    return logits[rows]
