@@ -25,7 +25,7 @@ from fracray.data.imagefile import HEAD, Look, fit_boxes, look
 from fracray.data.manifest import Manifest, file_number
 
 # Part of the key of cached audits: raise it when the same files would be judged otherwise.
-AUDIT_VERSION = 2
+AUDIT_VERSION = 3
 
 LARGE = 1000  # px; FracAtlas' machines deliver either 454 or more than 2,000 on the longer side
 
@@ -59,7 +59,7 @@ def examine(
 ) -> Manifest:
     """Decode every file once, on `workers` threads (default: one per CPU), and judge each alone and against the others.
 
-    Each file alone: truncated; unreadable (no JPEG or PNG, or announced too large, and then not decoded); else
+    Each file alone: truncated; unreadable (no JPEG, PNG or DICOM, or announced too large, and then not decoded); else
     its size, orientation, hashes, and its boxes scaled and turned to the picture as displayed.
     Against the others: the *same picture* is one with equal pixels as displayed, a truncated file whose bytes begin
     another file, or a copy whose every textured tile agrees (encoded again). Where labels differ within a set of same
@@ -73,7 +73,7 @@ def examine(
     rows = [row for row, path in enumerate(table["path"]) if path and cells["status"][row] != "unlisted"]
     paths = [manifest.root / table["path"].iloc[row] for row in rows]
     looks: list[Look] = []
-    # Images near Pillow's own limit are judged here; the filter is set around the pool, for filters are the process's.
+    # Odd files are judged here, not warned of by Pillow or pydicom; set around the pool, for filters are the process's.
     with warnings.catch_warnings(), ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         warnings.simplefilter("ignore")
         for seen in pool.map(look, paths):

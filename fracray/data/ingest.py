@@ -11,6 +11,7 @@ import re
 import shutil
 import threading
 import uuid
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,10 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
+from fracray.data import imagefile
 from fracray.data.manifest import Manifest
 from fracray.errors import InputError, RunError
 
-INGEST_VERSION = 1  # raise it when the pixels of a shard would change
+INGEST_VERSION = 2  # raise it when the pixels of a shard would change
 SHARD_BYTES = 16 * 2**20
 SHARD_ROWS = 512
 
@@ -90,24 +92,17 @@ def letterbox(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def decode(data: bytes, longer_side: int, size: int) -> np.ndarray:
-    """Bytes of an image file to a letterboxed (size, size) uint8 image, EXIF orientation applied.
+    """Bytes of an image file to a letterboxed (size, size) uint8 image, by the decoder of the audit.
 
-    A JPEG several times larger than the target is decoded at a half, quarter or eighth of its scale, which its
-    format allows at less cost. Raises ValueError where the bytes are no image.
+    A JPEG several times larger than the target is decoded at a half, quarter or eighth of its scale. Raises ValueError
+    where the bytes are no whole image.
     """
-    flag = cv2.IMREAD_GRAYSCALE
-    for factor, reduced in (
-        (8, cv2.IMREAD_REDUCED_GRAYSCALE_8),
-        (4, cv2.IMREAD_REDUCED_GRAYSCALE_4),
-        (2, cv2.IMREAD_REDUCED_GRAYSCALE_2),
-    ):
-        if longer_side >= 2 * factor * size:  # still at least twice the target, so that the area filter decides
-            flag = reduced
-            break
-    image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flag)
-    if image is None:
-        raise ValueError("not decodable")
-    return letterbox(image, size)
+    # Still at least twice the target, so that the area filter decides.
+    reduction = next((factor for factor in (8, 4, 2) if longer_side >= 2 * factor * size), 1)
+    found = imagefile.decode(data, reduction)
+    if found.gray is None or found.fault:
+        raise ValueError(found.note or "not decodable")
+    return letterbox(found.gray, size)
 
 
 class UndecodableError(Exception):
@@ -123,6 +118,7 @@ class _DecodeBlock:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         cv2.setNumThreads(1)  # the parallelism is Ray Data's
+        warnings.simplefilter("ignore")  # what the decoders have to say of odd files, the audit says
         images = []
         for path, longer_side in zip(block["path"].to_pylist(), block["longer_side"].to_pylist(), strict=True):
             try:

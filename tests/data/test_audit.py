@@ -14,9 +14,9 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from fracray.data.audit import examine, no_pixel_baselines
+from fracray.data.fracatlas import read_fracatlas
 from fracray.data.imagefile import fit_boxes, upright
 from fracray.data.manifest import Manifest
-from fracray.data.sources import read_fracatlas
 
 
 @pytest.fixture
