@@ -134,10 +134,8 @@ def _import(args: argparse.Namespace) -> None:
         manifest = import_set(args.path, args.to, wishes, step)
     used = manifest.used
     console.print("\n".join(manifest.flow().lines()))
-    patients = used["patient"][used["patient"] != ""]
-    console.print(
-        f"fractured: {used['label'].mean():.1%}; patients: {patients.nunique()} known, of {len(patients)} images"
-    )
+    known = used["patient"][used["patient"] != ""]
+    console.print(f"fractured: {used['label'].mean():.1%}; patients known: {known.nunique()}, of {len(known)} images")
     if manifest.notes():
         console.print(f"notes on {len(manifest.notes())} single images: see the next command")
     console.print(f"written: {args.to}", markup=False, soft_wrap=True)

@@ -27,7 +27,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.filereader import dcmread, read_dataset, read_preamble
 from pydicom.multival import MultiValue
-from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_windowing, get_decoder
+from pydicom.pixels import apply_color_lut, apply_windowing, get_decoder
 from pydicom.pixels.decoders.base import Decoder
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, RLELossless
 
@@ -39,7 +39,7 @@ if sys.modules["dl"] is None:
 # Values that break the standard are read for what they are: pydicom's warnings would quote them, names among them.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
-MAX_HEADER = 2**24  # bytes of a deflated file beyond its pixels; overlays and colour profiles need less
+MAX_HEADER = 2**22  # bytes of a deflated file beyond its pixels; overlays and colour profiles need less
 TAILS = (0.5, 99.5)  # percentiles shown as black and white where a file names no window
 
 _PIXELS = 0x7FE00010
@@ -71,7 +71,7 @@ class DicomError(ValueError):
 
 def is_dicom(head: bytes) -> bool:
     """Whether a file that begins so (132 bytes or more) is DICOM, with its preamble or without one."""
-    return head[128:132] == b"DICM" or head[:4] in (b"\x02\x00\x00\x00", b"\x08\x00\x00\x00", b"\x08\x00\x05\x00")
+    return head[128:132] == b"DICM" or (head[:2] in (b"\x02\x00", b"\x08\x00") and head[3:4] == b"\x00")
 
 
 # ---------------------------------------------------------------- the picture
@@ -100,6 +100,8 @@ def open_picture(data: bytes, max_pixels: int) -> Picture:
     """
     with _judged("not readable as DICOM"):
         dataset = _inflate(data, max_pixels) if _is_deflated(data) else dcmread(BytesIO(data), force=True)
+        if not len(dataset):  # pydicom keeps nothing of a file that ends within an element of unknown length
+            raise DicomError("truncated", "the file ends within its data")
         _announced_bytes(dataset, max_pixels)
         if "PixelData" not in dataset:
             raise DicomError("truncated", "the file ends before its picture")
@@ -123,7 +125,7 @@ def _judged(what: str) -> Iterator[None]:
 
 
 def _is_deflated(data: bytes) -> bool:
-    return DeflatedExplicitVRLittleEndian.encode() + b"\0" in data[:4096]
+    return DeflatedExplicitVRLittleEndian.encode() in data[:4096]
 
 
 def _inflate(data: bytes, max_pixels: int) -> Dataset:
@@ -321,10 +323,15 @@ def _signed_like(value: int, values: np.ndarray) -> int:
 
 def _display(values: np.ndarray, counts: np.ndarray, dataset: Dataset) -> np.ndarray:
     """How bright each stored value is shown, 0 to 1; `counts` says how often each occurs in the picture."""
-    # pydicom's rescale keeps the type of what it is given, so that it is given what it would see in a file.
-    real = apply_modality_lut(values, dataset)
+    real = values
+    if dataset.get("ModalityLUTSequence"):
+        real = _through_lut(values, dataset.ModalityLUTSequence[0])
+    elif dataset.get("RescaleSlope") is not None and dataset.get("RescaleIntercept") is not None:
+        real = values * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
     if dataset.get("VOILUTSequence"):
-        return _voi_lut(real, dataset.VOILUTSequence[0])
+        entries = _through_lut(real, dataset.VOILUTSequence[0])
+        # Descriptors announce 16 bits where the entries use 12: white is the most that the bits in use can say.
+        return entries / (2 ** max(int(entries.max()).bit_length(), 8) - 1)
     if _first(dataset, "WindowCenter") is not None and _first(dataset, "WindowWidth") is not None:
         try:
             with np.errstate(over="ignore"):
@@ -343,21 +350,20 @@ def _first(dataset: Dataset, name: str) -> Any:
     return (value[0] if len(value) else None) if isinstance(value, MultiValue) else value
 
 
-def _voi_lut(real: np.ndarray, item: Dataset) -> np.ndarray:
-    """Values through a VOI LUT. (pydicom's apply_voi wraps its index at 256 where entries are of 8 bits.)"""
+def _through_lut(values: np.ndarray, item: Dataset) -> np.ndarray:
+    """Values through a modality or VOI LUT: integers. (pydicom 3.0's own wrap at 256 where entries have 8 bits, and
+    take no modality LUT of 10 to 14.)"""
     entries, first, _ = (int(number) for number in item.LUTDescriptor)
     entries = entries or 2**16
-    if first >= 2**15 and real.min() < 0:
+    if first >= 2**15 and values.min() < 0:
         first -= 2**16
     data = item.LUTData
     if isinstance(data, bytes):
         lut = np.frombuffer(data, np.uint8 if len(data) < 2 * entries else "<u2")
     else:
         lut = np.asarray(data, dtype=np.int64) & 0xFFFF
-    lut = lut[:entries]
-    # Descriptors announce 16 bits where the entries use 12: white is the largest value of the bits that are in use.
-    white = 2 ** max(int(lut.max()).bit_length(), 8) - 1
-    return lut[np.clip(np.floor(real).astype(np.int64) - first, 0, len(lut) - 1)] / white
+    lut = lut[:entries].astype(np.int64)
+    return lut[np.clip(np.floor(values).astype(np.int64) - first, 0, len(lut) - 1)]
 
 
 def stretch(values: np.ndarray, counts: np.ndarray) -> np.ndarray:

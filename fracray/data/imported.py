@@ -11,6 +11,7 @@ import os
 import shutil
 import unicodedata
 import uuid
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -76,7 +77,10 @@ def import_set(
         partial.mkdir(parents=True)
         root = _open(source, partial)
         salt = read_salt(wishes.salt) if wishes.salt else new_salt(partial / SALT)
-        manifest = _stamped(examine(_read(root, wishes, Pseudonyms(salt)), progress))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom's, of odd headers: they quote what they find
+            manifest = _read(root, wishes, Pseudonyms(salt))
+        manifest = _stamped(examine(manifest, progress))
         if manifest.used.empty:
             raise InputError(
                 f"{source}: no usable radiograph in it ({manifest.flow().summary()}){_first_note(manifest)}"
@@ -300,14 +304,18 @@ def _key(image: str, root: Path) -> str:
 
 
 def _first_said(record: Record) -> _Said:
-    return _Said(frozenset() if record.label is None else frozenset({record.label}), record)
+    labels = frozenset() if record.label is None else frozenset({record.label})
+    return _Said(labels, record, _again(labels) if record.times > 1 else "")
 
 
 def _said_again(said: _Said, record: Record) -> _Said:
     """The first record stands; every label counts."""
     labels = said.labels | (frozenset() if record.label is None else {record.label})
-    words = "with the other label" if len(labels) == 2 else "with the same label"
-    return replace(said, labels=labels, note=f"listed again {words}")
+    return replace(said, labels=labels, note=_again(labels))
+
+
+def _again(labels: frozenset[int]) -> str:
+    return f"listed again with the {'other' if len(labels) == 2 else 'same'} label"
 
 
 def _placeholder(files: Sequence[PictureFile]) -> str:

@@ -7,7 +7,6 @@ temporary name and renamed when whole, so a folder that exists is complete. Know
 import hashlib
 import json
 import os
-import re
 import shutil
 import threading
 import uuid
@@ -138,7 +137,8 @@ def fingerprint(manifest: Manifest, size: int) -> str:
 def ingest(manifest: Manifest, size: int, cache: Path, progress: Progress | None = None) -> Shards:
     """Find the shards of these radiographs at this size in `cache`, or write them with Ray Data.
 
-    Raises InputError where no radiograph is usable, RunError where a file changed or vanished meanwhile.
+    Raises InputError where no radiograph is usable or the disk is full, RunError where a file changed or vanished
+    meanwhile.
     """
     folder = cache / "shards" / fingerprint(manifest, size)
     if not folder.is_dir():
@@ -167,10 +167,9 @@ def _write(manifest: Manifest, size: int, folder: Path, progress: Progress | Non
         }
     )
     blocks = [work.slice(start, rows_per_file) for start in range(0, len(used), rows_per_file)]
-    folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.partial")
-    partial.mkdir()
     try:
+        partial.mkdir(parents=True)
         dataset = ray.data.from_arrow(blocks).map_batches(
             _DecodeBlock(str(manifest.root), size), batch_format="pyarrow", batch_size=None, zero_copy_batch=True
         )
@@ -186,9 +185,10 @@ def _write(manifest: Manifest, size: int, folder: Path, progress: Progress | Non
         index = {"size": size, "files": [asdict(file) for file in files]}
         (partial / "index.json").write_text(json.dumps(index, indent=1))
         _rename(partial, folder)
-    except OSError as error:
-        raise RunError(f"{partial}: cannot write shards: {error}; free space or choose another data.cache") from None
-    except ray.exceptions.RayTaskError as error:
+    except (OSError, ray.exceptions.RayTaskError) as error:
+        if isinstance(error, OSError):  # a task's too: Ray raises it as what it was
+            fault = f"{folder.parent}: cannot write shards: {_reason(error)}"
+            raise InputError(f"{fault}; free space or choose another data.cache") from None
         raise RunError(_reason(error)) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -196,8 +196,8 @@ def _write(manifest: Manifest, size: int, folder: Path, progress: Progress | Non
 
 def _reason(error: BaseException) -> str:
     """What the task itself said: Ray hands the error of a task on as the text of its traceback."""
-    said = re.search(rf"{UndecodableError.__name__}: (.+)", str(error))
-    return said[1] if said else str(error).strip().splitlines()[-1]
+    _, named, said = str(error).rpartition(f"{UndecodableError.__name__}: ")
+    return said.strip() if named else str(error).strip().splitlines()[-1]
 
 
 def _rename(partial: Path, folder: Path) -> None:

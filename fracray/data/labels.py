@@ -61,10 +61,11 @@ _SEXES = {"f": "F", "female": "F", "w": "F", "m": "M", "male": "M", "o": "O", "o
 class Record:
     """What the table says of an image, first in its row `row` (the first below the header is 1); '' where nothing.
 
-    label: 1 fractured, 0 not, None where the cell is empty. age: years, or nan.
+    times: how many rows say the same. label: 1 fractured, 0 not, None where the cell is empty. age: years, or nan.
     """
 
     row: int
+    times: int
     image: str
     label: int | None
     patient: str
@@ -88,7 +89,7 @@ class LabelTable:
     negative: frozenset[str]
 
     def records(self) -> Iterator[Record]:
-        """The rows in order; of those that are equal within a block, the first.
+        """The rows, those that are equal within a block as one, block by block.
 
         InputError for a table that cannot be parsed, is not UTF-8, or holds a label that is neither.
         """
@@ -105,19 +106,20 @@ class LabelTable:
                     table = pa.Table.from_batches([batch])
                     table = table.append_column("row", pa.array(range(start, start + len(table)), pa.int64()))
                     start += len(table)
-                    firsts = table.group_by(wanted, use_threads=False).aggregate([("row", "min")])
+                    firsts = table.group_by(wanted, use_threads=False).aggregate([("row", "min"), ("row", "count")])
                     for cells in firsts.to_pylist():
-                        yield self._record(cells["row_min"], cells)
+                        yield self._record(cells["row_min"], cells["row_count"], cells)
         except (pa.ArrowInvalid, OSError) as error:
             said = str(error).splitlines()[0]
             if "UTF8" in said:
                 raise InputError(f"{self.path}: not UTF-8; save the table as CSV in UTF-8") from None
             raise InputError(f"{self.path}, after row {start - 1}: not readable as CSV: {said}") from None
 
-    def _record(self, row: int, cells: Mapping[str, str]) -> Record:
+    def _record(self, row: int, times: int, cells: Mapping[str, str]) -> Record:
         said = {field: cells[self.columns[field]].strip() if field in self.columns else "" for field in FIELDS}
         return Record(
             row=row,
+            times=times,
             image=said["image"],
             label=self._label(row, said["label"]),
             patient=said["patient"],
