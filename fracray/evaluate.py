@@ -43,7 +43,9 @@ def parser() -> argparse.ArgumentParser:
     )
     cli.add_argument("checkpoint", help="a checkpoint folder, or a run (its best checkpoint), as a path or URI")
     cli.add_argument(
-        "--data", metavar="PATH", help="a FracAtlas-layout folder or zip (default: what it was trained on)"
+        "--data",
+        metavar="PATH",
+        help="FracAtlas-layout folder or zip, or an imported set (default: what it was trained on)",
     )
     cli.add_argument(
         "--split", choices=("test", "val", "all"), help="default: test; all, for data that the training never saw"

@@ -110,6 +110,7 @@ FLAGS = {
     "fetch": "run --top --metric --to",
     "evaluate": "checkpoint --data --split --json --seed --address",
     "data download": "--to --version --api",
+    "data import": "path --to --labels --column --positive --negative --classes --salt",
     "data check": "path --manifest --set --address",
     "data sheet": "path --to --count --augmented --set --address",
     "data phantom": "--to --count --seed",

@@ -156,7 +156,8 @@ def _listing_key(root: Path) -> str:
     for folder, folders, files in os.walk(root):
         folders.sort()
         for name in sorted(files):
-            stat = os.stat(os.path.join(folder, name), follow_symlinks=False)
+            path = os.path.join(folder, name)
+            stat = os.stat(path, follow_symlinks=os.path.exists(path))  # of what a link leads to, where it leads
             digest.update(f"{folder}/{name}:{stat.st_size}:{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]
 

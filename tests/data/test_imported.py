@@ -1,6 +1,5 @@
 """`data import`: every kind of source, what the set holds, and each bad input's one error, through the verb."""
 
-import json
 import os
 import shutil
 import stat
@@ -270,15 +269,6 @@ def stored(bring, tmp_path):
     (root / "labels.csv").write_text("image,label,patient\n" + rows)
     bring(root)
     return tmp_path / "set"
-
-
-def test_an_imported_set_is_trained_on(ray_local, stored, tmp_path, monkeypatch):
-    from fracray import train
-
-    monkeypatch.chdir(tmp_path)
-    small = ["--set", "data.size=32", "--set", "data.split.block=1", "--set", "model.width=4"]
-    assert run_verb(train.main, ["--data", str(stored), "--epochs", "1", "--name", "t", *small]) == 0
-    assert json.loads((tmp_path / "runs/t/data.json").read_text())["flow"]["used"] == 24
 
 
 def test_a_copied_file_is_the_same_a_changed_or_vanished_one_is_named(stored, tmp_path):
