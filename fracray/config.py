@@ -134,7 +134,9 @@ class PhantomConfig(Section):
 class DataConfig(Section):
     """Which radiographs, at which geometry, divided how."""
 
-    source: str = Field(PHANTOM, description="'phantom', or the path of a FracAtlas folder or zip")
+    source: str = Field(
+        PHANTOM, description="'phantom', or the path of a FracAtlas folder or zip, or of an imported set"
+    )
     size: int = Field(128, ge=32, le=2048, description="side of the square, letterboxed image, in pixels")
     split: SplitConfig = SplitConfig()
     phantom: PhantomConfig = PhantomConfig()

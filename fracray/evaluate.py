@@ -50,7 +50,9 @@ def parser() -> argparse.ArgumentParser:
         "kfold division, are scored each on its own test fold and pooled",
     )
     cli.add_argument(
-        "--data", metavar="PATH", help="a FracAtlas-layout folder or zip (default: what it was trained on)"
+        "--data",
+        metavar="PATH",
+        help="FracAtlas-layout folder or zip, or an imported set (default: what it was trained on)",
     )
     cli.add_argument(
         "--split",

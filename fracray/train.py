@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         "  python -m fracray.train --name first --resume\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    cli.add_argument("--data", metavar="PATH", help="a FracAtlas folder or zip; default: the embedded phantom set")
+    cli.add_argument("--data", metavar="PATH", help="FracAtlas (folder, zip) or an imported set; default: phantoms")
     cli.add_argument("--config", metavar="FILE", help="a config tree in YAML (a run's config.yaml), or a checkpoint")
     cli.add_argument("--workers", type=int, default=1, help="processes that train together (default %(default)s)")
     cli.add_argument("--cpus-per-worker", type=float, help="default: the cluster's CPUs divided by the workers")

@@ -57,7 +57,7 @@ def examine(
 ) -> Manifest:
     """Decode every file once, on `workers` threads (default: one per CPU), and judge each alone and against the others.
 
-    Each file alone: truncated; unreadable (no JPEG or PNG, or announced too large, and then not decoded); else
+    Each file alone: truncated; unreadable (no JPEG, PNG or DICOM, or announced too large, and then not decoded); else
     its size, orientation, hashes, and its boxes scaled and turned to the picture as displayed.
     Against the others: the *same picture* is one with equal pixels as displayed, a truncated file whose bytes begin
     another file, or a copy whose every textured tile agrees (encoded again). Where labels differ within a set of same
@@ -71,7 +71,7 @@ def examine(
     rows = [row for row, path in enumerate(table["path"]) if path and cells["status"][row] != "unlisted"]
     paths = [manifest.root / table["path"].iloc[row] for row in rows]
     looks: list[Look] = []
-    # Images near Pillow's own limit are judged here; the filter is set around the pool, for filters are the process's.
+    # Odd files are judged here, not warned of by Pillow or pydicom; set around the pool, for filters are the process's.
     with warnings.catch_warnings(), ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         warnings.simplefilter("ignore")
         for seen in pool.map(look, paths):

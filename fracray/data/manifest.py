@@ -88,7 +88,7 @@ class Flow:
         steps = (
             (self.found, "images found", True),
             (-self.missing, "missing: listed, but no file", False),
-            (-self.unlisted, "unlisted: a file that dataset.csv does not name", False),
+            (-self.unlisted, "unlisted: a file without a label", False),
             (-self.unreadable, "unreadable: not an image, or too large", False),
             (-self.truncated, "truncated files", False),
             (-self.conflict, "conflict: evidence or identical pictures disagree on the label", False),

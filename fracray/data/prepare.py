@@ -17,11 +17,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fracray.config import PHANTOM, DataConfig
 from fracray.data.audit import AUDIT_VERSION, examine
+from fracray.data.fracatlas import read_fracatlas
+from fracray.data.imported import MANIFEST, open_imported
 from fracray.data.ingest import Shards, ingest
 from fracray.data.manifest import Flow, Manifest, in_set, sets_named
 from fracray.data.phantom import DRAWING, write_phantoms
 from fracray.data.shortcuts import Baseline, cross_fitted_baselines, no_pixel_baselines
-from fracray.data.sources import open_source, read_fracatlas
+from fracray.data.sources import open_source
 from fracray.data.splits import assign_splits, explain, leaks, name_groups
 from fracray.errors import InputError
 
@@ -200,15 +202,19 @@ def _phantom(config: DataConfig, cache: Path, console: Console) -> Path:
 
 
 def _manifest(root: Path, cache: Path, console: Console) -> Manifest:
-    """The examined manifest of a folder, from the cache where neither files nor tables changed."""
+    """The examined manifest of a folder: its own if it was imported, else from the cache where no file changed."""
+    if (root / MANIFEST).is_file():
+        return open_imported(root)
     path = cache / "manifests" / f"{_listing_key(root)}.parquet"
     if path.exists():
         return replace(Manifest.read(path), root=root)
     manifest = read_fracatlas(root)
     with progress_bar(console, "examining radiographs") as step:
         manifest = examine(manifest, step)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    manifest.write(path)
+    try:
+        manifest.write(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error}; free space, or choose another data.cache") from None
     return manifest
 
 
@@ -218,7 +224,8 @@ def _listing_key(root: Path) -> str:
     for folder, folders, files in os.walk(root):
         folders.sort()
         for name in sorted(files):
-            stat = os.stat(os.path.join(folder, name), follow_symlinks=False)
+            path = os.path.join(folder, name)
+            stat = os.stat(path, follow_symlinks=os.path.exists(path))  # of what a link leads to, where it leads
             digest.update(f"{folder}/{name}:{stat.st_size}:{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]
 

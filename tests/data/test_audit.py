@@ -13,9 +13,9 @@ from drawn_fracatlas import Atlas, jpeg, picture
 from PIL import Image
 
 from fracray.data.audit import examine
+from fracray.data.fracatlas import read_fracatlas
 from fracray.data.imagefile import fit_boxes, upright
 from fracray.data.manifest import BORDERS, Manifest
-from fracray.data.sources import read_fracatlas
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from fracray.data import __main__ as data
 from fracray.data.audit import examine
 from fracray.data.audit_page import HEADINGS, as_html, as_json
 from fracray.data.findings import find
+from fracray.data.fracatlas import read_fracatlas
 from fracray.data.manifest import Manifest
-from fracray.data.sources import read_fracatlas
 from fracray.data.verdicts import judge
 from fracray.errors import run_verb
 

@@ -11,8 +11,8 @@ from scipy.stats import binomtest
 
 from fracray.data.audit import examine
 from fracray.data.findings import BLOCK_SIZES, Findings, find
+from fracray.data.fracatlas import read_fracatlas
 from fracray.data.manifest import Manifest, build
-from fracray.data.sources import read_fracatlas
 from fracray.data.verdicts import LEVELS, judge, sum_up
 
 
