@@ -45,7 +45,6 @@ def decode_apart(data: bytes) -> np.ndarray | None:
 
 
 def _serve() -> None:
-    sys.modules.setdefault("dl", None)  # type: ignore[arg-type] # as in fracray.data.dicom
     from pydicom import dcmread
     from pydicom.pixels import get_decoder
 

@@ -1,27 +1,19 @@
-"""One DICOM file: its picture as a monitor would show it, and what its header says of device, body part and patient.
+"""The picture of one DICOM file, as a monitor would show it.
 
-What a header says is a claim: sizes are checked before anything is allocated for them, and nothing that names a person
-leaves this room but as a Header, whose reader hashes it. Knows nothing of folders, labels or manifests.
+What a header says is a claim: sizes are checked before anything is allocated for them. Knows nothing of folders, labels
+or manifests, and hands on nothing that may name a person.
 """
 
-# ruff: noqa: E402 - see the line on `dl`
-import math
 import struct
-import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-
-# pydicom imports python-gdcm, which imports a module `dl` of Python 2, and falls over a folder `dl` where we started.
-sys.modules.setdefault("dl", None)  # type: ignore[arg-type]
-
 import pydicom.config
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
@@ -33,9 +25,6 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEnd
 
 from fracray.data.codec import decode_apart
 
-if sys.modules["dl"] is None:
-    del sys.modules["dl"]
-
 # Values that break the standard are read for what they are: pydicom's warnings would quote them, names among them.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
@@ -43,19 +32,6 @@ MAX_HEADER = 2**22  # bytes of a deflated file beyond its pixels; overlays and c
 TAILS = (0.5, 99.5)  # percentiles shown as black and white where a file names no window
 
 _PIXELS = 0x7FE00010
-_PICTURE_TAGS = (
-    "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit",
-    "PixelRepresentation", "PhotometricInterpretation",
-)  # fmt: skip
-_HEADER_TAGS = (
-    "SpecificCharacterSet", "SOPInstanceUID", "StudyInstanceUID", "AccessionNumber", "PatientID", "PatientName",
-    "PatientAge", "PatientBirthDate", "StudyDate", "PatientSex", "Manufacturer", "ManufacturerModelName",
-    "ViewPosition", "BodyPartExamined",
-)  # fmt: skip
-_VIEWS = {
-    "AP": "frontal", "PA": "frontal", "LL": "lateral", "RL": "lateral", "ML": "lateral", "LM": "lateral",
-    "LAT": "lateral", "LATERAL": "lateral", "OBL": "oblique", "OBLIQUE": "oblique", "RLO": "oblique", "LLO": "oblique",
-}  # fmt: skip
 
 
 class DicomError(ValueError):
@@ -98,8 +74,8 @@ def open_picture(data: bytes, max_pixels: int) -> Picture:
 
     DicomError for what is no DICOM, holds no picture or several frames, is cut off, or unfolds to more than it says.
     """
-    with _judged("not readable as DICOM"):
-        dataset = _inflate(data, max_pixels) if _is_deflated(data) else dcmread(BytesIO(data), force=True)
+    with judged("not readable as DICOM"):
+        dataset = _inflate(data, max_pixels) if is_deflated(data) else dcmread(BytesIO(data), force=True)
         if not len(dataset):  # pydicom keeps nothing of a file that ends within an element of unknown length
             raise DicomError("truncated", "the file ends within its data")
         _announced_bytes(dataset, max_pixels)
@@ -112,7 +88,7 @@ def open_picture(data: bytes, max_pixels: int) -> Picture:
 
 
 @contextmanager
-def _judged(what: str) -> Iterator[None]:
+def judged(what: str) -> Iterator[None]:
     """Whatever a parser or decoder raises on unknown bytes is about the file, and said without quoting it."""
     try:
         yield
@@ -124,18 +100,17 @@ def _judged(what: str) -> Iterator[None]:
         raise DicomError("unreadable", f"{what}: {type(error).__name__}") from None
 
 
-def _is_deflated(data: bytes) -> bool:
+def is_deflated(data: bytes) -> bool:
+    """Whether a DICOM file that begins so is in the deflated transfer syntax."""
     return DeflatedExplicitVRLittleEndian.encode() in data[:4096]
 
 
 def _inflate(data: bytes, max_pixels: int) -> Dataset:
     """The dataset of a deflated file, of which no more is unfolded than its own header announces."""
-    stream = BytesIO(data)
-    read_preamble(stream, force=True)
-    meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+    meta, body = _meta(data)
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    head = inflater.decompress(data[stream.tell() :], MAX_HEADER)
-    announced = read_dataset(BytesIO(head), False, True, stop_when=lambda tag, vr, length: tag >= _PIXELS)
+    head = inflater.decompress(body, MAX_HEADER)
+    announced = _up_to_pixels(head)
     rest = inflater.decompress(inflater.unconsumed_tail, _announced_bytes(announced, max_pixels) + MAX_HEADER)
     if inflater.unconsumed_tail:
         raise DicomError("unreadable", "unfolds to more than its header announces: not decoded")
@@ -145,6 +120,24 @@ def _inflate(data: bytes, max_pixels: int) -> Dataset:
     dataset.file_meta = pydicom.dataset.FileMetaDataset(meta)
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     return dataset
+
+
+def inflated_header(data: bytes) -> Dataset:
+    """The dataset of a deflated file without its pixels; raises as pydicom and zlib do."""
+    _, body = _meta(data)
+    return _up_to_pixels(zlib.decompressobj(-zlib.MAX_WBITS).decompress(body, MAX_HEADER))
+
+
+def _meta(data: bytes) -> tuple[Dataset, bytes]:
+    """The file's meta information, which is never deflated, and what follows it."""
+    stream = BytesIO(data)
+    read_preamble(stream, force=True)
+    meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+    return meta, data[stream.tell() :]
+
+
+def _up_to_pixels(head: bytes) -> Dataset:
+    return read_dataset(BytesIO(head), False, True, stop_when=lambda tag, vr, length: tag >= _PIXELS)
 
 
 def _announced_bytes(dataset: Dataset, max_pixels: int) -> int:
@@ -179,7 +172,7 @@ def gray(picture: Picture) -> np.ndarray:
     Colour is turned to luma. DicomError for what cannot be decoded.
     Source: DICOM PS3.3, C.7.6.3, C.11.1 and C.11.2.
     """
-    with _judged("its pixels cannot be decoded"):
+    with judged("its pixels cannot be decoded"):
         dataset = picture.dataset
         kind = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
         stored = _stored(picture)
@@ -378,89 +371,3 @@ def stretch(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     if high <= low:
         low, high = float(values[order[0]]), float(values[order[-1]])
     return (values - low) / (high - low) if high > low else np.zeros(len(values))
-
-
-# ---------------------------------------------------------------- the header
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a header says; '' and nan where it says nothing. The first four identify, and are for hashing only."""
-
-    instance: str = ""  # SOPInstanceUID
-    study: str = ""  # StudyInstanceUID
-    accession: str = ""
-    patient: str = ""
-    device: str = ""  # manufacturer and model
-    view: str = ""  # frontal, lateral, oblique, or the code in small letters
-    region: str = ""  # body part, in small letters
-    age: float = math.nan  # years
-    sex: str = ""  # F, M, O
-
-
-def read_header(path: Path, max_bytes: int) -> Header:
-    """Read the header of a file without its picture; an empty Header where it cannot be read."""
-    try:
-        with _judged(""), open(path, "rb") as file:
-            deflated = _is_deflated(file.read(4096))
-            file.seek(0)
-            if deflated:
-                return _header(_inflated_header(file.read(max_bytes)))
-            return _header(
-                dcmread(file, force=True, stop_before_pixels=True, defer_size=2**20, specific_tags=list(_HEADER_TAGS))
-            )
-    except DicomError:  # the audit will say what is wrong with the file
-        return Header()
-
-
-def _inflated_header(data: bytes) -> Dataset:
-    stream = BytesIO(data)
-    read_preamble(stream, force=True)
-    read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
-    head = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data[stream.tell() :], MAX_HEADER)
-    return read_dataset(BytesIO(head), False, True, stop_when=lambda tag, vr, length: tag >= _PIXELS)
-
-
-def _header(dataset: Dataset) -> Header:
-    names = {
-        part.casefold()
-        for tag in ("PatientName", "PatientID", "AccessionNumber")
-        for part in _text(dataset, tag).replace("^", " ").replace("=", " ").split()
-        if len(part) > 2
-    }
-
-    def said(tag: str) -> str:
-        """A text that is kept as it stands, unless somebody typed the patient into it."""
-        text = _text(dataset, tag)
-        return "" if any(name in text.casefold() for name in names) else text
-
-    sex = _text(dataset, "PatientSex").upper()
-    view = said("ViewPosition").upper()
-    return Header(
-        instance=_text(dataset, "SOPInstanceUID"),
-        study=_text(dataset, "StudyInstanceUID"),
-        accession=_text(dataset, "AccessionNumber"),
-        patient=_text(dataset, "PatientID"),
-        device=" ".join(f"{said('Manufacturer')} {said('ManufacturerModelName')}".split()),
-        view=_VIEWS.get(view, view.lower()[:16]),
-        region=said("BodyPartExamined").lower()[:16],
-        age=_age(dataset),
-        sex=sex if sex in ("F", "M", "O") else "",
-    )
-
-
-def _text(dataset: Dataset, tag: str) -> str:
-    return " ".join(str(dataset.get(tag) or "").replace("\0", " ").split())
-
-
-def _age(dataset: Dataset) -> float:
-    """Years, from PatientAge ('045Y', '006M', '010W', '003D'), else from the dates of birth and study."""
-    text = _text(dataset, "PatientAge").upper()
-    years = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
-    if text[-1:] in years and text[:-1].isdecimal():
-        return int(text[:-1]) * years[text[-1]]
-    born, seen = _text(dataset, "PatientBirthDate"), _text(dataset, "StudyDate")
-    if len(born) == len(seen) == 8 and born.isdecimal() and seen.isdecimal():
-        age = int(seen[:4]) - int(born[:4]) - (seen[4:] < born[4:])
-        return float(age) if 0 <= age <= 130 else math.nan
-    return math.nan

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from fracray.data.dicom import Header, is_dicom, read_header
+from fracray.data.dicom import is_dicom
+from fracray.data.header import Header, read_header
 from fracray.data.imagefile import MAX_BYTES
 from fracray.errors import InputError
 

@@ -28,7 +28,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from fracray.data.dicom import DicomError, Header, gray, is_dicom, open_picture, read_header
+from fracray.data.dicom import DicomError, gray, is_dicom, open_picture
+from fracray.data.header import Header, read_header
 from fracray.data.imagefile import MAX_BYTES, MAX_PIXELS, decode, look
 from fracray.data.ingest import decode as decode_for_shard
 from fracray.data.ingest import letterbox
@@ -326,6 +327,13 @@ def test_damaged_codestreams_do_not_end_the_process(tmp_path):
         faults.add(decode(bytes(damaged)).fault)
     assert "unreadable" in faults
     assert decode(whole).fault == ""  # the process for decoding is up again
+
+
+def test_a_folder_named_dl_where_we_start_is_no_harm(tmp_path):
+    """python-gdcm imports it, and then dies of what it lacks."""
+    (tmp_path / "dl").mkdir()
+    code = "import fracray.data.header, gdcm"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=60)
 
 
 # ---------------------------------------------------------------- one decoder for audit and ingest
