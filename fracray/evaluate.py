@@ -24,7 +24,7 @@ from fracray.data.prepare import Prepared, prepare, progress_bar, shards_at
 from fracray.data.shortcuts import mean_baselines
 from fracray.errors import InputError, run_verb
 from fracray.metrics import Interval, bootstrap
-from fracray.network import network, predict
+from fracray.network import half_the_cpus, network, predict
 from fracray.run import BEST, Folder, data_source
 from fracray.shifts import Judged, ShiftScores, read_severities, score_shifts
 from fracray.show import new_console, say_few_groups, say_flow, say_phantom, say_shifts, scores_table, sets_table
@@ -145,7 +145,7 @@ def main(argv: Sequence[str]) -> None:
     if args.shifts:
         if reference is not None:
             _refuse_seen(reference, args.reference, card, pooled)
-        with progress_bar(console, "scoring corrupted radiographs") as step:
+        with half_the_cpus(), progress_bar(console, "scoring corrupted radiographs") as step:
             shifts = score_shifts(
                 _judged(checkpoints[0], prepared.shards),
                 pooled.rows,

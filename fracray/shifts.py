@@ -177,7 +177,8 @@ def _probabilities(
     Threads corrupt ahead of the network; what is held at a time is a shard and a few chunks, whatever the set.
     """
     found = np.full((1 + len(grid), len(rows)), nan)
-    workers = min(16, os.cpu_count() or 1)
+    cpus = os.cpu_count() or 1
+    workers = min(16, max(1, cpus - cpus // 2))  # the other half is for the network
 
     def work(images: np.ndarray, at: np.ndarray, place: int) -> np.ndarray:
         if place == 0:
