@@ -129,6 +129,7 @@ def _add_import(verbs: Any) -> None:
         metavar="CLASS=FOLDER[,FOLDER]",
         help="NOT_FRACTURED=... FRACTURED=...: folders by name, path or pattern (default: the usual names)",
     )
+    cli.add_argument("--licence", default="", metavar="TEXT", help="terms of use, kept for the datasheet")
     cli.add_argument("--salt", metavar="FILE", help="that of another import: equal patients then have equal hashes")
 
 
@@ -165,6 +166,7 @@ def _import(args: argparse.Namespace) -> None:
         negative=_values(args.negative),
         classes=_classes(args.classes) if args.classes else None,
         salt=Path(args.salt).expanduser() if args.salt else None,
+        licence=args.licence,
     )
     with progress_bar(console, "examining radiographs") as step:
         manifest = import_set(args.path, args.to, wishes, step)

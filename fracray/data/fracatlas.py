@@ -5,7 +5,7 @@ Reads metadata only. Must not decode an image, and must not know of other layout
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,6 +17,10 @@ from fracray.errors import InputError
 REGIONS = ("hand", "leg", "hip", "shoulder")
 VIEWS = ("frontal", "lateral", "oblique")
 FLAGS = (*REGIONS, "mixed", "hardware", "multiscan", "fractured", *VIEWS)
+LICENCE = (
+    "not stated here; the images published as FracAtlas are CC BY 4.0 (Abedeen et al., Scientific Data 10, 521, 2023, "
+    "doi 10.1038/s41597-023-02432-4)"
+)
 FOLDERS = ("Non_fractured", "Fractured")  # indexed by label
 COCO = Path("Annotations", "COCO JSON", "COCO_fracture_masks.json")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
@@ -85,7 +89,7 @@ def read_fracatlas(root: Path) -> Manifest:
             "note": "not in dataset.csv",
             "boxes": (),
         }
-    return build(list(rows.values()), root)
+    return replace(build(list(rows.values()), root), licence=LICENCE)
 
 
 def _read_table(path: Path) -> pd.DataFrame:

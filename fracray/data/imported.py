@@ -41,7 +41,7 @@ class Wishes:
     """What the user says of a source; None and empty where it is to be found out.
 
     columns: by field of `labels.FIELDS`. positive, negative: values of the label. classes: shell patterns of folders,
-    not fractured first. salt: a file.
+    not fractured first. salt: a file. licence: the terms of use, in words.
     """
 
     labels: Path | None = None
@@ -50,6 +50,7 @@ class Wishes:
     negative: tuple[str, ...] = ()
     classes: tuple[tuple[str, ...], tuple[str, ...]] | None = None
     salt: Path | None = None
+    licence: str = ""
 
     @property
     def of_a_table(self) -> bool:
@@ -80,7 +81,7 @@ def import_set(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom's, of odd headers: they quote what they find
             manifest = _read(root, wishes, Pseudonyms(salt))
-        manifest = _stamped(examine(manifest, progress))
+        manifest = replace(_stamped(examine(manifest, progress)), licence=wishes.licence or manifest.licence)
         if manifest.used.empty:
             raise InputError(
                 f"{source}: no usable radiograph in it ({manifest.flow().summary()}){_first_note(manifest)}"

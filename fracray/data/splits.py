@@ -28,6 +28,9 @@ _MOSTLY = 0.8
 _ONE_SIDED = 0.95
 UNSHIFTED = "unshifted"
 
+_PERSON = ("patient", "study")  # whose picture it is, where that is known
+_TIES = ("component", *_PERSON)
+
 
 # ---------------------------------------------------------------- the split
 
@@ -36,7 +39,7 @@ def assign_splits(manifest: Manifest, config: SplitConfig, rotation: int = 0) ->
     """Fill `group` and `split` of the used rows, stratified by label; '' in the others and where a row stays unused.
 
     Three parts are dealt first. No group straddles them (but in protocol 'random'): a group is what duplicate
-    components, patients and, for images without a patient, blocks of `config.block_size` file numbers tie together,
+    components, patients, studies and, for images without either of the two, blocks of file numbers tie together,
     named after its first image. Components count all files, so two images alike to a third are tied although that one
     is not used; blocks tie only images that are used. (Were blocks tied through unused files as well, the lone copies
     in FracAtlas would chain 17 blocks to two groups of 550 and 510 images that hold nearly all large pictures and fit
@@ -106,11 +109,16 @@ def validation_sets(config: SplitConfig) -> tuple[str, ...]:
 
 
 def leaks(table: pd.DataFrame) -> list[str]:
-    """The groups, patients and duplicate components with images in more than one part, in words."""
+    """The groups, patients, studies and duplicate components with images in more than one part, in words."""
     dealt = table.assign(part=part_of(table["split"]))
     dealt = dealt[dealt["part"] != ""]
     found = []
-    for column, word in (("group", "group"), ("patient", "patient"), ("component", "duplicates of")):
+    for column, word in (
+        ("group", "group"),
+        ("patient", "patient"),
+        ("study", "study"),
+        ("component", "duplicates of"),
+    ):
         named = dealt[dealt[column] != ""]
         for name, parts in named.groupby(column)["part"]:
             if parts.nunique() > 1:
@@ -139,7 +147,7 @@ def explain(manifest: Manifest, config: SplitConfig) -> tuple[str, ...]:
             kinds = [word for value, word in enumerate(("not fractured", "fractured")) if value in label[borrowed]]
             words.append(f"{name} borrows {borrowed.sum()} unshifted images ({', '.join(kinds)}) for want of its own")
     if left := int((~shifted & (split == "")).sum()):
-        reasons = ["share duplicates or a patient with a later part"] if config.protocol == "blocks" else []
+        reasons = ["share duplicates, a patient or a study with a later part"] if config.protocol == "blocks" else []
         if config.training_budget is not None:
             reasons.append(f"exceed the training budget of {config.training_budget}")
         words.append(f"{left} images {' or '.join(reasons)} and are unused")
@@ -154,13 +162,10 @@ def _first_of_group(used: pd.DataFrame, config: SplitConfig) -> np.ndarray:
     first: dict[tuple[str, str, int], int] = {}
     links: list[Link] = []
     joined = config.protocol != "blocks"
-    for at, (image_id, component, patient) in enumerate(
-        zip(used["image_id"], used["component"], used["patient"], strict=True)
-    ):
-        keys = [("component", component, 0)] if component and joined else []
-        if patient and joined:
-            keys.append(("patient", patient, 0))
-        elif number := file_number(image_id):
+    for at, (image_id, *ids) in enumerate(used[["image_id", *_TIES]].itertuples(index=False)):
+        keys = [(tie, value, 0) for tie, value in zip(_TIES, ids, strict=True) if value and joined]
+        person_known = any(tie in _PERSON for tie, _, _ in keys)
+        if not person_known and (number := file_number(image_id)):
             keys.append(("block", number[0], number[1] // config.block_size))
         links += [(first.setdefault(key, at), at) for key in keys]
     number_of = components(len(used), links)
@@ -171,7 +176,7 @@ def _first_of_group(used: pd.DataFrame, config: SplitConfig) -> np.ndarray:
 def _without_straddling(used: pd.DataFrame, part: np.ndarray) -> np.ndarray:
     """The parts, with -1 for an image whose duplicates or patient are in a later part as well."""
     part = part.copy()
-    for column in ("component", "patient"):
+    for column in _TIES:
         last = pd.Series(part, index=used.index).groupby(used[column]).transform("max").to_numpy()
         part[(used[column] != "").to_numpy() & (part < last)] = -1
     return part

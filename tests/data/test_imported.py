@@ -99,7 +99,18 @@ def test_columns_are_known_by_name_and_by_option(bring, tmp_path):
         "a.jpg;Break;P1;lateral;Hand, Wrist;f;45;1\nb.jpg;fissure;P1;;;M;x;0\nc.jpg;none;P2;;;;;\nd.jpg;NONE;;;;;;\n"
     )
     root = hospital(tmp_path / "h", csv=csv)
-    table = bring(root, "--column", "label=finding", "--positive", "break,fissure", "--negative", "none")
+    words = (
+        "--column",
+        "label=finding",
+        "--positive",
+        "break,fissure",
+        "--negative",
+        "none",
+        "--licence",
+        "internal use",
+    )
+    table = bring(root, *words)
+    assert Manifest.read(tmp_path / "set" / MANIFEST).licence == "internal use"
     assert table["label"].tolist() == [1, 1, 0, 0]
     assert table.loc["a", ["view", "region", "sex", "age", "hardware"]].tolist() == [
         "lateral",

@@ -179,12 +179,15 @@ def test_blocks_are_contiguous_and_duplicates_across_them_are_unused():
     assert seen == {True, False}
 
 
-def test_a_patient_ties_images_and_takes_the_place_of_the_file_number():
+@pytest.mark.parametrize("person", ["patient", "study"])
+def test_a_patient_or_study_ties_images_and_takes_the_place_of_the_file_number(person):
     manifest = drawn(4, patients=True)
+    manifest = replace(manifest, table=manifest.table.assign(**{"patient": "", person: manifest.table["patient"]}))
     groups = name_groups(manifest, SplitConfig(block=50)).used
-    alone = groups[~groups["patient"].isin(groups.loc[groups["component"] != "", "patient"])]
-    assert (alone.groupby("group")["patient"].nunique() == 1).all()
-    assert (alone.groupby("patient")["group"].nunique() == 1).all()
+    alone = groups[~groups[person].isin(groups.loc[groups["component"] != "", person])]
+    assert (alone.groupby("group")[person].nunique() == 1).all()
+    assert (alone.groupby(person)["group"].nunique() == 1).all()
+    assert leaks(assign_splits(manifest, SplitConfig()).table) == []
 
 
 def test_what_the_axes_hold_out():
