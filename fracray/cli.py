@@ -10,7 +10,7 @@ VERBS = {
     "train": ("fracray.train", "train one config on one or more workers with Ray Train"),
     "fetch": ("fracray.fetch", "bring the best checkpoints out of a run"),
     "evaluate": ("fracray.evaluate", "score a checkpoint on a split or on other radiographs"),
-    "data": ("fracray.data.__main__", "download and check a data set, draw phantoms and contact sheets"),
+    "data": ("fracray.data.__main__", "download, import and check data sets, draw phantoms and contact sheets"),
 }
 
 

@@ -63,10 +63,13 @@ def connect(address: str | None) -> Iterator[None]:
 
 
 def quiet_ray_data() -> None:
-    """Progress is fracray's to show. Ray Data sets its loggers up at import, so they are turned down after it."""
+    """Progress and errors are fracray's to show: Ray Data would print the traceback of each, and raises it anyway.
+
+    It sets its loggers up at import, so they are turned down after it.
+    """
     import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

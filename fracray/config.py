@@ -65,6 +65,11 @@ class SplitConfig(Section):
     )
     folds: int = Field(5, ge=3, description="of protocol kfold")
     fold: int = Field(0, ge=0, description="the fold that is test in protocol kfold; the next one is val")
+    cross_validate: bool = Field(
+        False,
+        description="with kfold, a trial trains a model for every fold but test, each validated on that fold, and "
+        "reports their mean; it takes folds - 1 times as long",
+    )
     budget: int | None = Field(
         None, ge=2, description="training images kept, stratified by label; default all, and 483 for protocol budget"
     )
@@ -86,6 +91,8 @@ class SplitConfig(Section):
             )
         if self.fold >= self.folds:
             raise ValueError(f"fold {self.fold} of {self.folds} folds; they are counted from 0 to {self.folds - 1}")
+        if self.cross_validate and (self.protocol != "kfold" or self.file is not None):
+            raise ValueError("cross_validate needs protocol kfold, and no file")
         if self.hold_out is not None and self.protocol not in AXES:
             raise ValueError(f"hold_out belongs to the protocols {', '.join(AXES)}; for a set beside val use shifts")
         named = [axis for axis, _ in self.held_out]
@@ -108,6 +115,11 @@ class SplitConfig(Section):
         return self.block or BLOCK.get(self.protocol, 50)
 
     @property
+    def rotations(self) -> int:
+        """Divisions that a trial trains on, one model each."""
+        return self.folds - 1 if self.cross_validate else 1
+
+    @property
     def training_budget(self) -> int | None:
         return self.budget or (483 if self.protocol == "budget" else None)
 
@@ -122,7 +134,9 @@ class PhantomConfig(Section):
 class DataConfig(Section):
     """Which radiographs, at which geometry, divided how."""
 
-    source: str = Field(PHANTOM, description="'phantom', or the path of a FracAtlas folder or zip")
+    source: str = Field(
+        PHANTOM, description="'phantom', or the path of a FracAtlas folder or zip, or of an imported set"
+    )
     size: int = Field(128, ge=32, le=2048, description="side of the square, letterboxed image, in pixels")
     split: SplitConfig = SplitConfig()
     phantom: PhantomConfig = PhantomConfig()

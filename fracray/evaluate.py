@@ -18,10 +18,10 @@ from rich.console import Console
 from fracray.checkpoint import Card, Checkpoint, load_checkpoint
 from fracray.cluster import connect
 from fracray.config import Config, nearest
-from fracray.data.audit import mean_baselines
 from fracray.data.corruptions import SEVERITIES
 from fracray.data.ingest import Shards
 from fracray.data.prepare import Prepared, prepare, progress_bar, shards_at
+from fracray.data.shortcuts import mean_baselines
 from fracray.errors import InputError, run_verb
 from fracray.metrics import Interval, bootstrap
 from fracray.network import half_the_cpus, network, predict
@@ -50,7 +50,9 @@ def parser() -> argparse.ArgumentParser:
         "kfold division, are scored each on its own test fold and pooled",
     )
     cli.add_argument(
-        "--data", metavar="PATH", help="a FracAtlas-layout folder or zip (default: what it was trained on)"
+        "--data",
+        metavar="PATH",
+        help="FracAtlas-layout folder or zip, or an imported set (default: what it was trained on)",
     )
     cli.add_argument(
         "--split",

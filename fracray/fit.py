@@ -8,7 +8,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -170,25 +170,34 @@ class Fit:
 
     def run_epoch(self) -> EpochReport:
         """Train one epoch, validate the averaged weights, and keep them if they are the best so far."""
+        report = self.advance()
+        if report.diverged or not self.is_better(report.metrics):
+            return report
+        self.keep(report.metrics)
+        return replace(report, is_best=True)
+
+    def advance(self) -> EpochReport:
+        """Train one epoch and validate the averaged weights; whether they are kept is for the caller to say."""
         started = time.perf_counter()
         train_loss = self._train_epoch(self.epochs_done)
         validation, metrics = self.validate()
         self.epochs_done += 1
         diverged = not math.isfinite(train_loss) or not math.isfinite(metrics["val_loss"])
         metrics = {"epoch": float(self.epochs_done), "train_loss": train_loss, "lr": self._rate(), **metrics}
-        is_best = not diverged and self._is_best(metrics)
-        if is_best:
-            self.best = metrics
-            self.best_weights = {name: tensor.clone() for name, tensor in self.averaged.state_dict().items()}
         return EpochReport(
-            self.epochs_done, metrics, validation, is_best, diverged, seconds=time.perf_counter() - started
+            self.epochs_done, metrics, validation, False, diverged, seconds=time.perf_counter() - started
         )
+
+    def keep(self, metrics: dict[str, float]) -> None:
+        """Remember the averaged weights as the best so far, under these metrics."""
+        self.best = metrics
+        self.best_weights = {name: tensor.clone() for name, tensor in self.averaged.state_dict().items()}
 
     def _rate(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def _is_best(self, metrics: dict[str, float]) -> bool:
-        """Better in the metric, or as good with a lower validation loss: accuracies tie often."""
+    def is_better(self, metrics: dict[str, float]) -> bool:
+        """Better than the best so far in the metric, or as good with a lower validation loss: accuracies tie often."""
         if not self.best:
             return True
         now, best = self.sign * metrics[self.metric], self.sign * self.best[self.metric]

@@ -234,6 +234,37 @@ def balanced_errors(
     return errors(np.ones((1, len(y))))[0], np.concatenate(drawn) if drawn else np.empty((0, len(positive)))
 
 
+def auroc_over_folds(
+    labels: npt.ArrayLike,
+    probabilities: npt.ArrayLike,
+    groups: npt.ArrayLike,
+    folds: npt.ArrayLike,
+    repeats: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """AUROC of cross-fitted predictions: the mean over the folds, for models of different folds differ in scale.
+
+    labels, probabilities, groups as in `bootstrap`; folds (n,): the fold in which an image was held out, each group
+    within one. Groups are drawn within their fold, as in `bootstrap`; folds with one class are left out, and value,
+    low and high are nan where none is left. Raises RunError as `score`.
+    """
+    y, p, group, fold = np.asarray(labels), np.asarray(probabilities), np.asarray(groups), np.asarray(folds)
+    inside = [rows for name in np.unique(fold) if len(set(y[rows := np.flatnonzero(fold == name)])) == 2]
+    if not inside:
+        return Interval(math.nan, math.nan, math.nan)
+    values, drawn = [], []
+    for number, rows in enumerate(inside):
+        ranked = _Ranked(y[rows], p[rows], 0.5)
+        values.append(ranked.scores(np.ones((1, ranked.n)))["auroc"][0])
+        drawn.append([ranked.scores(w)["auroc"] for w in _resamples(group[rows], ranked.n, repeats, seed + number)])
+    if not all(drawn):
+        return Interval(float(np.mean(values)), math.nan, math.nan)
+    return percentile_interval(
+        float(np.mean(values)), np.mean([np.concatenate(parts) for parts in drawn], axis=0), level
+    )
+
+
 def fit_temperature(labels: npt.ArrayLike, logits: npt.ArrayLike) -> Calibration:
     """Fit temperature and bias by maximum likelihood; labels (n,) in {0, 1}, logits (n,).
 

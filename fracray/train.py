@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isnan, nan
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
@@ -23,7 +24,7 @@ from fracray.data.prepare import Prepared, prepare
 from fracray.data.stream import fits_in_memory
 from fracray.errors import InputError, RunError, run_verb
 from fracray.model import build_model
-from fracray.run import BEST, EPOCHS, Folder, data_source, new_run, stored_config, trial_folder, trial_name
+from fracray.run import BEST, EPOCHS, MANIFEST, Folder, data_source, new_run, stored_config, trial_folder, trial_name
 from fracray.show import epoch_line, new_console, say_next_steps, say_phantom, say_prepared, say_validation
 from fracray.trial import Job, Session, use_threads
 
@@ -42,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         "  python -m fracray.train --name first --resume\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    cli.add_argument("--data", metavar="PATH", help="a FracAtlas folder or zip; default: the embedded phantom set")
+    cli.add_argument("--data", metavar="PATH", help="FracAtlas (folder, zip) or an imported set; default: phantoms")
     cli.add_argument("--config", metavar="FILE", help="a config tree in YAML (a run's config.yaml), or a checkpoint")
     cli.add_argument("--workers", type=int, default=1, help="processes that train together (default %(default)s)")
     cli.add_argument("--cpus-per-worker", type=float, help="default: the cluster's CPUs divided by the workers")
@@ -140,12 +141,16 @@ def make_job(config: Config, run: Folder, prepared: Prepared) -> Job:
         shards=prepared.shards,
         table=prepared.table[["image_id", "group", "label", "split", "pixel_hash"]],
         fingerprint=prepared.fingerprint,
+        rotations=prepared.rotations,
         metrics=(metric,) if isinstance(metric, str) else tuple(metric),
         images=prepared.shards.load() if chosen == "memory" else None,
     )
     summary = prepared.summary()
     run.write_json("data.json", summary)
     run.write("DATASHEET.md", datasheet(summary))
+    with TemporaryDirectory() as scratch:
+        prepared.manifest.write(Path(scratch) / MANIFEST)
+        run.upload(Path(scratch) / MANIFEST, MANIFEST)
     run.write("config.yaml", config.to_yaml())  # from here on the run is there to be resumed
     return job
 

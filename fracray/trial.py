@@ -21,6 +21,7 @@ from fracray.data.manifest import part_of
 from fracray.data.stream import MemoryStream, RayStream, make_plan
 from fracray.errors import InputError
 from fracray.fit import EpochReport, Fit
+from fracray.folds import Folds
 from fracray.metrics import is_validation
 from fracray.run import BEST, EPOCHS, STATE, Folder, trial_folder, trial_name
 
@@ -37,6 +38,7 @@ class Job:
     shards: Shards
     table: pd.DataFrame  # image_id, group, label, split, pixel_hash of every shard row
     fingerprint: str
+    rotations: tuple[np.ndarray, ...]  # split column of each division to train on
     metrics: tuple[str, ...]
     images: np.ndarray | None
 
@@ -59,13 +61,17 @@ class Session:
     ) -> None:
         self._job, self._number = job, number
         self.config = job.config.with_leaves(leaves, f"trial {trial_name(number)}")
-        plan = make_plan(self.config, job.table, job.shards, rank, world)
-        self._stream: MemoryStream | RayStream = (
+        plans = [
+            make_plan(self.config, job.table.assign(split=split), job.shards, rank, world) for split in job.rotations
+        ]
+        self._streams: list[MemoryStream | RayStream] = [
             RayStream(plan, job.shards, self.config.train.epochs)
             if job.images is None
             else MemoryStream(plan, job.images)
-        )
-        self._fit = Fit(self.config, self._stream, device, job.metric, job.config.search.mode)
+            for plan in plans
+        ]
+        fits = [Fit(self.config, stream, device, job.metric, job.config.search.mode) for stream in self._streams]
+        self._fit = fits[0] if len(fits) == 1 else Folds(fits)
         self._folder = trial_folder(job.run, number)
         self._history: list[dict[str, float]] = []
         self._resume()
@@ -152,7 +158,8 @@ class Session:
         save_checkpoint(folder, self._fit.best_weights, card, predictions, used[list(SEEN_COLUMNS)])
 
     def close(self) -> None:
-        self._stream.close()
+        for stream in self._streams:
+            stream.close()
 
 
 def use_threads(config: Config, cpus: float) -> None:

@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     cli.add_argument(
         "--space", metavar="FILE", help="the search-space file (search_spaces/ has some); needed unless --resume"
     )
-    cli.add_argument("--data", metavar="PATH", help="a FracAtlas folder or zip; default: the embedded phantom set")
+    cli.add_argument("--data", metavar="PATH", help="FracAtlas (folder, zip) or an imported set; default: phantoms")
     cli.add_argument("--trials", type=int, help="trials in all, over every resume")
     cli.add_argument("--epochs", type=int, help="epochs of a trial that is not stopped early")
     cli.add_argument("--concurrent", type=int, help="trials at a time; default: as many as fit the cluster")

@@ -110,7 +110,9 @@ FLAGS = {
     "fetch": "run --top --metric --to",
     "evaluate": "checkpoint --data --split --json --shifts --reference --severities --seed --address",
     "data download": "--to --version --api",
-    "data check": "path --manifest --set --address",
+    "data import": "path --to --labels --column --positive --negative --classes --salt",
+    "data check": "path --manifest --datasheet --set --address",
+    "data audit": "path --json --html --set",
     "data sheet": "path --to --count --augmented --corrupted --set --address",
     "data phantom": "--to --count --seed",
 }

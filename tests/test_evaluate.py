@@ -130,6 +130,11 @@ def test_shifted_sets_are_scored_beside_the_test_part(ray_local, tmp_path, capsy
     with pytest.raises(InputError, match=r"--split test/exposur: there is no such set \(did you mean 'test/exposure'"):
         main([str(run), "--split", "test/exposur"])
 
+    again = ["--set", f"data.split.file={run / 'manifest.parquet'}", "--storage", str(tmp_path), "--name", "again"]
+    train([*SMALL, *shifts, *again, "--epochs", "2", "--cpus-per-worker", "1"])
+    repeated = json.loads((tmp_path / "again/trials/t0000/epochs.json").read_text())
+    assert [epoch["worst_val_accuracy"] for epoch in repeated] == [epoch["worst_val_accuracy"] for epoch in history]
+
     data = json.loads((run / "data.json").read_text())
     assert set(data["parts"]) == {"train", *sets, "test", "test/exposure", "test/severity"}
     assert {one["part"] for one in data["baselines"]} == set(data["parts"]) - {"train"}

@@ -257,7 +257,7 @@ def test_the_best_epoch_of_real_trials_is_fetched(tmp_path):
     run = Folder(tmp_path / "run")
     run.write("config.yaml", CONFIG.to_yaml())
     shards = Shards(tmp_path, 32, (ShardFile("part-0.parquet", 0, 80),))
-    job = Job(CONFIG, run, shards, table, "print", ("val_accuracy",), images)
+    job = Job(CONFIG, run, shards, table, "print", (table["split"].to_numpy(),), ("val_accuracy",), images)
     for number, rate in enumerate((1e-5, 1e-2)):
         session = Session(job, number, {"train.lr": rate})
         while not session.done:

@@ -16,6 +16,7 @@ from fracray.checkpoint import load_state, save_state
 from fracray.config import Config
 from fracray.data.stream import MemoryStream, Plan
 from fracray.fit import Fit, batch_loss, learning_rate, pick_precision
+from fracray.folds import Folds
 from fracray.metrics import score
 
 SIZE = 32
@@ -65,6 +66,26 @@ def make_stream(config, rank=0, world=1, train=120, count=COUNT):
         world=world,
     )
     return MemoryStream(plan, images)
+
+
+def make_folds(config):
+    """Three models, each validated on another third of the first 150 images."""
+    images, labels = radiographs()
+    thirds = np.array_split(np.arange(150), 3)
+    plans = [
+        Plan(
+            train_rows=np.setdiff1d(np.arange(150), third),
+            val_rows=third,
+            val_sets={"val": third},
+            labels=labels,
+            batch_size=config.train.batch_size,
+            strengths=config.augment,
+            seed=config.train.seed,
+            shard_rows=64,
+        )
+        for third in thirds
+    ]
+    return [Fit(config, MemoryStream(plan, images)) for plan in plans]
 
 
 def run(config, **kwargs):
@@ -150,6 +171,37 @@ def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, precision):
 
 
 # ---------------------------------------------------------------- the arithmetic
+
+
+def test_folds_report_the_mean_of_models_trained_alone_and_keep_their_common_best_epoch():
+    config = make_config(**{"train.epochs": 4})
+    alone = make_folds(config)
+    separate = [[fit.advance().metrics for fit in alone] for _ in range(4)]
+    folds = Folds(make_folds(config))
+    reports = [folds.run_epoch() for _ in range(4)]
+    assert folds.done
+    for report, metrics in zip(reports, separate, strict=True):
+        for name in ("val_accuracy", "val_auroc", "val_loss", "train_loss"):
+            assert report.metrics[name] == pytest.approx(np.mean([one[name] for one in metrics]))
+    means = [(-report.metrics["val_accuracy"], report.metrics["val_loss"]) for report in reports]
+    assert reports[int(np.argmin([mean[0] + 1e-9 * mean[1] for mean in means]))].metrics == folds.best
+    assert [report.is_best for report in reports] == [mean == min(means[: at + 1]) for at, mean in enumerate(means)]
+
+
+def test_resumed_folds_are_the_uninterrupted_ones(tmp_path):
+    config = make_config(**{"train.epochs": 4})
+    whole = Folds(make_folds(config))
+    expected = [whole.run_epoch() for _ in range(4)]
+    first = Folds(make_folds(config))
+    for _ in range(2):
+        first.run_epoch()
+    save_state(tmp_path / "state.safetensors", *first.state())
+    resumed = Folds(make_folds(config))
+    resumed.load_state(*load_state(tmp_path / "state.safetensors"))
+    assert comparable([resumed.run_epoch() for _ in range(2)]) == comparable(expected[2:])
+    assert resumed.best == whole.best
+    for name, tensor in whole.best_weights.items():
+        assert torch.equal(tensor, resumed.best_weights[name]), name
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():

@@ -15,6 +15,7 @@ from fracray.metrics import (
     METRICS,
     TEMPERATURES,
     Calibration,
+    auroc_over_folds,
     balanced_errors,
     bootstrap,
     choose_threshold,
@@ -272,6 +273,35 @@ def test_calibration_is_unpenalised_logistic_regression_and_undoes_a_weighted_lo
     assert calibration.temperature == pytest.approx(2, rel=0.05)
     assert calibration.bias == pytest.approx(-math.log(5), abs=0.08)
     assert score(labels, calibration.apply(logits), 0.5).ece < 0.01
+
+
+def test_auroc_over_folds_is_the_mean_of_scikit_learns():
+    rng = np.random.default_rng(0)
+    labels, fold = rng.integers(0, 2, 400), np.arange(400) // 80
+    probabilities = rng.random(400) + 0.3 * labels + fold  # each fold's predictor on a scale of its own
+    groups = np.arange(400) // 4
+    found = auroc_over_folds(labels, probabilities, groups, fold)
+    each = [sk.roc_auc_score(labels[fold == k], probabilities[fold == k]) for k in range(5)]
+    assert found.value == pytest.approx(np.mean(each))
+    assert found.value - 0.1 < found.low < found.value < found.high < found.value + 0.1
+    # As wide as theory has it for single images: Hanley and McNeil's error of each fold, over the root of five.
+    alone = auroc_over_folds(labels, probabilities, np.arange(400), fold)
+    q = np.mean(each)
+    p, n = 40, 40
+    error = math.sqrt(
+        (q * (1 - q) + (p - 1) * (q / (2 - q) - q * q) + (n - 1) * (2 * q * q / (1 + q) - q * q)) / (p * n)
+    )
+    assert alone.high - alone.low == pytest.approx(2 * 1.96 * error / math.sqrt(5), rel=0.15)
+
+
+def test_auroc_over_folds_leaves_out_folds_with_one_class():
+    labels, fold = np.array([0, 1, 0, 1, 1, 1]), np.array([0, 0, 0, 0, 1, 1])
+    found = auroc_over_folds(labels, [0.1, 0.9, 0.2, 0.8, 0.1, 0.2], list("abcdef"), fold)
+    assert (found.value, found.high) == (1.0, 1.0)
+    nothing = auroc_over_folds([1, 1], [0.1, 0.2], ["a", "b"], [0, 1])
+    assert math.isnan(nothing.value)
+    undivided = auroc_over_folds(labels, [0.1, 0.9, 0.2, 0.8, 0.1, 0.2], ["a"] * 6, fold)
+    assert (undivided.value, math.isnan(undivided.low)) == (1.0, True)
 
 
 def test_calibration_keeps_the_order_and_its_bounds():

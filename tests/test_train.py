@@ -73,7 +73,7 @@ def one_worker(ray_local, tmp_path_factory):
 
 def test_a_training_leaves_a_whole_run_folder(one_worker):
     names = {path.name for path in one_worker.iterdir()}
-    assert {"config.yaml", "environment.json", "data.json", "DATASHEET.md", "trials"} <= names
+    assert {"config.yaml", "environment.json", "data.json", "DATASHEET.md", "manifest.parquet", "trials"} <= names
     data = json.loads((one_worker / "data.json").read_text())
     assert data["flow"]["found"] == 150
     assert {baseline["name"] for baseline in data["baselines"]} == {"majority", "tags", "id neighbours"}

@@ -200,6 +200,43 @@ def test_grid_and_pareto_searches_end_by_themselves(ray_local, tmp_path, capsys)
     assert "Pareto front" in capsys.readouterr().out
 
 
+def test_a_search_maximises_the_worst_of_several_validation_sets(ray_local, tmp_path, capsys):
+    space = write_space(tmp_path, trials=2, epochs=2)
+    text = space.read_text().replace("metric: val_accuracy", "metric: worst_val_auroc")
+    space.write_text(text.replace("count: 150", "count: 300").replace("block: 10", "block: 10, shifts: [exposure]"))
+    main(["--space", str(space), "--storage", str(tmp_path), "--name", "worst"])
+    kept = histories(tmp_path / "worst")
+    for trial in study_of(tmp_path / "worst").trials:
+        entries = kept[f"t{trial.number:04d}"]
+        worst = [min(entry["val_auroc"], entry["val/exposure_auroc"]) for entry in entries]
+        assert [entry["worst_val_auroc"] for entry in entries] == worst
+        assert trial.value == max(worst)
+    table = pd.read_parquet(tmp_path / "worst/trials.parquet")
+    assert {"val/exposure_accuracy", "worst_val_auroc", "best_worst_val_auroc"} <= set(table.columns)
+    out = capsys.readouterr().out
+    assert "worst_val_auroc" in out
+    assert "val/exposure" in out
+
+
+def test_a_cross_validated_search_reports_the_mean_over_the_folds(ray_local, tmp_path, capsys):
+    space = write_space(tmp_path, trials=2, epochs=2)
+    folds = "block: 10, protocol: kfold, folds: 3, cross_validate: true"
+    space.write_text(space.read_text().replace("block: 10", folds))
+    main(["--space", str(space), "--storage", str(tmp_path), "--name", "crossed"])
+    assert "best of 2 finished trials" in capsys.readouterr().out
+    run = tmp_path / "crossed"
+    checkpoint = load_checkpoint(run / "trials/t0000/best")
+    best = histories(run)["t0000"][checkpoint.card.epoch - 1]
+    alone = tmp_path / "alone"
+    space.write_text(space.read_text().replace(", cross_validate: true", ""))
+    main(["--space", str(space), "--trials", "1", "--storage", str(alone), "--name", "first"])
+    first = histories(alone / "first")["t0000"][checkpoint.card.epoch - 1]
+    predicted = pd.read_parquet(run / "trials/t0000/best/val_predictions.parquet")
+    assert len(predicted) == first["val_n"]  # the model kept is the one validated on the fold after the test fold
+    tested = json.loads((run / "data.json").read_text())["parts"]["test"]["images"]
+    assert best["val_n"] == (150 - tested) / 2  # the mean over the two models, which share out all but the test fold
+
+
 def test_a_time_budget_ends_the_search_and_resume_goes_on(ray_local, tmp_path, capsys):
     space = write_space(tmp_path, trials=150, epochs=3)
     main(["--space", str(space), "--storage", str(tmp_path), "--name", "budget", "--time-budget", "15"])

@@ -1,33 +1,41 @@
-"""python -m fracray.data: get and check a data set, draw the phantoms, look at radiographs as the network sees them."""
+"""python -m fracray.data: get, import, check and audit data sets, draw phantoms, see radiographs as the network."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 import cv2
 import numpy as np
 
 from fracray.cluster import connect
 from fracray.config import Config, PhantomConfig, parse_assignments
+from fracray.data.audit_page import as_html, as_json
 from fracray.data.augment import Augmenter
 from fracray.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from fracray.data.datasheet import datasheet
 from fracray.data.download import API, RELEASES, download
+from fracray.data.findings import find
+from fracray.data.imported import Wishes, import_set
+from fracray.data.labels import FIELDS
 from fracray.data.phantom import contact_sheet, write_phantoms
-from fracray.data.prepare import prepare, progress_bar
+from fracray.data.prepare import examined, origin_of, prepare, progress_bar
+from fracray.data.verdicts import judge
 from fracray.errors import InputError, run_verb
 from fracray.run import data_source
-from fracray.show import new_console, say_flow, say_phantom, say_split
+from fracray.show import new_console, say_audit, say_flow, say_phantom, say_split
 
 
 def parser() -> argparse.ArgumentParser:
     cli = argparse.ArgumentParser(
         prog="python -m fracray.data",
-        description="Download and check a data set, draw phantoms, look at radiographs.",
+        description="Download, import, check and audit data sets, draw phantoms, look at radiographs.",
         epilog="examples:\n"
         "  python -m fracray.data download --to FracAtlas.zip\n"
+        "  python -m fracray.data import hospital --labels hospital/labels.csv --to hospital-set\n"
         "  python -m fracray.data check FracAtlas\n"
+        "  python -m fracray.data audit FracAtlas --json audit.json --html audit.html\n"
         "  python -m fracray.data sheet FracAtlas --augmented --set augment.rotate=30 --to sheet.png\n"
         "  python -m fracray.data sheet FracAtlas --corrupted --to faults.png\n"
         "  python -m fracray.data phantom --count 500 --to phantoms\n",
@@ -38,18 +46,28 @@ def parser() -> argparse.ArgumentParser:
     fetched.add_argument("--to", required=True, metavar="FILE_OR_DIR", help="the zip, or a folder for FracAtlas.zip")
     fetched.add_argument("--version", type=int, choices=RELEASES, default=7, help="figshare's (default %(default)s)")
     fetched.add_argument("--api", default=API, metavar="URL", help="the article in figshare's API or a mirror of it")
+    _add_import(verbs)
     check = verbs.add_parser(
         "check", help="from files found to images used, the split, and what no pixel is needed for"
     )
-    check.add_argument("path", help="a FracAtlas folder or zip, or 'phantom'")
+    check.add_argument("path", help="a FracAtlas folder or zip, an imported set, or 'phantom'")
     check.add_argument(
         "--manifest", metavar="FILE", help="also write the table of all files, with their split, as Parquet"
     )
     check.add_argument(
         "--datasheet", metavar="FILE.md", help="also write the datasheet: origin, licence, hashes, flow, sets, defects"
     )
+    audited = verbs.add_parser(
+        "audit",
+        help="what is wrong with a data set, and what betrays its labels, with a verdict for each",
+        description="Decode every file once; report truncation, formats, duplicates, contradicting labels, prevalence, "
+        "and how well the label is predicted without the picture. Each section ends in ok, look or stop.",
+    )
+    audited.add_argument("path", help="a FracAtlas folder or zip, or 'phantom'")
+    audited.add_argument("--json", metavar="FILE", help="also write all findings and verdicts as JSON")
+    audited.add_argument("--html", metavar="FILE", help="also write one self-contained page, with pictures")
     sheet = verbs.add_parser("sheet", help="a contact sheet of prepared radiographs as a PNG")
-    sheet.add_argument("path", help="a FracAtlas folder or zip, or 'phantom'")
+    sheet.add_argument("path", help="a FracAtlas folder or zip, an imported set, or 'phantom'")
     sheet.add_argument("--to", required=True, metavar="FILE.png")
     sheet.add_argument(
         "--count", type=int, help="radiographs shown (default 48; 12 with --augmented, 2 with --corrupted)"
@@ -61,10 +79,11 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="a row for each corruption of `evaluate --shifts`: each radiograph clean and at severities 1 to 5",
     )
-    for verb in (check, sheet):
+    for verb in (check, audited, sheet):
         verb.add_argument(
             "--set", action="append", default=[], metavar="PATH=VALUE", help="set one setting; repeatable"
         )
+    for verb in (check, sheet):
         verb.add_argument("--address", help="a Ray cluster (default: a local one)")
     phantom = verbs.add_parser("phantom", help="synthetic radiographs in FracAtlas' layout")
     phantom.add_argument("--to", required=True, metavar="DIR", help="a new folder")
@@ -73,9 +92,57 @@ def parser() -> argparse.ArgumentParser:
     return cli
 
 
+def _add_import(verbs: Any) -> None:
+    cli = verbs.add_parser(
+        "import",
+        help="radiographs of your own (JPEG, PNG, DICOM; folder or zip) as a set that --data takes",
+        description="Read labelled radiographs (JPEG, PNG, DICOM), examine each, and write what is known of them into\n"
+        "a new folder, which --data of every command takes. The files of a folder stay where they are.\n"
+        "Labels come from FracAtlas' tables, from a CSV, or from a folder per class, whichever is found.",
+        epilog="examples:\n"
+        "  python -m fracray.data import FracAtlas.zip --to fracatlas-set\n"
+        "  python -m fracray.data import hospital --to hospital-set --column label=finding --positive break,fissure\n"
+        "  python -m fracray.data import pictures --to pictures-set --classes NOT_FRACTURED=sound FRACTURED=broken\n"
+        "  python -m fracray.data import second --to second-set --salt hospital-set/salt\n\n"
+        "A row of the CSV names a file by path or name, a DICOM file also by SOP instance UID, and all of a study by\n"
+        "study instance UID or accession number. Of DICOM headers device, view, body part, age and sex are kept;\n"
+        "patient and study only as hashes with a secret salt. File names are kept: see that they name no patient.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    cli.add_argument("path", help="a folder or a zip of radiographs")
+    cli.add_argument("--to", required=True, metavar="DIR", help="a new folder")
+    cli.add_argument("--labels", metavar="FILE.csv", help="the table of labels (default: the only CSV in the folder)")
+    cli.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="FIELD=NAME",
+        help=f"the table's column for a field, where its name does not say so; repeatable; fields: {', '.join(FIELDS)}",
+    )
+    cli.add_argument(
+        "--positive", metavar="VALUE[,VALUE]", help="values that mean fractured (default: 1, yes, fractured ...)"
+    )
+    cli.add_argument("--negative", metavar="VALUE[,VALUE]", help="values that mean not fractured; '' for an empty cell")
+    cli.add_argument(
+        "--classes",
+        nargs="+",
+        metavar="CLASS=FOLDER[,FOLDER]",
+        help="NOT_FRACTURED=... FRACTURED=...: folders by name, path or pattern (default: the usual names)",
+    )
+    cli.add_argument("--salt", metavar="FILE", help="that of another import: equal patients then have equal hashes")
+
+
 def main(argv: Sequence[str]) -> None:
     args = parser().parse_args(argv)
-    {"download": _download, "check": _check, "sheet": _sheet, "phantom": _phantom}[args.verb](args)
+    verbs = {
+        "download": _download,
+        "import": _import,
+        "check": _check,
+        "audit": _audit,
+        "sheet": _sheet,
+        "phantom": _phantom,
+    }
+    verbs[args.verb](args)
 
 
 def _config(args: argparse.Namespace) -> Config:
@@ -87,6 +154,47 @@ def _download(args: argparse.Namespace) -> None:
     target = download(args.to, RELEASES[args.version], console, args.api)
     console.print(f"complete and verified: FracAtlas version {args.version} in {target}", markup=False, soft_wrap=True)
     console.print(f"next:\n  python -m fracray.data check {quote(str(target))}", markup=False, soft_wrap=True)
+
+
+def _import(args: argparse.Namespace) -> None:
+    console = new_console()
+    wishes = Wishes(
+        labels=Path(args.labels).expanduser() if args.labels else None,
+        columns=dict(_pair(word, "--column", FIELDS) for word in args.column),
+        positive=_values(args.positive),
+        negative=_values(args.negative),
+        classes=_classes(args.classes) if args.classes else None,
+        salt=Path(args.salt).expanduser() if args.salt else None,
+    )
+    with progress_bar(console, "examining radiographs") as step:
+        manifest = import_set(args.path, args.to, wishes, step)
+    used = manifest.used
+    console.print("\n".join(manifest.flow().lines()))
+    known = used["patient"][used["patient"] != ""]
+    console.print(f"fractured: {used['label'].mean():.1%}; patients known: {known.nunique()}, of {len(known)} images")
+    if manifest.notes():
+        console.print(f"notes on {len(manifest.notes())} single images: see the next command")
+    console.print(f"written: {args.to}", markup=False, soft_wrap=True)
+    console.print(f"next:\n  python -m fracray.data check {quote(args.to)}", markup=False, soft_wrap=True)
+
+
+def _pair(word: str, flag: str, names: Iterable[str]) -> tuple[str, str]:
+    name, equals, value = word.partition("=")
+    if not equals or not value or name not in names:
+        raise InputError(f"{flag} {word}: expected NAME=VALUE, where NAME is one of {', '.join(names)}")
+    return name, value
+
+
+def _values(text: str | None) -> tuple[str, ...]:
+    return () if text is None else tuple(value.strip() for value in text.split(","))
+
+
+def _classes(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    names = ("NOT_FRACTURED", "FRACTURED")
+    folders = dict(_pair(word, "--classes", names) for word in words)
+    if len(folders) < 2 or len(words) > 2:
+        raise InputError("--classes: name each class once: NOT_FRACTURED=FOLDER FRACTURED=FOLDER")
+    return _values(folders[names[0]]), _values(folders[names[1]])
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -110,11 +218,33 @@ def _check(args: argparse.Namespace) -> None:
         prepared.manifest.write(args.manifest)
         console.print(f"written: {args.manifest}")
     if args.datasheet:
-        try:
-            Path(args.datasheet).write_text(datasheet(prepared.summary()))
-        except OSError as error:
-            raise InputError(f"--datasheet {args.datasheet}: cannot be written: {error.strerror}") from None
+        _write("--datasheet", args.datasheet, datasheet(prepared.summary()))
         console.print(f"written: {args.datasheet}")
+
+
+def _audit(args: argparse.Namespace) -> None:
+    console = new_console()
+    config = _config(args)
+    say_phantom(console, config)
+    manifest = examined(config.data, console)
+    findings = find(manifest, origin_of(config.data), config.data.split.block_size)
+    verdicts = judge(findings)
+    say_audit(console, findings, verdicts)
+    if args.json:
+        _write("--json", args.json, as_json(findings, verdicts))
+        console.print(f"written: {args.json}", markup=False, soft_wrap=True)
+    if args.html:
+        _write("--html", args.html, as_html(findings, verdicts, manifest))
+        console.print(f"written: {args.html}", markup=False, soft_wrap=True)
+
+
+def _write(flag: str, path: str, text: str) -> None:
+    try:
+        Path(path).write_text(text, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise InputError(
+            f"{flag} {path}: cannot be written: {error.strerror}; name a file in a folder of yours"
+        ) from None
 
 
 def _sheet(args: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """The audit: decodes every file once and finds what is truncated, unreadable, identical, nearly so, or contradictory.
 
-Fills the manifest's sizes, hashes, statuses and duplicate components, and scores predictors that see no pixel. Must
-not know of splits beyond the column that names them, of models, or of Ray.
+Fills the manifest's sizes, modes, borders, hashes, statuses and duplicate components. Must not know of splits, of
+models, or of Ray.
 """
 
 import os
@@ -9,26 +9,21 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
-from sklearn.model_selection import GroupKFold
-from sklearn.neighbors import KNeighborsClassifier
 
 from fracray.data.duplicates import Link, connected_sets, equal, near_duplicates
 from fracray.data.imagefile import HEAD, Look, fit_boxes, look
-from fracray.data.manifest import Manifest, file_number, in_set, sets_named
+from fracray.data.manifest import BORDERS, Manifest
 
 # Part of the key of cached audits: raise it when the same files would be judged otherwise.
-AUDIT_VERSION = 2
+AUDIT_VERSION = 3
 
 LARGE = 1000  # px; FracAtlas' machines deliver either 454 or more than 2,000 on the longer side
-
 
 _Cells = dict[str, list[Any]]
 
@@ -48,6 +43,9 @@ _FILLED = (
     "sha256",
     "pixel_hash",
     "brightness",
+    "mode",
+    *BORDERS,
+    "refilled",
 )
 
 
@@ -59,7 +57,7 @@ def examine(
 ) -> Manifest:
     """Decode every file once, on `workers` threads (default: one per CPU), and judge each alone and against the others.
 
-    Each file alone: truncated; unreadable (no JPEG or PNG, or announced too large, and then not decoded); else
+    Each file alone: truncated; unreadable (no JPEG, PNG or DICOM, or announced too large, and then not decoded); else
     its size, orientation, hashes, and its boxes scaled and turned to the picture as displayed.
     Against the others: the *same picture* is one with equal pixels as displayed, a truncated file whose bytes begin
     another file, or a copy whose every textured tile agrees (encoded again). Where labels differ within a set of same
@@ -73,7 +71,7 @@ def examine(
     rows = [row for row, path in enumerate(table["path"]) if path and cells["status"][row] != "unlisted"]
     paths = [manifest.root / table["path"].iloc[row] for row in rows]
     looks: list[Look] = []
-    # Images near Pillow's own limit are judged here; the filter is set around the pool, for filters are the process's.
+    # Odd files are judged here, not warned of by Pillow or pydicom; set around the pool, for filters are the process's.
     with warnings.catch_warnings(), ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         warnings.simplefilter("ignore")
         for seen in pool.map(look, paths):
@@ -106,6 +104,9 @@ def _fill(cells: _Cells, row: int, seen: Look) -> None:
     cells["sha256"][row], cells["pixel_hash"][row] = seen.sha256, seen.pixel_hash
     cells["width"][row], cells["height"][row] = seen.width, seen.height
     cells["exif_orientation"][row], cells["brightness"][row] = seen.orientation, seen.brightness
+    cells["mode"][row], cells["refilled"][row] = seen.mode, seen.refilled
+    for name, width in zip(BORDERS, seen.borders, strict=True):
+        cells[name][row] = width
     cells["duplicate_of"][row] = cells["component"][row] = ""
     if seen.width:
         cells["batch"][row] = cells["batch"][row] or ("large" if max(seen.width, seen.height) > LARGE else "small")
@@ -158,140 +159,3 @@ def _copies(looks: Sequence[Look]) -> list[tuple[int, int, float]]:
     at, thumbs, hashes = zip(*pictures, strict=True)
     pairs = near_duplicates(np.stack(thumbs), np.array(hashes, dtype=np.uint64))
     return [(at[a], at[b], share) for a, b, share in pairs]
-
-
-# ---------------------------------------------------------------- no pixel
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """The score of a predictor that sees no pixel; rates in [0, 1], auroc NaN where `part` has one class only."""
-
-    name: str  # 'majority', 'tags', 'id neighbours'
-    part: str
-    accuracy: float
-    balanced_accuracy: float
-    auroc: float
-
-    def as_dict(self) -> dict[str, str | float | None]:
-        """By name, as JSON values: what is not defined is null."""
-        return {name: None if value != value else value for name, value in asdict(self).items()}  # noqa: PLR0124 - nan
-
-
-# Of 3 to 200 neighbours, weighted or not, the most telling over both protocols on FracAtlas: mean AUROC 0.89 where
-# rows are dealt at random, 0.70 with blocks of 50 kept whole.
-NEIGHBOURS = 50
-TAGS = ("region", "view", "hardware", "multiscan")
-
-
-def no_pixel_baselines(table: pd.DataFrame, sets: Sequence[str] | None = None, seed: int = 0) -> tuple[Baseline, ...]:
-    """Scores on each of `sets` (default: all but train) of three predictors fitted to train, without a pixel.
-
-    majority: the more frequent label. tags: logistic regression on region, view, hardware and multiscan. id neighbours:
-    the share of fractured among the NEIGHBOURS training images of nearest file number, weighted by 1/distance; left out
-    where a file of the table has no number. Fractured is predicted where the probability exceeds 0.5. Sets without a
-    row are left out, and nothing is returned without a training row.
-    """
-    train = table[in_set(table["split"], "train")]
-    if train.empty:
-        return ()
-    if sets is None:
-        sets = [name for name in sets_named(table["split"]) if name != "train"]
-    scorers = _fit_scorers(train, table, seed)
-    return tuple(
-        _baseline(name, part, rows["label"].to_numpy(), scorer(rows))
-        for part in sets
-        if len(rows := table[in_set(table["split"], part)])
-        for name, scorer in scorers.items()
-    )
-
-
-def cross_fitted_baselines(table: pd.DataFrame, seed: int = 0, folds: int = 5) -> tuple[Baseline, ...]:
-    """The same predictors on a whole table, part 'all', each image scored by predictors fitted to other groups.
-
-    For data that was never divided into parts; its rows need `group`. Empty where there are fewer than two groups.
-    """
-    folds = min(folds, table["group"].nunique())
-    if folds < 2:
-        return ()
-    label = table["label"].to_numpy()
-    probability: dict[str, np.ndarray] = {}
-    parts = list(GroupKFold(folds, shuffle=True, random_state=seed).split(table, groups=table["group"]))
-    for fitted, scored in parts:
-        for name, scorer in _fit_scorers(table.iloc[fitted], table, seed).items():
-            probability.setdefault(name, np.empty(len(table)))[scored] = scorer(table.iloc[scored])
-    # Predictors of different folds are on different scales: their AUROC is the mean over the folds, not of the pool.
-    both = [scored for _, scored in parts if len(set(label[scored])) == 2]
-    return tuple(
-        replace(
-            _baseline(name, "all", label, found),
-            auroc=float(np.mean([roc_auc_score(label[fold], found[fold]) for fold in both])) if both else np.nan,
-        )
-        for name, found in probability.items()
-    )
-
-
-def mean_baselines(folds: Sequence[Baseline]) -> tuple[Baseline, ...]:
-    """Each predictor at its mean over the folds that are given, under the part of the first."""
-    found = []
-    for name in dict.fromkeys(baseline.name for baseline in folds):
-        mine = [baseline for baseline in folds if baseline.name == name]
-        found.append(
-            replace(
-                mine[0],
-                accuracy=float(np.mean([baseline.accuracy for baseline in mine])),
-                balanced_accuracy=float(np.mean([baseline.balanced_accuracy for baseline in mine])),
-                auroc=float(np.mean([baseline.auroc for baseline in mine])),
-            )
-        )
-    return tuple(found)
-
-
-def _baseline(name: str, part: str, label: np.ndarray, probability: np.ndarray) -> Baseline:
-    predicted = (probability > 0.5).astype(int)
-    both = len(set(label)) == 2
-    return Baseline(
-        name=name,
-        part=part,
-        accuracy=float(accuracy_score(label, predicted)),
-        balanced_accuracy=float(balanced_accuracy_score(label, predicted) if both else np.nan),
-        auroc=float(roc_auc_score(label, probability) if both else np.nan),
-    )
-
-
-Scorer = Callable[[pd.DataFrame], np.ndarray]
-
-
-def _fit_scorers(train: pd.DataFrame, table: pd.DataFrame, seed: int) -> dict[str, Scorer]:
-    scorers = {"majority": _majority(train), "tags": _tags(train, seed)}
-    if all(file_number(image_id) for image_id in table["image_id"]):
-        scorers["id neighbours"] = _neighbours(train)
-    return scorers
-
-
-def _majority(train: pd.DataFrame) -> Scorer:
-    prevalence = float(train["label"].mean())
-    return lambda rows: np.full(len(rows), prevalence)
-
-
-def _tags(train: pd.DataFrame, seed: int) -> Scorer:
-    if train["label"].nunique() < 2:
-        return _majority(train)
-    columns = _one_hot(train).columns
-    model = LogisticRegression(max_iter=1000, random_state=seed).fit(_one_hot(train), train["label"])
-    return lambda rows: model.predict_proba(_one_hot(rows).reindex(columns=columns, fill_value=0))[:, 1]
-
-
-def _one_hot(rows: pd.DataFrame) -> pd.DataFrame:
-    tags = [rows[name].str.get_dummies("+").add_prefix(f"{name} ") for name in TAGS[:2]]
-    return pd.concat([*tags, rows[list(TAGS[2:])]], axis=1)
-
-
-def _neighbours(train: pd.DataFrame) -> Scorer:
-    model = KNeighborsClassifier(min(NEIGHBOURS, len(train)), weights="distance").fit(_numbers(train), train["label"])
-    fractured = list(model.classes_).index(1) if 1 in model.classes_ else None
-    return lambda rows: np.zeros(len(rows)) if fractured is None else model.predict_proba(_numbers(rows))[:, fractured]
-
-
-def _numbers(rows: pd.DataFrame) -> np.ndarray:
-    return np.array([found[1] for name in rows["image_id"] if (found := file_number(name))], dtype=float)[:, None]

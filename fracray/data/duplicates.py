@@ -22,6 +22,7 @@ _TILE_CORRELATION = 0.99
 _TILES_AGREEING = 0.5
 _TEXTURE = 3.0  # gray levels, standard deviation within a tile
 _TEXTURED_TILES = 8
+_MANY = 1024  # thumbnails or pairs held as floats at a time: 16 MB
 
 
 def near_duplicates(thumbs: np.ndarray, hashes: np.ndarray) -> list[tuple[int, int, float]]:
@@ -30,27 +31,38 @@ def near_duplicates(thumbs: np.ndarray, hashes: np.ndarray) -> list[tuple[int, i
     thumbs: (n, THUMB, THUMB) uint8, gray. hashes: (n,) uint64, DCT hashes of the same pictures (imagehash.phash).
     Hashes near in Hamming distance propose a pair. Then its thumbnails are compared tile by tile (8x8 px, normalised
     correlation), which a change of brightness or a missing part leaves standing and another exposure of the same limb
-    does not. Time grows with the square of n.
+    does not. Time grows with the square of n, memory with n (some 70 bytes each beside its thumbnail).
     """
-    count, side = len(thumbs), THUMB // _TILE
-    tiles = thumbs.astype(np.float32).reshape(count, side, _TILE, side, _TILE)
-    tiles = tiles.transpose(0, 1, 3, 2, 4).reshape(count, side * side, -1)
-    tiles -= tiles.mean(2, keepdims=True)
-    textured = tiles.std(2) >= _TEXTURE
-    tiles /= np.linalg.norm(tiles, axis=2, keepdims=True) + 1e-6
+    count = len(thumbs)
+    textured = np.zeros((count, (THUMB // _TILE) ** 2), dtype=bool)
+    for at in range(0, count, _MANY):
+        textured[at : at + _MANY] = _tiles(thumbs[at : at + _MANY]).std(2) >= _TEXTURE
     found: list[tuple[int, int, float]] = []
     for start in range(0, count, 512):
         near = np.bitwise_count(hashes[start : start + 512, None] ^ hashes[None]) <= _HASH_DISTANCE
         left, right = np.nonzero(np.triu(near, k=start + 1))
         left += start
-        for block in range(0, len(left), 4096):
-            a, b = left[block : block + 4096], right[block : block + 4096]
+        for block in range(0, len(left), _MANY):
+            a, b = left[block : block + _MANY], right[block : block + _MANY]
             counted = textured[a] | textured[b]
-            agree = (np.einsum("ptk,ptk->pt", tiles[a], tiles[b]) >= _TILE_CORRELATION) & counted
+            agree = (_correlation(_tiles(thumbs[a]), _tiles(thumbs[b])) >= _TILE_CORRELATION) & counted
             share = agree.sum(1) / np.maximum(counted.sum(1), 1)
             keep = (share > _TILES_AGREEING) & (counted.sum(1) >= _TEXTURED_TILES)
             found += zip(a[keep].tolist(), b[keep].tolist(), share[keep].tolist(), strict=True)
     return found
+
+
+def _tiles(thumbs: np.ndarray) -> np.ndarray:
+    """Thumbnails as tiles less their mean: (n, tiles, pixels) float32."""
+    side = THUMB // _TILE
+    tiles = thumbs.astype(np.float32).reshape(len(thumbs), side, _TILE, side, _TILE)
+    tiles = tiles.transpose(0, 1, 3, 2, 4).reshape(len(thumbs), side * side, -1)
+    return tiles - tiles.mean(2, keepdims=True)
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(a, axis=2) * np.linalg.norm(b, axis=2)
+    return np.einsum("ptk,ptk->pt", a, b) / (lengths + 1e-6)
 
 
 def equal(keys: Iterable[str]) -> list[Link]:

@@ -1,4 +1,4 @@
-"""One image file: read, judged, and decoded once to what an audit compares.
+"""One image file (JPEG, PNG or DICOM): read, judged, and decoded to the gray picture that is audited and trained on.
 
 Knows nothing of other files, labels or manifests.
 """
@@ -6,6 +6,7 @@ Knows nothing of other files, labels or manifests.
 import hashlib
 import io
 import math
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,14 +16,23 @@ import imagehash
 import numpy as np
 from PIL import Image, ImageFile
 
+from fracray.data import dicom
 from fracray.data.duplicates import THUMB
-from fracray.data.manifest import Box
+from fracray.data.edges import borders, refilled
+from fracray.data.manifest import BORDERS, Box
 
 MAX_PIXELS = 80_000_000  # a 43 cm detector at 50 µm has 74 million
 MAX_BYTES = 2**29
 HEAD = 1024  # bytes: past the tables of a JPEG, into its picture
 
 _EXIF_ORIENTATION = 0x0112
+_BACK = {6: 8, 8: 6}  # the orientation that undoes another, where it is not itself
+_REDUCED = {
+    1: cv2.IMREAD_GRAYSCALE,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,7 @@ class Look:
     width and height are as displayed. pixel_hash is sha256 of size and gray pixels as displayed, '' unless all came.
     thumb, (THUMB, THUMB) uint8, and phash, its DCT hash, show what came; thumb is None when nothing did. head is
     sha256 of the first HEAD bytes. brightness is the mean gray of the whole picture, 0 to 255; nan unless all came.
+    mode is the file's own (Pillow's word). borders (px, order of BORDERS) and refilled (rows) are 0 unless all came.
     """
 
     fault: str = ""  # '', 'truncated' or 'unreadable'
@@ -45,17 +56,97 @@ class Look:
     thumb: np.ndarray | None = None
     phash: int = 0
     brightness: float = math.nan
+    mode: str = ""
+    borders: tuple[int, ...] = (0,) * len(BORDERS)
+    refilled: int = 0
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What `decode` made of the bytes of a file.
+
+    gray: the picture as displayed, (height, width) uint8, or whatever of it came; None when nothing did. width, height:
+    as displayed, of the full picture; 0 where the header is not to be read. orientation: EXIF's.
+    """
+
+    gray: np.ndarray | None = None
+    fault: str = ""  # '', 'truncated' or 'unreadable'
+    note: str = ""
+    width: int = 0
+    height: int = 0
+    orientation: int = 0
+    mode: str = ""
 
 
 def look(path: Path) -> Look:
-    """Read, judge and decode one file: JPEG or PNG, at most MAX_PIXELS as announced by its header."""
+    """Read, judge and decode one file: JPEG, PNG or DICOM, at most MAX_PIXELS as announced by its header."""
+    data, note = _read(path)
+    if data is None:
+        return Look("unreadable", note)
+    found = decode(data)
+    seen = Look(
+        fault=found.fault,
+        note=found.note,
+        sha256=hashlib.sha256(data).hexdigest(),
+        head=hashlib.sha256(data[:HEAD]).hexdigest(),
+        width=found.width,
+        height=found.height,
+        orientation=found.orientation,
+        mode=found.mode,
+    )
+    if found.gray is None:
+        return seen
+    thumb = cv2.resize(found.gray, (THUMB, THUMB), interpolation=cv2.INTER_AREA)
+    phash = int(str(imagehash.phash(Image.fromarray(thumb))), 16)
+    if found.fault:
+        return replace(seen, thumb=thumb, phash=phash)
+    size = f"{found.gray.shape[1]}x{found.gray.shape[0]}:".encode()
+    pixels = hashlib.sha256(size + np.ascontiguousarray(found.gray).tobytes()).hexdigest()
+    return replace(
+        seen,
+        pixel_hash=pixels,
+        thumb=thumb,
+        phash=phash,
+        brightness=float(thumb.mean()),
+        borders=borders(found.gray),
+        refilled=refilled(upright(found.gray, _BACK.get(found.orientation, found.orientation))),
+    )
+
+
+def picture(path: Path, side: int) -> np.ndarray | None:
+    """What can be shown of a file: gray, as displayed, at most `side` on its longer side; None where nothing can."""
+    data, _ = _read(path)
+    gray = None if data is None else decode(data).gray
+    if gray is None:
+        return None
+    scale = min(1.0, side / max(gray.shape))
+    size = max(1, round(gray.shape[1] * scale)), max(1, round(gray.shape[0] * scale))
+    return cv2.resize(gray, size, interpolation=cv2.INTER_AREA)
+
+
+def _read(path: Path) -> tuple[bytes | None, str]:
+    """The bytes of a file, or None and the reason."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            return Look("unreadable", f"file of {path.stat().st_size:,} bytes: too large")
-        data = path.read_bytes()
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):  # opening a pipe would wait for its writer
+            return None, "not a file"
+        if about.st_size > MAX_BYTES:
+            return None, f"file of {about.st_size:,} bytes: too large"
+        with open(path, "rb") as file:
+            return file.read(about.st_size), ""  # no more: files of the system, as in /proc, may have no end
     except OSError as error:
-        return Look("unreadable", f"cannot be read: {error.strerror}")
-    seen = Look(sha256=hashlib.sha256(data).hexdigest(), head=hashlib.sha256(data[:HEAD]).hexdigest())
+        return None, f"cannot be read: {error.strerror}"
+
+
+def decode(data: bytes, reduction: int = 1) -> Decoded:
+    """Decode the bytes of a file: what the audit judges and hashes, and what the ingest trains on.
+
+    JPEG and PNG are turned as EXIF says; PNG of 16 bits and DICOM are brought to 8 as `fracray.data.dicom` explains.
+    `reduction` 2, 4 or 8 lets a JPEG be decoded at a half, quarter or eighth of its scale, which its format allows at
+    less cost. Raises nothing: `fault` and `note` say what is wrong.
+    """
+    if dicom.is_dicom(data):
+        return _decode_dicom(data)
     complete = _has_end(data)
     try:
         image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
@@ -63,19 +154,14 @@ def look(path: Path) -> Look:
         if width * height > MAX_PIXELS:
             raise Image.DecompressionBombError
     except Image.DecompressionBombError:
-        return replace(seen, fault="unreadable", note=f"header announces more than {MAX_PIXELS:,} pixels: not decoded")
+        return Decoded(fault="unreadable", note=f"header announces more than {MAX_PIXELS:,} pixels: not decoded")
     except (OSError, SyntaxError, ValueError) as error:
         if complete is False:
-            return replace(seen, fault="truncated")
-        return replace(seen, fault="unreadable", note=f"not a JPEG or PNG image: {type(error).__name__}")
+            return Decoded(fault="truncated")
+        return Decoded(fault="unreadable", note=f"not a JPEG, PNG or DICOM image: {type(error).__name__}")
     orientation = _orientation(image)
-    swapped = orientation >= 5
-    seen = replace(
-        seen,
-        width=height if swapped else width,
-        height=width if swapped else height,
-        orientation=orientation,
-    )
+    if orientation >= 5:
+        width, height = height, width
     # OpenCV is twice as fast but tells a truncated file only by refusing it or by gray rows, as its version goes. So a
     # file that lacks its end mark (59 truncated ones in FracAtlas, and 20 whole ones with rubbish behind) is first
     # tried by Pillow, which knows whether all of the picture came.
@@ -83,22 +169,29 @@ def look(path: Path) -> Look:
     if not complete:
         gray, fault = _load_slowly(image)
     if not fault:
-        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
+        decoded = _load_quickly(data, image, reduction)
         if decoded is not None:
             gray = decoded
         elif gray is None:
             gray, fault = _load_slowly(image)
-    if fault and (gray is None or complete):
-        return replace(seen, fault="unreadable" if complete else "truncated", note=fault if complete else "")
-    assert gray is not None
-    gray = upright(gray, orientation)
-    thumb = cv2.resize(gray, (THUMB, THUMB), interpolation=cv2.INTER_AREA)
-    phash = int(str(imagehash.phash(Image.fromarray(thumb))), 16)
-    if fault:
-        return replace(seen, fault="truncated", thumb=thumb, phash=phash)
-    size = f"{gray.shape[1]}x{gray.shape[0]}:".encode()
-    pixels = hashlib.sha256(size + np.ascontiguousarray(gray).tobytes()).hexdigest()
-    return replace(seen, pixel_hash=pixels, thumb=thumb, phash=phash, brightness=float(thumb.mean()))
+    seen = Decoded(width=width, height=height, orientation=orientation, mode=image.mode)
+    if fault and complete:
+        return replace(seen, fault="unreadable", note=fault)
+    if gray is not None:
+        gray = upright(gray, orientation)
+    return replace(seen, gray=gray, fault="truncated" if fault else "")
+
+
+def _decode_dicom(data: bytes) -> Decoded:
+    try:
+        picture = dicom.open_picture(data, MAX_PIXELS)
+    except dicom.DicomError as error:
+        return Decoded(fault=error.fault, note=str(error))
+    seen = Decoded(width=picture.width, height=picture.height, orientation=1)
+    try:
+        return replace(seen, gray=dicom.gray(picture))
+    except dicom.DicomError as error:
+        return replace(seen, fault=error.fault, note=str(error))
 
 
 def _has_end(data: bytes) -> bool | None:
@@ -108,6 +201,16 @@ def _has_end(data: bytes) -> bool | None:
     if data.startswith(b"\x89PNG"):
         return b"IEND" in data[-64:]
     return None
+
+
+def _load_quickly(data: bytes, image: ImageFile.ImageFile, reduction: int) -> np.ndarray | None:
+    """Gray pixels as stored, by OpenCV; None where it refuses."""
+    flag = cv2.IMREAD_UNCHANGED if image.mode.startswith("I;16") else _REDUCED[reduction]
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
+    if decoded is not None and decoded.dtype == np.uint16:
+        shown = dicom.stretch(np.arange(2**16), np.bincount(decoded.ravel(), minlength=2**16))
+        decoded = np.rint(np.clip(shown, 0, 1) * 255).astype(np.uint8)[decoded]
+    return decoded
 
 
 def _load_slowly(image: ImageFile.ImageFile) -> tuple[np.ndarray | None, str]:

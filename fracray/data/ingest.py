@@ -7,10 +7,10 @@ temporary name and renamed when whole, so a folder that exists is complete. Know
 import hashlib
 import json
 import os
-import re
 import shutil
 import threading
 import uuid
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,11 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
+from fracray.data import imagefile
 from fracray.data.letterbox import letterbox
 from fracray.data.manifest import Manifest
 from fracray.errors import InputError, RunError
 
-INGEST_VERSION = 1  # raise it when the pixels of a shard would change
+INGEST_VERSION = 2  # raise it when the pixels of a shard would change
 SHARD_BYTES = 16 * 2**20
 SHARD_ROWS = 512
 
@@ -74,24 +75,17 @@ class Shards:
 
 
 def decode(data: bytes, longer_side: int, size: int) -> np.ndarray:
-    """Bytes of an image file to a letterboxed (size, size) uint8 image, EXIF orientation applied.
+    """Bytes of an image file to a letterboxed (size, size) uint8 image, by the decoder of the audit.
 
-    A JPEG several times larger than the target is decoded at a half, quarter or eighth of its scale, which its
-    format allows at less cost. Raises ValueError where the bytes are no image.
+    A JPEG several times larger than the target is decoded at a half, quarter or eighth of its scale. Raises ValueError
+    where the bytes are no whole image.
     """
-    flag = cv2.IMREAD_GRAYSCALE
-    for factor, reduced in (
-        (8, cv2.IMREAD_REDUCED_GRAYSCALE_8),
-        (4, cv2.IMREAD_REDUCED_GRAYSCALE_4),
-        (2, cv2.IMREAD_REDUCED_GRAYSCALE_2),
-    ):
-        if longer_side >= 2 * factor * size:  # still at least twice the target, so that the area filter decides
-            flag = reduced
-            break
-    image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flag)
-    if image is None:
-        raise ValueError("not decodable")
-    return letterbox(image, size)
+    # Still at least twice the target, so that the area filter decides.
+    reduction = next((factor for factor in (8, 4, 2) if longer_side >= 2 * factor * size), 1)
+    found = imagefile.decode(data, reduction)
+    if found.gray is None or found.fault:
+        raise ValueError(found.note or "not decodable")
+    return letterbox(found.gray, size)
 
 
 class UndecodableError(Exception):
@@ -107,6 +101,7 @@ class _DecodeBlock:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         cv2.setNumThreads(1)  # the parallelism is Ray Data's
+        warnings.simplefilter("ignore")  # what the decoders have to say of odd files, the audit says
         images = []
         for path, longer_side in zip(block["path"].to_pylist(), block["longer_side"].to_pylist(), strict=True):
             try:
@@ -126,7 +121,8 @@ def fingerprint(manifest: Manifest, size: int) -> str:
 def ingest(manifest: Manifest, size: int, cache: Path, progress: Progress | None = None) -> Shards:
     """Find the shards of these radiographs at this size in `cache`, or write them with Ray Data.
 
-    Raises InputError where no radiograph is usable, RunError where a file changed or vanished meanwhile.
+    Raises InputError where no radiograph is usable or the disk is full, RunError where a file changed or vanished
+    meanwhile.
     """
     folder = cache / "shards" / fingerprint(manifest, size)
     if not folder.is_dir():
@@ -155,10 +151,9 @@ def _write(manifest: Manifest, size: int, folder: Path, progress: Progress | Non
         }
     )
     blocks = [work.slice(start, rows_per_file) for start in range(0, len(used), rows_per_file)]
-    folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.partial")
-    partial.mkdir()
     try:
+        partial.mkdir(parents=True)
         dataset = ray.data.from_arrow(blocks).map_batches(
             _DecodeBlock(str(manifest.root), size), batch_format="pyarrow", batch_size=None, zero_copy_batch=True
         )
@@ -174,9 +169,10 @@ def _write(manifest: Manifest, size: int, folder: Path, progress: Progress | Non
         index = {"size": size, "files": [asdict(file) for file in files]}
         (partial / "index.json").write_text(json.dumps(index, indent=1))
         _rename(partial, folder)
-    except OSError as error:
-        raise RunError(f"{partial}: cannot write shards: {error}; free space or choose another data.cache") from None
-    except ray.exceptions.RayTaskError as error:
+    except (OSError, ray.exceptions.RayTaskError) as error:
+        if isinstance(error, OSError):  # a task's too: Ray raises it as what it was
+            fault = f"{folder.parent}: cannot write shards: {_reason(error)}"
+            raise InputError(f"{fault}; free space or choose another data.cache") from None
         raise RunError(_reason(error)) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -184,8 +180,8 @@ def _write(manifest: Manifest, size: int, folder: Path, progress: Progress | Non
 
 def _reason(error: BaseException) -> str:
     """What the task itself said: Ray hands the error of a task on as the text of its traceback."""
-    said = re.search(rf"{UndecodableError.__name__}: (.+)", str(error))
-    return said[1] if said else str(error).strip().splitlines()[-1]
+    _, named, said = str(error).rpartition(f"{UndecodableError.__name__}: ")
+    return said.strip() if named else str(error).strip().splitlines()[-1]
 
 
 def _rename(partial: Path, folder: Path) -> None:

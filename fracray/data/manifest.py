@@ -25,6 +25,8 @@ Box = tuple[float, float, float, float]
 
 STATUSES = ("ok", "truncated", "conflict", "missing", "unreadable", "unlisted")
 PARTS = ("train", "val", "test")
+# Uniform rows or columns at the edges of the displayed picture, px.
+BORDERS = tuple(f"{shade}_{side}" for shade in ("black", "white") for side in ("top", "bottom", "left", "right"))
 
 SCHEMA = pa.schema(
     [
@@ -32,10 +34,7 @@ SCHEMA = pa.schema(
         ("path", pa.string()),  # relative to the root, with forward slashes; '' when missing
         ("label", pa.int8()),  # 1 fractured, 0 not
         ("group", pa.string()),  # never straddles a grouped split; '' until splits are assigned
-        (
-            "split",
-            pa.string(),
-        ),  # its sets joined by '+': train; val, val/view, ...; test, ...; '' when unused
+        ("split", pa.string()),  # its sets: train; val, val/view, ... joined by '+'; test, ...; '' when unused
         ("status", pa.string()),  # one of STATUSES
         ("duplicate_of", pa.string()),  # image_id of the identical image that is used instead, or ''
         ("component", pa.string()),  # first image_id of the exact and near duplicates it belongs to, or ''
@@ -52,6 +51,9 @@ SCHEMA = pa.schema(
         ("age", pa.float32()),  # years at the examination; nan when unknown
         ("sex", pa.string()),  # F, M, O (DICOM's codes), or ''
         ("brightness", pa.float32()),  # mean gray of the displayed picture, 0 to 255; nan until examined
+        ("mode", pa.string()),  # as the file stores its pixels, in Pillow's words: L, RGB ...; '' until examined
+        *((border, pa.int32()) for border in BORDERS),
+        ("refilled", pa.int32()),  # rows at the bottom that only repeat one block: a cut JPEG, saved again
         ("boxes", pa.list_(pa.list_(pa.float64()))),  # fractures as x, y, w, h in pixels of boxes_width x boxes_height
         ("boxes_width", pa.int32()),  # size of the picture that the boxes refer to; width and height once examined
         ("boxes_height", pa.int32()),
@@ -86,7 +88,7 @@ class Flow:
         steps = (
             (self.found, "images found", True),
             (-self.missing, "missing: listed, but no file", False),
-            (-self.unlisted, "unlisted: a file that dataset.csv does not name", False),
+            (-self.unlisted, "unlisted: a file without a label", False),
             (-self.unreadable, "unreadable: not an image, or too large", False),
             (-self.truncated, "truncated files", False),
             (-self.conflict, "conflict: evidence or identical pictures disagree on the label", False),

@@ -16,11 +16,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fracray.config import PHANTOM, DataConfig
-from fracray.data.audit import AUDIT_VERSION, Baseline, cross_fitted_baselines, examine, no_pixel_baselines
+from fracray.data.audit import AUDIT_VERSION, examine
+from fracray.data.fracatlas import read_fracatlas
+from fracray.data.imported import MANIFEST, open_imported
 from fracray.data.ingest import Shards, ingest
 from fracray.data.manifest import Flow, Manifest, in_set, sets_named
 from fracray.data.phantom import DRAWING, write_phantoms
-from fracray.data.sources import open_source, read_fracatlas
+from fracray.data.shortcuts import Baseline, cross_fitted_baselines, no_pixel_baselines
+from fracray.data.sources import open_source
 from fracray.data.splits import assign_splits, explain, leaks, name_groups
 from fracray.errors import InputError
 
@@ -46,13 +49,12 @@ class Prepared:
     table: pd.DataFrame
     baselines: tuple[Baseline, ...]
     split_notes: tuple[str, ...] = ()  # what the split holds out, leaves unused or borrows
+    rotations: tuple[np.ndarray, ...] = ()  # the split column of each division a trial trains on, the first as in table
 
     @property
     def origin(self) -> str:
         """Where the radiographs come from, in words."""
-        drawn = self.config.phantom
-        phantom = f"phantom ({drawn.count} drawn, seed {drawn.seed})"
-        return phantom if self.config.source == PHANTOM else self.config.source
+        return origin_of(self.config)
 
     @property
     def flow(self) -> Flow:
@@ -128,6 +130,12 @@ def _digest(lines: pd.Series) -> str:
     return hashlib.sha256("\x1e".join(lines).encode()).hexdigest()
 
 
+def origin_of(config: DataConfig) -> str:
+    """Where the radiographs of a config come from, in words."""
+    drawn = config.phantom
+    return f"phantom ({drawn.count} drawn, seed {drawn.seed})" if config.source == PHANTOM else config.source
+
+
 def cache_folder(config: DataConfig) -> Path:
     """Where prepared sets are kept: `data.cache`, else $FRACRAY_CACHE, else ~/.cache/fracray."""
     chosen = config.cache or os.environ.get("FRACRAY_CACHE") or "~/.cache/fracray"
@@ -146,9 +154,14 @@ def prepare(config: DataConfig, console: Console, split: bool = True) -> Prepare
     Raises InputError for whatever is wrong with the files, naming them.
     """
     cache = cache_folder(config)
-    root = _phantom(config, cache, console) if config.source == PHANTOM else open_source(config.source, cache)
-    manifest = _manifest(root, cache, console)
-    manifest = assign_splits(manifest, config.split) if split else name_groups(manifest, config.split)
+    manifest = examined(config, console)
+    rotations: tuple[np.ndarray, ...] = ()
+    if split:
+        divided = [assign_splits(manifest, config.split, rotation) for rotation in range(config.split.rotations)]
+        rotations = tuple(one.used["split"].to_numpy() for one in divided)
+        manifest = divided[0]
+    else:
+        manifest = name_groups(manifest, config.split)
     with progress_bar(console, f"ingesting at {config.size} px") as step:
         shards = ingest(manifest, config.size, cache, step)
     table = manifest.used.reset_index(drop=True)
@@ -160,7 +173,18 @@ def prepare(config: DataConfig, console: Console, split: bool = True) -> Prepare
         manifest=manifest,
         baselines=no_pixel_baselines(table, seed=seed) if split else cross_fitted_baselines(table, seed=seed),
         split_notes=explain(manifest, config.split) if split else (),
+        rotations=rotations,
     )
+
+
+def examined(config: DataConfig, console: Console) -> Manifest:
+    """The manifest of the data set that `config` names, each file decoded and judged once, without groups and parts.
+
+    Found again in the cache where no file changed. Raises InputError for what cannot be read as a data set.
+    """
+    cache = cache_folder(config)
+    root = _phantom(config, cache, console) if config.source == PHANTOM else open_source(config.source, cache)
+    return _manifest(root, cache, console)
 
 
 def shards_at(prepared: Prepared, size: int, console: Console) -> Shards:
@@ -178,15 +202,19 @@ def _phantom(config: DataConfig, cache: Path, console: Console) -> Path:
 
 
 def _manifest(root: Path, cache: Path, console: Console) -> Manifest:
-    """The examined manifest of a folder, from the cache where neither files nor tables changed."""
+    """The examined manifest of a folder: its own if it was imported, else from the cache where no file changed."""
+    if (root / MANIFEST).is_file():
+        return open_imported(root)
     path = cache / "manifests" / f"{_listing_key(root)}.parquet"
     if path.exists():
         return replace(Manifest.read(path), root=root)
     manifest = read_fracatlas(root)
     with progress_bar(console, "examining radiographs") as step:
         manifest = examine(manifest, step)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    manifest.write(path)
+    try:
+        manifest.write(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error}; free space, or choose another data.cache") from None
     return manifest
 
 
@@ -196,7 +224,8 @@ def _listing_key(root: Path) -> str:
     for folder, folders, files in os.walk(root):
         folders.sort()
         for name in sorted(files):
-            stat = os.stat(os.path.join(folder, name), follow_symlinks=False)
+            path = os.path.join(folder, name)
+            stat = os.stat(path, follow_symlinks=os.path.exists(path))  # of what a link leads to, where it leads
             digest.update(f"{folder}/{name}:{stat.st_size}:{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]
 

@@ -32,7 +32,7 @@ UNSHIFTED = "unshifted"
 # ---------------------------------------------------------------- the split
 
 
-def assign_splits(manifest: Manifest, config: SplitConfig) -> Manifest:
+def assign_splits(manifest: Manifest, config: SplitConfig, rotation: int = 0) -> Manifest:
     """Fill `group` and `split` of the used rows, stratified by label; '' in the others and where a row stays unused.
 
     Three parts are dealt first. No group straddles them (but in protocol 'random'): a group is what duplicate
@@ -43,7 +43,8 @@ def assign_splits(manifest: Manifest, config: SplitConfig) -> Manifest:
     into no part but train; of the 149 files in its series of copies, 145 have a twin, so little is tied less.)
     'blocks' keeps stretches of file numbers apart from each other instead of joining those that share a duplicate:
     what straddles two parts is left out of the one that comes first in train, val, test.
-    'kfold' deals `config.folds` equal parts: `config.fold` is test, the next one val, the rest train.
+    'kfold' deals `config.folds` equal parts: `config.fold` is test, the one after it val (or, by `rotation`, one of the
+    others), the rest train.
 
     Then sets are cut from the parts. What an axis of shift holds out is unused in train, and in val makes the set
     'val/view' (test alike), beside 'val' of the images that nothing holds out. In a protocol that is itself an axis,
@@ -73,7 +74,7 @@ def assign_splits(manifest: Manifest, config: SplitConfig) -> Manifest:
         part = _deal_rows(label, _shares(config), rng)
         wanted = _shares(config) * len(label)
     else:
-        part, wanted = _deal(label, group, held, config, rng)
+        part, wanted = _deal(label, group, held, config, rotation, rng)
     if config.protocol == "blocks":
         part = _without_straddling(used, part)
     _check_sizes(part, wanted, config, where, len(set(group)))
@@ -184,7 +185,12 @@ def _shares(config: SplitConfig) -> np.ndarray:
 
 
 def _deal(
-    label: np.ndarray, group: np.ndarray, held: Sequence[Held], config: SplitConfig, rng: np.random.Generator
+    label: np.ndarray,
+    group: np.ndarray,
+    held: Sequence[Held],
+    config: SplitConfig,
+    rotation: int,
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The part of each image, groups whole, and the wanted sizes of the parts: (n,) and (3,)."""
     named, member = np.unique(group, return_inverse=True)
@@ -197,7 +203,7 @@ def _deal(
     np.add.at(counts, (member, strata), 1)
     if config.protocol == "kfold":
         fold = _deal_groups(counts, np.full((config.folds, 1), 1 / config.folds) * counts.sum(0), rng)
-        part = np.where(fold == config.fold, 2, np.where(fold == (config.fold + 1) % config.folds, 1, 0))
+        part = np.where(fold == config.fold, 2, np.where(fold == (config.fold + 1 + rotation) % config.folds, 1, 0))
         return part[member], np.array([config.folds - 2, 1, 1]) / config.folds * len(label)
     shares = _shares(config)
     spread = np.bincount(strata[~(mostly & shifted)], minlength=4)

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from fracray.data.audit import examine
+from fracray.data.fracatlas import read_fracatlas
 from fracray.data.manifest import Manifest
-from fracray.data.sources import read_fracatlas
 
 
 @pytest.fixture(scope="session")

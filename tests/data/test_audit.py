@@ -11,12 +11,11 @@ import pandas as pd
 import pytest
 from drawn_fracatlas import Atlas, jpeg, picture
 from PIL import Image
-from sklearn.metrics import roc_auc_score
 
-from fracray.data.audit import examine, no_pixel_baselines
+from fracray.data.audit import examine
+from fracray.data.fracatlas import read_fracatlas
 from fracray.data.imagefile import fit_boxes, upright
-from fracray.data.manifest import Manifest
-from fracray.data.sources import read_fracatlas
+from fracray.data.manifest import BORDERS, Manifest
 
 
 @pytest.fixture
@@ -106,6 +105,59 @@ def test_progress_and_any_number_of_threads_give_the_same(atlas):
     assert calls == [(done, 12) for done in range(1, 13)]
     pd.testing.assert_frame_equal(one.table, examine(manifest, workers=4).table)
     pd.testing.assert_frame_equal(one.table, examine(one).table)
+
+
+# ---------------------------------------------------------------- modes, borders, lost ends
+
+
+def test_the_mode_is_the_files_own(atlas):
+    colour = np.repeat(picture(2)[:, :, None], 3, axis=2)
+    ids = [atlas.add(1), atlas.add(2, data=jpeg(colour)), atlas.add(3, data=png(colour)), atlas.add(4, data=b"GIF89a")]
+    assert examined(atlas).loc[ids, "mode"].tolist() == ["L", "RGB", "RGB", ""]
+
+
+def test_borders_are_measured_as_displayed(atlas):
+    image = picture(1)
+    image[:12] = 3
+    image[-7:] = 231
+    image[12:-7, :9] = 0
+    turned = np.ascontiguousarray(np.rot90(image))
+    stream = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(turned).save(stream, "PNG", exif=exif)
+    plain = atlas.add(1)
+    letterboxed = atlas.add(2, data=png(np.pad(picture(1), ((0, 0), (20, 25)))))
+    bordered, shown = atlas.add(3, data=png(image)), atlas.add(4, data=stream.getvalue())
+    table = examined(atlas)[list(BORDERS)]
+    assert (table.loc[plain] == 0).all()
+    assert table.loc[letterboxed].to_dict() == dict.fromkeys(BORDERS, 0) | {"black_left": 20, "black_right": 25}
+    assert table.loc[bordered, ["black_top", "white_bottom"]].tolist() == [12, 7]
+    pd.testing.assert_series_equal(table.loc[shown], table.loc[bordered], check_names=False)
+
+
+def saved_again(data: bytes, share: float, fill: int) -> tuple[bytes, int]:
+    """What a viewer makes of a JPEG cut at a share: the rest is one block, repeated; and the rows that it fills."""
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    start = int(image.shape[0] * share) // 16 * 16
+    block = np.full((8, 8), fill, np.uint8)
+    block[::3, ::4] += 60
+    rest = np.tile(block, (len(image), image.shape[1]))[: len(image) - start, : image.shape[1]]
+    image[start:] = rest
+    return jpeg(image, 95), len(rest)
+
+
+@pytest.mark.parametrize(("share", "fill"), [(0.5, 10), (0.9, 150), (0.97, 90)])
+def test_a_cut_picture_saved_again_is_found_by_its_repeated_block(atlas, share, fill):
+    whole = [atlas.add(number, data=jpeg(picture(number, 373, 454))) for number in range(1, 6)]
+    flat = picture(6, 373, 454)
+    flat[300:] = 20
+    whole += [atlas.add(6, data=jpeg(flat)), atlas.add(7, data=jpeg(np.full((454, 373), 9, np.uint8)))]
+    data, rows = saved_again(jpeg(picture(8, 373, 454)), share, fill)
+    refilled = atlas.add(8, data=data)
+    table = examined(atlas)
+    assert table.loc[refilled, "refilled"] == rows
+    assert (table.loc[whole, "refilled"] == 0).all()
 
 
 def test_missing_files_stay_missing(atlas):
@@ -238,66 +290,15 @@ def test_a_truncated_twin_with_the_other_label_is_a_conflict(atlas, share):
     assert (flow.truncated, flow.conflict, flow.used) == (2, 1, 1)
 
 
-# ---------------------------------------------------------------- baselines
-
-
-def drawn_table(seed: int = 0, count: int = 400) -> pd.DataFrame:
-    rng = np.random.default_rng(seed)
-    label = rng.random(count) < np.where(np.arange(count) // 20 % 2, 0.9, 0.05)
-    return pd.DataFrame(
-        {
-            "image_id": [f"IMG{n:07d}" for n in range(count)],
-            "label": label.astype(np.int8),
-            "split": rng.choice(["train", "val", "test"], count, p=[0.7, 0.15, 0.15]),
-            "region": rng.choice(["hand", "leg", "hand+hip"], count),
-            "view": rng.choice(["frontal", "lateral"], count),
-            "hardware": (label & (rng.random(count) < 0.8)).astype(np.int8),
-            "multiscan": rng.integers(0, 2, count).astype(np.int8),
-        }
-    )
-
-
-def test_baselines_find_the_shortcut_that_was_put_there():
-    table = drawn_table()
-    scores = {(score.name, score.part): score for score in no_pixel_baselines(table)}
-    assert {name for name, _ in scores} == {"majority", "tags", "id neighbours"}
-    for part in ("val", "test"):
-        label = table.loc[table["split"] == part, "label"]
-        majority = scores["majority", part]
-        assert (majority.auroc, majority.balanced_accuracy) == (0.5, 0.5)
-        frequent = table.loc[table["split"] == "train", "label"].mode()[0]
-        assert majority.accuracy == pytest.approx((label == frequent).mean())
-        hardware = roc_auc_score(label, table.loc[table["split"] == part, "hardware"])
-        assert scores["tags", part].auroc == pytest.approx(hardware, abs=0.05)
-        assert scores["id neighbours", part].auroc > 0.8
-
-
-def test_baselines_see_nothing_in_labels_drawn_at_random():
-    table = drawn_table(count=4000)
-    table["label"] = np.random.default_rng(1).integers(0, 2, len(table))
-    table["hardware"] = 0
-    for score in no_pixel_baselines(table):
-        assert score.auroc == pytest.approx(0.5, abs=0.08)
-
-
-def test_baselines_without_numbers_classes_or_parts():
-    table = drawn_table()
-    named = table.assign(image_id=[f"{name}-left" for name in table["image_id"]])
-    assert {score.name for score in no_pixel_baselines(named)} == {"majority", "tags"}
-    one_class = table.assign(label=np.where(table["split"] == "test", 1, table["label"]))
-    assert all(np.isnan(score.auroc) for score in no_pixel_baselines(one_class, sets=("test",)))
-    assert {score.part for score in no_pixel_baselines(table[table["split"] != "val"])} == {"test"}
-    assert no_pixel_baselines(table[table["split"] == "test"]) == ()
-    untaught = table.assign(label=np.where(table["split"] == "train", 0, table["label"]))
-    assert all(score.auroc == 0.5 for score in no_pixel_baselines(untaught))
-
-
 # ---------------------------------------------------------------- FracAtlas itself
 
 CONFLICTS = {
     2617, 2738, 2810, 2979, 2980, 2987, 3000, 3001,  # through truncated twins
     2886, 4243, 2952, 4262, 2998, 4280, 3034, 4314, 4341,
 }  # fmt: skip
+
+# Pictures that were cut, and saved again by whoever drew their boxes: the copies of these that were not are truncated.
+REFILLED = {4067, 4071, 4072, 4113, 4117, 4150, 4187, 4206, 4232}
 
 
 def test_the_defects_of_fracatlas_are_found_by_name(fracatlas, tmp_path):
@@ -318,5 +319,8 @@ def test_the_defects_of_fracatlas_are_found_by_name(fracatlas, tmp_path):
     rotated = table["exif_orientation"] > 1
     assert (rotated.sum(), (table["exif_orientation"] == 0).sum()) == (23, 0)
     assert table["boxes"].map(len).sum() == 786
+    assert {int(name[3:]) for name in table.index[table["refilled"] > 0]} == REFILLED
+    assert (table.loc[table["refilled"] > 0, "label"] == 1).all()
+    assert table["mode"].value_counts().to_dict() == {"RGB": 2941, "L": 542}
     fracatlas.write(tmp_path / "m.parquet")
     pd.testing.assert_frame_equal(Manifest.read(tmp_path / "m.parquet").table, fracatlas.table)

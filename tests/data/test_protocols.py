@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from fracray.config import AXES, SplitConfig
-from fracray.data.audit import no_pixel_baselines
 from fracray.data.axes import hold_out
 from fracray.data.manifest import Manifest, build, file_number, in_set, part_of, sets_named, sets_of
+from fracray.data.shortcuts import no_pixel_baselines
 from fracray.data.splits import assign_splits, explain, leaks, name_groups, validation_sets
 from fracray.errors import InputError
 

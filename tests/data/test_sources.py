@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from drawn_fracatlas import COLUMNS, Atlas, jpeg, picture
 
-from fracray.data.sources import open_source, read_fracatlas
+from fracray.data.fracatlas import read_fracatlas
+from fracray.data.sources import open_source
 from fracray.errors import InputError
 
 

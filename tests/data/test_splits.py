@@ -7,8 +7,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fracray.config import SplitConfig
-from fracray.data.audit import no_pixel_baselines
 from fracray.data.manifest import Manifest, build
+from fracray.data.shortcuts import no_pixel_baselines
 from fracray.data.splits import assign_splits, leaks
 from fracray.errors import InputError
 

@@ -1,0 +1,136 @@
+"""A folder of radiographs: the picture files below it, their names, and the classes that folders name.
+
+Opens DICOM headers, and no picture. Must not know of tables, manifests or salts.
+"""
+
+import hashlib
+import os
+import stat
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+from fracray.data.dicom import is_dicom
+from fracray.data.header import Header, read_header
+from fracray.data.imagefile import MAX_BYTES
+from fracray.errors import InputError
+
+PICTURES = frozenset({".jpg", ".jpeg", ".png", ".dcm", ".dicom"})
+# Never a DICOM file under another name, so that they need not be opened to know.
+OTHERS = frozenset(
+    {".csv", ".tsv", ".txt", ".json", ".xml", ".html", ".pdf", ".zip", ".md", ".py", ".xlsx", ".parquet"}
+)
+
+CLASSES = (
+    ("non_fractured", "not_fractured", "nonfractured", "unfractured", "no_fracture", "normal", "negative", "healthy"),
+    ("fractured", "fracture", "fractures", "abnormal", "positive"),
+)
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """A file that may hold a picture: its path below the folder, with '/', and its header where it is DICOM."""
+
+    path: str
+    header: Header | None
+
+    @property
+    def stem(self) -> str:
+        return PurePosixPath(self.path).stem
+
+
+def list_pictures(root: Path) -> list[PictureFile]:
+    """The JPEG, PNG and DICOM files below `root`, by path; DICOM is known by its first bytes, whatever its name.
+
+    Links are followed. Names with a dot in front are left out. InputError for links that lead into a folder that holds
+    them, folders that cannot be listed, and names that are not UTF-8.
+    """
+    found: list[PictureFile] = []
+    _walk(root, "", (), found)
+    return found
+
+
+def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], found: list[PictureFile]) -> None:
+    try:
+        about = folder.stat()
+        here = (about.st_dev, about.st_ino)
+        if here in above:
+            raise InputError(f"{folder}: a link into a folder that holds it; remove it, or name a folder without it")
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be listed: {error.strerror}; mend or leave out") from None
+    for name in names:
+        if name.startswith(".") or name == "__MACOSX":
+            continue
+        path = folder / name
+        if path.is_dir():
+            _walk(path, f"{prefix}{name}/", (*above, here), found)
+            continue
+        dicom = _is_dicom(path)
+        if dicom or path.suffix.lower() in PICTURES:
+            try:
+                name.encode()
+            except UnicodeEncodeError:
+                raise InputError(f"{os.fsencode(path)!r}: its name is not UTF-8; rename it") from None
+            found.append(PictureFile(prefix + name, read_header(path, MAX_BYTES) if dicom else None))
+
+
+def _is_dicom(path: Path) -> bool:
+    if path.suffix.lower() in OTHERS or path.name == "DICOMDIR":
+        return False
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return False
+        with open(path, "rb") as file:
+            return is_dicom(file.read(132))
+    except OSError:
+        return False  # a picture by its suffix is found unreadable by the audit; anything else was none of ours
+
+
+def name_pictures(files: Sequence[PictureFile]) -> list[str]:
+    """An image id for each file: its name without the extension where that is unique, else its path.
+
+    DICOM files are often named after a patient, so their ids are letters drawn from the SOP instance UID (the path,
+    where that is absent or used twice): no name, no number that blocks could be made of, and equal in every import.
+    """
+    stems = Counter(file.stem for file in files if file.header is None)
+    instances = Counter(file.header.instance for file in files if file.header)
+    ids = []
+    for file in files:
+        if file.header is None:
+            ids.append(file.stem if stems[file.stem] == 1 else file.path)
+        else:
+            instance = file.header.instance
+            ids.append(_letters(instance if instances[instance] == 1 and instance else f"{instance}\0{file.path}"))
+    if len(set(ids)) < len(ids):  # 'a.jpg' is a path, and the stem of 'a.jpg.png'
+        return [_letters(file.path) if file.header else file.path for file in files]
+    return ids
+
+
+def _letters(text: str) -> str:
+    digits = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digits.translate(str.maketrans("0123456789", "ghijklmnop"))
+
+
+def classes_of(path: str, patterns: tuple[Sequence[str], Sequence[str]] | None) -> set[int]:
+    """The labels that the folders above a file name: 1 fractured, 0 not, none or, where they disagree, both.
+
+    patterns: for each label shell patterns (`study*_positive`) of folder names, or of paths from the root, such as
+    `2021/normal`; None for the usual names, CLASSES, in small or capital letters.
+    """
+    folders = [str(parent) for parent in PurePosixPath(path).parents if str(parent) != "."]
+    if patterns is None:
+        return {label for folder in folders for label in (0, 1) if _plain(folder) in CLASSES[label]}
+    return {
+        label
+        for folder in folders
+        for label in (0, 1)
+        for pattern in patterns[label]
+        if fnmatchcase(folder, pattern) or fnmatchcase(PurePosixPath(folder).name, pattern)
+    }
+
+
+def _plain(folder: str) -> str:
+    return "_".join(PurePosixPath(folder).name.lower().replace("-", " ").replace("_", " ").split())

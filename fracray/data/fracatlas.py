@@ -1,0 +1,193 @@
+"""FracAtlas' layout: its table, its two class folders and its boxes, read into manifest rows and weighed.
+
+Reads metadata only. Must not decode an image, and must not know of other layouts or of splits.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pandas as pd
+
+from fracray.data.manifest import Box, Manifest, build
+from fracray.errors import InputError
+
+REGIONS = ("hand", "leg", "hip", "shoulder")
+VIEWS = ("frontal", "lateral", "oblique")
+FLAGS = (*REGIONS, "mixed", "hardware", "multiscan", "fractured", *VIEWS)
+FOLDERS = ("Non_fractured", "Fractured")  # indexed by label
+COCO = Path("Annotations", "COCO JSON", "COCO_fracture_masks.json")
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
+
+
+def fracatlas_folders(folder: Path) -> list[Path]:
+    """The folders that hold a dataset.csv: `folder` alone, or else those directly below it, sorted."""
+    if (folder / "dataset.csv").is_file():
+        return [folder]
+    below = sorted(child for child in folder.iterdir() if child.is_dir() and child.name != "__MACOSX")
+    return [child for child in below if (child / "dataset.csv").is_file()]
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """What the COCO file says of one image: the size it was drawn on, and its boxes."""
+
+    width: int
+    height: int
+    boxes: tuple[Box, ...]
+
+
+def read_fracatlas(root: Path) -> Manifest:
+    """Read dataset.csv, the two class folders and the COCO boxes into a manifest; no image is opened.
+
+    The label is dataset.csv's where its folder agrees. Where they disagree (a file in the other folder or in both),
+    a box decides for fractured; without one, csv and box together decide for a file in both folders; anything else is
+    status 'conflict', as is a box on an image that csv and folder call not fractured. Every such case is noted.
+    InputError names file, line and column of what cannot be read.
+    Source: Abedeen et al., Scientific Data 10, 521 (2023), doi 10.1038/s41597-023-02432-4.
+    """
+    root = Path(root)
+    csv = _read_table(root / "dataset.csv")
+    folders = [_list_folder(root / "images" / name) for name in FOLDERS]
+    if not any(folders):
+        raise InputError(f"{root / 'images'}: no image in {' or '.join(FOLDERS)}; name the folder of FracAtlas")
+    drawings = _read_coco(root / COCO)
+    rows: dict[str, dict[str, Any]] = {}
+    names: dict[str, str] = {}
+    numeric = {column: _as_numbers(csv[column]) for column in csv}
+    for index, (line, record) in enumerate(zip(csv.index + 2, csv.to_dict("records"), strict=True)):
+        name = record["image_id"]
+        image_id = Path(name).stem
+        if names.setdefault(image_id, name) != name:
+            raise InputError(
+                f"{root / 'dataset.csv'}, line {line}: '{name}' and '{names[image_id]}' share an id; rename one"
+            )
+        row = _weigh(name, int(record["fractured"]), folders, drawings)
+        row |= {
+            "image_id": image_id,
+            "region": _tags(record, REGIONS) or _tags(record, ("mixed",)),
+            "view": _tags(record, VIEWS),
+            "hardware": int(record["hardware"]),
+            "multiscan": int(record["multiscan"]),
+            **{f"csv_{column}": values.iloc[index] for column, values in numeric.items()},
+        }
+        rows[image_id] = _listed_again(rows[image_id], row) if image_id in rows else row
+    unlisted = sorted((set(folders[0]) | set(folders[1])) - set(names.values()))
+    for name in unlisted:
+        image_id = name if Path(name).stem in rows else Path(name).stem
+        rows[image_id] = {
+            "image_id": image_id,
+            "path": f"images/{FOLDERS[name in folders[1]]}/{name}",
+            "label": int(name in folders[1]),
+            "status": "unlisted",
+            "note": "not in dataset.csv",
+            "boxes": (),
+        }
+    return build(list(rows.values()), root)
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    try:
+        csv = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; name a folder in FracAtlas' layout") from None
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise InputError(f"{path}: not readable as a table: {str(error).strip()}; expected FracAtlas' CSV") from None
+    for column in ("image_id", *FLAGS):
+        if column not in csv:
+            raise InputError(f"{path}: column {column} is missing; it has {', '.join(map(str, csv.columns))}")
+    csv = csv[(csv != "").any(axis=1)]  # blank lines; the index still counts them, so that lines are named rightly
+    if csv.empty:
+        raise InputError(f"{path}: lists no image; expected one line per image")
+    for line, name in zip(csv.index + 2, csv["image_id"], strict=True):
+        if not name or name != PurePosixPath(name.replace("\\", "/")).name:
+            raise InputError(f"{path}, line {line}: image_id '{name}' is not a bare file name")
+    for column in FLAGS:
+        bad = csv.index[~csv[column].str.strip().isin(("0", "1"))]
+        if len(bad):
+            raise InputError(f"{path}, line {bad[0] + 2}: {column} is '{csv[column][bad[0]]}'; it must be 0 or 1")
+        csv[column] = csv[column].str.strip()
+    return csv
+
+
+def _as_numbers(values: pd.Series) -> pd.Series:
+    try:
+        return pd.to_numeric(values)
+    except (ValueError, TypeError):
+        return values
+
+
+def _list_folder(folder: Path) -> frozenset[str]:
+    if not folder.is_dir():
+        return frozenset()
+    return frozenset(file.name for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+
+
+def _read_coco(path: Path) -> dict[str, _Drawing] | None:
+    """Boxes by file name; None where the data carry no COCO file."""
+    if not path.is_file():
+        return None
+    try:
+        tree = json.loads(path.read_text("utf-8-sig"))
+        images = {image["id"]: image for image in tree["images"]}
+        boxes: dict[Any, list[Box]] = {key: [] for key in images}
+        for annotation in tree["annotations"]:
+            x, y, width, height = (float(value) for value in annotation["bbox"])
+            boxes[annotation["image_id"]].append((x, y, width, height))
+        return {
+            image["file_name"]: _Drawing(int(image["width"]), int(image["height"]), tuple(boxes[key]))
+            for key, image in images.items()
+        }
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{path}: not readable as COCO annotations ({type(error).__name__}: {error}); restore or remove the file"
+        ) from None
+
+
+def _weigh(
+    name: str, listed: int, folders: list[frozenset[str]], drawings: Mapping[str, _Drawing] | None
+) -> dict[str, Any]:
+    """Label, status, path and boxes of one listed image, from csv, folder and box."""
+    drawing = (drawings or {}).get(name, _Drawing(0, 0, ()))
+    in_folder = [label for label in (0, 1) if name in folders[label]]
+    label, status, note = listed, "ok", ""
+    boxed = bool(drawing.boxes)
+    count = f"{len(drawing.boxes)} box{'es' * (len(drawing.boxes) > 1)}"
+    if not in_folder:
+        status, note = "missing", "in neither class folder"
+    elif len(in_folder) == 2:
+        note = f"in both class folders; dataset.csv says {listed}, {count if boxed else 'no box'}"
+        if drawings is None or boxed != bool(listed):
+            status = "conflict"
+    elif in_folder == [listed]:
+        if boxed and not listed:
+            status, note = "conflict", f"{count}, but dataset.csv and folder say 0"
+    elif boxed:
+        label, note = 1, f"dataset.csv says {listed}, folder {FOLDERS[in_folder[0]]}, {count}: taken as fractured"
+    else:
+        status, note = "conflict", f"dataset.csv says {listed}, folder {FOLDERS[in_folder[0]]}, no box"
+    place = in_folder[0] if len(in_folder) == 1 else label
+    return {
+        "path": f"images/{FOLDERS[place]}/{name}" if in_folder else "",
+        "label": label,
+        "status": status,
+        "note": note,
+        "boxes": drawing.boxes,
+        "boxes_width": drawing.width,
+        "boxes_height": drawing.height,
+    }
+
+
+def _tags(record: Mapping[Any, Any], names: tuple[str, ...]) -> str:
+    return "+".join(name for name in names if record[name] == "1")
+
+
+def _listed_again(first: dict[str, Any], again: dict[str, Any]) -> dict[str, Any]:
+    """One row for an image that dataset.csv lists twice: the first, or a conflict when the labels differ."""
+    agree = first["csv_fractured"] == again["csv_fractured"]
+    words = f"listed again in dataset.csv with {'the same' if agree else 'the other'} label"
+    note = f"{first['note']}; {words}" if first["note"] else words
+    status = first["status"] if agree or first["status"] == "missing" else "conflict"
+    return first | {"status": status, "note": note}

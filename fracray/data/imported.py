@@ -1,0 +1,353 @@
+"""Imported sets: any folder or zip of labelled radiographs, read once into a folder that --data takes.
+
+    DIR/manifest.parquet   one row per image, examined; nothing in it names a patient
+    DIR/salt               what patients and studies were hashed with; to be kept by those who may know the patients
+    DIR/files/             what a zip held; the files of a folder stay where they are
+
+Must not decode a picture itself, and must not know of splits.
+"""
+
+import os
+import shutil
+import unicodedata
+import uuid
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import file_digest
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+from fracray.data.archive import unpack
+from fracray.data.audit import examine
+from fracray.data.folder import PictureFile, classes_of, list_pictures, name_pictures
+from fracray.data.fracatlas import FOLDERS, fracatlas_folders, read_fracatlas
+from fracray.data.labels import LabelTable, Record, open_table
+from fracray.data.manifest import Manifest, build
+from fracray.data.pseudonyms import Pseudonyms, new_salt, read_salt
+from fracray.errors import InputError
+
+MANIFEST, SALT, FILES = "manifest.parquet", "salt", "files"
+MAX_MISSING = 100_000  # rows of a table without a file; more, and it is the table of another folder
+
+# Beside the manifest's own columns: how a file was found, so that a change is seen without reading it.
+_BYTES, _MODIFIED = "bytes", "modified_ns"
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user says of a source; None and empty where it is to be found out.
+
+    columns: by field of `labels.FIELDS`. positive, negative: values of the label. classes: shell patterns of folders,
+    not fractured first. salt: a file.
+    """
+
+    labels: Path | None = None
+    columns: Mapping[str, str] | None = None
+    positive: tuple[str, ...] = ()
+    negative: tuple[str, ...] = ()
+    classes: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+    salt: Path | None = None
+
+    @property
+    def of_a_table(self) -> bool:
+        return bool(self.labels or self.columns or self.positive or self.negative)
+
+
+# ---------------------------------------------------------------- the set
+
+
+def import_set(
+    source: str | Path, to: str | Path, wishes: Wishes, progress: Callable[[int, int], None] | None = None
+) -> Manifest:
+    """Read the radiographs at `source` into the new folder `to`, all of it or nothing, and return their manifest.
+
+    `source` is a folder or zip: of FracAtlas; with a table of labels; or with a folder per class. Its pictures are
+    JPEG, PNG and DICOM. InputError for whatever is wrong with them, naming it, and where the disk is full.
+    """
+    source, to = Path(source).expanduser().absolute(), Path(to).expanduser().absolute()
+    if wishes.classes and wishes.of_a_table:
+        raise InputError("--classes: labels come from folders or from a table; leave out the options of the other")
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise InputError(f"--to {to}: exists already; name a new folder")
+    partial = to.with_name(f".{to.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        partial.mkdir(parents=True)
+        root = _open(source, partial)
+        salt = read_salt(wishes.salt) if wishes.salt else new_salt(partial / SALT)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom's, of odd headers: they quote what they find
+            manifest = _read(root, wishes, Pseudonyms(salt))
+        manifest = _stamped(examine(manifest, progress))
+        if manifest.used.empty:
+            raise InputError(
+                f"{source}: no usable radiograph in it ({manifest.flow().summary()}){_first_note(manifest)}"
+            )
+        if not wishes.salt and not (manifest.table["patient"] + manifest.table["study"]).any():
+            (partial / SALT).unlink()  # nothing was hashed with it
+        if manifest.root.is_relative_to(partial):
+            manifest = replace(manifest, root=manifest.root.relative_to(partial))
+        manifest.write(partial / MANIFEST)
+        os.replace(partial, to)
+    except OSError as error:
+        raise InputError(f"--to {to}: cannot be written: {error}; free space, or name a folder elsewhere") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return replace(manifest, root=to / manifest.root)
+
+
+def open_imported(folder: Path) -> Manifest:
+    """The manifest of an imported set; InputError where a file has vanished or changed since the import."""
+    manifest = Manifest.read(folder / MANIFEST)
+    manifest = replace(manifest, root=folder / manifest.root)
+    table = manifest.table
+    remedy = "restore it, or import the set again"
+    if not {_BYTES, _MODIFIED} <= set(table):
+        raise InputError(f"{folder / MANIFEST}: not the manifest of an imported set; import it again")
+    if not manifest.root.is_dir():
+        raise InputError(f"{folder}: the folder of its files, {manifest.root}, is not there; {remedy}")
+    examined = table[table["sha256"] != ""]
+    columns = (examined[name] for name in ("path", _BYTES, _MODIFIED, "sha256"))
+    for path, size, modified, digest in zip(*columns, strict=True):
+        try:
+            about = (manifest.root / path).stat()
+            # A set that was copied has other times: then its bytes tell.
+            if about.st_size != size or (about.st_mtime_ns != modified and _digest(manifest.root / path) != digest):
+                raise InputError(f"{folder}: {manifest.root / path} has changed since the import; {remedy}")
+        except OSError as error:
+            gone = f"{manifest.root / path} is not there any more ({error.strerror})"
+            raise InputError(f"{folder}: {gone}; {remedy}") from None
+    return manifest
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def _open(source: Path, partial: Path) -> Path:
+    """The folder that `source` is or, unpacked into `partial`, holds; the only folder in a folder stands for it."""
+    if source.is_dir():
+        folder = source
+    elif not source.is_file():
+        raise InputError(f"{source}: no such file or folder; name a folder or a zip of radiographs")
+    elif not zipfile.is_zipfile(source):
+        raise InputError(f"{source}: neither a folder nor a complete zip; name the folder that holds the radiographs")
+    else:
+        folder = partial / FILES
+        unpack(source, folder)
+    inside = [entry for entry in folder.iterdir() if entry.name != "__MACOSX" and not entry.name.startswith(".")]
+    return inside[0] if len(inside) == 1 and inside[0].is_dir() and not inside[0].is_symlink() else folder
+
+
+def _stamped(manifest: Manifest) -> Manifest:
+    sizes, times = [], []
+    for path in manifest.table["path"]:
+        try:
+            about = (manifest.root / path).stat() if path else None
+        except OSError:
+            about = None  # its row says unreadable already
+        sizes.append(about.st_size if about else 0)
+        times.append(about.st_mtime_ns if about else 0)
+    return replace(manifest, table=manifest.table.assign(**{_BYTES: sizes, _MODIFIED: times}))
+
+
+def _first_note(manifest: Manifest) -> str:
+    notes = manifest.notes()
+    return f"; for instance {notes[0]}" if notes else ""
+
+
+# ---------------------------------------------------------------- its rows
+
+
+def _read(root: Path, wishes: Wishes, pseudonyms: Pseudonyms) -> Manifest:
+    if not wishes.classes and not wishes.of_a_table:
+        for folder in fracatlas_folders(root):
+            if any((folder / "images" / name).is_dir() for name in FOLDERS):
+                return read_fracatlas(folder)
+    files = list_pictures(root)
+    if not files:
+        raise InputError(f"{root}: no JPEG, PNG or DICOM file in it")
+    ids = name_pictures(files)
+    private = any(file.header for file in files)
+    table = None if wishes.classes else _find_table(root, wishes)
+    if table:
+        found, missing = _match(table, files, root)
+    else:
+        found, missing = _by_folder(files, root, wishes.classes), {}
+    placeholder = _placeholder(files)
+    rows = [
+        _row(file, image_id, found.get(at, _Said()), pseudonyms, placeholder)
+        for at, (file, image_id) in enumerate(zip(files, ids, strict=True))
+    ]
+    taken = set(ids)
+    for key, record in missing.items():
+        # The key of a row may be an accession number: beside DICOM files it is not repeated.
+        image_id = f"row {record.row}" if private or key in taken else key
+        note = f"row {record.row} of {table.path.name if table else ''} names no file"
+        rows.append({"image_id": image_id, "label": record.label or 0, "status": "missing", "note": note})
+    return build(rows, root)
+
+
+def _find_table(root: Path, wishes: Wishes) -> LabelTable | None:
+    """The table that is named, or the only one in the folder; None where there is none."""
+    path = wishes.labels
+    if path is None:
+        tables = sorted(entry for entry in root.iterdir() if entry.suffix.lower() == ".csv" and entry.is_file())
+        if len(tables) > 1:
+            names = ", ".join(entry.name for entry in tables)
+            raise InputError(f"{root}: several tables: {names}; say which holds the labels with --labels")
+        if not tables:
+            if wishes.of_a_table:
+                raise InputError(f"{root}: no CSV in it; name the table of labels with --labels FILE.csv")
+            return None
+        path = tables[0]
+    elif not path.is_file() and (root / path).is_file():
+        path = root / path
+    return open_table(path, wishes.columns or {}, wishes.positive, wishes.negative)
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What table or folders say of one file: its labels (none, one or both), the first record, and a remark."""
+
+    labels: frozenset[int] = frozenset()
+    record: Record | None = None
+    note: str = ""
+
+
+def _by_folder(
+    files: Sequence[PictureFile], root: Path, patterns: tuple[tuple[str, ...], tuple[str, ...]] | None
+) -> dict[int, _Said]:
+    found = {at: classes for at, file in enumerate(files) if (classes := classes_of(file.path, patterns))}
+    for label, option in enumerate(("NOT_FRACTURED", "FRACTURED")):
+        if not any(label in classes for classes in found.values()):
+            folders = sorted({file.path.rpartition("/")[0] or "." for file in files})
+            shown = ", ".join(folders[:20]) + (f" and {len(folders) - 20} more" if len(folders) > 20 else "")
+            if patterns is None:
+                raise InputError(
+                    f"{root}: no dataset.csv of FracAtlas, no table of labels, and no folder known to hold "
+                    f"{option.lower().replace('_', ' ')} radiographs; its pictures lie in: {shown}. Name a table with "
+                    "--labels FILE.csv, or the folders with --classes NOT_FRACTURED=FOLDER FRACTURED=FOLDER"
+                )
+            raise InputError(f"--classes {option}={','.join(patterns[label])}: no picture there; they lie in: {shown}")
+    return {at: _Said(frozenset(classes)) for at, classes in found.items()}
+
+
+def _match(table: LabelTable, files: Sequence[PictureFile], root: Path) -> tuple[dict[int, _Said], dict[str, Record]]:
+    """What the table says by number of the file, and its rows without a file by what they name."""
+    named, shared = _keys(files)
+    found: dict[int, _Said] = {}
+    missing: dict[str, Record] = {}
+    for record in table.records():
+        key = _key(record.image, root)
+        at = named.get(key, ())
+        if len(at) > 1:
+            alike = " and ".join(files[one].path for one in at[:2])
+            raise InputError(
+                f"{table.path}, row {record.row}: '{record.image}' may be any of {len(at)} files, {alike} among them; "
+                "name files by their path in the folder"
+            )
+        at = at or shared.get(key, ())
+        for one in at:
+            found[one] = _said_again(found[one], record) if one in found else _first_said(record)
+        if not at:
+            missing.setdefault(key or f"row {record.row}", record)
+            if len(missing) > MAX_MISSING:
+                first = next(iter(missing))
+                raise InputError(
+                    f"{table.path}: more than {MAX_MISSING:,} rows name no file in {root} (the first is '{first}'); "
+                    "name the folder of its images, or cut the table to those that are there"
+                )
+    if not found:
+        first = next(iter(missing), "none")
+        raise InputError(
+            f"{table.path}: none of its rows names a file in {root}: {table.columns['image']} says '{first}', and "
+            f"there is for instance {files[0].path}; name the column of file names or paths with --column image=NAME"
+        )
+    return found, missing
+
+
+def _keys(files: Sequence[PictureFile]) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+    """The numbers of the files by what may name one of them, and by what several may share: a study."""
+    ways = (
+        lambda file: file.path,
+        lambda file: file.path.rpartition("/")[2],
+        lambda file: file.stem,
+        lambda file: file.path.rpartition(".")[0],
+        lambda file: file.header.instance if file.header else "",
+    )
+    named: dict[str, tuple[int, ...]] = {}
+    for way in ways:
+        this: dict[str, tuple[int, ...]] = {}
+        for at, file in enumerate(files):
+            if key := _nfc(way(file)):
+                this[key] = (*this.get(key, ()), at)
+        named = this | named
+    shared: dict[str, tuple[int, ...]] = {}
+    for at, file in enumerate(files):
+        for key in {file.header.study, file.header.accession} - {""} if file.header else ():
+            shared[key] = (*shared.get(key, ()), at)
+    return named, shared
+
+
+def _nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)  # macOS stores decomposed names, tables hold composed ones
+
+
+def _key(image: str, root: Path) -> str:
+    """How a table names a file, as a path in the folder."""
+    key = _nfc(image.replace("\\", "/")).removeprefix("./")
+    return key.removeprefix(_nfc(f"{root}/")).removeprefix(_nfc(f"{root.name}/"))
+
+
+def _first_said(record: Record) -> _Said:
+    labels = frozenset() if record.label is None else frozenset({record.label})
+    return _Said(labels, record, _again(labels) if record.times > 1 else "")
+
+
+def _said_again(said: _Said, record: Record) -> _Said:
+    """The first record stands; every label counts."""
+    labels = said.labels | (frozenset() if record.label is None else {record.label})
+    return replace(said, labels=labels, note=_again(labels))
+
+
+def _again(labels: frozenset[int]) -> str:
+    return f"listed again with the {'other' if len(labels) == 2 else 'same'} label"
+
+
+def _placeholder(files: Sequence[PictureFile]) -> str:
+    """The patient id that stands in every file of several studies: 'ANONYMOUS' or the like, which ties nothing."""
+    headers = [file.header for file in files if file.header]
+    patients = {header.patient for header in headers}
+    return patients.pop() if len(patients) == 1 and len({header.study for header in headers}) > 1 else ""
+
+
+def _row(file: PictureFile, image_id: str, said: _Said, pseudonyms: Pseudonyms, placeholder: str) -> dict[str, Any]:
+    """The manifest row of a file: the table's word before that of the header."""
+    record, header = said.record, file.header
+    patient = (record.patient if record else "") or (header.patient if header else "")
+    study = (record.study if record else "") or (header.study if header else "")
+    age = header.age if header and (record is None or isnan(record.age)) else record.age if record else float("nan")
+    status, note = "ok", said.note
+    if not said.labels:
+        status, note = "unlisted", "no label"
+    elif len(said.labels) == 2:
+        status, note = "conflict", note or "in folders of both classes"
+    return {
+        "image_id": image_id,
+        "path": file.path,
+        "label": max(said.labels, default=0),
+        "status": status,
+        "note": note,
+        "patient": "" if patient == placeholder else pseudonyms("patient", patient),
+        "study": pseudonyms("study", study),
+        "batch": (record.batch if record else "") or (header.device if header else ""),
+        "region": (record.region if record else "") or (header.region if header else ""),
+        "view": (record.view if record else "") or (header.view if header else ""),
+        "hardware": record.hardware if record else 0,
+        "sex": (record.sex if record else "") or (header.sex if header else ""),
+        "age": age,
+    }

@@ -1,0 +1,300 @@
+"""Shortcuts: how well the label is predicted without looking at the picture, from size, file number, tags.
+
+A classifier that learns one of these scores well on the same archive and fails elsewhere. Sees the manifest's table
+only. Must not open a file, and must not know of networks or of Ray.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import pandas as pd
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
+from sklearn.model_selection import GroupKFold
+from sklearn.neighbors import KNeighborsClassifier
+from threadpoolctl import threadpool_limits
+
+from fracray.data.manifest import BORDERS, file_number, in_set, sets_named
+from fracray.metrics import Interval, auroc_over_folds
+
+# Of 3 to 200 neighbours, weighted or not, the most telling over both protocols on FracAtlas: mean AUROC 0.89 where
+# rows are dealt at random, 0.70 with blocks of 50 kept whole.
+NEIGHBOURS = 50
+TAGS = ("region", "view", "hardware", "multiscan")
+FOLDS = 5
+
+Scorer = Callable[[pd.DataFrame], np.ndarray]  # rows to probabilities of a fracture
+Fit = Callable[[pd.DataFrame, int], Scorer]  # training rows and a seed to a scorer
+Features = Callable[[pd.DataFrame], pd.DataFrame]
+
+
+# ---------------------------------------------------------------- beside a model's score
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The score of a predictor that sees no pixel; rates in [0, 1], auroc NaN where `part` has one class only."""
+
+    name: str  # 'majority', 'tags', 'id neighbours'
+    part: str
+    accuracy: float
+    balanced_accuracy: float
+    auroc: float
+
+    def as_dict(self) -> dict[str, str | float | None]:
+        """By name, as JSON values: what is not defined is null."""
+        return {name: None if value != value else value for name, value in asdict(self).items()}  # noqa: PLR0124 - nan
+
+
+def no_pixel_baselines(table: pd.DataFrame, sets: Sequence[str] | None = None, seed: int = 0) -> tuple[Baseline, ...]:
+    """Scores on each of `sets` (default: all but train) of three predictors fitted to train, without a pixel.
+
+    majority: the more frequent label. tags: logistic regression on region, view, hardware and multiscan. id neighbours:
+    the share of fractured among the NEIGHBOURS training images of nearest file number, weighted by 1/distance; left out
+    where a file of the table has no number. Fractured is predicted where the probability exceeds 0.5. Sets without a
+    row are left out, and nothing is returned without a training row.
+    """
+    train = table[in_set(table["split"], "train")]
+    if train.empty:
+        return ()
+    if sets is None:
+        sets = [name for name in sets_named(table["split"]) if name != "train"]
+    scorers = {name: fit(train, seed) for name, fit in _baselines(table).items()}
+    return tuple(
+        _baseline(name, part, rows["label"].to_numpy(), scorer(rows))
+        for part in sets
+        if len(rows := table[in_set(table["split"], part)])
+        for name, scorer in scorers.items()
+    )
+
+
+def cross_fitted_baselines(table: pd.DataFrame, seed: int = 0, folds: int = FOLDS) -> tuple[Baseline, ...]:
+    """The same predictors on a whole table, part 'all', each image scored by predictors fitted to other groups.
+
+    For data that was never divided into parts; its rows need `group`. Empty where there are fewer than two groups.
+    """
+    fold = _deal(table["group"].to_numpy(), folds, seed)
+    if fold is None:
+        return ()
+    label = table["label"].to_numpy()
+    found = []
+    for name, probability in _cross_fit(table, _baselines(table), fold, seed).items():
+        baseline = asdict(_baseline(name, "all", label, probability))
+        auroc = auroc_over_folds(label, probability, table["group"], fold, repeats=0).value
+        found.append(Baseline(**baseline | {"auroc": auroc}))
+    return tuple(found)
+
+
+def mean_baselines(folds: Sequence[Baseline]) -> tuple[Baseline, ...]:
+    """Each predictor at its mean over the folds that are given, under the part of the first."""
+    found = []
+    for name in dict.fromkeys(baseline.name for baseline in folds):
+        mine = [baseline for baseline in folds if baseline.name == name]
+        found.append(
+            replace(
+                mine[0],
+                accuracy=float(np.mean([baseline.accuracy for baseline in mine])),
+                balanced_accuracy=float(np.mean([baseline.balanced_accuracy for baseline in mine])),
+                auroc=float(np.mean([baseline.auroc for baseline in mine])),
+            )
+        )
+    return tuple(found)
+
+
+def _baselines(table: pd.DataFrame) -> dict[str, Fit]:
+    fits: dict[str, Fit] = {"majority": _majority, "tags": _tags}
+    return fits | ({"id neighbours": _neighbours} if _numbered(table) else {})
+
+
+def _baseline(name: str, part: str, label: np.ndarray, probability: np.ndarray) -> Baseline:
+    predicted = (probability > 0.5).astype(int)
+    both = len(set(label)) == 2
+    return Baseline(
+        name=name,
+        part=part,
+        accuracy=float(accuracy_score(label, predicted)),
+        balanced_accuracy=float(balanced_accuracy_score(label, predicted) if both else np.nan),
+        auroc=float(roc_auc_score(label, probability) if both else np.nan),
+    )
+
+
+# ---------------------------------------------------------------- what an audit reports
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """How well one thing about a picture predicts its label in groups that the predictor was not fitted to.
+
+    auroc: mean over the folds, with a 95% interval over groups; all nan where it was not scored, and `unscored` is why.
+    """
+
+    name: str
+    sees: str
+    auroc: Interval
+    unscored: str = ""
+
+
+@dataclass(frozen=True)
+class Leak:
+    """What the labels of neighbouring file numbers give away when blocks of `block` numbers are held out whole.
+
+    A block of 1 is a split at random, row by row.
+    """
+
+    block: int
+    auroc: Interval
+
+
+_SIZE = "width, height and their ratio"
+_MODE = "the file's colour mode (gray, RGB)"
+_BORDERS = "widths of uniform black and white borders, letterboxing"
+_BRIGHTNESS = "mean gray value"
+_NUMBERS = f"labels of the {NEIGHBOURS} nearest file numbers"
+_ALL = "all of the above"
+
+
+def score_shortcuts(table: pd.DataFrame, seed: int = 0) -> tuple[Shortcut, ...]:
+    """One Shortcut each for size, mode, borders, brightness, tags, id neighbours, and all of them together.
+
+    table: rows of an examined manifest with `group`. Each is cross-fitted over FOLDS folds of groups: gradient boosting
+    for what is a number or a mode, for tags and id neighbours the predictors of `no_pixel_baselines`.
+    """
+    columns: dict[str, tuple[str, Features]] = {
+        "size": (_SIZE, _size),
+        "mode": (_MODE, lambda rows: pd.get_dummies(rows["mode"], dtype=float)),
+        "borders": (_BORDERS, _borders),
+        "brightness": (_BRIGHTNESS, lambda rows: rows[["brightness"]]),
+        "tags": (", ".join(name for name in TAGS if table[name].nunique() > 1), _one_hot),
+    }
+    telling = {name: seen for name, (_, seen) in columns.items() if (seen(table).nunique(dropna=False) > 1).any()}
+    everything: list[Features] = [*telling.values(), *([_numbers] if _numbered(table) else [])]
+    fits = {name: _tags if name == "tags" else _boosted(seen) for name, seen in telling.items()}
+    if _numbered(table):
+        fits["id neighbours"] = _neighbours
+    if len(everything) > 1:
+        fits["together"] = _boosted(lambda rows: pd.concat([seen(rows) for seen in everything], axis=1))
+    fold = _deal(table["group"].to_numpy(), FOLDS, seed)
+    found = {} if fold is None else _cross_fit(table, fits, fold, seed)
+    label = table["label"].to_numpy()
+    sees = {name: words for name, (words, _) in columns.items()} | {"id neighbours": _NUMBERS, "together": _ALL}
+    why = "fewer than two groups" if fold is None else "the same in every file"
+    none = {
+        "tags": "no tags",
+        "id neighbours": "file names without running numbers",
+        "together": "fewer than two of them differ between files",
+    }
+    return tuple(
+        Shortcut(name, words, auroc_over_folds(label, found[name], table["group"], fold, repeats=500, seed=seed))
+        if fold is not None and name in found
+        else Shortcut(name, words, Interval(np.nan, np.nan, np.nan), why if fold is None else none.get(name, why))
+        for name, words in sees.items()
+    )
+
+
+def score_leak(table: pd.DataFrame, groups: Mapping[int, np.ndarray], seed: int = 0) -> tuple[Leak, ...]:
+    """The id neighbours' AUROC for each block size in `groups`, which says which rows are held out together.
+
+    Empty where a file has no number; sizes with fewer than two groups are left out.
+    """
+    if not _numbered(table):
+        return ()
+    label = table["label"].to_numpy()
+    leaks = []
+    for block, group in groups.items():
+        fold = _deal(group, FOLDS, seed)
+        if fold is not None:
+            found = _cross_fit(table, {"id": _neighbours}, fold, seed)["id"]
+            leaks.append(Leak(block, auroc_over_folds(label, found, group, fold, repeats=500, seed=seed)))
+    return tuple(leaks)
+
+
+# ---------------------------------------------------------------- predictors
+
+
+def _deal(groups: np.ndarray, folds: int, seed: int) -> np.ndarray | None:
+    """The fold of each row, groups whole; None where there are fewer than two groups."""
+    folds = min(folds, len(set(groups)))
+    if folds < 2:
+        return None
+    fold = np.empty(len(groups), dtype=int)
+    for number, (_, held) in enumerate(
+        GroupKFold(folds, shuffle=True, random_state=seed).split(np.zeros(len(groups)), groups=groups)
+    ):
+        fold[held] = number
+    return fold
+
+
+def _cross_fit(table: pd.DataFrame, fits: Mapping[str, Fit], fold: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """Probabilities by predictor, each row's from one fitted to the other folds."""
+    found = {name: np.empty(len(table)) for name in fits}
+    # On a busy machine threads wait for one another at every split of every tree: 15 times the time was seen.
+    with threadpool_limits(1):
+        for number in np.unique(fold):
+            for name, fit in fits.items():
+                found[name][fold == number] = fit(table[fold != number], seed)(table[fold == number])
+    return found
+
+
+def _majority(train: pd.DataFrame, seed: int) -> Scorer:
+    prevalence = float(train["label"].mean())
+    return lambda rows: np.full(len(rows), prevalence)
+
+
+def _tags(train: pd.DataFrame, seed: int) -> Scorer:
+    if train["label"].nunique() < 2:
+        return _majority(train, seed)
+    columns = _one_hot(train).columns
+    model = LogisticRegression(max_iter=1000, random_state=seed).fit(_one_hot(train), train["label"])
+    return lambda rows: model.predict_proba(_one_hot(rows).reindex(columns=columns, fill_value=0))[:, 1]
+
+
+def _boosted(features: Features) -> Fit:
+    """Shallow gradient-boosted trees on features, which may lack values."""
+
+    def fit(train: pd.DataFrame, seed: int) -> Scorer:
+        if train["label"].nunique() < 2:
+            return _majority(train, seed)
+        columns = features(train).columns
+        model = HistGradientBoostingClassifier(
+            max_iter=40, max_leaf_nodes=8, min_samples_leaf=20, early_stopping=False, random_state=seed
+        )
+        model.fit(features(train), train["label"])
+        return lambda rows: model.predict_proba(features(rows).reindex(columns=columns, fill_value=0))[:, 1]
+
+    return fit
+
+
+def _neighbours(train: pd.DataFrame, seed: int) -> Scorer:
+    model = KNeighborsClassifier(min(NEIGHBOURS, len(train)), weights="distance").fit(_numbers(train), train["label"])
+    fractured = list(model.classes_).index(1) if 1 in model.classes_ else None
+    return lambda rows: np.zeros(len(rows)) if fractured is None else model.predict_proba(_numbers(rows))[:, fractured]
+
+
+def _numbered(table: pd.DataFrame) -> bool:
+    return all(file_number(image_id) for image_id in table["image_id"])
+
+
+def _numbers(rows: pd.DataFrame) -> pd.DataFrame:
+    numbers = [found[1] for name in rows["image_id"] if (found := file_number(name))]
+    return pd.DataFrame({"number": np.array(numbers, dtype=float)}, rows.index)
+
+
+def _one_hot(rows: pd.DataFrame) -> pd.DataFrame:
+    tags = [rows[name].str.get_dummies("+").add_prefix(f"{name} ") for name in TAGS[:2]]
+    return pd.concat([*tags, rows[list(TAGS[2:])]], axis=1)
+
+
+def _size(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[["width", "height"]].assign(ratio=rows["width"] / rows["height"])
+
+
+def _borders(rows: pd.DataFrame) -> pd.DataFrame:
+    """Widths as shares of the picture's side, and the lesser of two opposite black ones: letterboxing."""
+    side = {"top": rows["height"], "bottom": rows["height"], "left": rows["width"], "right": rows["width"]}
+    shares = pd.DataFrame({name: rows[name] / side[name.split("_")[1]] for name in BORDERS})
+    return shares.assign(
+        letterbox_rows=shares[["black_top", "black_bottom"]].min(axis=1),
+        letterbox_columns=shares[["black_left", "black_right"]].min(axis=1),
+    )
