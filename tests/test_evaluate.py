@@ -229,6 +229,11 @@ def test_a_reference_that_has_seen_the_radiographs_is_refused(run, tmp_path):
     evaluate(run, tmp_path, "--shifts", "--severities", "1", "--reference", str(unseen))
 
 
+def test_the_shift_suite_is_of_one_checkpoint(run):
+    with pytest.raises(InputError, match="name a single one"):
+        main([str(run), str(run), "--shifts"])
+
+
 @pytest.mark.parametrize("words", [["--reference", "x"], ["--severities", "1"]])
 def test_what_only_concerns_the_shifts_needs_them(run, words):
     with pytest.raises(InputError, match="only with --shifts"):
