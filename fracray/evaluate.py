@@ -7,25 +7,23 @@ images of one group are not independent. Beside every score stands that of predi
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from math import isnan
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
-from fracray.checkpoint import Card, Checkpoint, load_checkpoint
+from fracray.checkpoint import Checkpoint, load_checkpoint
 from fracray.cluster import connect
 from fracray.config import Config, nearest
 from fracray.data.corruptions import SEVERITIES
 from fracray.data.ingest import Shards
 from fracray.data.prepare import Prepared, prepare, progress_bar, shards_at
-from fracray.data.shortcuts import mean_baselines
 from fracray.errors import InputError, run_verb
-from fracray.metrics import Interval, bootstrap
-from fracray.network import half_the_cpus, network, predict
+from fracray.metrics import Interval
+from fracray.network import half_the_cpus, network
 from fracray.run import BEST, Folder, data_source
+from fracray.scored import Scored, check_folds, pool_folds, refuse_seen, score_part
 from fracray.shifts import Judged, ShiftScores, read_severities, score_shifts
 from fracray.show import new_console, say_few_groups, say_flow, say_phantom, say_shifts, scores_table, sets_table
 
@@ -78,27 +76,6 @@ def parser() -> argparse.ArgumentParser:
     return cli
 
 
-@dataclass(frozen=True)
-class Scored:
-    """Radiographs and what was said of them: the prepared set's rows (n,), probabilities (n,), thresholds (n,)."""
-
-    prepared: Prepared
-    rows: np.ndarray
-    probabilities: np.ndarray
-    thresholds: np.ndarray
-
-    @property
-    def labels(self) -> np.ndarray:
-        return self.prepared.table["label"].to_numpy()[self.rows]
-
-    @property
-    def groups(self) -> np.ndarray:
-        return self.prepared.table["group"].to_numpy()[self.rows]
-
-    def intervals(self, seed: int) -> dict[str, Interval]:
-        return bootstrap(self.labels, self.probabilities, self.groups, self.thresholds, seed=seed)
-
-
 def main(argv: Sequence[str]) -> None:
     args = parser().parse_args(argv)
     console = new_console()
@@ -110,7 +87,9 @@ def main(argv: Sequence[str]) -> None:
     if len(checkpoints) > 1:
         if args.shifts:
             raise InputError("--shifts: scores one checkpoint at a time; name a single one")
-        _check_folds(args, [checkpoint.card for checkpoint in checkpoints])
+        if args.data or args.split not in (None, "test"):
+            raise InputError("several checkpoints are scored on the test fold of each; leave out --data and --split")
+        check_folds(args.checkpoint, [checkpoint.card for checkpoint in checkpoints])
     reference = open_checkpoint(args.reference) if args.reference else None
     source = data_source(args.data) if args.data else card.config.data.source
     config = card.config.with_leaves({"data.source": source}, "--data")
@@ -119,12 +98,12 @@ def main(argv: Sequence[str]) -> None:
     with connect(args.address):
         prepared, part = _prepare(config, card.data_fingerprint, args.split, console)
         say_flow(console, prepared)
-        scored = [_score(checkpoints[0], prepared, part, console)]
+        scored = [score_part(checkpoints[0], prepared, part, console)]
         for checkpoint in checkpoints[1:]:
             fold = prepare(checkpoint.card.config.data, console)
-            scored.append(_score(checkpoint, fold, part, console))
+            scored.append(score_part(checkpoint, fold, part, console))
         other = shards_at(prepared, reference.card.config.data.size, console) if reference else None
-    pooled = _pool([one for one, _ in scored])
+    pooled = pool_folds([one for one, _ in scored])
     intervals = pooled.intervals(args.seed)
     threshold = f"decision threshold {card.threshold:.3f}" if len(scored) == 1 else "each fold's decision threshold"
     console.print(
@@ -133,8 +112,9 @@ def main(argv: Sequence[str]) -> None:
         soft_wrap=True,
     )
     console.print(scores_table(intervals, pooled.prepared.baselines, part))
-    beside = {part: intervals} | {name: found.intervals(args.seed) for name, found in scored[0][1].items()}
-    if len(beside) > 1 and len(scored) == 1:
+    sets = scored[0][1] if len(scored) == 1 else {}
+    beside = {part: intervals} | {name: found.intervals(args.seed) for name, found in sets.items()}
+    if sets:
         console.print(sets_table(beside, prepared))
     say_few_groups(console, pooled.groups)
     if part == "all" and prepared.fingerprint == card.data_fingerprint:
@@ -144,7 +124,7 @@ def main(argv: Sequence[str]) -> None:
     shifts = None
     if args.shifts:
         if reference is not None:
-            _refuse_seen(reference, args.reference, card, pooled)
+            refuse_seen(reference, args.reference, card, pooled)
         with half_the_cpus(), progress_bar(console, "scoring corrupted radiographs") as step:
             shifts = score_shifts(
                 _judged(checkpoints[0], prepared.shards),
@@ -169,59 +149,6 @@ def _who(checkpoints: Sequence[Checkpoint]) -> str:
         of = checkpoints[0].card.config.data.split.folds
         return f"{len(folds)} of {of} folds ({', '.join(map(str, folds))}), each by the checkpoint that never saw it"
     return f"{checkpoints[0].card.trial or checkpoints[0].folder.name}, epoch {checkpoints[0].card.epoch}"
-
-
-def _check_folds(args: argparse.Namespace, cards: Sequence[Card]) -> None:
-    """InputError unless these are checkpoints of different folds of one division."""
-    if args.data or args.split not in (None, "test"):
-        raise InputError("several checkpoints are scored on the test fold of each; leave out --data and --split")
-    first = cards[0].config.data
-    for location, card in zip(args.checkpoint, cards, strict=True):
-        data = card.config.data
-        if data.split.protocol != "kfold":
-            raise InputError(
-                f"{location}: was trained on protocol {data.split.protocol}; only checkpoints of data.split.protocol="
-                "kfold are scored together"
-            )
-        same = data.model_copy(update={"split": data.split.model_copy(update={"fold": first.split.fold})}) == first
-        if not same or card.data_fingerprint != cards[0].data_fingerprint:
-            raise InputError(
-                f"{location}: was trained on other data or other folds than {args.checkpoint[0]}; "
-                "name checkpoints that differ in data.split.fold alone"
-            )
-    folds = [card.config.data.split.fold for card in cards]
-    if len(set(folds)) < len(folds):
-        raise InputError(f"the checkpoints are of folds {', '.join(map(str, folds))}; name each fold once")
-
-
-def _score(checkpoint: Checkpoint, prepared: Prepared, part: str, console: Console) -> tuple[Scored, dict[str, Scored]]:
-    """The part, and the sets that stand beside it by name; a radiograph in several of them is scored once."""
-    card = checkpoint.card
-    sets = {part: prepared.rows(part)} | {
-        name: prepared.rows(name) for name in prepared.sets if name.startswith(f"{part}/")
-    }
-    if prepared.fingerprint != card.data_fingerprint:
-        sets = {part: _unseen(checkpoint, prepared, sets[part], console)}
-    rows = np.unique(np.concatenate(list(sets.values())))
-    probabilities = card.calibration.apply(predict(checkpoint, prepared.shards, rows, console))
-    found = {}
-    for name, members in sets.items():
-        inside = np.searchsorted(rows, members)
-        found[name] = Scored(prepared, members, probabilities[inside], np.full(len(members), card.threshold))
-    return found.pop(part), found
-
-
-def _pool(folds: Sequence[Scored]) -> Scored:
-    """The test folds of one division as one set; the predictors that see no pixel at their mean over the folds."""
-    if len(folds) == 1:
-        return folds[0]
-    rivals = [baseline for fold in folds for baseline in fold.prepared.baselines if baseline.part == "test"]
-    return Scored(
-        prepared=replace(folds[0].prepared, baselines=mean_baselines(rivals)),
-        rows=np.concatenate([fold.rows for fold in folds]),
-        probabilities=np.concatenate([fold.probabilities for fold in folds]),
-        thresholds=np.concatenate([fold.thresholds for fold in folds]),
-    )
 
 
 def open_checkpoint(location: str) -> Checkpoint:
@@ -264,44 +191,6 @@ def _prepare(config: Config, trained_on: str, split: str | None, console: Consol
 def _judged(checkpoint: Checkpoint, shards: Shards) -> Judged:
     run, card = network(checkpoint), checkpoint.card
     return Judged(shards, lambda images: card.calibration.apply(run(images)), card.threshold)
-
-
-def _seen(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray) -> np.ndarray:
-    """Which of these rows' pictures the checkpoint was trained or validated on, (n,) bool, as far as it says."""
-    known = set() if checkpoint.seen is None else set(checkpoint.seen["pixel_hash"]) - {""}
-    return prepared.table["pixel_hash"].iloc[rows].isin(known).to_numpy()
-
-
-def _refuse_seen(reference: Checkpoint, name: str, card: Card, scored: Scored) -> None:
-    """InputError where a reference trained on another split has seen radiographs that it is to be scored on."""
-    same_data = reference.card.data_fingerprint == card.data_fingerprint
-    if same_data and reference.card.config.data.split == card.config.data.split:
-        return
-    seen = _seen(reference, scored.prepared, scored.rows)
-    if seen.any():
-        raise InputError(
-            f"--reference {name}: was trained or validated on {seen.sum()} of these {len(seen)} radiographs; name a "
-            "model of the same split"
-        )
-
-
-def _unseen(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray, console: Console) -> np.ndarray:
-    """The rows whose pictures were neither trained nor validated on; how many were is said."""
-    if checkpoint.seen is None:
-        console.print("note: the checkpoint does not say which images it has seen; make sure that none is among these")
-        return rows
-    seen = _seen(checkpoint, prepared, rows)
-    if seen.all():
-        raise InputError(
-            f"{prepared.config.source}: each of its {len(rows)} radiographs was trained or validated on; "
-            "name data that the checkpoint has not seen"
-        )
-    if seen.any():
-        console.print(
-            f"note: {seen.sum()} of {len(rows)} radiographs were trained or validated on; they are left out",
-            style="yellow",
-        )
-    return rows[~seen]
 
 
 def _words(part: str, prepared: Prepared, trained_on: str) -> str:

@@ -1,0 +1,129 @@
+"""Radiographs and what a checkpoint said of them: a part with the sets beside it, the folds of one division pooled.
+
+Nothing that a checkpoint was trained or validated on is scored as new. Must not know of the command line.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from rich.console import Console
+
+from fracray.checkpoint import Card, Checkpoint
+from fracray.data.prepare import Prepared
+from fracray.data.shortcuts import mean_baselines
+from fracray.errors import InputError
+from fracray.metrics import Interval, bootstrap
+from fracray.network import predict
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Radiographs and what was said of them: the prepared set's rows (n,), probabilities (n,), thresholds (n,)."""
+
+    prepared: Prepared
+    rows: np.ndarray
+    probabilities: np.ndarray
+    thresholds: np.ndarray
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.prepared.table["label"].to_numpy()[self.rows]
+
+    @property
+    def groups(self) -> np.ndarray:
+        return self.prepared.table["group"].to_numpy()[self.rows]
+
+    def intervals(self, seed: int) -> dict[str, Interval]:
+        return bootstrap(self.labels, self.probabilities, self.groups, self.thresholds, seed=seed)
+
+
+def score_part(
+    checkpoint: Checkpoint, prepared: Prepared, part: str, console: Console
+) -> tuple[Scored, dict[str, Scored]]:
+    """The part, and the sets that stand beside it by name; a radiograph in several of them is scored once."""
+    card = checkpoint.card
+    sets = {part: prepared.rows(part)} | {
+        name: prepared.rows(name) for name in prepared.sets if name.startswith(f"{part}/")
+    }
+    if prepared.fingerprint != card.data_fingerprint:
+        sets = {part: _unseen(checkpoint, prepared, sets[part], console)}
+    rows = np.unique(np.concatenate(list(sets.values())))
+    probabilities = card.calibration.apply(predict(checkpoint, prepared.shards, rows, console))
+    found = {}
+    for name, members in sets.items():
+        inside = np.searchsorted(rows, members)
+        found[name] = Scored(prepared, members, probabilities[inside], np.full(len(members), card.threshold))
+    return found.pop(part), found
+
+
+def _unseen(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray, console: Console) -> np.ndarray:
+    """The rows whose pictures were neither trained nor validated on; how many were is said."""
+    if checkpoint.seen is None:
+        console.print("note: the checkpoint does not say which images it has seen; make sure that none is among these")
+        return rows
+    seen = _seen(checkpoint, prepared, rows)
+    if seen.all():
+        raise InputError(
+            f"{prepared.config.source}: each of its {len(rows)} radiographs was trained or validated on; "
+            "name data that the checkpoint has not seen"
+        )
+    if seen.any():
+        console.print(
+            f"note: {seen.sum()} of {len(rows)} radiographs were trained or validated on; they are left out",
+            style="yellow",
+        )
+    return rows[~seen]
+
+
+def _seen(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray) -> np.ndarray:
+    """Which of these rows' pictures the checkpoint was trained or validated on, (n,) bool, as far as it says."""
+    known = set() if checkpoint.seen is None else set(checkpoint.seen["pixel_hash"]) - {""}
+    return prepared.table["pixel_hash"].iloc[rows].isin(known).to_numpy()
+
+
+def refuse_seen(reference: Checkpoint, name: str, card: Card, scored: Scored) -> None:
+    """InputError where a reference trained on another split has seen radiographs that it is to be scored on."""
+    same_data = reference.card.data_fingerprint == card.data_fingerprint
+    if same_data and reference.card.config.data.split == card.config.data.split:
+        return
+    seen = _seen(reference, scored.prepared, scored.rows)
+    if seen.any():
+        raise InputError(
+            f"--reference {name}: was trained or validated on {seen.sum()} of these {len(seen)} radiographs; name a "
+            "model of the same split"
+        )
+
+
+def pool_folds(folds: Sequence[Scored]) -> Scored:
+    """The test folds of one division as one set; the predictors that see no pixel at their mean over the folds."""
+    if len(folds) == 1:
+        return folds[0]
+    rivals = [baseline for fold in folds for baseline in fold.prepared.baselines if baseline.part == "test"]
+    return Scored(
+        prepared=replace(folds[0].prepared, baselines=mean_baselines(rivals)),
+        rows=np.concatenate([fold.rows for fold in folds]),
+        probabilities=np.concatenate([fold.probabilities for fold in folds]),
+        thresholds=np.concatenate([fold.thresholds for fold in folds]),
+    )
+
+
+def check_folds(locations: Sequence[str], cards: Sequence[Card]) -> None:
+    """InputError unless these are checkpoints of different folds of one division."""
+    first = cards[0].config.data
+    for location, card in zip(locations, cards, strict=True):
+        data = card.config.data
+        if data.split.protocol != "kfold":
+            raise InputError(
+                f"{location}: was trained on protocol {data.split.protocol}; only checkpoints of data.split.protocol="
+                "kfold are scored together"
+            )
+        same = data.model_copy(update={"split": data.split.model_copy(update={"fold": first.split.fold})}) == first
+        if not same or card.data_fingerprint != cards[0].data_fingerprint:
+            raise InputError(
+                f"{location}: was trained on other data or other folds than {locations[0]}; "
+                "name checkpoints that differ in data.split.fold alone"
+            )
+    folds = [card.config.data.split.fold for card in cards]
+    if len(set(folds)) < len(folds):
+        raise InputError(f"the checkpoints are of folds {', '.join(map(str, folds))}; name each fold once")
