@@ -159,7 +159,7 @@ def decode(data: bytes, reduction: int = 1) -> Decoded:
         if complete is False:
             return Decoded(fault="truncated")
         return Decoded(fault="unreadable", note=f"not a JPEG, PNG or DICOM image: {type(error).__name__}")
-    orientation = _orientation(image)
+    orientation, mode = _orientation(image), image.mode  # before any decoding, which may change the mode
     if orientation >= 5:
         width, height = height, width
     # OpenCV is twice as fast but tells a truncated file only by refusing it or by gray rows, as its version goes. So a
@@ -174,7 +174,7 @@ def decode(data: bytes, reduction: int = 1) -> Decoded:
             gray = decoded
         elif gray is None:
             gray, fault = _load_slowly(image)
-    seen = Decoded(width=width, height=height, orientation=orientation, mode=image.mode)
+    seen = Decoded(width=width, height=height, orientation=orientation, mode=mode)
     if fault and complete:
         return replace(seen, fault="unreadable", note=fault)
     if gray is not None:
