@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fracray.errors import InputError
 
@@ -67,8 +67,8 @@ class SplitConfig(Section):
     fold: int = Field(0, ge=0, description="the fold that is test in protocol kfold; the next one is val")
     cross_validate: bool = Field(
         False,
-        description="with kfold, a trial trains a model for every fold but test, each validated on that fold, and "
-        "reports their mean; it takes folds - 1 times as long",
+        description="with kfold, a trial or training trains a model for every fold but test, each validated on that "
+        "fold, reports their mean, and keeps the first; it takes folds - 1 times as long",
     )
     budget: int | None = Field(
         None, ge=2, description="training images kept, stratified by label; default all, and 483 for protocol budget"
@@ -77,6 +77,28 @@ class SplitConfig(Section):
         None, description="a manifest (Parquet) whose split is taken as it stands; the other settings then do not count"
     )
     seed: int = Field(0, ge=0)
+
+    @field_validator("hold_out", mode="before")
+    @classmethod
+    def _as_words(cls, value: Any) -> Any:
+        """YAML reads 1 and 2.5 as numbers, which as tags are words."""
+        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+    @field_validator("shifts", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any) -> Any:
+        """One shift alone, and YAML's {view: lateral}, mean what they say."""
+        items = [value] if isinstance(value, str | Mapping) else value
+        if not isinstance(items, list | tuple):
+            return value
+        pairs = [item if isinstance(item, Mapping) else {item: None} for item in items]
+        return [axis if tag is None else f"{axis}={tag}" for pair in pairs for axis, tag in pair.items()]
+
+    @field_validator("file")
+    @classmethod
+    def _from_anywhere(cls, value: str | None) -> str | None:
+        """A run is resumed and evaluated from other folders."""
+        return value and str(Path(value).expanduser().absolute())
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

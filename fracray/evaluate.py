@@ -18,7 +18,7 @@ from fracray.cluster import connect
 from fracray.config import Config, nearest
 from fracray.data.corruptions import SEVERITIES
 from fracray.data.ingest import Shards
-from fracray.data.prepare import Prepared, prepare, progress_bar, shards_at
+from fracray.data.prepare import Prepared, examined, prepare, progress_bar, shards_at
 from fracray.errors import InputError, run_verb
 from fracray.metrics import Interval
 from fracray.network import half_the_cpus, network
@@ -98,10 +98,13 @@ def main(argv: Sequence[str]) -> None:
     with connect(args.address):
         prepared, part = _prepare(config, card.data_fingerprint, args.split, console)
         say_flow(console, prepared)
-        scored = [score_part(checkpoints[0], prepared, part, console)]
-        for checkpoint in checkpoints[1:]:
-            fold = prepare(checkpoint.card.config.data, console)
-            scored.append(score_part(checkpoint, fold, part, console))
+        if reference is not None and (part != "all" or prepared.fingerprint != card.data_fingerprint):
+            complaint = f"--reference {args.reference}: name a model of the same split"
+            refuse_seen(reference, prepared, prepared.rows(part), complaint)
+        if len(checkpoints) > 1 and part != "test":
+            raise InputError(f"{config.data.source}: has changed since the folds were trained; restore it")
+        folds = [prepared, *(prepare(checkpoint.card.config.data, console) for checkpoint in checkpoints[1:])]
+        scored = [score_part(*pair, part, console) for pair in zip(checkpoints, folds, strict=True)]
         other = shards_at(prepared, reference.card.config.data.size, console) if reference else None
     pooled = pool_folds([one for one, _ in scored])
     intervals = pooled.intervals(args.seed)
@@ -123,8 +126,6 @@ def main(argv: Sequence[str]) -> None:
         )
     shifts = None
     if args.shifts:
-        if reference is not None:
-            refuse_seen(reference, args.reference, card, pooled)
         with half_the_cpus(), progress_bar(console, "scoring corrupted radiographs") as step:
             shifts = score_shifts(
                 _judged(checkpoints[0], prepared.shards),
@@ -166,26 +167,21 @@ def open_checkpoint(location: str) -> Checkpoint:
 
 def _prepare(config: Config, trained_on: str, split: str | None, console: Console) -> tuple[Prepared, str]:
     """The data set and the part of it to score; data that was never seen has no parts and is scored whole."""
-    if split != "all":
-        try:
-            prepared = prepare(config.data, console)
-        except InputError:
-            if split is not None:
-                raise
-            return prepare(config.data, console, split=False), "all"
-        if prepared.fingerprint == trained_on:
-            if split is not None and split not in prepared.sets:
-                raise InputError(
-                    f"--split {split}: there is no such set{nearest(split, prepared.sets)}; there are "
-                    f"{', '.join(prepared.sets)} and all"
-                )
-            return prepared, split or "test"
-        if split is not None:
-            raise InputError(
-                f"--split {split}: {config.data.source} is not the data this checkpoint was trained on, so it has no "
-                f"{split} part; score all of it with --split all"
-            )
-    return prepare(config.data, console, split=False), "all"
+    known = examined(config.data, console).fingerprint() == trained_on
+    if split == "all" or (not known and split is None):
+        return prepare(config.data, console, split=False), "all"
+    if not known:
+        raise InputError(
+            f"--split {split}: {config.data.source} is not the data this checkpoint was trained on, so it has no "
+            f"{split} part; score all of it with --split all"
+        )
+    prepared = prepare(config.data, console)
+    if split is not None and split not in prepared.sets:
+        raise InputError(
+            f"--split {split}: there is no such set{nearest(split, prepared.sets)}; there are "
+            f"{', '.join(prepared.sets)} and all"
+        )
+    return prepared, split or "test"
 
 
 def _judged(checkpoint: Checkpoint, shards: Shards) -> Judged:

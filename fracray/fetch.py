@@ -17,7 +17,7 @@ from rich.progress import track
 
 from fracray.checkpoint import read_card, verify
 from fracray.errors import InputError, run_verb
-from fracray.metrics import lower_is_better
+from fracray.metrics import REPORTED, lower_is_better
 from fracray.run import BEST, EPOCHS, Folder, open_run, stored_config
 from fracray.show import new_console, new_table
 from fracray.space import check_metric
@@ -80,7 +80,8 @@ def _reported(run: Folder) -> list[str]:
     for trial in run.names("trials"):
         if run.exists(f"trials/{trial}/{EPOCHS}"):
             last = run.read_json(f"trials/{trial}/{EPOCHS}")[-1]
-            names |= dict.fromkeys(name.removeprefix("best_") for name in last if name.startswith("best_"))
+            best = (name.removeprefix("best_") for name in last if name.startswith("best_"))
+            names |= dict.fromkeys(name for name in best if name.endswith(tuple(f"_{metric}" for metric in REPORTED)))
     return list(names)
 
 

@@ -320,7 +320,7 @@ class Fit:
         return self._judge(*(column[order] for column in mine))
 
     def _judge(self, rows: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> tuple[Validation, dict[str, float]]:
-        """Every validation set at the calibration and threshold fixed on 'val' alone, as a new hospital would be."""
+        """Every validation set at the calibration and threshold fixed on 'val', whatever that is in the protocol."""
         if not np.isfinite(logits).all():
             nothing = Validation(rows, labels, logits, Calibration(1.0, 0.0), 0.5)
             return nothing, {"val_loss": math.nan}

@@ -10,10 +10,11 @@ import numpy as np
 from rich.console import Console
 
 from fracray.checkpoint import Card, Checkpoint
+from fracray.data.manifest import part_of
 from fracray.data.prepare import Prepared
 from fracray.data.shortcuts import mean_baselines
 from fracray.errors import InputError
-from fracray.metrics import Interval, bootstrap
+from fracray.metrics import Interval, auroc_over_folds, bootstrap
 from fracray.network import predict
 
 
@@ -25,6 +26,7 @@ class Scored:
     rows: np.ndarray
     probabilities: np.ndarray
     thresholds: np.ndarray
+    folds: np.ndarray | None = None  # (n,) whose model spoke, where several did
 
     @property
     def labels(self) -> np.ndarray:
@@ -35,7 +37,10 @@ class Scored:
         return self.prepared.table["group"].to_numpy()[self.rows]
 
     def intervals(self, seed: int) -> dict[str, Interval]:
-        return bootstrap(self.labels, self.probabilities, self.groups, self.thresholds, seed=seed)
+        intervals = bootstrap(self.labels, self.probabilities, self.groups, self.thresholds, seed=seed)
+        if self.folds is not None:  # models of different folds are on different scales: only within one do they rank
+            intervals["auroc"] = auroc_over_folds(self.labels, self.probabilities, self.groups, self.folds, seed=seed)
+        return intervals
 
 
 def score_part(
@@ -48,6 +53,12 @@ def score_part(
     }
     if prepared.fingerprint != card.data_fingerprint:
         sets = {part: _unseen(checkpoint, prepared, sets[part], console)}
+    elif part not in ("train", "all"):
+        file = prepared.config.split.file
+        changed = f"{file} has changed since the training" if file else "the split is not that of the training"
+        refuse_seen(
+            checkpoint, prepared, sets[part], f"{checkpoint.folder}: {changed}; use the manifest.parquet of its run"
+        )
     rows = np.unique(np.concatenate(list(sets.values())))
     probabilities = card.calibration.apply(predict(checkpoint, prepared.shards, rows, console))
     found = {}
@@ -62,7 +73,8 @@ def _unseen(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray, consol
     if checkpoint.seen is None:
         console.print("note: the checkpoint does not say which images it has seen; make sure that none is among these")
         return rows
-    seen = _seen(checkpoint, prepared, rows)
+    known = set(checkpoint.seen["pixel_hash"]) - {""}
+    seen = prepared.table["pixel_hash"].iloc[rows].isin(known).to_numpy()
     if seen.all():
         raise InputError(
             f"{prepared.config.source}: each of its {len(rows)} radiographs was trained or validated on; "
@@ -76,35 +88,35 @@ def _unseen(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray, consol
     return rows[~seen]
 
 
-def _seen(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray) -> np.ndarray:
-    """Which of these rows' pictures the checkpoint was trained or validated on, (n,) bool, as far as it says."""
-    known = set() if checkpoint.seen is None else set(checkpoint.seen["pixel_hash"]) - {""}
-    return prepared.table["pixel_hash"].iloc[rows].isin(known).to_numpy()
+def refuse_seen(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray, complaint: str) -> None:
+    """InputError of `complaint` where a checkpoint was trained on these rows, or validated on others than 'val'.
 
-
-def refuse_seen(reference: Checkpoint, name: str, card: Card, scored: Scored) -> None:
-    """InputError where a reference trained on another split has seen radiographs that it is to be scored on."""
-    same_data = reference.card.data_fingerprint == card.data_fingerprint
-    if same_data and reference.card.config.data.split == card.config.data.split:
+    A split file that was written anew since the training, and a reference of another split, would go unnoticed.
+    """
+    if checkpoint.seen is None:
         return
-    seen = _seen(reference, scored.prepared, scored.rows)
+    pictures = prepared.table["pixel_hash"].iloc[rows]
+    validated = (part_of(checkpoint.seen["split"]) == "val").to_numpy()
+    trained = pictures.isin(set(checkpoint.seen["pixel_hash"][~validated]) - {""}).to_numpy()
+    validated_on = pictures.isin(set(checkpoint.seen["pixel_hash"][validated]) - {""}).to_numpy()
+    seen = trained | (validated_on & (part_of(prepared.table["split"].iloc[rows]) != "val").to_numpy())
     if seen.any():
-        raise InputError(
-            f"--reference {name}: was trained or validated on {seen.sum()} of these {len(seen)} radiographs; name a "
-            "model of the same split"
-        )
+        raise InputError(f"{complaint}: {seen.sum()} of these {len(rows)} radiographs were trained or validated on")
 
 
 def pool_folds(folds: Sequence[Scored]) -> Scored:
     """The test folds of one division as one set; the predictors that see no pixel at their mean over the folds."""
     if len(folds) == 1:
         return folds[0]
+    rows = np.concatenate([fold.rows for fold in folds])
+    assert len(set(rows)) == len(rows), "folds overlap"
     rivals = [baseline for fold in folds for baseline in fold.prepared.baselines if baseline.part == "test"]
     return Scored(
         prepared=replace(folds[0].prepared, baselines=mean_baselines(rivals)),
-        rows=np.concatenate([fold.rows for fold in folds]),
+        rows=rows,
         probabilities=np.concatenate([fold.probabilities for fold in folds]),
         thresholds=np.concatenate([fold.thresholds for fold in folds]),
+        folds=np.repeat(np.arange(len(folds)), [len(fold.rows) for fold in folds]),
     )
 
 
@@ -113,9 +125,10 @@ def check_folds(locations: Sequence[str], cards: Sequence[Card]) -> None:
     first = cards[0].config.data
     for location, card in zip(locations, cards, strict=True):
         data = card.config.data
-        if data.split.protocol != "kfold":
+        if data.split.protocol != "kfold" or data.split.file:
+            protocol = "a split from a file" if data.split.file else f"protocol {data.split.protocol}"
             raise InputError(
-                f"{location}: was trained on protocol {data.split.protocol}; only checkpoints of data.split.protocol="
+                f"{location}: was trained on {protocol}; only checkpoints of data.split.protocol="
                 "kfold are scored together"
             )
         same = data.model_copy(update={"split": data.split.model_copy(update={"fold": first.split.fold})}) == first

@@ -82,7 +82,8 @@ def say_split(console: Console, prepared: Prepared) -> None:
         labels = prepared.table["label"].to_numpy()[rows]
         groups = prepared.table["group"].iloc[rows].nunique()
         sets.append(f"{name} {len(rows)} ({labels.mean():.1%} fractured, {groups} groups)")
-    console.print(f"split ({prepared.config.split.protocol}): {', '.join(sets)}", soft_wrap=True)
+    protocol = "from a file" if prepared.config.split.file else prepared.config.split.protocol
+    console.print(f"split ({protocol}): {', '.join(sets)}", soft_wrap=True)
     for note in prepared.split_notes:
         console.print(f"  {note}", markup=False, soft_wrap=True)
     straddling = leaks(prepared.table)

@@ -44,7 +44,8 @@ def summarise(space: SearchSpace, run: Folder, prepared: Prepared, console: Cons
         run.upload(winner, BEST)
         default = Path(scratch) / "default"
         gains: dict[str, Interval] = {}
-        if 0 in rows and rows[0].state in (DONE, STOPPED) and best.number != 0:
+        crossed = space.config.data.split.cross_validate
+        if 0 in rows and rows[0].state in (DONE, STOPPED) and best.number != 0 and not crossed:
             trial_folder(run, 0).download(BEST, default)
             gains = _gains(winner, default, metric, sets)
     ended = sum(row.state in (DONE, STOPPED) for row in rows.values())
@@ -52,6 +53,12 @@ def summarise(space: SearchSpace, run: Folder, prepared: Prepared, console: Cons
     console.print("\nbest configuration:")
     console.print(_config_table(space, best))
     _say_gains(console, best.number, gains)
+    if crossed and best.number != 0 and 0 in rows:
+        console.print(
+            f"gain over the default configuration ({trial_name(0)}): {best.best(metric) - rows[0].best(metric):+.4f} "
+            f"{metric}, each the mean over {space.config.data.split.rotations} folds",
+            soft_wrap=True,
+        )
     if gains:
         say_few_groups(console, prepared.table["group"].iloc[prepared.rows("val")])
     if len(space.metrics) > 1:
@@ -64,7 +71,8 @@ def summarise(space: SearchSpace, run: Folder, prepared: Prepared, console: Cons
             soft_wrap=True,
         )
         console.print(_importance_table(importances))
-    console.print(f"{best.name} on validation:")
+    folds = f", the mean over {space.config.data.split.rotations} folds; counts are of the first" if crossed else ""
+    console.print(f"{best.name} on validation{folds}:")
     reached = {name.removeprefix("best_"): value for name, value in best.history[-1].items() if name[:5] == "best_"}
     say_validation(console, prepared, reached)
     say_next_steps(console, run, BEST, space.config.data.source)

@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import accuracy_score, average_precision_score, brier_score_loss, roc_auc_score
 
 from fracray.checkpoint import load_checkpoint, read_card, read_predictions, save_checkpoint
-from fracray.config import PhantomConfig
+from fracray.config import Config, PhantomConfig, parse_assignments
 from fracray.data.corruptions import NAMES
 from fracray.data.phantom import write_phantoms
 from fracray.data.prepare import prepare
@@ -140,6 +140,28 @@ def test_shifted_sets_are_scored_beside_the_test_part(ray_local, tmp_path, capsy
     assert {one["part"] for one in data["baselines"]} == set(data["parts"]) - {"train"}
 
 
+def test_a_split_that_changed_since_the_training_is_refused(ray_local, tmp_path):
+    split = tmp_path / "split.parquet"
+
+    def divide(seed):
+        config = Config().with_leaves(parse_assignments([*SMALL[1::2], f"data.split.seed={seed}"]))
+        prepare(config.data, new_console()).manifest.write(split)
+
+    divide(0)
+    stored = [*SMALL, "--set", f"data.split.file={split}", "--cpus-per-worker", "1", "--storage", str(tmp_path)]
+    train([*stored, "--epochs", "1", "--name", "run"])
+    whole = evaluate(tmp_path / "run", tmp_path)
+    assert whole["split"] == "test"
+    divide(7)
+    with pytest.raises(InputError, match=r"split\.parquet has changed since the training.*trained or validated on"):
+        main([str(tmp_path / "run")])
+    with pytest.raises(InputError, match="another config or split"):
+        train(["--storage", str(tmp_path), "--name", "run", "--resume", "--cpus-per-worker", "1"])
+    split.unlink()
+    with pytest.raises(InputError, match=r"split\.parquet: no such manifest"):
+        main([str(tmp_path / "run")])
+
+
 def test_the_folds_of_one_division_are_pooled_each_scored_by_the_checkpoint_that_never_saw_it(ray_local, tmp_path):
     folds = ["--set", "data.split.protocol=kfold", "--set", "data.split.folds=3"]
     for fold in range(3):
@@ -223,7 +245,10 @@ def test_a_reference_that_has_seen_the_radiographs_is_refused(run, tmp_path):
     everything = table[["image_id", "split", "pixel_hash"]].assign(split="train")
     elsewhere = made_of(run, tmp_path / "elsewhere", {"data.split.seed": 1}, everything)
     count = (table["split"] == "test").sum()
-    with pytest.raises(InputError, match=rf"--reference .* was trained or validated on {count} of these {count}"):
+    with pytest.raises(
+        InputError,
+        match=rf"--reference .*same split: {count} of these {count} radiographs were trained or validated on",
+    ):
         main([str(run), "--shifts", "--reference", str(elsewhere)])
     unseen = made_of(run, tmp_path / "unseen", {"data.split.seed": 1}, everything[table["split"] != "test"])
     evaluate(run, tmp_path, "--shifts", "--severities", "1", "--reference", str(unseen))

@@ -217,7 +217,10 @@ def _check(args: argparse.Namespace) -> None:
         console.print(f"note: {note}", soft_wrap=True)
     say_split(console, prepared)
     if args.manifest:
-        prepared.manifest.write(args.manifest)
+        try:
+            prepared.manifest.write(args.manifest)
+        except OSError as error:
+            raise InputError(f"--manifest {args.manifest}: cannot be written: {error.strerror}") from None
         console.print(f"written: {args.manifest}")
     if args.datasheet:
         _write("--datasheet", args.datasheet, datasheet(prepared.summary()))

@@ -16,6 +16,7 @@ from fracray.errors import InputError
 
 WANTED_SHARE = 0.25  # of the images that an axis holds out when no value is named
 SUBTLE_SHARE = 1 / 3  # of the fractured images with boxes, those of the smallest area
+ONE_CLASS = 0.95  # of the images with metal (or without), from which on they count as all of one class
 EXPOSED_SHARE = 0.10  # of the images at the dark end, and as many at the bright end
 
 
@@ -23,12 +24,14 @@ EXPOSED_SHARE = 0.10  # of the images at the dark end, and as many at the bright
 class Held:
     """What one axis holds out of training.
 
-    mask: (n,) bool over the used images; words: what they are, such as 'lateral'.
+    mask: (n,) bool over the used images; words: what they are, such as 'lateral'. one_class: they are nearly all of one
+    class by their nature, as small fractures are and fractures with metal, so that a set of them borrows the other.
     """
 
     axis: str
     mask: np.ndarray
     words: str
+    one_class: bool = False
 
 
 def hold_out(used: pd.DataFrame, config: SplitConfig, where: str) -> tuple[Held, ...]:
@@ -79,7 +82,9 @@ def _tagged(used: pd.DataFrame, axis: str, value: str | None, where: str) -> Hel
         if name not in tags.columns:
             raise InputError(f"{where}: no image has {axis} '{name}'; there are {', '.join(tags.columns)}")
     words = "visible metal" if axis == "hardware" and chosen == ["1"] else " and ".join(chosen)
-    return Held(axis, tags[chosen].any(axis=1).to_numpy(), words)
+    mask = tags[chosen].any(axis=1).to_numpy()
+    prevalence = used["label"].to_numpy()[mask].mean()
+    return Held(axis, mask, words, axis == "hardware" and max(prevalence, 1 - prevalence) > ONE_CLASS)
 
 
 def _default(tags: pd.DataFrame, axis: str) -> list[str]:
@@ -104,7 +109,7 @@ def _subtle(used: pd.DataFrame, where: str) -> Held:
         raise InputError(f"{where}: the shift severity needs fracture boxes, and this data has none; leave it out")
     small = area <= np.nanquantile(area, SUBTLE_SHARE)
     single = used["boxes"].map(len).to_numpy() == 1
-    return Held("severity", small & single, "a single small fracture")
+    return Held("severity", small & single, "a single small fracture", one_class=True)
 
 
 def _area(boxes: Sequence[Box], picture: int) -> float:

@@ -47,7 +47,7 @@ def _facts(summary: Mapping[str, Any]) -> str:
         ("split (sha256 of ids and sets)", f"`{summary['split_fingerprint']}`"),
         ("images used", f"{summary['flow']['used']:,}"),
         ("fractured", f"{summary['fractured']:,} ({summary['fractured'] / summary['flow']['used']:.1%})"),
-        ("groups that never straddle two parts", f"{summary['groups']:,}"),
+        ("groups", f"{summary['groups']:,}"),
         ("prepared as", f"gray, letterboxed to {summary['size']} x {summary['size']} pixels, 8 bit"),
     ]
     return _table(("", ""), rows)

@@ -178,7 +178,11 @@ class Manifest:
                 raise InputError(f"{path}: column {field.name} is {found}, not {field.type}; {remedy}")
         table = arrow.to_pandas()
         table["boxes"] = [tuple(_box(box) for box in boxes) for boxes in table["boxes"]]
-        unknown = set(table["status"]) - set(STATUSES) | set(part_of(table["split"])) - {*PARTS, ""}
+        unknown = set(table["status"]) - set(STATUSES)
+        for cell in table["split"].unique():
+            parts = {name.partition("/")[0] for name in sets_of(cell)}
+            if len(parts) > 1 or not parts <= set(PARTS):
+                unknown.add(cell)
         if unknown:
             raise InputError(f"{path}: unknown status or split {', '.join(sorted(unknown))}; {remedy}")
         if table["image_id"].duplicated().any():

@@ -13,8 +13,9 @@ import pandas as pd
 
 from fracray.config import AXES, SplitConfig
 from fracray.data.axes import Held, hold_out
+from fracray.data.dealing import deal_groups, deal_rows
 from fracray.data.duplicates import Link, components
-from fracray.data.manifest import PARTS, Manifest, file_number, in_set, part_of, sets_named
+from fracray.data.manifest import PARTS, Manifest, file_number, in_set, part_of, sets_named, sets_of
 from fracray.errors import InputError
 
 # A part may be off its wanted size by this factor; beyond, the groups are too few or one is too large.
@@ -23,10 +24,8 @@ _TOLERANCE = 2.0
 # A group with more than this share of held-out images is kept out of train, where it would mostly be lost.
 _MOSTLY = 0.8
 
-# Where nearly all that an axis holds out is of one class, as small fractures are, its sets borrow unshifted images of
-# the other class. Elsewhere borrowing would let a model tell the classes by the shift.
-_ONE_SIDED = 0.95
 UNSHIFTED = "unshifted"
+FEW = 10  # images of a class below which a set is said to be small
 
 _PERSON = ("patient", "study")  # whose picture it is, where that is known
 _TIES = ("component", *_PERSON)
@@ -52,7 +51,8 @@ def assign_splits(manifest: Manifest, config: SplitConfig, rotation: int = 0) ->
     Then sets are cut from the parts. What an axis of shift holds out is unused in train, and in val makes the set
     'val/view' (test alike), beside 'val' of the images that nothing holds out. In a protocol that is itself an axis,
     'val' is what that axis holds out, and 'val/unshifted' the rest. An image may be in several sets, joined by '+':
-    where nearly all that an axis holds out is of one class, its sets borrow the unshifted images of the other class.
+    where what an axis holds out is of one class by its nature (`Held.one_class`), its sets borrow the unshifted images
+    of the other class.
     Last, `config.training_budget` images of train are kept, stratified by label; a smaller budget keeps a part of what
     a larger one does.
 
@@ -60,7 +60,7 @@ def assign_splits(manifest: Manifest, config: SplitConfig, rotation: int = 0) ->
     size by more than a factor of two.
     """
     where = str(manifest.root)
-    used = manifest.used
+    used = _in_order(manifest)
     label = used["label"].to_numpy()
     if len(set(label)) < 2:
         raise InputError(
@@ -68,13 +68,13 @@ def assign_splits(manifest: Manifest, config: SplitConfig, rotation: int = 0) ->
             "a classifier needs fractured and not fractured ones"
         )
     if config.file is not None:
-        return _taken_over(manifest, config.file)
+        return _taken_over(manifest, config, config.file)
     table = name_groups(manifest, config).table
     group = table.loc[used.index, "group"].to_numpy()
     held = hold_out(used, config, where)
     rng = np.random.default_rng(config.seed)
     if config.protocol == "random":
-        part = _deal_rows(label, _shares(config), rng)
+        part = deal_rows(label, _shares(config), rng)
         wanted = _shares(config) * len(label)
     else:
         part, wanted = _deal(label, group, held, config, rotation, rng)
@@ -84,7 +84,8 @@ def assign_splits(manifest: Manifest, config: SplitConfig, rotation: int = 0) ->
     sets = _cut_sets(label, part, held, config)
     if config.training_budget is not None:
         _keep_budget(sets, label, config.training_budget, rng, where)
-    _check_classes(sets, label, config, where)
+    names = validation_sets(config)
+    _check_classes(sets, ("train", *names, *(name.replace("val", "test", 1) for name in names)), label, config, where)
     table.loc[used.index, "split"] = ["+".join(names) for names in sets]
     return replace(manifest, table=table)
 
@@ -93,9 +94,8 @@ def name_groups(manifest: Manifest, config: SplitConfig) -> Manifest:
     """Fill `group` of the used rows, as `assign_splits` explains, and clear `split`: for data that is not divided."""
     table = manifest.table.copy()
     table["split"] = table["group"] = ""
-    used = manifest.used.index
-    start = _first_of_group(manifest.used, config)
-    table.loc[used, "group"] = table.loc[used, "image_id"].to_numpy()[start]
+    used = _in_order(manifest)
+    table.loc[used.index, "group"] = used["image_id"].to_numpy()[_first_of_group(used, config)]
     return replace(manifest, table=table)
 
 
@@ -145,7 +145,15 @@ def explain(manifest: Manifest, config: SplitConfig) -> tuple[str, ...]:
         inside = in_set(used["split"], name)
         if mask is not None and name != "train" and (borrowed := inside & ~mask).any():
             kinds = [word for value, word in enumerate(("not fractured", "fractured")) if value in label[borrowed]]
-            words.append(f"{name} borrows {borrowed.sum()} unshifted images ({', '.join(kinds)}) for want of its own")
+            words.append(
+                f"{name} borrows {borrowed.sum()} unshifted images ({', '.join(kinds)}) for want of its own: its "
+                "sensitivity is of what is held out, its specificity of what is not"
+            )
+    for name in sets_named(used["split"]):
+        for value, word in enumerate(("not fractured", "fractured")):
+            count = int((label[in_set(used["split"], name)] == value).sum())
+            if 0 < count < FEW:
+                words.append(f"{name} holds only {count} images {word}: its scores are rough")
     if left := int((~shifted & (split == "")).sum()):
         reasons = ["share duplicates, a patient or a study with a later part"] if config.protocol == "blocks" else []
         if config.training_budget is not None:
@@ -155,6 +163,11 @@ def explain(manifest: Manifest, config: SplitConfig) -> tuple[str, ...]:
 
 
 # ---------------------------------------------------------------- groups
+
+
+def _in_order(manifest: Manifest) -> pd.DataFrame:
+    """The used rows by image_id, so that a split does not depend on the order in which files were listed."""
+    return manifest.used.sort_values("image_id")
 
 
 def _first_of_group(used: pd.DataFrame, config: SplitConfig) -> np.ndarray:
@@ -207,7 +220,7 @@ def _deal(
     counts = np.zeros((len(named), 4))
     np.add.at(counts, (member, strata), 1)
     if config.protocol == "kfold":
-        fold = _deal_groups(counts, np.full((config.folds, 1), 1 / config.folds) * counts.sum(0), rng)
+        fold = deal_groups(counts, np.full((config.folds, 1), 1 / config.folds) * counts.sum(0), rng)
         part = np.where(fold == config.fold, 2, np.where(fold == (config.fold + 1 + rotation) % config.folds, 1, 0))
         return part[member], np.array([config.folds - 2, 1, 1]) / config.folds * len(label)
     shares = _shares(config)
@@ -215,53 +228,7 @@ def _deal(
     gathered = np.bincount(strata[mostly & shifted], minlength=4)
     late = shares * [0, 1, 1] / shares[1:].sum()
     wanted = shares[:, None] * spread + late[:, None] * gathered
-    return _deal_groups(counts, wanted, rng)[member], wanted.sum(1)
-
-
-def _deal_rows(label: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    part = np.empty(len(label), dtype=np.int64)
-    edges = np.cumsum(shares)[:2]
-    for value in (0, 1):
-        rows = rng.permutation(np.flatnonzero(label == value))
-        part[rows] = np.searchsorted(np.rint(edges * len(rows)), np.arange(len(rows)), side="right")
-    return part
-
-
-def _deal_groups(counts: np.ndarray, wanted: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The part of each group: the best of many seeded greedy deals, improved by moving single groups.
-
-    counts: images per group and stratum; wanted: per part and stratum. A deal is judged by chi-square: the squared
-    differences between the images of each stratum in each part and the wanted ones, over the wanted ones. Groups are
-    dealt in random order, the larger rather first, each to the part that lowers it most.
-    """
-    wanted = np.maximum(wanted, 0.5)  # an empty stratum costs nothing, a stray image in it little
-    size = counts.sum(1)
-    best, best_cost = np.zeros(len(counts), dtype=np.int64), np.inf
-    for _ in range(int(np.clip(3_000 // len(counts), 3, 30))):
-        order = np.argsort(-size * rng.uniform(0.25, 1.0, len(size)), kind="stable")
-        part = _greedy(counts, wanted, order)
-        cost = _chi_square(counts, part, wanted)
-        if cost < best_cost:
-            best, best_cost = part, cost
-    return best
-
-
-def _greedy(counts: np.ndarray, wanted: np.ndarray, order: Sequence[int] | np.ndarray) -> np.ndarray:
-    part = np.full(len(counts), -1)
-    held = np.zeros_like(wanted)
-    for pass_ in range(3):  # the first deals, the others move what now stands better elsewhere
-        for group in order:
-            if pass_:
-                held[part[group]] -= counts[group]
-            rise = (counts[group] * (2 * (held - wanted) + counts[group]) / wanted).sum(1)
-            part[group] = int(rise.argmin())
-            held[part[group]] += counts[group]
-    return part
-
-
-def _chi_square(counts: np.ndarray, part: np.ndarray, wanted: np.ndarray) -> float:
-    held = np.stack([counts[part == index].sum(0) for index in range(len(wanted))])
-    return float((np.square(held - wanted) / wanted).sum())
+    return deal_groups(counts, wanted, rng)[member], wanted.sum(1)
 
 
 # ---------------------------------------------------------------- sets
@@ -278,11 +245,15 @@ def _cut_sets(label: np.ndarray, part: np.ndarray, held: Sequence[Held], config:
         if own:
             masks[f"{name}/{UNSHIFTED}"] = ~shifted
         masks |= {f"{name}/{axis.axis}": axis.mask for axis in held[1 if own else 0 :]}
+        borrowing = {f"{name}/{axis.axis}" for axis in held if axis.one_class}
+        if own and held[0].one_class:
+            borrowing.add(name)
         for set_name, mask in masks.items():
             chosen = inside & mask
-            for value in (0, 1):
-                if (label[mask] == value).mean() < 1 - _ONE_SIDED:
-                    chosen |= inside & (label == value) & ~shifted
+            if set_name in borrowing:
+                # Of the other class only. What tells the shift then tells the class: `explain` says so.
+                rarer = int(label[mask].mean() < 0.5)
+                chosen |= inside & (label == rarer) & ~shifted
             for row in np.flatnonzero(chosen):
                 sets[row].append(set_name)
     return sets
@@ -312,8 +283,10 @@ def _check_sizes(part: np.ndarray, wanted: np.ndarray, config: SplitConfig, wher
             )
 
 
-def _check_classes(sets: list[list[str]], label: np.ndarray, config: SplitConfig, where: str) -> None:
-    for name in ("train", *validation_sets(config), *(n.replace("val", "test", 1) for n in validation_sets(config))):
+def _check_classes(
+    sets: list[list[str]], names: Sequence[str], label: np.ndarray, config: SplitConfig, where: str
+) -> None:
+    for name in names:
         mine = label[[name in names for names in sets]]
         if len(set(mine)) < 2:
             raise InputError(
@@ -323,6 +296,10 @@ def _check_classes(sets: list[list[str]], label: np.ndarray, config: SplitConfig
 
 
 def _remedy(config: SplitConfig) -> str:
+    if config.file is not None:
+        return f"mend {config.file}, or leave out data.split.file"
+    if config.training_budget is not None and config.training_budget < 50:
+        return f"raise data.split.budget (now {config.training_budget})"
     if config.protocol == "random":
         return "change data.split.train and val, or add images"
     if config.protocol == "kfold":
@@ -334,7 +311,7 @@ def _remedy(config: SplitConfig) -> str:
 # ---------------------------------------------------------------- a split from a file
 
 
-def _taken_over(manifest: Manifest, path: str) -> Manifest:
+def _taken_over(manifest: Manifest, config: SplitConfig, path: str) -> Manifest:
     """The groups and sets of the manifest at `path`, for the same pictures under the same ids."""
     stored = Manifest.read(path).table.set_index("image_id")
     table = manifest.table.copy()
@@ -359,14 +336,17 @@ def _taken_over(manifest: Manifest, path: str) -> Manifest:
         )
     for column in ("group", "split"):
         table.loc[known.index, column] = there[column].to_numpy()
+    sets = [sets_of(cell) for cell in table.loc[known.index, "split"]]
+    _check_classes(sets, sets_named(dealt["split"]), known["label"].to_numpy(), config, path)
     return replace(manifest, table=table)
 
 
 @lru_cache(maxsize=8)
 def _stored_sets(path: str) -> tuple[str, ...]:
     found = sets_named(Manifest.read(path).table["split"])
-    if not {"train", "val"} <= set(found):
+    if not {"train", "val", "test"} <= set(found):
         raise InputError(
-            f"{path}: no train and val in it; write a split with `python -m fracray.data check DATA --manifest {path}`"
+            f"{path}: no train, val and test in it; write a split with "
+            f"`python -m fracray.data check DATA --manifest {path}`"
         )
     return tuple(name for name in found if name.partition("/")[0] == "val")
