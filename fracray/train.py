@@ -6,7 +6,7 @@ The loop is `fracray.fit`; here it gets its workers, its process group and its d
 import argparse
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan, nan
 from pathlib import Path
@@ -134,6 +134,8 @@ def make_job(config: Config, run: Folder, prepared: Prepared) -> Job:
     chosen = config.data.stream
     if chosen == "auto":
         chosen = "memory" if fits_in_memory(prepared.shards) else "ray"
+    summary = prepared.summary()
+    _refuse_change(run, summary)
     metric = config.search.metric
     job = Job(
         config=config,
@@ -145,7 +147,6 @@ def make_job(config: Config, run: Folder, prepared: Prepared) -> Job:
         metrics=(metric,) if isinstance(metric, str) else tuple(metric),
         images=prepared.shards.load() if chosen == "memory" else None,
     )
-    summary = prepared.summary()
     run.write_json("data.json", summary)
     run.write("DATASHEET.md", datasheet(summary))
     with TemporaryDirectory() as scratch:
@@ -153,6 +154,16 @@ def make_job(config: Config, run: Folder, prepared: Prepared) -> Job:
         run.upload(Path(scratch) / MANIFEST, MANIFEST)
     run.write("config.yaml", config.to_yaml())  # from here on the run is there to be resumed
     return job
+
+
+def _refuse_change(run: Folder, summary: Mapping[str, Any]) -> None:
+    """InputError where a resumed run was begun on other data, or on another split of them."""
+    if not run.exists("data.json"):
+        return
+    begun = run.read_json("data.json")
+    for key, words in (("fingerprint", "other files or labels"), ("split_fingerprint", "another split")):
+        if begun.get(key) != summary[key]:
+            raise InputError(f"{run}: was begun on {words} of {begun['origin']}; restore them, or begin a new run")
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ def test_a_split_that_changed_since_the_training_is_refused(ray_local, tmp_path)
     divide(7)
     with pytest.raises(InputError, match=r"split\.parquet has changed since the training.*trained or validated on"):
         main([str(tmp_path / "run")])
-    with pytest.raises(InputError, match="another config or split"):
+    with pytest.raises(InputError, match="was begun on another split"):
         train(["--storage", str(tmp_path), "--name", "run", "--resume", "--cpus-per-worker", "1"])
     split.unlink()
     with pytest.raises(InputError, match=r"split\.parquet: no such manifest"):
