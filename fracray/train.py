@@ -158,7 +158,7 @@ def make_job(config: Config, run: Folder, prepared: Prepared) -> Job:
 
 def _refuse_change(run: Folder, summary: Mapping[str, Any]) -> None:
     """InputError where a resumed run was begun on other data, or on another split of them."""
-    if not run.exists("data.json"):
+    if not run.exists("config.yaml"):
         return
     begun = run.read_json("data.json")
     for key, words in (("fingerprint", "other files or labels"), ("split_fingerprint", "another split")):
