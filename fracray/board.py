@@ -169,7 +169,7 @@ class Board(tune.Callback):
         number = trial.config["number"]  # its process may have failed before the trial was said to have started
         row = self.rows.setdefault(number, TrialRow(number, trial.config["leaves"], FAILED, []))
         row.state = FAILED
-        self._console.print(f"{row.name} failed: {_reason(trial)}", soft_wrap=True, markup=False)
+        self._console.print(f"{row.name} failed: {_reason(trial)}", soft_wrap=True)
         self._finished(row)
 
     def _finished(self, row: TrialRow) -> None:
@@ -180,9 +180,7 @@ class Board(tune.Callback):
             )
             if best is not None:
                 words += f" (best so far {best.best(self._metric):.4f}, {best.name})"
-            self._console.print(
-                f"[{self._ended()}/{self._budget}] {words}; {self._left()}", soft_wrap=True, markup=False
-            )
+            self._console.print(f"[{self._ended()}/{self._budget}] {words}; {self._left()}", soft_wrap=True)
         self._save()
 
     def _save(self, always: bool = False) -> None:

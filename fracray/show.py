@@ -13,7 +13,6 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from fracray.config import PHANTOM, Config
@@ -44,8 +43,11 @@ HEADINGS = {
 
 
 def new_console() -> Console:
-    """Standard output; as wide as the terminal, or wide enough for the tables where it goes to a file."""
-    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=120)
+    """Standard output; as wide as the terminal, or wide enough for the tables where it goes to a file.
+
+    Without markup: names of files and settings may hold brackets.
+    """
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
 
 
 def new_table(*headings: str) -> Table:
@@ -85,7 +87,7 @@ def say_split(console: Console, prepared: Prepared) -> None:
     protocol = "from a file" if prepared.config.split.file else prepared.config.split.protocol
     console.print(f"split ({protocol}): {', '.join(sets)}", soft_wrap=True)
     for note in prepared.split_notes:
-        console.print(f"  {note}", markup=False, soft_wrap=True)
+        console.print(f"  {note}", soft_wrap=True)
     straddling = leaks(prepared.table)
     if straddling:
         console.print(
@@ -112,7 +114,7 @@ def baseline_words(baselines: Sequence[Baseline], part: str) -> str:
 
 def say_audit(console: Console, findings: Findings, verdicts: Sequence[Verdict]) -> None:
     """An audit in words and tables: the flow, a verdict a section, shares of fractured, and what sees no picture."""
-    say = partial(console.print, soft_wrap=True, markup=False)
+    say = partial(console.print, soft_wrap=True)
     say(f"data: {findings.origin}")
     say("\n".join(findings.files.flow.lines()))
     for name, ids in findings.files.left_out:
@@ -129,7 +131,7 @@ def say_audit(console: Console, findings: Findings, verdicts: Sequence[Verdict])
     for name, share in [("all", overall)] + [
         (f"{each.name}: {share.name}", share) for each in findings.prevalence.breakdowns for share in each.values
     ]:
-        values.add_row(escape(name), f"{share.images:,}", f"{share.share:.1%}", f"[{share.low:.1%}, {share.high:.1%}]")
+        values.add_row(name, f"{share.images:,}", f"{share.share:.1%}", f"[{share.low:.1%}, {share.high:.1%}]")
     console.print(values)
     scores = new_table("label predicted from", "which sees")
     for heading in ("AUROC", "95% interval"):

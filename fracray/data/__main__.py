@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
         description="Decode every file once; report truncation, formats, duplicates, contradicting labels, prevalence, "
         "and how well the label is predicted without the picture. Each section ends in ok, look or stop.",
     )
-    audited.add_argument("path", help="a FracAtlas folder or zip, or 'phantom'")
+    audited.add_argument("path", help="a FracAtlas folder or zip, an imported set, or 'phantom'")
     audited.add_argument("--json", metavar="FILE", help="also write all findings and verdicts as JSON")
     audited.add_argument("--html", metavar="FILE", help="also write one self-contained page, with pictures")
     sheet = verbs.add_parser("sheet", help="a contact sheet of prepared radiographs as a PNG")
@@ -153,8 +153,8 @@ def _config(args: argparse.Namespace) -> Config:
 def _download(args: argparse.Namespace) -> None:
     console = new_console()
     target = download(args.to, RELEASES[args.version], console, args.api)
-    console.print(f"complete and verified: FracAtlas version {args.version} in {target}", markup=False, soft_wrap=True)
-    console.print(f"next:\n  python -m fracray.data check {quote(str(target))}", markup=False, soft_wrap=True)
+    console.print(f"complete and verified: FracAtlas version {args.version} in {target}", soft_wrap=True)
+    console.print(f"next:\n  python -m fracray.data check {quote(str(target))}", soft_wrap=True)
 
 
 def _import(args: argparse.Namespace) -> None:
@@ -237,10 +237,10 @@ def _audit(args: argparse.Namespace) -> None:
     say_audit(console, findings, verdicts)
     if args.json:
         _write("--json", args.json, as_json(findings, verdicts))
-        console.print(f"written: {args.json}", markup=False, soft_wrap=True)
+        console.print(f"written: {args.json}", soft_wrap=True)
     if args.html:
         _write("--html", args.html, as_html(findings, verdicts, manifest))
-        console.print(f"written: {args.html}", markup=False, soft_wrap=True)
+        console.print(f"written: {args.html}", soft_wrap=True)
 
 
 def _write(flag: str, path: str, text: str) -> None:
@@ -280,7 +280,11 @@ def _sheet(args: argparse.Namespace) -> None:
             for epoch in range(3 if args.augmented else 0):
                 tiles.append(augmenter(images[row], epoch, int(row)))
                 captions.append(f"epoch {epoch + 1}")
-    if not cv2.imwrite(args.to, contact_sheet(tiles, columns, captions)):
+    try:
+        written = cv2.imwrite(args.to, contact_sheet(tiles, columns, captions))
+    except cv2.error:  # of a name whose ending is no picture's
+        written = False
+    if not written:
         raise InputError(f"--to {args.to}: cannot be written as a picture; name a .png in a folder that exists")
     console.print(f"written: {args.to}")
 

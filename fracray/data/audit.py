@@ -23,6 +23,7 @@ from fracray.data.manifest import BORDERS, Manifest
 # Part of the key of cached audits: raise it when the same files would be judged otherwise.
 AUDIT_VERSION = 5
 
+MOST_NAMED = 5  # images that a note on one of them names
 LARGE = 1000  # px; FracAtlas' machines deliver either 454 or more than 2,000 on the longer side
 
 _Cells = dict[str, list[Any]]
@@ -128,10 +129,12 @@ def _note(cells: _Cells, row: int, words: str) -> None:
 def _find_conflict(cells: _Cells, same: Sequence[int]) -> None:
     """Note it where the labels of rows of the same picture differ, and take those that were usable out of use."""
     label = cells["label"]
+    by_label = {value: [cells["image_id"][row] for row in same if label[row] == value] for value in (0, 1)}
     for row in same:
-        others = [cells["image_id"][other] for other in same if label[other] != label[row]]
-        if others:
-            _note(cells, row, f"labelled {label[row]}, but the same picture as {', '.join(others)}, labelled otherwise")
+        if others := by_label[1 - label[row]]:
+            more = f" and {len(others) - MOST_NAMED:,} more" if len(others) > MOST_NAMED else ""
+            named = f"{', '.join(others[:MOST_NAMED])}{more}"
+            _note(cells, row, f"labelled {label[row]}, but the same picture as {named}, labelled otherwise")
             if cells["status"][row] == "ok":
                 cells["status"][row] = "conflict"
 
@@ -153,7 +156,11 @@ def _cut_from(paths: Sequence[Path], looks: Sequence[Look]) -> list[Link]:
 
 
 def _copies(looks: Sequence[Look]) -> list[tuple[int, int, float]]:
-    pictures = [(at, seen.thumb, seen.phash) for at, seen in enumerate(looks) if seen.thumb is not None]
+    # Of pictures with equal pixels one is enough: the others are linked to it already, and all pairs would be many.
+    others = {at for _, at in equal(seen.pixel_hash for seen in looks)}
+    pictures = [
+        (at, seen.thumb, seen.phash) for at, seen in enumerate(looks) if seen.thumb is not None and at not in others
+    ]
     if not pictures:
         return []
     at, thumbs, hashes = zip(*pictures, strict=True)

@@ -13,6 +13,7 @@ from io import BytesIO
 import numpy as np
 
 _LENGTH = struct.Struct("<Q")
+PATIENCE = 120.0  # seconds for one file; the largest take some
 _mine = threading.local()
 
 
@@ -29,16 +30,22 @@ def decode_apart(data: bytes) -> np.ndarray | None:
         )
     assert child.stdin is not None
     assert child.stdout is not None
+    watch = threading.Timer(PATIENCE, child.kill)  # a decoder may also never end
+    watch.start()
     try:
         child.stdin.write(_LENGTH.pack(len(data)))
         child.stdin.write(data)
         child.stdin.flush()
         head = child.stdout.read(_LENGTH.size)
         if len(head) == _LENGTH.size:
-            answer = child.stdout.read(_LENGTH.unpack(head)[0])
-            return np.load(BytesIO(answer), allow_pickle=False) if answer else None
+            size = _LENGTH.unpack(head)[0]
+            answer = child.stdout.read(size)
+            if len(answer) == size:
+                return np.load(BytesIO(answer), allow_pickle=False) if answer else None
     except BrokenPipeError:
         pass
+    finally:
+        watch.cancel()
     child.kill()
     child.wait()  # else the next file might be handed to it while it dies
     return None

@@ -5,6 +5,7 @@ or manifests, and hands on nothing that may name a person.
 """
 
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,7 @@ from fracray.data.codec import decode_apart
 
 # Values that break the standard are read for what they are: pydicom's warnings would quote them, names among them.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+warnings.filterwarnings("ignore", module=r"pydicom\b")
 
 MAX_HEADER = 2**22  # bytes of a deflated file beyond its pixels; overlays and colour profiles need less
 TAILS = (0.5, 99.5)  # percentiles shown as black and white where a file names no window

@@ -74,7 +74,7 @@ def download(
         except (TransferError, OSError) as error:
             raise RunError(f"{error}; {_going_on(partial)}, or fetch the file by a browser from {DOI}") from None
         except KeyboardInterrupt:
-            console.print(_going_on(partial), markup=False, soft_wrap=True)
+            console.print(_going_on(partial), soft_wrap=True)
             raise
         finally:
             if not size_of(partial):
@@ -84,7 +84,7 @@ def download(
 
 def _complete(partial: FileIO, release: Release, listing: str, patience: Patience, console: Console) -> None:
     """Bring the partial file to the size and md5 of the release; a wrong md5 empties it."""
-    say = functools.partial(console.print, markup=False, soft_wrap=True)
+    say = functools.partial(console.print, soft_wrap=True)
     url, size = _find_file(read_text(listing, patience, say), release, listing)
     if size_of(partial) > size:
         partial.truncate(0)

@@ -31,7 +31,8 @@ def near_duplicates(thumbs: np.ndarray, hashes: np.ndarray) -> list[tuple[int, i
     thumbs: (n, THUMB, THUMB) uint8, gray. hashes: (n,) uint64, DCT hashes of the same pictures (imagehash.phash).
     Hashes near in Hamming distance propose a pair. Then its thumbnails are compared tile by tile (8x8 px, normalised
     correlation), which a change of brightness or a missing part leaves standing and another exposure of the same limb
-    does not. Time grows with the square of n, memory with n (some 70 bytes each beside its thumbnail).
+    does not. Time grows with the square of n; memory with n (some 70 bytes each beside its thumbnail) and with
+    the pairs that are found: leave out pictures that are known to be equal.
     """
     count = len(thumbs)
     textured = np.zeros((count, (THUMB // _TILE) ** 2), dtype=bool)

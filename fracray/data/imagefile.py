@@ -22,6 +22,7 @@ from fracray.data.edges import borders, refilled
 from fracray.data.manifest import BORDERS, Box
 
 MAX_PIXELS = 80_000_000  # a 43 cm detector at 50 µm has 74 million
+MAX_SIDE = 65_535  # px, JPEG's own limit
 MAX_BYTES = 2**29
 HEAD = 1024  # bytes: past the tables of a JPEG, into its picture
 
@@ -151,10 +152,11 @@ def decode(data: bytes, reduction: int = 1) -> Decoded:
     try:
         image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
         width, height = image.size
-        if width * height > MAX_PIXELS:
+        if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
             raise Image.DecompressionBombError
     except Image.DecompressionBombError:
-        return Decoded(fault="unreadable", note=f"header announces more than {MAX_PIXELS:,} pixels: not decoded")
+        note = f"header announces more than {MAX_PIXELS:,} pixels, or {MAX_SIDE:,} on a side: not decoded"
+        return Decoded(fault="unreadable", note=note)
     except (OSError, SyntaxError, ValueError) as error:
         if complete is False:
             return Decoded(fault="truncated")

@@ -6,9 +6,8 @@ know where the rows come from, how images are decoded, or how splits are drawn.
 
 import hashlib
 import math
-import os
 import re
-import tempfile
+import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ BORDERS = tuple(f"{shade}_{side}" for shade in ("black", "white") for side in ("
 
 SCHEMA = pa.schema(
     [
-        ("image_id", pa.string()),  # the file name without its extension; unique
+        ("image_id", pa.string()),  # unique: the file's name, its path where names repeat, letters for DICOM
         ("path", pa.string()),  # relative to the root, with forward slashes; '' when missing
         ("label", pa.int8()),  # 1 fractured, 0 not
         ("group", pa.string()),  # never straddles a grouped split; '' until splits are assigned
@@ -107,8 +106,9 @@ class Flow:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Columns of SCHEMA and those of dataset.csv prefixed `csv_`; `root` is the folder where its paths start.
+    """Columns of SCHEMA, and those of dataset.csv prefixed `csv_`, or size and time of an import's files.
 
+    root: the folder where its paths start.
     licence: the terms of use in words, '' when nobody said.
     """
 
@@ -149,13 +149,13 @@ class Manifest:
         for name in extra.column_names:
             core = core.append_column(name, extra[name])
         core = core.replace_schema_metadata({_ROOT: str(self.root).encode(), _LICENCE: self.licence.encode()})
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
+        # Not by mkstemp, whose files only their owner may read: a split is there to be shared.
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
         try:
             pq.write_table(core, temporary)
-            Path(temporary).replace(path)
+            temporary.replace(path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
 
     @classmethod

@@ -257,8 +257,10 @@ def _boosted(features: Features) -> Fit:
         if train["label"].nunique() < 2:
             return _majority(train, seed)
         columns = features(train).columns
+        # A leaf of 20 leaves few images without a single split, and what betrays them unseen.
+        leaf = min(20, max(2, len(train) // 20))
         model = HistGradientBoostingClassifier(
-            max_iter=40, max_leaf_nodes=8, min_samples_leaf=20, early_stopping=False, random_state=seed
+            max_iter=40, max_leaf_nodes=8, min_samples_leaf=leaf, early_stopping=False, random_state=seed
         )
         model.fit(features(train), train["label"])
         return lambda rows: model.predict_proba(features(rows).reindex(columns=columns, fill_value=0))[:, 1]
