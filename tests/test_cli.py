@@ -20,6 +20,7 @@ from fracray.data import __main__ as data
 from fracray.errors import InputError, RunError, run_verb
 from fracray.metrics import Calibration
 from fracray.model import build_model
+from fracray.show import new_console
 
 # ---- exit codes
 
@@ -430,3 +431,8 @@ def test_targets_that_cannot_be_written_are_named(refuse, tmp_path):
     (tmp_path / "there").mkdir()
     assert f"--to {tmp_path / 'there'}: exists already" in refuse(data, "phantom", "--to", tmp_path / "there")
     assert "data.phantom.count = 3" in refuse(data, "phantom", "--to", tmp_path / "new", "--count", 3)
+
+
+def test_names_with_brackets_are_printed_as_they_are(capsys):
+    new_console().print("images/a[/b2].png [bold red]x[/]")
+    assert capsys.readouterr().out == "images/a[/b2].png [bold red]x[/]\n"

@@ -13,6 +13,7 @@ from drawn_fracatlas import Atlas, jpeg, picture
 from PIL import Image
 
 from fracray.data.audit import examine
+from fracray.data.edges import borders
 from fracray.data.fracatlas import read_fracatlas
 from fracray.data.imagefile import fit_boxes, upright
 from fracray.data.manifest import BORDERS, Manifest
@@ -134,6 +135,32 @@ def test_borders_are_measured_as_displayed(atlas):
     assert table.loc[letterboxed].to_dict() == dict.fromkeys(BORDERS, 0) | {"black_left": 20, "black_right": 25}
     assert table.loc[bordered, ["black_top", "white_bottom"]].tolist() == [12, 7]
     pd.testing.assert_series_equal(table.loc[shown], table.loc[bordered], check_names=False)
+
+
+def test_a_margin_ends_where_a_line_by_line_search_says():
+    rng = np.random.default_rng(0)
+    for margin in (0, 1, 15, 16, 17, 47, 48, 200, 400):
+        image = rng.integers(0, 255, (400, 30), dtype=np.uint8)
+        image[:margin] = rng.integers(0, 6, (margin, 30))
+        assert borders(image)[0] == margin
+    assert borders(np.zeros((5, 7), np.uint8))[:4] == (5, 5, 7, 7)
+
+
+def test_a_picture_of_millions_of_lines_is_refused(atlas):
+    thin = atlas.add(1, data=png(np.zeros((70_000, 1), np.uint8)))
+    table = examined(atlas)
+    assert table.loc[thin, "status"] == "unreadable"
+    assert "65,535 on a side" in table.loc[thin, "note"]
+
+
+def test_many_copies_are_linked_without_comparing_all_pairs(atlas):
+    data = jpeg(picture(1))
+    names = [atlas.add(number, int(number == 0), data=data) for number in range(60)]
+    cropped = atlas.add(900, data=jpeg(picture(1), quality=60))
+    table = examined(atlas)
+    assert set(table.loc[[*names, cropped], "component"]) == {names[0]}
+    assert (table.loc[names, "status"] == "conflict").all()
+    assert f"{names[5]} and " in table.loc[names[0], "note"]
 
 
 def saved_again(data: bytes, share: float, fill: int) -> tuple[bytes, int]:

@@ -28,6 +28,8 @@ def test_what_is_written_is_read_back(tmp_path):
     assert again.root == ROOT
     assert again.fingerprint() == manifest.fingerprint()
     assert [file.name for file in (tmp_path / "deep").iterdir()] == ["m.parquet"]
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "deep" / "m.parquet").stat().st_mode == (tmp_path / "plain").stat().st_mode  # can be shared
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):

@@ -122,6 +122,12 @@ def test_the_one_thing_that_betrays_the_label_is_named(name, betray):
         assert np.isnan(found[other]) or found[other] == pytest.approx(0.5, abs=0.12), other
 
 
+def test_forty_images_betray_their_labels_too():
+    table = used_table(count=40)
+    sizes = dict.fromkeys(("width", "height"), np.where(table["label"], 400, 300))
+    assert scored(table.assign(**sizes))["size"] > 0.95
+
+
 def test_what_cannot_be_scored_says_why():
     table = used_table().assign(mode="L", region="", view="", hardware=0, multiscan=0, **dict.fromkeys(BORDERS, 0))
     table["image_id"] = [f"{name}-left" for name in table["image_id"]]
