@@ -6,8 +6,9 @@ Opens DICOM headers, and no picture. Must not know of tables, manifests or salts
 import hashlib
 import os
 import stat
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -112,6 +113,43 @@ def name_pictures(files: Sequence[PictureFile]) -> list[str]:
 def _letters(text: str) -> str:
     digits = hashlib.sha256(text.encode()).hexdigest()[:16]
     return digits.translate(str.maketrans("0123456789", "ghijklmnop"))
+
+
+class FileIndex:
+    """The numbers of files by what may stand for them.
+
+    named: by path, name, stem, or path without the extension, the surest first. instances: by SOP instance UID.
+    studies: by study instance UID and accession number, which the files of a study share.
+    """
+
+    def __init__(self, files: Sequence[PictureFile]) -> None:
+        self.files = files
+        self.named: dict[str, tuple[int, ...]] = {}
+        ways: tuple[Callable[[PictureFile], str], ...] = (
+            lambda file: file.path,
+            lambda file: file.path.rpartition("/")[2],
+            lambda file: file.stem,
+            lambda file: file.path.rpartition(".")[0],
+        )
+        for way in ways:
+            self.named = _numbers([way(file)] for file in files) | self.named
+        headers = [file.header or Header() for file in files]
+        self.instances = _numbers([header.instance] for header in headers)
+        self.studies = _numbers({header.study, header.accession} for header in headers)
+
+
+def _numbers(keys: Iterable[Iterable[str]]) -> dict[str, tuple[int, ...]]:
+    lists: dict[str, list[int]] = {}
+    for at, those in enumerate(keys):
+        for key in those:
+            if key:
+                lists.setdefault(plain_path(key), []).append(at)
+    return {key: tuple(numbers) for key, numbers in lists.items()}
+
+
+def plain_path(text: str) -> str:
+    """A path for comparison: macOS stores decomposed names, tables hold composed ones."""
+    return unicodedata.normalize("NFC", text)
 
 
 def classes_of(path: str, patterns: tuple[Sequence[str], Sequence[str]] | None) -> set[int]:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from fracray.config import nearest
+from fracray.data.header import view_of
 from fracray.errors import InputError
 
 BLOCK = 2**20  # bytes that are parsed at a time, and the most that a row may have
@@ -35,6 +36,10 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "age": ("age", "patientage"),
     "sex": ("sex", "gender", "patientsex"),
 }  # fmt: skip
+
+# What the column of images holds for sure, by its name: file names, or identifiers of DICOM.
+_OF_FILES = frozenset({"filename", "file", "filestem", "path", "filepath", "imagepath", "imagename"})
+_OF_DICOM = frozenset({"sopinstanceuid", "accessionnumber", "accession", "studyinstanceuid"})
 
 WORDS = (
     frozenset(
@@ -88,6 +93,12 @@ class LabelTable:
     positive: frozenset[str]
     negative: frozenset[str]
 
+    @property
+    def names_files(self) -> bool | None:
+        """Whether the column of images holds file names rather than DICOM's identifiers; None where it may be both."""
+        name = _plain(self.columns["image"])
+        return True if name in _OF_FILES else False if name in _OF_DICOM else None
+
     def records(self) -> Iterator[Record]:
         """The rows, those that are equal within a block as one, block by block.
 
@@ -125,7 +136,7 @@ class LabelTable:
             patient=said["patient"],
             study=said["study"],
             region=_tags(said["region"]),
-            view=_tags(said["view"]),
+            view=_tags("+".join(view_of(tag) for tag in _split(said["view"]))),
             batch=said["batch"],
             hardware=int(_word(said["hardware"]) in WORDS[1]),
             age=_years(said["age"]),
@@ -160,7 +171,7 @@ def open_table(
         if column not in header:
             hint = nearest(column, header)
             raise InputError(f"--column {field}={column}: {path} has no such column{hint}; it has {_shown(header)}")
-    plain = {re.sub(r"[\W_]", "", column.lower()): column for column in reversed(header)}
+    plain = {_plain(column): column for column in reversed(header)}
     for field, names in FIELDS.items():
         known = next((plain[name] for name in names if name in plain and plain[name] not in columns.values()), None)
         if known and field not in columns:
@@ -204,6 +215,15 @@ def _header(path: Path) -> tuple[list[str], str]:
     return header, delimiter
 
 
+def _plain(column: str) -> str:
+    return re.sub(r"[\W_]", "", column.lower())
+
+
+def quoted(text: str, most: int = 60) -> str:
+    """A text of a table for a message: in quotes, on one line, and not long."""
+    return repr(text if len(text) <= most else f"{text[:most]}...")
+
+
 def _word(text: str) -> str:
     """A label for comparison: small letters, '-' and '_' as spaces, 1.0 as 1."""
     word = " ".join(re.sub(r"[-_]", " ", text.lower()).split())
@@ -218,8 +238,12 @@ def _shown(header: Sequence[str], most: int = 40) -> str:
     return ", ".join(header[:most]) + (f" and {len(header) - most} more" if len(header) > most else "")
 
 
+def _split(text: str) -> list[str]:
+    return [tag.strip() for tag in re.split(r"[+,;/]", text) if tag.strip()]
+
+
 def _tags(text: str) -> str:
-    return "+".join(sorted({tag.strip().lower() for tag in re.split(r"[+,;/]", text) if tag.strip()}))
+    return "+".join(sorted({tag.lower() for tag in _split(text)}))
 
 
 def _years(text: str) -> float:

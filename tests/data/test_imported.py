@@ -153,6 +153,17 @@ def test_files_are_named_by_path_where_names_repeat(bring, refuse, tmp_path):
     assert bring(root)["label"].to_dict() == {"one/x.jpg": 1, "y": 0, "two/x.jpg": 0, "z": 1}
 
 
+def test_a_path_is_tried_as_it_stands_before_the_folders_name_is_taken_off(bring, tmp_path):
+    root = hospital(tmp_path / "h", ("a", "h/a", "b"))
+    (root / "labels.csv").write_text(f"image,label\nh/a.jpg,1\n{root}/a.jpg,0\nh/b.jpg,1\n")
+    assert bring(root).set_index("path")["label"].to_dict() == {"a.jpg": 0, "h/a.jpg": 1, "b.jpg": 1}
+
+
+def test_views_of_a_table_are_those_of_headers(bring, tmp_path):
+    root = hospital(tmp_path / "h", csv="image,label,view\na,1,AP\nb,0,LL;PA\nc,1,Sunrise\nd,0,\n")
+    assert bring(root)["view"].tolist() == ["frontal", "frontal+lateral", "sunrise", ""]
+
+
 ODD = ("with space", "Röntgen-手", "line\nbreak", 'comma,quote"s', "é")
 
 
@@ -232,6 +243,48 @@ def test_dicom_is_labelled_by_every_identifier_and_names_nobody(bring, tmp_path)
     salt = tmp_path / "set" / SALT
     assert stat.S_IMODE(salt.stat().st_mode) == 0o600
     assert salt.read_bytes().strip() not in (tmp_path / "set" / MANIFEST).read_bytes()
+
+
+def test_an_accession_number_that_is_another_files_name_labels_no_wrong_file(bring, refuse, tmp_path):
+    root = tmp_path / "h"
+    radiograph(root, "100.dcm", 1, AccessionNumber="200")
+    radiograph(root, "200.dcm", 2, AccessionNumber="100")
+    radiograph(root, "300.dcm", 3, AccessionNumber="300")
+    csv = root / "labels.csv"
+    csv.write_text("id,label\n100,1\n200,0\n300,0\n")
+    error = refuse(root)
+    assert "row 1: '100' is the name of 100.dcm, and an identifier in the header of 200.dcm; call the column" in error
+    for column, labels in (("accession", [0, 1, 0]), ("filename", [1, 0, 0])):
+        csv.write_text(f"{column},label\n100,1\n200,0\n300,0\n")
+        assert bring(root).sort_values("path")["label"].tolist() == labels
+        shutil.rmtree(tmp_path / "set")
+
+
+def test_files_are_one_patients_by_any_identifier_of_table_or_header(bring, tmp_path):
+    root = tmp_path / "h"
+    headers = [("P", "1.0"), ("P", "1.1"), ("Q", "1.2"), ("R", "1.2"), ("S", "1.3"), ("", "1.4"), ("", "1.4")]
+    for seed, (patient, study) in enumerate(headers):
+        radiograph(root, f"{seed}.dcm", seed, PatientID=patient, StudyInstanceUID=study)
+    table = ["T", "U", "V", "W", "U", "", ""]
+    rows = "".join(f"{seed}.dcm,{seed % 2},{patient},s{seed}\n" for seed, patient in enumerate(table))
+    (root / "labels.csv").write_text("file,label,patient,study\n" + rows)
+    patient = bring(root).sort_values("path")["patient"].tolist()
+    assert patient[0] == patient[1] == patient[4] != patient[2]  # one P, one U
+    assert patient[2] == patient[3]  # one study by its header
+    assert patient[5] == patient[6] != ""  # one study by its header, two by the table
+    assert len({patient[0], patient[2], patient[5]}) == 3
+
+
+@pytest.mark.parametrize("ids", [("", "X", "X", "X"), ("X", "X", "X", "X")], ids=["one empty", "all"])
+def test_a_placeholder_in_headers_is_none_in_the_table(bring, tmp_path, ids):
+    root = tmp_path / "h"
+    for seed, patient in enumerate(ids):
+        radiograph(root, f"{seed}.dcm", seed, PatientID=patient, StudyInstanceUID=f"1.{seed}")
+    (root / "labels.csv").write_text("file,label,patient\n0.dcm,1,X\n1.dcm,0,X\n2.dcm,1,Y\n3.dcm,0,\n")
+    patient = bring(root).sort_values("path")["patient"].tolist()
+    assert patient[0] == patient[1] != patient[2]
+    assert "" not in patient[:3]
+    assert patient[3] == ""
 
 
 def test_hashes_are_equal_by_one_salt_and_differ_by_another(tmp_path):
