@@ -49,33 +49,37 @@ def list_pictures(root: Path) -> list[PictureFile]:
     them, folders that cannot be listed, and names that are not UTF-8.
     """
     found: list[PictureFile] = []
-    _walk(root, "", (), found)
-    return found
-
-
-def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], found: list[PictureFile]) -> None:
-    try:
-        about = folder.stat()
-        here = (about.st_dev, about.st_ino)
-        if here in above:
-            raise InputError(f"{folder}: a link into a folder that holds it; remove it, or name a folder without it")
-        names = sorted(os.listdir(folder))
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be listed: {error.strerror}; mend or leave out") from None
-    for name in names:
-        if name.startswith(".") or name == "__MACOSX":
-            continue
-        path = folder / name
-        if path.is_dir():
-            _walk(path, f"{prefix}{name}/", (*above, here), found)
+    waiting: list[tuple[Path, frozenset[tuple[int, int]]]] = [(root, frozenset())]  # the next last, and what holds it
+    while waiting:
+        path, above = waiting.pop()
+        if path == root or path.is_dir():
+            try:
+                about = path.stat()
+                here = (about.st_dev, about.st_ino)
+                if here in above:
+                    raise InputError(
+                        f"{path}: a link into a folder that holds it; remove it, or name a folder without it"
+                    )
+                names = sorted(os.listdir(path), reverse=True)
+            except OSError as error:
+                raise InputError(f"{path}: cannot be listed: {error.strerror}; mend or leave out") from None
+            within = above | {here}
+            waiting += ((path / name, within) for name in names if not name.startswith(".") and name != "__MACOSX")
             continue
         dicom = _is_dicom(path)
         if dicom or path.suffix.lower() in PICTURES:
-            try:
-                name.encode()
-            except UnicodeEncodeError:
-                raise InputError(f"{os.fsencode(path)!r}: its name is not UTF-8; rename it") from None
-            found.append(PictureFile(prefix + name, read_header(path, MAX_BYTES) if dicom else None))
+            require_utf8(path)
+            below = path.relative_to(root).as_posix()
+            found.append(PictureFile(below, read_header(path, MAX_BYTES) if dicom else None))
+    return found
+
+
+def require_utf8(path: Path, flag: str = "") -> None:
+    """InputError for a path that no table can hold, since it is not UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{flag}{os.fsencode(path)!r}: its name is not UTF-8; rename it") from None
 
 
 def _is_dicom(path: Path) -> bool:

@@ -1,8 +1,12 @@
 """Imported sets: any folder or zip of labelled radiographs, read once into a folder that --data takes.
 
-    DIR/manifest.parquet   one row per image, examined; nothing in it names a patient
+    DIR/manifest.parquet   one row per image, examined
     DIR/salt               what patients and studies were hashed with; to be kept by those who may know the patients
     DIR/files/             what a zip held; the files of a folder stay where they are
+
+In the manifest patients and studies are salted hashes. Kept as they stand are the paths of the files, the table's
+cells of batch, region, view, age and sex, and what rows without a file call it (beside DICOM files their number only):
+they name a patient where somebody wrote one there. A DICOM file's image id is an unsalted hash of its SOP instance UID.
 
 Must not decode a picture itself, and must not know of splits.
 """
@@ -12,7 +16,8 @@ import shutil
 import uuid
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import file_digest
 from math import isnan
@@ -22,7 +27,15 @@ from typing import Any
 from fracray.data.archive import unpack
 from fracray.data.audit import examine
 from fracray.data.duplicates import Link, connected_sets, equal
-from fracray.data.folder import FileIndex, PictureFile, classes_of, list_pictures, name_pictures, plain_path
+from fracray.data.folder import (
+    FileIndex,
+    PictureFile,
+    classes_of,
+    list_pictures,
+    name_pictures,
+    plain_path,
+    require_utf8,
+)
 from fracray.data.fracatlas import FOLDERS, fracatlas_folders, read_fracatlas
 from fracray.data.header import Header
 from fracray.data.labels import LabelTable, Record, open_table, quoted
@@ -69,16 +82,22 @@ def import_set(
     `source` is a folder or zip: of FracAtlas; with a table of labels; or with a folder per class. Its pictures are
     JPEG, PNG and DICOM. InputError for whatever is wrong with them, naming it, and where the disk is full.
     """
-    source, to = Path(source).expanduser().absolute(), Path(to).expanduser().absolute()
+    source, to = user_path("PATH", str(source)).absolute(), user_path("--to", str(to)).absolute()
     if wishes.classes and wishes.of_a_table:
         raise InputError("--classes: labels come from folders or from a table; leave out the options of the other")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise InputError(f"--to {to}: exists already; name a new folder")
-    partial = to.with_name(f".{to.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial = to.with_name(f".{uuid.uuid4().hex[:8]}.partial")
+    made = [folder for folder in to.parents if not folder.exists()]
     try:
-        partial.mkdir(parents=True)
+        with _writing(to):
+            partial.mkdir(parents=True)
         root = _open(source, partial)
-        salt = read_salt(wishes.salt) if wishes.salt else new_salt(partial / SALT)
+        if wishes.salt:
+            salt = read_salt(wishes.salt)
+        else:
+            with _writing(to):
+                salt = new_salt(partial / SALT)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom's, of odd headers: they quote what they find
             manifest = _read(root, wishes, Pseudonyms(salt))
@@ -87,17 +106,45 @@ def import_set(
             raise InputError(
                 f"{source}: no usable radiograph in it ({manifest.flow().summary()}){_first_note(manifest)}"
             )
-        if not wishes.salt and not (manifest.table["patient"] + manifest.table["study"]).any():
-            (partial / SALT).unlink()  # nothing was hashed with it
         if manifest.root.is_relative_to(partial):
             manifest = replace(manifest, root=manifest.root.relative_to(partial))
-        manifest.write(partial / MANIFEST)
-        os.replace(partial, to)
+        with _writing(to):
+            if not wishes.salt and not (manifest.table["patient"] + manifest.table["study"]).any():
+                (partial / SALT).unlink()  # nothing was hashed with it
+            manifest.write(partial / MANIFEST)
+            os.replace(partial, to)
     except OSError as error:
-        raise InputError(f"--to {to}: cannot be written: {error}; free space, or name a folder elsewhere") from None
+        what = error.filename or source
+        raise InputError(f"{what}: cannot be read: {error.strerror or error}; mend it, or leave it out") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        for folder in made:
+            with suppress(OSError):  # the set is in it
+                folder.rmdir()
     return replace(manifest, root=to / manifest.root)
+
+
+@contextmanager
+def _writing(to: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"--to {to}: cannot be written: {error}; free space, or name a folder elsewhere") from None
+
+
+def user_path(flag: str, text: str) -> Path:
+    """The path that a user gave, with '~' resolved; InputError, naming the flag, where no file can have that name."""
+    try:
+        path = Path(text).expanduser()
+        path.absolute().lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # what it is for says whether that is wrong
+    except RuntimeError:
+        raise InputError(f"{flag} {text}: no such user; write the path in full") from None
+    except OSError as error:
+        raise InputError(f"{flag} {quoted(text)}: {error.strerror}; name another path") from None
+    require_utf8(path, f"{flag} ")
+    return path
 
 
 def open_imported(folder: Path) -> Manifest:
@@ -140,8 +187,11 @@ def _open(source: Path, partial: Path) -> Path:
     else:
         folder = partial / FILES
         unpack(source, folder)
+    require_utf8(folder)
     inside = [entry for entry in folder.iterdir() if entry.name != "__MACOSX" and not entry.name.startswith(".")]
-    return inside[0] if len(inside) == 1 and inside[0].is_dir() and not inside[0].is_symlink() else folder
+    root = inside[0] if len(inside) == 1 and inside[0].is_dir() and not inside[0].is_symlink() else folder
+    require_utf8(root)
+    return root
 
 
 def _stamped(manifest: Manifest) -> Manifest:
@@ -166,9 +216,15 @@ def _first_note(manifest: Manifest) -> str:
 
 def _read(root: Path, wishes: Wishes, pseudonyms: Pseudonyms) -> Manifest:
     if not wishes.classes and not wishes.of_a_table:
-        for folder in fracatlas_folders(root):
-            if any((folder / "images" / name).is_dir() for name in FOLDERS):
-                return read_fracatlas(folder)
+        atlases = [
+            folder for folder in fracatlas_folders(root) if any((folder / "images" / name).is_dir() for name in FOLDERS)
+        ]
+        if len(atlases) > 1:
+            names = ", ".join(folder.name for folder in atlases)
+            raise InputError(f"{root}: several folders of FracAtlas: {names}; name one of them")
+        if atlases:
+            require_utf8(atlases[0])
+            return read_fracatlas(atlases[0])
     files = list_pictures(root)
     if not files:
         raise InputError(f"{root}: no JPEG, PNG or DICOM file in it")
@@ -208,6 +264,7 @@ def _find_table(root: Path, wishes: Wishes) -> LabelTable | None:
         path = tables[0]
     elif not path.is_file() and (root / path).is_file():
         path = root / path
+    require_utf8(path)
     return open_table(path, wishes.columns or {}, wishes.positive, wishes.negative)
 
 

@@ -105,25 +105,39 @@ class LabelTable:
         InputError for a table that cannot be parsed, is not UTF-8, or holds a label that is neither.
         """
         wanted = sorted(set(self.columns.values()))
+        inner = [f"column{at}" for at in range(len(wanted))]  # the table's own may be called as ours are: 'row'
+        odd: list[pacsv.InvalidRow] = []
+
+        def refuse(row: pacsv.InvalidRow) -> str:
+            odd.append(row)
+            return "error"
+
         start = 1
         try:
             with pacsv.open_csv(
                 self.path,
-                pacsv.ReadOptions(block_size=BLOCK),
-                pacsv.ParseOptions(delimiter=self.delimiter, newlines_in_values=True),
+                pacsv.ReadOptions(block_size=BLOCK, use_threads=False),  # with threads, an odd row has no number
+                pacsv.ParseOptions(delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=refuse),
                 pacsv.ConvertOptions(column_types=dict.fromkeys(wanted, pa.string()), include_columns=wanted),
             ) as reader:
                 for batch in reader:
-                    table = pa.Table.from_batches([batch])
+                    table = pa.Table.from_batches([batch]).select(wanted).rename_columns(inner)
                     table = table.append_column("row", pa.array(range(start, start + len(table)), pa.int64()))
                     start += len(table)
-                    firsts = table.group_by(wanted, use_threads=False).aggregate([("row", "min"), ("row", "count")])
+                    firsts = table.group_by(inner, use_threads=False).aggregate([("row", "min"), ("row", "count")])
                     for cells in firsts.to_pylist():
-                        yield self._record(cells["row_min"], cells["row_count"], cells)
+                        by_column = {column: cells[name] for column, name in zip(wanted, inner, strict=True)}
+                        yield self._record(cells["row_min"], cells["row_count"], by_column)
         except (pa.ArrowInvalid, OSError) as error:
             said = str(error).splitlines()[0]
             if "UTF8" in said:
                 raise InputError(f"{self.path}: not UTF-8; save the table as CSV in UTF-8") from None
+            if odd:
+                row = odd[0]
+                raise InputError(
+                    f"{self.path}, row {row.number - 1}: {quoted(row.text)} has {row.actual_columns} cells, and the "
+                    f"header {row.expected_columns}; mend the row, and put cells with a {self.delimiter!r} in quotes"
+                ) from None
             raise InputError(f"{self.path}, after row {start - 1}: not readable as CSV: {said}") from None
 
     def _record(self, row: int, times: int, cells: Mapping[str, str]) -> Record:
@@ -151,7 +165,7 @@ class LabelTable:
         if not word:
             return None
         raise InputError(
-            f"{self.path}, row {row}: {self.columns['label']} is '{text}', which is neither fractured "
+            f"{self.path}, row {row}: {self.columns['label']} is {quoted(text)}, which is neither fractured "
             f"({_listed(self.positive)}) nor not ({_listed(self.negative)}); say what it means with --positive or "
             "--negative"
         )
