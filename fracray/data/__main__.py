@@ -17,7 +17,7 @@ from fracray.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from fracray.data.datasheet import datasheet
 from fracray.data.download import API, RELEASES, download
 from fracray.data.findings import find
-from fracray.data.imported import Wishes, import_set
+from fracray.data.imported import Wishes, import_set, user_path
 from fracray.data.labels import FIELDS
 from fracray.data.phantom import contact_sheet, write_phantoms
 from fracray.data.prepare import examined, origin_of, prepare, progress_bar
@@ -159,13 +159,17 @@ def _download(args: argparse.Namespace) -> None:
 
 def _import(args: argparse.Namespace) -> None:
     console = new_console()
+    try:
+        args.licence.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"--licence {args.licence!r}: not UTF-8; write it in UTF-8") from None
     wishes = Wishes(
-        labels=Path(args.labels).expanduser() if args.labels else None,
+        labels=user_path("--labels", args.labels) if args.labels else None,
         columns=dict(_pair(word, "--column", FIELDS) for word in args.column),
-        positive=_values(args.positive),
-        negative=_values(args.negative),
+        positive=() if args.positive is None else _values("--positive", args.positive),
+        negative=() if args.negative is None else _values("--negative", args.negative),
         classes=_classes(args.classes) if args.classes else None,
-        salt=Path(args.salt).expanduser() if args.salt else None,
+        salt=user_path("--salt", args.salt) if args.salt else None,
         licence=args.licence,
     )
     with progress_bar(console, "examining radiographs") as step:
@@ -187,8 +191,11 @@ def _pair(word: str, flag: str, names: Iterable[str]) -> tuple[str, str]:
     return name, value
 
 
-def _values(text: str | None) -> tuple[str, ...]:
-    return () if text is None else tuple(value.strip() for value in text.split(","))
+def _values(flag: str, text: str) -> tuple[str, ...]:
+    values = tuple(value.strip() for value in text.split(","))
+    if "" in values and len(values) > 1:
+        raise InputError(f"{flag} '{text}': nothing beside a comma; take the comma out ('' alone is an empty cell)")
+    return values
 
 
 def _classes(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -196,7 +203,8 @@ def _classes(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     folders = dict(_pair(word, "--classes", names) for word in words)
     if len(folders) < 2 or len(words) > 2:
         raise InputError("--classes: name each class once: NOT_FRACTURED=FOLDER FRACTURED=FOLDER")
-    return _values(folders[names[0]]), _values(folders[names[1]])
+    first, second = (_values(f"--classes {name}", folders[name]) for name in names)
+    return first, second
 
 
 def _check(args: argparse.Namespace) -> None:

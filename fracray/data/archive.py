@@ -34,7 +34,7 @@ def unpack(path: Path, target: Path) -> None:
                 except OSError:
                     if not target.is_dir():  # else another process was faster, with the same content
                         raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:
         raise InputError(f"{path}: could not be unpacked: {error}; download it again, or unpack it yourself") from None
 
 

@@ -6,8 +6,9 @@ Opens DICOM headers, and no picture. Must not know of tables, manifests or salts
 import hashlib
 import os
 import stat
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -48,33 +49,37 @@ def list_pictures(root: Path) -> list[PictureFile]:
     them, folders that cannot be listed, and names that are not UTF-8.
     """
     found: list[PictureFile] = []
-    _walk(root, "", (), found)
-    return found
-
-
-def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], found: list[PictureFile]) -> None:
-    try:
-        about = folder.stat()
-        here = (about.st_dev, about.st_ino)
-        if here in above:
-            raise InputError(f"{folder}: a link into a folder that holds it; remove it, or name a folder without it")
-        names = sorted(os.listdir(folder))
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be listed: {error.strerror}; mend or leave out") from None
-    for name in names:
-        if name.startswith(".") or name == "__MACOSX":
-            continue
-        path = folder / name
-        if path.is_dir():
-            _walk(path, f"{prefix}{name}/", (*above, here), found)
+    waiting: list[tuple[Path, frozenset[tuple[int, int]]]] = [(root, frozenset())]  # the next last, and what holds it
+    while waiting:
+        path, above = waiting.pop()
+        if path == root or path.is_dir():
+            try:
+                about = path.stat()
+                here = (about.st_dev, about.st_ino)
+                if here in above:
+                    raise InputError(
+                        f"{path}: a link into a folder that holds it; remove it, or name a folder without it"
+                    )
+                names = sorted(os.listdir(path), reverse=True)
+            except OSError as error:
+                raise InputError(f"{path}: cannot be listed: {error.strerror}; mend or leave out") from None
+            within = above | {here}
+            waiting += ((path / name, within) for name in names if not name.startswith(".") and name != "__MACOSX")
             continue
         dicom = _is_dicom(path)
         if dicom or path.suffix.lower() in PICTURES:
-            try:
-                name.encode()
-            except UnicodeEncodeError:
-                raise InputError(f"{os.fsencode(path)!r}: its name is not UTF-8; rename it") from None
-            found.append(PictureFile(prefix + name, read_header(path, MAX_BYTES) if dicom else None))
+            require_utf8(path)
+            below = path.relative_to(root).as_posix()
+            found.append(PictureFile(below, read_header(path, MAX_BYTES) if dicom else None))
+    return found
+
+
+def require_utf8(path: Path, flag: str = "") -> None:
+    """InputError for a path that no table can hold, since it is not UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{flag}{os.fsencode(path)!r}: its name is not UTF-8; rename it") from None
 
 
 def _is_dicom(path: Path) -> bool:
@@ -112,6 +117,43 @@ def name_pictures(files: Sequence[PictureFile]) -> list[str]:
 def _letters(text: str) -> str:
     digits = hashlib.sha256(text.encode()).hexdigest()[:16]
     return digits.translate(str.maketrans("0123456789", "ghijklmnop"))
+
+
+class FileIndex:
+    """The numbers of files by what may stand for them.
+
+    named: by path, name, stem, or path without the extension, the surest first. instances: by SOP instance UID.
+    studies: by study instance UID and accession number, which the files of a study share.
+    """
+
+    def __init__(self, files: Sequence[PictureFile]) -> None:
+        self.files = files
+        self.named: dict[str, tuple[int, ...]] = {}
+        ways: tuple[Callable[[PictureFile], str], ...] = (
+            lambda file: file.path,
+            lambda file: file.path.rpartition("/")[2],
+            lambda file: file.stem,
+            lambda file: file.path.rpartition(".")[0],
+        )
+        for way in ways:
+            self.named = _numbers([way(file)] for file in files) | self.named
+        headers = [file.header or Header() for file in files]
+        self.instances = _numbers([header.instance] for header in headers)
+        self.studies = _numbers({header.study, header.accession} for header in headers)
+
+
+def _numbers(keys: Iterable[Iterable[str]]) -> dict[str, tuple[int, ...]]:
+    lists: dict[str, list[int]] = {}
+    for at, those in enumerate(keys):
+        for key in those:
+            if key:
+                lists.setdefault(plain_path(key), []).append(at)
+    return {key: tuple(numbers) for key, numbers in lists.items()}
+
+
+def plain_path(text: str) -> str:
+    """A path for comparison: macOS stores decomposed names, tables hold composed ones."""
+    return unicodedata.normalize("NFC", text)
 
 
 def classes_of(path: str, patterns: tuple[Sequence[str], Sequence[str]] | None) -> set[int]:

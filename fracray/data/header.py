@@ -25,7 +25,11 @@ _VIEWS = {
 
 @dataclass(frozen=True)
 class Header:
-    """What a header says; '' and nan where it says nothing. The first four identify, and are for hashing only."""
+    """What a header says; '' and nan where it says nothing.
+
+    The first four identify, and leave this room for hashing only: study and patient with a secret salt, instance
+    without one, into the image id; a UID is random or a device's counter, but whoever has it finds the image by it.
+    """
 
     instance: str = ""  # SOPInstanceUID
     study: str = ""  # StudyInstanceUID
@@ -36,6 +40,11 @@ class Header:
     region: str = ""  # body part, in small letters
     age: float = math.nan  # years
     sex: str = ""  # F, M, O
+
+
+def view_of(code: str) -> str:
+    """The view that a code of DICOM's ViewPosition means, 'AP' or 'LL', or the code itself in small letters."""
+    return _VIEWS.get(code.upper(), code.lower())
 
 
 def read_header(path: Path, max_bytes: int) -> Header:
@@ -67,14 +76,14 @@ def _header(dataset: Dataset) -> Header:
         return "" if any(name in text.casefold() for name in names) else text
 
     sex = _text(dataset, "PatientSex").upper()
-    view = said("ViewPosition").upper()
+    view = said("ViewPosition")
     return Header(
         instance=_text(dataset, "SOPInstanceUID"),
         study=_text(dataset, "StudyInstanceUID"),
         accession=_text(dataset, "AccessionNumber"),
         patient=_text(dataset, "PatientID"),
         device=" ".join(f"{said('Manufacturer')} {said('ManufacturerModelName')}".split()),
-        view=_VIEWS.get(view, view.lower()[:16]),
+        view=view_of(view)[:16],
         region=said("BodyPartExamined").lower()[:16],
         age=_age(dataset),
         sex=sex if sex in ("F", "M", "O") else "",

@@ -1,19 +1,23 @@
 """Imported sets: any folder or zip of labelled radiographs, read once into a folder that --data takes.
 
-    DIR/manifest.parquet   one row per image, examined; nothing in it names a patient
+    DIR/manifest.parquet   one row per image, examined
     DIR/salt               what patients and studies were hashed with; to be kept by those who may know the patients
     DIR/files/             what a zip held; the files of a folder stay where they are
+
+In the manifest patients and studies are salted hashes. Kept as they stand are the paths of the files, the table's
+cells of batch, region, view, age and sex, and what rows without a file call it (beside DICOM files their number only):
+they name a patient where somebody wrote one there. A DICOM file's image id is an unsalted hash of its SOP instance UID.
 
 Must not decode a picture itself, and must not know of splits.
 """
 
 import os
 import shutil
-import unicodedata
 import uuid
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import file_digest
 from math import isnan
@@ -22,9 +26,19 @@ from typing import Any
 
 from fracray.data.archive import unpack
 from fracray.data.audit import examine
-from fracray.data.folder import PictureFile, classes_of, list_pictures, name_pictures
+from fracray.data.duplicates import Link, connected_sets, equal
+from fracray.data.folder import (
+    FileIndex,
+    PictureFile,
+    classes_of,
+    list_pictures,
+    name_pictures,
+    plain_path,
+    require_utf8,
+)
 from fracray.data.fracatlas import FOLDERS, fracatlas_folders, read_fracatlas
-from fracray.data.labels import LabelTable, Record, open_table
+from fracray.data.header import Header
+from fracray.data.labels import LabelTable, Record, open_table, quoted
 from fracray.data.manifest import Manifest, build
 from fracray.data.pseudonyms import Pseudonyms, new_salt, read_salt
 from fracray.errors import InputError
@@ -68,16 +82,22 @@ def import_set(
     `source` is a folder or zip: of FracAtlas; with a table of labels; or with a folder per class. Its pictures are
     JPEG, PNG and DICOM. InputError for whatever is wrong with them, naming it, and where the disk is full.
     """
-    source, to = Path(source).expanduser().absolute(), Path(to).expanduser().absolute()
+    source, to = user_path("PATH", str(source)).absolute(), user_path("--to", str(to)).absolute()
     if wishes.classes and wishes.of_a_table:
         raise InputError("--classes: labels come from folders or from a table; leave out the options of the other")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise InputError(f"--to {to}: exists already; name a new folder")
-    partial = to.with_name(f".{to.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial = to.with_name(f".{uuid.uuid4().hex[:8]}.partial")
+    made = [folder for folder in to.parents if not folder.exists()]
     try:
-        partial.mkdir(parents=True)
+        with _writing(to):
+            partial.mkdir(parents=True)
         root = _open(source, partial)
-        salt = read_salt(wishes.salt) if wishes.salt else new_salt(partial / SALT)
+        if wishes.salt:
+            salt = read_salt(wishes.salt)
+        else:
+            with _writing(to):
+                salt = new_salt(partial / SALT)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom's, of odd headers: they quote what they find
             manifest = _read(root, wishes, Pseudonyms(salt))
@@ -86,17 +106,45 @@ def import_set(
             raise InputError(
                 f"{source}: no usable radiograph in it ({manifest.flow().summary()}){_first_note(manifest)}"
             )
-        if not wishes.salt and not (manifest.table["patient"] + manifest.table["study"]).any():
-            (partial / SALT).unlink()  # nothing was hashed with it
         if manifest.root.is_relative_to(partial):
             manifest = replace(manifest, root=manifest.root.relative_to(partial))
-        manifest.write(partial / MANIFEST)
-        os.replace(partial, to)
+        with _writing(to):
+            if not wishes.salt and not (manifest.table["patient"] + manifest.table["study"]).any():
+                (partial / SALT).unlink()  # nothing was hashed with it
+            manifest.write(partial / MANIFEST)
+            os.replace(partial, to)
     except OSError as error:
-        raise InputError(f"--to {to}: cannot be written: {error}; free space, or name a folder elsewhere") from None
+        what = error.filename or source
+        raise InputError(f"{what}: cannot be read: {error.strerror or error}; mend it, or leave it out") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        for folder in made:
+            with suppress(OSError):  # the set is in it
+                folder.rmdir()
     return replace(manifest, root=to / manifest.root)
+
+
+@contextmanager
+def _writing(to: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"--to {to}: cannot be written: {error}; free space, or name a folder elsewhere") from None
+
+
+def user_path(flag: str, text: str) -> Path:
+    """The path that a user gave, with '~' resolved; InputError, naming the flag, where no file can have that name."""
+    try:
+        path = Path(text).expanduser()
+        path.absolute().lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # what it is for says whether that is wrong
+    except RuntimeError:
+        raise InputError(f"{flag} {text}: no such user; write the path in full") from None
+    except OSError as error:
+        raise InputError(f"{flag} {quoted(text)}: {error.strerror}; name another path") from None
+    require_utf8(path, f"{flag} ")
+    return path
 
 
 def open_imported(folder: Path) -> Manifest:
@@ -139,8 +187,11 @@ def _open(source: Path, partial: Path) -> Path:
     else:
         folder = partial / FILES
         unpack(source, folder)
+    require_utf8(folder)
     inside = [entry for entry in folder.iterdir() if entry.name != "__MACOSX" and not entry.name.startswith(".")]
-    return inside[0] if len(inside) == 1 and inside[0].is_dir() and not inside[0].is_symlink() else folder
+    root = inside[0] if len(inside) == 1 and inside[0].is_dir() and not inside[0].is_symlink() else folder
+    require_utf8(root)
+    return root
 
 
 def _stamped(manifest: Manifest) -> Manifest:
@@ -165,9 +216,15 @@ def _first_note(manifest: Manifest) -> str:
 
 def _read(root: Path, wishes: Wishes, pseudonyms: Pseudonyms) -> Manifest:
     if not wishes.classes and not wishes.of_a_table:
-        for folder in fracatlas_folders(root):
-            if any((folder / "images" / name).is_dir() for name in FOLDERS):
-                return read_fracatlas(folder)
+        atlases = [
+            folder for folder in fracatlas_folders(root) if any((folder / "images" / name).is_dir() for name in FOLDERS)
+        ]
+        if len(atlases) > 1:
+            names = ", ".join(folder.name for folder in atlases)
+            raise InputError(f"{root}: several folders of FracAtlas: {names}; name one of them")
+        if atlases:
+            require_utf8(atlases[0])
+            return read_fracatlas(atlases[0])
     files = list_pictures(root)
     if not files:
         raise InputError(f"{root}: no JPEG, PNG or DICOM file in it")
@@ -178,9 +235,9 @@ def _read(root: Path, wishes: Wishes, pseudonyms: Pseudonyms) -> Manifest:
         found, missing = _match(table, files, root)
     else:
         found, missing = _by_folder(files, root, wishes.classes), {}
-    placeholder = _placeholder(files)
+    persons = _persons(files, found)
     rows = [
-        _row(file, image_id, found.get(at, _Said()), pseudonyms, placeholder)
+        _row(file, image_id, found.get(at, _Said()), persons[at], pseudonyms)
         for at, (file, image_id) in enumerate(zip(files, ids, strict=True))
     ]
     taken = set(ids)
@@ -207,6 +264,7 @@ def _find_table(root: Path, wishes: Wishes) -> LabelTable | None:
         path = tables[0]
     elif not path.is_file() and (root / path).is_file():
         path = root / path
+    require_utf8(path)
     return open_table(path, wishes.columns or {}, wishes.positive, wishes.negative)
 
 
@@ -239,19 +297,15 @@ def _by_folder(
 
 def _match(table: LabelTable, files: Sequence[PictureFile], root: Path) -> tuple[dict[int, _Said], dict[str, Record]]:
     """What the table says by number of the file, and its rows without a file by what they name."""
-    named, shared = _keys(files)
+    index = FileIndex(files)
     found: dict[int, _Said] = {}
     missing: dict[str, Record] = {}
     for record in table.records():
-        key = _key(record.image, root)
-        at = named.get(key, ())
-        if len(at) > 1:
-            alike = " and ".join(files[one].path for one in at[:2])
-            raise InputError(
-                f"{table.path}, row {record.row}: '{record.image}' may be any of {len(at)} files, {alike} among them; "
-                "name files by their path in the folder"
-            )
-        at = at or shared.get(key, ())
+        key = ""
+        at: tuple[int, ...] = ()
+        for key in _spellings(record.image, root):
+            if at := _meant(key, index, table, record):
+                break
         for one in at:
             found[one] = _said_again(found[one], record) if one in found else _first_said(record)
         if not at:
@@ -259,49 +313,47 @@ def _match(table: LabelTable, files: Sequence[PictureFile], root: Path) -> tuple
             if len(missing) > MAX_MISSING:
                 first = next(iter(missing))
                 raise InputError(
-                    f"{table.path}: more than {MAX_MISSING:,} rows name no file in {root} (the first is '{first}'); "
-                    "name the folder of its images, or cut the table to those that are there"
+                    f"{table.path}: more than {MAX_MISSING:,} rows name no file in {root} (the first is "
+                    f"{quoted(first)}); name the folder of its images, or cut the table to those that are there"
                 )
     if not found:
         first = next(iter(missing), "none")
         raise InputError(
-            f"{table.path}: none of its rows names a file in {root}: {table.columns['image']} says '{first}', and "
-            f"there is for instance {files[0].path}; name the column of file names or paths with --column image=NAME"
+            f"{table.path}: none of its rows names a file in {root}: {table.columns['image']} says {quoted(first)}, "
+            f"and there is for instance {files[0].path}; name the column of file names or paths with --column "
+            "image=NAME"
         )
     return found, missing
 
 
-def _keys(files: Sequence[PictureFile]) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
-    """The numbers of the files by what may name one of them, and by what several may share: a study."""
-    ways = (
-        lambda file: file.path,
-        lambda file: file.path.rpartition("/")[2],
-        lambda file: file.stem,
-        lambda file: file.path.rpartition(".")[0],
-        lambda file: file.header.instance if file.header else "",
-    )
-    named: dict[str, tuple[int, ...]] = {}
-    for way in ways:
-        this: dict[str, tuple[int, ...]] = {}
-        for at, file in enumerate(files):
-            if key := _nfc(way(file)):
-                this[key] = (*this.get(key, ()), at)
-        named = this | named
-    shared: dict[str, tuple[int, ...]] = {}
-    for at, file in enumerate(files):
-        for key in {file.header.study, file.header.accession} - {""} if file.header else ():
-            shared[key] = (*shared.get(key, ()), at)
-    return named, shared
+def _spellings(image: str, root: Path) -> list[str]:
+    """How a table may name a file, as paths in the folder: as it stands, then less the folder's own path and name."""
+    key = plain_path(image.replace("\\", "/")).removeprefix("./")
+    below = key.removeprefix(plain_path(f"{root}/"))
+    return list(dict.fromkeys((key, below, below.removeprefix(plain_path(f"{root.name}/")))))
 
 
-def _nfc(text: str) -> str:
-    return unicodedata.normalize("NFC", text)  # macOS stores decomposed names, tables hold composed ones
-
-
-def _key(image: str, root: Path) -> str:
-    """How a table names a file, as a path in the folder."""
-    key = _nfc(image.replace("\\", "/")).removeprefix("./")
-    return key.removeprefix(_nfc(f"{root}/")).removeprefix(_nfc(f"{root.name}/"))
+def _meant(key: str, index: FileIndex, table: LabelTable, record: Record) -> tuple[int, ...]:
+    """The files that a key means: one by its name or SOP instance UID, or all of a study; InputError for a doubt."""
+    named, instance, study = index.named.get(key, ()), index.instances.get(key, ()), index.studies.get(key, ())
+    files, where = index.files, f"{table.path}, row {record.row}: {quoted(record.image)}"
+    by_header = instance or study
+    if named and by_header and set(named) != set(by_header):
+        if table.names_files is None:
+            other = next((at for at in by_header if at not in named), by_header[0])
+            raise InputError(
+                f"{where} is the name of {files[named[0]].path}, and an identifier in the header of "
+                f"{files[other].path}; call the column 'filename' or 'accession', as it means, or name files by their "
+                "path in the folder"
+            )
+        named = named if table.names_files else ()
+    one = named or instance
+    if len(one) > 1:
+        alike = " and ".join(files[at].path for at in one[:2])
+        raise InputError(
+            f"{where} may be any of {len(one)} files, {alike} among them; name files by their path in the folder"
+        )
+    return one or study
 
 
 def _first_said(record: Record) -> _Said:
@@ -320,17 +372,57 @@ def _again(labels: frozenset[int]) -> str:
 
 
 def _placeholder(files: Sequence[PictureFile]) -> str:
-    """The patient id that stands in every file of several studies: 'ANONYMOUS' or the like, which ties nothing."""
-    headers = [file.header for file in files if file.header]
+    """The patient id in the headers of several studies, and no other: 'ANONYMOUS' or the like, which ties nothing."""
+    headers = [file.header for file in files if file.header and file.header.patient]
     patients = {header.patient for header in headers}
     return patients.pop() if len(patients) == 1 and len({header.study for header in headers}) > 1 else ""
 
 
-def _row(file: PictureFile, image_id: str, said: _Said, pseudonyms: Pseudonyms, placeholder: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Person:
+    """The identifiers of one file's patient and study, the table's before the header's; '' where there are none."""
+
+    patients: tuple[str, str] = ("", "")
+    studies: tuple[str, str] = ("", "")
+
+    @property
+    def patient(self) -> str:
+        return self.patients[0] or self.patients[1]
+
+    @property
+    def study(self) -> str:
+        return self.studies[0] or self.studies[1]
+
+
+def _persons(files: Sequence[PictureFile], found: Mapping[int, _Said]) -> list[_Person]:
+    """Whose each file is: files that share any identifier, by table or header, get the first patient among them."""
+    placeholder = _placeholder(files)
+    persons = []
+    for at, file in enumerate(files):
+        record, header = found.get(at, _Said()).record, file.header or Header()
+        by_header = "" if header.patient == placeholder else header.patient
+        persons.append(
+            _Person(
+                (record.patient if record else "", by_header),
+                (record.study if record else "", header.study),
+            )
+        )
+    links: list[Link] = []
+    for kind in ("patients", "studies"):
+        ids = [identifier for person in persons for identifier in getattr(person, kind)]
+        links += [(one // 2, other // 2) for one, other in equal(ids)]
+    for together in connected_sets(len(files), links):
+        patient = next((persons[at].patient for at in together if persons[at].patient), "")
+        if not patient and len({persons[at].study for at in together}) > 1:
+            patient = persons[together[0]].study  # nothing else ties studies that are one by table and header
+        for at in together:
+            persons[at] = replace(persons[at], patients=(patient, ""))
+    return persons
+
+
+def _row(file: PictureFile, image_id: str, said: _Said, person: _Person, pseudonyms: Pseudonyms) -> dict[str, Any]:
     """The manifest row of a file: the table's word before that of the header."""
     record, header = said.record, file.header
-    patient = (record.patient if record else "") or (header.patient if header else "")
-    study = (record.study if record else "") or (header.study if header else "")
     age = header.age if header and (record is None or isnan(record.age)) else record.age if record else float("nan")
     status, note = "ok", said.note
     if not said.labels:
@@ -343,8 +435,8 @@ def _row(file: PictureFile, image_id: str, said: _Said, pseudonyms: Pseudonyms, 
         "label": max(said.labels, default=0),
         "status": status,
         "note": note,
-        "patient": "" if patient == placeholder else pseudonyms("patient", patient),
-        "study": pseudonyms("study", study),
+        "patient": pseudonyms("patient", person.patient),
+        "study": pseudonyms("study", person.study),
         "batch": (record.batch if record else "") or (header.device if header else ""),
         "region": (record.region if record else "") or (header.region if header else ""),
         "view": (record.view if record else "") or (header.view if header else ""),

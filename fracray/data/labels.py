@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from fracray.config import nearest
+from fracray.data.header import view_of
 from fracray.errors import InputError
 
 BLOCK = 2**20  # bytes that are parsed at a time, and the most that a row may have
@@ -35,6 +36,10 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "age": ("age", "patientage"),
     "sex": ("sex", "gender", "patientsex"),
 }  # fmt: skip
+
+# What the column of images holds for sure, by its name: file names, or identifiers of DICOM.
+_OF_FILES = frozenset({"filename", "file", "filestem", "path", "filepath", "imagepath", "imagename"})
+_OF_DICOM = frozenset({"sopinstanceuid", "accessionnumber", "accession", "studyinstanceuid"})
 
 WORDS = (
     frozenset(
@@ -88,31 +93,51 @@ class LabelTable:
     positive: frozenset[str]
     negative: frozenset[str]
 
+    @property
+    def names_files(self) -> bool | None:
+        """Whether the column of images holds file names rather than DICOM's identifiers; None where it may be both."""
+        name = _plain(self.columns["image"])
+        return True if name in _OF_FILES else False if name in _OF_DICOM else None
+
     def records(self) -> Iterator[Record]:
         """The rows, those that are equal within a block as one, block by block.
 
         InputError for a table that cannot be parsed, is not UTF-8, or holds a label that is neither.
         """
         wanted = sorted(set(self.columns.values()))
+        inner = [f"column{at}" for at in range(len(wanted))]  # the table's own may be called as ours are: 'row'
+        odd: list[pacsv.InvalidRow] = []
+
+        def refuse(row: pacsv.InvalidRow) -> str:
+            odd.append(row)
+            return "error"
+
         start = 1
         try:
             with pacsv.open_csv(
                 self.path,
-                pacsv.ReadOptions(block_size=BLOCK),
-                pacsv.ParseOptions(delimiter=self.delimiter, newlines_in_values=True),
+                pacsv.ReadOptions(block_size=BLOCK, use_threads=False),  # with threads, an odd row has no number
+                pacsv.ParseOptions(delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=refuse),
                 pacsv.ConvertOptions(column_types=dict.fromkeys(wanted, pa.string()), include_columns=wanted),
             ) as reader:
                 for batch in reader:
-                    table = pa.Table.from_batches([batch])
+                    table = pa.Table.from_batches([batch]).select(wanted).rename_columns(inner)
                     table = table.append_column("row", pa.array(range(start, start + len(table)), pa.int64()))
                     start += len(table)
-                    firsts = table.group_by(wanted, use_threads=False).aggregate([("row", "min"), ("row", "count")])
+                    firsts = table.group_by(inner, use_threads=False).aggregate([("row", "min"), ("row", "count")])
                     for cells in firsts.to_pylist():
-                        yield self._record(cells["row_min"], cells["row_count"], cells)
+                        by_column = {column: cells[name] for column, name in zip(wanted, inner, strict=True)}
+                        yield self._record(cells["row_min"], cells["row_count"], by_column)
         except (pa.ArrowInvalid, OSError) as error:
             said = str(error).splitlines()[0]
             if "UTF8" in said:
                 raise InputError(f"{self.path}: not UTF-8; save the table as CSV in UTF-8") from None
+            if odd:
+                row = odd[0]
+                raise InputError(
+                    f"{self.path}, row {row.number - 1}: {quoted(row.text)} has {row.actual_columns} cells, and the "
+                    f"header {row.expected_columns}; mend the row, and put cells with a {self.delimiter!r} in quotes"
+                ) from None
             raise InputError(f"{self.path}, after row {start - 1}: not readable as CSV: {said}") from None
 
     def _record(self, row: int, times: int, cells: Mapping[str, str]) -> Record:
@@ -125,7 +150,7 @@ class LabelTable:
             patient=said["patient"],
             study=said["study"],
             region=_tags(said["region"]),
-            view=_tags(said["view"]),
+            view=_tags("+".join(view_of(tag) for tag in _split(said["view"]))),
             batch=said["batch"],
             hardware=int(_word(said["hardware"]) in WORDS[1]),
             age=_years(said["age"]),
@@ -140,7 +165,7 @@ class LabelTable:
         if not word:
             return None
         raise InputError(
-            f"{self.path}, row {row}: {self.columns['label']} is '{text}', which is neither fractured "
+            f"{self.path}, row {row}: {self.columns['label']} is {quoted(text)}, which is neither fractured "
             f"({_listed(self.positive)}) nor not ({_listed(self.negative)}); say what it means with --positive or "
             "--negative"
         )
@@ -160,7 +185,7 @@ def open_table(
         if column not in header:
             hint = nearest(column, header)
             raise InputError(f"--column {field}={column}: {path} has no such column{hint}; it has {_shown(header)}")
-    plain = {re.sub(r"[\W_]", "", column.lower()): column for column in reversed(header)}
+    plain = {_plain(column): column for column in reversed(header)}
     for field, names in FIELDS.items():
         known = next((plain[name] for name in names if name in plain and plain[name] not in columns.values()), None)
         if known and field not in columns:
@@ -204,6 +229,15 @@ def _header(path: Path) -> tuple[list[str], str]:
     return header, delimiter
 
 
+def _plain(column: str) -> str:
+    return re.sub(r"[\W_]", "", column.lower())
+
+
+def quoted(text: str, most: int = 60) -> str:
+    """A text of a table for a message: in quotes, on one line, and not long."""
+    return repr(text if len(text) <= most else f"{text[:most]}...")
+
+
 def _word(text: str) -> str:
     """A label for comparison: small letters, '-' and '_' as spaces, 1.0 as 1."""
     word = " ".join(re.sub(r"[-_]", " ", text.lower()).split())
@@ -218,8 +252,12 @@ def _shown(header: Sequence[str], most: int = 40) -> str:
     return ", ".join(header[:most]) + (f" and {len(header) - most} more" if len(header) > most else "")
 
 
+def _split(text: str) -> list[str]:
+    return [tag.strip() for tag in re.split(r"[+,;/]", text) if tag.strip()]
+
+
 def _tags(text: str) -> str:
-    return "+".join(sorted({tag.strip().lower() for tag in re.split(r"[+,;/]", text) if tag.strip()}))
+    return "+".join(sorted({tag.lower() for tag in _split(text)}))
 
 
 def _years(text: str) -> float:

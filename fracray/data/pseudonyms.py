@@ -6,12 +6,13 @@ hashed with a secret salt, which is kept apart from the hashes. Knows nothing of
 
 import hmac
 import os
+import re
 import secrets
 from pathlib import Path
 
 from fracray.errors import InputError
 
-LEAST = 16  # bytes of a salt
+_BYTES = 32  # of a salt, which are written as twice as many hex digits
 
 
 class Pseudonyms:
@@ -27,21 +28,26 @@ class Pseudonyms:
 
 
 def read_salt(path: Path) -> bytes:
-    """The salt in a file; InputError where it cannot be read or is short enough to be guessed."""
+    """The salt in a file; InputError where it cannot be read or holds anything but what `new_salt` writes."""
     try:
         if not path.is_file():
             raise InputError(f"--salt {path}: no such file; name the salt of an earlier import, or leave it out")
-        salt = path.read_bytes().strip()
+        with open(path, "rb") as file:
+            salt = file.read(1024).strip()
     except OSError as error:
         raise InputError(f"--salt {path}: not readable: {error.strerror}") from None
-    if len(salt) < LEAST:
-        raise InputError(f"--salt {path}: {len(salt)} bytes can be guessed; give {LEAST} random ones or more")
+    if not re.fullmatch(rb"[0-9a-f]{%d}" % (2 * _BYTES), salt):
+        size = path.stat().st_size
+        raise InputError(
+            f"--salt {path}: a file of {size:,} bytes, and not the {2 * _BYTES} hex digits of a salt; name the file "
+            "'salt' of an earlier import, or leave it out"
+        )
     return salt
 
 
 def new_salt(path: Path) -> bytes:
     """A random salt, written to the new file `path`, which nobody but its owner may read."""
-    salt = secrets.token_hex(32).encode()
+    salt = secrets.token_hex(_BYTES).encode()
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(salt + b"\n")
     return salt

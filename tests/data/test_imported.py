@@ -15,6 +15,7 @@ from drawn_dicom import as_bytes, dataset
 from drawn_fracatlas import Atlas, jpeg, picture
 
 from fracray.data import __main__ as data
+from fracray.data.folder import list_pictures
 from fracray.data.fracatlas import read_fracatlas
 from fracray.data.imported import MANIFEST, SALT, open_imported
 from fracray.data.manifest import Manifest
@@ -153,6 +154,17 @@ def test_files_are_named_by_path_where_names_repeat(bring, refuse, tmp_path):
     assert bring(root)["label"].to_dict() == {"one/x.jpg": 1, "y": 0, "two/x.jpg": 0, "z": 1}
 
 
+def test_a_path_is_tried_as_it_stands_before_the_folders_name_is_taken_off(bring, tmp_path):
+    root = hospital(tmp_path / "h", ("a", "h/a", "b"))
+    (root / "labels.csv").write_text(f"image,label\nh/a.jpg,1\n{root}/a.jpg,0\nh/b.jpg,1\n")
+    assert bring(root).set_index("path")["label"].to_dict() == {"a.jpg": 0, "h/a.jpg": 1, "b.jpg": 1}
+
+
+def test_views_of_a_table_are_those_of_headers(bring, tmp_path):
+    root = hospital(tmp_path / "h", csv="image,label,view\na,1,AP\nb,0,LL;PA\nc,1,Sunrise\nd,0,\n")
+    assert bring(root)["view"].tolist() == ["frontal", "frontal+lateral", "sunrise", ""]
+
+
 ODD = ("with space", "Röntgen-手", "line\nbreak", 'comma,quote"s', "é")
 
 
@@ -234,6 +246,48 @@ def test_dicom_is_labelled_by_every_identifier_and_names_nobody(bring, tmp_path)
     assert salt.read_bytes().strip() not in (tmp_path / "set" / MANIFEST).read_bytes()
 
 
+def test_an_accession_number_that_is_another_files_name_labels_no_wrong_file(bring, refuse, tmp_path):
+    root = tmp_path / "h"
+    radiograph(root, "100.dcm", 1, AccessionNumber="200")
+    radiograph(root, "200.dcm", 2, AccessionNumber="100")
+    radiograph(root, "300.dcm", 3, AccessionNumber="300")
+    csv = root / "labels.csv"
+    csv.write_text("id,label\n100,1\n200,0\n300,0\n")
+    error = refuse(root)
+    assert "row 1: '100' is the name of 100.dcm, and an identifier in the header of 200.dcm; call the column" in error
+    for column, labels in (("accession", [0, 1, 0]), ("filename", [1, 0, 0])):
+        csv.write_text(f"{column},label\n100,1\n200,0\n300,0\n")
+        assert bring(root).sort_values("path")["label"].tolist() == labels
+        shutil.rmtree(tmp_path / "set")
+
+
+def test_files_are_one_patients_by_any_identifier_of_table_or_header(bring, tmp_path):
+    root = tmp_path / "h"
+    headers = [("P", "1.0"), ("P", "1.1"), ("Q", "1.2"), ("R", "1.2"), ("S", "1.3"), ("", "1.4"), ("", "1.4")]
+    for seed, (patient, study) in enumerate(headers):
+        radiograph(root, f"{seed}.dcm", seed, PatientID=patient, StudyInstanceUID=study)
+    table = ["T", "U", "V", "W", "U", "", ""]
+    rows = "".join(f"{seed}.dcm,{seed % 2},{patient},s{seed}\n" for seed, patient in enumerate(table))
+    (root / "labels.csv").write_text("file,label,patient,study\n" + rows)
+    patient = bring(root).sort_values("path")["patient"].tolist()
+    assert patient[0] == patient[1] == patient[4] != patient[2]  # one P, one U
+    assert patient[2] == patient[3]  # one study by its header
+    assert patient[5] == patient[6] != ""  # one study by its header, two by the table
+    assert len({patient[0], patient[2], patient[5]}) == 3
+
+
+@pytest.mark.parametrize("ids", [("", "X", "X", "X"), ("X", "X", "X", "X")], ids=["one empty", "all"])
+def test_a_placeholder_in_headers_is_none_in_the_table(bring, tmp_path, ids):
+    root = tmp_path / "h"
+    for seed, patient in enumerate(ids):
+        radiograph(root, f"{seed}.dcm", seed, PatientID=patient, StudyInstanceUID=f"1.{seed}")
+    (root / "labels.csv").write_text("file,label,patient\n0.dcm,1,X\n1.dcm,0,X\n2.dcm,1,Y\n3.dcm,0,\n")
+    patient = bring(root).sort_values("path")["patient"].tolist()
+    assert patient[0] == patient[1] != patient[2]
+    assert "" not in patient[:3]
+    assert patient[3] == ""
+
+
 def test_hashes_are_equal_by_one_salt_and_differ_by_another(tmp_path):
     root = tmp_path / "h"
     for seed, folder in enumerate(("normal", "normal", "fractured", "fractured")):
@@ -307,7 +361,9 @@ def test_a_copied_file_is_the_same_a_changed_or_vanished_one_is_named(stored, tm
         ("picture,verdict\na,1\n", "which column names the image file? It has picture, verdict; say --column"),
         ("image,verdict\na,1\n", "which column says whether it is fractured? It has image, verdict"),
         ("image,label\na,1\nb,perhaps\n", "row 2: label is 'perhaps', which is neither fractured ('1', 'abnormal'"),
-        ("image,label\na,1\nb\n", "not readable as CSV: CSV parse error: Expected 2 columns, got 1"),
+        ("image,label\na,1\nb\n", "row 2: 'b' has 1 cells, and the header 2; mend the row"),
+        ("image,label\na,1\nb,\"per\nhaps\"\n", "row 2: label is 'per\\nhaps', which is neither"),
+        ("image,label\na,1\n\"b\nc\",1,2\n", "row 2: '\"b\\nc\",1,2' has 3 cells"),
         ("image,label,label\na,1,1\n", "the column 'label' is there twice"),
         ("image,label\nq,1\n", "none of its rows names a file in"),
         ("image,label\n", "none of its rows names a file in"),
@@ -339,6 +395,11 @@ def test_a_table_that_is_not_utf8_is_refused(refuse, tmp_path, text):
         (["--positive", "1", "--negative", "1"], "'1' cannot be both"),
         (["--labels", "nowhere.csv"], "nowhere.csv: no such table"),
         (["--salt", "nowhere"], "--salt nowhere: no such file"),
+        (["--salt", "~nosuch/x"], "--salt ~nosuch/x: no such user"),
+        (["--labels", "~nosuch/x"], "--labels ~nosuch/x: no such user"),
+        (["--licence", os.fsdecode(b"\xff")], "not UTF-8"),
+        (["--positive", "break,"], "--positive 'break,': nothing beside a comma"),
+        (["--classes", "NOT_FRACTURED=x", "FRACTURED=y,"], "--classes FRACTURED 'y,': nothing beside a comma"),
         (["--classes", "FRACTURED=x"], "--classes: name each class once"),
         (["--classes", "NOT_FRACTURED=x", "FRACTURED=y"], "no picture there"),
         (["--classes", "NOT_FRACTURED=x", "FRACTURED=y", "--positive", "1"], "leave out the options of the other"),
@@ -353,12 +414,88 @@ def test_sources_and_targets_that_cannot_be_are_refused(refuse, tmp_path):
     assert "no JPEG, PNG or DICOM file in it" in refuse(tmp_path / "empty")
     assert "no such file or folder" in refuse(tmp_path / "nowhere")
     (tmp_path / "short").write_bytes(b"0" * 8)
-    assert "8 bytes can be guessed" in refuse(hospital(tmp_path / "h", csv=FOUR), "--salt", tmp_path / "short")
+    assert "a file of 8 bytes, and not the 64 hex digits" in refuse(
+        hospital(tmp_path / "h", csv=FOUR), "--salt", tmp_path / "short"
+    )
     (tmp_path / "h" / "more.csv").write_text(FOUR)
     assert "several tables: labels.csv, more.csv" in refuse(tmp_path / "h")
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "mine").write_text("")
     assert "exists already; name a new folder" in refuse(tmp_path / "h", "--labels", "more.csv")
+
+
+@pytest.mark.parametrize(
+    ("to", "said"),
+    [("~nosuch/x", "--to ~nosuch/x: no such user"), ("x" * 300, "File name too long; name another path")],
+)
+def test_a_target_that_cannot_be_is_refused_by_its_flag(tmp_path, capsys, monkeypatch, to, said):
+    monkeypatch.chdir(tmp_path)
+    assert run_verb(data.main, ["import", str(hospital(tmp_path / "h", csv=FOUR)), "--to", to]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --to ")
+    assert said in error
+
+
+def test_a_source_of_nobody_is_refused(refuse):
+    assert "PATH ~nosuch/x: no such user" in refuse("~nosuch/x")
+
+
+def test_names_that_are_not_utf8_are_refused(refuse, tmp_path):
+    below = hospital(tmp_path / "h", ("a", os.fsdecode(b"b\xff/c")), csv=FOUR)
+    assert "b\\xff/c.jpg': its name is not UTF-8" in refuse(below)
+    root = hospital(tmp_path / os.fsdecode(b"r\xff"), csv=FOUR)
+    assert "its name is not UTF-8" in refuse(root)
+    only = tmp_path / "only"
+    only.mkdir()
+    root.rename(only / root.name)
+    assert "its name is not UTF-8" in refuse(only)
+    table = hospital(tmp_path / "t") / os.fsdecode(b"\xff.csv")
+    table.write_text(FOUR + "x,1\n")
+    assert "its name is not UTF-8" in refuse(table.parent)
+
+
+def test_folders_may_be_nested_deeper_than_calls(tmp_path):
+    """A plain descent, so that what pytest and Python do with such folders is not tried with it."""
+    folder = root = tmp_path / "h"
+    hospital(root, ("b", "e"))
+    try:
+        for _ in range(1100):
+            folder /= "d"
+            folder.mkdir()
+        shutil.copy(root / "b.jpg", folder / "a.jpg")
+        assert [file.path for file in list_pictures(root)] == ["b.jpg", "d/" * 1100 + "a.jpg", "e.jpg"]
+    finally:
+        subprocess.run(["rm", "-rf", root], check=True)
+
+
+def test_a_failed_import_leaves_none_of_the_folders_it_made(tmp_path):
+    (tmp_path / "p1").mkdir()
+    words = ["import", str(hospital(tmp_path / "h")), "--to", str(tmp_path / "p1/p2/p3/out")]
+    assert run_verb(data.main, words) == 2
+    assert list((tmp_path / "p1").iterdir()) == []
+
+
+def test_what_cannot_be_read_is_not_blamed_on_the_target(refuse, tmp_path):
+    root = hospital(tmp_path / "h", csv=FOUR)
+    (root / "long").symlink_to("y" * 300)
+    assert f"{root / 'long'}: cannot be read: File name too long; mend it, or leave it out" in refuse(root)
+
+
+def test_columns_may_be_called_as_anything(bring, tmp_path):
+    csv = "row,row_count,row_min,column0\na,1,p,u\nb,0,p,v\nc,1,,w\nd,0,,x\n"
+    words = ("image=row", "label=row_count", "patient=row_min", "batch=column0")
+    table = bring(hospital(tmp_path / "h", csv=csv), *(word for name in words for word in ("--column", name)))
+    assert table["label"].tolist() == [1, 0, 1, 0]
+    assert table["batch"].tolist() == ["u", "v", "w", "x"]
+    assert table["patient"]["a"] == table["patient"]["b"] != ""
+
+
+def test_several_folders_of_fracatlas_are_refused(refuse, tmp_path):
+    for name in ("one", "two"):
+        atlas = Atlas(tmp_path / "both" / name)
+        atlas.add(1)
+        atlas.write()
+    assert "several folders of FracAtlas: one, two; name one of them" in refuse(tmp_path / "both")
 
 
 def test_a_link_that_leads_back_is_refused_and_links_elsewhere_are_followed(bring, refuse, tmp_path):
