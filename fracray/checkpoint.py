@@ -66,10 +66,7 @@ class Card:
         tree["config"] = self.config.model_dump(mode="json")
         tree["calibration"] = asdict(self.calibration)
         tree["metrics"] = {name: _to_null(value) for name, value in self.metrics.items()}
-        tree["intervals"] = {
-            name: {part: _to_null(value) for part, value in asdict(interval).items()}
-            for name, interval in self.intervals.items()
-        }
+        tree["intervals"] = {name: interval.as_dict() for name, interval in self.intervals.items()}
         return tree
 
     @classmethod

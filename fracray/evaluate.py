@@ -7,7 +7,6 @@ images of one group are not independent. Beside every score stands that of predi
 import argparse
 import json
 from collections.abc import Sequence
-from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from fracray.cluster import connect
 from fracray.config import Config, nearest
 from fracray.data.corruptions import SEVERITIES
 from fracray.data.ingest import Shards
+from fracray.data.manifest import Manifest
 from fracray.data.prepare import Prepared, examined, prepare, progress_bar, shards_at
 from fracray.errors import InputError, run_verb
 from fracray.metrics import Interval
@@ -96,14 +96,15 @@ def main(argv: Sequence[str]) -> None:
     if not args.data:
         say_phantom(console, config)
     with connect(args.address):
-        prepared, part = _prepare(config, card.data_fingerprint, args.split, console)
+        manifest = examined(config.data, console)
+        prepared, part = _prepare(config, manifest, card.data_fingerprint, args.split, console)
         say_flow(console, prepared)
         if reference is not None and (part != "all" or prepared.fingerprint != card.data_fingerprint):
             complaint = f"--reference {args.reference}: name a model of the same split"
             refuse_seen(reference, prepared, prepared.rows(part), complaint)
         if len(checkpoints) > 1 and part != "test":
             raise InputError(f"{config.data.source}: has changed since the folds were trained; restore it")
-        folds = [prepared, *(prepare(checkpoint.card.config.data, console) for checkpoint in checkpoints[1:])]
+        folds = [prepared, *(prepare(one.card.config.data, console, manifest=manifest) for one in checkpoints[1:])]
         scored = [score_part(*pair, part, console) for pair in zip(checkpoints, folds, strict=True)]
         other = shards_at(prepared, reference.card.config.data.size, console) if reference else None
     pooled = pool_folds([one for one, _ in scored])
@@ -165,17 +166,19 @@ def open_checkpoint(location: str) -> Checkpoint:
         return load_checkpoint(local)
 
 
-def _prepare(config: Config, trained_on: str, split: str | None, console: Console) -> tuple[Prepared, str]:
+def _prepare(
+    config: Config, manifest: Manifest, trained_on: str, split: str | None, console: Console
+) -> tuple[Prepared, str]:
     """The data set and the part of it to score; data that was never seen has no parts and is scored whole."""
-    known = examined(config.data, console).fingerprint() == trained_on
+    known = manifest.fingerprint() == trained_on
     if split == "all" or (not known and split is None):
-        return prepare(config.data, console, split=False), "all"
+        return prepare(config.data, console, split=False, manifest=manifest), "all"
     if not known:
         raise InputError(
             f"--split {split}: {config.data.source} is not the data this checkpoint was trained on, so it has no "
             f"{split} part; score all of it with --split all"
         )
-    prepared = prepare(config.data, console)
+    prepared = prepare(config.data, console, manifest=manifest)
     if split is not None and split not in prepared.sets:
         raise InputError(
             f"--split {split}: there is no such set{nearest(split, prepared.sets)}; there are "
@@ -219,8 +222,8 @@ def _write_json(
         "split": part,
         "images": len(table),
         "groups": int(table["group"].nunique()),
-        "scores": _tree(sets[part]),
-        "sets": {name: _tree(intervals) for name, intervals in sets.items() if name != part},
+        "scores": _as_dicts(sets[part]),
+        "sets": {name: _as_dicts(intervals) for name, intervals in sets.items() if name != part},
         "predictions": [
             {"image_id": image_id, "group": group, "label": int(label), "probability": round(float(probability), 6)}
             for image_id, group, label, probability in zip(
@@ -236,15 +239,8 @@ def _write_json(
         raise InputError(f"--json {path}: cannot be written: {error}") from None
 
 
-def _tree(intervals: dict[str, Interval]) -> dict[str, dict[str, float | None]]:
-    return {
-        name: {"value": _finite(value.value), "low": _finite(value.low), "high": _finite(value.high)}
-        for name, value in intervals.items()
-    }
-
-
-def _finite(value: float) -> float | None:
-    return None if isnan(value) else value
+def _as_dicts(intervals: dict[str, Interval]) -> dict[str, dict[str, float | None]]:
+    return {name: interval.as_dict() for name, interval in intervals.items()}
 
 
 if __name__ == "__main__":

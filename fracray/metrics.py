@@ -65,6 +65,10 @@ class Interval:
     low: float
     high: float
 
+    def as_dict(self) -> dict[str, float | None]:
+        """By name, as JSON values: what is not finite is null."""
+        return {name: value if math.isfinite(value) else None for name, value in asdict(self).items()}
+
 
 @dataclass(frozen=True)
 class Calibration:

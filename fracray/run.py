@@ -28,7 +28,6 @@ from fracray.config import PHANTOM, Config, parse_config
 from fracray.errors import InputError, RunError
 
 EPOCHS, STATE, BEST = "epochs.json", "state.safetensors", "best"
-MANIFEST = "manifest.parquet"
 
 
 class Folder:

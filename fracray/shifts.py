@@ -283,19 +283,15 @@ def _column(table: Array) -> Interval:
 
 
 def _cell(cell: Cell) -> dict[str, Any]:
-    return {"severity": cell.severity, "balanced_error": _interval(cell.balanced_error), "auroc": _finite(cell.auroc)}
+    return {"severity": cell.severity, "balanced_error": cell.balanced_error.as_dict(), "auroc": _finite(cell.auroc)}
 
 
 def _summary(summary: Summary) -> dict[str, Any]:
-    tree = {name: _interval(getattr(summary, name)) for name in ("mean", "excess", "ratio")}
+    tree = {name: getattr(summary, name).as_dict() for name in ("mean", "excess", "ratio")}
     for name in ("normalised", "relative"):
         if (value := getattr(summary, name)) is not None:
-            tree[name] = _interval(value)
+            tree[name] = value.as_dict()
     return {**tree, "auroc": _finite(summary.auroc)}
-
-
-def _interval(value: Interval) -> dict[str, float | None]:
-    return {"value": _finite(value.value), "low": _finite(value.low), "high": _finite(value.high)}
 
 
 def _finite(value: float) -> float | None:

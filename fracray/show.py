@@ -285,8 +285,9 @@ def _value(value: float | Interval | None) -> float | None:
     return value.value if isinstance(value, Interval) else value
 
 
-def say_validation(console: Console, prepared: Prepared, values: Mapping[str, float]) -> None:
-    """The scores on 'val', then all validation sets beneath one another where there are several."""
+def say_validation(console: Console, prepared: Prepared, epoch: Mapping[str, float]) -> None:
+    """The best epoch's scores, as a later `epoch` reports them, on 'val' and then on all validation sets if several."""
+    values = {name.removeprefix("best_"): value for name, value in epoch.items() if name.startswith("best_")}
     scores = by_set(values, [name for name in prepared.sets if name.startswith("val")])
     console.print(scores_table(scores["val"], prepared.baselines, "val"))
     if len(scores) > 1:

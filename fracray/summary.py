@@ -73,8 +73,7 @@ def summarise(space: SearchSpace, run: Folder, prepared: Prepared, console: Cons
         console.print(_importance_table(importances))
     folds = f", the mean over {space.config.data.split.rotations} folds; counts are of the first" if crossed else ""
     console.print(f"{best.name} on validation{folds}:")
-    reached = {name.removeprefix("best_"): value for name, value in best.history[-1].items() if name[:5] == "best_"}
-    say_validation(console, prepared, reached)
+    say_validation(console, prepared, best.history[-1])
     say_next_steps(console, run, BEST, space.config.data.source)
 
 

@@ -20,11 +20,12 @@ from fracray.checkpoint import read_card
 from fracray.cluster import connect, trials_at_once
 from fracray.config import Config, load_config, parse_assignments
 from fracray.data.datasheet import datasheet
+from fracray.data.manifest import MANIFEST
 from fracray.data.prepare import Prepared, prepare
 from fracray.data.stream import fits_in_memory
 from fracray.errors import InputError, RunError, run_verb
 from fracray.model import build_model
-from fracray.run import BEST, EPOCHS, MANIFEST, Folder, data_source, new_run, stored_config, trial_folder, trial_name
+from fracray.run import BEST, EPOCHS, Folder, data_source, new_run, stored_config, trial_folder, trial_name
 from fracray.show import epoch_line, new_console, say_next_steps, say_phantom, say_prepared, say_validation
 from fracray.trial import Job, Session, use_threads
 
@@ -92,15 +93,14 @@ def main(argv: Sequence[str]) -> None:
             settings = {"job": ray.put(job), "cpus": cpus}
             run_workers(run, trial_name(TRIAL), _work, settings, Share(args.workers, cpus, gpus))
     history = trial_folder(run, TRIAL).read_json(EPOCHS)
-    best = {name.removeprefix("best_"): value for name, value in history[-1].items() if name.startswith("best_")}
-    if isnan(best.get("val_loss", nan)):
+    if isnan(history[-1].get("best_val_loss", nan)):
         raise RunError(
             f"{run}: the loss stopped being finite in epoch {len(history)}, and no epoch before it can be used; "
             "lower train.lr or set train.clip_norm=1, under another --name"
         )
     run.copy(f"trials/{trial_name(TRIAL)}/{BEST}", BEST)
     console.print(f"\nbest of {len(history)} epochs, on validation:")
-    say_validation(console, prepared, best)
+    say_validation(console, prepared, history[-1])
     say_next_steps(console, run, BEST, config.data.source)
 
 

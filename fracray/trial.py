@@ -4,7 +4,6 @@ The same session runs in a reused actor of Tune, in a worker of Train and in a t
 folder holds a state goes on from there, at the cost of at most the epoch that was under way.
 """
 
-import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,16 +90,13 @@ class Session:
         with self._folder.local_copy(STATE) as path:
             tensors, meta = load_state(path)
         if meta["config"] != self._identity():
-            raise InputError(f"{self._folder}: was begun with another config or split; give the run another --name")
+            raise InputError(f"{self._folder}: was begun with another config; give the run another --name")
         self._fit.load_state(tensors, meta)
         self._history = meta["history"]
 
     def _identity(self) -> dict[str, Any]:
-        """What makes this the same trial: its split, and all of its config but how the search around it is run."""
-        ids = "\x1f".join(self._job.table["image_id"])
-        rotations = ["\x1f".join(split) for split in self._job.rotations]
-        split = hashlib.sha256("\x1e".join([ids, *rotations]).encode()).hexdigest()
-        return {**self.config.model_dump(mode="json", exclude={"search"}), "split": split}
+        """What makes this the same trial: all of its config but how the search around it is run."""
+        return self.config.model_dump(mode="json", exclude={"search"})
 
     def run_epoch(self) -> dict[str, Any]:
         """Train and validate one epoch, keep what it gave, and return its metrics with the best epoch's.

@@ -7,18 +7,11 @@ After "Datasheets for Datasets" (Gebru et al., Communications of the ACM 2021, d
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fracray.data.manifest import REASONS
+
 MOST_NOTES = 200  # notes on single images that are listed; the manifest holds all of them
 
-_MEANING = {
-    "found": "images found, listed or on disk",
-    "missing": "listed, but no file",
-    "unlisted": "a file that no table or class folder names",
-    "unreadable": "not an image, or too large",
-    "truncated": "cut short",
-    "conflict": "evidence or identical pictures disagree on the label",
-    "duplicate": "identical to an image that is used",
-    "used": "images used",
-}
+_MEANING = {"found": "images found, listed or on disk", **REASONS, "used": "images used"}
 
 
 def datasheet(summary: Mapping[str, Any]) -> str:
@@ -87,8 +80,7 @@ def _baselines(baselines: Sequence[Mapping[str, Any]]) -> str:
 
 def _defects(summary: Mapping[str, Any]) -> list[str]:
     flow = summary["flow"]
-    causes = ("missing", "unlisted", "unreadable", "truncated", "conflict", "duplicate")
-    found = [f"- {flow[name]:,} {name}: {_MEANING[name]}" for name in causes if flow[name]]
+    found = [f"- {flow[name]:,} {name}: {why}" for name, why in REASONS.items() if flow[name]]
     if summary["near_duplicates"]["sets"]:
         near = summary["near_duplicates"]
         found.append(f"- {near['sets']:,} sets of exact or near duplicates among {near['images']:,} used images")

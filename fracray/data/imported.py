@@ -32,11 +32,11 @@ from fracray.data.folder import (
 from fracray.data.fracatlas import FOLDERS, fracatlas_folders, read_fracatlas
 from fracray.data.labelled import Said, by_folder, by_table, persons_of, row_of
 from fracray.data.labels import LabelTable, open_table, quoted
-from fracray.data.manifest import Manifest, build
+from fracray.data.manifest import MANIFEST, Manifest, build
 from fracray.data.pseudonyms import Pseudonyms, new_salt, read_salt
 from fracray.errors import InputError
 
-MANIFEST, SALT, FILES = "manifest.parquet", "salt", "files"
+SALT, FILES = "salt", "files"
 
 # Beside the manifest's own columns: how a file was found, so that a change is seen without reading it.
 _BYTES, _MODIFIED = "bytes", "modified_ns"

@@ -23,7 +23,17 @@ from fracray.errors import InputError
 Box = tuple[float, float, float, float]
 
 STATUSES = ("ok", "truncated", "conflict", "missing", "unreadable", "unlisted")
+MANIFEST = "manifest.parquet"  # in an imported set and in a run
 PARTS = ("train", "val", "test")
+# Why an image that was found is not used, by the step of the flow.
+REASONS = {
+    "missing": "listed, but no file",
+    "unlisted": "a file without a label",
+    "unreadable": "not an image, or too large",
+    "truncated": "cut short",
+    "conflict": "evidence or identical pictures disagree on the label",
+    "duplicate": "identical to an image that is used",
+}
 # Uniform rows or columns at the edges of the displayed picture, px.
 BORDERS = tuple(f"{shade}_{side}" for shade in ("black", "white") for side in ("top", "bottom", "left", "right"))
 
@@ -86,12 +96,12 @@ class Flow:
         """The flow for printing: one count and its meaning per line; causes that removed nothing are left out."""
         steps = (
             (self.found, "images found", True),
-            (-self.missing, "missing: listed, but no file", False),
-            (-self.unlisted, "unlisted: a file without a label", False),
-            (-self.unreadable, "unreadable: not an image, or too large", False),
+            (-self.missing, f"missing: {REASONS['missing']}", False),
+            (-self.unlisted, f"unlisted: {REASONS['unlisted']}", False),
+            (-self.unreadable, f"unreadable: {REASONS['unreadable']}", False),
             (-self.truncated, "truncated files", False),
-            (-self.conflict, "conflict: evidence or identical pictures disagree on the label", False),
-            (-self.duplicate, "duplicate: identical to an image that is used", False),
+            (-self.conflict, f"conflict: {REASONS['conflict']}", False),
+            (-self.duplicate, f"duplicate: {REASONS['duplicate']}", False),
             (self.used, "images used", True),
         )
         return tuple(f"{count:>7,} {meaning}" for count, meaning, always in steps if count or always)

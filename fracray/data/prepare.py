@@ -18,9 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fracray.config import PHANTOM, DataConfig
 from fracray.data.audit import AUDIT_VERSION, examine
 from fracray.data.fracatlas import read_fracatlas
-from fracray.data.imported import MANIFEST, open_imported
+from fracray.data.imported import open_imported
 from fracray.data.ingest import Shards, ingest
-from fracray.data.manifest import Flow, Manifest, in_set, sets_named
+from fracray.data.manifest import MANIFEST, Flow, Manifest, in_set, sets_named
 from fracray.data.phantom import DRAWING, write_phantoms
 from fracray.data.shortcuts import Baseline, cross_fitted_baselines, no_pixel_baselines
 from fracray.data.sources import open_source
@@ -96,7 +96,9 @@ class Prepared:
             "origin": self.origin,
             "licence": self.licence,
             "fingerprint": self.fingerprint,
-            "split_fingerprint": _digest(table["image_id"] + "\x1f" + table["split"]),
+            "split_fingerprint": _digest(
+                pd.concat([table["image_id"] + "\x1f" + split for split in self.rotations or (table["split"],)])
+            ),
             "flow": self.flow.as_dict(),
             "fractured": int(table["label"].sum()),
             "notes": list(self.notes),
@@ -147,14 +149,15 @@ def cache_folder(config: DataConfig) -> Path:
     return folder
 
 
-def prepare(config: DataConfig, console: Console, split: bool = True) -> Prepared:
+def prepare(config: DataConfig, console: Console, split: bool = True, manifest: Manifest | None = None) -> Prepared:
     """Prepare the data set that `config` names, showing progress; Ray must be up.
 
-    With `split` False no part is assigned, for sets that are only evaluated as a whole.
+    With `split` False no part is assigned, for sets that are only evaluated as a whole. `manifest` is what `examined`
+    gave of this set, where the caller has it.
     Raises InputError for whatever is wrong with the files, naming them.
     """
     cache = cache_folder(config)
-    manifest = examined(config, console)
+    manifest = manifest or examined(config, console)
     rotations: tuple[np.ndarray, ...] = ()
     if split:
         divided = [assign_splits(manifest, config.split, rotation) for rotation in range(config.split.rotations)]

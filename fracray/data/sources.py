@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fracray.data.archive import unpack
 from fracray.data.fracatlas import fracatlas_folders
-from fracray.data.imported import MANIFEST
+from fracray.data.manifest import MANIFEST
 from fracray.errors import InputError
 
 

@@ -17,8 +17,8 @@ from drawn_fracatlas import Atlas, jpeg, picture
 from fracray.data import __main__ as data
 from fracray.data.folder import list_pictures
 from fracray.data.fracatlas import read_fracatlas
-from fracray.data.imported import MANIFEST, SALT, open_imported
-from fracray.data.manifest import Manifest
+from fracray.data.imported import SALT, open_imported
+from fracray.data.manifest import MANIFEST, Manifest
 from fracray.errors import InputError, run_verb
 
 
