@@ -7,9 +7,9 @@ import argparse
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, isnan
+from math import inf, isnan, nan
 from pathlib import Path
 from shlex import quote
 
@@ -58,9 +58,10 @@ def main(argv: Sequence[str]) -> None:
     run = open_run(args.run)
     search = stored_config(run).search
     metric = args.metric or (search.metric if isinstance(search.metric, str) else search.metric[0])
+    epochs = last_epochs(run)
     if args.metric:
-        check_metric(metric, _reported(run), "--metric")
-    found = rank(run, metric)
+        check_metric(metric, _reported(epochs), "--metric")
+    found = rank(epochs, metric)
     if not found:
         raise InputError(f"{run}: no trial has finished an epoch yet, so there is no checkpoint to fetch")
     table = new_table("rank", "trial", metric, "epoch", "folder")
@@ -74,27 +75,30 @@ def main(argv: Sequence[str]) -> None:
     console.print(f"next:\n  python -m fracray.evaluate {first} --split test", soft_wrap=True)
 
 
-def _reported(run: Folder) -> list[str]:
-    """The metrics that the run's trials have reported; none while no epoch is finished."""
-    names: dict[str, None] = {}
-    for trial in run.names("trials"):
-        if run.exists(f"trials/{trial}/{EPOCHS}"):
-            last = run.read_json(f"trials/{trial}/{EPOCHS}")[-1]
-            best = (name.removeprefix("best_") for name in last if name.startswith("best_"))
-            names |= dict.fromkeys(name for name in best if name.endswith(tuple(f"_{metric}" for metric in REPORTED)))
-    return list(names)
+def last_epochs(run: Folder) -> dict[str, dict[str, float]]:
+    """What each trial that kept a checkpoint reported last, the best epoch's metrics among it, by the trial's name."""
+    trials = {name: run.sub(f"trials/{name}") for name in run.names("trials")}
+    return {
+        name: folder.read_json(EPOCHS)[-1]
+        for name, folder in trials.items()
+        if folder.exists(EPOCHS) and folder.exists(f"{BEST}/config.json")
+    }
 
 
-def rank(run: Folder, metric: str) -> list[Found]:
-    """The trials of a run that kept a checkpoint, best first; as in the search, ties go to the lower loss."""
-    found = []
-    for trial in run.names("trials"):
-        folder = run.sub(f"trials/{trial}")
-        if folder.exists(EPOCHS) and folder.exists(f"{BEST}/config.json"):
-            history = folder.read_json(EPOCHS)
-            value = history[-1].get(f"best_{metric}")
-            if value is not None and not isnan(value):
-                found.append(Found(trial, float(value), float(history[-1].get("best_val_loss", inf))))
+def _reported(epochs: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """The metrics of the best epoch that any trial has reported."""
+    names = dict.fromkeys(name for epoch in epochs.values() for name in epoch if name.startswith("best_"))
+    endings = tuple(f"_{metric}" for metric in REPORTED)
+    return [name.removeprefix("best_") for name in names if name.endswith(endings)]
+
+
+def rank(epochs: Mapping[str, Mapping[str, float]], metric: str) -> list[Found]:
+    """The trials that reached a value of this metric, best first; as in the search, ties go to the lower loss."""
+    found = [
+        Found(trial, float(epoch[f"best_{metric}"]), float(epoch.get("best_val_loss", inf)))
+        for trial, epoch in epochs.items()
+        if not isnan(epoch.get(f"best_{metric}", nan))
+    ]
     sign = 1 if lower_is_better(metric) else -1
     return sorted(found, key=lambda entry: (sign * entry.value, entry.loss, entry.trial))
 
