@@ -175,7 +175,7 @@ class AugmentConfig(Section):
     rotate: Annotated[float, Field(ge=0, le=180)] = Field(10.0, description="largest rotation, degrees either way")
     flip: Probability = Field(0.5, description="probability of a left-right flip")
     vertical_flip: Probability = Field(0.0, description="probability of an upside-down flip")
-    scale: Rate = Field(0.1, description="largest relative zoom, in or out")
+    scale: Rate = Field(0.1, description="largest relative zoom, in or out, of width and height apart")
     brightness: Rate = Field(0.1, description="largest shift of brightness, as a share of full scale")
     contrast: Rate = Field(0.1, description="largest relative change of contrast")
 
