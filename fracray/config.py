@@ -166,7 +166,21 @@ class DataConfig(Section):
         "auto",
         description="who augments: the worker from memory, or Ray Data's tasks; auto takes memory where the set fits",
     )
+    augment_on: Literal["cpu", "gpu"] = Field(
+        "cpu",
+        description="gpu: each worker keeps the whole set on its GPU and augments it there, by the same draws as the "
+        "CPU; needs a GPU for every worker, and a set that fits its memory",
+    )
     cache: str | None = Field(None, description="for prepared shards; default $FRACRAY_CACHE or ~/.cache/fracray")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.augment_on == "gpu" and self.stream == "ray":
+            raise ValueError(
+                "augment_on = gpu takes the images from memory to the GPU; it cannot go with stream = ray, "
+                "which has Ray Data's tasks augment: set one of the two to its default"
+            )
+        return self
 
 
 class AugmentConfig(Section):
@@ -178,6 +192,19 @@ class AugmentConfig(Section):
     scale: Rate = Field(0.1, description="largest relative zoom, in or out, of width and height apart")
     brightness: Rate = Field(0.1, description="largest shift of brightness, as a share of full scale")
     contrast: Rate = Field(0.1, description="largest relative change of contrast")
+
+    @property
+    def flips(self) -> bool:
+        return bool(self.flip or self.vertical_flip)
+
+    @property
+    def warps(self) -> bool:
+        """Whether pixels are interpolated; flips are part of the warp then."""
+        return bool(self.rotate or self.scale)
+
+    @property
+    def regrays(self) -> bool:
+        return bool(self.brightness or self.contrast)
 
 
 class ModelConfig(Section):

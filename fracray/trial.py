@@ -18,9 +18,10 @@ from fracray.checkpoint import SEEN_COLUMNS, Card, load_state, save_checkpoint, 
 from fracray.config import Config
 from fracray.data.ingest import Shards
 from fracray.data.manifest import part_of
-from fracray.data.stream import MemoryStream, RayStream, make_plan
+from fracray.data.resident import DeviceStream
+from fracray.data.stream import MemoryStream, Plan, RayStream, make_plan
 from fracray.errors import InputError
-from fracray.fit import EpochReport, Fit
+from fracray.fit import EpochReport, Fit, pick_device
 from fracray.folds import Folds
 from fracray.metrics import is_validation
 from fracray.run import BEST, EPOCHS, STATE, Folder, trial_folder, trial_name
@@ -64,12 +65,8 @@ class Session:
         plans = [
             make_plan(self.config, job.table.assign(split=split), job.shards, rank, world) for split in job.rotations
         ]
-        self._streams: list[MemoryStream | RayStream] = [
-            RayStream(plan, job.shards, self.config.train.epochs)
-            if job.images is None
-            else MemoryStream(plan, job.images)
-            for plan in plans
-        ]
+        device = device or pick_device()
+        self._streams = [make_stream(self.config, plan, job, device) for plan in plans]
         fits = [Fit(self.config, stream, device, job.metric, job.config.search.mode) for stream in self._streams]
         self._fit = fits[0] if len(fits) == 1 else Folds(fits)
         self._folder = trial_folder(job.run, number)
@@ -160,6 +157,25 @@ class Session:
     def close(self) -> None:
         for stream in self._streams:
             stream.close()
+
+
+def make_stream(config: Config, plan: Plan, job: Job, device: torch.device) -> MemoryStream | RayStream | DeviceStream:
+    """The stream that the config asks for, of the images that the job holds, or where it holds none from its shards."""
+    if job.images is None:
+        return RayStream(plan, job.shards, config.train.epochs)
+    if config.data.augment_on == "cpu":
+        return MemoryStream(plan, job.images)
+    refuse_missing_gpu(config, device.type != "cpu")
+    return DeviceStream(plan, job.images, device)
+
+
+def refuse_missing_gpu(config: Config, has_gpu: bool) -> None:
+    """InputError where the GPU is to augment and there is none."""
+    if config.data.augment_on == "gpu" and not has_gpu:
+        raise InputError(
+            "data.augment_on = gpu: the worker that is to augment has no GPU; give each one (--gpus-per-trial of tune, "
+            "--gpus-per-worker of train), or leave data.augment_on at cpu"
+        )
 
 
 def use_threads(config: Config, cpus: float) -> None:

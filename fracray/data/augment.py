@@ -71,9 +71,6 @@ class Augmenter:
 
     def __init__(self, strengths: AugmentConfig, seed: int) -> None:
         self._strengths, self._seed = strengths, seed
-        self._warps = bool(strengths.rotate or strengths.scale)
-        self._flips = bool(strengths.flip or strengths.vertical_flip)
-        self._regrays = bool(strengths.brightness or strengths.contrast)
         cv2.setNumThreads(1)  # the parallelism is that of workers and tasks
 
     def batch(self, images: np.ndarray, epoch: int, rows: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -82,12 +79,13 @@ class Augmenter:
         `rows` are the images' numbers in the prepared set, `epoch` counts from 0. A warp fills with black what comes
         from outside the image, and interpolates linearly; flips alone move pixels without changing any.
         """
-        if not (self._warps or self._flips or self._regrays):
+        strengths = self._strengths
+        if not (strengths.warps or strengths.flips or strengths.regrays):
             return images
-        draws = draw(self._strengths, self._seed, epoch, rows)
+        draws = draw(strengths, self._seed, epoch, rows)
         height, width = images.shape[1:]
         augmented = np.empty(images.shape, dtype=np.uint8)
-        if self._warps:
+        if strengths.warps:
             flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
             matrices = source_matrices(draws, height, width)
             for image, into, matrix in zip(images, augmented, matrices, strict=True):
@@ -96,7 +94,7 @@ class Augmenter:
             augmented[:] = images
             augmented[draws.flip] = augmented[draws.flip, :, ::-1]
             augmented[draws.vertical_flip] = augmented[draws.vertical_flip, ::-1]
-        if self._regrays:
+        if strengths.regrays:
             for image, table in zip(augmented, gray_tables(draws), strict=True):
                 cv2.LUT(image, table, image)
         return augmented
