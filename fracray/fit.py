@@ -25,10 +25,10 @@ from fracray.model import build_model, freeze_norm, parameter_groups
 
 
 class Batches(Protocol):
-    """One worker's part of one global batch, see `fracray.data.stream.Batch`."""
+    """One worker's part of one global batch, see `fracray.data.stream.Batch` and `resident.DeviceBatch`."""
 
     @property
-    def images(self) -> np.ndarray: ...
+    def images(self) -> np.ndarray | torch.Tensor: ...
     @property
     def labels(self) -> np.ndarray: ...
     @property
@@ -277,7 +277,9 @@ class Fit:
             self._train_mode()
         return total.detach()
 
-    def _to_device(self, array: np.ndarray) -> torch.Tensor:
+    def _to_device(self, array: np.ndarray | torch.Tensor) -> torch.Tensor:
+        if isinstance(array, torch.Tensor):  # the stream's images lie on the device already
+            return array
         # Ray's shared arrays are read-only; torch only warns of it, and nothing here writes to them.
         tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
         if self.device.type == "cuda":

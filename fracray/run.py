@@ -227,7 +227,6 @@ def environment() -> dict[str, Any]:
         "torch",
         "torchvision",
         "timm",
-        "albumentations",
         "optuna",
         "numpy",
         "opencv-python-headless",

@@ -27,7 +27,7 @@ from fracray.errors import InputError, RunError, run_verb
 from fracray.model import build_model
 from fracray.run import BEST, EPOCHS, Folder, data_source, new_run, stored_config, trial_folder, trial_name
 from fracray.show import epoch_line, new_console, say_next_steps, say_phantom, say_prepared, say_validation
-from fracray.trial import Job, Session, use_cores
+from fracray.trial import Job, Session, refuse_missing_gpu, use_cores
 
 TRIAL = 0  # a training is a run of one trial
 MAX_FAILURES = 3
@@ -76,6 +76,7 @@ def main(argv: Sequence[str]) -> None:
     say_phantom(console, config)
     with connect(args.address):
         cpus, gpus = _shares(args)
+        refuse_missing_gpu(config, gpus > 0)
         trials_at_once(args.workers, cpus, gpus)  # before anything long is begun
         prepared = prepare(config.data, console)
         say_prepared(console, prepared)
@@ -134,6 +135,11 @@ def make_job(config: Config, run: Folder, prepared: Prepared) -> Job:
     chosen = config.data.stream
     if chosen == "auto":
         chosen = "memory" if fits_in_memory(prepared.shards) else "ray"
+        if chosen == "ray" and config.data.augment_on == "gpu":
+            raise InputError(
+                f"data.augment_on = gpu: the {prepared.shards.nbytes / 2**30:.1f} GiB of images do not fit this "
+                "machine's memory, through which they reach the GPU; set data.augment_on=cpu, or a smaller data.size"
+            )
     summary = prepared.summary()
     _refuse_change(run, summary)
     metric = config.search.metric

@@ -21,9 +21,10 @@ from fracray.checkpoint import SEEN_COLUMNS, Card, load_state, save_checkpoint, 
 from fracray.config import Config
 from fracray.data.ingest import Shards
 from fracray.data.manifest import part_of
-from fracray.data.stream import MemoryStream, RayStream, make_plan
+from fracray.data.resident import DeviceStream
+from fracray.data.stream import MemoryStream, Plan, RayStream, make_plan
 from fracray.errors import InputError
-from fracray.fit import EpochReport, Fit
+from fracray.fit import EpochReport, Fit, pick_device
 from fracray.folds import Folds
 from fracray.meter import CHECKPOINTING, Meter
 from fracray.metrics import is_validation
@@ -80,12 +81,8 @@ class Session:
         plans = [
             make_plan(self.config, job.table.assign(split=split), job.shards, rank, world) for split in job.rotations
         ]
-        self._streams: list[MemoryStream | RayStream] = [
-            RayStream(plan, job.shards, self.config.train.epochs, self._meter)
-            if job.images is None
-            else MemoryStream(plan, job.images, self.config.train.epochs, self._meter)
-            for plan in plans
-        ]
+        device = device or pick_device()
+        self._streams = [make_stream(self.config, plan, job, device, self._meter) for plan in plans]
         fits = [
             Fit(self.config, stream, device, job.metric, job.config.search.mode, self._meter)
             for stream in self._streams
@@ -234,6 +231,27 @@ class Session:
             self.settle()
         finally:
             self._writer.shutdown()
+
+
+def make_stream(
+    config: Config, plan: Plan, job: Job, device: torch.device, meter: Meter
+) -> MemoryStream | RayStream | DeviceStream:
+    """The stream that the config asks for, of the images that the job holds, or where it holds none from its shards."""
+    if job.images is None:
+        return RayStream(plan, job.shards, config.train.epochs, meter)
+    if config.data.augment_on == "cpu":
+        return MemoryStream(plan, job.images, config.train.epochs, meter)
+    refuse_missing_gpu(config, device.type != "cpu")
+    return DeviceStream(plan, job.images, device)
+
+
+def refuse_missing_gpu(config: Config, has_gpu: bool) -> None:
+    """InputError where the GPU is to augment and there is none."""
+    if config.data.augment_on == "gpu" and not has_gpu:
+        raise InputError(
+            "data.augment_on = gpu: the worker that is to augment has no GPU; give each one (--gpus-per-trial of tune, "
+            "--gpus-per-worker of train), or leave data.augment_on at cpu"
+        )
 
 
 def may_stop(config: Config, epoch: int) -> bool:

@@ -39,7 +39,7 @@ from fracray.space_file import load_space
 from fracray.study import StudySearcher, local_journal
 from fracray.summary import summarise
 from fracray.train import RAY_TASK_CPUS, Share, make_job
-from fracray.trial import Job, Session, use_cores
+from fracray.trial import Job, Session, refuse_missing_gpu, use_cores
 
 SPACE = "space.yaml"
 ACTOR_RETRIES = 2  # of a trial whose process died; it goes on from its last finished epoch
@@ -137,6 +137,7 @@ def _begin(args: argparse.Namespace) -> tuple[SearchSpace, Folder]:
         if not args.space:
             raise InputError("--space: name a search-space file, for example --space search_spaces/reg.yaml")
         space = load_space(args.space, leaves)
+        refuse_missing_gpu(space.config, space.config.search.gpus_per_trial > 0)
         _check_models(space)
         run = new_run(args.storage, args.name, "tune", resume=False)
         run.write(SPACE, Path(args.space).read_bytes())
@@ -150,6 +151,7 @@ def _begin(args: argparse.Namespace) -> tuple[SearchSpace, Folder]:
     leaves = {**run.read_json("overrides.json"), **leaves}
     with run.local_copy(SPACE) as path:
         space = load_space(path, leaves)
+    refuse_missing_gpu(space.config, space.config.search.gpus_per_trial > 0)
     run.write_json("overrides.json", leaves)
     return space, run
 

@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fracray.config import AugmentConfig, Config
-from fracray.data.augment import Augmenter, build_pipeline
+from fracray.config import Config
 from fracray.data.ingest import decode, ingest, open_shards
 from fracray.data.letterbox import letterbox
 from fracray.data.manifest import Manifest
@@ -169,64 +168,6 @@ def test_an_error_of_the_augmenting_thread_reaches_the_loop():
     assert next(batches) == "first"
     with pytest.raises(ValueError, match="no such file"):
         next(batches)
-
-
-# ---------------------------------------------------------------- augmentation
-
-
-@pytest.fixture
-def radiograph():
-    image = np.full((64, 64), 40, dtype=np.uint8)
-    cv2.rectangle(image, (20, 8), (34, 56), 200, -1)
-    return image
-
-
-def test_all_strengths_zero_is_off(radiograph):
-    off = AugmentConfig(**dict.fromkeys(STRONG, 0.0))
-    assert build_pipeline(off).transforms == []
-    assert Augmenter(off, 0)(radiograph, 0, 0) is radiograph
-
-
-@pytest.mark.parametrize(
-    ("strength", "value", "expected"),
-    [
-        ("flip", 1.0, lambda image: image[:, ::-1]),
-        ("vertical_flip", 1.0, lambda image: image[::-1]),
-    ],
-)
-def test_flips_are_exact(radiograph, strength, value, expected):
-    only = AugmentConfig(**{**dict.fromkeys(STRONG, 0.0), strength: value})
-    assert np.array_equal(Augmenter(only, 0)(radiograph, 0, 0), expected(radiograph))
-
-
-@pytest.mark.parametrize("strength", ["rotate", "scale", "brightness", "contrast"])
-def test_each_strength_alone_changes_the_image_within_its_range(radiograph, strength):
-    only = AugmentConfig(**{**dict.fromkeys(STRONG, 0.0), strength: STRONG[strength]})
-    augmenter = Augmenter(only, 0)
-    drawn = [augmenter(radiograph, 0, row).astype(float) for row in range(200)]
-    assert np.mean([not np.array_equal(image, radiograph) for image in drawn]) > 0.9
-    shifts = np.array([image[32, 27] - 200 for image in drawn])  # inside the bright bar, whatever the warp
-    if strength == "brightness":
-        assert shifts.min() >= -0.3 * 255 - 1
-        assert shifts.min() < -0.2 * 255
-    if strength in ("rotate", "scale"):
-        assert np.abs(shifts).max() <= 1  # a warp moves gray levels, it does not change them
-        areas = np.array([(image > 120).sum() for image in drawn]) / (radiograph > 120).sum()
-        if strength == "scale":
-            assert 0.8**2 * 0.9 < areas.min() < 0.75
-            assert 1.3 < areas.max() < 1.2**2 * 1.1
-        else:
-            assert np.abs(areas - 1).max() < 0.05
-
-
-def test_a_draw_depends_on_seed_epoch_and_row_alone(radiograph):
-    strong = AugmentConfig(**STRONG)
-    one, other = Augmenter(strong, 5), Augmenter(strong, 5)
-    forward = [one(radiograph, 2, row) for row in range(20)]
-    backward = [other(radiograph, 2, row) for row in reversed(range(20))][::-1]
-    assert all(np.array_equal(a, b) for a, b in zip(forward, backward, strict=True))
-    assert not np.array_equal(Augmenter(strong, 6)(radiograph, 2, 0), forward[0])
-    assert not np.array_equal(one(radiograph, 3, 0), forward[0])
 
 
 # ---------------------------------------------------------------- ingest
