@@ -237,6 +237,11 @@ class TrainConfig(Section):
     channels_last: bool = True
     compile: bool = Field(False, description="torch.compile the network")
     threads: int | None = Field(None, ge=1, description="CPU threads of a worker; default its share of the machine")
+    keep_seconds: Annotated[float, Field(ge=0)] = Field(
+        10.0,
+        description="how much training a killed process may lose: what resumption needs is written at most this often, "
+        "and wherever a trial may end; 0 is after every epoch",
+    )
     operating_point: Literal["accuracy", "balanced"] = Field(
         "accuracy", description="what the decision threshold fixed on validation maximises"
     )

@@ -27,7 +27,7 @@ from fracray.errors import InputError, RunError, run_verb
 from fracray.model import build_model
 from fracray.run import BEST, EPOCHS, Folder, data_source, new_run, stored_config, trial_folder, trial_name
 from fracray.show import epoch_line, new_console, say_next_steps, say_phantom, say_prepared, say_validation
-from fracray.trial import Job, Session, refuse_missing_gpu, use_threads
+from fracray.trial import Job, Session, refuse_missing_gpu, use_cores
 
 TRIAL = 0  # a training is a run of one trial
 MAX_FAILURES = 3
@@ -91,8 +91,8 @@ def main(argv: Sequence[str]) -> None:
             soft_wrap=True,
         )
         with _Follow(trial_folder(run, TRIAL), config, console):
-            settings = {"job": ray.put(job), "cpus": cpus}
-            run_workers(run, trial_name(TRIAL), _work, settings, Share(args.workers, cpus, gpus))
+            share = Share(args.workers, cpus, gpus)
+            run_workers(run, trial_name(TRIAL), _work, {"job": ray.put(job), "share": share}, share)
     history = trial_folder(run, TRIAL).read_json(EPOCHS)
     if isnan(history[-1].get("best_val_loss", nan)):
         raise RunError(
@@ -227,9 +227,9 @@ def _work(settings: dict[str, Any]) -> None:
 
     context = ray.train.get_context()
     job: Job = ray.get(settings["job"])
-    use_threads(job.config, settings["cpus"])
+    meter = use_cores(job.config, settings["share"].cpus, settings["share"].gpus)
     rank, world = context.get_world_rank(), context.get_world_size()
-    session = Session(job, TRIAL, {}, rank, world, ray.train.torch.get_device())
+    session = Session(job, TRIAL, {}, rank, world, ray.train.torch.get_device(), meter)
     try:
         while not session.done:
             metrics = session.run_epoch()

@@ -1,5 +1,9 @@
 """Streams: every image once, the same batches from memory and from Ray Data, on any number of ranks."""
 
+import gc
+import threading
+import time
+
 import cv2
 import numpy as np
 import pandas as pd
@@ -11,6 +15,7 @@ from fracray.data.letterbox import letterbox
 from fracray.data.manifest import Manifest
 from fracray.data.prepare import prepare
 from fracray.data.stream import MemoryStream, RayStream, ahead, make_plan
+from fracray.meter import Meter
 from fracray.show import new_console
 
 STRONG = {"rotate": 25.0, "flip": 0.5, "vertical_flip": 0.3, "scale": 0.2, "brightness": 0.3, "contrast": 0.3}
@@ -91,7 +96,7 @@ def test_a_set_of_many_shards_is_shuffled_within_windows(prepared):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_memory_and_ray_data_give_the_same_batches(prepared, rank):
     plan = make_plan(make_config(batch_size=24), prepared.table, prepared.shards, rank, 2)
-    memory, ray_data = MemoryStream(plan, prepared.shards.load()), RayStream(plan, prepared.shards, epochs=2)
+    memory, ray_data = MemoryStream(plan, prepared.shards.load(), epochs=2), RayStream(plan, prepared.shards, epochs=2)
     for epoch in (0, 1):
         pairs = list(zip(drain(memory, epoch), drain(ray_data, epoch), strict=True))
         assert len(pairs) == plan.steps
@@ -102,12 +107,13 @@ def test_memory_and_ray_data_give_the_same_batches(prepared, rank):
             assert ours.global_count == theirs.global_count
     for ours, theirs in zip(memory.validation(), ray_data.validation(), strict=True):
         assert np.array_equal(ours.images, theirs.images)
+    memory.close()
     ray_data.close()
 
 
 def test_training_images_are_augmented_anew_and_validation_never(prepared):
     images = prepared.shards.load()
-    stream = MemoryStream(make_plan(make_config(), prepared.table, prepared.shards), images)
+    stream = MemoryStream(make_plan(make_config(), prepared.table, prepared.shards), images, epochs=2)
     first, second = (
         {row: image for b in drain(stream, e) for row, image in zip(b.rows, b.images, strict=True)} for e in (0, 1)
     )
@@ -119,11 +125,38 @@ def test_training_images_are_augmented_anew_and_validation_never(prepared):
 
 def test_a_stream_left_in_the_middle_of_an_epoch_can_be_asked_again(prepared):
     plan = make_plan(make_config(batch_size=8), prepared.table, prepared.shards)
-    stream = MemoryStream(plan, prepared.shards.load())
-    half = stream.train(0)
-    next(half)
-    half.close()
-    assert len(drain(stream, 0)) == plan.steps
+    whole = [drain(MemoryStream(plan, prepared.shards.load(), epochs=2), epoch) for epoch in (0, 1)]
+    for asked in (0, 1):
+        stream = MemoryStream(plan, prepared.shards.load(), epochs=2)
+        half = stream.train(0)
+        next(half)
+        half.close()
+        for ours, theirs in zip(drain(stream, asked), whole[asked], strict=True):
+            assert np.array_equal(ours.images, theirs.images)
+
+
+def test_the_next_epoch_is_augmented_while_this_one_ends(prepared):
+    plan = make_plan(make_config(batch_size=8), prepared.table, prepared.shards)
+    meter = Meter()
+    stream = MemoryStream(plan, prepared.shards.load(), 2, meter)
+    drain(stream, 0)
+    meter.take()
+    deadline = time.monotonic() + 10
+    while not (ahead_of_time := meter.take()["seconds_transform"]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert ahead_of_time > 0  # nobody has asked for epoch 1 yet
+    stream.close()
+
+
+def test_a_stream_that_nobody_holds_any_more_ends_its_thread(prepared):
+    plan = make_plan(make_config(batch_size=8), prepared.table, prepared.shards)
+    stream = MemoryStream(plan, prepared.shards.load(), epochs=50)
+    before = threading.active_count()
+    next(stream.train(0))
+    assert threading.active_count() == before + 1
+    del stream
+    gc.collect()
+    assert threading.active_count() == before
 
 
 def test_an_error_of_the_augmenting_thread_reaches_the_loop():
@@ -131,7 +164,7 @@ def test_an_error_of_the_augmenting_thread_reaches_the_loop():
         yield "first"
         raise ValueError("no such file")
 
-    batches = ahead(broken)
+    batches = ahead(broken, Meter())
     assert next(batches) == "first"
     with pytest.raises(ValueError, match="no such file"):
         next(batches)

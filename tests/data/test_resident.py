@@ -48,7 +48,9 @@ def make_plan(strengths=STRONG, rank=0, world=1, batch_size=24):
 
 def both(plan, images, epoch):
     """Pairs of the same batch, from the CPU's stream and the device's."""
-    return zip(MemoryStream(plan, images).train(epoch), DeviceStream(plan, images, CPU).train(epoch), strict=True)
+    return zip(
+        MemoryStream(plan, images, epochs=3).train(epoch), DeviceStream(plan, images, CPU).train(epoch), strict=True
+    )
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -147,7 +149,8 @@ def test_the_loop_learns_the_same_from_either_stream(images):
     )
     plan = make_plan(OFF.model_copy(update={"flip": 0.5, "contrast": 0.3}))  # what is equal to the bit
     reports = [
-        Fit(config, stream, CPU).run_epoch() for stream in (MemoryStream(plan, images), DeviceStream(plan, images, CPU))
+        Fit(config, stream, CPU).run_epoch()
+        for stream in (MemoryStream(plan, images, epochs=3), DeviceStream(plan, images, CPU))
     ]
     assert reports[0].metrics == reports[1].metrics
     assert np.array_equal(reports[0].validation.logits, reports[1].validation.logits)
