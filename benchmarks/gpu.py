@@ -6,6 +6,7 @@ each. Trials are those of `python -m fracray.tune`, from the command's start to 
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -60,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     )
     cli.add_argument("--batch", type=int, default=256, help="images of a step (default %(default)s)")
     cli.add_argument("--images", type=int, default=4096, help="of the resident set (default %(default)s)")
-    cli.add_argument("--passes", type=int, default=4, help="through the set in an epoch (default %(default)s)")
+    cli.add_argument("--passes", type=int, default=16, help="through the set in an epoch (default %(default)s)")
     cli.add_argument("--precision", nargs="+", choices=("bf16", "fp32"), default=["bf16"], help="default bf16")
     cli.add_argument(
         "--compile", nargs="+", choices=("off", "on"), default=["off", "on"], help="torch.compile (default off on)"
@@ -96,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         table.add_row(f"images/s, {row['arm']}", *settings, *spread, f"{median(row['ratio']):.3f}")
     searches = time_searches(args, console)
     for row in searches:
-        words = f"trials/h, {row['at_once']} at a time, {row['augmented_on']}"
+        words = f"trials/h, {row['at_once']} at a time, {row['augmented_on']}, efficiency {row['efficiency']:.2f}"
         table.add_row(words, "128", "auto", "off", f"{row['per_hour']:,.0f}", "", "", f"{row['ratio']:.2f}")
     figures = {
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
@@ -168,9 +169,10 @@ def time_epochs(
     )
     plan = plan_of(config, args.images, args.passes)
     images = np.random.default_rng(0).integers(0, 256, (args.images, size, size), dtype=np.uint8)
+    from_memory = MemoryStream(plan, images, config.train.epochs)
     streams: dict[str, Stream] = {
         SYNTHETIC: Synthetic(plan, size, device),
-        ON_CPU: MemoryStream(plan, images),
+        ON_CPU: from_memory,
         ON_DEVICE: DeviceStream(plan, images, device),
     }
     arms = [Arm(name, Fit(config, stream, device), []) for name, stream in streams.items()]
@@ -178,6 +180,7 @@ def time_epochs(
         for arm in arms:
             arm.epoch()
         console.print(f"{size} px, {precision}, compile {compiled}: epoch {turn + 1} of {args.rounds + 1}")
+    from_memory.close()
     plain = arms[0].rates[1:]
     return [
         {
@@ -193,7 +196,10 @@ def time_epochs(
 
 
 def plan_of(config: Config, images: int, passes: int) -> Plan:
-    """Epochs of several passes through a set, in whole batches, so that validation is little beside them."""
+    """Epochs of several passes through a set, in whole batches.
+
+    They are long, so that validation is little beside them, and so is what the CPU makes ready in another arm's turn.
+    """
     val = np.arange(min(VAL_IMAGES, images))
     rows = np.tile(np.arange(images), passes)
     batch = config.train.batch_size
@@ -229,18 +235,31 @@ def time_searches(args: argparse.Namespace, console: Console) -> list[dict[str, 
         for at_once, place in product(args.sharing, places):
             seconds = run(search_command(args, space, Path(scratch), at_once, place))
             rate = args.trials / seconds * 3600
-            rows.append({"at_once": at_once, "augmented_on": place, "seconds": seconds, "per_hour": rate})
+            told = json.loads((Path(scratch) / "runs" / name_of(at_once, place) / "efficiency.json").read_text())
+            rows.append(
+                {
+                    "at_once": at_once,
+                    "augmented_on": place,
+                    "seconds": seconds,
+                    "per_hour": rate,
+                    "efficiency": told["efficiency"],
+                }
+            )
             console.print(f"{at_once} trial(s) at a time, augmented on the {place}: {rate:,.0f} trials an hour")
     for row in rows:
         row["ratio"] = row["per_hour"] / rows[0]["per_hour"]
     return rows
 
 
+def name_of(at_once: int, place: str) -> str:
+    return f"{place}-{at_once}"
+
+
 def search_command(args: argparse.Namespace, space: Path, scratch: Path, at_once: int, place: str) -> list[str]:
     """The search, its trials dividing the machine's cores and its GPU."""
     share = 1 / at_once
     cpus = np.floor(len(os.sched_getaffinity(0)) * share * 100) / 100
-    words = ["--space", str(space), "--storage", str(scratch / "runs"), "--name", f"{place}-{at_once}"]
+    words = ["--space", str(space), "--storage", str(scratch / "runs"), "--name", name_of(at_once, place)]
     words += ["--concurrent", str(at_once), "--cpus-per-trial", f"{cpus:g}"]
     words += ["--set", f"data.phantom.count={args.phantoms}", "--set", f"data.augment_on={place}"]
     if args.device == "cuda":
