@@ -26,7 +26,8 @@ from fracray.data.manifest import in_set, part_of, sets_named
 from fracray.meter import AUGMENTATION, TRANSFORM, Meter
 
 SHUFFLE_WINDOW = 64  # shards mixed with each other at a time; a set of fewer shards is shuffled as a whole
-BATCHES_PER_TASK = 8
+TASK_BYTES = 32 * 2**20  # of images that one task augments: starting a task costs as much as augmenting some 500
+TASK_CPUS = 0.5  # so that a machine of one core can augment beside a trial
 PREFETCHED_BATCHES = 4
 MEMORY_SHARE = 0.25  # of a machine's memory that the decoded set may fill before Ray Data streams it instead
 
@@ -166,15 +167,16 @@ class RayStream(_Ahead):
         import ray
 
         items = []
+        each = max(1, TASK_BYTES * self.plan.world // (self.plan.batch_size * self._shards.size**2))
         for epoch, training in passes:
             steps = self.plan.steps if training else len(self.plan.val_slices())
             items += [
-                {"epoch": epoch, "training": training, "first": first, "last": min(first + BATCHES_PER_TASK, steps)}
-                for first in range(0, steps, BATCHES_PER_TASK)
+                {"epoch": epoch, "training": training, "first": first, "last": min(first + each, steps)}
+                for first in range(0, steps, each)
             ]
         task = functools.partial(_load_and_augment, plan=ray.put(self.plan), shards=self._shards)
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            task, batch_size=None, batch_format="numpy"
+            task, batch_size=None, batch_format="numpy", num_cpus=TASK_CPUS
         )
         dataset.context.execution_options.preserve_order = True
         dataset.context.enable_progress_bars = False
