@@ -6,8 +6,6 @@ Knows arrays, hashes and indices only: nothing of files, labels or manifests.
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 Link = tuple[int, int]
 
@@ -74,6 +72,9 @@ def equal(keys: Iterable[str]) -> list[Link]:
 
 def components(count: int, links: Sequence[Link]) -> np.ndarray:
     """The number of the connected component of each of `count` things, given the linked pairs: (count,) int."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     ends = np.array(links, dtype=np.int64).reshape(-1, 2)
     graph = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(count, count))
     return connected_components(graph, directed=False)[1]
