@@ -36,7 +36,7 @@ REDUCED = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Look:
     """What one decode tells of one file.
 
