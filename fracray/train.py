@@ -27,7 +27,7 @@ from fracray.errors import InputError, RunError, run_verb
 from fracray.model import build_model
 from fracray.run import BEST, EPOCHS, Folder, data_source, new_run, stored_config, trial_folder, trial_name
 from fracray.show import epoch_line, new_console, say_next_steps, say_phantom, say_prepared, say_validation
-from fracray.trial import Job, Session, use_threads
+from fracray.trial import Job, Session, refuse_missing_gpu, use_cores
 
 TRIAL = 0  # a training is a run of one trial
 MAX_FAILURES = 3
@@ -76,6 +76,7 @@ def main(argv: Sequence[str]) -> None:
     say_phantom(console, config)
     with connect(args.address):
         cpus, gpus = _shares(args)
+        refuse_missing_gpu(config, gpus > 0)
         trials_at_once(args.workers, cpus, gpus)  # before anything long is begun
         prepared = prepare(config.data, console)
         say_prepared(console, prepared)
@@ -90,8 +91,8 @@ def main(argv: Sequence[str]) -> None:
             soft_wrap=True,
         )
         with _Follow(trial_folder(run, TRIAL), config, console):
-            settings = {"job": ray.put(job), "cpus": cpus}
-            run_workers(run, trial_name(TRIAL), _work, settings, Share(args.workers, cpus, gpus))
+            share = Share(args.workers, cpus, gpus)
+            run_workers(run, trial_name(TRIAL), _work, {"job": ray.put(job), "share": share}, share)
     history = trial_folder(run, TRIAL).read_json(EPOCHS)
     if isnan(history[-1].get("best_val_loss", nan)):
         raise RunError(
@@ -134,6 +135,11 @@ def make_job(config: Config, run: Folder, prepared: Prepared) -> Job:
     chosen = config.data.stream
     if chosen == "auto":
         chosen = "memory" if fits_in_memory(prepared.shards) else "ray"
+        if chosen == "ray" and config.data.augment_on == "gpu":
+            raise InputError(
+                f"data.augment_on = gpu: the {prepared.shards.nbytes / 2**30:.1f} GiB of images do not fit this "
+                "machine's memory, through which they reach the GPU; set data.augment_on=cpu, or a smaller data.size"
+            )
     summary = prepared.summary()
     _refuse_change(run, summary)
     metric = config.search.metric
@@ -221,9 +227,9 @@ def _work(settings: dict[str, Any]) -> None:
 
     context = ray.train.get_context()
     job: Job = ray.get(settings["job"])
-    use_threads(job.config, settings["cpus"])
+    meter = use_cores(job.config, settings["share"].cpus, settings["share"].gpus)
     rank, world = context.get_world_rank(), context.get_world_size()
-    session = Session(job, TRIAL, {}, rank, world, ray.train.torch.get_device())
+    session = Session(job, TRIAL, {}, rank, world, ray.train.torch.get_device(), meter)
     try:
         while not session.done:
             metrics = session.run_epoch()

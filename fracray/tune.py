@@ -11,6 +11,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+import psutil
 import torch
 from ray import tune
 from ray.tune.schedulers import (
@@ -23,12 +24,13 @@ from ray.tune.schedulers import (
 from rich.console import Console
 
 from fracray.board import RUNNING, WAITING, Board
-from fracray.cluster import connect, nodes, trials_at_once
+from fracray.cluster import capacity, connect, nodes, trials_at_once
 from fracray.config import parse_assignments
 from fracray.data.prepare import prepare
 from fracray.errors import InputError, run_verb
 from fracray.fit import pick_device
 from fracray.group import WorkerGroup
+from fracray.meter import REPORTING, STARTING, Ledger, Meter
 from fracray.model import build_model
 from fracray.run import Folder, data_source, new_run
 from fracray.show import new_console, say_phantom, say_prepared
@@ -37,7 +39,7 @@ from fracray.space_file import load_space
 from fracray.study import StudySearcher, local_journal
 from fracray.summary import summarise
 from fracray.train import RAY_TASK_CPUS, Share, make_job
-from fracray.trial import Job, Session, use_threads
+from fracray.trial import Job, Session, refuse_missing_gpu, use_cores
 
 SPACE = "space.yaml"
 ACTOR_RETRIES = 2  # of a trial whose process died; it goes on from its last finished epoch
@@ -95,6 +97,8 @@ FLAGS = {
 
 
 def main(argv: Sequence[str]) -> None:
+    # From the start of the process where it runs this command and nothing else: imports are a part of what it costs.
+    begun = psutil.Process().create_time() if __name__ == "__main__" else time.time()
     args = parser().parse_args(argv)
     console = new_console()
     space, run = _begin(args)
@@ -112,8 +116,10 @@ def main(argv: Sequence[str]) -> None:
                 style="yellow",
                 soft_wrap=True,
             )
-        finished = _search(space, job, console)
-        summarise(space, run, prepared, console)
+        unit = "GPU" if space.config.search.gpus_per_trial else "CPU"
+        ledger = Ledger(begun, capacity(unit), unit)
+        finished = _search(space, job, ledger, console)
+        summarise(space, run, prepared, ledger, console)
     if not finished:
         console.print(f"\nthe search is not finished; go on with: {_resume_command(args, run)}", soft_wrap=True)
         budget = space.config.search.time_budget
@@ -131,6 +137,7 @@ def _begin(args: argparse.Namespace) -> tuple[SearchSpace, Folder]:
         if not args.space:
             raise InputError("--space: name a search-space file, for example --space search_spaces/reg.yaml")
         space = load_space(args.space, leaves)
+        refuse_missing_gpu(space.config, space.config.search.gpus_per_trial > 0)
         _check_models(space)
         run = new_run(args.storage, args.name, "tune", resume=False)
         run.write(SPACE, Path(args.space).read_bytes())
@@ -144,6 +151,7 @@ def _begin(args: argparse.Namespace) -> tuple[SearchSpace, Folder]:
     leaves = {**run.read_json("overrides.json"), **leaves}
     with run.local_copy(SPACE) as path:
         space = load_space(path, leaves)
+    refuse_missing_gpu(space.config, space.config.search.gpus_per_trial > 0)
     run.write_json("overrides.json", leaves)
     return space, run
 
@@ -179,10 +187,12 @@ class TrialActor(tune.Trainable):
         self._session: Session | None = None
         self._group: WorkerGroup | None = None
         if share.workers == 1:
-            use_threads(job.config, share.cpus)
+            self._meter = use_cores(job.config, share.cpus, share.gpus)
         else:
             self._group = WorkerGroup(job, share)
+            self._meter = Meter(cores=share.workers * (share.gpus or share.cpus))
         self._begin(config)
+        self._ended = time.perf_counter()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._begin(new_config)
@@ -191,19 +201,25 @@ class TrialActor(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         self._number, self._leaves = config["number"], config["leaves"]
         self._next: int | None = None
+        self._pause = STARTING
         if self._group is None:
             if self._session is not None:
                 self._session.close()
             device = pick_device() if self._share.gpus else torch.device("cpu")
-            self._session = Session(self._job, self._number, self._leaves, device=device)
+            self._session = Session(self._job, self._number, self._leaves, device=device, meter=self._meter)
 
     def step(self) -> dict[str, Any]:
+        self._meter.add_wall(self._pause, time.perf_counter() - self._ended)
+        self._pause = REPORTING
         if self._group is not None:
             metrics = self._group.epoch(self._number, self._leaves, self._next)
+            for phase, seconds in self._meter.take().items():
+                metrics[phase] = metrics.get(phase, 0.0) + seconds
         else:
             assert self._session is not None
             metrics = self._session.last() if self._session.done else self._session.run_epoch()
         self._next = metrics["training_iteration"] + 1
+        self._ended = time.perf_counter()
         return {**metrics, "done": metrics["diverged"] or self._next > self._job.config.train.epochs}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -256,7 +272,7 @@ def _concurrency(space: SearchSpace, spare: float) -> int:
     )
 
 
-def _search(space: SearchSpace, job: Job, console: Console) -> bool:
+def _search(space: SearchSpace, job: Job, ledger: Ledger, console: Console) -> bool:
     """Run the trials that are still missing; False when Ctrl-C or the time budget ended the search before that."""
     search = space.config.search
     concurrent = _concurrency(space, spare=0.0 if job.images is not None else RAY_TASK_CPUS)
@@ -273,7 +289,7 @@ def _search(space: SearchSpace, job: Job, console: Console) -> bool:
             f"up to {space.config.train.epochs} epochs each; run folder {job.run}",
             soft_wrap=True,
         )
-        board = Board(space, job.run, searcher.study, journal, concurrent, budget, console)
+        board = Board(space, job.run, searcher.study, journal, concurrent, budget, ledger, console)
         tuner = tune.Tuner(
             _trainable(space, job),
             tune_config=tune.TuneConfig(
