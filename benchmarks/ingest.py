@@ -19,6 +19,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+from processes import PeakMemory, cpu_seconds, cpu_spent
+from table import write_results
 
 from fracray.cluster import connect
 from fracray.config import DataConfig
@@ -30,21 +32,14 @@ from fracray.data.manifest import Manifest
 from fracray.data.prepare import examined
 from fracray.show import new_console, new_table
 
-try:
-    from benchmarks.processes import PeakMemory, cpu_seconds, cpu_spent
-    from benchmarks.table import write_results
-except ModuleNotFoundError:  # run as a script, from its own folder
-    from processes import PeakMemory, cpu_seconds, cpu_spent
-    from table import write_results
-
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python benchmarks/ingest.py",
         description="Images per second of fracray's ingest (Ray Data: read, decode, resize, write shards) and of "
         "cv2.imdecode with the resize alone, on all cores, interleaved. 'ratio' is the one over the other, with the "
-        "worker processes up ('warm'); 'CPU ratio' is that of the CPU time an image takes, which other work on the machine disturbs less; 'first' is the "
-        "first ingest after Ray's start, its processes' imports included.",
+        "worker processes up; 'CPU ratio' is that of the CPU time an image takes, which other work on the machine "
+        "disturbs less; 'first' is the first ingest after Ray's start, its processes' imports included.",
     )
     parser.add_argument(
         "--data", default=os.environ.get("FRACRAY_FRACATLAS"), help="FracAtlas' folder; default $FRACRAY_FRACATLAS"
@@ -192,17 +187,33 @@ def main() -> None:
             console.print(f"{name} at {args.size} px")
             found[name] = compare(manifest, args.size, args.seconds, args.repetitions, console.print)
     table = new_table("set")
-    for heading in ("images", "alone /s", "ingest /s", "ratio", "[min, max]", "CPU ratio", "first /s", "peak MiB", "before MiB"):
+    for heading in (
+        "images",
+        "alone /s",
+        "ingest /s",
+        "ratio",
+        "[min, max]",
+        "CPU ratio",
+        "first /s",
+        "peak MiB",
+        "before MiB",
+    ):
         table.add_column(heading, justify="right")
     for name, one in found.items():
         low, high = min(one.ratios), max(one.ratios)
         speeds = [f"{statistics.median(values):,.0f}" for values in (one.alone, one.warm)]
-        ratio = (f"{statistics.median(one.ratios):.2f}", f"[{low:.2f}, {high:.2f}]", f"{statistics.median(one.cpu_ratios):.2f}")
+        ratio = (
+            f"{statistics.median(one.ratios):.2f}",
+            f"[{low:.2f}, {high:.2f}]",
+            f"{statistics.median(one.cpu_ratios):.2f}",
+        )
         memory = [f"{value / 2**20:,.0f}" for value in (one.memory_peak, one.memory_before)]
         table.add_row(name, f"{one.images:,}", *speeds, *ratio, f"{one.first:,.0f}", *memory)
     figures = {
         "settings": {"size": args.size, "seconds": args.seconds, "repetitions": args.repetitions},
-        "sets": {name: asdict(one) | {"ratios": one.ratios, "cpu_ratios": one.cpu_ratios} for name, one in found.items()},
+        "sets": {
+            name: asdict(one) | {"ratios": one.ratios, "cpu_ratios": one.cpu_ratios} for name, one in found.items()
+        },
     }
     write_results(console, "ingest", table, figures, args.json)
 

@@ -167,7 +167,7 @@ class _Thumbs:
     """
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `copies`
         self._at: list[int] = []
         self._hashes: list[int] = []
         self._seen: set[str] = set()

@@ -1,14 +1,13 @@
 """A data set divided: groups, parts, what they hold out, and what predictors without a pixel reach on them.
 
-Found again in the cache where the manifest, the settings of the split and the rules are the same. Knows what is computed
-and where it is kept; not how groups are dealt (`splits`) or predictors fitted (`shortcuts`).
+Found again in the cache where manifest, settings of the split and rules are the same. Knows what is computed and where
+it is kept; not how groups are dealt (`splits`) or predictors fitted (`shortcuts`).
 """
 
 import hashlib
 import json
 import uuid
 from dataclasses import dataclass, replace
-from math import nan
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +109,7 @@ def _key(manifest: Manifest, config: SplitConfig, parts: bool) -> str:
             # Most images have none.
             words = repr([(at, boxes) for at, boxes in enumerate(values.tolist()) if len(boxes)])
         elif values.dtype.kind in "iuf":
-            words = hashlib.sha256(np.ascontiguousarray(values.to_numpy(np.float64))).hexdigest()
+            words = hashlib.sha256(values.to_numpy(np.float64).tobytes()).hexdigest()
         else:
             words = "\x1f".join(values.tolist())
         digest.update(f"{name}:{len(values)}:{words}\x1e".encode(errors="surrogateescape"))
@@ -149,8 +148,5 @@ def _read(manifest: Manifest, path: Path, parts: bool) -> Division | None:
         table[name] = filled
     divided = replace(manifest, table=table)
     rotations = tuple(values for name, values in columns.items() if name != "group") if parts else ()
-    baselines = tuple(
-        Baseline(**{name: nan if value is None else value for name, value in one.items()})
-        for one in beside["baselines"]
-    )
+    baselines = tuple(Baseline.from_dict(one) for one in beside["baselines"])
     return Division(divided, rotations, baselines, tuple(beside["notes"]))

@@ -31,8 +31,8 @@ def _waves() -> np.ndarray:
     return np.array(waves, dtype=np.float32)
 
 
-# Whether a tile goes with or against each wave. Copies in FracAtlas differ in 0.20 of these at most, other pairs of near
-# hashes in 0.43 by the median: at 0.3 one in sixty of those is left, and no copy is lost.
+# Whether a tile goes with or against each wave. Copies in FracAtlas differ in 0.20 of these at most, other pairs of
+# near hashes in 0.43 by the median: at 0.3 one in sixty of those is left, and no copy is lost.
 _SHAPES = _waves()
 _SHAPES_DIFFERING = 0.3
 
