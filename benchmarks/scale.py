@@ -39,6 +39,7 @@ ORIGINALS = 200
 WRITTEN_AT_ONCE = 2_000
 EPOCHS = 2  # of each stream, whose start counts
 STARTS = 3
+WARM = 10_000
 
 
 # ---------------------------------------------------------------- the set
@@ -203,8 +204,7 @@ def cost_of(count: int, size: int, scratch: Path) -> Cost:
 def _ingested(config: Config, scratch: Path) -> Spent:
     manifest = examined(config.data, new_console())
     # Ray's workers start and import once, whatever the size of the set.
-    few = replace(manifest, table=manifest.used.iloc[:1000])
-    ingest(few, config.data.size, scratch / "warm")
+    ingest(replace(manifest, table=manifest.used.iloc[:WARM]), config.data.size, scratch / "warm")
     return measure(lambda: ingest(manifest, config.data.size, scratch / "cache"))
 
 

@@ -51,7 +51,8 @@ class Baseline:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Baseline":
         """From what `as_dict` gave."""
-        return cls(**{name: np.nan if value is None else value for name, value in values.items()})
+        known: dict[str, Any] = {name: np.nan if value is None else value for name, value in values.items()}
+        return cls(**known)
 
 
 def no_pixel_baselines(table: pd.DataFrame, sets: Sequence[str] | None = None, seed: int = 0) -> tuple[Baseline, ...]:
