@@ -5,8 +5,12 @@ Knows nothing of data or models.
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import psutil
 
 from fracray.errors import InputError, RunError
 
@@ -23,6 +27,9 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
+SERVERS = ("raylet", "gcs_server")  # without either of them a local cluster is none
+WATCH_SECONDS = 0.25
+
 
 def set_environment() -> None:
     """What Ray reads when it is imported or started, set where the user has not set it."""
@@ -31,10 +38,11 @@ def set_environment() -> None:
 
 
 @contextmanager
-def connect(address: str | None) -> Iterator[None]:
+def connect(address: str | None, remedy: Callable[[], str] = lambda: "give the same command again") -> Iterator[None]:
     """Be connected to the cluster at `address` ('auto', 'host:port', 'ray://...'), or to a fresh local one.
 
-    A local cluster ends with the block. Raises InputError where no cluster answers, RunError where none can be started.
+    A local cluster ends with the block; if it is killed before that, the command ends with exit code 1 and the words of
+    `remedy`. Raises InputError where no cluster answers, RunError where none can be started.
     """
     set_environment()
     import ray
@@ -56,10 +64,45 @@ def connect(address: str | None) -> Iterator[None]:
             raise InputError(f"--address {address}: no Ray cluster answers there: {reason}") from None
         raise RunError(f"Ray could not be started on this machine: {reason}") from None
     quiet_ray_data()
+    closing = threading.Event()
+    if not address:
+        watch = threading.Thread(target=_end_with_cluster, args=(_servers(), closing, remedy), daemon=True)
+        watch.start()
     try:
         yield
     finally:
+        closing.set()
         ray.shutdown()
+
+
+def _servers() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if child.name() in SERVERS]
+
+
+def _end_with_cluster(servers: list[psutil.Process], closing: threading.Event, remedy: Callable[[], str]) -> None:
+    """End this process as soon as one of the servers has died.
+
+    Ray tells the driver only after 15 s to a minute, at length, and Tune then waits for ever for room for its trials.
+    The driver stands in Ray's C++ meanwhile, where no exception reaches it. Leaving without a goodbye loses what a
+    killed driver loses, and `--resume` mends that.
+    """
+    while all(_alive(server) for server in servers):
+        if closing.wait(WATCH_SECONDS):
+            return
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            child.kill()
+    sys.stdout.flush()
+    show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a live table had hidden it
+    words = f"failed: the Ray cluster of this command was killed (was the machine short of memory?); {remedy()}"
+    os.write(sys.stderr.fileno(), f"{show_cursor}{words}\n".encode())
+    os._exit(1)
+
+
+def _alive(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def quiet_ray_data() -> None:

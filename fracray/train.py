@@ -25,7 +25,17 @@ from fracray.data.prepare import Prepared, prepare
 from fracray.data.stream import fits_in_memory
 from fracray.errors import InputError, RunError, run_verb
 from fracray.model import build_model
-from fracray.run import BEST, EPOCHS, Folder, data_source, new_run, stored_config, trial_folder, trial_name
+from fracray.run import (
+    BEST,
+    EPOCHS,
+    Folder,
+    data_source,
+    how_to_go_on,
+    new_run,
+    stored_config,
+    trial_folder,
+    trial_name,
+)
 from fracray.show import epoch_line, new_console, say_next_steps, say_phantom, say_prepared, say_validation
 from fracray.trial import Job, Session, use_threads
 
@@ -74,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
             )
         config = stored_config(run)
     say_phantom(console, config)
-    with connect(args.address):
+    with connect(args.address, lambda: how_to_go_on("train", args.storage, run)):
         cpus, gpus = _shares(args)
         trials_at_once(args.workers, cpus, gpus)  # before anything long is begun
         prepared = prepare(config.data, console)

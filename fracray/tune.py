@@ -4,11 +4,11 @@ Read from top to bottom: the command, the trials, the search, what it found.
 """
 
 import argparse
+import math
 import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import torch
@@ -30,17 +30,16 @@ from fracray.errors import InputError, run_verb
 from fracray.fit import pick_device
 from fracray.group import WorkerGroup
 from fracray.model import build_model
-from fracray.run import Folder, data_source, new_run
+from fracray.run import Folder, data_source, how_to_go_on, new_run
 from fracray.show import new_console, say_phantom, say_prepared
 from fracray.space import SearchSpace
 from fracray.space_file import load_space
-from fracray.study import StudySearcher, local_journal
+from fracray.study import FAILURE, StudySearcher, local_journal, only_driver
 from fracray.summary import summarise
 from fracray.train import RAY_TASK_CPUS, Share, make_job
 from fracray.trial import Job, Session, use_threads
 
 SPACE = "space.yaml"
-ACTOR_RETRIES = 2  # of a trial whose process died; it goes on from its last finished epoch
 
 
 # ---------------------------------------------------------------- the command
@@ -100,7 +99,7 @@ def main(argv: Sequence[str]) -> None:
     space, run = _begin(args)
     started = time.monotonic()
     say_phantom(console, space.config)
-    with connect(args.address):
+    with connect(args.address, lambda: how_to_go_on("tune", args.storage, run)):
         _concurrency(space, spare=0.0)  # before anything long is begun
         prepared = prepare(space.config.data, console)
         say_prepared(console, prepared)
@@ -115,7 +114,7 @@ def main(argv: Sequence[str]) -> None:
         finished = _search(space, job, console)
         summarise(space, run, prepared, console)
     if not finished:
-        console.print(f"\nthe search is not finished; go on with: {_resume_command(args, run)}", soft_wrap=True)
+        console.print(f"\nthe search is not finished; {how_to_go_on('tune', args.storage, run)}", soft_wrap=True)
         budget = space.config.search.time_budget
         if budget is None or time.monotonic() - started < budget:
             raise KeyboardInterrupt
@@ -159,11 +158,6 @@ def _check_models(space: SearchSpace) -> None:
         build_model(space.config.with_leaves(leaves, space.origin).model, size=space.config.data.size)
 
 
-def _resume_command(args: argparse.Namespace, run: Folder) -> str:
-    storage = "" if args.storage == "runs" else f" --storage {quote(args.storage)}"
-    return f"python -m fracray.tune --name {quote(run.name)}{storage} --resume"
-
-
 # ---------------------------------------------------------------- the trials
 
 
@@ -191,20 +185,32 @@ class TrialActor(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         self._number, self._leaves = config["number"], config["leaves"]
         self._next: int | None = None
-        if self._group is None:
-            if self._session is not None:
-                self._session.close()
-            device = pick_device() if self._share.gpus else torch.device("cpu")
-            self._session = Session(self._job, self._number, self._leaves, device=device)
+        self._close()
 
     def step(self) -> dict[str, Any]:
         if self._group is not None:
             metrics = self._group.epoch(self._number, self._leaves, self._next)
         else:
-            assert self._session is not None
-            metrics = self._session.last() if self._session.done else self._session.run_epoch()
+            try:
+                metrics = self._epoch()
+            except (InputError, ValueError) as error:
+                # It would fail so in any process, and this one is as good as before: no error of Tune's, which ends it.
+                self._close()
+                nothing = {f"best_{metric}": math.nan for metric in self._job.metrics}
+                return {**nothing, FAILURE: " ".join(str(error).split()), "done": True}
         self._next = metrics["training_iteration"] + 1
         return {**metrics, "done": metrics["diverged"] or self._next > self._job.config.train.epochs}
+
+    def _epoch(self) -> dict[str, Any]:
+        if self._session is None:
+            device = pick_device() if self._share.gpus else torch.device("cpu")
+            self._session = Session(self._job, self._number, self._leaves, device=device)
+        return self._session.last() if self._session.done else self._session.run_epoch()
+
+    def _close(self) -> None:
+        if self._session is not None:
+            self._session.close()
+            self._session = None
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         Path(checkpoint_dir, "in-the-trial-folder").touch()
@@ -215,8 +221,7 @@ class TrialActor(tune.Trainable):
     def cleanup(self) -> None:
         if self._group is not None:
             self._group.stop()
-        if self._session is not None:
-            self._session.close()
+        self._close()
 
 
 def _trainable(space: SearchSpace, job: Job) -> Any:
@@ -260,7 +265,7 @@ def _search(space: SearchSpace, job: Job, console: Console) -> bool:
     """Run the trials that are still missing; False when Ctrl-C or the time budget ended the search before that."""
     search = space.config.search
     concurrent = _concurrency(space, spare=0.0 if job.images is not None else RAY_TASK_CPUS)
-    with local_journal(job.run) as journal:
+    with only_driver(job.run), local_journal(job.run) as journal:
         budget = min(search.trials, space.grid_points or search.trials)
         searcher = StudySearcher(space, journal, budget)
         missing = searcher.remaining
@@ -281,7 +286,7 @@ def _search(space: SearchSpace, job: Job, console: Console) -> bool:
                 mode=search.mode,
                 search_alg=searcher,
                 scheduler=_scheduler(space),
-                num_samples=missing,
+                num_samples=-1,  # the searcher says when it is done: a trial that lost its process is one sample more
                 max_concurrent_trials=concurrent,
                 time_budget_s=search.time_budget,
                 reuse_actors=True,
@@ -292,7 +297,6 @@ def _search(space: SearchSpace, job: Job, console: Console) -> bool:
                 storage_filesystem=job.run.filesystem,
                 callbacks=[board],
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=ACTOR_RETRIES),
             ),
         )
         with board:
