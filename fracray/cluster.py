@@ -5,6 +5,7 @@ Knows nothing of data or models.
 
 import logging
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ ENVIRONMENT = {
 }
 
 SERVERS = ("raylet", "gcs_server")  # without either of them a local cluster is none
-WATCH_SECONDS = 0.25
+ENDING = threading.Lock()  # one word of farewell is enough
 
 
 def set_environment() -> None:
@@ -66,8 +67,10 @@ def connect(address: str | None, remedy: Callable[[], str] = lambda: "give the s
     quiet_ray_data()
     closing = threading.Event()
     if not address:
-        watch = threading.Thread(target=_end_with_cluster, args=(_servers(), closing, remedy), daemon=True)
-        watch.start()
+        _mute_obituary()
+        servers = [child for child in psutil.Process().children() if child.name() in SERVERS]
+        for server in servers:
+            threading.Thread(target=_end_with, args=(server, closing, remedy), daemon=True).start()
     try:
         yield
     finally:
@@ -75,34 +78,34 @@ def connect(address: str | None, remedy: Callable[[], str] = lambda: "give the s
         ray.shutdown()
 
 
-def _servers() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if child.name() in SERVERS]
+def _mute_obituary() -> None:
+    """Have Ray not print the last forty lines of a killed raylet's log over the words of `_end_with`."""
+    from ray._private.ray_logging import stdout_deduplicator
+
+    # What RAY_DEDUP_LOGS_SKIP_REGEX sets; but that is read at the import of Ray, which is long past.
+    stdout_deduplicator.skip_re = re.compile("Raylet is terminated|has been marked dead")
 
 
-def _end_with_cluster(servers: list[psutil.Process], closing: threading.Event, remedy: Callable[[], str]) -> None:
-    """End this process as soon as one of the servers has died.
+def _end_with(server: psutil.Process, closing: threading.Event, remedy: Callable[[], str]) -> None:
+    """End this process as soon as a server of its own cluster dies, unless that is closing.
 
     Ray tells the driver only after 15 s to a minute, at length, and Tune then waits for ever for room for its trials.
     The driver stands in Ray's C++ meanwhile, where no exception reaches it. Leaving without a goodbye loses what a
     killed driver loses, and `--resume` mends that.
     """
-    while all(_alive(server) for server in servers):
-        if closing.wait(WATCH_SECONDS):
-            return
+    with suppress(ChildProcessError):  # Ray itself may have taken note of its end
+        os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)
+    if closing.is_set() or not ENDING.acquire(blocking=False):
+        return
+    sys.stdout.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Ray would print its last log lines there
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             child.kill()
-    sys.stdout.flush()
     show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a live table had hidden it
     words = f"failed: the Ray cluster of this command was killed (was the machine short of memory?); {remedy()}"
     os.write(sys.stderr.fileno(), f"{show_cursor}{words}\n".encode())
     os._exit(1)
-
-
-def _alive(process: psutil.Process) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    return False
 
 
 def quiet_ray_data() -> None:
