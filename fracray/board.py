@@ -24,7 +24,7 @@ from fracray.metrics import is_validation
 from fracray.run import EPOCHS, Folder, trial_folder, trial_name
 from fracray.show import new_table
 from fracray.space import SearchSpace
-from fracray.study import JOURNAL, LEAVES
+from fracray.study import FAILURE, JOURNAL, LEAVES
 
 TRIALS = "trials.parquet"
 ROWS_SHOWN = 18
@@ -116,7 +116,8 @@ class Board(tune.Callback):
         ledger: Ledger,
         console: Console,
     ) -> None:
-        self._space, self._run, self._journal, self._console = space, run, journal, console
+        self._space, self._run, self._console = space, run, console
+        self._study, self._journal = study, journal
         self._metric, self._mode = space.metrics[0], space.config.search.mode
         self._epochs, self._concurrent, self._budget = space.config.train.epochs, concurrent, budget
         self._ledger = ledger
@@ -146,10 +147,14 @@ class Board(tune.Callback):
         number = trial.config["number"]
         history = self.rows[number].history if number in self.rows else []
         self.rows[number] = TrialRow(number, trial.config["leaves"], RUNNING, history)
+        # Before its folder holds anything: a driver killed now would else give this number to other settings.
+        self._send_journal()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
+        if FAILURE in result:
+            return
         row = self.rows[trial.config["number"]]
         entry = {
             k: v
@@ -165,15 +170,24 @@ class Board(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         row = self.rows[trial.config["number"]]
-        diverged = bool(trial.last_result.get("diverged"))
-        if diverged:
-            self._console.print(f"{row.name} failed: its loss is no longer finite; lower train.lr or clip the gradient")
-        row.state = FAILED if diverged else DONE if len(row.history) >= self._epochs else STOPPED
+        reason = trial.last_result.get(FAILURE)
+        if trial.last_result.get("diverged"):
+            reason = "its loss is no longer finite; lower train.lr or clip the gradient"
+        if reason:
+            self._console.print(f"{row.name} failed: {reason}", soft_wrap=True)
+        row.state = FAILED if reason else DONE if len(row.history) >= self._epochs else STOPPED
         self._finished(row)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = trial.config["number"]  # its process may have failed before the trial was said to have started
-        row = self.rows.setdefault(number, TrialRow(number, trial.config["leaves"], FAILED, []))
+        row = self.rows.setdefault(number, TrialRow(number, trial.config["leaves"], WAITING, []))
+        if not self._study.get_trials(deepcopy=False)[number].state.is_finished():
+            row.state = WAITING
+            self._console.print(
+                f"{row.name} ended in epoch {len(row.history) + 1} and is taken up again: {_reason(trial)}",
+                soft_wrap=True,
+            )
+            return
         row.state = FAILED
         self._console.print(f"{row.name} failed: {_reason(trial)}", soft_wrap=True)
         self._finished(row)
@@ -192,9 +206,12 @@ class Board(tune.Callback):
     def _save(self, always: bool = False) -> None:
         if always or time.monotonic() - self._saved > SAVE_SECONDS:
             write_trials(self._run, self.rows)
-            if not self._run.is_local:
-                self._run.write(JOURNAL, self._journal.read_bytes())
+            self._send_journal()
             self._saved = time.monotonic()
+
+    def _send_journal(self) -> None:
+        if not self._run.is_local:
+            self._run.write(JOURNAL, self._journal.read_bytes())
 
     # What is shown
 

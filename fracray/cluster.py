@@ -5,8 +5,13 @@ Knows nothing of data or models.
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import psutil
 
 from fracray.errors import InputError, RunError
 
@@ -23,6 +28,9 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
+SERVERS = ("raylet", "gcs_server")  # without either of them a local cluster is none
+ENDING = threading.Lock()  # one word of farewell is enough
+
 
 def set_environment() -> None:
     """What Ray reads when it is imported or started, set where the user has not set it."""
@@ -31,10 +39,11 @@ def set_environment() -> None:
 
 
 @contextmanager
-def connect(address: str | None) -> Iterator[None]:
+def connect(address: str | None, remedy: Callable[[], str] = lambda: "give the same command again") -> Iterator[None]:
     """Be connected to the cluster at `address` ('auto', 'host:port', 'ray://...'), or to a fresh local one.
 
-    A local cluster ends with the block. Raises InputError where no cluster answers, RunError where none can be started.
+    A local cluster ends with the block; if it is killed before that, the command ends with exit code 1 and the words of
+    `remedy`. Raises InputError where no cluster answers, RunError where none can be started.
     """
     set_environment()
     import ray
@@ -56,10 +65,47 @@ def connect(address: str | None) -> Iterator[None]:
             raise InputError(f"--address {address}: no Ray cluster answers there: {reason}") from None
         raise RunError(f"Ray could not be started on this machine: {reason}") from None
     quiet_ray_data()
+    closing = threading.Event()
+    if not address:
+        _mute_obituary()
+        servers = [child for child in psutil.Process().children() if child.name() in SERVERS]
+        for server in servers:
+            threading.Thread(target=_end_with, args=(server, closing, remedy), daemon=True).start()
     try:
         yield
     finally:
+        closing.set()
         ray.shutdown()
+
+
+def _mute_obituary() -> None:
+    """Have Ray not print the last forty lines of a killed raylet's log over the words of `_end_with`."""
+    from ray._private.ray_logging import stdout_deduplicator
+
+    # What RAY_DEDUP_LOGS_SKIP_REGEX sets; but that is read at the import of Ray, which is long past.
+    stdout_deduplicator.skip_re = re.compile("Raylet is terminated|has been marked dead")
+
+
+def _end_with(server: psutil.Process, closing: threading.Event, remedy: Callable[[], str]) -> None:
+    """End this process as soon as a server of its own cluster dies, unless that is closing.
+
+    Ray tells the driver only after 15 s to a minute, at length, and Tune then waits for ever for room for its trials.
+    The driver stands in Ray's C++ meanwhile, where no exception reaches it. Leaving without a goodbye loses what a
+    killed driver loses, and `--resume` mends that.
+    """
+    with suppress(ChildProcessError):  # Ray itself may have taken note of its end
+        os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)
+    if closing.is_set() or not ENDING.acquire(blocking=False):
+        return
+    sys.stdout.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Ray would print its last log lines there
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            child.kill()
+    show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a live table had hidden it
+    words = f"failed: the Ray cluster of this command was killed (was the machine short of memory?); {remedy()}"
+    os.write(sys.stderr.fileno(), f"{show_cursor}{words}\n".encode())
+    os._exit(1)
 
 
 def quiet_ray_data() -> None:

@@ -10,6 +10,7 @@ whole memory: whoever starts the trial again, here or on another machine, goes o
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
 import tempfile
@@ -263,6 +264,14 @@ def new_run(storage: str, name: str | None, kind: str, resume: bool) -> Folder:
         except RunError as error:
             raise InputError(f"--storage {storage}: {error}; choose a folder or URI that you may write to") from None
     return run
+
+
+def how_to_go_on(verb: str, storage: str, run: Folder) -> str:
+    """What to type after `verb` was cut short in this run."""
+    if not run.exists("config.yaml"):
+        return "give the same command again"
+    where = "" if storage == "runs" else f" --storage {shlex.quote(storage)}"
+    return f"go on with: python -m fracray.{verb} --name {shlex.quote(run.name)}{where} --resume"
 
 
 def _runs(shelf: Folder) -> str:

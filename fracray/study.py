@@ -2,9 +2,10 @@
 
 Ray's own OptunaSearch cannot resume on a persistent storage: after a killed driver it tells a trial twice and
 crashes. Here the study is the truth: a trial is known by its number in it, told once, and taken up again from its
-own folder where a former driver left it.
+own folder where a former driver left it, or where its process was lost.
 """
 
+import fcntl
 import logging
 import math
 import os
@@ -19,14 +20,18 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
+from fracray.errors import InputError
 from fracray.run import Folder
 from fracray.space import SearchSpace
 
-LEAVES = "leaves"
+RETRIES = 2  # in a row without a finished epoch between, of a trial whose process died or whose code failed
+FAILURE = "failure"  # in a trial's result: why it cannot be run at all, on whatever process
+LEAVES, REASON, TRIES = "leaves", "reason", "tries"  # what is kept of a trial beside Optuna's own
 JOURNAL = "optuna.journal"
+LOCK = "search.lock"
 STUDY = "fracray"
 
 
@@ -78,12 +83,36 @@ def local_journal(run: Folder) -> Iterator[Path]:
         run.write(JOURNAL, journal.read_bytes())
 
 
+@contextmanager
+def only_driver(run: Folder) -> Iterator[None]:
+    """Be the one driver of a search; InputError where another one lives. A killed one is none, whatever it left behind.
+
+    On a URI, and on a disk without locks, nothing is checked.
+    """
+    if not run.is_local:
+        yield
+        return
+    with open(run.path(LOCK), "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{run}: another command is searching in this run; wait for its end, or stop it with Ctrl-C"
+            ) from None
+        except OSError:
+            pass
+        yield
+
+
 class StudySearcher(Searcher):
     """Hands Optuna's suggestions to Tune and tells Optuna the best epoch's values.
 
     A suggestion is `{"number": trial number, "leaves": {dotted path: value}}`. The first trial is always the default
-    configuration. Trials that a former driver left unfinished are handed out again before new ones are asked for;
-    `budget` trials (of a grid, no more than it has) are finished in all, over every resume.
+    configuration. Trials that a former driver left unfinished, or that lost their process, are handed out again before
+    new ones are asked for; `budget` trials (of a grid, no more than it has) are finished in all, over every resume.
+
+    Tune's own retries are not used: it gives up a trial whose process dies between two trials, and forgets its count
+    with the driver.
     """
 
     def __init__(self, space: SearchSpace, journal: Path, budget: int) -> None:
@@ -102,7 +131,8 @@ class StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self.remaining <= 0:
-            return Searcher.FINISHED
+            # Those under way may yet lose their processes and come back; FINISHED could not be taken back.
+            return None if self._running else Searcher.FINISHED
         if self._unfinished:
             frozen = self._unfinished.pop(0)
             trial = optuna.Trial(self.study, frozen._trial_id)
@@ -141,24 +171,46 @@ class StudySearcher(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         trial = self._running.get(trial_id)
-        if trial is not None and len(self._space.metrics) == 1 and _is_number(result.get(self.metric)):
+        if trial is None:
+            return
+        if self._now(trial).user_attrs.get(TRIES):
+            trial.set_user_attr(TRIES, 0)
+        if len(self._space.metrics) == 1 and _is_number(result.get(self.metric)):
             epoch = int(result["training_iteration"])
             # A trial that was taken up again may tell an epoch twice; Optuna would warn of it on the user's screen.
-            if epoch not in self.study.get_trials(deepcopy=False)[trial.number].intermediate_values:
+            if epoch not in self._now(trial).intermediate_values:
                 trial.report(float(result[self.metric]), epoch)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tell Optuna how a trial ended; one that ended in `error` is handed out again, RETRIES times in a row."""
         trial = self._running.pop(trial_id, None)
-        if trial is None:
+        if trial is None or self._now(trial).state.is_finished():
             return
-        values = [(result or {}).get(f"best_{metric}") for metric in self._space.metrics]
-        known = not error and all(_is_number(value) for value in values)
+        if error:
+            self._put_back(trial)
+            return
+        result = result or {}
+        values = [result.get(f"best_{metric}") for metric in self._space.metrics]
         # A default outside the space has no parameters: Optuna could draw nothing from its value.
-        told = known and bool(trial.params) and set(trial.params) == set(trial.user_attrs[LEAVES])
-        if told:
-            self.study.tell(trial, [float(value) for value in values if value is not None], skip_if_finished=True)
-        else:
-            self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+        drawn = bool(trial.params) and set(trial.params) == set(trial.user_attrs[LEAVES])
+        if drawn and all(_is_number(value) for value in values):
+            self.study.tell(trial, [float(value) for value in values if value is not None])
+            return
+        if reason := result.get(FAILURE) or (result.get("diverged") and "its loss is no longer finite"):
+            trial.set_user_attr(REASON, reason)
+        self.study.tell(trial, state=TrialState.FAIL)
+
+    def _put_back(self, trial: optuna.Trial) -> None:
+        tries = self._now(trial).user_attrs.get(TRIES, 0) + 1
+        trial.set_user_attr(TRIES, tries)
+        if tries <= RETRIES:
+            self._unfinished.append(self._now(trial))
+            return
+        trial.set_user_attr(REASON, f"ended {tries} times without finishing an epoch")
+        self.study.tell(trial, state=TrialState.FAIL)
+
+    def _now(self, trial: optuna.Trial) -> FrozenTrial:
+        return self.study.get_trials(deepcopy=False)[trial.number]
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing of its own: the journal is always up to date."""

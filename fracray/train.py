@@ -22,16 +22,25 @@ from fracray.config import Config, load_config, parse_assignments
 from fracray.data.datasheet import datasheet
 from fracray.data.manifest import MANIFEST
 from fracray.data.prepare import Prepared, prepare
-from fracray.data.stream import fits_in_memory
+from fracray.data.stream import TASK_CPUS, fits_in_memory
 from fracray.errors import InputError, RunError, run_verb
 from fracray.model import build_model
-from fracray.run import BEST, EPOCHS, Folder, data_source, new_run, stored_config, trial_folder, trial_name
+from fracray.run import (
+    BEST,
+    EPOCHS,
+    Folder,
+    data_source,
+    how_to_go_on,
+    new_run,
+    stored_config,
+    trial_folder,
+    trial_name,
+)
 from fracray.show import epoch_line, new_console, say_next_steps, say_phantom, say_prepared, say_validation
 from fracray.trial import Job, Session, refuse_missing_gpu, use_cores
 
 TRIAL = 0  # a training is a run of one trial
 MAX_FAILURES = 3
-RAY_TASK_CPUS = 1.0  # what Ray Data needs to move at all when it feeds the workers
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,14 +83,14 @@ def main(argv: Sequence[str]) -> None:
             )
         config = stored_config(run)
     say_phantom(console, config)
-    with connect(args.address):
+    with connect(args.address, lambda: how_to_go_on("train", args.storage, run)):
         cpus, gpus = _shares(args)
         refuse_missing_gpu(config, gpus > 0)
         trials_at_once(args.workers, cpus, gpus)  # before anything long is begun
         prepared = prepare(config.data, console)
         say_prepared(console, prepared)
         job = make_job(config, run, prepared)
-        spare = 0.0 if job.images is not None else RAY_TASK_CPUS
+        spare = 0.0 if job.images is not None else TASK_CPUS
         if args.cpus_per_worker is None:
             cpus = max(0.5, cpus - spare / args.workers)
         trials_at_once(args.workers, cpus, gpus, spare)

@@ -4,11 +4,12 @@ Read from top to bottom: the command, the trials, the search, what it found.
 """
 
 import argparse
+import math
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import psutil
@@ -27,22 +28,22 @@ from fracray.board import RUNNING, WAITING, Board
 from fracray.cluster import capacity, connect, nodes, trials_at_once
 from fracray.config import parse_assignments
 from fracray.data.prepare import prepare
+from fracray.data.stream import TASK_CPUS
 from fracray.errors import InputError, run_verb
 from fracray.fit import pick_device
 from fracray.group import WorkerGroup
 from fracray.meter import REPORTING, STARTING, Ledger, Meter
 from fracray.model import build_model
-from fracray.run import Folder, data_source, new_run
+from fracray.run import Folder, data_source, how_to_go_on, new_run
 from fracray.show import new_console, say_phantom, say_prepared
 from fracray.space import SearchSpace
 from fracray.space_file import load_space
-from fracray.study import StudySearcher, local_journal
+from fracray.study import FAILURE, StudySearcher, local_journal, only_driver
 from fracray.summary import summarise
-from fracray.train import RAY_TASK_CPUS, Share, make_job
+from fracray.train import Share, make_job
 from fracray.trial import Job, Session, refuse_missing_gpu, use_cores
 
 SPACE = "space.yaml"
-ACTOR_RETRIES = 2  # of a trial whose process died; it goes on from its last finished epoch
 
 
 # ---------------------------------------------------------------- the command
@@ -104,8 +105,8 @@ def main(argv: Sequence[str]) -> None:
     space, run = _begin(args)
     started = time.monotonic()
     say_phantom(console, space.config)
-    with connect(args.address):
-        _concurrency(space, spare=0.0)  # before anything long is begun
+    with connect(args.address, lambda: how_to_go_on("tune", args.storage, run)):
+        _places(space, _share(space))  # before anything long is begun
         prepared = prepare(space.config.data, console)
         say_prepared(console, prepared)
         job = make_job(space.config, run, prepared)
@@ -121,7 +122,7 @@ def main(argv: Sequence[str]) -> None:
         finished = _search(space, job, ledger, console)
         summarise(space, run, prepared, ledger, console)
     if not finished:
-        console.print(f"\nthe search is not finished; go on with: {_resume_command(args, run)}", soft_wrap=True)
+        console.print(f"\nthe search is not finished; {how_to_go_on('tune', args.storage, run)}", soft_wrap=True)
         budget = space.config.search.time_budget
         if budget is None or time.monotonic() - started < budget:
             raise KeyboardInterrupt
@@ -167,11 +168,6 @@ def _check_models(space: SearchSpace) -> None:
         build_model(space.config.with_leaves(leaves, space.origin).model, size=space.config.data.size)
 
 
-def _resume_command(args: argparse.Namespace, run: Folder) -> str:
-    storage = "" if args.storage == "runs" else f" --storage {quote(args.storage)}"
-    return f"python -m fracray.tune --name {quote(run.name)}{storage} --resume"
-
-
 # ---------------------------------------------------------------- the trials
 
 
@@ -202,11 +198,7 @@ class TrialActor(tune.Trainable):
         self._number, self._leaves = config["number"], config["leaves"]
         self._next: int | None = None
         self._pause = STARTING
-        if self._group is None:
-            if self._session is not None:
-                self._session.close()
-            device = pick_device() if self._share.gpus else torch.device("cpu")
-            self._session = Session(self._job, self._number, self._leaves, device=device, meter=self._meter)
+        self._close()
 
     def step(self) -> dict[str, Any]:
         self._meter.add_wall(self._pause, time.perf_counter() - self._ended)
@@ -216,11 +208,29 @@ class TrialActor(tune.Trainable):
             for phase, seconds in self._meter.take().items():
                 metrics[phase] = metrics.get(phase, 0.0) + seconds
         else:
-            assert self._session is not None
-            metrics = self._session.last() if self._session.done else self._session.run_epoch()
+            try:
+                metrics = self._epoch()
+            except (InputError, ValueError) as error:
+                # It would fail so in any process, and this one is as good as before: no error of Tune's, which ends it.
+                self._close()
+                self._ended = time.perf_counter()
+                nothing = {f"best_{metric}": math.nan for metric in self._job.metrics}
+                return {**nothing, FAILURE: " ".join(str(error).split()), "done": True}
         self._next = metrics["training_iteration"] + 1
         self._ended = time.perf_counter()
         return {**metrics, "done": metrics["diverged"] or self._next > self._job.config.train.epochs}
+
+    def _epoch(self) -> dict[str, Any]:
+        if self._session is None:
+            device = pick_device() if self._share.gpus else torch.device("cpu")
+            with self._meter.waiting(STARTING):
+                self._session = Session(self._job, self._number, self._leaves, device=device, meter=self._meter)
+        return self._session.last() if self._session.done else self._session.run_epoch()
+
+    def _close(self) -> None:
+        if self._session is not None:
+            self._session.close()
+            self._session = None
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         Path(checkpoint_dir, "in-the-trial-folder").touch()
@@ -231,13 +241,10 @@ class TrialActor(tune.Trainable):
     def cleanup(self) -> None:
         if self._group is not None:
             self._group.stop()
-        if self._session is not None:
-            self._session.close()
+        self._close()
 
 
-def _trainable(space: SearchSpace, job: Job) -> Any:
-    search = space.config.search
-    share = Share(search.workers_per_trial, search.cpus_per_trial, search.gpus_per_trial)
+def _trainable(job: Job, share: Share) -> Any:
     actor = tune.with_parameters(TrialActor, job=job, share=share)
     if share.workers == 1:
         return tune.with_resources(actor, {"cpu": share.cpus, "gpu": share.gpus})
@@ -265,18 +272,25 @@ def _scheduler(space: SearchSpace) -> TrialScheduler:
     return FIFOScheduler()
 
 
-def _concurrency(space: SearchSpace, spare: float) -> int:
+def _share(space: SearchSpace, spare: float = 0.0) -> Share:
+    """What each trial gets; one that would leave nothing of a small machine to Ray Data gives up what that needs."""
     search = space.config.search
-    return trials_at_once(
-        search.workers_per_trial, search.cpus_per_trial, search.gpus_per_trial, spare, search.concurrent
-    )
+    share = Share(search.workers_per_trial, search.cpus_per_trial, search.gpus_per_trial)
+    asked, left = share.workers * share.cpus, capacity("CPU") - spare
+    return replace(share, cpus=left / share.workers) if 0 < left < asked <= left + spare else share
+
+
+def _places(space: SearchSpace, share: Share, spare: float = 0.0) -> int:
+    return trials_at_once(share.workers, share.cpus, share.gpus, spare, space.config.search.concurrent)
 
 
 def _search(space: SearchSpace, job: Job, ledger: Ledger, console: Console) -> bool:
     """Run the trials that are still missing; False when Ctrl-C or the time budget ended the search before that."""
     search = space.config.search
-    concurrent = _concurrency(space, spare=0.0 if job.images is not None else RAY_TASK_CPUS)
-    with local_journal(job.run) as journal:
+    spare = 0.0 if job.images is not None else TASK_CPUS
+    share = _share(space, spare)
+    concurrent = _places(space, share, spare)
+    with only_driver(job.run), local_journal(job.run) as journal:
         budget = min(search.trials, space.grid_points or search.trials)
         searcher = StudySearcher(space, journal, budget)
         missing = searcher.remaining
@@ -291,13 +305,13 @@ def _search(space: SearchSpace, job: Job, ledger: Ledger, console: Console) -> b
         )
         board = Board(space, job.run, searcher.study, journal, concurrent, budget, ledger, console)
         tuner = tune.Tuner(
-            _trainable(space, job),
+            _trainable(job, share),
             tune_config=tune.TuneConfig(
                 metric=f"best_{space.metrics[0]}",
                 mode=search.mode,
                 search_alg=searcher,
                 scheduler=_scheduler(space),
-                num_samples=missing,
+                num_samples=-1,  # the searcher says when it is done: a trial that lost its process is one sample more
                 max_concurrent_trials=concurrent,
                 time_budget_s=search.time_budget,
                 reuse_actors=True,
@@ -308,7 +322,6 @@ def _search(space: SearchSpace, job: Job, ledger: Ledger, console: Console) -> b
                 storage_filesystem=job.run.filesystem,
                 callbacks=[board],
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=ACTOR_RETRIES),
             ),
         )
         with board:

@@ -10,8 +10,10 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from fracray.config import Config
+from fracray.errors import InputError
+from fracray.run import Folder
 from fracray.space_file import load_space
-from fracray.study import JOURNAL, LEAVES, StudySearcher, open_study
+from fracray.study import FAILURE, JOURNAL, LEAVES, REASON, RETRIES, StudySearcher, only_driver, open_study
 
 DROPOUT = "space:\n  model.dropout: {float: [0.0, 0.6]}\n  train.lr: {log_float: [1.0e-4, 1.0e-2]}\n"
 TOP = "trials: 6\nsampler: {name: random}\n"
@@ -71,8 +73,19 @@ def test_the_budget_is_handed_out_and_no_more(space, journal):
 def test_failed_trials_count_against_the_budget(space, journal):
     searcher = StudySearcher(space, journal, 1)
     searcher.suggest("a")
-    searcher.on_trial_complete("a", error=True)
+    searcher.on_trial_complete("a", {FAILURE: "no such thing"})
     assert searcher.suggest("b") == Searcher.FINISHED
+
+
+def test_the_end_is_not_said_while_a_trial_may_still_come_back(space, journal):
+    searcher = StudySearcher(space, journal, 2)
+    begun = [searcher.suggest(name) for name in "ab"]
+    searcher.on_trial_complete("a", result(1, 0.5))
+    assert searcher.suggest("c") is None
+    searcher.on_trial_complete("b", error=True)
+    assert searcher.suggest("d") == begun[1]
+    searcher.on_trial_complete("d", result(1, 0.5))
+    assert searcher.suggest("e") == Searcher.FINISHED
 
 
 def test_a_default_outside_the_space_runs_and_optuna_is_not_told(tmp_path, journal):
@@ -121,9 +134,9 @@ def test_the_study_opens_by_its_names_and_direction(tmp_path, journal):
         {"result": result(1, math.inf)},
         {"result": {"training_iteration": 1}},
         {"result": None},
-        {"result": result(1, 0.9), "error": True},
+        {"result": result(1, math.nan, **{FAILURE: "no such thing"})},
     ],
-    ids=["nan", "infinite", "without the metric", "no result", "error"],
+    ids=["nan", "infinite", "without the metric", "no result", "failure"],
 )
 def test_a_trial_without_a_value_fails_and_the_search_goes_on(space, journal, outcome):
     searcher = StudySearcher(space, journal, 6)
@@ -173,6 +186,75 @@ def test_all_of_several_metrics_are_told(tmp_path, journal):
     assert study.metric_names == ["val_auroc", "val_f1"]
     assert [trial.values for trial in study.get_trials()] == [[0.9, 0.5], [0.8, 0.7], [0.7, 0.6], None]
     assert sorted(trial.number for trial in study.best_trials) == [0, 1]
+
+
+# ---- lost processes
+
+
+def lose(searcher, times, name="lost"):
+    """Hand out the next trial and have its process die, so many times; its number each time."""
+    numbers = []
+    for index in range(times):
+        numbers.append(searcher.suggest(f"{name}{index}")["number"])
+        searcher.on_trial_complete(f"{name}{index}", error=True)
+    return numbers
+
+
+def test_a_trial_whose_process_died_comes_first_again_as_itself(space, journal):
+    searcher = StudySearcher(space, journal, 3)
+    first = searcher.suggest("a")
+    searcher.on_trial_result("a", result(1, 0.5))
+    searcher.on_trial_complete("a", error=True)
+    assert searcher.remaining == 3
+    assert searcher.suggest("b") == first
+    assert searcher.suggest("c")["number"] == 1
+    searcher.on_trial_complete("b", result(2, 0.7))
+    again, other = trials_of(journal, space)
+    assert (again.state, again.value, other.state) == (TrialState.COMPLETE, 0.7, TrialState.RUNNING)
+    assert again.intermediate_values == {1: 0.5}
+
+
+def test_a_trial_that_always_dies_is_given_up_with_its_reason(space, journal):
+    searcher = StudySearcher(space, journal, 2)
+    assert lose(searcher, RETRIES + 1) == [0] * (RETRIES + 1)
+    assert searcher.suggest("next")["number"] == 1
+    trial = trials_of(journal, space)[0]
+    assert trial.state is TrialState.FAIL
+    assert "without finishing an epoch" in trial.user_attrs[REASON]
+
+
+def test_deaths_are_counted_over_resumes_and_only_between_finished_epochs(space, journal):
+    lose(StudySearcher(space, journal, 2), RETRIES)
+    searcher = StudySearcher(space, journal, 2)
+    searcher.suggest("a")
+    searcher.on_trial_result("a", result(1, 0.5))
+    searcher.on_trial_complete("a", error=True)
+    assert lose(searcher, RETRIES) == [0] * RETRIES  # the finished epoch had set the count to nought, this loss to one
+    assert trials_of(journal, space)[0].state is TrialState.FAIL
+
+
+def test_a_trial_that_cannot_run_fails_at_once_with_its_reason(space, journal):
+    searcher = StudySearcher(space, journal, 2)
+    searcher.suggest("a")
+    searcher.on_trial_complete("a", result(1, math.nan, **{FAILURE: "model.width: too large"}))
+    assert searcher.suggest("b")["number"] == 1
+    trial = trials_of(journal, space)[0]
+    assert (trial.state, trial.user_attrs[REASON]) == (TrialState.FAIL, "model.width: too large")
+
+
+def test_one_run_has_one_driver_and_a_killed_one_is_none(tmp_path):
+    run = Folder(tmp_path)
+    code = "import sys, os; from fracray.run import Folder; from fracray.study import only_driver\n"
+    code += "with only_driver(Folder(sys.argv[1])): print('mine', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "mine\n"
+        with pytest.raises(InputError, match="another command is searching"), only_driver(run):
+            pass
+        other.kill()
+    with only_driver(run), pytest.raises(InputError), only_driver(run):
+        pass
 
 
 # ---- grids
@@ -232,7 +314,7 @@ def test_unfinished_trials_are_handed_out_first_with_the_same_leaves_and_number(
     again = [resumed.suggest(name) for name in "wxyz"]
     assert again[:3] == [suggestions["a"], suggestions["c"], suggestions["d"]]
     assert again[3]["number"] == 4
-    assert resumed.suggest("v") == Searcher.FINISHED
+    assert resumed.suggest("v") is None
     for name, accuracy in zip("wxyz", (0.1, 0.2, 0.3, 0.4), strict=True):
         resumed.on_trial_result(name, result(1, accuracy))  # an epoch that had been reported before, for "x"
         resumed.on_trial_complete(name, result(2, accuracy))
@@ -322,7 +404,7 @@ def test_a_trial_that_was_put_in_line_and_never_begun_is_not_lost(tmp_path, spac
     searcher = StudySearcher(space, journal, 6)
     assert searcher.remaining == 4
     assert [searcher.suggest(name)["number"] for name in "cdef"] == [2, 3, 4, 5]
-    assert searcher.suggest("g") == Searcher.FINISHED
+    assert searcher.suggest("g") is None
     assert trials_of(journal, space)[3].params["model.dropout"] == 0.123
 
 

@@ -4,22 +4,26 @@ import contextlib
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import optuna
 import pandas as pd
 import psutil
 import pytest
+import ray
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from fracray.checkpoint import load_checkpoint, read_card
 from fracray.errors import RunError
-from fracray.tune import main
+from fracray.tune import TrialActor, main
 
 SPACE = """
 metric: val_accuracy
@@ -68,10 +72,10 @@ def finish(process, seconds=400):
     return process.returncode, out
 
 
-def wait_until(condition, process, seconds=240):
+def wait_until(condition, process=None, seconds=240):
     deadline = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, process.stdout.read()
+        assert process is None or process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline, "nothing happened in time"
         time.sleep(0.05)
 
@@ -270,72 +274,151 @@ def test_a_search_in_which_every_trial_diverges_fails_in_words(ray_local, tmp_pa
 # ---------------------------------------------------------------- interruption
 
 
-def test_ctrl_c_keeps_everything_says_how_to_resume_and_resume_finishes(tmp_path):
+def test_ctrl_c_keeps_everything_says_how_to_resume_and_resume_finishes(ray_local, tmp_path):
     space = write_space(tmp_path, trials=6, epochs=8)
-    process = begin(tmp_path, "stopped", "--space", str(space))
+    cluster = ray.get_runtime_context().gcs_address
+    process = begin(tmp_path, "stopped", "--space", str(space), "--address", cluster)
     run = tmp_path / "stopped"
     wait_until(lambda: told(run) >= 1, process)
     process.send_signal(signal.SIGINT)
     code, out = finish(process)
     assert code == 130, out
     assert "Traceback" not in out
-    command = re.search(r"go on with: python -m fracray.tune (.*)", out).group(1)
-    assert "--resume" in command
-    done = [trial for trial in study_of(run).trials if trial.state.is_finished()]
-    assert 1 <= len(done) < 6
-    kept = histories(run)
+    before = Snapshot(run)
+    assert 1 <= len(before.done) < 6
     # How the search around them is run may change; the trials under way go on all the same.
-    code, out = finish(begin(tmp_path, "stopped", "--resume", "--trials", "7", "--concurrent", "1"))
-    assert code == 0, out
-    assert_search_is_whole(run, kept, done, trials=7, epochs=8)
+    main([*resume_arguments(out), "--trials", "7", "--concurrent", "1"])
+    before.assert_kept_and_whole(trials=7, epochs=8)
 
 
-@pytest.mark.parametrize("victim", ["driver", "trial process"])
-def test_a_search_survives_kill_nine(tmp_path, victim):
+@pytest.mark.parametrize("victim", ["driver", "raylet"])
+def test_a_search_goes_on_after_kill_nine_of_its(ray_local, tmp_path, victim):
+    """The command with a cluster of its own; it ends at once and in one line, and so does all that it had started."""
     space = write_space(tmp_path, trials=6, epochs=8)
     process = begin(tmp_path, "hit", "--space", str(space))
     run = tmp_path / "hit"
     wait_until(lambda: told(run) >= 1, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    writers = [child for child in family if "Trainable" in title(child)]
+    assert writers
     if victim == "driver":
         process.send_signal(signal.SIGKILL)
         process.wait()
+        again = ["--storage", str(tmp_path), "--name", "hit", "--resume"]
     else:
-        os.kill(trial_processes(process)[0].pid, signal.SIGKILL)
-    done = [trial for trial in study_of(run).trials if trial.state.is_finished()]
-    kept = histories(run)
-    if victim == "driver":
-        process = begin(tmp_path, "hit", "--resume")
-    code, out = finish(process)
-    assert code == 0, out
-    assert_search_is_whole(run, kept, done, trials=6, epochs=8)
+        next(child for child in family if child.name() == victim).kill()
+        code, out = finish(process, seconds=30)
+        assert code == 1, out
+        assert re.search(r"\nfailed: the Ray cluster of this command was killed .*\n$", out), out
+        assert "Traceback" not in out
+        assert "(raylet)" not in out
+        again = resume_arguments(out)
+    _, alive = psutil.wait_procs(writers, timeout=30)
+    assert not alive, "processes that go on writing into a run that is taken up again"
+    before = Snapshot(run)
+    assert 1 <= len(before.done) < 6
+    main(again)
+    before.assert_kept_and_whole(trials=6, epochs=8)
 
 
-def trial_processes(process):
-    """The trials in the middle of an epoch: Tune gives up one whose process dies in the instant between two trials."""
+def test_a_search_goes_on_after_kill_nine_of_a_trial_process(ray_local, tmp_path, capsys):
+    run = tmp_path / "hit"
+    before = []
+
+    def kill():
+        wait_until(lambda: told(run) >= 1)
+        trial_processes()[0].kill()
+        before.append(Snapshot(run))
+
+    with ThreadPoolExecutor() as pool:
+        killed = pool.submit(kill)
+        main(["--space", str(write_space(tmp_path, trials=6, epochs=8)), "--storage", str(tmp_path), "--name", "hit"])
+        killed.result()
+    assert "is taken up again" in capsys.readouterr().out
+    before[0].assert_kept_and_whole(trials=6, epochs=8)
+
+
+def test_a_process_that_dies_between_two_trials_costs_no_trial(ray_local, tmp_path, monkeypatch):
+    mark = tmp_path / "died"
+
+    class Dying(TrialActor):
+        def reset_config(self, new_config):
+            if not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().reset_config(new_config)
+
+    monkeypatch.setattr("fracray.tune.TrialActor", Dying)
+    main(["--space", str(write_space(tmp_path, trials=4, epochs=2)), "--storage", str(tmp_path), "--name", "hit"])
+    assert mark.exists()
+    Snapshot(tmp_path / "hit").assert_kept_and_whole(trials=4, epochs=2)
+
+
+def test_a_trial_that_cannot_run_fails_once_with_its_reason(searched, tmp_path, capsys):
+    """Its folder holds another trial: that is an error in any process."""
+    shutil.copytree(searched / "trials/t0003", tmp_path / "mixed/trials/t0001")
+    main(["--space", str(write_space(tmp_path, trials=3)), "--storage", str(tmp_path), "--name", "mixed"])
+    assert capsys.readouterr().out.count("t0001 failed: ") == 1
+    trials = study_of(tmp_path / "mixed").trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert "begun with another config" in trials[1].user_attrs["reason"]
+
+
+def resume_arguments(out):
+    command = re.search(r"go on with: python -m fracray\.tune (.*)", out).group(1)
+    assert command.endswith("--resume")
+    return shlex.split(command)
+
+
+def title(process):
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def trial_processes():
+    """The trials in the middle of an epoch."""
     for _ in range(1000):
-        children = psutil.Process(process.pid).children(recursive=True)
-        with contextlib.suppress(psutil.Error):
-            found = [child for child in children if "Trainable.train" in " ".join(child.cmdline())]
-            if found:
-                return found
+        found = [child for child in psutil.Process().children(recursive=True) if ".train" in title(child)]
+        if found:
+            return found
         time.sleep(0.01)
     raise AssertionError("no trial was training")
 
 
-def assert_search_is_whole(run: Path, kept, done, trials: int, epochs: int) -> None:
-    """All trials are there; what was finished before is as it was, to the byte of its timings."""
-    study, now = study_of(run), histories(run)
-    assert [trial.number for trial in study.trials] == list(range(trials))
-    assert all(trial.state is optuna.trial.TrialState.COMPLETE for trial in study.trials)
-    for before in done:
-        after = study.trials[before.number]
-        assert (after.params, after.value, after.datetime_complete) == (
-            before.params,
-            before.value,
-            before.datetime_complete,
-        )
-    for name, entries in kept.items():
-        assert now[name][: len(entries)] == entries, f"{name} lost a finished epoch"
-    for name, entries in now.items():
-        assert [entry["epoch"] for entry in entries] == list(range(1, epochs + 1)), name
-        assert study.trials[int(name[1:])].value == max(entry["val_accuracy"] for entry in entries)
+class Snapshot:
+    """What a run holds at the moment of an interruption, and must hold after it."""
+
+    def __init__(self, run: Path) -> None:
+        self.run, self.kept = run, histories(run)
+        self.done = [trial for trial in study_of(run).trials if trial.state.is_finished()]
+        self.files = {file: file.read_bytes() for trial in self.done for file in self.files_of(trial.number)}
+
+    def files_of(self, number: int) -> list[Path]:
+        return [path for path in (self.run / f"trials/t{number:04d}").rglob("*") if path.is_file()]
+
+    def assert_kept_and_whole(self, trials: int, epochs: int) -> None:
+        """All trials are there, once; what was finished before is as it was, to the byte."""
+        study, now = study_of(self.run), histories(self.run)
+        assert [trial.number for trial in study.trials] == list(range(trials))
+        assert all(trial.state is optuna.trial.TrialState.COMPLETE for trial in study.trials)
+        for before in self.done:
+            after = study.trials[before.number]
+            assert (after.params, after.value, after.datetime_complete) == (
+                before.params,
+                before.value,
+                before.datetime_complete,
+            )
+        for file, content in self.files.items():
+            assert file.read_bytes() == content, file
+        for name, entries in self.kept.items():
+            # The last one may have been written when its state was not yet: it is run again then, to the same end.
+            assert now[name][: len(entries) - 1] == entries[:-1], f"{name} lost a finished epoch"
+            assert without_time(now[name][: len(entries)]) == without_time(entries), f"{name} lost a finished epoch"
+        for name, entries in now.items():
+            assert [entry["epoch"] for entry in entries] == list(range(1, epochs + 1)), name
+            assert study.trials[int(name[1:])].value == max(entry["val_accuracy"] for entry in entries)
+        table = pd.read_parquet(self.run / "trials.parquet")
+        assert sorted(zip(table["number"], table["epoch"], strict=True)) == [
+            (number, epoch) for number in range(trials) for epoch in range(1, epochs + 1)
+        ]

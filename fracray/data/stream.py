@@ -27,7 +27,7 @@ from fracray.meter import AUGMENTATION, TRANSFORM, Meter
 
 SHUFFLE_WINDOW = 64  # shards mixed with each other at a time; a set of fewer shards is shuffled as a whole
 TASK_BYTES = 32 * 2**20  # of images that one task augments: starting a task costs as much as augmenting some 500
-TASK_CPUS = 0.5  # so that a machine of one core can augment beside a trial
+TASK_CPUS = 0.5  # of Ray's, which must be left beside the workers: on one core too
 PREFETCHED_BATCHES = 4
 MEMORY_SHARE = 0.25  # of a machine's memory that the decoded set may fill before Ray Data streams it instead
 
