@@ -202,7 +202,9 @@ class Manifest:
 def build(rows: Sequence[dict[str, Any]], root: Path) -> Manifest:
     """A manifest from rows that may leave out what is not known yet; asserts unique ids and known statuses."""
     unknown = {field.name: _unknown(field) for field in SCHEMA}
-    table = pd.DataFrame([unknown | row for row in rows])
+    beside = dict.fromkeys(name for row in rows for name in row if name not in unknown)
+    columns = {name: [row.get(name, value) for row in rows] for name, value in unknown.items()}
+    table = pd.DataFrame(columns | {name: [row.get(name, math.nan) for row in rows] for name in beside})
     for field in SCHEMA:
         if field.name != "boxes":
             table[field.name] = table[field.name].astype(
