@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 import warnings
 from collections.abc import Callable
@@ -96,8 +97,24 @@ def decode(data: bytes, longer_side: int, size: int, known: imagefile.Known | No
     return letterbox(found.gray, size)
 
 
-class UndecodableError(Exception):
-    """A file that was readable when the data set was examined, and is not when it is ingested."""
+@dataclass(frozen=True)
+class _Written:
+    """What became of one task: its file, or why there is none. Ray would hand an exception on as a traceback's text."""
+
+    file: ShardFile
+    undecodable: str = ""
+    unwritable: str = ""
+
+    def as_table(self) -> pa.Table:
+        row = asdict(self)
+        return pa.Table.from_pylist([row.pop("file") | row])
+
+    @classmethod
+    def read(cls, batch: pa.Table) -> "list[_Written]":
+        return [
+            cls(ShardFile(row["name"], row["first"], row["count"]), row["undecodable"], row["unwritable"])
+            for row in batch.to_pylist()
+        ]
 
 
 _FILE = ("path", "width", "height", "exif_orientation")
@@ -114,6 +131,9 @@ class _WriteShard:
     def __call__(self, block: pa.Table) -> pa.Table:
         cv2.setNumThreads(1)  # the parallelism is Ray Data's
         warnings.simplefilter("ignore")  # what the decoders have to say of odd files, the audit says
+        first, last = block["row"][0].as_py(), block["row"][-1].as_py()
+        # A task that is run again writes the same file again.
+        shard = ShardFile(f"rows-{first:09d}-{last:09d}.parquet", first, len(block))
         images = np.empty((len(block), self.size, self.size), dtype=np.uint8)
         for at, (path, *seen) in enumerate(zip(*(block[name].to_pylist() for name in _FILE), strict=True)):
             known = imagefile.Known(*seen)
@@ -121,18 +141,19 @@ class _WriteShard:
                 with open(os.path.join(self.root, path), "rb", buffering=0) as file:
                     images[at] = decode(file.read(), max(known.width, known.height), self.size, known)
             except (OSError, ValueError) as error:
-                raise UndecodableError(f"{path}: {error}; it was readable when the data set was examined") from None
+                return _Written(shard, undecodable=f"{path}: {error}").as_table()
         pixels = pa.Array.from_buffers(pa.binary(self.size**2), len(images), [None, pa.py_buffer(images)])
-        first, last = block["row"][0].as_py(), block["row"][-1].as_py()
-        name = f"rows-{first:09d}-{last:09d}.parquet"  # a task that is run again writes the same file again
-        pq.write_table(
-            block.select(["row", "image_id", "label"]).append_column("image", pixels),
-            os.path.join(self.folder, name),
-            compression="none",
-            use_dictionary=False,
-            write_statistics=False,
-        )
-        return pa.table({"name": [name], "first": [first], "count": [len(images)]})
+        try:
+            pq.write_table(
+                block.select(["row", "image_id", "label"]).append_column("image", pixels),
+                os.path.join(self.folder, shard.name),
+                compression="none",
+                use_dictionary=False,
+                write_statistics=False,
+            )
+        except OSError as error:
+            return _Written(shard, unwritable=str(error)).as_table()
+        return _Written(shard).as_table()
 
 
 def fingerprint(manifest: Manifest, size: int) -> str:
@@ -186,25 +207,37 @@ def _write(manifest: Manifest, size: int, folder: Path, progress: Progress | Non
             zero_copy_batch=True,
         )
         files: list[ShardFile] = []
-        done = 0
         for batch in written.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            files += [ShardFile(**file) for file in batch.to_pylist()]
-            done = sum(file.count for file in files)
+            for one in _Written.read(batch):
+                if one.undecodable:
+                    raise RunError(f"{one.undecodable}; it was readable when the data set was examined")
+                if one.unwritable:
+                    raise OSError(one.unwritable)
+                files.append(one.file)
             if progress:
-                progress(done, len(used))
-        if done != len(used):
+                progress(sum(file.count for file in files), len(used))
+        if (done := sum(file.count for file in files)) != len(used):
             raise RunError(f"{partial}: {len(used)} radiographs went in, but {done} came out; run again")
         files.sort(key=lambda file: file.first)
         index = {"size": size, "files": [asdict(file) for file in files]}
         (partial / "index.json").write_text(json.dumps(index, indent=1))
         _rename(partial, folder)
-    except (OSError, ray.exceptions.RayTaskError) as error:
-        if isinstance(error, OSError):  # a task's too: Ray raises it as what it was
-            fault = f"{folder.parent}: cannot write shards: {_reason(error)}"
-            raise InputError(f"{fault}; free space or choose another data.cache") from None
-        raise RunError(_reason(error)) from None
+    except OSError as error:
+        fault = f"{folder.parent}: cannot write shards: {error}"
+        raise InputError(f"{fault}; free space or choose another data.cache") from None
+    except ray.exceptions.RayTaskError as error:
+        raise RunError(str(error).strip().splitlines()[-1]) from None
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder into which tasks that are being stopped may still write."""
+    for _ in range(50):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
 
 
 def _rows_per_file(used: pd.DataFrame, size: int) -> int:
@@ -215,12 +248,6 @@ def _rows_per_file(used: pd.DataFrame, size: int) -> int:
     pixels = float((used["width"].astype(np.int64) * used["height"]).mean())
     wanted = max(round(TASK_PIXELS / max(pixels, 1)), -(-len(used) // SHARDS_WANTED))
     return max(1, min(SHARD_ROWS, SHARD_BYTES // size**2, wanted))
-
-
-def _reason(error: BaseException) -> str:
-    """What the task itself said: Ray hands the error of a task on as the text of its traceback."""
-    _, named, said = str(error).rpartition(f"{UndecodableError.__name__}: ")
-    return said.strip() if named else str(error).strip().splitlines()[-1]
 
 
 def _rename(partial: Path, folder: Path) -> None:
