@@ -21,6 +21,7 @@ from statistics import median
 
 import cv2
 import numpy as np
+import torch
 from processes import PeakMemory, cpu_seconds, cpu_spent
 from table import write_results
 
@@ -165,6 +166,7 @@ def cost_of(count: int, size: int, scratch: Path) -> Cost:
         }
     )
     console = new_console()
+    torch.set_num_threads(1)  # so small a network gains nothing by two, which wait for one another
     with connect(None):
         idle = measure(lambda: time.sleep(1)).peak
         looked = measure(lambda: examined(config.data, console))
