@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,11 +17,13 @@ import pandas as pd
 import psutil
 import pytest
 import ray
+import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from fracray.checkpoint import load_checkpoint, read_card
+from fracray.checkpoint import load_checkpoint, read_card, save_state
 from fracray.errors import RunError
+from fracray.run import STATE
 from fracray.tune import TrialActor, main
 
 SPACE = """
@@ -354,10 +355,12 @@ def test_a_process_that_dies_between_two_trials_costs_no_trial(ray_local, tmp_pa
     Snapshot(tmp_path / "hit").assert_kept_and_whole(trials=4, epochs=2)
 
 
-def test_a_trial_that_cannot_run_fails_once_with_its_reason(searched, tmp_path, capsys):
-    """Its folder holds another trial: that is an error in any process."""
-    shutil.copytree(searched / "trials/t0003", tmp_path / "mixed/trials/t0001")
-    main(["--space", str(write_space(tmp_path, trials=3)), "--storage", str(tmp_path), "--name", "mixed"])
+def test_a_trial_that_cannot_run_fails_once_with_its_reason(ray_local, tmp_path, capsys):
+    """Its folder holds the state of another config: that is an error in any process."""
+    folder = tmp_path / "mixed/trials/t0001"
+    folder.mkdir(parents=True)
+    save_state(folder / STATE, {"w": torch.zeros(1)}, {"config": {}})
+    main(["--space", str(write_space(tmp_path, trials=3, epochs=1)), "--storage", str(tmp_path), "--name", "mixed"])
     assert capsys.readouterr().out.count("t0001 failed: ") == 1
     trials = study_of(tmp_path / "mixed").trials
     assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "COMPLETE"]
