@@ -19,6 +19,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from fracray.meter import PREFIX, Ledger
 from fracray.metrics import is_validation
 from fracray.run import EPOCHS, Folder, trial_folder, trial_name
 from fracray.show import new_table
@@ -112,12 +113,14 @@ class Board(tune.Callback):
         journal: Path,
         concurrent: int,
         budget: int,
+        ledger: Ledger,
         console: Console,
     ) -> None:
         self._space, self._run, self._console = space, run, console
         self._study, self._journal = study, journal
         self._metric, self._mode = space.metrics[0], space.config.search.mode
         self._epochs, self._concurrent, self._budget = space.config.train.epochs, concurrent, budget
+        self._ledger = ledger
         self.rows = collect(run, study, self._epochs)
         self._started = time.monotonic()
         self._ran = 0  # epochs since this driver began
@@ -156,10 +159,13 @@ class Board(tune.Callback):
         entry = {
             k: v
             for k, v in result.items()
-            if is_validation(k.removeprefix("best_")) or k in ("epoch", "train_loss", "lr", "seconds")
+            if is_validation(k.removeprefix("best_"))
+            or k in ("epoch", "train_loss", "lr", "seconds")
+            or k.startswith(PREFIX)
         }
         row.history = [*[old for old in row.history if old["epoch"] < entry["epoch"]], entry]
         self._ran += 1
+        self._ledger.tell(entry, result["time_this_iter_s"])
         self._save()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -4,6 +4,7 @@ A checkpoint folder holds `model.safetensors`, `config.json` and, optionally, `v
 without any other file. Paths here are local folders. Knows nothing of Ray, of URIs or of how a model was trained.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -36,9 +37,13 @@ SEEN_COLUMNS = ("image_id", "split", "pixel_hash")
 PREDICTION_COLUMNS = ("image_id", "group", "label", "split", "logit")
 
 
+@functools.cache  # reading them takes longer than writing the tensors
+def _packages() -> dict[str, str]:
+    return {name: version(name) for name in ("fracray", "torch", "timm", "numpy")}
+
+
 def _versions() -> dict[str, str]:
-    packages = {name: version(name) for name in ("fracray", "torch", "timm", "numpy")}
-    return {"python": platform.python_version(), **packages}
+    return {"python": platform.python_version(), **_packages()}
 
 
 @dataclass(frozen=True)

@@ -128,16 +128,20 @@ def nodes() -> int:
     return sum(node["Alive"] for node in ray.nodes())
 
 
+def capacity(resource: str) -> float:
+    """How much of a resource ('CPU', 'GPU') the cluster has now."""
+    import ray
+
+    return ray.cluster_resources().get(resource, 0.0)
+
+
 def trials_at_once(workers: int, cpus: float, gpus: float, spare_cpus: float = 0.0, asked: int | None = None) -> int:
     """How many trials of `workers` workers with `cpus` and `gpus` each fit the cluster at once; at least 1.
 
     `spare_cpus` are left for Ray Data's tasks. Raises InputError, naming the setting, when not even one fits or
     when fewer fit than were asked for.
     """
-    import ray
-
-    have = ray.cluster_resources()
-    total_cpus, total_gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
+    total_cpus, total_gpus = capacity("CPU"), capacity("GPU")
     need_cpus, need_gpus = workers * cpus, workers * gpus
     if workers > 1 and gpus % 1:
         raise InputError(

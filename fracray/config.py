@@ -166,7 +166,21 @@ class DataConfig(Section):
         "auto",
         description="who augments: the worker from memory, or Ray Data's tasks; auto takes memory where the set fits",
     )
+    augment_on: Literal["cpu", "gpu"] = Field(
+        "cpu",
+        description="gpu: each worker keeps the whole set on its GPU and augments it there, by the same draws as the "
+        "CPU; needs a GPU for every worker, and a set that fits its memory",
+    )
     cache: str | None = Field(None, description="for prepared shards; default $FRACRAY_CACHE or ~/.cache/fracray")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.augment_on == "gpu" and self.stream == "ray":
+            raise ValueError(
+                "augment_on = gpu takes the images from memory to the GPU; it cannot go with stream = ray, "
+                "which has Ray Data's tasks augment: set one of the two to its default"
+            )
+        return self
 
 
 class AugmentConfig(Section):
@@ -175,9 +189,22 @@ class AugmentConfig(Section):
     rotate: Annotated[float, Field(ge=0, le=180)] = Field(10.0, description="largest rotation, degrees either way")
     flip: Probability = Field(0.5, description="probability of a left-right flip")
     vertical_flip: Probability = Field(0.0, description="probability of an upside-down flip")
-    scale: Rate = Field(0.1, description="largest relative zoom, in or out")
+    scale: Rate = Field(0.1, description="largest relative zoom, in or out, of width and height apart")
     brightness: Rate = Field(0.1, description="largest shift of brightness, as a share of full scale")
     contrast: Rate = Field(0.1, description="largest relative change of contrast")
+
+    @property
+    def flips(self) -> bool:
+        return bool(self.flip or self.vertical_flip)
+
+    @property
+    def warps(self) -> bool:
+        """Whether pixels are interpolated; flips are part of the warp then."""
+        return bool(self.rotate or self.scale)
+
+    @property
+    def regrays(self) -> bool:
+        return bool(self.brightness or self.contrast)
 
 
 class ModelConfig(Section):
@@ -210,6 +237,11 @@ class TrainConfig(Section):
     channels_last: bool = True
     compile: bool = Field(False, description="torch.compile the network")
     threads: int | None = Field(None, ge=1, description="CPU threads of a worker; default its share of the machine")
+    keep_seconds: Annotated[float, Field(ge=0)] = Field(
+        10.0,
+        description="how much training a killed process may lose: what resumption needs is written at most this often, "
+        "and wherever a trial may end; 0 is after every epoch",
+    )
     operating_point: Literal["accuracy", "balanced"] = Field(
         "accuracy", description="what the decision threshold fixed on validation maximises"
     )

@@ -8,6 +8,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -18,15 +19,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from fracray.config import Config, TrainConfig
+from fracray.meter import DATA_WAIT, TRAINING, VALIDATION, Meter
 from fracray.metrics import Calibration, choose_threshold, fit_temperature, over_sets, score
 from fracray.model import build_model, freeze_norm, parameter_groups
 
 
 class Batches(Protocol):
-    """One worker's part of one global batch, see `fracray.data.stream.Batch`."""
+    """One worker's part of one global batch, see `fracray.data.stream.Batch` and `resident.DeviceBatch`."""
 
     @property
-    def images(self) -> np.ndarray: ...
+    def images(self) -> np.ndarray | torch.Tensor: ...
     @property
     def labels(self) -> np.ndarray: ...
     @property
@@ -130,8 +132,10 @@ class Fit:
         device: torch.device | None = None,
         metric: str = "val_accuracy",
         mode: str = "max",
+        meter: Meter | None = None,
     ) -> None:
         self.config = config
+        self.meter = meter or Meter(torch.get_num_threads())
         self.stream = stream
         self.device = device or pick_device()
         if self.device.type == "cuda":
@@ -159,6 +163,7 @@ class Fit:
         self.epochs_done = 0
         self.best: dict[str, float] = {}
         self.best_weights: dict[str, torch.Tensor] = {}
+        self._timed: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @property
     def total_steps(self) -> int:
@@ -180,7 +185,8 @@ class Fit:
         """Train one epoch and validate the averaged weights; whether they are kept is for the caller to say."""
         started = time.perf_counter()
         train_loss = self._train_epoch(self.epochs_done)
-        validation, metrics = self.validate()
+        with self.meter.work(VALIDATION):
+            validation, metrics = self.validate()
         self.epochs_done += 1
         diverged = not math.isfinite(train_loss) or not math.isfinite(metrics["val_loss"])
         metrics = {"epoch": float(self.epochs_done), "train_loss": train_loss, "lr": self._rate(), **metrics}
@@ -209,12 +215,35 @@ class Fit:
         torch.manual_seed(hash((self.config.train.seed, epoch, self.rank)) % 2**63)
         total = torch.zeros((), device=self.device)
         step = epoch * self.stream.plan.steps
-        for batch in self.stream.train(epoch):
-            total += self._step(batch, step)
+        batches = self.stream.train(epoch)
+        while True:
+            with self.meter.waiting(DATA_WAIT):
+                batch = next(batches, None)
+            if batch is None:
+                break
+            with self._training():
+                total += self._step(batch, step)
             step += 1
         if self.world > 1:
             dist.all_reduce(total)
-        return float(total) / len(self.stream.plan.train_rows)
+        loss = float(total) / len(self.stream.plan.train_rows)  # waits for a GPU to have done all steps
+        for begun, ended in self._timed:
+            self.meter.add_wall(TRAINING, begun.elapsed_time(ended) / 1000)
+        self._timed.clear()
+        return loss
+
+    @contextmanager
+    def _training(self) -> Iterator[None]:
+        """Count a step: in CPU time, or on a GPU in the device's own, which is read when the epoch has ended."""
+        if self.device.type != "cuda":
+            with self.meter.work(TRAINING):
+                yield
+            return
+        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begun.record()
+        yield
+        ended.record()
+        self._timed.append((begun, ended))
 
     def _train_mode(self) -> None:
         self.model.train()
@@ -248,7 +277,9 @@ class Fit:
             self._train_mode()
         return total.detach()
 
-    def _to_device(self, array: np.ndarray) -> torch.Tensor:
+    def _to_device(self, array: np.ndarray | torch.Tensor) -> torch.Tensor:
+        if isinstance(array, torch.Tensor):  # the stream's images lie on the device already
+            return array
         # Ray's shared arrays are read-only; torch only warns of it, and nothing here writes to them.
         tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
         if self.device.type == "cuda":
@@ -266,12 +297,13 @@ class Fit:
                 averaged[name].copy_(current[name])
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Everything that the next epoch depends on: tensors by name, and a JSON-able rest."""
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        tensors |= {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
-        tensors |= {f"best.{name}": tensor for name, tensor in self.best_weights.items()}
+        """Everything that the next epoch depends on: tensors by name, which no epoch changes, and a JSON-able rest."""
+        moving = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        moving |= {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in slots.items()}
+            moving |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in slots.items()}
+        tensors = {name: tensor.clone() for name, tensor in moving.items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best_weights.items()}
         meta: dict[str, Any] = {
             "epochs_done": self.epochs_done,
             "best": self.best,

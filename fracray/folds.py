@@ -22,7 +22,7 @@ class Folds:
     def __init__(self, fits: Sequence[Fit]) -> None:
         self._fits = tuple(fits)
         self._first = self._fits[0]
-        self.rank = self._first.rank
+        self.rank, self.world = self._first.rank, self._first.world
 
     @property
     def done(self) -> bool:

@@ -13,7 +13,7 @@ import ray
 
 from fracray.errors import RunError
 from fracray.train import Share, run_workers
-from fracray.trial import Job, Session, use_threads
+from fracray.trial import Job, Session, use_cores
 
 POLL_SECONDS = 1.0
 STOP_SECONDS = 30.0
@@ -73,7 +73,7 @@ class WorkerGroup:
         self._mailbox = ray.remote(Mailbox).options(num_cpus=0).remote(share.workers)
         self._serial = 0
         self._error: BaseException | None = None
-        settings = {"job": ray.put(job), "mailbox": self._mailbox, "cpus": share.cpus}
+        settings = {"job": ray.put(job), "mailbox": self._mailbox, "share": share}
         self._thread = threading.Thread(target=self._run, args=(job, share, settings), daemon=True)
         self._thread.start()
 
@@ -106,7 +106,7 @@ def _serve(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     job: Job = ray.get(settings["job"])
-    use_threads(job.config, settings["cpus"])
+    meter = use_cores(job.config, settings["share"].cpus, settings["share"].gpus)
     session: Session | None = None
     number, serial = -1, 0
     while not (order := ray.get(settings["mailbox"].after.remote(serial))).stop:
@@ -114,7 +114,8 @@ def _serve(settings: dict[str, Any]) -> None:
         if session is None or number != order.number:
             if session is not None:
                 session.close()
-            session = Session(job, order.number, order.leaves or {}, rank, world, ray.train.torch.get_device())
+            device = ray.train.torch.get_device()
+            session = Session(job, order.number, order.leaves or {}, rank, world, device, meter)
             number = order.number
         target = session.epochs_done + 1 if order.epoch is None else order.epoch
         while session.epochs_done < target and not session.done:

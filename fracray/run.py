@@ -139,6 +139,16 @@ class Folder:
             for file in sorted(local.iterdir(), key=lambda file: file.name == "config.json"):
                 self.write(f"{name}/{file.name}", file.read_bytes())
 
+    @contextmanager
+    def building(self, name: str) -> Iterator[Path]:
+        """A local path at which to write the file or folder `name`, atomically; to a URI it is uploaded afterwards."""
+        if self.is_local:
+            yield Path(self.path(name))
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch) / name
+            self.upload(Path(scratch) / name, name)
+
     def _replace_folder(self, source: Path, target: Path) -> None:
         fresh = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.partial")
         stale = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.stale")
@@ -218,7 +228,6 @@ def environment() -> dict[str, Any]:
         "torch",
         "torchvision",
         "timm",
-        "albumentations",
         "optuna",
         "numpy",
         "opencv-python-headless",

@@ -21,6 +21,7 @@ from fracray.data.prepare import PHANTOM_NOTICE, Prepared
 from fracray.data.shortcuts import Baseline
 from fracray.data.splits import leaks
 from fracray.data.verdicts import Verdict, sum_up
+from fracray.meter import WORDS, Efficiency
 from fracray.metrics import Interval, by_set
 from fracray.run import Folder
 from fracray.shifts import ShiftScores, Summary
@@ -28,6 +29,8 @@ from fracray.shifts import ShiftScores, Summary
 FEW_GROUPS = 10  # below this many groups a bootstrap over them understates the uncertainty
 
 SHIFTED_ACCURACY = re.compile(r"(val/[a-z]+|worst_val)_accuracy")
+
+EFFICIENCY_NOTE = {"CPU": "work in CPU time, waits in wall time", "GPU": "device time"}
 
 HEADINGS = {
     "accuracy": "accuracy",
@@ -303,6 +306,19 @@ def say_few_groups(console: Console, groups: Iterable[str]) -> None:
     count = len(set(groups))
     if count < FEW_GROUPS:
         console.print(f"note: only {count} groups: the intervals understate how far the scores may be off")
+
+
+def say_efficiency(console: Console, efficiency: Efficiency) -> None:
+    """Which share of the machine went into training and augmenting, and where the rest went."""
+    console.print(
+        f"efficiency {efficiency.value:.2f}: of {efficiency.cores:g} {efficiency.unit}(s) for {efficiency.wall:.0f} s, "
+        f"this share went into training and augmentation ({EFFICIENCY_NOTE[efficiency.unit]}):",
+        soft_wrap=True,
+    )
+    table = new_table("", "share", "")
+    for phase, share in efficiency.shares().items():
+        table.add_row(WORDS[phase], f"{share:.3f}", "█" * round(share * 30))
+    console.print(table)
 
 
 def say_next_steps(console: Console, run: Folder, checkpoint: str, source: str) -> None:

@@ -1,4 +1,4 @@
-"""What a search found: the best config, its gain over the default, what mattered, and what to type next.
+"""What a search found: the best config, its gain over the default, what mattered, what it cost, and what to type next.
 
 Reads the run folder and prints; runs nothing.
 """
@@ -17,14 +17,17 @@ from fracray.checkpoint import read_card, read_predictions
 from fracray.data.manifest import in_set
 from fracray.data.prepare import Prepared
 from fracray.errors import RunError
+from fracray.meter import Ledger
 from fracray.metrics import METRICS, REPORTED, Interval, paired_gain
 from fracray.run import BEST, Folder, trial_folder, trial_name
-from fracray.show import new_table, say_few_groups, say_next_steps, say_validation
+from fracray.show import new_table, say_efficiency, say_few_groups, say_next_steps, say_validation
 from fracray.space import SearchSpace
 from fracray.study import local_journal, open_study
 
+EFFICIENCY = "efficiency.json"
 
-def summarise(space: SearchSpace, run: Folder, prepared: Prepared, console: Console) -> None:
+
+def summarise(space: SearchSpace, run: Folder, prepared: Prepared, ledger: Ledger, console: Console) -> None:
     """The best config, its gain over the default with its interval, what mattered, and what to type next."""
     with local_journal(run) as journal:
         study = open_study(journal, space)
@@ -74,6 +77,10 @@ def summarise(space: SearchSpace, run: Folder, prepared: Prepared, console: Cons
     folds = f", the mean over {space.config.data.split.rotations} folds; counts are of the first" if crossed else ""
     console.print(f"{best.name} on validation{folds}:")
     say_validation(console, prepared, best.history[-1])
+    efficiency = ledger.efficiency()
+    if efficiency is not None:
+        run.write_json(EFFICIENCY, efficiency.as_dict())
+        say_efficiency(console, efficiency)
     say_next_steps(console, run, BEST, space.config.data.source)
 
 

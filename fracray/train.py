@@ -22,7 +22,7 @@ from fracray.config import Config, load_config, parse_assignments
 from fracray.data.datasheet import datasheet
 from fracray.data.manifest import MANIFEST
 from fracray.data.prepare import Prepared, prepare
-from fracray.data.stream import fits_in_memory
+from fracray.data.stream import TASK_CPUS, fits_in_memory
 from fracray.errors import InputError, RunError, run_verb
 from fracray.model import build_model
 from fracray.run import (
@@ -37,11 +37,10 @@ from fracray.run import (
     trial_name,
 )
 from fracray.show import epoch_line, new_console, say_next_steps, say_phantom, say_prepared, say_validation
-from fracray.trial import Job, Session, use_threads
+from fracray.trial import Job, Session, refuse_missing_gpu, use_cores
 
 TRIAL = 0  # a training is a run of one trial
 MAX_FAILURES = 3
-RAY_TASK_CPUS = 1.0  # what Ray Data needs to move at all when it feeds the workers
 
 
 def parser() -> argparse.ArgumentParser:
@@ -86,11 +85,12 @@ def main(argv: Sequence[str]) -> None:
     say_phantom(console, config)
     with connect(args.address, lambda: how_to_go_on("train", args.storage, run)):
         cpus, gpus = _shares(args)
+        refuse_missing_gpu(config, gpus > 0)
         trials_at_once(args.workers, cpus, gpus)  # before anything long is begun
         prepared = prepare(config.data, console)
         say_prepared(console, prepared)
         job = make_job(config, run, prepared)
-        spare = 0.0 if job.images is not None else RAY_TASK_CPUS
+        spare = 0.0 if job.images is not None else TASK_CPUS
         if args.cpus_per_worker is None:
             cpus = max(0.5, cpus - spare / args.workers)
         trials_at_once(args.workers, cpus, gpus, spare)
@@ -100,8 +100,8 @@ def main(argv: Sequence[str]) -> None:
             soft_wrap=True,
         )
         with _Follow(trial_folder(run, TRIAL), config, console):
-            settings = {"job": ray.put(job), "cpus": cpus}
-            run_workers(run, trial_name(TRIAL), _work, settings, Share(args.workers, cpus, gpus))
+            share = Share(args.workers, cpus, gpus)
+            run_workers(run, trial_name(TRIAL), _work, {"job": ray.put(job), "share": share}, share)
     history = trial_folder(run, TRIAL).read_json(EPOCHS)
     if isnan(history[-1].get("best_val_loss", nan)):
         raise RunError(
@@ -144,6 +144,11 @@ def make_job(config: Config, run: Folder, prepared: Prepared) -> Job:
     chosen = config.data.stream
     if chosen == "auto":
         chosen = "memory" if fits_in_memory(prepared.shards) else "ray"
+        if chosen == "ray" and config.data.augment_on == "gpu":
+            raise InputError(
+                f"data.augment_on = gpu: the {prepared.shards.nbytes / 2**30:.1f} GiB of images do not fit this "
+                "machine's memory, through which they reach the GPU; set data.augment_on=cpu, or a smaller data.size"
+            )
     summary = prepared.summary()
     _refuse_change(run, summary)
     metric = config.search.metric
@@ -231,9 +236,9 @@ def _work(settings: dict[str, Any]) -> None:
 
     context = ray.train.get_context()
     job: Job = ray.get(settings["job"])
-    use_threads(job.config, settings["cpus"])
+    meter = use_cores(job.config, settings["share"].cpus, settings["share"].gpus)
     rank, world = context.get_world_rank(), context.get_world_size()
-    session = Session(job, TRIAL, {}, rank, world, ray.train.torch.get_device())
+    session = Session(job, TRIAL, {}, rank, world, ray.train.torch.get_device(), meter)
     try:
         while not session.done:
             metrics = session.run_epoch()

@@ -5,23 +5,28 @@ folder holds a state goes on from there, at the cost of at most the epoch that w
 """
 
 import math
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.distributed as dist
 
 from fracray.checkpoint import SEEN_COLUMNS, Card, load_state, save_checkpoint, save_state
 from fracray.config import Config
 from fracray.data.ingest import Shards
 from fracray.data.manifest import part_of
-from fracray.data.stream import MemoryStream, RayStream, make_plan
+from fracray.data.resident import DeviceStream
+from fracray.data.stream import MemoryStream, Plan, RayStream, make_plan
 from fracray.errors import InputError
-from fracray.fit import EpochReport, Fit
+from fracray.fit import EpochReport, Fit, pick_device
 from fracray.folds import Folds
+from fracray.meter import CHECKPOINTING, Meter
 from fracray.metrics import is_validation
 from fracray.run import BEST, EPOCHS, STATE, Folder, trial_folder, trial_name
 
@@ -47,6 +52,16 @@ class Job:
         return self.metrics[0]
 
 
+@dataclass(frozen=True)
+class _State:
+    """What resumption needs, as it was when an epoch ended, and the best epoch if it has yet to be written."""
+
+    tensors: dict[str, torch.Tensor]
+    meta: dict[str, Any]
+    best: EpochReport | None
+    weights: dict[str, torch.Tensor]
+
+
 class Session:
     """One trial, from wherever its folder says it stands."""
 
@@ -58,23 +73,28 @@ class Session:
         rank: int = 0,
         world: int = 1,
         device: torch.device | None = None,
+        meter: Meter | None = None,
     ) -> None:
         self._job, self._number = job, number
+        self._meter = meter or Meter(torch.get_num_threads())
         self.config = job.config.with_leaves(leaves, f"trial {trial_name(number)}")
         plans = [
             make_plan(self.config, job.table.assign(split=split), job.shards, rank, world) for split in job.rotations
         ]
-        self._streams: list[MemoryStream | RayStream] = [
-            RayStream(plan, job.shards, self.config.train.epochs)
-            if job.images is None
-            else MemoryStream(plan, job.images)
-            for plan in plans
+        device = device or pick_device()
+        self._streams = [make_stream(self.config, plan, job, device, self._meter) for plan in plans]
+        fits = [
+            Fit(self.config, stream, device, job.metric, job.config.search.mode, self._meter)
+            for stream in self._streams
         ]
-        fits = [Fit(self.config, stream, device, job.metric, job.config.search.mode) for stream in self._streams]
         self._fit = fits[0] if len(fits) == 1 else Folds(fits)
         self._folder = trial_folder(job.run, number)
         self._history: list[dict[str, float]] = []
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+        self._best: EpochReport | None = None  # the best epoch, where its checkpoint is not written yet
         self._resume()
+        self._kept, self._kept_epochs = time.monotonic(), self.epochs_done
 
     @property
     def done(self) -> bool:
@@ -102,14 +122,35 @@ class Session:
         """Train and validate one epoch, keep what it gave, and return its metrics with the best epoch's.
 
         `best_<metric>` are the values at the epoch at which the searched metric was best so far; `diverged` says
-        that the loss is no longer finite, and the trial ends.
+        that the loss is no longer finite, and the trial ends. Its weights and state are written by a thread, every
+        `train.keep_seconds`, and before the report where the trial may end with it: what is finished is never lost.
         """
         report = self._fit.run_epoch()
-        metrics = {**report.metrics, **self.best(), "seconds": report.seconds, "diverged": report.diverged}
+        metrics = {
+            **report.metrics,
+            **self.best(),
+            "seconds": report.seconds,
+            **self._spent(),
+            "diverged": report.diverged,
+        }
         self._history = [*self._history, metrics]
+        if report.is_best:
+            self._best = report
         if self._fit.rank == 0:
-            self._keep(report)
+            may_end = self.done or report.diverged or may_stop(self._job.config, report.epoch)
+            self._keep(may_end or time.monotonic() - self._kept > self.config.train.keep_seconds)
+            if may_end:
+                self.settle()
         return self.last()
+
+    def _spent(self) -> dict[str, float]:
+        """Core-seconds by phase since the last epoch's, all ranks together."""
+        spent = self._meter.take()
+        if self._fit.world == 1:
+            return spent
+        parts: list[dict[str, float]] = [{}] * self._fit.world
+        dist.all_gather_object(parts, spent)
+        return {phase: math.fsum(part[phase] for part in parts) for phase in spent}
 
     def best(self) -> dict[str, float]:
         """The best epoch's validation metrics, as best_val_*, best_val/view_*, best_worst_val_*, ...; nan for the
@@ -122,18 +163,42 @@ class Session:
         metrics = self._history[-1]
         return {**metrics, "training_iteration": int(metrics["epoch"])}
 
-    def _keep(self, report: EpochReport) -> None:
-        with TemporaryDirectory() as scratch:
-            if report.is_best:
-                self._export(Path(scratch) / BEST, report)
-                self._folder.upload(Path(scratch) / BEST, BEST)
-            # The state goes last: it vouches for the best checkpoint and the history it was written after.
-            tensors, meta = self._fit.state()
-            save_state(Path(scratch) / STATE, tensors, {**meta, "config": self._identity(), "history": self._history})
-            self._folder.write_json(EPOCHS, self._history)
-            self._folder.upload(Path(scratch) / STATE, STATE)
+    def _keep(self, whole: bool) -> None:
+        """Have a thread write the metrics so far, and with `whole` all that resumption needs; one write at a time."""
+        self.settle()
+        with self._meter.work(CHECKPOINTING):
+            state: _State | None = None
+            if whole:
+                tensors, meta = self._fit.state()
+                meta |= {"config": self._identity(), "history": self._history}
+                state = _State(tensors, meta, self._best, self._fit.best_weights)
+                self._best, self._kept, self._kept_epochs = None, time.monotonic(), self.epochs_done
+            self._writing = self._writer.submit(self._write, self._history, state)
 
-    def _export(self, folder: Path, report: EpochReport) -> None:
+    def _write(self, history: list[dict[str, float]], state: _State | None) -> None:
+        with self._meter.helper(), self._meter.helping(CHECKPOINTING):
+            if state is not None and state.best is not None:
+                with self._folder.building(BEST) as path:
+                    self._export(path, state.best, state.weights)
+            self._folder.write_json(EPOCHS, history)
+            if state is not None:
+                # It goes last: it vouches for the best checkpoint and the history it was written after.
+                with self._folder.building(STATE) as path:
+                    save_state(path, state.tensors, state.meta)
+
+    def settle(self) -> None:
+        """Wait for what is being written; raises what kept it from being so."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            with self._meter.waiting(CHECKPOINTING):
+                writing.result()
+
+    @cached_property
+    def _seen(self) -> pd.DataFrame:
+        table = self._job.table
+        return table.loc[part_of(table["split"]).isin(("train", "val")), list(SEEN_COLUMNS)]
+
+    def _export(self, folder: Path, report: EpochReport, weights: dict[str, torch.Tensor]) -> None:
         seen = report.validation
         rows = self._job.table.iloc[seen.rows]
         predictions = pd.DataFrame(
@@ -154,14 +219,56 @@ class Session:
             epoch=report.epoch,
             trial=trial_name(self._number),
         )
-        used = self._job.table[part_of(self._job.table["split"]).isin(("train", "val"))]
-        save_checkpoint(folder, self._fit.best_weights, card, predictions, used[list(SEEN_COLUMNS)])
+        save_checkpoint(folder, weights, card, predictions, self._seen)
 
     def close(self) -> None:
+        """Stop what runs ahead, and write what is not written yet: the trial may go on elsewhere."""
         for stream in self._streams:
             stream.close()
+        try:
+            if self._fit.rank == 0 and self._history and self._kept_epochs < self.epochs_done:
+                self._keep(whole=True)
+            self.settle()
+        finally:
+            self._writer.shutdown()
 
 
-def use_threads(config: Config, cpus: float) -> None:
-    """Give Torch the CPUs of this worker and no more: trials that share a machine must not crowd each other out."""
+def make_stream(
+    config: Config, plan: Plan, job: Job, device: torch.device, meter: Meter
+) -> MemoryStream | RayStream | DeviceStream:
+    """The stream that the config asks for, of the images that the job holds, or where it holds none from its shards."""
+    if job.images is None:
+        return RayStream(plan, job.shards, config.train.epochs, meter)
+    if config.data.augment_on == "cpu":
+        return MemoryStream(plan, job.images, config.train.epochs, meter)
+    refuse_missing_gpu(config, device.type != "cpu")
+    return DeviceStream(plan, job.images, device)
+
+
+def refuse_missing_gpu(config: Config, has_gpu: bool) -> None:
+    """InputError where the GPU is to augment and there is none."""
+    if config.data.augment_on == "gpu" and not has_gpu:
+        raise InputError(
+            "data.augment_on = gpu: the worker that is to augment has no GPU; give each one (--gpus-per-trial of tune, "
+            "--gpus-per-worker of train), or leave data.augment_on at cpu"
+        )
+
+
+def may_stop(config: Config, epoch: int) -> bool:
+    """Whether the search's scheduler may end a trial after this epoch (from 1), before its last."""
+    scheduler = config.search.scheduler
+    if scheduler.name == "asha":
+        rung = float(min(scheduler.grace_epochs, config.train.epochs))
+        while math.ceil(rung) < epoch:
+            rung *= scheduler.reduction_factor
+        return math.ceil(rung) == epoch
+    return scheduler.name != "none"
+
+
+def use_cores(config: Config, cpus: float, gpus: float = 0.0) -> Meter:
+    """Give Torch the CPUs of this worker and no more, for trials that share a machine must not crowd each other out.
+
+    Returns the meter of this process, which counts on its GPUs where it has any.
+    """
     torch.set_num_threads(config.train.threads or max(1, int(cpus)))
+    return Meter(torch.get_num_threads(), gpus or cpus, on_gpu=gpus > 0)

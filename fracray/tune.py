@@ -8,9 +8,11 @@ import math
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from ray import tune
 from ray.tune.schedulers import (
@@ -23,12 +25,14 @@ from ray.tune.schedulers import (
 from rich.console import Console
 
 from fracray.board import RUNNING, WAITING, Board
-from fracray.cluster import connect, nodes, trials_at_once
+from fracray.cluster import capacity, connect, nodes, trials_at_once
 from fracray.config import parse_assignments
 from fracray.data.prepare import prepare
+from fracray.data.stream import TASK_CPUS
 from fracray.errors import InputError, run_verb
 from fracray.fit import pick_device
 from fracray.group import WorkerGroup
+from fracray.meter import REPORTING, STARTING, Ledger, Meter
 from fracray.model import build_model
 from fracray.run import Folder, data_source, how_to_go_on, new_run
 from fracray.show import new_console, say_phantom, say_prepared
@@ -36,8 +40,8 @@ from fracray.space import SearchSpace
 from fracray.space_file import load_space
 from fracray.study import FAILURE, StudySearcher, local_journal, only_driver
 from fracray.summary import summarise
-from fracray.train import RAY_TASK_CPUS, Share, make_job
-from fracray.trial import Job, Session, use_threads
+from fracray.train import Share, make_job
+from fracray.trial import Job, Session, refuse_missing_gpu, use_cores
 
 SPACE = "space.yaml"
 
@@ -94,13 +98,15 @@ FLAGS = {
 
 
 def main(argv: Sequence[str]) -> None:
+    # From the start of the process where it runs this command and nothing else: imports are a part of what it costs.
+    begun = psutil.Process().create_time() if __name__ == "__main__" else time.time()
     args = parser().parse_args(argv)
     console = new_console()
     space, run = _begin(args)
     started = time.monotonic()
     say_phantom(console, space.config)
     with connect(args.address, lambda: how_to_go_on("tune", args.storage, run)):
-        _concurrency(space, spare=0.0)  # before anything long is begun
+        _places(space, _share(space))  # before anything long is begun
         prepared = prepare(space.config.data, console)
         say_prepared(console, prepared)
         job = make_job(space.config, run, prepared)
@@ -111,8 +117,10 @@ def main(argv: Sequence[str]) -> None:
                 style="yellow",
                 soft_wrap=True,
             )
-        finished = _search(space, job, console)
-        summarise(space, run, prepared, console)
+        unit = "GPU" if space.config.search.gpus_per_trial else "CPU"
+        ledger = Ledger(begun, capacity(unit), unit)
+        finished = _search(space, job, ledger, console)
+        summarise(space, run, prepared, ledger, console)
     if not finished:
         console.print(f"\nthe search is not finished; {how_to_go_on('tune', args.storage, run)}", soft_wrap=True)
         budget = space.config.search.time_budget
@@ -130,6 +138,7 @@ def _begin(args: argparse.Namespace) -> tuple[SearchSpace, Folder]:
         if not args.space:
             raise InputError("--space: name a search-space file, for example --space search_spaces/reg.yaml")
         space = load_space(args.space, leaves)
+        refuse_missing_gpu(space.config, space.config.search.gpus_per_trial > 0)
         _check_models(space)
         run = new_run(args.storage, args.name, "tune", resume=False)
         run.write(SPACE, Path(args.space).read_bytes())
@@ -143,6 +152,7 @@ def _begin(args: argparse.Namespace) -> tuple[SearchSpace, Folder]:
     leaves = {**run.read_json("overrides.json"), **leaves}
     with run.local_copy(SPACE) as path:
         space = load_space(path, leaves)
+    refuse_missing_gpu(space.config, space.config.search.gpus_per_trial > 0)
     run.write_json("overrides.json", leaves)
     return space, run
 
@@ -173,10 +183,12 @@ class TrialActor(tune.Trainable):
         self._session: Session | None = None
         self._group: WorkerGroup | None = None
         if share.workers == 1:
-            use_threads(job.config, share.cpus)
+            self._meter = use_cores(job.config, share.cpus, share.gpus)
         else:
             self._group = WorkerGroup(job, share)
+            self._meter = Meter(cores=share.workers * (share.gpus or share.cpus))
         self._begin(config)
+        self._ended = time.perf_counter()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._begin(new_config)
@@ -185,26 +197,34 @@ class TrialActor(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         self._number, self._leaves = config["number"], config["leaves"]
         self._next: int | None = None
+        self._pause = STARTING
         self._close()
 
     def step(self) -> dict[str, Any]:
+        self._meter.add_wall(self._pause, time.perf_counter() - self._ended)
+        self._pause = REPORTING
         if self._group is not None:
             metrics = self._group.epoch(self._number, self._leaves, self._next)
+            for phase, seconds in self._meter.take().items():
+                metrics[phase] = metrics.get(phase, 0.0) + seconds
         else:
             try:
                 metrics = self._epoch()
             except (InputError, ValueError) as error:
                 # It would fail so in any process, and this one is as good as before: no error of Tune's, which ends it.
                 self._close()
+                self._ended = time.perf_counter()
                 nothing = {f"best_{metric}": math.nan for metric in self._job.metrics}
                 return {**nothing, FAILURE: " ".join(str(error).split()), "done": True}
         self._next = metrics["training_iteration"] + 1
+        self._ended = time.perf_counter()
         return {**metrics, "done": metrics["diverged"] or self._next > self._job.config.train.epochs}
 
     def _epoch(self) -> dict[str, Any]:
         if self._session is None:
             device = pick_device() if self._share.gpus else torch.device("cpu")
-            self._session = Session(self._job, self._number, self._leaves, device=device)
+            with self._meter.waiting(STARTING):
+                self._session = Session(self._job, self._number, self._leaves, device=device, meter=self._meter)
         return self._session.last() if self._session.done else self._session.run_epoch()
 
     def _close(self) -> None:
@@ -224,9 +244,7 @@ class TrialActor(tune.Trainable):
         self._close()
 
 
-def _trainable(space: SearchSpace, job: Job) -> Any:
-    search = space.config.search
-    share = Share(search.workers_per_trial, search.cpus_per_trial, search.gpus_per_trial)
+def _trainable(job: Job, share: Share) -> Any:
     actor = tune.with_parameters(TrialActor, job=job, share=share)
     if share.workers == 1:
         return tune.with_resources(actor, {"cpu": share.cpus, "gpu": share.gpus})
@@ -254,17 +272,24 @@ def _scheduler(space: SearchSpace) -> TrialScheduler:
     return FIFOScheduler()
 
 
-def _concurrency(space: SearchSpace, spare: float) -> int:
+def _share(space: SearchSpace, spare: float = 0.0) -> Share:
+    """What each trial gets; one that would leave nothing of a small machine to Ray Data gives up what that needs."""
     search = space.config.search
-    return trials_at_once(
-        search.workers_per_trial, search.cpus_per_trial, search.gpus_per_trial, spare, search.concurrent
-    )
+    share = Share(search.workers_per_trial, search.cpus_per_trial, search.gpus_per_trial)
+    asked, left = share.workers * share.cpus, capacity("CPU") - spare
+    return replace(share, cpus=left / share.workers) if 0 < left < asked <= left + spare else share
 
 
-def _search(space: SearchSpace, job: Job, console: Console) -> bool:
+def _places(space: SearchSpace, share: Share, spare: float = 0.0) -> int:
+    return trials_at_once(share.workers, share.cpus, share.gpus, spare, space.config.search.concurrent)
+
+
+def _search(space: SearchSpace, job: Job, ledger: Ledger, console: Console) -> bool:
     """Run the trials that are still missing; False when Ctrl-C or the time budget ended the search before that."""
     search = space.config.search
-    concurrent = _concurrency(space, spare=0.0 if job.images is not None else RAY_TASK_CPUS)
+    spare = 0.0 if job.images is not None else TASK_CPUS
+    share = _share(space, spare)
+    concurrent = _places(space, share, spare)
     with only_driver(job.run), local_journal(job.run) as journal:
         budget = min(search.trials, space.grid_points or search.trials)
         searcher = StudySearcher(space, journal, budget)
@@ -278,9 +303,9 @@ def _search(space: SearchSpace, job: Job, console: Console) -> bool:
             f"up to {space.config.train.epochs} epochs each; run folder {job.run}",
             soft_wrap=True,
         )
-        board = Board(space, job.run, searcher.study, journal, concurrent, budget, console)
+        board = Board(space, job.run, searcher.study, journal, concurrent, budget, ledger, console)
         tuner = tune.Tuner(
-            _trainable(space, job),
+            _trainable(job, share),
             tune_config=tune.TuneConfig(
                 metric=f"best_{space.metrics[0]}",
                 mode=search.mode,

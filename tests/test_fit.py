@@ -65,7 +65,7 @@ def make_stream(config, rank=0, world=1, train=120, count=COUNT):
         rank=rank,
         world=world,
     )
-    return MemoryStream(plan, images)
+    return MemoryStream(plan, images, config.train.epochs)
 
 
 def make_folds(config):
@@ -85,7 +85,7 @@ def make_folds(config):
         )
         for third in thirds
     ]
-    return [Fit(config, MemoryStream(plan, images)) for plan in plans]
+    return [Fit(config, MemoryStream(plan, images, config.train.epochs)) for plan in plans]
 
 
 def run(config, **kwargs):

@@ -1,17 +1,21 @@
 """Streams: every image once, the same batches from memory and from Ray Data, on any number of ranks."""
 
+import gc
+import threading
+import time
+
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
 
-from fracray.config import AugmentConfig, Config
-from fracray.data.augment import Augmenter, build_pipeline
+from fracray.config import Config
 from fracray.data.ingest import decode, ingest, open_shards
 from fracray.data.letterbox import letterbox
 from fracray.data.manifest import Manifest
 from fracray.data.prepare import prepare
 from fracray.data.stream import MemoryStream, RayStream, ahead, make_plan
+from fracray.meter import Meter
 from fracray.show import new_console
 
 STRONG = {"rotate": 25.0, "flip": 0.5, "vertical_flip": 0.3, "scale": 0.2, "brightness": 0.3, "contrast": 0.3}
@@ -92,7 +96,7 @@ def test_a_set_of_many_shards_is_shuffled_within_windows(prepared):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_memory_and_ray_data_give_the_same_batches(prepared, rank):
     plan = make_plan(make_config(batch_size=24), prepared.table, prepared.shards, rank, 2)
-    memory, ray_data = MemoryStream(plan, prepared.shards.load()), RayStream(plan, prepared.shards, epochs=2)
+    memory, ray_data = MemoryStream(plan, prepared.shards.load(), epochs=2), RayStream(plan, prepared.shards, epochs=2)
     for epoch in (0, 1):
         pairs = list(zip(drain(memory, epoch), drain(ray_data, epoch), strict=True))
         assert len(pairs) == plan.steps
@@ -103,12 +107,13 @@ def test_memory_and_ray_data_give_the_same_batches(prepared, rank):
             assert ours.global_count == theirs.global_count
     for ours, theirs in zip(memory.validation(), ray_data.validation(), strict=True):
         assert np.array_equal(ours.images, theirs.images)
+    memory.close()
     ray_data.close()
 
 
 def test_training_images_are_augmented_anew_and_validation_never(prepared):
     images = prepared.shards.load()
-    stream = MemoryStream(make_plan(make_config(), prepared.table, prepared.shards), images)
+    stream = MemoryStream(make_plan(make_config(), prepared.table, prepared.shards), images, epochs=2)
     first, second = (
         {row: image for b in drain(stream, e) for row, image in zip(b.rows, b.images, strict=True)} for e in (0, 1)
     )
@@ -120,11 +125,38 @@ def test_training_images_are_augmented_anew_and_validation_never(prepared):
 
 def test_a_stream_left_in_the_middle_of_an_epoch_can_be_asked_again(prepared):
     plan = make_plan(make_config(batch_size=8), prepared.table, prepared.shards)
-    stream = MemoryStream(plan, prepared.shards.load())
-    half = stream.train(0)
-    next(half)
-    half.close()
-    assert len(drain(stream, 0)) == plan.steps
+    whole = [drain(MemoryStream(plan, prepared.shards.load(), epochs=2), epoch) for epoch in (0, 1)]
+    for asked in (0, 1):
+        stream = MemoryStream(plan, prepared.shards.load(), epochs=2)
+        half = stream.train(0)
+        next(half)
+        half.close()
+        for ours, theirs in zip(drain(stream, asked), whole[asked], strict=True):
+            assert np.array_equal(ours.images, theirs.images)
+
+
+def test_the_next_epoch_is_augmented_while_this_one_ends(prepared):
+    plan = make_plan(make_config(batch_size=8), prepared.table, prepared.shards)
+    meter = Meter()
+    stream = MemoryStream(plan, prepared.shards.load(), 2, meter)
+    drain(stream, 0)
+    meter.take()
+    deadline = time.monotonic() + 10
+    while not (ahead_of_time := meter.take()["seconds_transform"]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert ahead_of_time > 0  # nobody has asked for epoch 1 yet
+    stream.close()
+
+
+def test_a_stream_that_nobody_holds_any_more_ends_its_thread(prepared):
+    plan = make_plan(make_config(batch_size=8), prepared.table, prepared.shards)
+    stream = MemoryStream(plan, prepared.shards.load(), epochs=50)
+    before = threading.active_count()
+    next(stream.train(0))
+    assert threading.active_count() == before + 1
+    del stream
+    gc.collect()
+    assert threading.active_count() == before
 
 
 def test_an_error_of_the_augmenting_thread_reaches_the_loop():
@@ -132,68 +164,10 @@ def test_an_error_of_the_augmenting_thread_reaches_the_loop():
         yield "first"
         raise ValueError("no such file")
 
-    batches = ahead(broken)
+    batches = ahead(broken, Meter())
     assert next(batches) == "first"
     with pytest.raises(ValueError, match="no such file"):
         next(batches)
-
-
-# ---------------------------------------------------------------- augmentation
-
-
-@pytest.fixture
-def radiograph():
-    image = np.full((64, 64), 40, dtype=np.uint8)
-    cv2.rectangle(image, (20, 8), (34, 56), 200, -1)
-    return image
-
-
-def test_all_strengths_zero_is_off(radiograph):
-    off = AugmentConfig(**dict.fromkeys(STRONG, 0.0))
-    assert build_pipeline(off).transforms == []
-    assert Augmenter(off, 0)(radiograph, 0, 0) is radiograph
-
-
-@pytest.mark.parametrize(
-    ("strength", "value", "expected"),
-    [
-        ("flip", 1.0, lambda image: image[:, ::-1]),
-        ("vertical_flip", 1.0, lambda image: image[::-1]),
-    ],
-)
-def test_flips_are_exact(radiograph, strength, value, expected):
-    only = AugmentConfig(**{**dict.fromkeys(STRONG, 0.0), strength: value})
-    assert np.array_equal(Augmenter(only, 0)(radiograph, 0, 0), expected(radiograph))
-
-
-@pytest.mark.parametrize("strength", ["rotate", "scale", "brightness", "contrast"])
-def test_each_strength_alone_changes_the_image_within_its_range(radiograph, strength):
-    only = AugmentConfig(**{**dict.fromkeys(STRONG, 0.0), strength: STRONG[strength]})
-    augmenter = Augmenter(only, 0)
-    drawn = [augmenter(radiograph, 0, row).astype(float) for row in range(200)]
-    assert np.mean([not np.array_equal(image, radiograph) for image in drawn]) > 0.9
-    shifts = np.array([image[32, 27] - 200 for image in drawn])  # inside the bright bar, whatever the warp
-    if strength == "brightness":
-        assert shifts.min() >= -0.3 * 255 - 1
-        assert shifts.min() < -0.2 * 255
-    if strength in ("rotate", "scale"):
-        assert np.abs(shifts).max() <= 1  # a warp moves gray levels, it does not change them
-        areas = np.array([(image > 120).sum() for image in drawn]) / (radiograph > 120).sum()
-        if strength == "scale":
-            assert 0.8**2 * 0.9 < areas.min() < 0.75
-            assert 1.3 < areas.max() < 1.2**2 * 1.1
-        else:
-            assert np.abs(areas - 1).max() < 0.05
-
-
-def test_a_draw_depends_on_seed_epoch_and_row_alone(radiograph):
-    strong = AugmentConfig(**STRONG)
-    one, other = Augmenter(strong, 5), Augmenter(strong, 5)
-    forward = [one(radiograph, 2, row) for row in range(20)]
-    backward = [other(radiograph, 2, row) for row in reversed(range(20))][::-1]
-    assert all(np.array_equal(a, b) for a, b in zip(forward, backward, strict=True))
-    assert not np.array_equal(Augmenter(strong, 6)(radiograph, 2, 0), forward[0])
-    assert not np.array_equal(one(radiograph, 3, 0), forward[0])
 
 
 # ---------------------------------------------------------------- ingest

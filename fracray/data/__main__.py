@@ -282,12 +282,13 @@ def _sheet(args: argparse.Namespace) -> None:
                     captions.append(f"{severity}: {corruption.values[severity - 1]:.3g}")
     else:
         augmenter = Augmenter(config.augment, seed)
-        for row in rows:
+        epochs = [augmenter.batch(images[rows], epoch, rows) for epoch in range(3 if args.augmented else 0)]
+        for at, row in enumerate(rows):
             tiles.append(images[row])
             captions.append(f"{names[row]} {'fractured' if prepared.table['label'].iloc[row] else ''}")
-            for epoch in range(3 if args.augmented else 0):
-                tiles.append(augmenter(images[row], epoch, int(row)))
-                captions.append(f"epoch {epoch + 1}")
+            for epoch, augmented in enumerate(epochs, start=1):
+                tiles.append(augmented[at])
+                captions.append(f"epoch {epoch}")
     try:
         written = cv2.imwrite(args.to, contact_sheet(tiles, columns, captions))
     except cv2.error:  # of a name whose ending is no picture's

@@ -5,6 +5,7 @@ models, or of Ray.
 """
 
 import os
+import tempfile
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fracray.data.duplicates import Link, connected_sets, equal, near_duplicates
+from fracray.data.duplicates import THUMB, Link, connected_sets, equal, near_duplicates
 from fracray.data.imagefile import HEAD, Look, fit_boxes, look
 from fracray.data.manifest import BORDERS, Manifest
 
@@ -24,6 +25,7 @@ from fracray.data.manifest import BORDERS, Manifest
 AUDIT_VERSION = 5
 
 MOST_NAMED = 5  # images that a note on one of them names
+_AT_ONCE = 4096  # files given to the threads at a time
 LARGE = 1000  # px; FracAtlas' machines deliver either 454 or more than 2,000 on the longer side
 
 _Cells = dict[str, list[Any]]
@@ -72,18 +74,21 @@ def examine(
     rows = [row for row, path in enumerate(table["path"]) if path and cells["status"][row] != "unlisted"]
     paths = [manifest.root / table["path"].iloc[row] for row in rows]
     looks: list[Look] = []
+    thumbs = _Thumbs()
     # Odd files are judged here, not warned of by Pillow or pydicom; set around the pool, for filters are the process's.
     with warnings.catch_warnings(), ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         warnings.simplefilter("ignore")
-        for seen in pool.map(look, paths):
-            looks.append(seen)
-            if progress:
-                progress(len(looks), len(paths))
+        for start in range(0, len(paths), _AT_ONCE):
+            for seen in pool.map(look, paths[start : start + _AT_ONCE]):
+                thumbs.keep(len(looks), seen)
+                looks.append(replace(seen, thumb=None))
+                if progress:
+                    progress(len(looks), len(paths))
     for row, seen in zip(rows, looks, strict=True):
         _fill(cells, row, seen)
     exact = equal(seen.pixel_hash for seen in looks)
     twins = _cut_from(paths, looks)
-    copies = _copies(looks)
+    copies = thumbs.copies()
     same = exact + twins + [(a, b) for a, b, share in copies if share == 1.0]
     for members in connected_sets(len(rows), same):
         _find_conflict(cells, [rows[member] for member in members])
@@ -155,14 +160,33 @@ def _cut_from(paths: Sequence[Path], looks: Sequence[Look]) -> list[Link]:
     return links
 
 
-def _copies(looks: Sequence[Look]) -> list[tuple[int, int, float]]:
-    # Of pictures with equal pixels one is enough: the others are linked to it already, and all pairs would be many.
-    others = {at for _, at in equal(seen.pixel_hash for seen in looks)}
-    pictures = [
-        (at, seen.thumb, seen.phash) for at, seen in enumerate(looks) if seen.thumb is not None and at not in others
-    ]
-    if not pictures:
-        return []
-    at, thumbs, hashes = zip(*pictures, strict=True)
-    pairs = near_duplicates(np.stack(thumbs), np.array(hashes, dtype=np.uint64))
-    return [(at[a], at[b], share) for a, b, share in pairs]
+class _Thumbs:
+    """The thumbnails of all pictures, in a temporary file: 4 KiB each, which memory need not hold.
+
+    Of pictures with equal pixels the first is enough: the others are linked to it already, and all pairs would be many.
+    """
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `copies`
+        self._at: list[int] = []
+        self._hashes: list[int] = []
+        self._seen: set[str] = set()
+
+    def keep(self, at: int, seen: Look) -> None:
+        if seen.thumb is None or seen.pixel_hash in self._seen:
+            return
+        if seen.pixel_hash:
+            self._seen.add(seen.pixel_hash)
+        self._file.write(seen.thumb.tobytes())
+        self._at.append(at)
+        self._hashes.append(seen.phash)
+
+    def copies(self) -> list[tuple[int, int, float]]:
+        """Pairs of files that show the same exposure, with the share of tiles that agree; to be asked once."""
+        with self._file:
+            if not self._at:
+                return []
+            self._file.flush()
+            thumbs = np.memmap(self._file, np.uint8, "r", shape=(len(self._at), THUMB, THUMB))
+            pairs = near_duplicates(thumbs, np.array(self._hashes, dtype=np.uint64))
+        return [(self._at[a], self._at[b], share) for a, b, share in pairs]

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
-import imagehash
 import numpy as np
 from PIL import Image, ImageFile
 
@@ -26,9 +25,10 @@ MAX_SIDE = 65_535  # px, JPEG's own limit
 MAX_BYTES = 2**29
 HEAD = 1024  # bytes: past the tables of a JPEG, into its picture
 
+_JPEG = b"\xff\xd8"
 _EXIF_ORIENTATION = 0x0112
 _BACK = {6: 8, 8: 6}  # the orientation that undoes another, where it is not itself
-_REDUCED = {
+REDUCED = {
     1: cv2.IMREAD_GRAYSCALE,
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
@@ -36,7 +36,7 @@ _REDUCED = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Look:
     """What one decode tells of one file.
 
@@ -79,6 +79,20 @@ class Decoded:
     mode: str = ""
 
 
+@dataclass(frozen=True)
+class Known:
+    """What an earlier `look` at the same file found: size as displayed, px, and EXIF orientation."""
+
+    width: int
+    height: int
+    orientation: int
+
+    def fits(self, stored: np.ndarray, reduction: int) -> bool:
+        """Whether pixels as stored, decoded at one over `reduction`, are of this picture's size."""
+        height, width = stored.shape if self.orientation < 5 else stored.shape[::-1]
+        return (width, height) == (-(-self.width // reduction), -(-self.height // reduction))
+
+
 def look(path: Path) -> Look:
     """Read, judge and decode one file: JPEG, PNG or DICOM, at most MAX_PIXELS as announced by its header."""
     data, note = _read(path)
@@ -97,6 +111,8 @@ def look(path: Path) -> Look:
     )
     if found.gray is None:
         return seen
+    import imagehash  # SciPy comes with it, which no task of the ingest needs
+
     thumb = cv2.resize(found.gray, (THUMB, THUMB), interpolation=cv2.INTER_AREA)
     phash = int(str(imagehash.phash(Image.fromarray(thumb))), 16)
     if found.fault:
@@ -139,16 +155,21 @@ def _read(path: Path) -> tuple[bytes | None, str]:
         return None, f"cannot be read: {error.strerror}"
 
 
-def decode(data: bytes, reduction: int = 1) -> Decoded:
+def decode(data: bytes, reduction: int = 1, known: Known | None = None) -> Decoded:
     """Decode the bytes of a file: what the audit judges and hashes, and what the ingest trains on.
 
     JPEG and PNG are turned as EXIF says; PNG of 16 bits and DICOM are brought to 8 as `fracray.data.dicom` explains.
     `reduction` 2, 4 or 8 lets a JPEG be decoded at a half, quarter or eighth of its scale, which its format allows at
-    less cost. Raises nothing: `fault` and `note` say what is wrong.
+    less cost. A whole JPEG that is as `known` is not judged a second time. Raises nothing: `fault` and `note` say what
+    is wrong.
     """
     if dicom.is_dicom(data):
         return _decode_dicom(data)
     complete = _has_end(data)
+    if known and complete and data.startswith(_JPEG):
+        stored = _by_opencv(data, REDUCED[reduction])
+        if stored is not None and known.fits(stored, reduction):
+            return Decoded(upright(stored, known.orientation), "", "", known.width, known.height, known.orientation)
     try:
         image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
         width, height = image.size
@@ -198,7 +219,7 @@ def _decode_dicom(data: bytes) -> Decoded:
 
 def _has_end(data: bytes) -> bool | None:
     """Whether the file closes as its format demands; None when it is of neither format."""
-    if data.startswith(b"\xff\xd8"):
+    if data.startswith(_JPEG):
         return data.rstrip(b"\0").endswith(b"\xff\xd9")
     if data.startswith(b"\x89PNG"):
         return b"IEND" in data[-64:]
@@ -207,12 +228,16 @@ def _has_end(data: bytes) -> bool | None:
 
 def _load_quickly(data: bytes, image: ImageFile.ImageFile, reduction: int) -> np.ndarray | None:
     """Gray pixels as stored, by OpenCV; None where it refuses."""
-    flag = cv2.IMREAD_UNCHANGED if image.mode.startswith("I;16") else _REDUCED[reduction]
-    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
+    flag = cv2.IMREAD_UNCHANGED if image.mode.startswith("I;16") else REDUCED[reduction]
+    decoded = _by_opencv(data, flag)
     if decoded is not None and decoded.dtype == np.uint16:
         shown = dicom.stretch(np.arange(2**16), np.bincount(decoded.ravel(), minlength=2**16))
         decoded = np.rint(np.clip(shown, 0, 1) * 255).astype(np.uint8)[decoded]
     return decoded
+
+
+def _by_opencv(data: bytes, flag: int) -> np.ndarray | None:
+    return cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
 def _load_slowly(image: ImageFile.ImageFile) -> tuple[np.ndarray | None, str]:

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-import threading
 import uuid
 import warnings
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -26,9 +26,11 @@ from fracray.data.letterbox import letterbox
 from fracray.data.manifest import Manifest
 from fracray.errors import InputError, RunError
 
-INGEST_VERSION = 2  # raise it when the pixels of a shard would change
-SHARD_BYTES = 16 * 2**20
-SHARD_ROWS = 512
+INGEST_VERSION = 3  # raise it when the pixels of a shard, or which images share a file, would change
+SHARD_BYTES = 8 * 2**20
+SHARD_ROWS = 2048
+TASK_PIXELS = 64_000_000  # of the files' own: 0.1 s of decoding, against some 10 ms that a task costs beside
+SHARDS_WANTED = 64  # of a set that is not large; so many are shuffled with each other
 
 Progress = Callable[[int, int], None]
 
@@ -74,15 +76,21 @@ class Shards:
         return images
 
 
-def decode(data: bytes, longer_side: int, size: int) -> np.ndarray:
+def reduction_for(longer_side: int, size: int) -> int:
+    """The scale, one over 1, 2, 4 or 8, at which a JPEG is decoded for a square of this size.
+
+    The picture is still at least twice the target then, so that the area filter decides.
+    """
+    return next((factor for factor in (8, 4, 2) if longer_side >= 2 * factor * size), 1)
+
+
+def decode(data: bytes, longer_side: int, size: int, known: imagefile.Known | None = None) -> np.ndarray:
     """Bytes of an image file to a letterboxed (size, size) uint8 image, by the decoder of the audit.
 
-    A JPEG several times larger than the target is decoded at a half, quarter or eighth of its scale. Raises ValueError
-    where the bytes are no whole image.
+    A JPEG several times larger than the target is decoded at a half, quarter or eighth of its scale; what is `known` of
+    it is not sought again. Raises ValueError where the bytes are no whole image.
     """
-    # Still at least twice the target, so that the area filter decides.
-    reduction = next((factor for factor in (8, 4, 2) if longer_side >= 2 * factor * size), 1)
-    found = imagefile.decode(data, reduction)
+    found = imagefile.decode(data, reduction_for(longer_side, size), known)
     if found.gray is None or found.fault:
         raise ValueError(found.note or "not decodable")
     return letterbox(found.gray, size)
@@ -92,24 +100,39 @@ class UndecodableError(Exception):
     """A file that was readable when the data set was examined, and is not when it is ingested."""
 
 
+_FILE = ("path", "width", "height", "exif_orientation")
+
+
 @dataclass(frozen=True)
-class _DecodeBlock:
-    """The Ray Data task: a block of (row, path, longer_side, ...) to a block of shard rows."""
+class _WriteShard:
+    """The Ray Data task: a block of (row, image_id, label, *_FILE) to a shard file, and its name and rows."""
 
     root: str
+    folder: str
     size: int
 
     def __call__(self, block: pa.Table) -> pa.Table:
         cv2.setNumThreads(1)  # the parallelism is Ray Data's
         warnings.simplefilter("ignore")  # what the decoders have to say of odd files, the audit says
-        images = []
-        for path, longer_side in zip(block["path"].to_pylist(), block["longer_side"].to_pylist(), strict=True):
+        images = np.empty((len(block), self.size, self.size), dtype=np.uint8)
+        for at, (path, *seen) in enumerate(zip(*(block[name].to_pylist() for name in _FILE), strict=True)):
+            known = imagefile.Known(*seen)
             try:
-                images.append(decode((Path(self.root) / path).read_bytes(), longer_side, self.size).tobytes())
+                with open(os.path.join(self.root, path), "rb", buffering=0) as file:
+                    images[at] = decode(file.read(), max(known.width, known.height), self.size, known)
             except (OSError, ValueError) as error:
                 raise UndecodableError(f"{path}: {error}; it was readable when the data set was examined") from None
-        pixels = pa.array(images, type=pa.binary(self.size * self.size))
-        return block.select(["row", "image_id", "label"]).append_column("image", pixels)
+        pixels = pa.Array.from_buffers(pa.binary(self.size**2), len(images), [None, pa.py_buffer(images)])
+        first, last = block["row"][0].as_py(), block["row"][-1].as_py()
+        name = f"rows-{first:09d}-{last:09d}.parquet"  # a task that is run again writes the same file again
+        pq.write_table(
+            block.select(["row", "image_id", "label"]).append_column("image", pixels),
+            os.path.join(self.folder, name),
+            compression="none",
+            use_dictionary=False,
+            write_statistics=False,
+        )
+        return pa.table({"name": [name], "first": [first], "count": [len(images)]})
 
 
 def fingerprint(manifest: Manifest, size: int) -> str:
@@ -140,32 +163,38 @@ def _write(manifest: Manifest, size: int, folder: Path, progress: Progress | Non
     used = manifest.used
     if used.empty:
         raise InputError(f"{manifest.root}: no usable radiograph is left ({manifest.flow().summary()})")
-    rows_per_file = max(1, min(SHARD_ROWS, SHARD_BYTES // size**2))
+    rows = _rows_per_file(used, size)
     work = pa.table(
         {
             "row": pa.array(np.arange(len(used), dtype=np.int64)),
             "image_id": pa.array(used["image_id"].tolist(), pa.string()),
             "label": pa.array(used["label"].tolist(), pa.int8()),
             "path": pa.array(used["path"].tolist(), pa.string()),
-            "longer_side": pa.array(used[["width", "height"]].max(axis=1).astype(int).tolist(), pa.int32()),
+            "width": pa.array(used["width"].to_numpy()),
+            "height": pa.array(used["height"].to_numpy()),
+            "exif_orientation": pa.array(used["exif_orientation"].to_numpy()),
         }
     )
-    blocks = [work.slice(start, rows_per_file) for start in range(0, len(used), rows_per_file)]
+    blocks = [work.slice(start, rows) for start in range(0, len(used), rows)]
     partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         partial.mkdir(parents=True)
-        dataset = ray.data.from_arrow(blocks).map_batches(
-            _DecodeBlock(str(manifest.root), size), batch_format="pyarrow", batch_size=None, zero_copy_batch=True
+        written = ray.data.from_arrow(blocks).map_batches(
+            _WriteShard(str(manifest.root), str(partial), size),
+            batch_format="pyarrow",
+            batch_size=None,
+            zero_copy_batch=True,
         )
-        with _FileCounter(partial, rows_per_file, len(used), progress):
-            dataset.write_parquet(str(partial), compression="none")
         files: list[ShardFile] = []
-        for path in partial.glob("*.parquet"):
-            rows = pq.read_table(path, columns=["row"]).column("row").to_numpy()
-            files.append(ShardFile(path.name, int(rows[0]), len(rows)))
+        done = 0
+        for batch in written.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            files += [ShardFile(**file) for file in batch.to_pylist()]
+            done = sum(file.count for file in files)
+            if progress:
+                progress(done, len(used))
+        if done != len(used):
+            raise RunError(f"{partial}: {len(used)} radiographs went in, but {done} came out; run again")
         files.sort(key=lambda file: file.first)
-        if sum(file.count for file in files) != len(used):
-            raise RunError(f"{partial}: {len(used)} radiographs went in, but fewer came out; run again")
         index = {"size": size, "files": [asdict(file) for file in files]}
         (partial / "index.json").write_text(json.dumps(index, indent=1))
         _rename(partial, folder)
@@ -176,6 +205,16 @@ def _write(manifest: Manifest, size: int, folder: Path, progress: Progress | Non
         raise RunError(_reason(error)) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _rows_per_file(used: pd.DataFrame, size: int) -> int:
+    """Tasks of a tenth of a second or more, in files that fit the caches of streams, and not many files of few images.
+
+    Not by the number of CPUs: the order of training follows the files, and must not change with the machine.
+    """
+    pixels = float((used["width"].astype(np.int64) * used["height"]).mean())
+    wanted = max(round(TASK_PIXELS / max(pixels, 1)), -(-len(used) // SHARDS_WANTED))
+    return max(1, min(SHARD_ROWS, SHARD_BYTES // size**2, wanted))
 
 
 def _reason(error: BaseException) -> str:
@@ -190,27 +229,3 @@ def _rename(partial: Path, folder: Path) -> None:
     except OSError:
         if not folder.is_dir():  # otherwise another process was faster with the very same shards
             raise
-
-
-class _FileCounter:
-    """Reports progress by counting finished shard files, since the writing itself happens in Ray's processes."""
-
-    def __init__(self, folder: Path, rows_per_file: int, total: int, progress: Progress | None) -> None:
-        self._folder, self._rows, self._total, self._progress = folder, rows_per_file, total, progress
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.3):
-            finished = len(list(self._folder.glob("*.parquet")))
-            if self._progress:
-                self._progress(min(finished * self._rows, self._total), self._total)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *exc: object) -> None:
-        self._done.set()
-        self._thread.join()
-        if self._progress and exc[0] is None:
-            self._progress(self._total, self._total)

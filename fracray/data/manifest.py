@@ -145,10 +145,9 @@ class Manifest:
 
     def fingerprint(self) -> str:
         """sha256 (hex) over image_id, file hash and label of every row: equal for equal data, whatever its folder."""
-        digest = hashlib.sha256()
-        for row in zip(self.table["image_id"], self.table["sha256"], self.table["label"], strict=True):
-            digest.update("\x1f".join(map(str, row)).encode() + b"\x1e")
-        return digest.hexdigest()
+        columns = (self.table[name].tolist() for name in ("image_id", "sha256", "label"))
+        lines = (f"{image_id}\x1f{digest}\x1f{label}\x1e" for image_id, digest, label in zip(*columns, strict=True))
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def write(self, path: str | Path) -> None:
         """Write as Parquet, atomically: a reader sees the old file or the whole new one."""
@@ -187,8 +186,8 @@ class Manifest:
                 found = arrow.schema.field(field.name).type
                 raise InputError(f"{path}: column {field.name} is {found}, not {field.type}; {remedy}")
         table = arrow.to_pandas()
-        table["boxes"] = [tuple(_box(box) for box in boxes) for boxes in table["boxes"]]
-        unknown = set(table["status"]) - set(STATUSES)
+        table["boxes"] = [tuple(_box(box) for box in boxes) if len(boxes) else () for boxes in table["boxes"].tolist()]
+        unknown = set(table["status"].unique()) - set(STATUSES)
         for cell in table["split"].unique():
             parts = {name.partition("/")[0] for name in sets_of(cell)}
             if len(parts) > 1 or not parts <= set(PARTS):

@@ -17,14 +17,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fracray.config import PHANTOM, DataConfig
 from fracray.data.audit import AUDIT_VERSION, examine
+from fracray.data.division import divide
 from fracray.data.fracatlas import read_fracatlas
 from fracray.data.imported import open_imported
 from fracray.data.ingest import Shards, ingest
 from fracray.data.manifest import MANIFEST, Flow, Manifest, in_set, sets_named
 from fracray.data.phantom import DRAWING, write_phantoms
-from fracray.data.shortcuts import Baseline, cross_fitted_baselines, no_pixel_baselines
+from fracray.data.shortcuts import Baseline
 from fracray.data.sources import open_source
-from fracray.data.splits import assign_splits, explain, leaks, name_groups
+from fracray.data.splits import leaks
 from fracray.errors import InputError
 
 PHANTOM_LICENCE = "drawn by fracray; free of rights and of patients"
@@ -158,25 +159,17 @@ def prepare(config: DataConfig, console: Console, split: bool = True, manifest: 
     """
     cache = cache_folder(config)
     manifest = manifest or examined(config, console)
-    rotations: tuple[np.ndarray, ...] = ()
-    if split:
-        divided = [assign_splits(manifest, config.split, rotation) for rotation in range(config.split.rotations)]
-        rotations = tuple(one.used["split"].to_numpy() for one in divided)
-        manifest = divided[0]
-    else:
-        manifest = name_groups(manifest, config.split)
+    divided = divide(manifest, config.split, split, cache)
     with progress_bar(console, f"ingesting at {config.size} px") as step:
-        shards = ingest(manifest, config.size, cache, step)
-    table = manifest.used.reset_index(drop=True)
-    seed = config.split.seed
+        shards = ingest(divided.manifest, config.size, cache, step)
     return Prepared(
         config=config,
         shards=shards,
-        table=table,
-        manifest=manifest,
-        baselines=no_pixel_baselines(table, seed=seed) if split else cross_fitted_baselines(table, seed=seed),
-        split_notes=explain(manifest, config.split) if split else (),
-        rotations=rotations,
+        table=divided.manifest.used.reset_index(drop=True),
+        manifest=divided.manifest,
+        baselines=divided.baselines,
+        split_notes=divided.notes,
+        rotations=divided.rotations,
     )
 
 
@@ -224,12 +217,23 @@ def _manifest(root: Path, cache: Path, console: Console) -> Manifest:
 def _listing_key(root: Path) -> str:
     """Changes with the name, size or time of any file below `root`."""
     digest = hashlib.sha256(f"{AUDIT_VERSION}:{root}".encode())
-    for folder, folders, files in os.walk(root):
-        folders.sort()
-        for name in sorted(files):
-            path = os.path.join(folder, name)
-            stat = os.stat(path, follow_symlinks=os.path.exists(path))  # of what a link leads to, where it leads
-            digest.update(f"{folder}/{name}:{stat.st_size}:{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    waiting = [str(root)]
+    while waiting:
+        folder = waiting.pop()
+        lines, below = [], []
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    if not entry.is_symlink():
+                        below.append(entry.path)
+                    continue
+                try:
+                    about = entry.stat()  # of what a link leads to
+                except OSError:
+                    about = entry.stat(follow_symlinks=False)  # it leads nowhere
+                lines.append(f"{entry.path}:{about.st_size}:{about.st_mtime_ns}\n")
+        digest.update("".join(sorted(lines)).encode(errors="surrogateescape"))
+        waiting += sorted(below, reverse=True)
     return digest.hexdigest()[:32]
 
 

@@ -6,6 +6,7 @@ only. Must not open a file, and must not know of networks or of Ray.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -46,6 +47,12 @@ class Baseline:
     def as_dict(self) -> dict[str, str | float | None]:
         """By name, as JSON values: what is not defined is null."""
         return {name: None if value != value else value for name, value in asdict(self).items()}  # noqa: PLR0124 - nan
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Baseline":
+        """From what `as_dict` gave."""
+        known: dict[str, Any] = {name: np.nan if value is None else value for name, value in values.items()}
+        return cls(**known)
 
 
 def no_pixel_baselines(table: pd.DataFrame, sets: Sequence[str] | None = None, seed: int = 0) -> tuple[Baseline, ...]:

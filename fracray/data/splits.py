@@ -119,12 +119,13 @@ def leaks(table: pd.DataFrame) -> list[str]:
         ("study", "study"),
         ("component", "duplicates of"),
     ):
-        named = dealt[dealt[column] != ""]
-        for name, parts in named.groupby(column)["part"]:
-            if parts.nunique() > 1:
-                counts = parts.value_counts()
-                spread = ", ".join(f"{counts[part]} in {part}" for part in PARTS if part in counts)
-                found.append(f"{word} {name}: {spread}")
+        named = dealt.loc[dealt[column] != "", [column, "part"]]
+        parts_of = named.drop_duplicates()[column].value_counts(sort=False)
+        straddling = named[named[column].isin(parts_of.index[parts_of > 1])]
+        for name, parts in straddling.groupby(column)["part"]:
+            counts = parts.value_counts()
+            spread = ", ".join(f"{counts[part]} in {part}" for part in PARTS if part in counts)
+            found.append(f"{word} {name}: {spread}")
     return found
 
 

@@ -7,9 +7,13 @@ to learn it, and no image is lost or counted twice when the set does not divide.
 """
 
 import functools
+import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterator
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +23,11 @@ from fracray.config import AugmentConfig, Config
 from fracray.data.augment import Augmenter
 from fracray.data.ingest import ShardFile, Shards
 from fracray.data.manifest import in_set, part_of, sets_named
+from fracray.meter import AUGMENTATION, TRANSFORM, Meter
 
 SHUFFLE_WINDOW = 64  # shards mixed with each other at a time; a set of fewer shards is shuffled as a whole
-BATCHES_PER_TASK = 8
+TASK_BYTES = 32 * 2**20  # of images that one task augments: starting a task costs as much as augmenting some 500
+TASK_CPUS = 0.5  # of Ray's, which must be left beside the workers: on one core too
 PREFETCHED_BATCHES = 4
 MEMORY_SHARE = 0.25  # of a machine's memory that the decoded set may fill before Ray Data streams it instead
 
@@ -82,79 +88,100 @@ class Plan:
         return [(np.array_split(batch, self.world)[self.rank], len(batch)) for batch in batches]
 
 
-class MemoryStream:
-    """Batches from an array of all images, (N, S, S) uint8, which is only read: it may be shared by many workers."""
+class _Ahead(ABC):
+    """What both streams share: one pass over all remaining epochs, which runs ahead across their borders."""
 
-    def __init__(self, plan: Plan, images: np.ndarray) -> None:
+    def __init__(self, plan: Plan, epochs: int, meter: Meter | None) -> None:
         self.plan = plan
-        self._images = images
-        self._augmenter = Augmenter(plan.strengths, plan.seed)
+        self._epochs = epochs
+        self._meter = meter or Meter()
+        self._running: Generator[Batch] | None = None
+        self._next_epoch = -1
 
     def train(self, epoch: int) -> Iterator[Batch]:
-        """This rank's augmented batches of one epoch, made ahead by a thread."""
-        return ahead(lambda: self._train(epoch))
+        """This rank's augmented batches of one epoch; epochs asked for in order come out of one pass."""
+        if self._running is None or epoch != self._next_epoch:
+            self.close()
+            self._running = self._pass(range(epoch, max(self._epochs, epoch + 1)))
+        self._next_epoch = -1  # an epoch left in the middle is not gone on with
+        yield from itertools.islice(self._running, self.plan.steps)
+        self._next_epoch = epoch + 1
 
-    def _train(self, epoch: int) -> Iterator[Batch]:
-        for rows, count in self.plan.train_slices(epoch):
-            images = self._augmenter.batch(self._images[rows], epoch, rows)
-            yield Batch(images, self.plan.labels[rows], rows, count)
+    def close(self) -> None:
+        """Stop what still runs ahead."""
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+    @abstractmethod
+    def _pass(self, epochs: Sequence[int]) -> Generator[Batch]:
+        """This rank's augmented batches of these epochs."""
+
+
+class MemoryStream(_Ahead):
+    """Batches from an array of all images, (N, S, S) uint8, which is only read: it may be shared by many workers."""
+
+    def __init__(self, plan: Plan, images: np.ndarray, epochs: int, meter: Meter | None = None) -> None:
+        super().__init__(plan, epochs, meter)
+        self._images = images
+
+    def _pass(self, epochs: Sequence[int]) -> Generator[Batch]:
+        # Not a bound method: the thread must not keep a stream alive that nobody asks any more.
+        return ahead(functools.partial(_augmented, self.plan, self._images, epochs, self._meter), self._meter)
 
     def validation(self) -> Iterator[Batch]:
         """This rank's part of the validation set, as it is."""
         for rows, count in self.plan.val_slices():
             yield Batch(self._images[rows], self.plan.labels[rows], rows, count)
 
-    def close(self) -> None:
-        """Nothing is held."""
+
+def _augmented(plan: Plan, images: np.ndarray, epochs: Sequence[int], meter: Meter) -> Iterator[Batch]:
+    augmenter = Augmenter(plan.strengths, plan.seed)
+    for epoch in epochs:
+        for rows, count in plan.train_slices(epoch):
+            with meter.helping(AUGMENTATION):
+                batch = images[rows]
+            with meter.helping(TRANSFORM):
+                batch = augmenter.batch(batch, epoch, rows)
+            yield Batch(batch, plan.labels[rows], rows, count)
 
 
-class RayStream:
+class RayStream(_Ahead):
     """The same batches, read from shards and augmented by Ray Data's tasks wherever the cluster has CPUs.
 
-    One Ray Data execution serves all remaining epochs, so that augmentation runs ahead across their borders.
+    One Ray Data execution serves all remaining epochs.
     """
 
-    def __init__(self, plan: Plan, shards: Shards, epochs: int) -> None:
-        self.plan = plan
+    def __init__(self, plan: Plan, shards: Shards, epochs: int, meter: Meter | None = None) -> None:
+        super().__init__(plan, epochs, meter)
         self._shards = shards
-        self._epochs = epochs
-        self._running: Iterator[Batch] | None = None
-        self._next_epoch = -1
 
-    def train(self, epoch: int) -> Iterator[Batch]:
-        """This rank's augmented batches of one epoch; epochs asked for in order share one execution."""
-        if self._running is None or epoch != self._next_epoch:
-            self._running = self._execute([(number, True) for number in range(epoch, max(self._epochs, epoch + 1))])
-        self._next_epoch = epoch + 1
-        for _ in range(self.plan.steps):
-            yield next(self._running)
+    def _pass(self, epochs: Sequence[int]) -> Generator[Batch]:
+        return self._execute([(epoch, True) for epoch in epochs])
 
     def validation(self) -> Iterator[Batch]:
         """This rank's part of the validation set, as it is."""
         yield from self._execute([(0, False)])
 
-    def close(self) -> None:
-        """Stop the tasks that still run ahead."""
-        self._running = None
-
-    def _execute(self, passes: list[tuple[int, bool]]) -> Iterator[Batch]:
+    def _execute(self, passes: list[tuple[int, bool]]) -> Generator[Batch]:
         import ray
 
         items = []
+        each = max(1, TASK_BYTES * self.plan.world // (self.plan.batch_size * self._shards.size**2))
         for epoch, training in passes:
             steps = self.plan.steps if training else len(self.plan.val_slices())
             items += [
-                {"epoch": epoch, "training": training, "first": first, "last": min(first + BATCHES_PER_TASK, steps)}
-                for first in range(0, steps, BATCHES_PER_TASK)
+                {"epoch": epoch, "training": training, "first": first, "last": min(first + each, steps)}
+                for first in range(0, steps, each)
             ]
         task = functools.partial(_load_and_augment, plan=ray.put(self.plan), shards=self._shards)
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            task, batch_size=None, batch_format="numpy"
+            task, batch_size=None, batch_format="numpy", num_cpus=TASK_CPUS
         )
         dataset.context.execution_options.preserve_order = True
         dataset.context.enable_progress_bars = False
         dataset.context.print_on_execution_start = False
-        pixels = _Rows(dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2))
+        pixels = _Rows(dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2), self._meter)
         for epoch, training in passes:
             for rows, count in self.plan.train_slices(epoch) if training else self.plan.val_slices():
                 images = pixels.take(len(rows), self._shards.size)
@@ -164,8 +191,9 @@ class RayStream:
 class _Rows:
     """Cuts a stream of blocks of images into runs of exactly n images."""
 
-    def __init__(self, blocks: Any) -> None:
+    def __init__(self, blocks: Any, meter: Meter) -> None:
         self._blocks = iter(blocks)
+        self._meter = meter
         self._rest: np.ndarray | None = None
 
     def take(self, count: int, size: int) -> np.ndarray:
@@ -173,7 +201,10 @@ class _Rows:
         missing = count
         while missing:
             if self._rest is None or not len(self._rest):
-                self._rest = next(self._blocks)["image"]
+                block = next(self._blocks)
+                self._rest = block["image"]
+                self._meter.help(TRANSFORM, float(block["transform"].sum()))
+                self._meter.help(AUGMENTATION, float(block["around"].sum()))
             part, self._rest = self._rest[:missing], self._rest[missing:]
             parts.append(part)
             missing -= len(part)
@@ -185,16 +216,24 @@ class _Rows:
 def _load_and_augment(items: dict[str, np.ndarray], plan: Any, shards: Shards) -> dict[str, np.ndarray]:
     import ray
 
+    begun = time.thread_time()
     plan = ray.get(plan)
     images = []
+    transform = 0.0
     for epoch, training, first, last in zip(
         *(items[key] for key in ("epoch", "training", "first", "last")), strict=True
     ):
         slices = (plan.train_slices(int(epoch)) if training else plan.val_slices())[first:last]
         rows = np.concatenate([rows for rows, _ in slices])
         raw = _gather(shards, rows)
+        since = time.thread_time()
         images.append(Augmenter(plan.strengths, plan.seed).batch(raw, int(epoch), rows) if training else raw)
-    return {"image": np.concatenate(images)}
+        transform += time.thread_time() - since
+    block = {"image": np.concatenate(images)}
+    # CPU seconds of this task, spread over its rows: the block may be cut on its way.
+    for name, seconds in (("transform", transform), ("around", time.thread_time() - begun - transform)):
+        block[name] = np.full(len(block["image"]), seconds / len(block["image"]))
+    return block
 
 
 def _gather(shards: Shards, rows: np.ndarray) -> np.ndarray:
@@ -213,28 +252,25 @@ def _read_file(shards: Shards, file: ShardFile) -> np.ndarray:
     return shards.read_file(file)
 
 
-def ahead(produce: Callable[[], Iterator[Batch]], depth: int = PREFETCHED_BATCHES) -> Iterator[Batch]:
+def ahead(produce: Callable[[], Iterator[Batch]], meter: Meter, depth: int = PREFETCHED_BATCHES) -> Generator[Batch]:
     """Run an iterator in a thread, at most `depth` batches ahead; its exception is raised where it is consumed."""
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=depth)
     stopped = threading.Event()
 
-    def put(item: Batch | BaseException | None) -> bool:
-        while not stopped.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
+    def put(item: Batch | BaseException | None) -> None:
+        if not stopped.is_set():
+            ready.put(item)
 
     def work() -> None:
-        try:
-            for batch in produce():
-                if not put(batch):
-                    return
-            put(None)
-        except BaseException as error:
-            put(error)
+        with meter.helper():
+            try:
+                for batch in produce():
+                    put(batch)
+                    if stopped.is_set():
+                        return
+                put(None)
+            except BaseException as error:
+                put(error)
 
     thread = threading.Thread(target=work, daemon=True, name="augment-ahead")
     thread.start()
@@ -245,7 +281,10 @@ def ahead(produce: Callable[[], Iterator[Batch]], depth: int = PREFETCHED_BATCHE
             yield item
     finally:
         stopped.set()
-        thread.join()
+        while thread.is_alive():  # it may stand before a full queue
+            with suppress(queue.Empty):
+                ready.get_nowait()
+            thread.join(0.01)
 
 
 def make_plan(config: Config, table: Any, shards: Shards, rank: int = 0, world: int = 1) -> Plan:

@@ -1,0 +1,118 @@
+"""Images per second of one fracray worker against a bare PyTorch loop over tensors in memory.
+
+fracray's worker gathers, augments and trains, with its learning-rate schedule, gradient clipping and moving average of
+the weights. The bare loop trains the same network at the same precision and batch size on the very same images, which
+were augmented in advance: forward, loss, backward, AdamW. One Torch thread each, in turns, in this process.
+"""
+
+import argparse
+import os
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from table import write_results
+from torch.nn import functional as F
+
+from fracray.config import Config
+from fracray.data.augment import Augmenter
+from fracray.data.letterbox import letterbox
+from fracray.data.phantom import draw_phantom
+from fracray.data.stream import MemoryStream, Plan
+from fracray.fit import Fit, pick_precision
+from fracray.model import build_model
+from fracray.show import new_console, new_table
+
+HERE = Path(__file__).parent
+CPU = torch.device("cpu")
+
+
+def make_plan(config: Config, labels: np.ndarray, rank: int = 0, world: int = 1) -> Plan:
+    """All images but the last two train: validation is not what is measured."""
+    count = len(labels)
+    return Plan(
+        train_rows=np.arange(count - 2),
+        val_rows=np.arange(count - 2, count),
+        val_sets={"val": np.arange(count - 2, count)},
+        labels=labels,
+        batch_size=config.train.batch_size,
+        strengths=config.augment,
+        seed=config.train.seed,
+        shard_rows=512,
+        rank=rank,
+        world=world,
+    )
+
+
+class Bare:
+    """The loop of any PyTorch tutorial."""
+
+    def __init__(self, config: Config) -> None:
+        self.model = build_model(config.model).to(memory_format=torch.channels_last)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.train.lr)
+        self.bf16 = pick_precision(config, CPU) is torch.bfloat16
+
+    def epoch(self, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
+        self.model.train()
+        begun = time.perf_counter()
+        for images, labels in batches:
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+                logits = self.model(images)
+            loss = F.binary_cross_entropy_with_logits(logits.float(), labels)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+        return time.perf_counter() - begun
+
+
+def main() -> None:
+    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli.add_argument("--images", type=int, default=1602, help="radiographs (default %(default)s)")
+    cli.add_argument("--size", type=int, default=128, help="side in pixels (default %(default)s)")
+    cli.add_argument("--model", default="fracture_cnn", help="or a timm backbone (default %(default)s)")
+    cli.add_argument("--epochs", type=int, default=12, help="of each, in turns (default %(default)s)")
+    cli.add_argument("--json", type=Path, default=HERE / "results" / "epoch.json", help="default %(default)s")
+    args = cli.parse_args()
+    torch.set_num_threads(1)
+    config = Config().with_leaves(
+        {"train.epochs": args.epochs + 1, "data.size": args.size, "model.name": args.model}, "benchmark"
+    )
+    drawn = [letterbox(draw_phantom(index, seed=0).image, args.size) for index in range(min(args.images, 64))]
+    images = np.stack([drawn[index % len(drawn)] for index in range(args.images)])
+    labels = (np.arange(args.images) % 2).astype(np.float32)
+    plan = make_plan(config, labels)
+    fit = Fit(config, MemoryStream(plan, images, config.train.epochs), CPU)
+    bare = Bare(config)
+    augmenter = Augmenter(config.augment, config.train.seed)
+    seconds: dict[str, list[float]] = {"fracray": [], "bare": []}
+    for epoch in range(args.epochs + 1):
+        batches = [
+            (
+                torch.from_numpy(augmenter.batch(images[rows], epoch, rows)).unsqueeze(1),
+                torch.from_numpy(labels[rows]),
+            )
+            for rows, _ in plan.train_slices(epoch)
+        ]
+        plain = bare.epoch(batches)
+        begun = time.perf_counter()
+        fit.run_epoch()
+        ours = time.perf_counter() - begun
+        if epoch:  # the first pays for what is set up once
+            seconds["fracray"].append(ours)
+            seconds["bare"].append(plain)
+    ratios = [plain / ours for plain, ours in zip(seconds["bare"], seconds["fracray"], strict=True)]
+    table = new_table("", "images per second", "slowest", "fastest")
+    for name, taken in seconds.items():
+        rates = [len(plan.train_rows) / second for second in taken]
+        table.add_row(name, f"{median(rates):.0f}", f"{min(rates):.0f}", f"{max(rates):.0f}")
+    table.add_row("ratio", f"{median(ratios):.3f}", f"{min(ratios):.3f}", f"{max(ratios):.3f}")
+    settings = {"images": args.images, "size": args.size, "model": args.model, "epochs": args.epochs}
+    figures = {"settings": settings, "ratio": median(ratios), "ratios": ratios, "seconds": seconds}
+    figures["cores"] = len(os.sched_getaffinity(0))
+    write_results(new_console(), "epoch", table, figures, args.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""Images per second on one GPU against synthetic tensors on it, and trials per hour with 1 to 16 trials sharing it.
+
+An epoch is `fracray.fit.Fit`'s, validation taken out. The plain alternative takes the very same steps over one batch
+that lies on the device already: whatever fracray loses against it, it loses to its data. The arms take turns, an epoch
+each. Trials are those of `python -m fracray.tune`, from the command's start to its end.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from rich.console import Console
+from table import write_results
+
+from fracray.cluster import connect
+from fracray.config import Config
+from fracray.data.prepare import prepare
+from fracray.data.resident import DeviceBatch, DeviceStream
+from fracray.data.stream import MemoryStream, Plan
+from fracray.fit import Fit, Stream
+from fracray.show import new_console, new_table
+
+HERE = Path(__file__).parent
+SYNTHETIC, ON_CPU, ON_DEVICE = "synthetic tensors", "augmented on the CPU", "augmented on the device"
+VAL_IMAGES = 64
+SPACE = {
+    "metric": "val_accuracy",
+    "sampler": {"name": "random"},
+    "scheduler": {"name": "none"},
+    "space": {"model.dropout": {"float": [0.0, 0.7]}, "augment.rotate": {"float": [0, 30]}},
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    cli = argparse.ArgumentParser(
+        prog="python benchmarks/gpu.py",
+        description="Images per second of fracray's training epoch on one GPU, its radiographs augmented on the CPU "
+        "or on the GPU, against the same steps over synthetic tensors on the GPU ('ratio', of the epochs of one "
+        "round); then trials per hour of a search with several trials sharing the GPU. Without a GPU it says so and "
+        "ends.",
+    )
+    cli.add_argument(
+        "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: try the benchmark out (default cuda)"
+    )
+    cli.add_argument("--model", default="fracture_cnn", help="as model.name (default %(default)s)")
+    cli.add_argument(
+        "--size", type=int, nargs="+", default=[128, 224], help="sides of the images, px (default 128 224)"
+    )
+    cli.add_argument("--batch", type=int, default=256, help="images of a step (default %(default)s)")
+    cli.add_argument("--images", type=int, default=4096, help="of the resident set (default %(default)s)")
+    cli.add_argument("--passes", type=int, default=16, help="through the set in an epoch (default %(default)s)")
+    cli.add_argument("--precision", nargs="+", choices=("bf16", "fp32"), default=["bf16"], help="default bf16")
+    cli.add_argument(
+        "--compile", nargs="+", choices=("off", "on"), default=["off", "on"], help="torch.compile (default off on)"
+    )
+    cli.add_argument(
+        "--rounds", type=int, default=5, help="epochs of each arm, in turn, after one that does not count (default 5)"
+    )
+    cli.add_argument(
+        "--sharing", type=int, nargs="*", default=[1, 2, 4, 8, 16], help="trials at a time; none to leave it out"
+    )
+    cli.add_argument("--trials", type=int, default=32, help="of each search (default %(default)s)")
+    cli.add_argument("--epochs", type=int, default=3, help="of each trial (default %(default)s)")
+    cli.add_argument("--phantoms", type=int, default=2000, help="radiographs of the searches (default %(default)s)")
+    cli.add_argument("--json", type=Path, default=HERE / "results" / "gpu.json", help="default %(default)s")
+    return cli
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    console = new_console()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        console.print("skipped: this machine has no GPU that Torch can use")
+        return
+    device = torch.device("cuda", 0) if args.device == "cuda" else torch.device("cpu")
+    table = new_table("what", "size", "precision", "compile", "median", "min", "max", "ratio")
+    epochs = []
+    for size, precision, compiled in product(args.size, args.precision, args.compile):
+        epochs += time_epochs(args, device, size, precision, compiled == "on", console)
+    for row in epochs:
+        rates = row["images_per_second"]
+        settings = (str(row["size"]), row["precision"], "on" if row["compile"] else "off")
+        spread = (f"{value:,.0f}" for value in (median(rates), min(rates), max(rates)))
+        table.add_row(f"images/s, {row['arm']}", *settings, *spread, f"{median(row['ratio']):.3f}")
+    searches = time_searches(args, console)
+    for row in searches:
+        words = f"trials/h, {row['at_once']} at a time, {row['augmented_on']}, efficiency {row['efficiency']:.2f}"
+        table.add_row(words, "128", "auto", "off", f"{row['per_hour']:,.0f}", "", "", f"{row['ratio']:.2f}")
+    figures = {
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "settings": {**vars(args), "json": None},
+        "epochs": epochs,
+        "searches": searches,
+    }
+    write_results(console, "gpu", table, figures, args.json)
+
+
+# ---------------------------------------------------------------- images per second
+
+
+class Synthetic:
+    """The steps of a plan over one batch, images and labels on the device before the first of them."""
+
+    def __init__(self, plan: Plan, size: int, device: torch.device) -> None:
+        self.plan = plan
+
+        def noise(rows: np.ndarray) -> torch.Tensor:
+            return torch.randint(0, 256, (len(rows), size, size), dtype=torch.uint8, device=device)
+
+        rows, count = plan.train_slices(0)[0]
+        labels = torch.from_numpy(plan.labels[rows]).to(device)
+        self._batch = DeviceBatch(noise(rows), labels, rows, count)
+        self._validation = [
+            DeviceBatch(noise(rows), plan.labels[rows], rows, count) for rows, count in plan.val_slices()
+        ]
+
+    def train(self, epoch: int) -> Iterator[DeviceBatch]:
+        for _ in range(self.plan.steps):
+            yield self._batch
+
+    def validation(self) -> Iterator[DeviceBatch]:
+        yield from self._validation
+
+
+@dataclass
+class Arm:
+    """A fit whose epochs are timed, and the rate of each, images a second."""
+
+    name: str
+    fit: Fit
+    rates: list[float]
+
+    def epoch(self) -> None:
+        """Train an epoch; `advance` validates too, which a second validation is timed for and taken off."""
+        begun = time.perf_counter()
+        self.fit.advance()
+        trained = time.perf_counter()
+        self.fit.validate()
+        seconds = (trained - begun) - (time.perf_counter() - trained)
+        self.rates.append(len(self.fit.stream.plan.train_rows) / seconds)
+
+
+def time_epochs(
+    args: argparse.Namespace, device: torch.device, size: int, precision: str, compiled: bool, console: Console
+) -> list[dict[str, Any]]:
+    """The rates of the three arms under one setting; the first epoch of each, which compiles, does not count."""
+    config = Config().with_leaves(
+        {
+            "data.size": size,
+            "model.name": args.model,
+            "train.batch_size": args.batch,
+            "train.precision": precision,
+            "train.compile": compiled,
+            "train.epochs": args.rounds + 1,
+        }
+    )
+    plan = plan_of(config, args.images, args.passes)
+    images = np.random.default_rng(0).integers(0, 256, (args.images, size, size), dtype=np.uint8)
+    from_memory = MemoryStream(plan, images, config.train.epochs)
+    streams: dict[str, Stream] = {
+        SYNTHETIC: Synthetic(plan, size, device),
+        ON_CPU: from_memory,
+        ON_DEVICE: DeviceStream(plan, images, device),
+    }
+    arms = [Arm(name, Fit(config, stream, device), []) for name, stream in streams.items()]
+    for turn in range(args.rounds + 1):
+        for arm in arms:
+            arm.epoch()
+        console.print(f"{size} px, {precision}, compile {compiled}: epoch {turn + 1} of {args.rounds + 1}")
+    from_memory.close()
+    plain = arms[0].rates[1:]
+    return [
+        {
+            "arm": arm.name,
+            "size": size,
+            "precision": precision,
+            "compile": compiled,
+            "images_per_second": arm.rates[1:],
+            "ratio": [rate / base for rate, base in zip(arm.rates[1:], plain, strict=True)],
+        }
+        for arm in arms
+    ]
+
+
+def plan_of(config: Config, images: int, passes: int) -> Plan:
+    """Epochs of several passes through a set, in whole batches.
+
+    They are long, so that validation is little beside them, and so is what the CPU makes ready in another arm's turn.
+    """
+    val = np.arange(min(VAL_IMAGES, images))
+    rows = np.tile(np.arange(images), passes)
+    batch = config.train.batch_size
+    if len(rows) < batch:
+        raise SystemExit(f"--batch {batch} is more than the {len(rows)} images of an epoch (--images times --passes)")
+    return Plan(
+        train_rows=rows[: len(rows) // batch * batch],
+        val_rows=val,
+        val_sets={"val": val},
+        labels=(np.arange(images) % 3 == 0).astype(np.float32),
+        batch_size=batch,
+        strengths=config.augment,
+        seed=0,
+        shard_rows=512,
+    )
+
+
+# ---------------------------------------------------------------- trials per hour
+
+
+def time_searches(args: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
+    """A search for every number of trials at a time, augmented on the CPU and on the GPU; ratios are to the first."""
+    rows: list[dict[str, Any]] = []
+    places = ("cpu", "gpu") if args.device == "cuda" else ("cpu",)
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["FRACRAY_CACHE"] = str(Path(scratch) / "cache")
+        space = Path(scratch) / "space.yaml"
+        space.write_text(yaml.safe_dump({**SPACE, "trials": args.trials, "epochs": args.epochs}))
+        if args.sharing:  # the phantoms are drawn and ingested before the clock runs
+            config = Config().with_leaves({"data.phantom.count": args.phantoms})
+            with connect(None):
+                prepare(config.data, console)
+        for at_once, place in product(args.sharing, places):
+            seconds = run(search_command(args, space, Path(scratch), at_once, place))
+            rate = args.trials / seconds * 3600
+            told = json.loads((Path(scratch) / "runs" / name_of(at_once, place) / "efficiency.json").read_text())
+            rows.append(
+                {
+                    "at_once": at_once,
+                    "augmented_on": place,
+                    "seconds": seconds,
+                    "per_hour": rate,
+                    "efficiency": told["efficiency"],
+                }
+            )
+            console.print(f"{at_once} trial(s) at a time, augmented on the {place}: {rate:,.0f} trials an hour")
+    for row in rows:
+        row["ratio"] = row["per_hour"] / rows[0]["per_hour"]
+    return rows
+
+
+def name_of(at_once: int, place: str) -> str:
+    return f"{place}-{at_once}"
+
+
+def search_command(args: argparse.Namespace, space: Path, scratch: Path, at_once: int, place: str) -> list[str]:
+    """The search, its trials dividing the machine's cores and its GPU."""
+    share = 1 / at_once
+    cpus = np.floor(len(os.sched_getaffinity(0)) * share * 100) / 100
+    words = ["--space", str(space), "--storage", str(scratch / "runs"), "--name", name_of(at_once, place)]
+    words += ["--concurrent", str(at_once), "--cpus-per-trial", f"{cpus:g}"]
+    words += ["--set", f"data.phantom.count={args.phantoms}", "--set", f"data.augment_on={place}"]
+    if args.device == "cuda":
+        words += ["--gpus-per-trial", f"{np.floor(share * 1e4) / 1e4:g}"]
+    return [sys.executable, "-m", "fracray.tune", *words]
+
+
+def run(command: list[str]) -> float:
+    """Wall seconds of a command; SystemExit with its last words where it failed."""
+    begun = time.perf_counter()
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-3000:]}")
+    return time.perf_counter() - begun
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""What fracray's search costs beside training: an empty trial, an empty epoch, a report, a checkpoint.
+
+Empty means a handful of tiny phantoms and a tiny network, through the whole of `python -m fracray.tune`. A trial costs
+what each further one adds to a search; whether it grows with their number is read from the times at which Optuna's
+journal holds them finished. Reports are timed in the trial's process, from the end of an epoch to the beginning of the
+next. Checkpoints are of the default network: CPU time of all threads, and what the training thread itself spends.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+import torch
+import yaml
+from table import write_results
+
+from fracray.board import TRIALS
+from fracray.checkpoint import save_state
+from fracray.config import Config
+from fracray.data.stream import MemoryStream
+from fracray.fit import Fit
+from fracray.show import new_console, new_table
+from fracray.space import SearchSpace
+from fracray.space_file import load_space
+from fracray.study import JOURNAL, open_study
+
+HERE = Path(__file__).parent
+TINY = {"data": {"size": 16, "phantom": {"count": 60}, "split": {"block": 2}}, "model": {"width": 4}}
+EARLY = 50  # trials at the beginning and at the end of a search that are compared
+
+
+def search(
+    scratch: Path, name: str, trials: int, epochs: int, sampler: str = "tpe", **train: Any
+) -> tuple[Path, float]:
+    """Run a search of empty trials; its folder and the seconds that the whole command took."""
+    tree = yaml.safe_load((HERE.parent / "search_spaces" / "reg.yaml").read_text())
+    tree |= {"trials": trials, "epochs": epochs, "scheduler": {"name": "none"}, "base": {**TINY, "train": train}}
+    tree["sampler"]["name"] = sampler
+    (scratch / "space.yaml").write_text(yaml.safe_dump(tree))
+    command = [sys.executable, "-m", "fracray.tune", "--space", str(scratch / "space.yaml")]
+    command += ["--storage", str(scratch), "--name", name]
+    begun = time.monotonic()
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-3000:]}")
+    return scratch / name, time.monotonic() - begun
+
+
+def finished(run: Path, space: SearchSpace) -> np.ndarray:
+    """Seconds at which the trials of a run were finished, ascending."""
+    trials = open_study(run / JOURNAL, space).get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    return np.sort([trial.datetime_complete.timestamp() for trial in trials])
+
+
+def growth(run: Path, space: SearchSpace) -> dict[str, float]:
+    """Seconds a trial at the beginning and at the end of a search, past the first few, which wait for Python."""
+    gaps = np.diff(finished(run, space))[4:]
+    early, late = gaps[:EARLY], gaps[-EARLY:]
+    return {"early": float(early.mean()), "late": float(late.mean()), "ratio": float(late.mean() / early.mean())}
+
+
+def checkpoint(scratch: Path) -> dict[str, float]:
+    """Seconds of a state of the default network: copied on the training thread, written by another."""
+    torch.set_num_threads(1)
+    config = Config()
+    from epoch import make_plan
+
+    images = np.zeros((66, 128, 128), dtype=np.uint8)
+    fit = Fit(config, MemoryStream(make_plan(config, np.arange(66.0) % 2), images, 1), torch.device("cpu"))
+    fit.run_epoch()
+    copied, written = [], []
+    for _ in range(20):
+        begun = time.thread_time()
+        state = fit.state()
+        copied.append(time.thread_time() - begun)
+        begun = time.thread_time()
+        save_state(scratch / "state.safetensors", *state)
+        written.append(time.thread_time() - begun)
+    return {"copied": median(copied), "written": median(written)}
+
+
+def main() -> None:
+    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli.add_argument("--trials", type=int, default=1000, help="of the long search (default %(default)s)")
+    cli.add_argument("--epochs", type=int, default=200, help="of the long trials (default %(default)s)")
+    cli.add_argument("--json", type=Path, default=HERE / "results" / "overhead.json", help="default %(default)s")
+    args = cli.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        _, ten = search(scratch, "ten", 10, 1)
+        tpe, long = search(scratch, "tpe", args.trials, 1)
+        space = load_space(scratch / "space.yaml", {})
+        random, _ = search(scratch, "random", args.trials, 1, sampler="random")
+        grown = {"tpe": growth(tpe, space), "random": growth(random, space)}
+        _, short = search(scratch, "short", 2, 10)
+        epochs, whole = search(scratch, "epochs", 2, args.epochs)
+        rows = pd.read_parquet(epochs / TRIALS)
+        states = checkpoint(scratch)
+    later = rows[rows["epoch"] > 1]
+    figures: dict[str, Any] = {
+        "settings": {"trials": args.trials, "epochs": args.epochs},
+        "search_of_ten_s": ten,
+        "trial_s": (long - ten) / (args.trials - 10),
+        "growth": grown,
+        # Two trials run side by side.
+        "epoch_s": (whole - short) / (args.epochs - 10),
+        "report_s": {
+            "median": float(later["seconds_reporting"].median()),
+            "mean": float(later["seconds_reporting"].mean()),
+        },
+        "checkpoint_s": states,
+    }
+    table = new_table("what", "seconds", "")
+    table.add_row("a search of ten empty trials", f"{ten:.1f}", "the whole command: start-up")
+    table.add_row(
+        "an empty trial", f"{figures['trial_s']:.4f}", f"of {args.trials}, as many at a time as there are cores"
+    )
+    for name, told in grown.items():
+        words = f"from {told['early']:.4f} in the first {EARLY} to {told['late']:.4f} in the last"
+        table.add_row(f"  growth, {name}", f"x {told['ratio']:.2f}", words)
+    table.add_row("an empty epoch", f"{figures['epoch_s']:.4f}", "reporting and an epoch of 42 tiny images")
+    table.add_row("a report", f"{figures['report_s']['median']:.4f}", f"mean {figures['report_s']['mean']:.4f}")
+    table.add_row("a state, training thread", f"{states['copied']:.4f}", "FractureCNN, copied")
+    table.add_row("a state, another thread", f"{states['written']:.4f}", "written")
+    write_results(new_console(), "overhead", table, figures, args.json)
+
+
+if __name__ == "__main__":
+    main()

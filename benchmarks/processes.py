@@ -1,0 +1,65 @@
+"""What this process and all that it started, Ray's included, use: peak memory while a block runs, and CPU time."""
+
+import threading
+from types import TracebackType
+
+import psutil
+
+EVERY = 0.25  # seconds between two looks
+
+
+class PeakMemory:
+    """`with PeakMemory() as memory: ...`, then `memory.peak` and `memory.before`, in bytes.
+
+    Counted is what the processes hold in memory (Linux' PSS: a page that several of them share is counted once).
+    """
+
+    def __init__(self) -> None:
+        self.before = self.peak = _held()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def _watch(self) -> None:
+        while not self._over.wait(EVERY):
+            self.peak = max(self.peak, _held())
+
+    def __enter__(self) -> "PeakMemory":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._over.set()
+        self._thread.join()
+        self.peak = max(self.peak, _held())
+
+
+def cpu_seconds() -> dict[int, float]:
+    """CPU time by process so far, s; compare two with `cpu_spent`."""
+    spent = {}
+    for process in _tree():
+        try:
+            times = process.cpu_times()
+            spent[process.pid] = times.user + times.system
+        except psutil.Error:  # ended meanwhile
+            continue
+    return spent
+
+
+def cpu_spent(before: dict[int, float], after: dict[int, float]) -> float:
+    """CPU seconds between two looks; what a process spent that ended between them is not counted."""
+    return sum(value - before.get(pid, 0.0) for pid, value in after.items())
+
+
+def _tree() -> list[psutil.Process]:
+    this = psutil.Process()
+    return [this, *this.children(recursive=True)]
+
+
+def _held() -> int:
+    total = 0
+    for process in _tree():
+        try:
+            total += process.memory_full_info().pss
+        except psutil.Error:  # ended meanwhile
+            continue
+    return total

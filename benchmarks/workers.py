@@ -1,0 +1,105 @@
+"""Images per second of two DDP workers against one, the batch of each worker fixed, each pinned to a core of its own.
+
+Every worker runs fracray's own loop over its part of the set, augmentation included; the gradients are averaged by
+gloo over loopback. The processes start before the clock does, and one and two workers take turns.
+"""
+
+import argparse
+import os
+import socket
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from epoch import make_plan
+from table import write_results
+
+from fracray.config import Config
+from fracray.data.stream import MemoryStream
+from fracray.fit import Fit
+from fracray.show import new_console, new_table
+
+HERE = Path(__file__).parent
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def work(
+    rank: int, world: int, port: int, images: int, size: int, epochs: int, cores: list[int], told: mp.Queue
+) -> None:
+    """One worker: `epochs` epochs and one before them, which pays for what is set up once."""
+    os.sched_setaffinity(0, {cores[rank]})
+    torch.set_num_threads(1)
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    batch = Config().train.batch_size * world
+    config = Config().with_leaves(
+        {"train.epochs": epochs + 1, "train.batch_size": batch, "data.size": size}, "benchmark"
+    )
+    pixels = np.random.default_rng(0).integers(0, 255, (images, size, size), dtype=np.uint8)
+    plan = make_plan(config, (np.arange(images) % 2).astype(np.float32), rank, world)
+    fit = Fit(config, MemoryStream(plan, pixels, config.train.epochs), torch.device("cpu"))
+    fit.run_epoch()
+    for _ in range(epochs):
+        if world > 1:
+            dist.barrier()
+        begun = time.perf_counter()
+        fit.run_epoch()
+        if rank == 0:
+            told.put(len(plan.train_rows) / (time.perf_counter() - begun))
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def rates(world: int, args: argparse.Namespace) -> list[float]:
+    context = mp.get_context("spawn")
+    told = context.Queue()
+    cores = sorted(os.sched_getaffinity(0))
+    settings = (world, free_port(), args.images, args.size, args.epochs, cores, told)
+    workers = [context.Process(target=work, args=(rank, *settings)) for rank in range(world)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        if worker.exitcode:
+            raise SystemExit(f"a worker of {world} ended with {worker.exitcode}")
+    return [told.get() for _ in range(args.epochs)]
+
+
+def main() -> None:
+    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli.add_argument("--images", type=int, default=2562, help="in memory, all but two train (default %(default)s)")
+    cli.add_argument("--size", type=int, default=128, help="side in pixels (default %(default)s)")
+    cli.add_argument("--epochs", type=int, default=4, help="of each turn (default %(default)s)")
+    cli.add_argument("--turns", type=int, default=3, help="of one and of two workers (default %(default)s)")
+    cli.add_argument("--json", type=Path, default=HERE / "results" / "workers.json", help="default %(default)s")
+    args = cli.parse_args()
+    if len(os.sched_getaffinity(0)) < 2:
+        print("skipped: two workers need two cores, and this process has one")
+        return
+    one: list[float] = []
+    two: list[float] = []
+    ratios = []
+    for _ in range(args.turns):
+        one.append(median(rates(1, args)))
+        two.append(median(rates(2, args)))
+        ratios.append(two[-1] / (2 * one[-1]))
+    table = new_table("", "images per second", "slowest turn", "fastest turn")
+    for name, turns in (("one worker", one), ("two workers", two)):
+        table.add_row(name, f"{median(turns):.0f}", f"{min(turns):.0f}", f"{max(turns):.0f}")
+    table.add_row("two over twice one", f"{median(ratios):.3f}", f"{min(ratios):.3f}", f"{max(ratios):.3f}")
+    settings = {"images": args.images, "size": args.size, "epochs": args.epochs, "turns": args.turns}
+    figures = {"settings": settings, "ratio": median(ratios), "ratios": ratios, "one": one, "two": two}
+    write_results(new_console(), "workers", table, figures, args.json)
+
+
+if __name__ == "__main__":
+    main()
