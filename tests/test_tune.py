@@ -43,6 +43,10 @@ space:
 """
 
 
+# A process costs its imports, six seconds of a CPU: searches that are not about several at a time take one.
+ALONE = ["--concurrent", "1"]
+
+
 def write_space(tmp_path, trials=4, epochs=3, scheduler="none"):
     path = tmp_path / "space.yaml"
     path.write_text(SPACE.format(trials=trials, epochs=epochs, scheduler=scheduler))
@@ -165,7 +169,7 @@ def test_more_trials_can_be_added_to_a_search(searched):
 def test_the_same_seed_searches_and_finds_the_same(ray_local, tmp_path):
     space = write_space(tmp_path, trials=2, epochs=2)
     for name in ("a", "b"):
-        main(["--space", str(space), "--storage", str(tmp_path), "--name", name, "--concurrent", "1"])
+        main(["--space", str(space), "--storage", str(tmp_path), "--name", name, *ALONE])
     first, second = histories(tmp_path / "a"), histories(tmp_path / "b")
     assert {name: without_time(entries) for name, entries in first.items()} == {
         name: without_time(entries) for name, entries in second.items()
@@ -194,13 +198,13 @@ def test_grid_and_pareto_searches_end_by_themselves(ray_local, tmp_path, capsys)
         + "space:\n  model.dropout: {categorical: [0.0, 0.2, 0.5]}\n"
     )
     (tmp_path / "grid.yaml").write_text(grid)
-    main(["--space", str(tmp_path / "grid.yaml"), "--storage", str(tmp_path), "--name", "grid"])
+    main(["--space", str(tmp_path / "grid.yaml"), "--storage", str(tmp_path), "--name", "grid", *ALONE])
     assert sorted(trial.params["model.dropout"] for trial in study_of(tmp_path / "grid").trials) == [0.0, 0.2, 0.5]
     pareto = text.replace("metric: val_accuracy", "metric: [val_sensitivity, val_specificity]").replace(
         "trials: 50", "trials: 3"
     )
     (tmp_path / "pareto.yaml").write_text(pareto)
-    main(["--space", str(tmp_path / "pareto.yaml"), "--storage", str(tmp_path), "--name", "pareto"])
+    main(["--space", str(tmp_path / "pareto.yaml"), "--storage", str(tmp_path), "--name", "pareto", *ALONE])
     assert all(len(trial.values) == 2 for trial in study_of(tmp_path / "pareto").trials)
     assert "Pareto front" in capsys.readouterr().out
 
@@ -209,7 +213,7 @@ def test_a_search_maximises_the_worst_of_several_validation_sets(ray_local, tmp_
     space = write_space(tmp_path, trials=2, epochs=2)
     text = space.read_text().replace("metric: val_accuracy", "metric: worst_val_auroc")
     space.write_text(text.replace("count: 150", "count: 300").replace("block: 10", "block: 10, shifts: [exposure]"))
-    main(["--space", str(space), "--storage", str(tmp_path), "--name", "worst"])
+    main(["--space", str(space), "--storage", str(tmp_path), "--name", "worst", *ALONE])
     kept = histories(tmp_path / "worst")
     for trial in study_of(tmp_path / "worst").trials:
         entries = kept[f"t{trial.number:04d}"]
@@ -227,14 +231,14 @@ def test_a_cross_validated_search_reports_the_mean_over_the_folds(ray_local, tmp
     space = write_space(tmp_path, trials=2, epochs=2)
     folds = "block: 10, protocol: kfold, folds: 3, cross_validate: true"
     space.write_text(space.read_text().replace("block: 10", folds))
-    main(["--space", str(space), "--storage", str(tmp_path), "--name", "crossed"])
+    main(["--space", str(space), "--storage", str(tmp_path), "--name", "crossed", *ALONE])
     assert "best of 2 finished trials" in capsys.readouterr().out
     run = tmp_path / "crossed"
     checkpoint = load_checkpoint(run / "trials/t0000/best")
     best = histories(run)["t0000"][checkpoint.card.epoch - 1]
     alone = tmp_path / "alone"
     space.write_text(space.read_text().replace(", cross_validate: true", ""))
-    main(["--space", str(space), "--trials", "1", "--storage", str(alone), "--name", "first"])
+    main(["--space", str(space), "--trials", "1", "--storage", str(alone), "--name", "first", *ALONE])
     first = histories(alone / "first")["t0000"][checkpoint.card.epoch - 1]
     predicted = pd.read_parquet(run / "trials/t0000/best/val_predictions.parquet")
     assert len(predicted) == first["val_n"]  # the model kept is the one validated on the fold after the test fold
@@ -255,7 +259,7 @@ def test_a_trial_that_diverges_fails_and_the_search_goes_on(ray_local, tmp_path,
     text = write_space(tmp_path, trials=4, epochs=2, scheduler="asha").read_text()
     text = text.split("space:\n")[0].replace("{width: 8}", "{width: 8}\n  train: {clip_norm: 0, ema: 0}")
     (tmp_path / "wild.yaml").write_text(text + "space:\n  train.lr: {categorical: [0.002, 1.0e+30]}\n")
-    main(["--space", str(tmp_path / "wild.yaml"), "--storage", str(tmp_path), "--name", "wild"])
+    main(["--space", str(tmp_path / "wild.yaml"), "--storage", str(tmp_path), "--name", "wild", *ALONE])
     out = capsys.readouterr().out
     states = {trial.params["train.lr"]: trial.state for trial in study_of(tmp_path / "wild").trials}
     assert states == {0.002: optuna.trial.TrialState.COMPLETE, 1e30: optuna.trial.TrialState.FAIL}
@@ -269,7 +273,7 @@ WILD = ["--set", "train.lr=1e30", "--set", "train.clip_norm=0", "--set", "train.
 def test_a_search_in_which_every_trial_diverges_fails_in_words(ray_local, tmp_path):
     space = write_space(tmp_path, trials=2, epochs=2)
     with pytest.raises(RunError, match="no trial"):
-        main(["--space", str(space), "--storage", str(tmp_path), "--name", "lost", *WILD])
+        main(["--space", str(space), "--storage", str(tmp_path), "--name", "lost", *WILD, *ALONE])
 
 
 # ---------------------------------------------------------------- interruption
@@ -288,7 +292,7 @@ def test_ctrl_c_keeps_everything_says_how_to_resume_and_resume_finishes(ray_loca
     before = Snapshot(run)
     assert 1 <= len(before.done) < 6
     # How the search around them is run may change; the trials under way go on all the same.
-    main([*resume_arguments(out), "--trials", "7", "--concurrent", "1"])
+    main([*resume_arguments(out), "--trials", "7", *ALONE])
     before.assert_kept_and_whole(trials=7, epochs=8)
 
 
@@ -360,7 +364,17 @@ def test_a_trial_that_cannot_run_fails_once_with_its_reason(ray_local, tmp_path,
     folder = tmp_path / "mixed/trials/t0001"
     folder.mkdir(parents=True)
     save_state(folder / STATE, {"w": torch.zeros(1)}, {"config": {}})
-    main(["--space", str(write_space(tmp_path, trials=3, epochs=1)), "--storage", str(tmp_path), "--name", "mixed"])
+    main(
+        [
+            "--space",
+            str(write_space(tmp_path, trials=3, epochs=1)),
+            "--storage",
+            str(tmp_path),
+            "--name",
+            "mixed",
+            *ALONE,
+        ]
+    )
     assert capsys.readouterr().out.count("t0001 failed: ") == 1
     trials = study_of(tmp_path / "mixed").trials
     assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "COMPLETE"]
