@@ -36,9 +36,9 @@ def space(method: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     if method == "random":
         tree |= {"trials": args.trials, "scheduler": {"name": "none"}}
     else:
-        # Enough to use up the same compute even where nearly all are stopped at the first rung.
+        # A third goes on from each rung: that many use up about the same compute.
         tree |= {
-            "trials": args.trials * args.epochs // args.grace,
+            "trials": 4 * args.trials,
             "scheduler": {**SCHEDULE, "grace_epochs": args.grace},
         }
     tree["base"] = {"data": {"size": args.size, "phantom": {"count": args.count}}, "train": {"seed": seed}}

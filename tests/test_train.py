@@ -32,7 +32,7 @@ def history(run):
 
 
 def metrics(run):
-    return [{k: v for k, v in entry.items() if k != "seconds"} for entry in history(run)]
+    return [{k: v for k, v in entry.items() if not k.startswith("seconds")} for entry in history(run)]
 
 
 def train(tmp_path, name, *more):
@@ -122,7 +122,7 @@ def test_resume_goes_on_where_the_run_stopped(ray_local, tmp_path):
     assert metrics(run) == metrics(train(tmp_path, "whole", "--epochs", "20"))
 
 
-def test_a_killed_worker_process_costs_at_most_one_epoch(ray_local, tmp_path):
+def test_a_killed_worker_process_costs_what_was_not_kept_yet(ray_local, tmp_path):
     run = tmp_path / "hit"
 
     def kill():
@@ -135,9 +135,9 @@ def test_a_killed_worker_process_costs_at_most_one_epoch(ray_local, tmp_path):
 
     with ThreadPoolExecutor() as pool:
         killed = pool.submit(kill)
-        train(tmp_path, "hit", "--epochs", "20", "--workers", "2")
+        train(tmp_path, "hit", "--epochs", "20", "--workers", "2", "--set", "train.keep_seconds=0")
         before = killed.result()
     after = history(run)
     assert [entry["epoch"] for entry in after] == list(range(1, 21))
-    # Every epoch that was finished before the kill was kept, not run again: its wall-clock time is the same.
-    assert after[: len(before)] == before
+    # Every epoch but the last, whose state may not have been written yet, ran once: its wall-clock time is the same.
+    assert after[: len(before) - 1] == before[:-1]

@@ -64,7 +64,7 @@ def histories(run):
 
 
 def without_time(entries):
-    return [{name: value for name, value in entry.items() if name != "seconds"} for entry in entries]
+    return [{name: value for name, value in entry.items() if not name.startswith("seconds")} for entry in entries]
 
 
 def begin(tmp_path, name, *more):
@@ -304,7 +304,7 @@ def test_a_search_goes_on_after_kill_nine_of_its(ray_local, tmp_path, victim):
     run = tmp_path / "hit"
     wait_until(lambda: told(run) >= 1, process)
     family = psutil.Process(process.pid).children(recursive=True)
-    writers = [child for child in family if "Trainable" in title(child)]
+    writers = [child for child in family if re.search("Trainable|TrialActor", title(child))]
     assert writers
     if victim == "driver":
         process.send_signal(signal.SIGKILL)
@@ -337,10 +337,12 @@ def test_a_search_goes_on_after_kill_nine_of_a_trial_process(ray_local, tmp_path
 
     with ThreadPoolExecutor() as pool:
         killed = pool.submit(kill)
-        main(["--space", str(write_space(tmp_path, trials=6, epochs=8)), "--storage", str(tmp_path), "--name", "hit"])
+        space = write_space(tmp_path, trials=6, epochs=8)
+        keep = ["--set", "train.keep_seconds=0"]
+        main(["--space", str(space), "--storage", str(tmp_path), "--name", "hit", *keep])
         killed.result()
     assert "is taken up again" in capsys.readouterr().out
-    before[0].assert_kept_and_whole(trials=6, epochs=8)
+    before[0].assert_kept_and_whole(trials=6, epochs=8, every_epoch=True)
 
 
 def test_a_process_that_dies_between_two_trials_costs_no_trial(ray_local, tmp_path, monkeypatch):
@@ -414,7 +416,7 @@ class Snapshot:
     def files_of(self, number: int) -> list[Path]:
         return [path for path in (self.run / f"trials/t{number:04d}").rglob("*") if path.is_file()]
 
-    def assert_kept_and_whole(self, trials: int, epochs: int) -> None:
+    def assert_kept_and_whole(self, trials: int, epochs: int, every_epoch: bool = False) -> None:
         """All trials are there, once; what was finished before is as it was, to the byte."""
         study, now = study_of(self.run), histories(self.run)
         assert [trial.number for trial in study.trials] == list(range(trials))
@@ -429,9 +431,10 @@ class Snapshot:
         for file, content in self.files.items():
             assert file.read_bytes() == content, file
         for name, entries in self.kept.items():
-            # The last one may have been written when its state was not yet: it is run again then, to the same end.
-            assert now[name][: len(entries) - 1] == entries[:-1], f"{name} lost a finished epoch"
-            assert without_time(now[name][: len(entries)]) == without_time(entries), f"{name} lost a finished epoch"
+            # A trial under way goes on from the state that was last kept, and comes by the same epochs.
+            assert without_time(now[name][: len(entries)]) == without_time(entries), f"{name} went another way"
+            if every_epoch:  # but the last, whose state may not have been written yet; their times show which ran once
+                assert now[name][: len(entries) - 1] == entries[:-1], f"{name} lost a finished epoch"
         for name, entries in now.items():
             assert [entry["epoch"] for entry in entries] == list(range(1, epochs + 1)), name
             assert study.trials[int(name[1:])].value == max(entry["val_accuracy"] for entry in entries)
