@@ -91,6 +91,18 @@ def told(run):
     return sum(trial.state.is_finished() for trial in study_of(run).get_trials(deepcopy=False))
 
 
+def on_cpus(cpus, *arguments, seconds=240):
+    """The command on a cluster of its own that has so many CPUs, whatever the machine has."""
+    script = (
+        f"import sys, ray; from fracray.cluster import set_environment; set_environment(); "
+        f"ray.init(num_cpus={cpus}, include_dashboard=False, log_to_driver=False); "
+        f"from fracray import tune; from fracray.errors import run_verb; sys.exit(run_verb(tune.main))"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=seconds, check=False
+    )
+
+
 # ---------------------------------------------------------------- a whole search
 
 
@@ -207,6 +219,18 @@ def test_grid_and_pareto_searches_end_by_themselves(ray_local, tmp_path, capsys)
     main(["--space", str(tmp_path / "pareto.yaml"), "--storage", str(tmp_path), "--name", "pareto", *ALONE])
     assert all(len(trial.values) == 2 for trial in study_of(tmp_path / "pareto").trials)
     assert "Pareto front" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_trials_fed_by_ray_data_do_not_wait_for_each_other_for_ever(tmp_path, cpus):
+    fed = ["--set", "data.stream=ray", "--trials", "3", "--epochs", "2"]
+    done = on_cpus(cpus, "--space", str(write_space(tmp_path)), "--storage", str(tmp_path), "--name", "fed", *fed)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [len(entries) for entries in histories(tmp_path / "fed").values()] == [2, 2, 2]
+    spent = json.loads((tmp_path / "fed" / "efficiency.json").read_text())
+    assert spent["cores"] == cpus
+    assert sum(spent["shares"].values()) == pytest.approx(1, abs=0.05)
+    assert 0 < spent["efficiency"] == pytest.approx(spent["shares"]["training"] + spent["shares"]["transform"])
 
 
 def test_a_search_maximises_the_worst_of_several_validation_sets(ray_local, tmp_path, capsys):
