@@ -1,7 +1,8 @@
 """Shortcuts: how well the label is predicted without looking at the picture, from size, file number, tags.
 
 A classifier that learns one of these scores well on the same archive and fails elsewhere. Sees the manifest's table
-only. Must not open a file, and must not know of networks or of Ray.
+only. Must not open a file, and must not know of networks or of Ray. scikit-learn takes a second of CPU time to import,
+in every process of a search, and is hardly ever needed there: it is imported where it is used.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,11 +11,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
-from sklearn.model_selection import GroupKFold
-from sklearn.neighbors import KNeighborsClassifier
 from threadpoolctl import threadpool_limits
 
 from fracray.data.manifest import BORDERS, file_number, in_set, sets_named
@@ -116,6 +112,8 @@ def _baselines(table: pd.DataFrame) -> dict[str, Fit]:
 
 
 def _baseline(name: str, part: str, label: np.ndarray, probability: np.ndarray) -> Baseline:
+    from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
+
     predicted = (probability > 0.5).astype(int)
     both = len(set(label)) == 2
     return Baseline(
@@ -222,6 +220,8 @@ def score_leak(table: pd.DataFrame, groups: Mapping[int, np.ndarray], seed: int 
 
 def _deal(groups: np.ndarray, folds: int, seed: int) -> np.ndarray | None:
     """The fold of each row, groups whole; None where there are fewer than two groups."""
+    from sklearn.model_selection import GroupKFold
+
     folds = min(folds, len(set(groups)))
     if folds < 2:
         return None
@@ -250,6 +250,8 @@ def _majority(train: pd.DataFrame, seed: int) -> Scorer:
 
 
 def _tags(train: pd.DataFrame, seed: int) -> Scorer:
+    from sklearn.linear_model import LogisticRegression
+
     if train["label"].nunique() < 2:
         return _majority(train, seed)
     columns = _one_hot(train).columns
@@ -261,6 +263,8 @@ def _boosted(features: Features) -> Fit:
     """Shallow gradient-boosted trees on features, which may lack values."""
 
     def fit(train: pd.DataFrame, seed: int) -> Scorer:
+        from sklearn.ensemble import HistGradientBoostingClassifier
+
         if train["label"].nunique() < 2:
             return _majority(train, seed)
         columns = features(train).columns
@@ -276,6 +280,8 @@ def _boosted(features: Features) -> Fit:
 
 
 def _neighbours(train: pd.DataFrame, seed: int) -> Scorer:
+    from sklearn.neighbors import KNeighborsClassifier
+
     model = KNeighborsClassifier(min(NEIGHBOURS, len(train)), weights="distance").fit(_numbers(train), train["label"])
     fractured = list(model.classes_).index(1) if 1 in model.classes_ else None
     return lambda rows: np.zeros(len(rows)) if fractured is None else model.predict_proba(_numbers(rows))[:, fractured]
