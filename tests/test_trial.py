@@ -1,0 +1,166 @@
+"""A trial's folder: what is written when, and what a trial that is taken up again finds there."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fracray.checkpoint import load_state, read_card
+from fracray.config import Config
+from fracray.data.ingest import ShardFile, Shards
+from fracray.meter import PHASES
+from fracray.run import BEST, EPOCHS, STATE, Folder, trial_folder
+from fracray.trial import Job, Session, may_stop
+
+TRAIN, VAL, SIZE = 48, 24, 32
+
+
+def make_job(folder, **leaves):
+    config = Config().with_leaves(
+        {
+            "train.epochs": 4,
+            "train.batch_size": 16,
+            "train.threads": 1,
+            "model.width": 8,
+            "search.scheduler.name": "none",
+            **leaves,
+        }
+    )
+    rng = np.random.default_rng(0)
+    labels = np.arange(TRAIN + VAL) % 2
+    images = rng.integers(0, 100, (TRAIN + VAL, SIZE, SIZE), dtype=np.uint8)
+    images[labels == 1, 8:24, 12:20] += 120
+    table = pd.DataFrame(
+        {
+            "image_id": [f"i{row}" for row in range(TRAIN + VAL)],
+            "group": [f"g{row // 4}" for row in range(TRAIN + VAL)],
+            "label": labels,
+            "split": ["train"] * TRAIN + ["val"] * VAL,
+            "pixel_hash": "",
+        }
+    )
+    return Job(
+        config=config,
+        run=Folder(folder),
+        shards=Shards(folder, SIZE, (ShardFile("0.parquet", 0, TRAIN + VAL),)),
+        table=table,
+        fingerprint="drawn",
+        rotations=(table["split"].to_numpy(),),
+        metrics=("val_accuracy",),
+        images=images,
+    )
+
+
+def epochs_kept(folder):
+    path = folder / "trials/t0000" / STATE
+    return load_state(path)[1]["epochs_done"] if path.exists() else 0
+
+
+def without_time(entries):
+    return [{k: v for k, v in entry.items() if not k.startswith("seconds")} for entry in entries]
+
+
+def test_the_state_is_kept_every_so_often_and_the_metrics_after_every_epoch(tmp_path):
+    session = Session(make_job(tmp_path, **{"train.keep_seconds": 3600}), 0, {})
+    for epoch in (1, 2, 3):
+        session.run_epoch()
+        session.settle()
+        assert len(json.loads((tmp_path / "trials/t0000" / EPOCHS).read_text())) == epoch
+        assert epochs_kept(tmp_path) == 0
+    session.run_epoch()  # the last: no process need wait for it to be written
+    assert epochs_kept(tmp_path) == 4
+    session.close()
+
+
+def test_with_no_seconds_to_lose_every_epoch_is_kept(tmp_path):
+    session = Session(make_job(tmp_path, **{"train.keep_seconds": 0}), 0, {})
+    for epoch in (1, 2):
+        session.run_epoch()
+        session.settle()
+        assert epochs_kept(tmp_path) == epoch
+    session.close()
+
+
+def test_what_is_kept_while_the_next_epoch_trains_is_the_epoch_before(tmp_path):
+    job = make_job(tmp_path / "one", **{"train.keep_seconds": 0})
+    session = Session(job, 0, {})
+    session.run_epoch()  # written by a thread while epoch 2 changes the weights
+    session.run_epoch()
+    session.close()
+    calm = Session(make_job(tmp_path / "two", **{"train.keep_seconds": 0}), 0, {})
+    for _ in (1, 2):
+        calm.run_epoch()
+        calm.settle()
+    calm.close()
+    ours, theirs = (load_state(tmp_path / name / "trials/t0000" / STATE)[0] for name in ("one", "two"))
+    assert ours.keys() == theirs.keys()
+    assert all((ours[name] == theirs[name]).all() for name in ours)
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "killed"])
+def test_a_trial_taken_up_again_goes_on_as_if_it_had_never_stopped(tmp_path, closed):
+    whole = Session(make_job(tmp_path / "whole"), 0, {})
+    while not whole.done:
+        whole.run_epoch()
+    whole.close()
+
+    first = Session(make_job(tmp_path / "cut"), 0, {})
+    first.run_epoch()
+    first.run_epoch()
+    if closed:
+        first.close()
+    else:
+        first.settle()  # the process is gone; its ten seconds had not passed
+    second = Session(make_job(tmp_path / "cut"), 0, {})
+    assert second.epochs_done == (2 if closed else 0)
+    while not second.done:
+        second.run_epoch()
+    second.close()
+    found = [json.loads(trial_folder(Folder(tmp_path / name), 0).read(EPOCHS)) for name in ("whole", "cut")]
+    assert without_time(found[0]) == without_time(found[1])
+    cards = [read_card(tmp_path / name / "trials/t0000" / BEST) for name in ("whole", "cut")]
+    assert cards[0].epoch == cards[1].epoch
+    assert cards[0].metrics == cards[1].metrics
+
+
+def test_a_trial_that_the_scheduler_may_stop_is_kept_before_it_is_told_of(tmp_path):
+    asha = {"search.scheduler.name": "asha", "search.scheduler.grace_epochs": 2}
+    session = Session(make_job(tmp_path, **asha), 0, {})
+    session.run_epoch()
+    assert epochs_kept(tmp_path) == 0
+    session.run_epoch()
+    assert epochs_kept(tmp_path) == 2
+    session.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "grace", "factor", "epochs"),
+    [
+        ("asha", 3, 3, {3, 9, 12}),
+        ("asha", 2, 2.5, {2, 5, 12}),
+        ("median", 2, 3, set(range(1, 13))),
+        ("none", 1, 3, set()),
+    ],
+)
+def test_may_stop_knows_the_rungs(name, grace, factor, epochs):
+    config = Config().with_leaves(
+        {
+            "train.epochs": 12,
+            "search.scheduler.name": name,
+            "search.scheduler.grace_epochs": grace,
+            "search.scheduler.reduction_factor": factor,
+        }
+    )
+    assert {epoch for epoch in range(1, 12) if may_stop(config, epoch)} == epochs - {12}
+
+
+def test_an_epoch_tells_its_core_seconds_by_phase(tmp_path):
+    session = Session(make_job(tmp_path), 0, {})
+    session.run_epoch()
+    told = session.run_epoch()
+    session.close()
+    assert all(told[f"seconds_{phase}"] >= 0 for phase in PHASES)
+    assert 0 < told["seconds_training"] < told["seconds"] * 1.5
+    assert told["seconds_validation"] > 0
+    assert told["seconds_transform"] > 0
