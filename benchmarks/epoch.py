@@ -24,6 +24,7 @@ from fracray.data.stream import MemoryStream, Plan
 from fracray.fit import Fit, pick_precision
 from fracray.model import build_model
 from fracray.show import new_console, new_table
+from fracray.trial import use_cores
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")
@@ -75,7 +76,6 @@ def main() -> None:
     cli.add_argument("--epochs", type=int, default=12, help="of each, in turns (default %(default)s)")
     cli.add_argument("--json", type=Path, default=HERE / "results" / "epoch.json", help="default %(default)s")
     args = cli.parse_args()
-    torch.set_num_threads(1)
     config = Config().with_leaves(
         {"train.epochs": args.epochs + 1, "data.size": args.size, "model.name": args.model}, "benchmark"
     )
@@ -83,7 +83,7 @@ def main() -> None:
     images = np.stack([drawn[index % len(drawn)] for index in range(args.images)])
     labels = (np.arange(args.images) % 2).astype(np.float32)
     plan = make_plan(config, labels)
-    fit = Fit(config, MemoryStream(plan, images, config.train.epochs), CPU)
+    fit = Fit(config, MemoryStream(plan, images, config.train.epochs), CPU, meter=use_cores(config, 1))
     bare = Bare(config)
     augmenter = Augmenter(config.augment, config.train.seed)
     seconds: dict[str, list[float]] = {"fracray": [], "bare": []}

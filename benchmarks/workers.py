@@ -22,6 +22,7 @@ from fracray.config import Config
 from fracray.data.stream import MemoryStream
 from fracray.fit import Fit
 from fracray.show import new_console, new_table
+from fracray.trial import use_cores
 
 HERE = Path(__file__).parent
 
@@ -37,7 +38,6 @@ def work(
 ) -> None:
     """One worker: `epochs` epochs and one before them, which pays for what is set up once."""
     os.sched_setaffinity(0, {cores[rank]})
-    torch.set_num_threads(1)
     if world > 1:
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     batch = Config().train.batch_size * world
@@ -46,7 +46,7 @@ def work(
     )
     pixels = np.random.default_rng(0).integers(0, 255, (images, size, size), dtype=np.uint8)
     plan = make_plan(config, (np.arange(images) % 2).astype(np.float32), rank, world)
-    fit = Fit(config, MemoryStream(plan, pixels, config.train.epochs), torch.device("cpu"))
+    fit = Fit(config, MemoryStream(plan, pixels, config.train.epochs), torch.device("cpu"), meter=use_cores(config, 1))
     fit.run_epoch()
     for _ in range(epochs):
         if world > 1:
