@@ -20,7 +20,7 @@ def machine() -> dict[str, Any]:
         "cores": len(psutil.Process().cpu_affinity()),
         "processor": names[0] if names else platform.processor(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        **environment(),
+        **{name: value for name, value in environment().items() if name != "command"},
     }
 
 
