@@ -33,7 +33,7 @@ from fracray.space_file import load_space
 from fracray.study import JOURNAL, open_study
 
 HERE = Path(__file__).parent
-TINY = {"data": {"size": 16, "phantom": {"count": 60}, "split": {"block": 2}}, "model": {"width": 4}}
+TINY = {"data": {"size": 32, "phantom": {"count": 60}, "split": {"block": 2}}, "model": {"width": 4}}
 EARLY = 50  # trials at the beginning and at the end of a search that are compared
 
 
