@@ -74,7 +74,9 @@ def checkpoint(scratch: Path) -> dict[str, float]:
     from epoch import make_plan
 
     images = np.zeros((66, 128, 128), dtype=np.uint8)
-    fit = Fit(config, MemoryStream(make_plan(config, np.arange(66.0) % 2), images, 1), torch.device("cpu"))
+    fit = Fit(
+        config, MemoryStream(make_plan(config, (np.arange(66) % 2).astype(np.float32)), images, 1), torch.device("cpu")
+    )
     fit.run_epoch()
     copied, written = [], []
     for _ in range(20):
