@@ -19,6 +19,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -224,7 +225,10 @@ def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     dense = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
-    save_file(dense, path, metadata=metadata)
+    try:
+        save_file(dense, path, metadata=metadata)
+    except SafetensorError as error:  # a full disk, most often, in words of its own
+        raise OSError(str(error)) from None
 
 
 def _sibling(path: Path, role: str) -> Path:

@@ -141,9 +141,15 @@ class Folder:
 
     @contextmanager
     def building(self, name: str) -> Iterator[Path]:
-        """A local path at which to write the file or folder `name`, atomically; to a URI it is uploaded afterwards."""
+        """A local path at which to write the file or folder `name`, atomically; to a URI it is uploaded afterwards.
+
+        RunError where that fails, as of `write`.
+        """
         if self.is_local:
-            yield Path(self.path(name))
+            try:
+                yield Path(self.path(name))
+            except OSError as error:
+                raise RunError(f"{self}: cannot write {name}: {error}") from None
             return
         with tempfile.TemporaryDirectory() as scratch:
             yield Path(scratch) / name

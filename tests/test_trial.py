@@ -1,6 +1,7 @@
 """A trial's folder: what is written when, and what a trial that is taken up again finds there."""
 
 import json
+import resource
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ import pytest
 from fracray.checkpoint import load_state, read_card
 from fracray.config import Config
 from fracray.data.ingest import ShardFile, Shards
+from fracray.errors import RunError
 from fracray.meter import PHASES
 from fracray.run import BEST, EPOCHS, STATE, Folder, trial_folder
 from fracray.trial import Job, Session, may_stop
@@ -153,6 +155,23 @@ def test_may_stop_knows_the_rungs(name, grace, factor, epochs):
         }
     )
     assert {epoch for epoch in range(1, 12) if may_stop(config, epoch)} == epochs - {12}
+
+
+def test_a_full_disk_is_told_in_words_and_what_was_kept_before_stays(tmp_path):
+    session = Session(make_job(tmp_path, **{"train.keep_seconds": 0}), 0, {})
+    session.run_epoch()
+    session.settle()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, hard))  # bytes of a file: fewer than the weights have
+    try:
+        session.run_epoch()
+        with pytest.raises(RunError, match=r"cannot write (best|state\.safetensors)"):
+            session.settle()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert epochs_kept(tmp_path) == 1
+    assert not [path for path in (tmp_path / "trials/t0000").iterdir() if path.name not in (EPOCHS, STATE, BEST)]
+    session.close()
 
 
 def test_an_epoch_tells_its_core_seconds_by_phase(tmp_path):
