@@ -8,7 +8,6 @@ reached the accuracy that the random search ends with; it is given at most the s
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from processes import timed
 from table import write_results
 
 from fracray.show import new_console, new_table
@@ -63,9 +63,7 @@ def search(method: str, seed: int, args: argparse.Namespace, scratch: Path) -> n
     file, name = scratch / "space.yaml", f"{method}-{seed}"
     file.write_text(yaml.safe_dump(space(method, seed, args)))
     command = [sys.executable, "-m", "fracray.tune", "--space", str(file), "--storage", str(scratch), "--name", name]
-    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-3000:]}")
+    timed(command)
     return curve(scratch / name, args.trials * args.epochs)
 
 

@@ -8,7 +8,6 @@ each. Trials are those of `python -m fracray.tune`, from the command's start to 
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from processes import timed
 from rich.console import Console
 from table import write_results
 
@@ -233,7 +233,7 @@ def time_searches(args: argparse.Namespace, console: Console) -> list[dict[str, 
             with connect(None):
                 prepare(config.data, console)
         for at_once, place in product(args.sharing, places):
-            seconds = run(search_command(args, space, Path(scratch), at_once, place))
+            seconds = timed(search_command(args, space, Path(scratch), at_once, place))
             rate = args.trials / seconds * 3600
             told = json.loads((Path(scratch) / "runs" / name_of(at_once, place) / "efficiency.json").read_text())
             rows.append(
@@ -265,15 +265,6 @@ def search_command(args: argparse.Namespace, space: Path, scratch: Path, at_once
     if args.device == "cuda":
         words += ["--gpus-per-trial", f"{np.floor(share * 1e4) / 1e4:g}"]
     return [sys.executable, "-m", "fracray.tune", *words]
-
-
-def run(command: list[str]) -> float:
-    """Wall seconds of a command; SystemExit with its last words where it failed."""
-    begun = time.perf_counter()
-    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-3000:]}")
-    return time.perf_counter() - begun
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ next. Checkpoints are of the default network: CPU time of all threads, and what 
 """
 
 import argparse
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,6 +19,8 @@ import optuna
 import pandas as pd
 import torch
 import yaml
+from epoch import make_plan
+from processes import timed
 from table import write_results
 
 from fracray.board import TRIALS
@@ -47,11 +48,7 @@ def search(
     (scratch / "space.yaml").write_text(yaml.safe_dump(tree))
     command = [sys.executable, "-m", "fracray.tune", "--space", str(scratch / "space.yaml")]
     command += ["--storage", str(scratch), "--name", name]
-    begun = time.monotonic()
-    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-3000:]}")
-    return scratch / name, time.monotonic() - begun
+    return scratch / name, timed(command)
 
 
 def finished(run: Path, space: SearchSpace) -> np.ndarray:
@@ -71,8 +68,6 @@ def checkpoint(scratch: Path) -> dict[str, float]:
     """Seconds of a state of the default network: copied on the training thread, written by another."""
     torch.set_num_threads(1)
     config = Config()
-    from epoch import make_plan
-
     images = np.zeros((66, 128, 128), dtype=np.uint8)
     fit = Fit(
         config, MemoryStream(make_plan(config, (np.arange(66) % 2).astype(np.float32)), images, 1), torch.device("cpu")

@@ -1,11 +1,23 @@
-"""What this process and all that it started, Ray's included, use: peak memory while a block runs, and CPU time."""
+"""Processes measured: a command's wall time, and what this process and all that it started, Ray's included, use."""
 
+import subprocess
 import threading
+import time
+from collections.abc import Sequence
 from types import TracebackType
 
 import psutil
 
 EVERY = 0.25  # seconds between two looks
+
+
+def timed(command: Sequence[str]) -> float:
+    """Wall seconds of a command; SystemExit with its last words where it failed."""
+    begun = time.perf_counter()
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-3000:]}")
+    return time.perf_counter() - begun
 
 
 class PeakMemory:

@@ -9,16 +9,15 @@ starting Ray and Python included. fracray's data set has been ingested before; t
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import pandas as pd
 import yaml
+from processes import timed
 from table import write_results
 
 from fracray.cluster import connect
@@ -83,14 +82,6 @@ def run_fracray(source: str, space: Path, trials: int, scratch: Path, name: str)
         "efficiency": told["efficiency"] * share,
         "shares": shares,
     }
-
-
-def timed(command: list[str]) -> float:
-    begun = time.monotonic()
-    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-3000:]}")
-    return time.monotonic() - begun
 
 
 def cores() -> int:
