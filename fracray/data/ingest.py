@@ -30,7 +30,9 @@ from fracray.errors import InputError, RunError
 INGEST_VERSION = 3  # raise it when the pixels of a shard, or which images share a file, would change
 SHARD_BYTES = 8 * 2**20
 SHARD_ROWS = 2048
-TASK_PIXELS = 64_000_000  # of the files' own: 0.1 s of decoding, against some 10 ms that a task costs beside
+FILE_PIXELS = 64_000_000  # of the radiographs' own in a shard file or more: 0.1 to 0.2 s of decoding
+# A CPU stands still for 0.1 to 0.2 s after every task: Ray Data's executor looks for finished ones ten times a second.
+TASK_PIXELS = 20 * FILE_PIXELS
 SHARDS_WANTED = 64  # of a set that is not large; so many are shuffled with each other
 
 Progress = Callable[[int, int], None]
@@ -99,15 +101,15 @@ def decode(data: bytes, longer_side: int, size: int, known: imagefile.Known | No
 
 @dataclass(frozen=True)
 class _Written:
-    """What became of one task: its file, or why there is none. Ray would hand an exception on as a traceback's text."""
+    """What became of a shard file, or why there is none. Ray would hand an exception on as a traceback's text."""
 
     file: ShardFile
     undecodable: str = ""
     unwritable: str = ""
 
-    def as_table(self) -> pa.Table:
-        row = asdict(self)
-        return pa.Table.from_pylist([row.pop("file") | row])
+    @staticmethod
+    def table(written: "list[_Written]") -> pa.Table:
+        return pa.Table.from_pylist([asdict(one.file) | asdict(one) for one in written]).drop_columns("file")
 
     @classmethod
     def read(cls, batch: pa.Table) -> "list[_Written]":
@@ -121,39 +123,48 @@ _FILE = ("path", "width", "height", "exif_orientation")
 
 
 @dataclass(frozen=True)
-class _WriteShard:
-    """The Ray Data task: a block of (row, image_id, label, *_FILE) to a shard file, and its name and rows."""
+class _WriteShards:
+    """The Ray Data task: a block of (row, image_id, label, *_FILE) to shard files of `rows` each; their names."""
 
     root: str
     folder: str
     size: int
+    rows: int
 
     def __call__(self, block: pa.Table) -> pa.Table:
         cv2.setNumThreads(1)  # the parallelism is Ray Data's
         warnings.simplefilter("ignore")  # what the decoders have to say of odd files, the audit says
-        first, last = block["row"][0].as_py(), block["row"][-1].as_py()
-        # A task that is run again writes the same file again.
-        shard = ShardFile(f"rows-{first:09d}-{last:09d}.parquet", first, len(block))
-        images = np.empty((len(block), self.size, self.size), dtype=np.uint8)
-        for at, (path, *seen) in enumerate(zip(*(block[name].to_pylist() for name in _FILE), strict=True)):
+        written = []
+        for start in range(0, len(block), self.rows):
+            written.append(self._write(block.slice(start, self.rows)))
+            if written[-1].undecodable or written[-1].unwritable:
+                break
+        return _Written.table(written)
+
+    def _write(self, rows: pa.Table) -> _Written:
+        first, last = rows["row"][0].as_py(), rows["row"][-1].as_py()
+        # A task that is run again writes the same files again.
+        shard = ShardFile(f"rows-{first:09d}-{last:09d}.parquet", first, len(rows))
+        images = np.empty((len(rows), self.size, self.size), dtype=np.uint8)
+        for at, (path, *seen) in enumerate(zip(*(rows[name].to_pylist() for name in _FILE), strict=True)):
             known = imagefile.Known(*seen)
             try:
                 with open(os.path.join(self.root, path), "rb", buffering=0) as file:
                     images[at] = decode(file.read(), max(known.width, known.height), self.size, known)
             except (OSError, ValueError) as error:
-                return _Written(shard, undecodable=f"{path}: {error}").as_table()
+                return _Written(shard, undecodable=f"{path}: {error}")
         pixels = pa.Array.from_buffers(pa.binary(self.size**2), len(images), [None, pa.py_buffer(images)])
         try:
             pq.write_table(
-                block.select(["row", "image_id", "label"]).append_column("image", pixels),
+                rows.select(["row", "image_id", "label"]).append_column("image", pixels),
                 os.path.join(self.folder, shard.name),
                 compression="none",
                 use_dictionary=False,
                 write_statistics=False,
             )
         except OSError as error:
-            return _Written(shard, unwritable=str(error)).as_table()
-        return _Written(shard).as_table()
+            return _Written(shard, unwritable=str(error))
+        return _Written(shard)
 
 
 def fingerprint(manifest: Manifest, size: int) -> str:
@@ -196,12 +207,12 @@ def _write(manifest: Manifest, size: int, folder: Path, progress: Progress | Non
             "exif_orientation": pa.array(used["exif_orientation"].to_numpy()),
         }
     )
-    blocks = [work.slice(start, rows) for start in range(0, len(used), rows)]
+    blocks = [work.slice(start, count) for start, count in _tasks(used, rows, int(ray.cluster_resources()["CPU"]))]
     partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         partial.mkdir(parents=True)
         written = ray.data.from_arrow(blocks).map_batches(
-            _WriteShard(str(manifest.root), str(partial), size),
+            _WriteShards(str(manifest.root), str(partial), size, rows),
             batch_format="pyarrow",
             batch_size=None,
             zero_copy_batch=True,
@@ -241,13 +252,32 @@ def _remove(folder: Path) -> None:
 
 
 def _rows_per_file(used: pd.DataFrame, size: int) -> int:
-    """Tasks of a tenth of a second or more, in files that fit the caches of streams, and not many files of few images.
+    """Files that fit the caches of streams, and not many files of few images.
 
     Not by the number of CPUs: the order of training follows the files, and must not change with the machine.
     """
-    pixels = float((used["width"].astype(np.int64) * used["height"]).mean())
-    wanted = max(round(TASK_PIXELS / max(pixels, 1)), -(-len(used) // SHARDS_WANTED))
+    wanted = max(round(FILE_PIXELS / _mean_pixels(used)), -(-len(used) // SHARDS_WANTED))
     return max(1, min(SHARD_ROWS, SHARD_BYTES // size**2, wanted))
+
+
+def _tasks(used: pd.DataFrame, rows: int, cpus: int) -> list[tuple[int, int]]:
+    """First row and number of rows of every task: whole files, many of them first and few in the end.
+
+    Each takes half of what would be a CPU's share of the rest, so that all CPUs end together (guided self-scheduling,
+    Polychronopoulos and Kuck 1987, doi:10.1109/TC.1987.5009495).
+    """
+    most = max(1, round(TASK_PIXELS / (_mean_pixels(used) * rows)))
+    tasks, start = [], 0
+    while start < len(used):
+        files = -(-(len(used) - start) // rows)
+        count = min(rows * max(1, min(most, files // (2 * max(cpus, 1)))), len(used) - start)
+        tasks.append((start, count))
+        start += count
+    return tasks
+
+
+def _mean_pixels(used: pd.DataFrame) -> float:
+    return max(1.0, float((used["width"].astype(np.int64) * used["height"]).mean()))
 
 
 def _rename(partial: Path, folder: Path) -> None:

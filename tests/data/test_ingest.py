@@ -10,7 +10,7 @@ from drawn_fracatlas import Atlas, jpeg, picture
 
 from fracray.config import DataConfig
 from fracray.data import duplicates, imagefile
-from fracray.data.ingest import SHARD_BYTES, decode, ingest, open_shards
+from fracray.data.ingest import SHARD_BYTES, _tasks, decode, ingest, open_shards
 from fracray.data.letterbox import letterbox
 from fracray.data.prepare import examined
 from fracray.errors import RunError
@@ -83,6 +83,20 @@ def test_shards_of_a_large_set_are_many_bounded_and_in_order(ray_local, manifest
         path = many.root / many.used["path"].iloc[row]
         assert np.array_equal(images[row], decode(path.read_bytes(), 200, size))
     assert open_shards(shards.folder) == shards
+
+
+@pytest.mark.parametrize(("count", "side"), [(1, 400), (3331, 413), (3331, 2600), (400_000, 413)])
+@pytest.mark.parametrize("cpus", [1, 2, 16, 300])
+def test_tasks_hold_whole_files_ever_fewer_and_keep_all_cpus_busy(count, side, cpus):
+    used = pd.DataFrame({"width": [side] * count, "height": [side] * count})
+    tasks = _tasks(used, rows=64, cpus=cpus)
+    sizes = [size for _, size in tasks]
+    assert [start for start, _ in tasks] == [sum(sizes[:at]) for at in range(len(tasks))] and sum(sizes) == count
+    assert all(start % 64 == 0 for start, _ in tasks)
+    assert sizes == sorted(sizes, reverse=True)
+    assert max(sizes) <= max(64, count / (2 * cpus))
+    assert max(sizes) * side**2 < 1.4e9  # some two to four seconds of decoding
+    assert sizes[-1] <= 64
 
 
 def test_a_file_cut_after_it_was_examined_is_named(ray_local, manifest, tmp_path):
