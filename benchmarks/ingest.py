@@ -166,9 +166,8 @@ def compare(manifest: Manifest, size: int, seconds: float, repetitions: int, say
                 warm_cpu.append(cpu_spent(before, cpu_seconds()) / total)
                 assert shards.count == total
                 shutil.rmtree(shards.folder)
-                say(
-                    f"  turn {turn + 1}: OpenCV {plain[-1]:,.0f}/s, reduced {alone[-1]:,.0f}/s, ingest {warm[-1]:,.0f}/s"
-                )
+                speeds = f"OpenCV {plain[-1]:,.0f}/s, reduced {alone[-1]:,.0f}/s, ingest {warm[-1]:,.0f}/s"
+                say(f"  turn {turn + 1}: {speeds}")
         finally:
             pool.close()
         with PeakMemory() as memory:  # in a turn of its own: looking costs time

@@ -91,7 +91,8 @@ def test_tasks_hold_whole_files_ever_fewer_and_keep_all_cpus_busy(count, side, c
     used = pd.DataFrame({"width": [side] * count, "height": [side] * count})
     tasks = _tasks(used, rows=64, cpus=cpus)
     sizes = [size for _, size in tasks]
-    assert [start for start, _ in tasks] == [sum(sizes[:at]) for at in range(len(tasks))] and sum(sizes) == count
+    assert [start for start, _ in tasks] == [sum(sizes[:at]) for at in range(len(tasks))]
+    assert sum(sizes) == count
     assert all(start % 64 == 0 for start, _ in tasks)
     assert sizes == sorted(sizes, reverse=True)
     assert max(sizes) <= max(64, count / (2 * cpus))
