@@ -39,15 +39,15 @@ EARLY = 50  # trials at the beginning and at the end of a search that are compar
 
 
 def search(
-    scratch: Path, name: str, trials: int, epochs: int, sampler: str = "tpe", **train: Any
+    scratch: Path, name: str, trials: int, epochs: int, sampler: str = "tpe", *options: str
 ) -> tuple[Path, float]:
     """Run a search of empty trials; its folder and the seconds that the whole command took."""
     tree = yaml.safe_load((HERE.parent / "search_spaces" / "reg.yaml").read_text())
-    tree |= {"trials": trials, "epochs": epochs, "scheduler": {"name": "none"}, "base": {**TINY, "train": train}}
+    tree |= {"trials": trials, "epochs": epochs, "scheduler": {"name": "none"}, "base": TINY}
     tree["sampler"]["name"] = sampler
     (scratch / "space.yaml").write_text(yaml.safe_dump(tree))
     command = [sys.executable, "-m", "fracray.tune", "--space", str(scratch / "space.yaml")]
-    command += ["--storage", str(scratch), "--name", name]
+    command += ["--storage", str(scratch), "--name", name, *options]
     return scratch / name, timed(command)
 
 
@@ -62,6 +62,13 @@ def growth(run: Path, space: SearchSpace) -> dict[str, float]:
     gaps = np.diff(finished(run, space))[4:]
     early, late = gaps[:EARLY], gaps[-EARLY:]
     return {"early": float(early.mean()), "late": float(late.mean()), "ratio": float(late.mean() / early.mean())}
+
+
+def report(run: Path) -> dict[str, float]:
+    """Seconds from the end of an epoch to the beginning of the next of its trial."""
+    rows = pd.read_parquet(run / TRIALS)
+    spent = rows.loc[rows["epoch"] > 1, "seconds_reporting"]
+    return {"median": float(spent.median()), "mean": float(spent.mean())}
 
 
 def checkpoint(scratch: Path) -> dict[str, float]:
@@ -99,9 +106,8 @@ def main() -> None:
         grown = {"tpe": growth(tpe, space), "random": growth(random, space)}
         _, short = search(scratch, "short", 2, 10)
         epochs, whole = search(scratch, "epochs", 2, args.epochs)
-        rows = pd.read_parquet(epochs / TRIALS)
+        quiet, _ = search(scratch, "quiet", 1, args.epochs, "tpe", "--concurrent", "1")
         states = checkpoint(scratch)
-    later = rows[rows["epoch"] > 1]
     figures: dict[str, Any] = {
         "settings": {"trials": args.trials, "epochs": args.epochs},
         "search_of_ten_s": ten,
@@ -109,10 +115,8 @@ def main() -> None:
         "growth": grown,
         # Two trials run side by side.
         "epoch_s": (whole - short) / (args.epochs - 10),
-        "report_s": {
-            "median": float(later["seconds_reporting"].median()),
-            "mean": float(later["seconds_reporting"].mean()),
-        },
+        "report_s": report(quiet),
+        "report_of_two_s": report(epochs),
         "checkpoint_s": states,
     }
     table = new_table("what", "seconds", "")
@@ -124,7 +128,8 @@ def main() -> None:
         words = f"from {told['early']:.4f} in the first {EARLY} to {told['late']:.4f} in the last"
         table.add_row(f"  growth, {name}", f"x {told['ratio']:.2f}", words)
     table.add_row("an empty epoch", f"{figures['epoch_s']:.4f}", "reporting and an epoch of 42 tiny images")
-    table.add_row("a report", f"{figures['report_s']['median']:.4f}", f"mean {figures['report_s']['mean']:.4f}")
+    for name, words in (("report_s", "one trial at a time"), ("report_of_two_s", "two, which keep the driver busy")):
+        table.add_row("a report", f"{figures[name]['median']:.4f}", f"mean {figures[name]['mean']:.4f}; {words}")
     table.add_row("a state, training thread", f"{states['copied']:.4f}", "FractureCNN, copied")
     table.add_row("a state, another thread", f"{states['written']:.4f}", "written")
     write_results(new_console(), "overhead", table, figures, args.json)

@@ -29,6 +29,7 @@ from fracray.study import FAILURE, JOURNAL, LEAVES
 TRIALS = "trials.parquet"
 ROWS_SHOWN = 18
 SAVE_SECONDS = 5.0  # trials.parquet is written at most this often, and at the end
+SAVE_SHARE = 0.01  # of the driver's time that writing it may take, for it grows with the search
 
 RUNNING, DONE, STOPPED, FAILED, WAITING = "running", "done", "stopped early", "failed", "interrupted"
 
@@ -124,7 +125,7 @@ class Board(tune.Callback):
         self.rows = collect(run, study, self._epochs)
         self._started = time.monotonic()
         self._ran = 0  # epochs since this driver began
-        self._saved = 0.0
+        self._save_again = 0.0
         self._live = Live(get_renderable=self._render, console=console, refresh_per_second=2, transient=True)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -204,10 +205,12 @@ class Board(tune.Callback):
         self._save()
 
     def _save(self, always: bool = False) -> None:
-        if always or time.monotonic() - self._saved > SAVE_SECONDS:
+        begun = time.monotonic()
+        if always or begun >= self._save_again:
             write_trials(self._run, self.rows)
             self._send_journal()
-            self._saved = time.monotonic()
+            ended = time.monotonic()
+            self._save_again = ended + max(SAVE_SECONDS, (ended - begun) / SAVE_SHARE)
 
     def _send_journal(self) -> None:
         if not self._run.is_local:
