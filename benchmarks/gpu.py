@@ -25,7 +25,7 @@ from processes import timed
 from rich.console import Console
 from table import write_results
 
-from fracray.cluster import connect
+from fracray.connection import connect
 from fracray.config import Config
 from fracray.data.prepare import prepare
 from fracray.data.resident import DeviceBatch, DeviceStream

@@ -23,7 +23,7 @@ import pandas as pd
 from processes import PeakMemory, cpu_seconds, cpu_spent
 from table import write_results
 
-from fracray.cluster import connect
+from fracray.connection import connect
 from fracray.config import DataConfig
 from fracray.data.imagefile import REDUCED
 from fracray.data.imported import Wishes, import_set

@@ -25,7 +25,7 @@ import torch
 from processes import PeakMemory, cpu_seconds, cpu_spent
 from table import write_results
 
-from fracray.cluster import connect
+from fracray.connection import connect
 from fracray.config import Config
 from fracray.data.fracatlas import FLAGS, FOLDERS
 from fracray.data.ingest import ingest

@@ -20,7 +20,7 @@ import yaml
 from processes import timed
 from table import write_results
 
-from fracray.cluster import connect
+from fracray.connection import connect
 from fracray.config import PHANTOM, Config
 from fracray.data.prepare import prepare
 from fracray.show import new_console, new_table

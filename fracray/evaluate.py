@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from fracray.checkpoint import Checkpoint, load_checkpoint
-from fracray.cluster import connect
+from fracray.connection import connect
 from fracray.config import Config, nearest
 from fracray.data.corruptions import SEVERITIES
 from fracray.data.ingest import Shards

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -21,6 +20,7 @@ from optuna.distributions import (
 from fracray.config import Config, SearchConfig, check_path, nearest, read_scalar, resolve
 from fracray.data.splits import validation_sets
 from fracray.errors import InputError
+from fracray.marked import Marked, read_marked
 from fracray.metrics import lower_is_better, reported_metrics
 from fracray.space import Dimension, SearchSpace, check_metric, contains
 
@@ -35,56 +35,15 @@ def load_space(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
     Raises InputError naming file, line and key for an unknown key, an unknown path, a range upside down, or values
     that the setting itself does not admit.
     """
-    origin = str(path)
-    try:
-        text = Path(path).read_text()
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        tree = yaml.safe_load(text)
-    except FileNotFoundError:
-        raise InputError(f"{origin}: no such search-space file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{origin}: not readable: {error}") from None
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise InputError(f"{origin}{line}: not valid YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise InputError(f"{origin}: expected a mapping with the keys {', '.join(TOP_KEYS)}")
-    try:
-        lines = _lines(node, origin)
-    except RecursionError:
-        raise InputError(f"{origin}: an alias (*name) stands inside what it names; write the values out") from None
-    return _Reader(origin, lines).read(tree, overrides or {})
-
-
-def _lines(node: Any, origin: str, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:
-    """The line on which every key of a YAML document stands, by its path of keys; a repeated key is refused."""
-    lines: dict[tuple[str, ...], int] = {}
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            path = (*prefix, str(key.value))
-            if path in lines:
-                raise InputError(
-                    f"{origin}:{key.start_mark.line + 1}: '{key.value}' stands twice (first on line {lines[path]}); "
-                    "remove one of them"
-                )
-            lines[path] = key.start_mark.line + 1
-            lines |= _lines(value, origin, path)
-    return lines
+    file = read_marked(path, "search-space file", f" with the keys {', '.join(TOP_KEYS)}")
+    return _Reader(file).read(file.tree, overrides or {})
 
 
 class _Reader:
     """Turns one parsed file into a SearchSpace, with the line of a fault in every message."""
 
-    def __init__(self, origin: str, lines: Mapping[tuple[str, ...], int]) -> None:
-        self._origin, self._lines = origin, lines
-
-    def where(self, *keys: str) -> str:
-        """File and line of a key, or of the nearest key around it that the file has."""
-        while keys and keys not in self._lines:
-            keys = keys[:-1]
-        return f"{self._origin}:{self._lines[keys]}" if keys else self._origin
+    def __init__(self, file: Marked) -> None:
+        self._origin, self._lines, self.where = file.origin, file.lines, file.where
 
     def _first(self, *names: str) -> str:
         """File and line of the first of these top-level keys that the file has."""

@@ -17,7 +17,7 @@ import ray
 from rich.console import Console
 
 from fracray.checkpoint import read_card
-from fracray.cluster import connect, trials_at_once
+from fracray.connection import connect, trials_at_once
 from fracray.config import Config, load_config, parse_assignments
 from fracray.data.datasheet import datasheet
 from fracray.data.manifest import MANIFEST

@@ -25,7 +25,7 @@ from ray.tune.schedulers import (
 from rich.console import Console
 
 from fracray.board import RUNNING, WAITING, Board
-from fracray.cluster import capacity, connect, nodes, trials_at_once
+from fracray.connection import capacity, connect, nodes, trials_at_once
 from fracray.config import parse_assignments
 from fracray.data.prepare import prepare
 from fracray.data.stream import TASK_CPUS

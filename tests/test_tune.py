@@ -94,7 +94,7 @@ def told(run):
 def on_cpus(cpus, *arguments, seconds=240):
     """The command on a cluster of its own that has so many CPUs, whatever the machine has."""
     script = (
-        f"import sys, ray; from fracray.cluster import set_environment; set_environment(); "
+        f"import sys, ray; from fracray.connection import set_environment; set_environment(); "
         f"ray.init(num_cpus={cpus}, include_dashboard=False, log_to_driver=False); "
         f"from fracray import tune; from fracray.errors import run_verb; sys.exit(run_verb(tune.main))"
     )

@@ -1,0 +1,244 @@
+"""What is wrong with a cluster file: by Ray's own schema, and by fracray's rules. Each fault has its line and its remedy.
+
+Reaches no network and starts nothing.
+"""
+
+import json
+import platform
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from fracray.cluster_file import ClusterFile, Need
+from fracray.marked import Marked
+
+PLACEHOLDER = "YOUR-"  # what fracray's own cluster files leave to their user
+LARGE_BYTES = 100 * 2**20  # of a file mount: Ray copies it to every node with rsync
+SECRETS = re.compile(r"\.pem$|id_(rsa|ed25519|ecdsa)|auth_token|credentials|\.aws(/|$)|\.env$|\.netrc|secret", re.I)
+WORLD = re.compile(r"(?<![\d.])0\.0\.0\.0/0|(?<!\w)::/0")
+IMAGE = re.compile(r"^(?:[\w.-]+/)*ray(?:-ml|-llm)?:(?P<ray>\d+\.\d+\.\d+)(?:\.\w+)?-py(?P<python>3\d+)")
+RAY_PIN = re.compile(r"\bray(?:\[[\w,-]+\])?\s*==\s*(?P<ray>\d+\.\d+\.\d+)")
+PIP = re.compile(r"\bpip3?\s+install\b(?P<rest>[^;&|]*)")
+COMMANDS = (
+    "initialization_commands",
+    "setup_commands",
+    "head_setup_commands",
+    "worker_setup_commands",
+    "head_start_ray_commands",
+    "worker_start_ray_commands",
+)
+
+
+def faults(cluster: ClusterFile, need: Need, storage: str | None) -> list[str]:
+    """Every fault of a cluster file for a search whose trials `need` so much and whose runs lie in `storage`.
+
+    Each as `FILE:LINE: what is wrong; what to do`. `storage` None takes what the file says of it.
+    """
+    rules: list[Callable[[], Iterator[str]]] = [
+        lambda: _placeholders(cluster.file),
+        lambda: _schema(cluster),
+        lambda: _trials(cluster, need),
+        lambda: _storage(cluster, storage or cluster.storage),
+        lambda: _versions(cluster),
+        lambda: _open_ports(cluster),
+        lambda: _mounts(cluster),
+        lambda: _downloads(cluster),
+        lambda: _limits(cluster),
+    ]
+    return [fault for rule in rules for fault in rule()]
+
+
+def _strings(file: Marked) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every word of a file with the path to it: values, and keys, as which file mounts name their targets."""
+
+    def walk(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield (*path, str(key)), str(key)
+                yield from walk(inner, (*path, str(key)))
+        elif isinstance(value, list):
+            for at, inner in enumerate(value):
+                yield from walk(inner, (*path, str(at)))
+        elif value is not None:
+            yield path, str(value)
+
+    return walk(file.tree, ())
+
+
+def _placeholders(file: Marked) -> Iterator[str]:
+    for path, text in _strings(file):
+        if found := re.search(rf"[\w:/.-]*{PLACEHOLDER}[\w:/.-]*", text):
+            yield f"{file.where(*path)}: {found.group()}: put your own in its place"
+
+
+def _schema(cluster: ClusterFile) -> Iterator[str]:
+    """Ray's own judgement of a launcher's file. KubeRay's is its cluster's, which judges on `kubectl apply`."""
+    if cluster.kind != "ray up":
+        return
+    import jsonschema
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    try:
+        validate_config(prepare_config(json.loads(json.dumps(cluster.file.tree))))
+    except jsonschema.ValidationError as error:
+        path = [str(key) for key in error.absolute_path]
+        yield f"{cluster.file.where(*path)}: {error.message.splitlines()[0]}, says Ray's schema"
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        yield f"{cluster.file.origin}: Ray cannot use it: {' '.join(str(error).split())}"
+
+
+def _trials(cluster: ClusterFile, need: Need) -> Iterator[str]:
+    file = cluster.file
+    room = sum(node.most * node.workers(need) for node in cluster.nodes)
+    if room >= need.workers:
+        return
+    if need.gpus and not any(node.most and (node.gpus is None or node.gpus) for node in cluster.nodes):
+        place = file.where("available_node_types")
+        yield f"{place}: a trial asks for {need}, and no node type has a GPU; add one, or ask for no GPUs"
+        return
+    told = ", ".join(
+        f"{node.name} ({node.cpus:g} CPUs, {node.gpus or 0:g} GPUs, at most {node.most})"
+        for node in cluster.nodes
+        if node.cpus is not None
+    )
+    yield (
+        f"{cluster.nodes[-1].place if cluster.nodes else file.origin}: a trial asks for {need}, and all nodes together "
+        f"hold {room:g} such worker(s): {told}; allow more or larger nodes, or ask for less"
+    )
+
+
+def _storage(cluster: ClusterFile, storage: str | None) -> Iterator[str]:
+    file = cluster.file
+    for name, place, location in (("storage", "metadata", storage), ("data", "metadata", cluster.data)):
+        where = file.where(place, name)
+        if location is None:
+            if name == "storage" and cluster.most > 1:
+                yield (
+                    f"{where}: nothing says where runs are kept, and {cluster.most} nodes share no disk; give "
+                    "metadata.storage (s3://..., gs://..., or a path below metadata.shared), or --storage"
+                )
+        elif "://" not in location and cluster.most > 1 and not _inside(location, cluster.shared):
+            yield (
+                f"{where}: {name} {location} is a path, and {cluster.most} nodes share no disk that the file names; "
+                "give a URI (s3://..., gs://...), or name the mount that all nodes see under metadata.shared"
+            )
+
+
+def _inside(path: str, folders: tuple[str, ...]) -> bool:
+    return any(Path(path).is_relative_to(folder) for folder in folders)
+
+
+def _versions(cluster: ClusterFile) -> Iterator[str]:
+    """Ray refuses nodes whose Python or Ray differs from the head's, and jobs are written for the driver's."""
+    python = ".".join(platform.python_version_tuple()[:2])
+    for path, text in _strings(cluster.file):
+        where = cluster.file.where(*path)
+        if path[-1] in ("image", "head_image", "worker_image") and (found := IMAGE.match(text)):
+            if found["ray"] != ray.__version__:
+                yield f"{where}: the image has Ray {found['ray']}, and here is {ray.__version__}; take the same"
+            if (theirs := f"3.{found['python'][1:]}") != python:
+                yield f"{where}: the image has Python {theirs}, and here is {python}; take the same"
+        elif path[-1] == "rayVersion" and text != ray.__version__:
+            yield f"{where}: Ray {text}, and here is {ray.__version__}; take the same"
+        elif path[0] in COMMANDS and (pinned := RAY_PIN.search(text)) and pinned["ray"] != ray.__version__:
+            yield f"{where}: installs Ray {pinned['ray']}, and here is {ray.__version__}; take the same"
+    for path, source in _file_mounts(cluster.file):
+        if source.suffix in (".lock", ".txt") and source.is_file() and (pinned := RAY_PIN.search(source.read_text())):
+            if pinned["ray"] != ray.__version__:
+                where = cluster.file.where(*path)
+                yield f"{where}: {source} pins Ray {pinned['ray']}, and here is {ray.__version__}; take the same"
+
+
+def _file_mounts(file: Marked) -> Iterator[tuple[tuple[str, ...], Path]]:
+    mounts = file.tree.get("file_mounts") or {}
+    for target, source in mounts.items() if isinstance(mounts, dict) else ():
+        yield ("file_mounts", str(target)), Path(str(source)).expanduser()
+
+
+def _open_ports(cluster: ClusterFile) -> Iterator[str]:
+    file, tree = cluster.file, cluster.file.tree
+    for path, text in _strings(file):
+        if WORLD.search(text):
+            yield f"{file.where(*path)}: {text} opens a port to the world; name your own network"
+        if "dashboard-host" in text and re.search(r"dashboard-host[= ]'?(0\.0\.0\.0|::)", text):
+            yield (
+                f"{file.where(*path)}: the dashboard runs whatever code it is sent, and listens to every network; "
+                "give --dashboard-host=127.0.0.1 (submit reaches it through SSH)"
+            )
+        if path[-1] == "type" and text in ("LoadBalancer", "NodePort"):
+            yield f"{file.where(*path)}: a service of type {text} is reached from outside the cluster; take ClusterIP"
+    if cluster.kind == "ray up":
+        for at in ("head_start_ray_commands", "worker_start_ray_commands"):
+            if not any("RAY_AUTH_MODE=token" in str(command) for command in tree.get(at) or []):
+                yield f"{file.where(at)}: {at} does not turn Ray's authentication on; export RAY_AUTH_MODE=token in it"
+        if (tree.get("provider") or {}).get("type") == "aws":
+            yield from _aws_groups(cluster)
+    else:
+        root = ("spec",) if cluster.kind == "RayCluster" else ("spec", "rayClusterSpec")
+        spec = tree["spec"] if cluster.kind == "RayCluster" else tree["spec"].get("rayClusterSpec") or {}
+        if (spec.get("authOptions") or {}).get("mode") != "token":
+            yield f"{file.where(*root, 'authOptions')}: Ray's authentication is off; give authOptions: {{mode: token}}"
+
+
+def _aws_groups(cluster: ClusterFile) -> Iterator[str]:
+    for name, settings in (cluster.file.tree.get("available_node_types") or {}).items():
+        node = (settings or {}).get("node_config") or {}
+        if "SecurityGroupIds" not in node and "NetworkInterfaces" not in node:
+            yield (
+                f"{cluster.file.where('available_node_types', name, 'node_config')}: {name} names no SecurityGroupIds; "
+                "Ray would make a group whose SSH port is open to the world"
+            )
+
+
+def _mounts(cluster: ClusterFile) -> Iterator[str]:
+    for path, source in _file_mounts(cluster.file):
+        where = cluster.file.where(*path)
+        if SECRETS.search(str(source)) or SECRETS.search(path[-1]):
+            yield f"{where}: {source} looks like a secret; have each node fetch it, as the file's head says"
+        elif not source.exists():
+            yield f"{where}: {source} does not exist here{_remedy(source)}"
+        elif (size := _bytes(source)) > LARGE_BYTES:
+            yield f"{where}: {source} holds {size / 2**20:,.0f} MiB, copied to every node; keep data in the storage"
+
+
+def _remedy(source: Path) -> str:
+    return "; make it with: pip wheel --no-deps --wheel-dir dist ." if source.suffix == ".whl" else ""
+
+
+def _bytes(source: Path) -> int:
+    if source.is_file():
+        return source.stat().st_size
+    return sum(file.stat().st_size for file in source.rglob("*") if file.is_file())
+
+
+def _downloads(cluster: ClusterFile) -> Iterator[str]:
+    for path, text in _strings(cluster.file):
+        where = cluster.file.where(*path)
+        if path[-1] in ("image", "head_image", "worker_image") and not re.search(r":[^/]*\d[^/]*$|@sha256:", text):
+            yield f"{where}: the image {text} names no version; give its full tag"
+        if path[0] not in COMMANDS and "command" not in path[-1] and not path[-1].isdigit():
+            continue
+        if "nightly" in text or "/latest/" in text:
+            yield f"{where}: installs whatever is newest on that day; pin it"
+        for command in PIP.finditer(text):
+            words = command["rest"].split()
+            pinned = {"-r", "--requirement", "--require-hashes"} & set(words) or any(
+                "==" in word or ".whl" in word for word in words
+            )
+            if not pinned:
+                yield f"{where}: pip install{command['rest'].rstrip()}: not pinned; give versions, a wheel or a lock file"
+
+
+def _limits(cluster: ClusterFile) -> Iterator[str]:
+    """What keeps a forgotten cluster from costing without end."""
+    if cluster.kind != "ray up" or cluster.file.tree["provider"].get("type") == "local":
+        return
+    for key, meaning in (
+        ("idle_timeout_minutes", "after which an idle node is given back"),
+        ("max_workers", "the most that the cluster can cost"),
+    ):
+        if key not in cluster.file.tree:
+            yield f"{cluster.file.origin}: {key} is missing: {meaning}"

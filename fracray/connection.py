@@ -1,0 +1,170 @@
+"""The Ray cluster a command runs on: one of this machine's own, or one that is up; and whether it is large enough.
+
+Knows nothing of data or models.
+"""
+
+import logging
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import psutil
+
+from fracray.errors import InputError, RunError
+
+ENVIRONMENT = {
+    # The controller of Ray Train answers a report when it next looks at its workers: every 2 s unless told otherwise.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.05",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    # Tune's own tables and log files: fracray's board and trials.parquet stand in their place.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Trials stay in the folder the command was given in, so that relative paths in a config mean what they say.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # A process that asked Ray for no GPU leaves the ones it sees alone.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+SERVERS = ("raylet", "gcs_server")  # without either of them a local cluster is none
+ENDING = threading.Lock()  # one word of farewell is enough
+
+
+def set_environment() -> None:
+    """What Ray reads when it is imported or started, set where the user has not set it."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def connect(address: str | None, remedy: Callable[[], str] = lambda: "give the same command again") -> Iterator[None]:
+    """Be connected to the cluster at `address` ('auto', 'host:port', 'ray://...'), or to a fresh local one.
+
+    A local cluster ends with the block; if it is killed before that, the command ends with exit code 1 and the words of
+    `remedy`. Raises InputError where no cluster answers, RunError where none can be started.
+    """
+    set_environment()
+    import ray
+
+    if ray.is_initialized():  # a test or a notebook is connected already, and stays so
+        yield
+        return
+    settings = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    try:
+        if address:
+            ray.init(address=address, **settings)
+        else:
+            # Ray listens on every interface. A local cluster answers only who holds the token in ~/.ray: that is
+            # Ray's default since 2.59, which RAY_AUTH_MODE, read when Ray is imported, would change.
+            ray.init(address="local", include_dashboard=False, **settings)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        if address:
+            raise InputError(f"--address {address}: no Ray cluster answers there: {reason}") from None
+        raise RunError(f"Ray could not be started on this machine: {reason}") from None
+    quiet_ray_data()
+    closing = threading.Event()
+    if not address:
+        _mute_obituary()
+        servers = [child for child in psutil.Process().children() if child.name() in SERVERS]
+        for server in servers:
+            threading.Thread(target=_end_with, args=(server, closing, remedy), daemon=True).start()
+    try:
+        yield
+    finally:
+        closing.set()
+        ray.shutdown()
+
+
+def _mute_obituary() -> None:
+    """Have Ray not print the last forty lines of a killed raylet's log over the words of `_end_with`."""
+    from ray._private.ray_logging import stdout_deduplicator
+
+    # What RAY_DEDUP_LOGS_SKIP_REGEX sets; but that is read at the import of Ray, which is long past.
+    stdout_deduplicator.skip_re = re.compile("Raylet is terminated|has been marked dead")
+
+
+def _end_with(server: psutil.Process, closing: threading.Event, remedy: Callable[[], str]) -> None:
+    """End this process as soon as a server of its own cluster dies, unless that is closing.
+
+    Ray tells the driver only after 15 s to a minute, at length, and Tune then waits for ever for room for its trials.
+    The driver stands in Ray's C++ meanwhile, where no exception reaches it. Leaving without a goodbye loses what a
+    killed driver loses, and `--resume` mends that.
+    """
+    with suppress(ChildProcessError):  # Ray itself may have taken note of its end
+        os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)
+    if closing.is_set() or not ENDING.acquire(blocking=False):
+        return
+    sys.stdout.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Ray would print its last log lines there
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            child.kill()
+    show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a live table had hidden it
+    words = f"failed: the Ray cluster of this command was killed (was the machine short of memory?); {remedy()}"
+    os.write(sys.stderr.fileno(), f"{show_cursor}{words}\n".encode())
+    os._exit(1)
+
+
+def quiet_ray_data() -> None:
+    """Progress and errors are fracray's to show: Ray Data would print the traceback of each, and raises it anyway.
+
+    It sets its loggers up at import, so they are turned down after it.
+    """
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def nodes() -> int:
+    """How many machines the cluster has now."""
+    import ray
+
+    return sum(node["Alive"] for node in ray.nodes())
+
+
+def capacity(resource: str) -> float:
+    """How much of a resource ('CPU', 'GPU') the cluster has now."""
+    import ray
+
+    return ray.cluster_resources().get(resource, 0.0)
+
+
+def trials_at_once(workers: int, cpus: float, gpus: float, spare_cpus: float = 0.0, asked: int | None = None) -> int:
+    """How many trials of `workers` workers with `cpus` and `gpus` each fit the cluster at once; at least 1.
+
+    `spare_cpus` are left for Ray Data's tasks. Raises InputError, naming the setting, when not even one fits or
+    when fewer fit than were asked for.
+    """
+    total_cpus, total_gpus = capacity("CPU"), capacity("GPU")
+    need_cpus, need_gpus = workers * cpus, workers * gpus
+    if workers > 1 and gpus % 1:
+        raise InputError(
+            f"{workers} workers with {gpus:g} GPU(s) each: workers of one training cannot share a GPU; "
+            "give each a whole number of GPUs, or train on one worker"
+        )
+    if need_gpus > total_gpus:
+        raise InputError(
+            f"{workers} worker(s) with {gpus:g} GPU(s) each ask for {need_gpus:g} GPU(s), and the cluster has "
+            f"{total_gpus:g}; lower the workers or the GPUs of each, or connect to a larger cluster with --address"
+        )
+    if need_cpus + spare_cpus > total_cpus:
+        data = f" and {spare_cpus:g} for Ray Data's tasks" if spare_cpus else ""
+        raise InputError(
+            f"{workers} worker(s) with {cpus:g} CPU(s) each ask for {need_cpus:g} CPU(s){data}, and the cluster has "
+            f"{total_cpus:g}; lower the workers or the CPUs of each, or connect to a larger cluster with --address"
+        )
+    fit = int((total_cpus - spare_cpus + 1e-9) / need_cpus)
+    if need_gpus:
+        fit = min(fit, int((total_gpus + 1e-9) / need_gpus))
+    if asked is not None and asked > fit:
+        raise InputError(
+            f"--concurrent {asked}: only {fit} trial(s) fit the cluster at once "
+            f"({total_cpus:g} CPUs, {total_gpus:g} GPUs); lower --concurrent or what each trial asks for"
+        )
+    return asked or fit
