@@ -13,7 +13,7 @@
 # The cost cap: so many nodes for so long.
 #SBATCH --nodes=2
 #SBATCH --time=08:00:00
-# One Ray per node, on whole nodes: Ray's ports are a node's, not a job's. Without GPUs delete the line that asks for them.
+# One Ray per node, on whole nodes: Ray's ports are a node's, not a job's. Without GPUs delete that line.
 #SBATCH --ntasks-per-node=1
 #SBATCH --exclusive
 #SBATCH --cpus-per-task=16
