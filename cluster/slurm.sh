@@ -13,7 +13,7 @@
 # The cost cap: so many nodes for so long.
 #SBATCH --nodes=2
 #SBATCH --time=08:00:00
-# One Ray per node, on whole nodes: Ray's ports are a node's, not a job's. Without GPUs delete that line.
+# One Ray per node, on whole nodes: Ray's ports are a node's, not a job's. Without GPUs delete --gpus-per-node.
 #SBATCH --ntasks-per-node=1
 #SBATCH --exclusive
 #SBATCH --cpus-per-task=16
@@ -24,8 +24,9 @@ set -euo pipefail
 shared=YOUR-SHARED
 source "$shared/venv/bin/activate"
 
-# Who holds the token may run anything in the job: a new one for each job, readable by its owner alone, gone at its end.
 export RAY_TMPDIR="/tmp/ray-$SLURM_JOB_ID"  # on each node's own disk; sockets lie in there, whose paths must be short
+
+# Who holds the token may run anything in the job: a new one for each job, readable by its owner alone, gone at its end.
 export RAY_AUTH_MODE=token
 export RAY_AUTH_TOKEN_PATH="$shared/.ray-token-$SLURM_JOB_ID"
 trap 'rm -f "$RAY_AUTH_TOKEN_PATH"; srun rm -rf "$RAY_TMPDIR"' EXIT
