@@ -1,0 +1,46 @@
+#!/bin/bash
+# Slurm: one search in one job. Ray starts on every node of the job, the search runs on the first, and all ends with it.
+# Needs: an environment on a shared folder (python3.11 -m venv YOUR-SHARED/venv, then the two `pip install` commands of
+#   cluster/README.md), data and --storage on folders that all nodes see alike, and a driver of 580 or newer for GPUs.
+# Idle: nothing, for there is no cluster between jobs; a job costs its nodes for as long as it runs, at most --time.
+#   1. sbatch cluster/slurm.sh --space search_spaces/reg.yaml --data YOUR-SHARED/FracAtlas --storage YOUR-SHARED/runs \
+#        --name atlas --gpus-per-trial 0.25
+#   2. tail -f fracray-*.log
+#      after the time limit: sbatch cluster/slurm.sh --storage YOUR-SHARED/runs --name atlas --resume
+#   3. python -m fracray.fetch YOUR-SHARED/runs/atlas --to checkpoints; to stop paying earlier: scancel --name fracray
+#SBATCH --job-name=fracray
+#SBATCH --output=fracray-%j.log
+# The cost cap: so many nodes for so long.
+#SBATCH --nodes=2
+#SBATCH --time=08:00:00
+# One Ray per node, on whole nodes: Ray's ports are a node's, not a job's. Without GPUs delete --gpus-per-node.
+#SBATCH --ntasks-per-node=1
+#SBATCH --exclusive
+#SBATCH --cpus-per-task=16
+#SBATCH --gpus-per-node=1
+#SBATCH --mem=0
+set -euo pipefail
+
+shared=YOUR-SHARED
+source "$shared/venv/bin/activate"
+
+export RAY_TMPDIR="/tmp/ray-$SLURM_JOB_ID"  # on each node's own disk; sockets lie in there, whose paths must be short
+
+# Who holds the token may run anything in the job: a new one for each job, readable by its owner alone, gone at its end.
+export RAY_AUTH_MODE=token
+export RAY_AUTH_TOKEN_PATH="$shared/.ray-token-$SLURM_JOB_ID"
+trap 'rm -f "$RAY_AUTH_TOKEN_PATH"; srun rm -rf "$RAY_TMPDIR"' EXIT
+(umask 077; python -c 'import secrets; print(secrets.token_hex(32))' > "$RAY_AUTH_TOKEN_PATH")
+
+export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300  # seconds for all nodes to come together; 30 are few on a cold disk
+# Since Slurm 22.05 srun no longer takes this from the job.
+export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+
+# This script runs on the job's first node, which is Ray's head. Its address and not its name: a node may know itself by
+# a name that means loopback. Where the first of several addresses is the wrong one: sbatch --export=ALL,HEAD_IP=...
+head_ip=${HEAD_IP:-$(hostname -I | cut -d ' ' -f 1)}
+
+# The dashboard answers on the head itself. Ray's other ports answer who holds the token, within the cluster's network.
+srun --kill-on-bad-exit=1 ray symmetric-run --address "$head_ip:6379" --min-nodes "$SLURM_JOB_NUM_NODES" \
+    --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" --dashboard-host=127.0.0.1 \
+    -- python -m fracray.tune --address auto "$@"
