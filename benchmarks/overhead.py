@@ -107,6 +107,7 @@ def main() -> None:
         _, short = search(scratch, "short", 2, 10)
         epochs, whole = search(scratch, "epochs", 2, args.epochs)
         quiet, _ = search(scratch, "quiet", 1, args.epochs, "tpe", "--concurrent", "1")
+        reports = {"report_s": report(quiet), "report_of_two_s": report(epochs)}
         states = checkpoint(scratch)
     figures: dict[str, Any] = {
         "settings": {"trials": args.trials, "epochs": args.epochs},
@@ -115,8 +116,7 @@ def main() -> None:
         "growth": grown,
         # Two trials run side by side.
         "epoch_s": (whole - short) / (args.epochs - 10),
-        "report_s": report(quiet),
-        "report_of_two_s": report(epochs),
+        **reports,
         "checkpoint_s": states,
     }
     table = new_table("what", "seconds", "")
