@@ -3,13 +3,14 @@
 Empty means a handful of tiny phantoms and a tiny network, through the whole of `python -m fracray.tune`. A trial costs
 what each further one adds to a search; whether it grows with their number is read from the times at which Optuna's
 journal holds them finished. Reports are timed in the trial's process, from the end of an epoch to the beginning of the
-next. Checkpoints are of the default network: CPU time of all threads, and what the training thread itself spends.
+next. Checkpoints are of the default network, in CPU time of all threads.
 """
 
 import argparse
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,7 +25,7 @@ from processes import timed
 from table import write_results
 
 from fracray.board import TRIALS
-from fracray.checkpoint import save_state
+from fracray.checkpoint import Card, save_checkpoint, save_state
 from fracray.config import Config
 from fracray.data.stream import MemoryStream
 from fracray.fit import Fit
@@ -72,23 +73,41 @@ def report(run: Path) -> dict[str, float]:
 
 
 def checkpoint(scratch: Path) -> dict[str, float]:
-    """Seconds of a state of the default network: copied on the training thread, written by another."""
+    """CPU seconds, all threads, of the default network's state, copied and written, and of its best checkpoint."""
     torch.set_num_threads(1)
     config = Config()
     images = np.zeros((66, 128, 128), dtype=np.uint8)
-    fit = Fit(
-        config, MemoryStream(make_plan(config, (np.arange(66) % 2).astype(np.float32)), images, 1), torch.device("cpu")
+    plan = make_plan(config, (np.arange(66) % 2).astype(np.float32))
+    fit = Fit(config, MemoryStream(plan, images, 1), torch.device("cpu"))
+    report = fit.run_epoch()
+    seen = pd.DataFrame({"image_id": [str(row) for row in range(66)], "pixel_hash": "0" * 64})
+    told = report.validation
+    predictions = pd.DataFrame(
+        {"image_id": seen["image_id"].iloc[told.rows], "label": told.labels, "logit": told.logits}
     )
-    fit.run_epoch()
-    copied, written = [], []
-    for _ in range(20):
-        begun = time.thread_time()
+    card = Card(config, told.threshold, told.calibration, report.metrics, data_fingerprint="", epoch=1, trial="t0000")
+    spent: dict[str, list[float]] = {"copied": [], "written": [], "best": []}
+    for turn in range(20):
+        clocks = [time.process_time()]
         state = fit.state()
-        copied.append(time.thread_time() - begun)
-        begun = time.thread_time()
+        clocks.append(time.process_time())
         save_state(scratch / "state.safetensors", *state)
-        written.append(time.thread_time() - begun)
-    return {"copied": median(copied), "written": median(written)}
+        clocks.append(time.process_time())
+        save_checkpoint(scratch / f"best{turn}", fit.averaged.state_dict(), card, predictions, seen)
+        clocks.append(time.process_time())
+        for name, (begun, ended) in zip(spent, pairwise(clocks), strict=True):
+            spent[name].append(ended - begun)
+    return {name: median(values) for name, values in spent.items()}
+
+
+def groups(scratch: Path, epochs: int) -> dict[str, float]:
+    """Seconds that a search on groups of two workers takes beside one without: to start, a trial, an epoch."""
+    two = ("--workers-per-trial", "2", "--concurrent", "1")
+    _, alone = search(scratch, "alone", 2, 1, "tpe", "--concurrent", "1")
+    _, few = search(scratch, "few", 2, 1, "tpe", *two)
+    _, many = search(scratch, "many", 12, 1, "tpe", *two)
+    _, long = search(scratch, "long", 2, epochs, "tpe", *two)
+    return {"start": few - alone, "trial": (many - few) / 10, "epoch": (long - few) / (2 * (epochs - 1))}
 
 
 def main() -> None:
@@ -107,6 +126,8 @@ def main() -> None:
         _, short = search(scratch, "short", 2, 10)
         epochs, whole = search(scratch, "epochs", 2, args.epochs)
         quiet, _ = search(scratch, "quiet", 1, args.epochs, "tpe", "--concurrent", "1")
+        reports = {"report_s": report(quiet), "report_of_two_s": report(epochs)}
+        on_two = groups(scratch, args.epochs // 2)
         states = checkpoint(scratch)
     figures: dict[str, Any] = {
         "settings": {"trials": args.trials, "epochs": args.epochs},
@@ -115,8 +136,8 @@ def main() -> None:
         "growth": grown,
         # Two trials run side by side.
         "epoch_s": (whole - short) / (args.epochs - 10),
-        "report_s": report(quiet),
-        "report_of_two_s": report(epochs),
+        **reports,
+        "group_of_two_s": on_two,
         "checkpoint_s": states,
     }
     table = new_table("what", "seconds", "")
@@ -130,8 +151,18 @@ def main() -> None:
     table.add_row("an empty epoch", f"{figures['epoch_s']:.4f}", "reporting and an epoch of 42 tiny images")
     for name, words in (("report_s", "one trial at a time"), ("report_of_two_s", "two, which keep the driver busy")):
         table.add_row("a report", f"{figures[name]['median']:.4f}", f"mean {figures[name]['mean']:.4f}; {words}")
-    table.add_row("a state, training thread", f"{states['copied']:.4f}", "FractureCNN, copied")
-    table.add_row("a state, another thread", f"{states['written']:.4f}", "written")
+    for name, words in (
+        ("start", "of a search on two workers a trial, beside one on one"),
+        ("trial", "an empty one, the group kept"),
+        ("epoch", "an empty one, on both"),
+    ):
+        table.add_row(f"a group's {name}", f"{on_two[name]:.4f}", words)
+    for name, words in (
+        ("copied", "a state of FractureCNN, by the training thread"),
+        ("written", "a state, by another thread"),
+        ("best", "the best checkpoint, by another thread"),
+    ):
+        table.add_row(f"a checkpoint, {name}", f"{states[name]:.4f}", words)
     write_results(new_console(), "overhead", table, figures, args.json)
 
 

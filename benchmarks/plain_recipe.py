@@ -2,8 +2,10 @@
 
 A Tune function trial that fits a TorchTrainer, as in "Hyperparameter Tuning with Ray Tune" of Ray Train's guides;
 Ray Data reads, decodes and augments the JPEGs in every epoch of every trial, as in "Data Loading and Preprocessing".
-The network, the loss, the batch size, the learning rate, the precision and the strengths are fracray's defaults, and
-so are the images and their parts. Nothing of fracray is used but the definition of the network.
+The network, the batch size, the learning rate and the precision are fracray's defaults, the strengths and rates are
+searched in the ranges of `search_spaces/reg.yaml`, and images and parts are those of fracray's search. It has no
+schedule of the learning rate, no clipping and no averaged weights, which cost fracray time. Nothing of fracray is used
+but the definition of the network.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search.optuna import OptunaSearch
 
 SIZE, BATCH, LR = 128, 64, 2e-3
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or every worker asks the network for a newer version at import
 
 
 def augment(batch, strengths):

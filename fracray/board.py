@@ -19,9 +19,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from fracray.meter import PREFIX, Ledger
+from fracray.meter import PREFIX, RAN, Ledger
 from fracray.metrics import is_validation
-from fracray.run import EPOCHS, Folder, trial_folder, trial_name
+from fracray.run import EPOCHS, Folder, trial_folder, trial_name, vouched_epochs
 from fracray.show import new_table
 from fracray.space import SearchSpace
 from fracray.study import FAILURE, JOURNAL, LEAVES
@@ -63,6 +63,8 @@ def collect(run: Folder, study: optuna.Study, epochs: int) -> dict[int, TrialRow
         state = WAITING if frozen.state is TrialState.RUNNING else FAILED
         if ended_well:
             state = DONE if len(history) >= epochs else STOPPED
+        else:
+            history = vouched_epochs(folder)
         rows[frozen.number] = TrialRow(frozen.number, leaves, state, history)
     return rows
 
@@ -166,7 +168,8 @@ class Board(tune.Callback):
         }
         row.history = [*[old for old in row.history if old["epoch"] < entry["epoch"]], entry]
         self._ran += 1
-        self._ledger.tell(entry, result["time_this_iter_s"])
+        if result[RAN]:
+            self._ledger.tell(entry, result["time_this_iter_s"])
         self._save()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -239,8 +239,8 @@ class TrainConfig(Section):
     threads: int | None = Field(None, ge=1, description="CPU threads of a worker; default its share of the machine")
     keep_seconds: Annotated[float, Field(ge=0)] = Field(
         10.0,
-        description="how much training a killed process may lose: what resumption needs is written at most this often, "
-        "and wherever a trial may end; 0 is after every epoch",
+        description="what resumption needs is written after an epoch that ends this long after it last was, and "
+        "wherever a trial may end: a killed process loses the epoch under way and so much before it; 0 is every epoch",
     )
     operating_point: Literal["accuracy", "balanced"] = Field(
         "accuracy", description="what the decision threshold fixed on validation maximises"

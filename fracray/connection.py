@@ -97,15 +97,19 @@ def _end_with(server: psutil.Process, closing: threading.Event, remedy: Callable
         os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)
     if closing.is_set() or not ENDING.acquire(blocking=False):
         return
-    sys.stdout.flush()
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Ray would print its last log lines there
-    for child in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            child.kill()
-    show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a live table had hidden it
-    words = f"failed: the Ray cluster of this command was killed (was the machine short of memory?); {remedy()}"
-    os.write(sys.stderr.fileno(), f"{show_cursor}{words}\n".encode())
-    os._exit(1)
+    try:
+        words = "failed: the Ray cluster of this command was killed (was the machine short of memory?)"
+        with suppress(Exception):  # the remedy may ask a storage that is out of reach
+            words += f"; {remedy()}"
+        sys.stdout.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Ray would print its last log lines there
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                child.kill()
+        show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a live table had hidden it
+        os.write(sys.stderr.fileno(), f"{show_cursor}{words}\n".encode())
+    finally:
+        os._exit(1)
 
 
 def quiet_ray_data() -> None:

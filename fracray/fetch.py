@@ -18,7 +18,7 @@ from rich.progress import track
 from fracray.checkpoint import read_card, verify
 from fracray.errors import InputError, run_verb
 from fracray.metrics import REPORTED, lower_is_better
-from fracray.run import BEST, EPOCHS, Folder, open_run, stored_config
+from fracray.run import BEST, Folder, open_run, stored_config, vouched_epochs
 from fracray.show import new_console, new_table
 from fracray.space import check_metric
 
@@ -76,13 +76,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 def last_epochs(run: Folder) -> dict[str, dict[str, float]]:
-    """What each trial that kept a checkpoint reported last, the best epoch's metrics among it, by the trial's name."""
-    trials = {name: run.sub(f"trials/{name}") for name in run.names("trials")}
-    return {
-        name: folder.read_json(EPOCHS)[-1]
-        for name, folder in trials.items()
-        if folder.exists(EPOCHS) and folder.exists(f"{BEST}/config.json")
-    }
+    """What each trial that kept a checkpoint reported at its epoch, under best_* too, by the trial's name."""
+    epochs = {name: vouched_epochs(run.sub(f"trials/{name}")) for name in run.names("trials")}
+    return {name: history[-1] for name, history in epochs.items() if history}
 
 
 def _reported(epochs: Mapping[str, Mapping[str, float]]) -> list[str]:

@@ -8,8 +8,9 @@ import copy
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -216,21 +217,34 @@ class Fit:
         total = torch.zeros((), device=self.device)
         step = epoch * self.stream.plan.steps
         batches = self.stream.train(epoch)
+        resident = False
         while True:
-            with self.meter.waiting(DATA_WAIT):
+            # A GPU has steps to do while the next batch is fetched, but for the first of an epoch.
+            with nullcontext() if self._timed else self.meter.waiting(DATA_WAIT):
                 batch = next(batches, None)
             if batch is None:
                 break
+            resident = isinstance(batch.images, torch.Tensor)
             with self._training():
                 total += self._step(batch, step)
             step += 1
         if self.world > 1:
             dist.all_reduce(total)
         loss = float(total) / len(self.stream.plan.train_rows)  # waits for a GPU to have done all steps
+        self._count_device_time(resident)
+        return loss
+
+    def _count_device_time(self, resident: bool) -> None:
+        """What the device did in the epoch that has ended: its steps, and waiting for batches between them.
+
+        A set that is `resident` on the device is augmented there between the steps, which its stream counts.
+        """
         for begun, ended in self._timed:
             self.meter.add_wall(TRAINING, begun.elapsed_time(ended) / 1000)
+        if not resident:
+            for (_, ended), (begun, _) in pairwise(self._timed):
+                self.meter.add_wall(DATA_WAIT, ended.elapsed_time(begun) / 1000)
         self._timed.clear()
-        return loss
 
     @contextmanager
     def _training(self) -> Iterator[None]:

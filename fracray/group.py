@@ -12,6 +12,7 @@ from typing import Any
 import ray
 
 from fracray.errors import RunError
+from fracray.meter import RAN, STARTING
 from fracray.train import Share, run_workers
 from fracray.trial import Job, Session, use_cores
 
@@ -115,11 +116,14 @@ def _serve(settings: dict[str, Any]) -> None:
             if session is not None:
                 session.close()
             device = ray.train.torch.get_device()
-            session = Session(job, order.number, order.leaves or {}, rank, world, device, meter)
+            with meter.waiting(STARTING):
+                session = Session(job, order.number, order.leaves or {}, rank, world, device, meter)
             number = order.number
         target = session.epochs_done + 1 if order.epoch is None else order.epoch
+        ran = session.epochs_done
         while session.epochs_done < target and not session.done:
             session.run_epoch()
-        ray.get(settings["mailbox"].answer.remote(serial, rank, session.last()))
+        metrics = {**session.last(), RAN: session.epochs_done > ran}
+        ray.get(settings["mailbox"].answer.remote(serial, rank, metrics))
     if session is not None:
         session.close()

@@ -45,18 +45,22 @@ WORDS = {
     IDLE: "idle, and Ray's own work",
 }
 PREFIX = "seconds_"  # of the phases among an epoch's metrics
+RAN = "ran"  # in a trial's result: whether the epoch was run for it, or is only told once more
 
 
 class Meter:
     """Core-seconds of one process by phase, or device-seconds where it trains on (a share of) GPUs.
 
     On CPUs work is counted in CPU time, of the calling thread or, with `threads` > 1, of the whole process less its
-    helper threads, since Torch's own threads then share the work. Waits, and on GPUs all but the work of helper
-    threads, which costs the device nothing, are counted in wall time, times `cores`: this process's cores, or GPUs.
+    helper threads, since Torch's own threads then share the work; what Ray's threads in the process use in that time
+    counts with it. Waits, and on GPUs all but the work of helper threads, which costs the device nothing, are counted
+    in wall time, times `cores`: this process's cores, or GPUs. A wait of the training thread in which helpers work
+    counts as both, so that what is left over, and called idle, is rather too small.
     """
 
     def __init__(self, threads: int = 1, cores: float = 1.0, on_gpu: bool = False) -> None:
-        self._threads, self._cores, self._on_gpu = threads, cores, on_gpu
+        self.cores = cores
+        self._threads, self._on_gpu = threads, on_gpu
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._helped = 0.0  # CPU seconds of helpers that have ended
         self._helpers: dict[int, float] = {}  # the clocks of those at work, and where they stood at the beginning
@@ -69,7 +73,7 @@ class Meter:
 
     def add_wall(self, phase: str, seconds: float) -> None:
         """Count seconds of wall time, for all cores of this process."""
-        self.add(phase, seconds * self._cores)
+        self.add(phase, seconds * self.cores)
 
     @contextmanager
     def work(self, phase: str) -> Iterator[None]:
@@ -100,7 +104,7 @@ class Meter:
 
     @contextmanager
     def waiting(self, phase: str) -> Iterator[None]:
-        """Count the wall time of the block, in which the cores of this process stand still."""
+        """Count the wall time of the block, in which the training thread stands still."""
         begun = time.perf_counter()
         try:
             yield

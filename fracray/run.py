@@ -123,7 +123,7 @@ class Folder:
         try:
             return json.loads(self.read(name))
         except ValueError as error:
-            raise InputError(f"{self}: {name} is damaged: {error}") from None
+            raise InputError(f"{self}/{name}: damaged JSON ({error}); copy the run again") from None
 
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, json.dumps(value, indent=1))
@@ -145,15 +145,15 @@ class Folder:
 
         RunError where that fails, as of `write`.
         """
-        if self.is_local:
-            try:
+        try:
+            if self.is_local:
                 yield Path(self.path(name))
-            except OSError as error:
-                raise RunError(f"{self}: cannot write {name}: {error}") from None
-            return
-        with tempfile.TemporaryDirectory() as scratch:
-            yield Path(scratch) / name
-            self.upload(Path(scratch) / name, name)
+                return
+            with tempfile.TemporaryDirectory() as scratch:
+                yield Path(scratch) / name
+                self.upload(Path(scratch) / name, name)
+        except OSError as error:
+            raise RunError(f"{self}: cannot write {name}: {error}") from None
 
     def _replace_folder(self, source: Path, target: Path) -> None:
         fresh = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.partial")
@@ -220,6 +220,24 @@ def _blamed_on(place: str, copy: Path) -> Iterator[None]:
 def trial_name(number: int) -> str:
     """The name of a trial in tables and on disk, from its number in the study."""
     return f"t{number:04d}"
+
+
+def vouched_epochs(folder: Folder) -> list[dict[str, Any]]:
+    """A trial's finished epochs, as far as the checkpoint in its folder is their best; none without one.
+
+    Metrics are written after every epoch, checkpoints less often: a better epoch that a lost process had finished
+    since then is gone, and so is all that followed it.
+    """
+    if not folder.exists(EPOCHS) or not folder.exists(f"{BEST}/config.json"):
+        return []
+    kept, history = folder.read_json(f"{BEST}/config.json")["epoch"], folder.read_json(EPOCHS)
+    best = next((_best_of(entry) for entry in history if entry["epoch"] == kept), None)
+    return [entry for entry in history if entry["epoch"] <= kept or _best_of(entry) == best]
+
+
+def _best_of(entry: dict[str, Any]) -> str:
+    # As text, for nan is like itself there.
+    return json.dumps({name: value for name, value in entry.items() if name.startswith("best_")})
 
 
 def trial_folder(run: Folder, number: int) -> Folder:

@@ -27,9 +27,10 @@ from fracray.errors import InputError
 from fracray.run import Folder
 from fracray.space import SearchSpace
 
-RETRIES = 2  # in a row without a finished epoch between, of a trial whose process died or whose code failed
+RETRIES = 2  # in a row without getting further, of a trial whose process died or whose code failed
 FAILURE = "failure"  # in a trial's result: why it cannot be run at all, on whatever process
-LEAVES, REASON, TRIES = "leaves", "reason", "tries"  # what is kept of a trial beside Optuna's own
+LEAVES, REASON = "leaves", "reason"  # what is kept of a trial beside Optuna's own
+TRIES, REACHED = "tries", "reached"  # how often in a row a trial was lost, and the furthest epoch it had finished
 JOURNAL = "optuna.journal"
 LOCK = "search.lock"
 STUDY = "fracray"
@@ -120,6 +121,7 @@ class StudySearcher(Searcher):
         self._space, self._budget = space, min(budget, space.grid_points or budget)
         self.study = open_study(journal, space)
         self._running: dict[str, optuna.Trial] = {}
+        self._epochs: dict[str, int] = {}  # finished by those running, as last told
         self._unfinished = list(self.study.get_trials(states=(TrialState.RUNNING,)))
 
     @property
@@ -173,21 +175,22 @@ class StudySearcher(Searcher):
         trial = self._running.get(trial_id)
         if trial is None:
             return
-        if self._now(trial).user_attrs.get(TRIES):
+        epoch = self._epochs[trial_id] = int(result["training_iteration"])
+        before = self._now(trial).user_attrs
+        if before.get(TRIES) and epoch > before[REACHED]:  # an epoch that was lost and is repeated is no progress
             trial.set_user_attr(TRIES, 0)
-        if len(self._space.metrics) == 1 and _is_number(result.get(self.metric)):
-            epoch = int(result["training_iteration"])
-            # A trial that was taken up again may tell an epoch twice; Optuna would warn of it on the user's screen.
-            if epoch not in self._now(trial).intermediate_values:
-                trial.report(float(result[self.metric]), epoch)
+        # A trial that was taken up again may tell an epoch twice; Optuna would warn of it on the user's screen.
+        told = epoch in self._now(trial).intermediate_values
+        if len(self._space.metrics) == 1 and _is_number(result.get(self.metric)) and not told:
+            trial.report(float(result[self.metric]), epoch)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell Optuna how a trial ended; one that ended in `error` is handed out again, RETRIES times in a row."""
-        trial = self._running.pop(trial_id, None)
+        trial, epoch = self._running.pop(trial_id, None), self._epochs.pop(trial_id, 0)
         if trial is None or self._now(trial).state.is_finished():
             return
         if error:
-            self._put_back(trial)
+            self._put_back(trial, epoch)
             return
         result = result or {}
         values = [result.get(f"best_{metric}") for metric in self._space.metrics]
@@ -200,13 +203,15 @@ class StudySearcher(Searcher):
             trial.set_user_attr(REASON, reason)
         self.study.tell(trial, state=TrialState.FAIL)
 
-    def _put_back(self, trial: optuna.Trial) -> None:
-        tries = self._now(trial).user_attrs.get(TRIES, 0) + 1
+    def _put_back(self, trial: optuna.Trial, epoch: int) -> None:
+        before = self._now(trial).user_attrs
+        tries = before.get(TRIES, 0) + 1
+        trial.set_user_attr(REACHED, max(epoch, before.get(REACHED, 0)))
         trial.set_user_attr(TRIES, tries)
         if tries <= RETRIES:
             self._unfinished.append(self._now(trial))
             return
-        trial.set_user_attr(REASON, f"ended {tries} times without finishing an epoch")
+        trial.set_user_attr(REASON, f"ended {tries} times without getting further")
         self.study.tell(trial, state=TrialState.FAIL)
 
     def _now(self, trial: optuna.Trial) -> FrozenTrial:

@@ -196,7 +196,7 @@ def run_workers(
     """Run `loop(settings)` on Ray Train's workers, in one process group.
 
     A worker that dies takes its group with it; the group is started again, up to three times, and each trial goes on
-    from the last epoch in its folder. Raises RunError when workers died more often, or the loop itself failed.
+    from the state in its folder. Raises RunError when workers died more often, or the loop itself failed.
     """
     import ray.train
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -222,7 +222,7 @@ def run_workers(
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise RunError(f"training on {share.workers} worker(s): {_cause(error)}; finished epochs are kept") from None
+        raise RunError(f"training on {share.workers} worker(s): {_cause(error)}; --resume goes on from {run}") from None
 
 
 def _cause(error: BaseException) -> str:

@@ -1,7 +1,8 @@
 """One trial on one rank: a config, its stream, its loop, and its folder, which is its whole memory.
 
 The same session runs in a reused actor of Tune, in a worker of Train and in a test. Whoever starts a trial whose
-folder holds a state goes on from there, at the cost of at most the epoch that was under way.
+folder holds a state goes on from there, at the cost of the epoch that was under way and of those finished since the
+state was written, `train.keep_seconds` before it at most.
 """
 
 import ctypes
@@ -99,6 +100,9 @@ class Session:
         self._best: EpochReport | None = None  # the best epoch, where its checkpoint is not written yet
         self._resume()
         self._kept, self._kept_epochs = time.monotonic(), self.epochs_done
+        self._between = True  # epochs: within one, weights and optimiser are no state to go on from
+        # ASHA knows a trial that was taken up again by a new name, and judges its first report as that of a rung.
+        self._taken_up = self.epochs_done > 0
 
     @property
     def done(self) -> bool:
@@ -129,7 +133,9 @@ class Session:
         that the loss is no longer finite, and the trial ends. Its weights and state are written by a thread, every
         `train.keep_seconds`, and before the report where the trial may end with it: what is finished is never lost.
         """
+        self._between = False
         report = self._fit.run_epoch()
+        self._between = True
         metrics = {
             **report.metrics,
             **self.best(),
@@ -141,7 +147,8 @@ class Session:
         if report.is_best:
             self._best = report
         if self._fit.rank == 0:
-            may_end = self.done or report.diverged or may_stop(self._job.config, report.epoch)
+            may_end = self.done or report.diverged or self._taken_up or may_stop(self._job.config, report.epoch)
+            self._taken_up = False
             self._keep(may_end or time.monotonic() - self._kept > self.config.train.keep_seconds)
             if may_end:
                 self.settle()
@@ -225,11 +232,11 @@ class Session:
         save_checkpoint(folder, weights, card, predictions, self._seen)
 
     def close(self) -> None:
-        """Stop what runs ahead, and write what is not written yet: the trial may go on elsewhere."""
+        """Stop what runs ahead, and write what is not written yet, unless an epoch broke off: the trial may go on."""
         for stream in self._streams:
             stream.close()
         try:
-            if self._fit.rank == 0 and self._history and self._kept_epochs < self.epochs_done:
+            if self._fit.rank == 0 and self._between and self._kept_epochs < self.epochs_done:
                 self._keep(whole=True)
             self.settle()
         finally:
@@ -245,7 +252,7 @@ def make_stream(
     if config.data.augment_on == "cpu":
         return MemoryStream(plan, job.images, config.train.epochs, meter)
     refuse_missing_gpu(config, device.type != "cpu")
-    return DeviceStream(plan, job.images, device)
+    return DeviceStream(plan, job.images, device, meter)
 
 
 def refuse_missing_gpu(config: Config, has_gpu: bool) -> None:

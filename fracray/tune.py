@@ -32,7 +32,7 @@ from fracray.data.stream import TASK_CPUS
 from fracray.errors import InputError, run_verb
 from fracray.fit import pick_device
 from fracray.group import WorkerGroup
-from fracray.meter import REPORTING, STARTING, Ledger, Meter
+from fracray.meter import PREFIX, RAN, REPORTING, STARTING, Ledger, Meter
 from fracray.model import build_model
 from fracray.run import Folder, data_source, how_to_go_on, new_run
 from fracray.show import new_console, say_phantom, say_prepared
@@ -182,6 +182,7 @@ class TrialActor(tune.Trainable):
         self._job, self._share = job, share
         self._session: Session | None = None
         self._group: WorkerGroup | None = None
+        self._led = False  # whether the group has answered an order
         if share.workers == 1:
             self._meter = use_cores(job.config, share.cpus, share.gpus)
         else:
@@ -204,9 +205,7 @@ class TrialActor(tune.Trainable):
         self._meter.add_wall(self._pause, time.perf_counter() - self._ended)
         self._pause = REPORTING
         if self._group is not None:
-            metrics = self._group.epoch(self._number, self._leaves, self._next)
-            for phase, seconds in self._meter.take().items():
-                metrics[phase] = metrics.get(phase, 0.0) + seconds
+            metrics = self._group_epoch(self._group)
         else:
             try:
                 metrics = self._epoch()
@@ -225,7 +224,21 @@ class TrialActor(tune.Trainable):
             device = pick_device() if self._share.gpus else torch.device("cpu")
             with self._meter.waiting(STARTING):
                 self._session = Session(self._job, self._number, self._leaves, device=device, meter=self._meter)
-        return self._session.last() if self._session.done else self._session.run_epoch()
+        if self._session.done:
+            return {**self._session.last(), RAN: False}
+        return {**self._session.run_epoch(), RAN: True}
+
+    def _group_epoch(self, group: WorkerGroup) -> dict[str, Any]:
+        """An epoch on the group's workers, with what it cost beside: starting them, and handing orders to and fro."""
+        begun, first = time.perf_counter(), not self._led
+        metrics = group.epoch(self._number, self._leaves, self._next)
+        self._led = True
+        if metrics[RAN]:
+            beside = time.perf_counter() - begun - metrics["seconds"] - metrics[PREFIX + STARTING] / self._meter.cores
+            self._meter.add_wall(STARTING if first else REPORTING, max(0.0, beside))
+        for phase, seconds in self._meter.take().items():
+            metrics[phase] += seconds
+        return metrics
 
     def _close(self) -> None:
         if self._session is not None:

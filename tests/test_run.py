@@ -130,7 +130,7 @@ def test_what_is_not_there_or_damaged_is_named(run):
     run.write("tree.json", b'{"a": ')
     with pytest.raises(InputError, match=r"atlas.*: config\.yaml is not there"):
         run.read("config.yaml")
-    with pytest.raises(InputError, match=r"atlas.*: tree\.json is damaged"):
+    with pytest.raises(InputError, match=r"atlas.*/tree\.json: damaged JSON"):
         run.read_json("tree.json")
 
 

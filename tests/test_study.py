@@ -220,7 +220,7 @@ def test_a_trial_that_always_dies_is_given_up_with_its_reason(space, journal):
     assert searcher.suggest("next")["number"] == 1
     trial = trials_of(journal, space)[0]
     assert trial.state is TrialState.FAIL
-    assert "without finishing an epoch" in trial.user_attrs[REASON]
+    assert "without getting further" in trial.user_attrs[REASON]
 
 
 def test_deaths_are_counted_over_resumes_and_only_between_finished_epochs(space, journal):
@@ -231,6 +231,18 @@ def test_deaths_are_counted_over_resumes_and_only_between_finished_epochs(space,
     searcher.on_trial_complete("a", error=True)
     assert lose(searcher, RETRIES) == [0] * RETRIES  # the finished epoch had set the count to nought, this loss to one
     assert trials_of(journal, space)[0].state is TrialState.FAIL
+
+
+def test_a_trial_that_dies_again_and_again_in_the_same_epoch_is_given_up(space, journal):
+    """What was lost is repeated: an epoch that had been finished before is no progress."""
+    searcher = StudySearcher(space, journal, 2)
+    for life in range(RETRIES + 1):
+        assert searcher.suggest(f"a{life}")["number"] == 0
+        for epoch in (2, 3):
+            searcher.on_trial_result(f"a{life}", result(epoch, 0.5))
+        searcher.on_trial_complete(f"a{life}", error=True)
+    assert trials_of(journal, space)[0].state is TrialState.FAIL
+    assert searcher.suggest("b")["number"] == 1
 
 
 def test_a_trial_that_cannot_run_fails_at_once_with_its_reason(space, journal):

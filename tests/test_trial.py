@@ -1,5 +1,6 @@
 """A trial's folder: what is written when, and what a trial that is taken up again finds there."""
 
+import itertools
 import json
 import resource
 
@@ -11,8 +12,9 @@ from fracray.checkpoint import load_state, read_card
 from fracray.config import Config
 from fracray.data.ingest import ShardFile, Shards
 from fracray.errors import RunError
+from fracray.fit import Fit
 from fracray.meter import PHASES
-from fracray.run import BEST, EPOCHS, STATE, Folder, trial_folder
+from fracray.run import BEST, EPOCHS, STATE, Folder, trial_folder, vouched_epochs
 from fracray.trial import Job, Session, may_stop
 
 TRAIN, VAL, SIZE = 48, 24, 32
@@ -124,6 +126,54 @@ def test_a_trial_taken_up_again_goes_on_as_if_it_had_never_stopped(tmp_path, clo
     cards = [read_card(tmp_path / name / "trials/t0000" / BEST) for name in ("whole", "cut")]
     assert cards[0].epoch == cards[1].epoch
     assert cards[0].metrics == cards[1].metrics
+
+
+def test_an_epoch_that_breaks_off_is_not_kept_as_the_one_before(tmp_path, monkeypatch):
+    """Its optimiser has taken steps of the next epoch: to go on from there would train those images twice."""
+    session = Session(make_job(tmp_path), 0, {})
+    session.run_epoch()
+    steps = itertools.count()
+    step = Fit._step
+
+    def break_off(*arguments):
+        if next(steps) == 2:
+            raise RuntimeError("out of memory")
+        return step(*arguments)
+
+    monkeypatch.setattr(Fit, "_step", break_off)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        session.run_epoch()
+    session.close()
+    assert epochs_kept(tmp_path) == 0
+    assert vouched_epochs(trial_folder(Folder(tmp_path), 0)) == []
+
+
+def test_a_checkpoint_vouches_for_the_epochs_whose_best_it_is(tmp_path):
+    session = Session(make_job(tmp_path, **{"train.keep_seconds": 0}), 0, {})
+    for _ in (1, 2, 3):
+        session.run_epoch()
+    session.settle()
+    folder = trial_folder(Folder(tmp_path), 0)
+    history = folder.read_json(EPOCHS)
+    assert vouched_epochs(folder) == history
+    # As after a process that finished two more epochs, the first of them better, and was lost before it kept them.
+    better = {name: value + 0.1 if name.startswith("best_") else value for name, value in history[-1].items()}
+    folder.write_json(EPOCHS, [*history, {**better, "epoch": 4.0}, {**better, "epoch": 5.0}])
+    assert vouched_epochs(folder) == history
+    session.close()
+
+
+def test_the_first_epoch_of_a_trial_taken_up_again_is_kept_before_it_is_told_of(tmp_path):
+    """ASHA sees a new trial, and judges its first report as that of the rung below."""
+    asha = {"search.scheduler.name": "asha", "search.scheduler.grace_epochs": 2, "train.keep_seconds": 3600}
+    session = Session(make_job(tmp_path, **asha), 0, {})
+    for _ in (1, 2):
+        session.run_epoch()
+    session.close()
+    again = Session(make_job(tmp_path, **asha), 0, {})
+    again.run_epoch()
+    assert epochs_kept(tmp_path) == 3
+    again.close()
 
 
 def test_a_trial_that_the_scheduler_may_stop_is_kept_before_it_is_told_of(tmp_path):

@@ -8,8 +8,9 @@ import os
 import tempfile
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ import pandas as pd
 from fracray.data.duplicates import THUMB, Link, connected_sets, equal, near_duplicates
 from fracray.data.imagefile import HEAD, Look, fit_boxes, look
 from fracray.data.manifest import BORDERS, Manifest
+from fracray.errors import InputError
 
 # Part of the key of cached audits: raise it when the same files would be judged otherwise.
-AUDIT_VERSION = 5
+AUDIT_VERSION = 6
 
 MOST_NAMED = 5  # images that a note on one of them names
 _AT_ONCE = 4096  # files given to the threads at a time
@@ -164,10 +166,12 @@ class _Thumbs:
     """The thumbnails of all pictures, in a temporary file: 4 KiB each, which memory need not hold.
 
     Of pictures with equal pixels the first is enough: the others are linked to it already, and all pairs would be many.
+    Raises InputError where that file does not fit.
     """
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `copies`
+        with _full_disk():
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `copies`
         self._at: list[int] = []
         self._hashes: list[int] = []
         self._seen: set[str] = set()
@@ -177,7 +181,8 @@ class _Thumbs:
             return
         if seen.pixel_hash:
             self._seen.add(seen.pixel_hash)
-        self._file.write(seen.thumb.tobytes())
+        with _full_disk():
+            self._file.write(seen.thumb.tobytes())
         self._at.append(at)
         self._hashes.append(seen.phash)
 
@@ -186,7 +191,19 @@ class _Thumbs:
         with self._file:
             if not self._at:
                 return []
-            self._file.flush()
+            with _full_disk():
+                self._file.flush()
             thumbs = np.memmap(self._file, np.uint8, "r", shape=(len(self._at), THUMB, THUMB))
             pairs = near_duplicates(thumbs, np.array(self._hashes, dtype=np.uint64))
         return [(self._at[a], self._at[b], share) for a, b, share in pairs]
+
+
+@contextmanager
+def _full_disk() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{tempfile.gettempdir()}: cannot hold the pictures that are compared, 4 KiB each: {error.strerror}; free "
+            "space there, or set TMPDIR to another folder"
+        ) from None

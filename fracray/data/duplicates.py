@@ -43,8 +43,8 @@ def near_duplicates(thumbs: np.ndarray, hashes: np.ndarray) -> list[tuple[int, i
     thumbs: (n, THUMB, THUMB) uint8, gray. hashes: (n,) uint64, DCT hashes of the same pictures (imagehash.phash).
     Hashes near in Hamming distance propose a pair; of these the coarse shapes of their tiles must not differ too much.
     Then its thumbnails are compared tile by tile (8x8 px, normalised correlation), which a change of brightness or a
-    missing part leaves standing and another exposure of the same limb does not. Time grows with the square of n (a
-    nanosecond or two a pair); memory with n (some 150 bytes each; `thumbs` may be a map of a file) and with the pairs
+    missing part leaves standing and another exposure of the same limb does not. Time grows with the square of n (some
+    four nanoseconds a pair); memory with n (some 150 bytes each; `thumbs` may be a map of a file) and with the pairs
     that are found: leave out pictures that are known to be equal.
     """
     count = len(thumbs)
