@@ -80,11 +80,11 @@ def checkpoint(scratch: Path) -> dict[str, float]:
     plan = make_plan(config, (np.arange(66) % 2).astype(np.float32))
     fit = Fit(config, MemoryStream(plan, images, 1), torch.device("cpu"))
     report = fit.run_epoch()
-    seen = pd.DataFrame({"image_id": [str(row) for row in range(66)], "pixel_hash": "0" * 64})
     told = report.validation
+    seen = pd.DataFrame({"image_id": [str(row) for row in range(66)], "split": "train", "pixel_hash": "0" * 64})
     predictions = pd.DataFrame(
-        {"image_id": seen["image_id"].iloc[told.rows], "label": told.labels, "logit": told.logits}
-    )
+        {"image_id": seen["image_id"].iloc[told.rows], "group": "g", "label": told.labels, "split": "val"}
+    ).assign(logit=told.logits)
     card = Card(config, told.threshold, told.calibration, report.metrics, data_fingerprint="", epoch=1, trial="t0000")
     spent: dict[str, list[float]] = {"copied": [], "written": [], "best": []}
     for turn in range(20):
