@@ -25,8 +25,8 @@ from processes import timed
 from rich.console import Console
 from table import write_results
 
-from fracray.connection import connect
 from fracray.config import Config
+from fracray.connection import connect
 from fracray.data.prepare import prepare
 from fracray.data.resident import DeviceBatch, DeviceStream
 from fracray.data.stream import MemoryStream, Plan

@@ -23,8 +23,8 @@ import pandas as pd
 from processes import PeakMemory, cpu_seconds, cpu_spent
 from table import write_results
 
-from fracray.connection import connect
 from fracray.config import DataConfig
+from fracray.connection import connect
 from fracray.data.imagefile import REDUCED
 from fracray.data.imported import Wishes, import_set
 from fracray.data.ingest import ingest, reduction_for

@@ -25,8 +25,8 @@ import torch
 from processes import PeakMemory, cpu_seconds, cpu_spent
 from table import write_results
 
-from fracray.connection import connect
 from fracray.config import Config
+from fracray.connection import connect
 from fracray.data.fracatlas import FLAGS, FOLDERS
 from fracray.data.ingest import ingest
 from fracray.data.phantom import draw_phantom

@@ -20,8 +20,8 @@ import yaml
 from processes import timed
 from table import write_results
 
-from fracray.connection import connect
 from fracray.config import PHANTOM, Config
+from fracray.connection import connect
 from fracray.data.prepare import prepare
 from fracray.meter import FINISHING
 from fracray.show import new_console, new_table

@@ -1,16 +1,24 @@
 """python -m fracray.cluster: check a cluster file, send a search to the cluster, and follow it there."""
 
 import argparse
+import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 
 from fracray.cluster_file import ClusterFile, Need, read_cluster
 from fracray.cluster_rules import faults
 from fracray.config import SearchConfig
-from fracray.errors import InputError, run_verb
+from fracray.errors import InputError, RunError, run_verb
+from fracray.jobs import AGAIN_SECONDS, TRIES, Follower, jobs, reach, submit
 from fracray.show import new_console, new_table
 from fracray.space_file import load_space
+
+SENT = ("tune", "train")  # the verbs that run on a cluster as jobs
+FILES = ("--space", "--config")  # options that name a file here, which goes along
+PLACES = {"--storage": "storage", "--data": "data"}  # options that name a place there, as the file's metadata does
 
 # ---------------------------------------------------------------- the commands
 
@@ -18,10 +26,12 @@ from fracray.space_file import load_space
 def parser() -> argparse.ArgumentParser:
     cli = argparse.ArgumentParser(
         prog="python -m fracray.cluster",
-        description="Check a cluster file before it costs money.",
+        description="Check a cluster file before it costs money, run searches and trainings on the cluster, and follow "
+        "them from anywhere.",
         epilog="examples:\n"
-        "  python -m fracray.cluster check cluster/gpu.yaml\n"
-        "  python -m fracray.cluster check cluster/gpu.yaml --space search_spaces/reg.yaml --gpus-per-trial 0.25\n",
+        "  python -m fracray.cluster check cluster/gpu.yaml --space search_spaces/reg.yaml --gpus-per-trial 0.25\n"
+        "  python -m fracray.cluster submit cluster/gpu.yaml -- tune --space search_spaces/reg.yaml --name atlas\n"
+        "  python -m fracray.cluster attach cluster/gpu.yaml\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = cli.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -38,12 +48,41 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--cpus-per-trial", type=float, help="as of tune")
     check.add_argument("--gpus-per-trial", type=float, help="as of tune")
     check.add_argument("--storage", help="where runs will be kept (default: the file's metadata.storage)")
+    send = verbs.add_parser(
+        "submit",
+        help="run tune or train on the cluster's head, and follow it",
+        description="Hand a command of fracray over to the cluster as a job of Ray's, and follow what it prints. The "
+        "job goes on when this command ends (Ctrl-C, a closed laptop): `attach` follows it again. Files named by "
+        "--space and --config go along; --data and --storage name places as the cluster sees them, by default those of "
+        "the file's metadata.",
+        usage="%(prog)s [-h] [--address URL] file -- {tune,train} ...",
+        epilog="example:\n"
+        "  python -m fracray.cluster submit cluster/gpu.yaml -- tune --space search_spaces/reg.yaml --name atlas\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    follow = verbs.add_parser(
+        "attach",
+        help="follow a job that was submitted",
+        description="Print what a job has printed from its beginning, and go on until it ends.",
+    )
+    follow.add_argument("job", nargs="?", help="name of the job (default: the latest)")
+    for verb in (send, follow):
+        verb.add_argument("file", help="the cluster file, of a cluster that is up")
+        verb.add_argument("--address", metavar="URL", help="of the dashboard, where it can be reached without a tunnel")
     return cli
 
 
 def main(argv: Sequence[str]) -> None:
-    args = parser().parse_args(argv)
-    _check(args, new_console())
+    words = list(argv)
+    at = words.index("--") if "--" in words else len(words)
+    args = parser().parse_args(words[:at])
+    console = new_console()
+    if args.verb == "check":
+        _check(args, console)
+    elif args.verb == "submit":
+        _submit(args, words[at + 1 :], console)
+    else:
+        _attach(args, console)
 
 
 # ---------------------------------------------------------------- check
@@ -86,6 +125,104 @@ def _say_cluster(console: Console, cluster: ClusterFile, need: Need, storage: st
     console.print(f"{cluster.file.origin}: {cluster.kind}, at most {cluster.most} nodes; a trial asks for {need}")
     console.print(table)
     console.print(f"runs are kept in {storage or cluster.storage or 'no place that the file names'}", soft_wrap=True)
+
+
+# ---------------------------------------------------------------- submit and attach
+
+
+def _submit(args: argparse.Namespace, command: list[str], console: Console) -> None:
+    cluster = read_cluster(args.file)
+    if cluster.kind == "RayJob":
+        raise InputError(f"{args.file}: a RayJob brings its own command; start it with kubectl apply -f {args.file}")
+    name, command, files = _prepared(cluster, command)
+    with reach(cluster, args.address) as client:
+        taken = {job.submission_id for job in jobs(client)}
+        job = next(text for number in range(1, len(taken) + 2) if (text := _numbered(name, number)) not in taken)
+        submit(client, job, command, files)
+    console.print(f"job {job} runs on the cluster; what it prints follows, and Ctrl-C leaves it running")
+    _follow(args, cluster, job, console)
+
+
+def _numbered(name: str, number: int) -> str:
+    """The name of a run's first job, and of those that take it up again."""
+    return name if number == 1 else f"{name}-{number}"
+
+
+def _prepared(cluster: ClusterFile, command: list[str]) -> tuple[str, list[str], dict[str, Path]]:
+    """The run's name, the command as the head is to run it, and the files that go along."""
+    if not command or command[0] not in SENT:
+        raise InputError(f"submit: after -- stands {' or '.join(SENT)} with its options, as on a laptop")
+    verb, options = command[0], _split(command[1:])
+    given = dict(options)
+    files: dict[str, Path] = {}
+    sent: list[str] = []
+    for option, value in options:
+        if option in FILES and value is not None and Path(value).is_file():
+            files[Path(value).name] = Path(value)
+            sent += [option, Path(value).name]
+            continue
+        if option in PLACES and value is not None and "://" not in value and not Path(value).is_absolute():
+            raise InputError(f"{option} {value}: on a cluster name a URI, or a whole path as its nodes see it")
+        sent += [option] if value is None else [option, value]
+    if "--resume" in given and "--name" not in given:
+        raise InputError("--resume: name the run with --name")
+    for option, key in PLACES.items():
+        place = cluster.storage if key == "storage" else cluster.data
+        if option not in given and place and not (option == "--data" and "--resume" in given):
+            sent += [option, place]
+    name = given.get("--name") or f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if "--name" not in given:
+        sent += ["--name", name]
+    if "--address" not in given:
+        sent += ["--address", "auto"]
+    return name, ["python", "-m", f"fracray.{verb}", *sent], files
+
+
+def _split(words: list[str]) -> list[tuple[str, str | None]]:
+    """Options with their values, None for one without: `--a b --c --d=e` as (--a, b), (--c, None), (--d, e)."""
+    options: list[tuple[str, str | None]] = []
+    for word in words:
+        if word.startswith("--"):
+            option, equals, value = word.partition("=")
+            options.append((option, value if equals else None))
+        elif options and options[-1][1] is None:
+            options[-1] = (options[-1][0], word)
+        else:
+            raise InputError(f"submit: {word} belongs to no option; quote values that hold spaces")
+    return options
+
+
+def _attach(args: argparse.Namespace, console: Console) -> None:
+    cluster = read_cluster(args.file)
+    with reach(cluster, args.address) as client:
+        known = [job.submission_id for job in jobs(client)]
+        if not known:
+            raise InputError(f"{args.file}: no job was submitted to this cluster")
+        job = args.job or known[-1]
+        if job not in known:
+            raise InputError(f"{args.file}: no job {job}; there are {', '.join(known)}")
+    _follow(args, cluster, job, console)
+
+
+def _follow(args: argparse.Namespace, cluster: ClusterFile, job: str, console: Console) -> None:
+    """Print what a job prints until it ends, over as many connections as it takes, and end as it ended."""
+    follower = Follower(job, sys.stdout)
+    again = f"python -m fracray.cluster attach {args.file} {job}"
+    for _ in range(TRIES):
+        try:
+            with reach(cluster, args.address) as client:
+                status = follower.follow(client)
+        except RunError:  # the head is out of reach
+            status = None
+        except KeyboardInterrupt:
+            console.print(f"\nthe job goes on; follow it again with: {again}", soft_wrap=True)
+            raise
+        if status == "SUCCEEDED":
+            return
+        if status is not None:
+            raise RunError(f"the job {job} ended as {status}; its words stand above")
+        time.sleep(AGAIN_SECONDS)
+    raise RunError(f"the cluster has been out of reach for long; the job may well go on: {again}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 from fracray.errors import InputError
 from fracray.marked import Marked, read_marked
 
+
 @dataclass(frozen=True)
 class Need:
     """What one worker of a trial asks for, and how many there are."""

@@ -1,9 +1,10 @@
-"""What is wrong with a cluster file: by Ray's own schema, and by fracray's rules. Each fault has its line and its remedy.
+"""What is wrong with a cluster file, by Ray's own schema and by fracray's rules: each fault with its line and remedy.
 
 Reaches no network and starts nothing.
 """
 
 import json
+import logging
 import platform
 import re
 from collections.abc import Callable, Iterator
@@ -52,12 +53,11 @@ def faults(cluster: ClusterFile, need: Need, storage: str | None) -> list[str]:
 
 
 def _strings(file: Marked) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Every word of a file with the path to it: values, and keys, as which file mounts name their targets."""
+    """Every value of a file that is no mapping or list, as text, with the path to it."""
 
     def walk(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
         if isinstance(value, dict):
             for key, inner in value.items():
-                yield (*path, str(key)), str(key)
                 yield from walk(inner, (*path, str(key)))
         elif isinstance(value, list):
             for at, inner in enumerate(value):
@@ -78,9 +78,10 @@ def _schema(cluster: ClusterFile) -> Iterator[str]:
     """Ray's own judgement of a launcher's file. KubeRay's is its cluster's, which judges on `kubectl apply`."""
     if cluster.kind != "ray up":
         return
-    import jsonschema
+    import jsonschema  # type: ignore[import-untyped]  # comes with ray[default]
     from ray.autoscaler._private.util import prepare_config, validate_config
 
+    logging.getLogger("ray.autoscaler").setLevel(logging.ERROR)
     try:
         validate_config(prepare_config(json.loads(json.dumps(cluster.file.tree))))
     except jsonschema.ValidationError as error:
@@ -146,10 +147,10 @@ def _versions(cluster: ClusterFile) -> Iterator[str]:
         elif path[0] in COMMANDS and (pinned := RAY_PIN.search(text)) and pinned["ray"] != ray.__version__:
             yield f"{where}: installs Ray {pinned['ray']}, and here is {ray.__version__}; take the same"
     for path, source in _file_mounts(cluster.file):
-        if source.suffix in (".lock", ".txt") and source.is_file() and (pinned := RAY_PIN.search(source.read_text())):
-            if pinned["ray"] != ray.__version__:
-                where = cluster.file.where(*path)
-                yield f"{where}: {source} pins Ray {pinned['ray']}, and here is {ray.__version__}; take the same"
+        pinned = RAY_PIN.search(source.read_text()) if source.suffix == ".lock" and source.is_file() else None
+        if pinned and pinned["ray"] != ray.__version__:
+            where = cluster.file.where(*path)
+            yield f"{where}: {source} pins Ray {pinned['ray']}, and here is {ray.__version__}; take the same"
 
 
 def _file_mounts(file: Marked) -> Iterator[tuple[tuple[str, ...], Path]]:
@@ -229,7 +230,8 @@ def _downloads(cluster: ClusterFile) -> Iterator[str]:
                 "==" in word or ".whl" in word for word in words
             )
             if not pinned:
-                yield f"{where}: pip install{command['rest'].rstrip()}: not pinned; give versions, a wheel or a lock file"
+                said = f"pip install{command['rest'].rstrip()}"
+                yield f"{where}: {said}: not pinned; give versions, a wheel or a lock file"
 
 
 def _limits(cluster: ClusterFile) -> Iterator[str]:

@@ -13,8 +13,8 @@ from typing import Any
 from rich.console import Console
 
 from fracray.checkpoint import Checkpoint, load_checkpoint
-from fracray.connection import connect
 from fracray.config import Config, nearest
+from fracray.connection import connect
 from fracray.data.corruptions import SEVERITIES
 from fracray.data.ingest import Shards
 from fracray.data.manifest import Manifest

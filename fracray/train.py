@@ -17,8 +17,8 @@ import ray
 from rich.console import Console
 
 from fracray.checkpoint import read_card
-from fracray.connection import connect, trials_at_once
 from fracray.config import Config, load_config, parse_assignments
+from fracray.connection import connect, trials_at_once
 from fracray.data.datasheet import datasheet
 from fracray.data.manifest import MANIFEST
 from fracray.data.prepare import Prepared, prepare

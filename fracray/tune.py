@@ -25,8 +25,8 @@ from ray.tune.schedulers import (
 from rich.console import Console
 
 from fracray.board import RUNNING, WAITING, Board
-from fracray.connection import capacity, connect, nodes, trials_at_once
 from fracray.config import parse_assignments
+from fracray.connection import capacity, connect, nodes, trials_at_once
 from fracray.data.prepare import prepare
 from fracray.data.stream import TASK_CPUS
 from fracray.errors import InputError, run_verb

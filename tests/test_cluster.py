@@ -1,6 +1,15 @@
-"""`python -m fracray.cluster check`: every fault of a cluster file is told with its line and its remedy."""
+"""`python -m fracray.cluster`: the faults of cluster files with their lines, and jobs on a head that is up."""
 
+import os
 import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -8,7 +17,7 @@ import ray
 import yaml
 
 from fracray.cluster import main
-from fracray.errors import InputError
+from fracray.errors import InputError, RunError, run_verb
 
 FILES = Path(__file__).parent.parent / "cluster"
 LAUNCHER = {
@@ -49,14 +58,13 @@ def check(tmp_path, capsys, changes=(), *options, base=LAUNCHER):
             inner[last] = value
     file = tmp_path / "cluster.yaml"
     file.write_text(yaml.safe_dump(tree, sort_keys=False, width=1000))
-    try:
-        main(["check", str(file), *options])
-    except InputError as error:
-        assert "fault(s), see above" in str(error)
-        said = capsys.readouterr().out
-        return file.read_text().splitlines(), [line for line in said.splitlines() if line.startswith(f"{file}:")][1:]
-    assert "nothing wrong was found" in capsys.readouterr().out
-    return file.read_text().splitlines(), []
+    code = run_verb(main, ["check", str(file), *options])
+    said = capsys.readouterr()
+    told = [line for line in said.out.splitlines() if re.match(rf"{file}(:\d+)?: ", line)][1:]  # the first is the title
+    faults = [line for line in told if "nothing wrong was found" not in line]
+    assert (code, len(told)) == ((2, len(faults)) if faults else (0, 1))
+    assert said.err == (f"error: {file}: {len(faults)} fault(s), see above\n" if faults else "")
+    return file.read_text().splitlines(), faults
 
 
 def test_a_sound_file_has_no_fault(tmp_path, capsys):
@@ -78,7 +86,12 @@ GROUP = "available_node_types/gpu/node_config"
         ([("metadata/storage", None)], (), "metadata", "nothing says where runs are kept"),
         ([("metadata/storage", "/home/ubuntu/runs")], (), "storage", "share no disk"),
         ([("metadata/data", "FracAtlas")], (), "data:", "share no disk"),
-        ([("available_node_types/gpu", None)], ("--gpus-per-trial", "1"), "available_node_types", "no node type has a GPU"),
+        (
+            [("available_node_types/gpu", None)],
+            ("--gpus-per-trial", "1"),
+            "available_node_types",
+            "no node type has a GPU",
+        ),
         ([], ("--workers-per-trial", "4", "--gpus-per-trial", "1"), "gpu:", "hold 3 such"),
         ([], ("--cpus-per-trial", "16"), "gpu:", "hold 0 such"),
         ([("docker/image", "rayproject/ray:2.9.0-py311")], (), "image", "has Ray 2.9.0"),
@@ -94,7 +107,12 @@ GROUP = "available_node_types/gpu/node_config"
             "CidrIp",
             "opens a port to the world",
         ),
-        ([("head_start_ray_commands", ["ray start --head"])], (), "head_start", "does not turn Ray's authentication on"),
+        (
+            [("head_start_ray_commands", ["ray start --head"])],
+            (),
+            "head_start",
+            "does not turn Ray's authentication on",
+        ),
         (
             [("head_start_ray_commands", ["RAY_AUTH_MODE=token ray start --head --dashboard-host=0.0.0.0"])],
             (),
@@ -148,3 +166,147 @@ def test_what_is_no_cluster_file_is_refused(text, words, tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match="no such cluster file"):
         main(["check", str(tmp_path / "none.yaml")])
+
+
+# ---------------------------------------------------------------- submit and attach
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    """A Ray head of its own as `ray start` makes it, with its dashboard and Ray's token: (URL, environment)."""
+    folder = tmp_path_factory.mktemp("head")
+    ports = free_ports(6)
+    home = {"HOME": str(folder), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+    environment = {**os.environ, **home, "PYTHONPATH": str(FILES.parent), "FRACRAY_CACHE": str(folder / "cache")}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    environment.pop("RAY_ADDRESS", None)
+    names = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "node-manager-port")
+    options = [f"--{name}={port}" for name, port in zip((*names, "ray-client-server-port"), ports, strict=True)]
+    # /tmp is short: the paths of Ray's sockets have at most 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as temporary:
+        start = ["ray", "start", "--head", "--num-cpus=2", "--dashboard-host=127.0.0.1", f"--temp-dir={temporary}"]
+        process = subprocess.Popen(
+            [*start, "--block", *options], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        url = f"http://127.0.0.1:{ports[1]}"
+        wait_for(lambda: answers(url), process)
+        yield url, environment
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def free_ports(count):
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+def answers(url):
+    try:
+        urllib.request.urlopen(f"{url}/api/version", timeout=2)
+    except urllib.error.HTTPError as error:
+        return error.code == 401  # without the token
+    except OSError:
+        return False
+    return True
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, "nothing happened in time"
+        time.sleep(0.2)
+
+
+def command(head, *words, **options):
+    url, environment = head
+    verb, *rest = words
+    line = [sys.executable, "-m", "fracray.cluster", verb, "--address", url, *rest]
+    return subprocess.Popen(
+        line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    )
+
+
+SPACE = """
+metric: val_accuracy
+mode: max
+trials: 3
+epochs: 2
+sampler: {name: random, seed: 0}
+scheduler: {name: none}
+base: {data: {size: 32, phantom: {count: 60}, split: {block: 2}}, model: {width: 4}}
+space: {model.dropout: {float: [0.0, 0.7]}}
+"""
+
+
+@pytest.fixture
+def cluster_file(tmp_path):
+    shared = tmp_path / "shared"
+    tree = {**LAUNCHER, "metadata": {"storage": str(shared), "shared": [str(shared)]}}
+    (tmp_path / "here.yaml").write_text(yaml.safe_dump(tree))
+    (tmp_path / "space.yaml").write_text(SPACE)
+    return tmp_path / "here.yaml"
+
+
+def test_a_search_is_submitted_left_alone_and_followed_again(head, cluster_file, tmp_path):
+    """The laptop's space goes along, Ctrl-C leaves the job running, and attach tells all of it, once."""
+    words = ["tune", "--space", "space.yaml", "--name", "atlas", "--concurrent", "1"]
+    process = command(head, "submit", cluster_file, "--", *words, cwd=tmp_path)
+    said = ""
+    while "of 3 trials to run" not in said:
+        line = process.stdout.readline()
+        assert line, said
+        said += line
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, rest
+    assert f"attach {cluster_file} atlas" in rest
+    process = command(head, "attach", cluster_file)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    assert out.count("of 3 trials to run") == 1
+    assert [f"[{number}/3]" in out for number in (1, 2, 3)] == [True] * 3
+    assert "best of 3 finished trials" in out
+    assert (tmp_path / "shared/atlas/best/model.safetensors").exists()
+
+
+def test_a_job_that_fails_ends_the_command_with_its_words(head, cluster_file, tmp_path):
+    process = command(head, "submit", cluster_file, "--", "tune", "--name", "none", "--resume", cwd=tmp_path)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, out
+    assert "Traceback" not in out
+    assert "ended as FAILED" in out
+
+
+def test_no_job_without_the_token(head, cluster_file, tmp_path):
+    url, environment = head
+    stranger = {**environment, "RAY_AUTH_TOKEN": "f" * 64}
+    process = command((url, stranger), "attach", cluster_file)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, out
+    assert "Traceback" not in out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["evaluate", "x"], "stands tune or train"),
+        ([], "stands tune or train"),
+        (["tune", "--storage", "runs"], "whole path"),
+        (["tune", "--resume"], "name the run"),
+        (["tune", "oops"], "belongs to no option"),
+    ],
+)
+def test_what_cannot_be_submitted_is_refused_before_the_cluster_is_asked(words, told, cluster_file):
+    with pytest.raises(InputError, match=told):
+        main(["submit", str(cluster_file), "--address", "http://127.0.0.1:1", "--", *words])
+
+
+def test_a_cluster_out_of_reach_is_told_in_words(cluster_file):
+    with pytest.raises(RunError, match="no Ray dashboard answers there"):
+        main(["attach", str(cluster_file), "--address", "http://127.0.0.1:1"])

@@ -9,8 +9,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from fracray.connection import connect
 from fracray.config import Config, PhantomConfig, parse_assignments
+from fracray.connection import connect
 from fracray.data.audit_page import as_html, as_json
 from fracray.data.augment import Augmenter
 from fracray.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt

@@ -1,0 +1,150 @@
+"""Commands as jobs on a cluster: reach its head, hand a command over, follow what it prints, hear how it ended.
+
+The job is Ray's: it runs on the head whether anyone listens or not. Knows nothing of what the command does.
+"""
+
+import asyncio
+import os
+import shlex
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from fracray.cluster_file import ClusterFile
+from fracray.errors import InputError, RunError
+
+REACH_SECONDS = 60.0  # for the way to the head to open
+AGAIN_SECONDS = 5.0  # between two tries to reach it again
+TRIES = 120  # in a row: ten minutes without a network
+DASHBOARD_PORT = 8265
+
+
+def set_token_mode() -> None:
+    """Have Ray authenticate by the token in $RAY_AUTH_TOKEN or ~/.ray/auth_token, as the cluster files turn on."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+@contextmanager
+def reach(cluster: ClusterFile | None, address: str | None) -> Iterator[Any]:
+    """A client of the cluster's jobs (ray.job_submission.JobSubmissionClient), at `address` or through a tunnel.
+
+    The tunnel is Ray's own, over SSH, or kubectl's; it ends with the block. RunError where there is no way through.
+    """
+    set_token_mode()
+    if address is not None:
+        yield _client(address)
+        return
+    assert cluster is not None
+    port = _free_port()
+    with _tunnel(cluster, port) as (process, words):
+        deadline = time.monotonic() + REACH_SECONDS
+        while True:
+            try:
+                client = _client(f"http://127.0.0.1:{port}")
+                break
+            except RunError as error:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    words.seek(0)
+                    said = [line.strip() for line in words.read().splitlines() if line.strip()]
+                    reason = said[-1] if said else str(error)
+                    raise RunError(f"{cluster.file.origin}: its head cannot be reached: {reason}") from None
+                time.sleep(0.5)
+        yield client
+
+
+def _client(address: str) -> Any:
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return JobSubmissionClient(address)
+    except AuthenticationError as error:
+        raise RunError(f"{address}: {_first_line(error)}; put the cluster's token into ~/.ray/auth_token") from None
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise RunError(f"{address}: no Ray dashboard answers there: {_first_line(error)}") from None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def _tunnel(cluster: ClusterFile, port: int) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
+    """A process that leads 127.0.0.1:`port` to the head's dashboard, and a file of what it says."""
+    if cluster.kind == "RayCluster":
+        service = f"service/{cluster.file.tree['metadata']['name']}-head-svc"
+        command = ["kubectl", "port-forward", service, f"{port}:{DASHBOARD_PORT}"]
+    else:
+        command = ["ray", "dashboard", cluster.file.origin, "--port", str(port), "--remote-port", str(DASHBOARD_PORT)]
+    with tempfile.TemporaryFile("w+") as words:
+        try:
+            # In a session of its own: Ctrl-C is for what follows the log, and is no reason to lose the way.
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=words, stderr=words, text=True, start_new_session=True
+            )
+        except FileNotFoundError:
+            raise InputError(f"{command[0]} is not installed here; {cluster.file.origin} needs it") from None
+        try:
+            yield process, words
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def submit(client: Any, job: str, command: Sequence[str], files: Mapping[str, Path]) -> None:
+    """Hand a command over under the name `job`; `files` go along, under these names in the folder it runs in.
+
+    RunError where the head refuses it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for name, path in files.items():
+            (Path(folder) / name).write_bytes(path.read_bytes())
+        environment = {"working_dir": folder} if files else {}
+        try:
+            client.submit_job(entrypoint=shlex.join(command), submission_id=job, runtime_env=environment)
+        except (RuntimeError, ConnectionError, ValueError) as error:
+            raise RunError(f"the cluster did not take the job {job}: {_first_line(error)}") from None
+
+
+class Follower:
+    """What a job prints, from its beginning, over as many connections as it takes."""
+
+    def __init__(self, job: str, out: IO[str]) -> None:
+        self._job, self._out = job, out
+        self._shown = 0
+
+    def follow(self, client: Any) -> str | None:
+        """Print what is new until the job ends; its status ('SUCCEEDED', ...), None where the connection was lost."""
+        try:
+            asyncio.run(self._tail(client))
+            status = client.get_job_status(self._job)
+        except (TimeoutError, OSError, RuntimeError) as error:
+            if "does not exist" in str(error) or "not found" in str(error):
+                raise InputError(f"{self._job}: the cluster knows no such job") from None
+            return None
+        return str(status.value) if status.is_terminal() else None
+
+    async def _tail(self, client: Any) -> None:
+        skip = self._shown  # Ray tells a job's words from their beginning, every time
+        async for words in client.tail_job_logs(self._job):
+            fresh, skip = words[skip:], max(0, skip - len(words))
+            if fresh:
+                self._out.write(fresh)
+                self._out.flush()
+                self._shown += len(fresh)
+
+
+def jobs(client: Any) -> list[Any]:
+    """The jobs that were handed over, oldest first (ray.job_submission.JobDetails)."""
+    return sorted((job for job in client.list_jobs() if job.submission_id), key=lambda job: job.start_time or 0)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
