@@ -6,6 +6,7 @@ state was written, `train.keep_seconds` before it at most.
 """
 
 import ctypes
+import json
 import math
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -95,6 +96,7 @@ class Session:
         self._fit = fits[0] if len(fits) == 1 else Folds(fits)
         self._folder = trial_folder(job.run, number)
         self._history: list[dict[str, float]] = []
+        self._lines: list[str] = []  # the same as JSON: encoding all of a long trial's epochs after each would add up
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._best: EpochReport | None = None  # the best epoch, where its checkpoint is not written yet
@@ -121,6 +123,7 @@ class Session:
             raise InputError(f"{self._folder}: was begun with another config; give the run another --name")
         self._fit.load_state(tensors, meta)
         self._history = meta["history"]
+        self._lines = [json.dumps(metrics) for metrics in self._history]
 
     def _identity(self) -> dict[str, Any]:
         """What makes this the same trial: all of its config but how the search around it is run."""
@@ -144,6 +147,7 @@ class Session:
             "diverged": report.diverged,
         }
         self._history = [*self._history, metrics]
+        self._lines.append(json.dumps(metrics))
         if report.is_best:
             self._best = report
         if self._fit.rank == 0:
@@ -184,14 +188,14 @@ class Session:
                 meta |= {"config": self._identity(), "history": self._history}
                 state = _State(tensors, meta, self._best, self._fit.best_weights)
                 self._best, self._kept, self._kept_epochs = None, time.monotonic(), self.epochs_done
-            self._writing = self._writer.submit(self._write, self._history, state)
+            self._writing = self._writer.submit(self._write, tuple(self._lines), state)
 
-    def _write(self, history: list[dict[str, float]], state: _State | None) -> None:
+    def _write(self, lines: tuple[str, ...], state: _State | None) -> None:
         with self._meter.helper(), self._meter.helping(CHECKPOINTING):
             if state is not None and state.best is not None:
                 with self._folder.building(BEST) as path:
                     self._export(path, state.best, state.weights)
-            self._folder.write_json(EPOCHS, history)
+            self._folder.write(EPOCHS, "[\n" + ",\n".join(lines) + "\n]\n")
             if state is not None:
                 # It goes last: it vouches for the best checkpoint and the history it was written after.
                 with self._folder.building(STATE) as path:
