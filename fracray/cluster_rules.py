@@ -70,8 +70,8 @@ def _strings(file: Marked) -> Iterator[tuple[tuple[str, ...], str]]:
 
 def _placeholders(file: Marked) -> Iterator[str]:
     for path, text in _strings(file):
-        if found := re.search(rf"[\w:/.-]*{PLACEHOLDER}[\w:/.-]*", text):
-            yield f"{file.where(*path)}: {found.group()}: put your own in its place"
+        if found := re.findall(rf"[\w:/.@-]*{PLACEHOLDER}[\w:/.@-]*", text):
+            yield f"{file.where(*path)}: {', '.join(dict.fromkeys(found))}: put your own in its place"
 
 
 def _schema(cluster: ClusterFile) -> Iterator[str]:
@@ -105,9 +105,10 @@ def _trials(cluster: ClusterFile, need: Need) -> Iterator[str]:
         for node in cluster.nodes
         if node.cpus is not None
     )
+    place = next((node.place for node in cluster.nodes if not node.head), file.origin)
     yield (
-        f"{cluster.nodes[-1].place if cluster.nodes else file.origin}: a trial asks for {need}, and all nodes together "
-        f"hold {room:g} such worker(s): {told}; allow more or larger nodes, or ask for less"
+        f"{place}: a trial asks for {need}, and all nodes together hold {room:g} such worker(s): {told}; allow more or "
+        "larger nodes, or ask for less"
     )
 
 

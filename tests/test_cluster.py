@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,11 +11,26 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from importlib import metadata
 from pathlib import Path
 
+import boto3
 import pytest
 import ray
 import yaml
+from moto import mock_aws
+from ray.autoscaler._private.aws.config import bootstrap_aws
+from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+from ray.autoscaler._private.util import prepare_config
+from ray.autoscaler.tags import (
+    NODE_KIND_HEAD,
+    NODE_KIND_WORKER,
+    TAG_RAY_LAUNCH_CONFIG,
+    TAG_RAY_NODE_KIND,
+    TAG_RAY_NODE_NAME,
+    TAG_RAY_NODE_STATUS,
+    TAG_RAY_USER_NODE_TYPE,
+)
 
 from fracray.cluster import main
 from fracray.errors import InputError, RunError, run_verb
@@ -166,6 +182,104 @@ def test_what_is_no_cluster_file_is_refused(text, words, tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match="no such cluster file"):
         main(["check", str(tmp_path / "none.yaml")])
+
+
+# ---------------------------------------------------------------- the files that fracray comes with
+
+
+@pytest.fixture
+def filled(tmp_path, monkeypatch):
+    """fracray's own cluster files with every YOUR- filled in, and the wheel built, as their user would have them."""
+    shutil.copytree(FILES, tmp_path / "cluster")
+    for path in (tmp_path / "cluster").glob("*.yaml"):
+        path.write_text(path.read_text().replace("YOUR-", "my-"))
+    (tmp_path / "dist").mkdir()
+    (tmp_path / "dist" / f"fracray-{metadata.version('fracray')}-py3-none-any.whl").touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "cluster"
+
+
+@pytest.mark.parametrize("name", ["local", "gpu", "gcp", "azure", "raycluster", "rayjob"])
+def test_the_files_that_come_with_fracray_are_sound_once_filled_in(name, filled, capsys):
+    main(["check", str(filled / f"{name}.yaml"), "--gpus-per-trial", "0.25"])
+    assert "nothing wrong was found" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["local", "gpu", "gcp", "azure", "raycluster", "rayjob"])
+def test_what_is_left_to_fill_in_is_told(name, capsys, monkeypatch):
+    monkeypatch.chdir(FILES.parent)
+    assert run_verb(main, ["check", f"cluster/{name}.yaml"]) == 2
+    said = "\n".join(line for line in capsys.readouterr().out.splitlines() if "put your own" in line)
+    values = "\n".join(line.split(" #")[0] for line in Path(f"cluster/{name}.yaml").read_text().splitlines())
+    values = re.sub(r"^#.*", "", values, flags=re.M)
+    assert set(re.findall(r"YOUR-[A-Z0-9-]+", said)) == set(re.findall(r"YOUR-[A-Z0-9-]+", values)) != set()
+
+
+def test_the_locks_of_the_cluster_are_those_of_the_project():
+    """What the nodes install is what the tests ran with, and no compiler is needed for it."""
+    pins = {path.stem: set(re.findall(r"^([\w.-]+==[^ ;]+)", path.read_text(), re.M)) for path in FILES.glob("*.lock")}
+    project = set(re.findall(r"^([\w.-]+==[^ ;]+)", (FILES.parent / "requirements.lock").read_text(), re.M))
+    assert pins["requirements"] < project
+    known = {pin.partition("==")[0]: pin for pin in project}
+    for cloud in ("aws", "gcp", "azure"):
+        assert pins[cloud]
+        assert all(pin == known.get(pin.partition("==")[0], pin) for pin in pins[cloud])
+
+
+def test_aws_is_asked_for_what_gpu_yaml_says(filled, monkeypatch):
+    """Ray's own bootstrap and node provider against moto's AWS, up to the launched machines."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "none")
+    monkeypatch.setenv("HOME", str(filled))  # where Ray keeps its key pair
+    text = (filled / "gpu.yaml").read_text()
+    with mock_aws():
+        tree = yaml.safe_load(text)
+        ec2, iam = boto3.client("ec2", tree["provider"]["region"]), boto3.client("iam")
+        vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
+        group = ec2.create_security_group(GroupName="mine", Description="mine", VpcId=vpc)["GroupId"]
+        image = ec2.describe_images()["Images"][0]["ImageId"]
+        for profile in ("my-HEAD-PROFILE", "my-WORKER-PROFILE"):
+            iam.create_instance_profile(InstanceProfileName=profile)
+        text = text.replace("sg-my-GROUP", group).replace("ami-my-DEEP-LEARNING-BASE-AMI", image)
+        roles, groups = len(iam.list_roles()["Roles"]), len(ec2.describe_security_groups()["SecurityGroups"])
+        config = bootstrap_aws(prepare_config(yaml.safe_load(text)))
+        provider = AWSNodeProvider(config["provider"], config["cluster_name"])
+        for name, kind in config["available_node_types"].items():
+            tags = {
+                TAG_RAY_NODE_KIND: NODE_KIND_HEAD if name == "head" else NODE_KIND_WORKER,
+                TAG_RAY_USER_NODE_TYPE: name,
+                TAG_RAY_NODE_NAME: f"ray-{name}",
+                TAG_RAY_LAUNCH_CONFIG: name,
+                TAG_RAY_NODE_STATUS: "uninitialized",
+            }
+            provider.create_node(kind["node_config"], tags, 1)
+        found = {}
+        for reservation in ec2.describe_instances()["Reservations"]:
+            for machine in reservation["Instances"]:
+                names = {tag["Key"]: tag["Value"] for tag in machine["Tags"]}
+                found[names[TAG_RAY_USER_NODE_TYPE]] = machine
+        assert {name: machine["InstanceType"] for name, machine in found.items()} == {
+            "head": "m6i.xlarge",
+            "gpu_spot": "g5.2xlarge",
+            "gpu_on_demand": "g5.2xlarge",
+            "cpu": "m6i.2xlarge",
+        }
+        assert {name for name, machine in found.items() if machine.get("InstanceLifecycle") == "spot"} == {
+            "gpu_spot",
+            "cpu",
+        }
+        for name, machine in found.items():
+            profile = "my-HEAD-PROFILE" if name == "head" else "my-WORKER-PROFILE"
+            assert machine["IamInstanceProfile"]["Arn"].endswith(f"/{profile}")
+            assert [given["GroupId"] for given in machine["SecurityGroups"]] == [group]
+            (disk,) = machine["BlockDeviceMappings"]
+            (volume,) = ec2.describe_volumes(VolumeIds=[disk["Ebs"]["VolumeId"]])["Volumes"]
+            assert (volume["Size"], volume["VolumeType"], volume["Encrypted"]) == (100, "gp3", True)
+        # Ray made no role of its own, and no group whose SSH port is open to the world.
+        assert len(iam.list_roles()["Roles"]) == roles
+        made = ec2.describe_security_groups()["SecurityGroups"]
+        assert len(made) == groups
+        assert "0.0.0.0/0" not in str([one["IpPermissions"] for one in made])
 
 
 # ---------------------------------------------------------------- submit and attach

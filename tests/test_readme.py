@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import fracray.cluster
 import fracray.data.__main__
 import fracray.evaluate
 import fracray.fetch
@@ -17,6 +18,7 @@ from fracray.space_file import load_space
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PARSERS = {
+    "cluster": fracray.cluster.parser,
     "tune": fracray.tune.parser,
     "train": fracray.train.parser,
     "fetch": fracray.fetch.parser,
@@ -33,6 +35,9 @@ def test_the_readme_shows_every_verb():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_of_the_readme_is_understood(command):
     verb, *words = shlex.split(command)
+    if "--" in words:  # what is submitted to a cluster is a command itself
+        test_a_command_of_the_readme_is_understood(shlex.join(words[words.index("--") + 1 :]))
+        words = words[: words.index("--")]
     args = PARSERS[verb]().parse_args(words)
     Config().with_leaves(parse_assignments(getattr(args, "set", [])))
     if getattr(args, "space", None):
