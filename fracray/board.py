@@ -12,6 +12,7 @@ import optuna
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
 from optuna.trial import TrialState
 from ray import tune
 from rich.console import Console, Group
@@ -229,8 +230,10 @@ class Board(tune.Callback):
         elapsed = time.monotonic() - self._started
         ended = [len(row.history) for row in self.rows.values() if row.state in (DONE, STOPPED)]
         each = sum(ended) / len(ended) if ended else float(self._epochs)
-        running = sum(len(row.history) for row in self.rows.values() if row.state == RUNNING)
-        missing = max(0.0, (self._budget - self._ended()) * each - running)
+        begun = [len(row.history) for row in self.rows.values() if row.state in (RUNNING, WAITING)]
+        # One that is past the usual length was not stopped, and goes to its end.
+        missing = sum((each if done < each else self._epochs) - done for done in begun)
+        missing += each * max(0, self._budget - self._ended() - len(begun))
         if not self._ran:
             return "time left: unknown yet"
         seconds = missing * elapsed / self._ran
@@ -272,7 +275,10 @@ class Board(tune.Callback):
 
 def _reason(trial: Any) -> str:
     """The last line of a trial's error, and where the whole of it stands."""
-    lines = [line.strip() for line in str(trial.get_error()).splitlines() if line.strip()] or ["its process ended"]
+    error = trial.get_error()
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] if error is not None else []
+    if not lines or isinstance(error, ray.exceptions.RayActorError):  # which says so at length
+        return "its process ended (killed, or short of memory?)"
     return f"{lines[-1]} (all of it in {trial.error_file})"
 
 

@@ -6,6 +6,7 @@ Knows nothing of data or models.
 import logging
 import os
 import re
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -65,6 +66,9 @@ def connect(address: str | None, remedy: Callable[[], str] = lambda: "give the s
             raise InputError(f"--address {address}: no Ray cluster answers there: {reason}") from None
         raise RunError(f"Ray could not be started on this machine: {reason}") from None
     quiet_ray_data()
+    # What becomes of trials and of their processes the board tells, in a line each; these tell it in tracebacks.
+    for name in ("ray.tune", "ray._private.worker"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     closing = threading.Event()
     if not address:
         _mute_obituary()
@@ -72,18 +76,32 @@ def connect(address: str | None, remedy: Callable[[], str] = lambda: "give the s
         for server in servers:
             threading.Thread(target=_end_with, args=(server, closing, remedy), daemon=True).start()
     try:
-        yield
+        with _terminated_as_interrupted():
+            yield
     finally:
         closing.set()
         ray.shutdown()
 
 
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Have SIGTERM, by which schedulers and clouds say that time is up, end a command as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _mute_obituary() -> None:
-    """Have Ray not print the last forty lines of a killed raylet's log over the words of `_end_with`."""
+    """Have Ray not print a paragraph on each killed process and forty lines of a raylet's log over fracray's words."""
     from ray._private.ray_logging import stdout_deduplicator
 
     # What RAY_DEDUP_LOGS_SKIP_REGEX sets; but that is read at the import of Ray, which is long past.
-    stdout_deduplicator.skip_re = re.compile("Raylet is terminated|has been marked dead")
+    stdout_deduplicator.skip_re = re.compile("Raylet is terminated|has been marked dead|A worker died or was killed")
 
 
 def _end_with(server: psutil.Process, closing: threading.Event, remedy: Callable[[], str]) -> None:

@@ -52,7 +52,12 @@ def summarise(space: SearchSpace, run: Folder, prepared: Prepared, ledger: Ledge
             trial_folder(run, 0).download(BEST, default)
             gains = _gains(winner, default, metric, sets)
     ended = sum(row.state in (DONE, STOPPED) for row in rows.values())
-    console.print(f"\nbest of {ended} finished trials: {best.name}, {metric} {best.best(metric):.4f} at its best epoch")
+    reached = f"{best.name}, {metric} {best.best(metric):.4f} at its best epoch"
+    if best.state in (DONE, STOPPED):
+        console.print(f"\nbest of {ended} finished trials: {reached}")
+    else:
+        epochs = f"{len(best.history)} of {space.config.train.epochs} epochs"
+        console.print(f"\nbest so far: {reached}, which is not finished ({epochs}); {ended} trials are")
     console.print("\nbest configuration:")
     console.print(_config_table(space, best))
     _say_gains(console, best.number, gains)

@@ -336,15 +336,17 @@ def test_a_search_in_which_every_trial_diverges_fails_in_words(ray_local, tmp_pa
 # ---------------------------------------------------------------- interruption
 
 
-def test_ctrl_c_keeps_everything_says_how_to_resume_and_resume_finishes(ray_local, tmp_path):
+@pytest.mark.parametrize("word", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_stopped_it_keeps_everything_says_how_to_resume_and_resume_finishes(ray_local, tmp_path, word):
     space = write_space(tmp_path, trials=6, epochs=8)
     cluster = ray.get_runtime_context().gcs_address
     process = begin(tmp_path, "stopped", "--space", str(space), "--address", cluster)
     run = tmp_path / "stopped"
     wait_until(lambda: told(run) >= 1, process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(word)
     code, out = finish(process)
     assert code == 130, out
+    assert "SIGTERM received" not in out
     assert "Traceback" not in out
     before = Snapshot(run)
     assert 1 <= len(before.done) < 6
@@ -398,7 +400,9 @@ def test_a_search_goes_on_after_kill_nine_of_a_trial_process(ray_local, tmp_path
         keep = ["--set", "train.keep_seconds=0"]
         main(["--space", str(space), "--storage", str(tmp_path), "--name", "hit", *keep])
         killed.result()
-    assert "is taken up again" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "is taken up again: its process ended" in said.out
+    assert "Traceback" not in said.out + said.err
     before[0].assert_kept_and_whole(trials=6, epochs=8, every_epoch=True)
 
 
