@@ -208,21 +208,27 @@ def _follow(args: argparse.Namespace, cluster: ClusterFile, job: str, console: C
     """Print what a job prints until it ends, over as many connections as it takes, and end as it ended."""
     follower = Follower(job, sys.stdout)
     again = f"python -m fracray.cluster attach {args.file} {job}"
-    for _ in range(TRIES):
-        try:
-            with reach(cluster, args.address) as client:
-                status = follower.follow(client)
-        except RunError:  # the head is out of reach
-            status = None
-        except KeyboardInterrupt:
-            console.print(f"\nthe job goes on; follow it again with: {again}", soft_wrap=True)
-            raise
-        if status == "SUCCEEDED":
-            return
-        if status is not None:
-            raise RunError(f"the job {job} ended as {status}; its words stand above")
-        time.sleep(AGAIN_SECONDS)
+    try:
+        for _ in range(TRIES):
+            status = _listen(args, cluster, follower)
+            if status == "SUCCEEDED":
+                return
+            if status is not None:
+                raise RunError(f"the job {job} ended as {status}; its words stand above")
+            time.sleep(AGAIN_SECONDS)
+    except KeyboardInterrupt:
+        console.print(f"\nthe job goes on; follow it again with: {again}", soft_wrap=True)
+        raise
     raise RunError(f"the cluster has been out of reach for long; the job may well go on: {again}")
+
+
+def _listen(args: argparse.Namespace, cluster: ClusterFile, follower: Follower) -> str | None:
+    """Follow over one connection; how the job ended, or None where the head is out of reach."""
+    try:
+        with reach(cluster, args.address) as client:
+            return follower.follow(client)
+    except RunError:
+        return None
 
 
 if __name__ == "__main__":

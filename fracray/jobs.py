@@ -122,13 +122,17 @@ class Follower:
 
     def follow(self, client: Any) -> str | None:
         """Print what is new until the job ends; its status ('SUCCEEDED', ...), None where the connection was lost."""
+        # Not asyncio.run: it makes a cancellation of Ctrl-C, which what is awaited may swallow.
+        loop = asyncio.new_event_loop()
         try:
-            asyncio.run(self._tail(client))
+            loop.run_until_complete(self._tail(client))
             status = client.get_job_status(self._job)
         except (TimeoutError, OSError, RuntimeError) as error:
             if "does not exist" in str(error) or "not found" in str(error):
                 raise InputError(f"{self._job}: the cluster knows no such job") from None
             return None
+        finally:
+            loop.close()
         return str(status.value) if status.is_terminal() else None
 
     async def _tail(self, client: Any) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from drawn_fracatlas import Atlas, jpeg, picture
 
-from fracray import cli, evaluate, fetch, train, tune
+from fracray import cli, cluster, evaluate, fetch, train, tune
 from fracray.checkpoint import Card, save_checkpoint
 from fracray.config import Config
 from fracray.data import __main__ as data
@@ -110,6 +110,9 @@ FLAGS = {
     "--address",
     "fetch": "run --top --metric --to",
     "evaluate": "checkpoint --data --split --json --shifts --reference --severities --seed --address",
+    "cluster check": "file --space --workers-per-trial --cpus-per-trial --gpus-per-trial --storage",
+    "cluster submit": "file --address",
+    "cluster attach": "job file --address",
     "data download": "--to --version --api",
     "data import": "path --to --labels --column --positive --negative --classes --licence --salt",
     "data check": "path --manifest --datasheet --set --address",
@@ -117,7 +120,7 @@ FLAGS = {
     "data sheet": "path --to --count --augmented --corrupted --set --address",
     "data phantom": "--to --count --seed",
 }
-MODULES = {"tune": tune, "train": train, "fetch": fetch, "evaluate": evaluate, "data": data}
+MODULES = {"tune": tune, "train": train, "fetch": fetch, "evaluate": evaluate, "cluster": cluster, "data": data}
 
 
 def arguments(parser):

@@ -11,7 +11,9 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
+from multiprocessing import get_context
 from pathlib import Path
 
 import boto3
@@ -58,6 +60,12 @@ LAUNCHER = {
     "head_start_ray_commands": ["RAY_AUTH_MODE=token ray start --head --dashboard-host=127.0.0.1"],
     "worker_start_ray_commands": ["RAY_AUTH_MODE=token ray start --address=$RAY_HEAD_IP:6379"],
 }
+
+
+@pytest.fixture(autouse=True)
+def no_token(monkeypatch):
+    """The cluster of other tests, which knows no token, is not to be asked for one."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
 
 
 def check(tmp_path, capsys, changes=(), *options, base=LAUNCHER):
@@ -226,11 +234,16 @@ def test_the_locks_of_the_cluster_are_those_of_the_project():
         assert all(pin == known.get(pin.partition("==")[0], pin) for pin in pins[cloud])
 
 
-def test_aws_is_asked_for_what_gpu_yaml_says(filled, monkeypatch):
+def test_aws_is_asked_for_what_gpu_yaml_says(filled):
+    """In a process of its own: moto's AWS in this one would empty the object store that other tests keep in it."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as alone:
+        alone.submit(launch_and_look, filled).result()
+
+
+def launch_and_look(filled):
     """Ray's own bootstrap and node provider against moto's AWS, up to the launched machines."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "none")
-    monkeypatch.setenv("HOME", str(filled))  # where Ray keeps its key pair
+    os.environ.update(AWS_ACCESS_KEY_ID="none", AWS_SECRET_ACCESS_KEY="none")
+    os.environ["HOME"] = str(filled)  # where Ray keeps its key pair
     text = (filled / "gpu.yaml").read_text()
     with mock_aws():
         tree = yaml.safe_load(text)
@@ -350,7 +363,7 @@ SPACE = """
 metric: val_accuracy
 mode: max
 trials: 3
-epochs: 2
+epochs: 100
 sampler: {name: random, seed: 0}
 scheduler: {name: none}
 base: {data: {size: 32, phantom: {count: 60}, split: {block: 2}}, model: {width: 4}}
