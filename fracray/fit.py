@@ -8,7 +8,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fracray.config import Config, TrainConfig
-from fracray.meter import DATA_WAIT, TRAINING, VALIDATION, Meter
+from fracray.meter import DATA_WAIT, TRAINING, VALIDATION, Meter, Stretches
 from fracray.metrics import Calibration, choose_threshold, fit_temperature, over_sets, score
 from fracray.model import build_model, freeze_norm, parameter_groups
 
@@ -164,7 +164,7 @@ class Fit:
         self.epochs_done = 0
         self.best: dict[str, float] = {}
         self.best_weights: dict[str, torch.Tensor] = {}
-        self._timed: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._timed: Stretches = []
 
     @property
     def total_steps(self) -> int:
@@ -225,7 +225,7 @@ class Fit:
             if batch is None:
                 break
             resident = isinstance(batch.images, torch.Tensor)
-            with self._training():
+            with self.meter.stretch(TRAINING, self.device, self._timed):
                 total += self._step(batch, step)
             step += 1
         if self.world > 1:
@@ -245,19 +245,6 @@ class Fit:
             for (_, ended), (begun, _) in pairwise(self._timed):
                 self.meter.add_wall(DATA_WAIT, ended.elapsed_time(begun) / 1000)
         self._timed.clear()
-
-    @contextmanager
-    def _training(self) -> Iterator[None]:
-        """Count a step: in CPU time, or on a GPU in the device's own, which is read when the epoch has ended."""
-        if self.device.type != "cuda":
-            with self.meter.work(TRAINING):
-                yield
-            return
-        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begun.record()
-        yield
-        ended.record()
-        self._timed.append((begun, ended))
 
     def _train_mode(self) -> None:
         self.model.train()

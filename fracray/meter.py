@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 TRAINING = "training"  # forward, backward, optimiser step, moving average
 TRANSFORM = "transform"  # the augmentation's own arithmetic
 USEFUL = (TRAINING, TRANSFORM)
@@ -46,6 +48,9 @@ WORDS = {
 }
 PREFIX = "seconds_"  # of the phases among an epoch's metrics
 RAN = "ran"  # in a trial's result: whether the epoch was run for it, or is only told once more
+
+
+Stretches = list[tuple[torch.cuda.Event, torch.cuda.Event]]  # of a GPU's work: when each began and ended
 
 
 class Meter:
@@ -87,6 +92,22 @@ class Meter:
             yield
         finally:
             self.add(phase, self._clock() - begun)
+
+    @contextmanager
+    def stretch(self, phase: str, device: torch.device, timed: Stretches) -> Iterator[None]:
+        """Count the work of the block as `work` does; on a GPU keep its two ends in `timed`, to be read afterwards.
+
+        A GPU works later than it is told to: only its own clock knows how long.
+        """
+        if device.type != "cuda":
+            with self.work(phase):
+                yield
+            return
+        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begun.record()
+        yield
+        ended.record()
+        timed.append((begun, ended))
 
     @contextmanager
     def helping(self, phase: str) -> Iterator[None]:

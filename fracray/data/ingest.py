@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
+from fracray.connection import capacity
 from fracray.data import imagefile
 from fracray.data.letterbox import letterbox
 from fracray.data.manifest import Manifest
@@ -207,7 +208,7 @@ def _write(manifest: Manifest, size: int, folder: Path, progress: Progress | Non
             "exif_orientation": pa.array(used["exif_orientation"].to_numpy()),
         }
     )
-    blocks = [work.slice(start, count) for start, count in _tasks(used, rows, int(ray.cluster_resources()["CPU"]))]
+    blocks = [work.slice(start, count) for start, count in _tasks(used, rows, int(capacity("CPU")))]
     partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         partial.mkdir(parents=True)

@@ -5,7 +5,6 @@ models and imports no Ray.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Self
 
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 from fracray.config import AugmentConfig
 from fracray.data.augment import draw, source_matrices
 from fracray.errors import InputError
-from fracray.meter import TRANSFORM, Meter
+from fracray.meter import TRANSFORM, Meter, Stretches
 
 if TYPE_CHECKING:  # it imports Ray
     from fracray.data.stream import Plan
@@ -58,7 +57,7 @@ class DeviceStream:
     def train(self, epoch: int) -> Iterator[DeviceBatch]:
         """This rank's augmented batches of one epoch."""
         plan, slices = self.plan, self.plan.train_slices(epoch)
-        timed: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        timed: Stretches = []
         for first in range(0, len(slices), BATCHES_AT_ONCE):
             chunk = slices[first : first + BATCHES_AT_ONCE]
             drawn = _DeviceDraws.draw(
@@ -68,26 +67,13 @@ class DeviceStream:
             for rows, count in chunk:
                 part = drawn.part(start, start + len(rows))
                 start += len(rows)
-                with self._transforming(timed):
+                with self._meter.stretch(TRANSFORM, self._device, timed):
                     images = _augment(self._images[part.rows], part, plan.strengths)
                 yield DeviceBatch(images, plan.labels[rows], rows, count)
 
         for begun, ended in timed:
             ended.synchronize()
             self._meter.add_wall(TRANSFORM, begun.elapsed_time(ended) / 1000)
-
-    @contextmanager
-    def _transforming(self, timed: list[tuple[torch.cuda.Event, torch.cuda.Event]]) -> Iterator[None]:
-        """Count the transform: in CPU time, or on a GPU in the device's own, between two events kept in `timed`."""
-        if self._device.type != "cuda":
-            with self._meter.work(TRANSFORM):
-                yield
-            return
-        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begun.record()
-        yield
-        ended.record()
-        timed.append((begun, ended))
 
     def validation(self) -> Iterator[DeviceBatch]:
         """This rank's part of the validation set, as it is."""
