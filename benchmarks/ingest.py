@@ -32,6 +32,7 @@ from fracray.data.letterbox import letterbox
 from fracray.data.manifest import Manifest
 from fracray.data.prepare import examined
 from fracray.show import new_console, new_table
+from fracray.storage import Folder
 
 
 def parser() -> argparse.ArgumentParser:
@@ -144,7 +145,7 @@ def compare(manifest: Manifest, size: int, seconds: float, repetitions: int, say
     count = len(manifest.used)
     with tempfile.TemporaryDirectory() as scratch, connect(None):
         begun = time.perf_counter()
-        ingest(manifest, size, Path(scratch))
+        ingest(manifest, size, Folder(scratch))
         first = time.perf_counter() - begun
         shutil.rmtree(Path(scratch) / "shards")
         pool = Pool(manifest, size)
@@ -161,17 +162,17 @@ def compare(manifest: Manifest, size: int, seconds: float, repetitions: int, say
                 alone.append(total / wall)
                 alone_cpu.append(cpu / total)
                 before, begun = cpu_seconds(), time.perf_counter()
-                shards = ingest(many, size, Path(scratch))
+                shards = ingest(many, size, Folder(scratch))
                 warm.append(total / (time.perf_counter() - begun))
                 warm_cpu.append(cpu_spent(before, cpu_seconds()) / total)
                 assert shards.count == total
-                shutil.rmtree(shards.folder)
+                shutil.rmtree(shards.folder.location)
                 speeds = f"OpenCV {plain[-1]:,.0f}/s, reduced {alone[-1]:,.0f}/s, ingest {warm[-1]:,.0f}/s"
                 say(f"  turn {turn + 1}: {speeds}")
         finally:
             pool.close()
         with PeakMemory() as memory:  # in a turn of its own: looking costs time
-            ingest(many, size, Path(scratch))
+            ingest(many, size, Folder(scratch))
     return Figures(
         total, plain, alone, warm, alone_cpu, warm_cpu, count / first, memory.before, memory.peak, total * size * size
     )

@@ -34,6 +34,7 @@ from fracray.data.prepare import Prepared, examined, prepare
 from fracray.data.stream import MemoryStream, RayStream, make_plan
 from fracray.fit import Fit
 from fracray.show import new_console, new_table
+from fracray.storage import Folder
 
 HERE = Path(__file__).parent
 ORIGINALS = 200
@@ -206,8 +207,8 @@ def cost_of(count: int, size: int, scratch: Path) -> Cost:
 def _ingested(config: Config, scratch: Path) -> Spent:
     manifest = examined(config.data, new_console())
     # Ray's workers start and import once, whatever the size of the set.
-    ingest(replace(manifest, table=manifest.used.iloc[:WARM]), config.data.size, scratch / "warm")
-    return measure(lambda: ingest(manifest, config.data.size, scratch / "cache"))
+    ingest(replace(manifest, table=manifest.used.iloc[:WARM]), config.data.size, Folder(scratch / "warm"))
+    return measure(lambda: ingest(manifest, config.data.size, Folder(scratch / "cache")))
 
 
 def _train(fit: Fit) -> None:

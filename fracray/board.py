@@ -22,9 +22,11 @@ from rich.text import Text
 
 from fracray.meter import PREFIX, RAN, Ledger
 from fracray.metrics import is_validation
-from fracray.run import EPOCHS, Folder, trial_folder, trial_name, vouched_epochs
+from fracray.run import EPOCHS, trial_folder, trial_name, vouched_epochs
+from fracray.screen import pictures_a_second
 from fracray.show import new_table
 from fracray.space import SearchSpace
+from fracray.storage import Folder
 from fracray.study import FAILURE, JOURNAL, LEAVES
 
 TRIALS = "trials.parquet"
@@ -129,7 +131,12 @@ class Board(tune.Callback):
         self._started = time.monotonic()
         self._ran = 0  # epochs since this driver began
         self._save_again = 0.0
-        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=2, transient=True)
+        self._live = Live(
+            get_renderable=self._render,
+            console=console,
+            refresh_per_second=pictures_a_second(console),
+            transient=True,
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks with the experiment, and reads them never

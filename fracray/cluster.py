@@ -1,6 +1,7 @@
 """python -m fracray.cluster: check a cluster file, send a search to the cluster, and follow it there."""
 
 import argparse
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from rich.console import Console
 from fracray.cluster_file import ClusterFile, Need, read_cluster
 from fracray.cluster_rules import faults
 from fracray.config import SearchConfig
+from fracray.connection import Machine, promise
 from fracray.errors import InputError, RunError, run_verb
 from fracray.jobs import AGAIN_SECONDS, TRIES, Follower, jobs, reach, submit
 from fracray.show import new_console, new_table
@@ -138,9 +140,20 @@ def _submit(args: argparse.Namespace, command: list[str], console: Console) -> N
     with reach(cluster, args.address) as client:
         taken = {job.submission_id for job in jobs(client)}
         job = next(text for number in range(1, len(taken) + 2) if (text := _numbered(name, number)) not in taken)
-        submit(client, job, command, files)
+        submit(client, job, command, files, _environment(cluster))
     console.print(f"job {job} runs on the cluster; what it prints follows, and Ctrl-C leaves it running")
     _follow(args, cluster, job, console)
+
+
+def _environment(cluster: ClusterFile) -> dict[str, str]:
+    """What the job cannot know by itself: what machines may still come, and what screen it is looked at on."""
+    known = [Machine(node.cpus, node.gpus or 0.0, node.most) for node in cluster.nodes if node.cpus is not None]
+    environment = promise(known) if len(known) == len(cluster.nodes) else {}
+    if sys.stdout.isatty():
+        columns, lines = shutil.get_terminal_size()
+        # Rich reads these three: the job's table is drawn for this terminal, in the job's log.
+        environment |= {"TTY_COMPATIBLE": "1", "COLUMNS": str(columns), "LINES": str(lines)}
+    return environment
 
 
 def _numbered(name: str, number: int) -> str:
@@ -217,6 +230,7 @@ def _follow(args: argparse.Namespace, cluster: ClusterFile, job: str, console: C
                 raise RunError(f"the job {job} ended as {status}; its words stand above")
             time.sleep(AGAIN_SECONDS)
     except KeyboardInterrupt:
+        console.show_cursor()  # the job's table had hidden it
         console.print(f"\nthe job goes on; follow it again with: {again}", soft_wrap=True)
         raise
     raise RunError(f"the cluster has been out of reach for long; the job may well go on: {again}")

@@ -1,16 +1,20 @@
-"""The Ray cluster a command runs on: one of this machine's own, or one that is up; and whether it is large enough.
+"""The Ray cluster a command runs on: one of this machine's own, or one that is up; and what fits on its machines.
 
 Knows nothing of data or models.
 """
 
+import json
 import logging
+import math
 import os
 import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import psutil
 
@@ -29,6 +33,7 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
+PROMISED = "FRACRAY_MACHINES"  # what the cluster may grow to: Ray itself does not say it to a driver
 SERVERS = ("raylet", "gcs_server")  # without either of them a local cluster is none
 ENDING = threading.Lock()  # one word of farewell is enough
 
@@ -143,50 +148,123 @@ def quiet_ray_data() -> None:
     context.print_on_execution_start = False
 
 
-def nodes() -> int:
-    """How many machines the cluster has now."""
+@dataclass(frozen=True)
+class Machine:
+    """A kind of machine of a cluster: what each has, and how many there are or may be."""
+
+    cpus: float
+    gpus: float
+    count: int
+
+    def workers(self, cpus: float, gpus: float) -> int:
+        """How many workers that ask for so much fit on one."""
+        fit = [(have + 1e-9) // want for have, want in ((self.cpus, cpus), (self.gpus, gpus)) if want]
+        return int(min(fit, default=0))
+
+
+def promise(machines: Sequence[Machine]) -> dict[str, str]:
+    """The environment that tells a command on a cluster's head of machines that are started when they are needed."""
+    return {PROMISED: json.dumps([asdict(machine) for machine in machines])}
+
+
+def machines() -> list[Machine]:
+    """The machines that the cluster may have: those of its file where `submit` told them, else those it has now."""
+    promised = os.environ.get(PROMISED)
+    if promised:
+        try:
+            return [Machine(**told) for told in json.loads(promised)]
+        except (ValueError, TypeError):
+            raise InputError(f"{PROMISED}: {promised}: expected a list of {{cpus, gpus, count}} as JSON") from None
     import ray
 
-    return sum(node["Alive"] for node in ray.nodes())
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Machine(node.get("CPU", 0.0), node.get("GPU", 0.0), 1) for node in alive]
+
+
+def alone() -> bool:
+    """Whether this machine is the whole cluster, now and later: then it sees whatever this process sees."""
+    return sum(machine.count for machine in machines()) == 1
 
 
 def capacity(resource: str) -> float:
+    """How much of a resource ('CPU', 'GPU') the cluster may have."""
+    each = {"CPU": lambda machine: machine.cpus, "GPU": lambda machine: machine.gpus}[resource]
+    return float(sum(machine.count * each(machine) for machine in machines()))
+
+
+def present(resource: str) -> float:
     """How much of a resource ('CPU', 'GPU') the cluster has now."""
     import ray
 
-    return ray.cluster_resources().get(resource, 0.0)
+    return float(ray.cluster_resources().get(resource, 0.0))
+
+
+def here() -> Any:
+    """The scheduling strategy that keeps a task or actor on the machine of this process."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def require_seen(path: str, setting: str) -> None:
+    """InputError, naming the setting, where one of the cluster's present machines does not see this local file."""
+    if alone():
+        return
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    sees = ray.remote(num_cpus=0)(os.path.exists)
+    asked = {
+        node["NodeManagerAddress"]: sees.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(path)
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+    blind = [address for address, answer in asked.items() if not ray.get(answer)]
+    if blind:
+        raise InputError(
+            f"{setting}: the machine(s) {', '.join(blind)} of the cluster do not see this folder; name a URI "
+            "(s3://..., gs://...), or a folder on a disk that all machines share"
+        )
 
 
 def trials_at_once(workers: int, cpus: float, gpus: float, spare_cpus: float = 0.0, asked: int | None = None) -> int:
     """How many trials of `workers` workers with `cpus` and `gpus` each fit the cluster at once; at least 1.
 
-    `spare_cpus` are left for Ray Data's tasks. Raises InputError, naming the setting, when not even one fits or
-    when fewer fit than were asked for.
+    A worker stands on one machine; the workers of a trial may stand on several. `spare_cpus` are left on one of them
+    for Ray Data's tasks. Raises InputError, naming the setting, when not even one fits or when fewer fit than were
+    asked for.
     """
-    total_cpus, total_gpus = capacity("CPU"), capacity("GPU")
-    need_cpus, need_gpus = workers * cpus, workers * gpus
     if workers > 1 and gpus % 1:
         raise InputError(
             f"{workers} workers with {gpus:g} GPU(s) each: workers of one training cannot share a GPU; "
             "give each a whole number of GPUs, or train on one worker"
         )
-    if need_gpus > total_gpus:
+    known = machines()
+    for what, each, spare in (("GPU", gpus, 0.0), ("CPU", cpus, spare_cpus)):
+        need, have = workers * each, capacity(what)
+        if need + spare > have + 1e-9:
+            data = f" and {spare:g} for Ray Data's tasks" if spare else ""
+            raise InputError(
+                f"{workers} worker(s) with {each:g} {what}(s) each ask for {need:g} {what}(s){data}, and the cluster "
+                f"has {have:g}; lower the workers or the {what}s of each, or connect to a larger cluster with --address"
+            )
+    slots = sum(machine.count * machine.workers(cpus, gpus) for machine in known)
+    left = max(machine.cpus - machine.workers(cpus, gpus) * cpus for machine in known if machine.count)
+    if cpus and left + 1e-9 < spare_cpus:
+        slots -= math.ceil((spare_cpus - left) / cpus)
+    fit = slots // workers
+    if fit < 1:
+        told = ", ".join(f"{machine.count} with {machine.cpus:g} CPUs and {machine.gpus:g} GPUs" for machine in known)
         raise InputError(
-            f"{workers} worker(s) with {gpus:g} GPU(s) each ask for {need_gpus:g} GPU(s), and the cluster has "
-            f"{total_gpus:g}; lower the workers or the GPUs of each, or connect to a larger cluster with --address"
+            f"{workers} worker(s) with {cpus:g} CPU(s) and {gpus:g} GPU(s) each: each must stand on one machine, and "
+            f"only {slots} fit the cluster's ({told}); lower what each asks for"
         )
-    if need_cpus + spare_cpus > total_cpus:
-        data = f" and {spare_cpus:g} for Ray Data's tasks" if spare_cpus else ""
-        raise InputError(
-            f"{workers} worker(s) with {cpus:g} CPU(s) each ask for {need_cpus:g} CPU(s){data}, and the cluster has "
-            f"{total_cpus:g}; lower the workers or the CPUs of each, or connect to a larger cluster with --address"
-        )
-    fit = int((total_cpus - spare_cpus + 1e-9) / need_cpus)
-    if need_gpus:
-        fit = min(fit, int((total_gpus + 1e-9) / need_gpus))
     if asked is not None and asked > fit:
         raise InputError(
             f"--concurrent {asked}: only {fit} trial(s) fit the cluster at once "
-            f"({total_cpus:g} CPUs, {total_gpus:g} GPUs); lower --concurrent or what each trial asks for"
+            f"({capacity('CPU'):g} CPUs, {capacity('GPU'):g} GPUs); lower --concurrent or what each trial asks for"
         )
     return asked or fit

@@ -18,14 +18,16 @@ from fracray.connection import connect
 from fracray.data.corruptions import SEVERITIES
 from fracray.data.ingest import Shards
 from fracray.data.manifest import Manifest
-from fracray.data.prepare import Prepared, examined, prepare, progress_bar, shards_at
+from fracray.data.prepare import Prepared, examined, prepare, shards_at
 from fracray.errors import InputError, run_verb
 from fracray.metrics import Interval
 from fracray.network import half_the_cpus, network
-from fracray.run import BEST, Folder, data_source
+from fracray.run import BEST, data_source
 from fracray.scored import Scored, check_folds, pool_folds, refuse_seen, score_part
+from fracray.screen import progress_bar
 from fracray.shifts import Judged, ShiftScores, read_severities, score_shifts
 from fracray.show import new_console, say_few_groups, say_flow, say_phantom, say_shifts, scores_table, sets_table
+from fracray.storage import Folder
 
 
 def parser() -> argparse.ArgumentParser:

@@ -18,9 +18,10 @@ from rich.progress import track
 from fracray.checkpoint import read_card, verify
 from fracray.errors import InputError, run_verb
 from fracray.metrics import REPORTED, lower_is_better
-from fracray.run import BEST, Folder, open_run, stored_config, vouched_epochs
+from fracray.run import BEST, open_run, stored_config, vouched_epochs
 from fracray.show import new_console, new_table
 from fracray.space import check_metric
+from fracray.storage import Folder
 
 
 @dataclass(frozen=True)

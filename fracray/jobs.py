@@ -98,7 +98,9 @@ def _tunnel(cluster: ClusterFile, port: int) -> Iterator[tuple[subprocess.Popen[
             process.wait()
 
 
-def submit(client: Any, job: str, command: Sequence[str], files: Mapping[str, Path]) -> None:
+def submit(
+    client: Any, job: str, command: Sequence[str], files: Mapping[str, Path], environment: Mapping[str, str]
+) -> None:
     """Hand a command over under the name `job`; `files` go along, under these names in the folder it runs in.
 
     RunError where the head refuses it.
@@ -106,9 +108,11 @@ def submit(client: Any, job: str, command: Sequence[str], files: Mapping[str, Pa
     with tempfile.TemporaryDirectory() as folder:
         for name, path in files.items():
             (Path(folder) / name).write_bytes(path.read_bytes())
-        environment = {"working_dir": folder} if files else {}
+        runtime: dict[str, Any] = {"env_vars": dict(environment)}
+        if files:
+            runtime["working_dir"] = folder
         try:
-            client.submit_job(entrypoint=shlex.join(command), submission_id=job, runtime_env=environment)
+            client.submit_job(entrypoint=shlex.join(command), submission_id=job, runtime_env=runtime)
         except (RuntimeError, ConnectionError, ValueError) as error:
             raise RunError(f"the cluster did not take the job {job}: {_first_line(error)}") from None
 

@@ -6,7 +6,7 @@ data or of Ray.
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +47,7 @@ WORDS = {
     IDLE: "idle, and Ray's own work",
 }
 PREFIX = "seconds_"  # of the phases among an epoch's metrics
+ASK_SECONDS = 5.0
 RAN = "ran"  # in a trial's result: whether the epoch was run for it, or is only told once more
 
 
@@ -162,8 +163,8 @@ class Meter:
 class Efficiency:
     """What became of the core-seconds (on GPUs: device-seconds) of a run.
 
-    wall: seconds; cores: of the cluster, or its GPUs. seconds: core-seconds by phase; what is left was idle, or went
-    into Ray and into whatever else ran on the machines.
+    wall: seconds; cores: of the cluster, or its GPUs, on average. seconds: core-seconds by phase; what is left was
+    idle, or went into Ray and into whatever else ran on the machines.
     """
 
     wall: float
@@ -206,30 +207,40 @@ class Efficiency:
 class Ledger:
     """Adds up what the trials of a search tell, from the moment its command began.
 
-    `cores` and `unit` say what it had to spend: the cluster's GPUs where trials run on them, else its CPUs.
+    `cores` tells what there is to spend at the moment: the cluster's GPUs where trials run on them (`unit`), else its
+    CPUs. It is asked every few seconds, for clusters grow and shrink.
     """
 
-    def __init__(self, begun: float, cores: float, unit: str) -> None:
-        self._begun = begun  # seconds since 1970, as are the others
-        self._cores, self._unit = cores, unit
-        self._first: float | None = None
+    def __init__(self, begun: float, cores: Callable[[], float], unit: str) -> None:
+        self._begun = self._counted = begun  # seconds since 1970, as are the others
+        self._ask, self._unit = cores, unit
+        self._cores = cores()
+        self._whole = 0.0  # core-seconds until _counted
+        self._starting: float | None = None  # core-seconds until the first epoch began
         self._last = begun
         self._seconds = dict.fromkeys(PHASES, 0.0)
 
     def tell(self, metrics: Mapping[str, Any], took: float) -> None:
         """Add the phases of an epoch that has just been reported and took so many seconds of wall time."""
         self._last = time.time()
-        if self._first is None:
-            self._first = self._last - took
+        if self._starting is None or self._last - self._counted > ASK_SECONDS:
+            self._count(self._last)
+        if self._starting is None:
+            self._starting = max(0.0, self._whole - took * self._cores)
         for phase in PHASES:
             self._seconds[phase] += metrics.get(PREFIX + phase, 0.0)
 
+    def _count(self, now: float) -> None:
+        self._whole += (now - self._counted) * self._cores
+        self._counted, self._cores = now, self._ask()
+
     def efficiency(self) -> Efficiency | None:
         """What became of all core-seconds until now; None where no epoch was told of."""
-        if self._first is None:
+        if self._starting is None:
             return None
         now = time.time()
         seconds = dict(self._seconds)
-        seconds[STARTING] += (self._first - self._begun) * self._cores
+        seconds[STARTING] += self._starting
         seconds[FINISHING] += (now - self._last) * self._cores
-        return Efficiency(now - self._begun, self._cores, seconds, self._unit)
+        self._count(now)
+        return Efficiency(now - self._begun, self._whole / (now - self._begun), seconds, self._unit)

@@ -3,218 +3,25 @@
     config.yaml  environment.json  data.json  optuna.journal  trials.parquet  best/
     trials/t0007/  epochs.json  state.safetensors  best/
 
-Paths and URIs (`s3://`, `gs://`, whatever pyarrow.fs understands) take the same code path. A trial's folder is its
-whole memory: whoever starts the trial again, here or on another machine, goes on from it. Imports no Ray.
+A trial's folder is its whole memory: whoever starts the trial again, here or on another machine, goes on from it.
+Imports no Ray.
 """
 
 import json
 import os
 import platform
 import shlex
-import shutil
 import sys
-import tempfile
 import time
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
-
-import pyarrow.fs as pafs
 
 from fracray.config import PHANTOM, Config, parse_config
 from fracray.errors import InputError, RunError
+from fracray.storage import Folder
 
 EPOCHS, STATE, BEST = "epochs.json", "state.safetensors", "best"
-
-
-class Folder:
-    """A folder on a path or a URI. Every write replaces a whole file at once; a reader never sees half of one."""
-
-    def __init__(self, location: str | Path) -> None:
-        text = str(location)
-        self.is_local = "://" not in text
-        try:
-            if self.is_local:
-                self._fs, self._base = pafs.LocalFileSystem(), str(Path(text).expanduser().absolute())
-            else:
-                self._fs, self._base = pafs.FileSystem.from_uri(text)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{text}: not a folder or URI that can be opened: {error}") from None
-        self.location = self._base if self.is_local else text
-
-    def __reduce__(self) -> Any:
-        return Folder, (self.location,)
-
-    def __str__(self) -> str:
-        return self.location
-
-    @property
-    def name(self) -> str:
-        return self._base.rstrip("/").rpartition("/")[2]
-
-    def sub(self, name: str) -> "Folder":
-        """A folder inside this one."""
-        if self.is_local:
-            return Folder(Path(self._base) / name)
-        address, question, query = self.location.partition("?")
-        return Folder(f"{address.rstrip('/')}/{quote(name)}{question}{query}")
-
-    @property
-    def filesystem(self) -> pafs.FileSystem:
-        return self._fs
-
-    def path(self, name: str) -> str:
-        """The place of a file or folder inside, as this folder's filesystem names it."""
-        return f"{self._base}/{name}"
-
-    def exists(self, name: str = "") -> bool:
-        """Whether a file or folder is there; InputError where the place itself cannot be reached."""
-        target = self.path(name) if name else self._base
-        try:
-            return self._fs.get_file_info(target).type != pafs.FileType.NotFound
-        except (OSError, ValueError) as error:
-            raise self._out_of_reach(error) from None
-
-    def names(self, name: str = "") -> list[str]:
-        """The names directly inside, sorted; empty for a folder that does not exist. InputError as `exists`."""
-        selector = pafs.FileSelector(self.path(name) if name else self._base, allow_not_found=True)
-        try:
-            return sorted(info.base_name for info in self._fs.get_file_info(selector))
-        except (OSError, ValueError) as error:
-            raise self._out_of_reach(error) from None
-
-    def _out_of_reach(self, error: Exception) -> InputError:
-        remedy = "name a folder" if self.is_local else "check its address, its credentials and that it is up"
-        return InputError(f"{self}: cannot be opened: {error}; {remedy}")
-
-    def read(self, name: str) -> bytes:
-        try:
-            with self._fs.open_input_stream(self.path(name)) as stream:
-                return stream.read()
-        except FileNotFoundError:
-            raise InputError(f"{self}: {name} is not there") from None
-        except OSError as error:
-            raise RunError(f"{self}: cannot read {name}: {error}") from None
-
-    def write(self, name: str, data: bytes | str) -> None:
-        """Write a whole file; on a local disk by renaming, on an object store by one put."""
-        raw = data.encode() if isinstance(data, str) else data
-        target = self.path(name)
-        try:
-            self._fs.create_dir(os.path.dirname(target), recursive=True)
-            if not self.is_local:
-                with self._fs.open_output_stream(target) as stream:
-                    stream.write(raw)
-                return
-            partial = f"{target}.{uuid.uuid4().hex[:8]}.partial"
-            try:
-                Path(partial).write_bytes(raw)
-                os.replace(partial, target)
-            finally:
-                Path(partial).unlink(missing_ok=True)
-        except OSError as error:
-            raise RunError(f"{self}: cannot write {name}: {error}") from None
-
-    def read_json(self, name: str) -> Any:
-        try:
-            return json.loads(self.read(name))
-        except ValueError as error:
-            raise InputError(f"{self}/{name}: damaged JSON ({error}); copy the run again") from None
-
-    def write_json(self, name: str, value: Any) -> None:
-        self.write(name, json.dumps(value, indent=1))
-
-    def upload(self, local: Path, name: str) -> None:
-        """Copy a local file or folder to `name`, replacing what was there; a folder's config.json comes last."""
-        if not local.is_dir():
-            self.write(name, local.read_bytes())
-        elif self.is_local:
-            self._replace_folder(local, Path(self.path(name)))
-        else:
-            # A checkpoint's config.json carries the hash of its weights: written last, it vouches for the rest.
-            for file in sorted(local.iterdir(), key=lambda file: file.name == "config.json"):
-                self.write(f"{name}/{file.name}", file.read_bytes())
-
-    @contextmanager
-    def building(self, name: str) -> Iterator[Path]:
-        """A local path at which to write the file or folder `name`, atomically; to a URI it is uploaded afterwards.
-
-        RunError where that fails, as of `write`.
-        """
-        try:
-            if self.is_local:
-                yield Path(self.path(name))
-                return
-            with tempfile.TemporaryDirectory() as scratch:
-                yield Path(scratch) / name
-                self.upload(Path(scratch) / name, name)
-        except OSError as error:
-            raise RunError(f"{self}: cannot write {name}: {error}") from None
-
-    def _replace_folder(self, source: Path, target: Path) -> None:
-        fresh = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.partial")
-        stale = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.stale")
-        try:
-            shutil.copytree(source, fresh)
-            if target.exists():
-                os.rename(target, stale)
-            os.rename(fresh, target)
-        except OSError as error:
-            raise RunError(f"{target}: cannot write: {error}") from None
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
-            shutil.rmtree(stale, ignore_errors=True)
-
-    def download(self, name: str, local: Path) -> None:
-        """Copy a folder's files to the new local folder `local`."""
-        local.mkdir(parents=True)
-        for file in self.names(name):
-            (local / file).write_bytes(self.read(f"{name}/{file}"))
-
-    def copy(self, source: str, name: str) -> None:
-        """Copy the folder `source` inside this one to `name`, replacing what was there."""
-        with tempfile.TemporaryDirectory() as scratch:
-            self.download(source, Path(scratch) / "copy")
-            self.upload(Path(scratch) / "copy", name)
-
-    @contextmanager
-    def local_folder(self) -> Iterator[Path]:
-        """A local path of this folder; from a URI its files are copied."""
-        if self.is_local:
-            yield Path(self._base)
-            return
-        with tempfile.TemporaryDirectory() as scratch:
-            copy = Path(scratch) / self.name
-            copy.mkdir()
-            for file in self.names():
-                (copy / file).write_bytes(self.read(file))
-            with _blamed_on(self.location, copy):
-                yield copy
-
-    @contextmanager
-    def local_copy(self, name: str) -> Iterator[Path]:
-        """A local path of one file, for libraries that open paths."""
-        if self.is_local:
-            yield Path(self.path(name))
-            return
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / Path(name).name
-            path.write_bytes(self.read(name))
-            with _blamed_on(f"{self}/{name}", path):
-                yield path
-
-
-@contextmanager
-def _blamed_on(place: str, copy: Path) -> Iterator[None]:
-    """InputErrors about a copy name the place that it came from: the copy is gone when they are read."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(str(error).replace(str(copy), place)) from None
 
 
 def trial_name(number: int) -> str:

@@ -3,6 +3,7 @@
 Takes values and returns renderables; decides nothing and computes nothing but text.
 """
 
+import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,8 +24,8 @@ from fracray.data.splits import leaks
 from fracray.data.verdicts import Verdict, sum_up
 from fracray.meter import WORDS, Efficiency
 from fracray.metrics import Interval, by_set
-from fracray.run import Folder
 from fracray.shifts import ShiftScores, Summary
+from fracray.storage import Folder
 
 FEW_GROUPS = 10  # below this many groups a bootstrap over them understates the uncertainty
 
@@ -50,7 +51,8 @@ def new_console() -> Console:
 
     Without markup: names of files and settings may hold brackets.
     """
-    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
+    told = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(highlight=False, markup=False, width=None if told else 120)
 
 
 def new_table(*headings: str) -> Table:

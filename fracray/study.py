@@ -24,8 +24,8 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from fracray.errors import InputError
-from fracray.run import Folder
 from fracray.space import SearchSpace
+from fracray.storage import Folder
 
 RETRIES = 2  # in a row without getting further, of a trial whose process died or whose code failed
 FAILURE = "failure"  # in a trial's result: why it cannot be run at all, on whatever process

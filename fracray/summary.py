@@ -19,9 +19,10 @@ from fracray.data.prepare import Prepared
 from fracray.errors import RunError
 from fracray.meter import Ledger
 from fracray.metrics import METRICS, REPORTED, Interval, paired_gain
-from fracray.run import BEST, Folder, trial_folder, trial_name
+from fracray.run import BEST, trial_folder, trial_name
 from fracray.show import new_table, say_efficiency, say_few_groups, say_next_steps, say_validation
 from fracray.space import SearchSpace
+from fracray.storage import Folder
 from fracray.study import local_journal, open_study
 
 EFFICIENCY = "efficiency.json"

@@ -18,25 +18,16 @@ from rich.console import Console
 
 from fracray.checkpoint import read_card
 from fracray.config import Config, load_config, parse_assignments
-from fracray.connection import connect, trials_at_once
+from fracray.connection import connect, require_seen, trials_at_once
 from fracray.data.datasheet import datasheet
 from fracray.data.manifest import MANIFEST
 from fracray.data.prepare import Prepared, prepare
 from fracray.data.stream import TASK_CPUS, fits_in_memory
 from fracray.errors import InputError, RunError, run_verb
 from fracray.model import build_model
-from fracray.run import (
-    BEST,
-    EPOCHS,
-    Folder,
-    data_source,
-    how_to_go_on,
-    new_run,
-    stored_config,
-    trial_folder,
-    trial_name,
-)
+from fracray.run import BEST, EPOCHS, data_source, how_to_go_on, new_run, stored_config, trial_folder, trial_name
 from fracray.show import epoch_line, new_console, say_next_steps, say_phantom, say_prepared, say_validation
+from fracray.storage import Folder
 from fracray.trial import Job, Session, refuse_missing_gpu, use_cores
 
 TRIAL = 0  # a training is a run of one trial
@@ -87,7 +78,9 @@ def main(argv: Sequence[str]) -> None:
         cpus, gpus = _shares(args)
         refuse_missing_gpu(config, gpus > 0)
         trials_at_once(args.workers, cpus, gpus)  # before anything long is begun
-        prepared = prepare(config.data, console)
+        if run.is_local:
+            require_seen(run.path("environment.json"), f"--storage {args.storage}")
+        prepared = prepare(config.data, console, shelf=Folder(args.storage))
         say_prepared(console, prepared)
         job = make_job(config, run, prepared)
         spare = 0.0 if job.images is not None else TASK_CPUS

@@ -32,7 +32,8 @@ from fracray.fit import EpochReport, Fit, pick_device
 from fracray.folds import Folds
 from fracray.meter import CHECKPOINTING, Meter
 from fracray.metrics import is_validation
-from fracray.run import BEST, EPOCHS, STATE, Folder, trial_folder, trial_name
+from fracray.run import BEST, EPOCHS, STATE, trial_folder, trial_name
+from fracray.storage import Folder
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 

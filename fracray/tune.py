@@ -26,7 +26,7 @@ from rich.console import Console
 
 from fracray.board import RUNNING, WAITING, Board
 from fracray.config import parse_assignments
-from fracray.connection import capacity, connect, nodes, trials_at_once
+from fracray.connection import capacity, connect, present, require_seen, trials_at_once
 from fracray.data.prepare import prepare
 from fracray.data.stream import TASK_CPUS
 from fracray.errors import InputError, run_verb
@@ -34,10 +34,11 @@ from fracray.fit import pick_device
 from fracray.group import WorkerGroup
 from fracray.meter import PREFIX, RAN, REPORTING, STARTING, Ledger, Meter
 from fracray.model import build_model
-from fracray.run import Folder, data_source, how_to_go_on, new_run
+from fracray.run import data_source, how_to_go_on, new_run
 from fracray.show import new_console, say_phantom, say_prepared
 from fracray.space import SearchSpace
 from fracray.space_file import load_space
+from fracray.storage import Folder
 from fracray.study import FAILURE, StudySearcher, local_journal, only_driver
 from fracray.summary import summarise
 from fracray.train import Share, make_job
@@ -107,18 +108,13 @@ def main(argv: Sequence[str]) -> None:
     say_phantom(console, space.config)
     with connect(args.address, lambda: how_to_go_on("tune", args.storage, run)):
         _places(space, _share(space))  # before anything long is begun
-        prepared = prepare(space.config.data, console)
+        if run.is_local:
+            require_seen(run.path("environment.json"), f"--storage {args.storage}")
+        prepared = prepare(space.config.data, console, shelf=Folder(args.storage))
         say_prepared(console, prepared)
         job = make_job(space.config, run, prepared)
-        if nodes() > 1 and run.is_local:
-            console.print(
-                "note: the cluster has several machines: --storage, data and data.cache must be folders that all "
-                "of them see under the same path",
-                style="yellow",
-                soft_wrap=True,
-            )
         unit = "GPU" if space.config.search.gpus_per_trial else "CPU"
-        ledger = Ledger(begun, capacity(unit), unit)
+        ledger = Ledger(begun, lambda: present(unit), unit)
         finished = _search(space, job, ledger, console)
         summarise(space, run, prepared, ledger, console)
     if not finished:

@@ -19,7 +19,8 @@ from fracray.errors import run_verb
 from fracray.evaluate import open_checkpoint
 from fracray.metrics import Calibration
 from fracray.model import build_model
-from fracray.run import BEST, EPOCHS, Folder, trial_folder
+from fracray.run import BEST, EPOCHS, trial_folder
+from fracray.storage import Folder
 from fracray.trial import Job, Session
 
 CONFIG = Config().with_leaves(
@@ -256,7 +257,7 @@ def test_the_best_epoch_of_real_trials_is_fetched(tmp_path):
     )
     run = Folder(tmp_path / "run")
     run.write("config.yaml", CONFIG.to_yaml())
-    shards = Shards(tmp_path, 32, (ShardFile("part-0.parquet", 0, 80),))
+    shards = Shards(Folder(tmp_path), 32, (ShardFile("part-0.parquet", 0, 80),))
     job = Job(CONFIG, run, shards, table, "print", (table["split"].to_numpy(),), ("val_accuracy",), images)
     for number, rate in enumerate((1e-5, 1e-2)):
         session = Session(job, number, {"train.lr": rate})

@@ -93,7 +93,7 @@ def test_efficiency_is_useful_time_over_wall_time_times_cores():
 
 
 def test_the_ledger_counts_what_came_before_the_first_epoch_as_starting():
-    ledger = Ledger(begun=time.time() - 30, cores=2.0, unit="CPU")
+    ledger = Ledger(begun=time.time() - 30, cores=lambda: 2.0, unit="CPU")
     assert ledger.efficiency() is None
     ledger.tell({"seconds_training": 8.0, "seconds_starting": 1.0}, took=10.0)
     ledger.tell({"seconds_training": 7.0}, took=5.0)

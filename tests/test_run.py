@@ -12,7 +12,8 @@ import pytest
 
 from fracray.config import PHANTOM, Config
 from fracray.errors import InputError, RunError
-from fracray.run import Folder, data_source, new_run, open_run, stored_config, trial_folder, trial_name
+from fracray.run import data_source, new_run, open_run, stored_config, trial_folder, trial_name
+from fracray.storage import Folder
 
 BOTH = pytest.mark.parametrize("storage", ["disk", "store"], indirect=True)
 ROOT = os.geteuid() == 0
@@ -153,7 +154,7 @@ def test_no_part_of_a_write_that_fails_is_left(tmp_path):
 
 WRITER = """
 import sys
-from fracray.run import Folder
+from fracray.storage import Folder
 folder = Folder(sys.argv[1])
 for step in range(10**9):
     folder.write("file", bytes([step % 256]) * 2_000_000)

@@ -11,6 +11,7 @@ from fracray.data.corruptions import NAMES, SEVERITIES, corrupt
 from fracray.data.ingest import open_shards
 from fracray.errors import InputError, RunError
 from fracray.shifts import Judged, read_severities, score_shifts
+from fracray.storage import Folder
 
 # Constant radiographs: of ten fractured ones eight are bright (180) and two dark (60), all ten others are dark. Judged
 # by their mean gray, 2 of 10 are missed and none is mistaken: BE = (0.2 + 0) / 2 = 0.1.
@@ -30,7 +31,7 @@ def write_shards(folder, images, rows_per_file):
         pq.write_table(pa.table({"image": pixels}), folder / f"{number}.parquet")
         files.append({"name": f"{number}.parquet", "first": first, "count": len(part)})
     (folder / "index.json").write_text(json.dumps({"size": size, "files": files}))
-    return open_shards(folder)
+    return open_shards(Folder(folder))
 
 
 @pytest.fixture(scope="module")

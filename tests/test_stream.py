@@ -3,6 +3,7 @@
 import gc
 import threading
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -17,6 +18,7 @@ from fracray.data.prepare import prepare
 from fracray.data.stream import MemoryStream, RayStream, ahead, make_plan
 from fracray.meter import Meter
 from fracray.show import new_console
+from fracray.storage import Folder
 
 STRONG = {"rotate": 25.0, "flip": 0.5, "vertical_flip": 0.3, "scale": 0.2, "brightness": 0.3, "contrast": 0.3}
 
@@ -216,11 +218,11 @@ def test_shards_hold_the_used_radiographs_in_order_and_are_found_again(prepared,
         record = prepared.manifest.used.iloc[row]
         data = (root / record["path"]).read_bytes()
         assert np.array_equal(images[row], decode(data, max(record["width"], record["height"]), 32))
-    before = {path: path.stat().st_mtime_ns for path in shards.folder.iterdir()}
-    again = ingest(prepared.manifest, 32, cache)
+    before = {path: path.stat().st_mtime_ns for path in Path(shards.folder.location).iterdir()}
+    again = ingest(prepared.manifest, 32, Folder(cache))
     assert again == shards == open_shards(shards.folder)
-    assert {path: path.stat().st_mtime_ns for path in shards.folder.iterdir()} == before
-    assert ingest(prepared.manifest, 48, cache).folder != shards.folder
+    assert {path: path.stat().st_mtime_ns for path in Path(shards.folder.location).iterdir()} == before
+    assert ingest(prepared.manifest, 48, Folder(cache)).folder != shards.folder
 
 
 def test_a_file_that_vanished_after_the_audit_fails_in_words_and_leaves_no_shards(prepared, tmp_path):
@@ -228,7 +230,7 @@ def test_a_file_that_vanished_after_the_audit_fails_in_words_and_leaves_no_shard
 
     gone = Manifest(prepared.manifest.table.copy(), tmp_path)
     with pytest.raises(RunError, match="IMG"):
-        ingest(gone, 32, tmp_path / "cache")
+        ingest(gone, 32, Folder(tmp_path / "cache"))
     assert list((tmp_path / "cache" / "shards").iterdir()) == []
 
 

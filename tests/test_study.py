@@ -11,8 +11,8 @@ from ray.tune.search import Searcher
 
 from fracray.config import Config
 from fracray.errors import InputError
-from fracray.run import Folder
 from fracray.space_file import load_space
+from fracray.storage import Folder
 from fracray.study import FAILURE, JOURNAL, LEAVES, REASON, RETRIES, StudySearcher, only_driver, open_study
 
 DROPOUT = "space:\n  model.dropout: {float: [0.0, 0.6]}\n  train.lr: {log_float: [1.0e-4, 1.0e-2]}\n"
@@ -256,7 +256,7 @@ def test_a_trial_that_cannot_run_fails_at_once_with_its_reason(space, journal):
 
 def test_one_run_has_one_driver_and_a_killed_one_is_none(tmp_path):
     run = Folder(tmp_path)
-    code = "import sys, os; from fracray.run import Folder; from fracray.study import only_driver\n"
+    code = "import sys, os; from fracray.storage import Folder; from fracray.study import only_driver\n"
     code += "with only_driver(Folder(sys.argv[1])): print('mine', flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", code, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

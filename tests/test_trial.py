@@ -14,7 +14,8 @@ from fracray.data.ingest import ShardFile, Shards
 from fracray.errors import RunError
 from fracray.fit import Fit
 from fracray.meter import PHASES
-from fracray.run import BEST, EPOCHS, STATE, Folder, trial_folder, vouched_epochs
+from fracray.run import BEST, EPOCHS, STATE, trial_folder, vouched_epochs
+from fracray.storage import Folder
 from fracray.trial import Job, Session, may_stop
 
 TRAIN, VAL, SIZE = 48, 24, 32
@@ -47,7 +48,7 @@ def make_job(folder, **leaves):
     return Job(
         config=config,
         run=Folder(folder),
-        shards=Shards(folder, SIZE, (ShardFile("0.parquet", 0, TRAIN + VAL),)),
+        shards=Shards(Folder(folder), SIZE, (ShardFile("0.parquet", 0, TRAIN + VAL),)),
         table=table,
         fingerprint="drawn",
         rotations=(table["split"].to_numpy(),),

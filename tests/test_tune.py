@@ -25,7 +25,8 @@ from optuna.storages.journal import JournalFileBackend
 from fracray.board import best_row, collect
 from fracray.checkpoint import load_checkpoint, read_card, save_state
 from fracray.errors import RunError
-from fracray.run import STATE, Folder
+from fracray.run import STATE
+from fracray.storage import Folder
 from fracray.tune import TrialActor, main
 
 SPACE = """

@@ -20,10 +20,11 @@ from fracray.data.findings import find
 from fracray.data.imported import Wishes, import_set, user_path
 from fracray.data.labels import FIELDS
 from fracray.data.phantom import contact_sheet, write_phantoms
-from fracray.data.prepare import examined, origin_of, prepare, progress_bar
+from fracray.data.prepare import examined, origin_of, prepare
 from fracray.data.verdicts import judge
 from fracray.errors import InputError, run_verb
 from fracray.run import data_source
+from fracray.screen import progress_bar
 from fracray.show import new_console, say_audit, say_flow, say_phantom, say_split
 
 

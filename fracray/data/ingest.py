@@ -1,19 +1,21 @@
 """Ray Data: decode, orient, letterbox and resize each radiograph once, into uint8 grayscale shards.
 
-A shard set is a folder of Parquet files keyed by what is in it (files, labels, geometry). It is written under a
-temporary name and renamed when whole, so a folder that exists is complete. Knows nothing of splits or training.
+A shard set is a folder of Parquet files keyed by what is in it (files, labels, geometry), on a path or a URI; its
+index is written last and vouches for the rest. Knows nothing of splits or training.
 """
 
 import hashlib
-import json
 import os
 import shutil
 import time
 import uuid
 import warnings
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,11 +24,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from fracray.connection import capacity
+from fracray.connection import alone, capacity, here
 from fracray.data import imagefile
 from fracray.data.letterbox import letterbox
 from fracray.data.manifest import Manifest
 from fracray.errors import InputError, RunError
+from fracray.storage import Folder
 
 INGEST_VERSION = 3  # raise it when the pixels of a shard, or which images share a file, would change
 SHARD_BYTES = 8 * 2**20
@@ -34,6 +37,8 @@ SHARD_ROWS = 2048
 FILE_PIXELS = 64_000_000  # of the radiographs' own in a shard file or more: 0.1 to 0.2 s of decoding
 # A CPU stands still for 0.1 to 0.2 s after every task: Ray Data's executor looks for finished ones ten times a second.
 TASK_PIXELS = 20 * FILE_PIXELS
+READ_AHEAD = 4  # radiographs that are on their way to a task from the machine that has them
+INDEX = "index.json"
 SHARDS_WANTED = 64  # of a set that is not large; so many are shuffled with each other
 
 Progress = Callable[[int, int], None]
@@ -52,7 +57,7 @@ class ShardFile:
 class Shards:
     """A complete set of shards: row i is the i-th used radiograph of the manifest."""
 
-    folder: Path
+    folder: Folder
     size: int
     files: tuple[ShardFile, ...]
 
@@ -67,7 +72,8 @@ class Shards:
 
     def read_file(self, file: ShardFile) -> np.ndarray:
         """The images of one file, (count, size, size) uint8, read-only."""
-        column = pq.read_table(self.folder / file.name, columns=["image"]).column("image").combine_chunks()
+        table = pq.read_table(self.folder.path(file.name), columns=["image"], filesystem=self.folder.filesystem)
+        column = table.column("image").combine_chunks()
         pixels = np.frombuffer(column.buffers()[1], dtype=np.uint8)
         offset = column.offset * self.size * self.size
         return pixels[offset : offset + file.count * self.size**2].reshape(file.count, self.size, self.size)
@@ -120,17 +126,40 @@ class _Written:
         ]
 
 
-_FILE = ("path", "width", "height", "exif_orientation")
+class _Reader:
+    """Hands radiographs out from the machine that has them to tasks on machines that do not see them."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+
+    def read(self, path: str) -> bytes | str:
+        """The bytes of a file, or what kept them from being read."""
+        try:
+            return _read(self._root, path)
+        except OSError as error:
+            return str(error)
+
+
+def _read(root: str, path: str) -> bytes:
+    with open(os.path.join(root, path), "rb", buffering=0) as file:
+        return file.read()
+
+
+_KNOWN = ("width", "height", "exif_orientation")
 
 
 @dataclass(frozen=True)
 class _WriteShards:
-    """The Ray Data task: a block of (row, image_id, label, *_FILE) to shard files of `rows` each; their names."""
+    """The Ray Data task: a block of (row, image_id, label, path, *_KNOWN) to shard files of `rows` each; their names.
+
+    reader: a _Reader on the machine that sees `root`, None where all do.
+    """
 
     root: str
-    folder: str
+    folder: Folder
     size: int
     rows: int
+    reader: Any
 
     def __call__(self, block: pa.Table) -> pa.Table:
         cv2.setNumThreads(1)  # the parallelism is Ray Data's
@@ -142,23 +171,39 @@ class _WriteShards:
                 break
         return _Written.table(written)
 
+    def _bytes(self, paths: list[str]) -> Iterator[bytes]:
+        if self.reader is None:
+            yield from (_read(self.root, path) for path in paths)
+            return
+        coming: deque[Any] = deque()
+        for path in [*paths, *[None] * READ_AHEAD]:
+            if path is not None:
+                coming.append(self.reader.read.remote(path))
+            if coming and (path is None or len(coming) > READ_AHEAD):
+                data = ray.get(coming.popleft())
+                if isinstance(data, str):
+                    raise OSError(data)
+                yield data
+
     def _write(self, rows: pa.Table) -> _Written:
         first, last = rows["row"][0].as_py(), rows["row"][-1].as_py()
         # A task that is run again writes the same files again.
         shard = ShardFile(f"rows-{first:09d}-{last:09d}.parquet", first, len(rows))
         images = np.empty((len(rows), self.size, self.size), dtype=np.uint8)
-        for at, (path, *seen) in enumerate(zip(*(rows[name].to_pylist() for name in _FILE), strict=True)):
+        paths = rows["path"].to_pylist()
+        data = self._bytes(paths)
+        for at, (path, *seen) in enumerate(zip(paths, *(rows[name].to_pylist() for name in _KNOWN), strict=True)):
             known = imagefile.Known(*seen)
             try:
-                with open(os.path.join(self.root, path), "rb", buffering=0) as file:
-                    images[at] = decode(file.read(), max(known.width, known.height), self.size, known)
+                images[at] = decode(next(data), max(known.width, known.height), self.size, known)
             except (OSError, ValueError) as error:
                 return _Written(shard, undecodable=f"{path}: {error}")
         pixels = pa.Array.from_buffers(pa.binary(self.size**2), len(images), [None, pa.py_buffer(images)])
         try:
             pq.write_table(
                 rows.select(["row", "image_id", "label"]).append_column("image", pixels),
-                os.path.join(self.folder, shard.name),
+                self.folder.path(shard.name),
+                filesystem=self.folder.filesystem,
                 compression="none",
                 use_dictionary=False,
                 write_statistics=False,
@@ -174,25 +219,26 @@ def fingerprint(manifest: Manifest, size: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def ingest(manifest: Manifest, size: int, cache: Path, progress: Progress | None = None) -> Shards:
-    """Find the shards of these radiographs at this size in `cache`, or write them with Ray Data.
+def ingest(manifest: Manifest, size: int, place: Folder, progress: Progress | None = None) -> Shards:
+    """Find the shards of these radiographs at this size in `place`, or write them there with Ray Data.
 
+    On a cluster of several machines `place` must be reached by all; the radiographs need not: this one hands them out.
     Raises InputError where no radiograph is usable or the disk is full, RunError where a file changed or vanished
     meanwhile.
     """
-    folder = cache / "shards" / fingerprint(manifest, size)
-    if not folder.is_dir():
+    folder = place.sub(f"shards/{fingerprint(manifest, size)}")
+    if not folder.exists(INDEX):
         _write(manifest, size, folder, progress)
     return open_shards(folder)
 
 
-def open_shards(folder: Path) -> Shards:
+def open_shards(folder: Folder) -> Shards:
     """Open a complete shard set by its folder."""
-    index = json.loads((folder / "index.json").read_text())
+    index = folder.read_json(INDEX)
     return Shards(folder, index["size"], tuple(ShardFile(**file) for file in index["files"]))
 
 
-def _write(manifest: Manifest, size: int, folder: Path, progress: Progress | None) -> None:
+def _write(manifest: Manifest, size: int, folder: Folder, progress: Progress | None) -> None:
     used = manifest.used
     if used.empty:
         raise InputError(f"{manifest.root}: no usable radiograph is left ({manifest.flow().summary()})")
@@ -209,36 +255,50 @@ def _write(manifest: Manifest, size: int, folder: Path, progress: Progress | Non
         }
     )
     blocks = [work.slice(start, count) for start, count in _tasks(used, rows, int(capacity("CPU")))]
-    partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.partial")
+    reader = None
+    if not alone():
+        reader = ray.remote(num_cpus=0, max_concurrency=2 * READ_AHEAD, scheduling_strategy=here())(_Reader)
+        reader = reader.remote(str(manifest.root))
     try:
-        partial.mkdir(parents=True)
-        written = ray.data.from_arrow(blocks).map_batches(
-            _WriteShards(str(manifest.root), str(partial), size, rows),
-            batch_format="pyarrow",
-            batch_size=None,
-            zero_copy_batch=True,
-        )
-        files: list[ShardFile] = []
-        for batch in written.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for one in _Written.read(batch):
-                if one.undecodable:
-                    raise RunError(f"{one.undecodable}; it was readable when the data set was examined")
-                if one.unwritable:
-                    raise OSError(one.unwritable)
-                files.append(one.file)
-            if progress:
-                progress(sum(file.count for file in files), len(used))
-        if (done := sum(file.count for file in files)) != len(used):
-            raise RunError(f"{partial}: {len(used)} radiographs went in, but {done} came out; run again")
-        files.sort(key=lambda file: file.first)
-        index = {"size": size, "files": [asdict(file) for file in files]}
-        (partial / "index.json").write_text(json.dumps(index, indent=1))
-        _rename(partial, folder)
+        with _filling(folder) as partial:
+            written = ray.data.from_arrow(blocks).map_batches(
+                _WriteShards(str(manifest.root), partial, size, rows, reader),
+                batch_format="pyarrow",
+                batch_size=None,
+                zero_copy_batch=True,
+            )
+            files: list[ShardFile] = []
+            for batch in written.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                for one in _Written.read(batch):
+                    if one.undecodable:
+                        raise RunError(f"{one.undecodable}; it was readable when the data set was examined")
+                    if one.unwritable:
+                        raise OSError(one.unwritable)
+                    files.append(one.file)
+                if progress:
+                    progress(sum(file.count for file in files), len(used))
+            if (done := sum(file.count for file in files)) != len(used):
+                raise RunError(f"{partial}: {len(used)} radiographs went in, but {done} came out; run again")
+            files.sort(key=lambda file: file.first)
+            partial.write_json(INDEX, {"size": size, "files": [asdict(file) for file in files]})
     except OSError as error:
-        fault = f"{folder.parent}: cannot write shards: {error}"
-        raise InputError(f"{fault}; free space or choose another data.cache") from None
+        raise InputError(f"{folder}: cannot write shards: {error}; free space or choose another data.cache") from None
     except ray.exceptions.RayTaskError as error:
         raise RunError(str(error).strip().splitlines()[-1]) from None
+
+
+@contextmanager
+def _filling(folder: Folder) -> Iterator[Folder]:
+    """A folder to write a shard set into; on a disk it gets its name when it is whole."""
+    if not folder.is_local:  # its index comes last, and a second writer writes the same files
+        yield folder
+        return
+    whole = Path(folder.location)
+    partial = whole.with_name(f"{whole.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        partial.mkdir(parents=True)
+        yield Folder(partial)
+        _rename(partial, whole)
     finally:
         _remove(partial)
 

@@ -5,7 +5,6 @@ Every step is found again in the cache when its input has not changed. Knows not
 
 import hashlib
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fracray.config import PHANTOM, DataConfig
+from fracray.connection import alone
 from fracray.data.audit import AUDIT_VERSION, examine
 from fracray.data.division import divide
 from fracray.data.fracatlas import read_fracatlas
@@ -27,6 +26,8 @@ from fracray.data.shortcuts import Baseline
 from fracray.data.sources import open_source
 from fracray.data.splits import leaks
 from fracray.errors import InputError
+from fracray.screen import progress_bar
+from fracray.storage import Folder
 
 PHANTOM_LICENCE = "drawn by fracray; free of rights and of patients"
 PHANTOM_NOTICE = (
@@ -150,18 +151,25 @@ def cache_folder(config: DataConfig) -> Path:
     return folder
 
 
-def prepare(config: DataConfig, console: Console, split: bool = True, manifest: Manifest | None = None) -> Prepared:
+def prepare(
+    config: DataConfig,
+    console: Console,
+    split: bool = True,
+    manifest: Manifest | None = None,
+    shelf: Folder | None = None,
+) -> Prepared:
     """Prepare the data set that `config` names, showing progress; Ray must be up.
 
     With `split` False no part is assigned, for sets that are only evaluated as a whole. `manifest` is what `examined`
-    gave of this set, where the caller has it.
+    gave of this set, where the caller has it. On a cluster of several machines the shards are kept in `shelf`, which
+    all of them reach; all else, and the shards of a single machine, in the cache of this one.
     Raises InputError for whatever is wrong with the files, naming them.
     """
     cache = cache_folder(config)
     manifest = manifest or examined(config, console)
     divided = divide(manifest, config.split, split, cache)
     with progress_bar(console, f"ingesting at {config.size} px") as step:
-        shards = ingest(divided.manifest, config.size, cache, step)
+        shards = ingest(divided.manifest, config.size, Folder(cache) if shelf is None or alone() else shelf, step)
     return Prepared(
         config=config,
         shards=shards,
@@ -179,7 +187,10 @@ def examined(config: DataConfig, console: Console) -> Manifest:
     Found again in the cache where no file changed. Raises InputError for what cannot be read as a data set.
     """
     cache = cache_folder(config)
-    root = _phantom(config, cache, console) if config.source == PHANTOM else open_source(config.source, cache)
+    if config.source == PHANTOM:
+        return _manifest(_phantom(config, cache, console), cache, console)
+    with progress_bar(console, f"downloading {config.source} (MiB)") as step:
+        root = open_source(config.source, cache, step)
     return _manifest(root, cache, console)
 
 
@@ -188,7 +199,7 @@ def shards_at(prepared: Prepared, size: int, console: Console) -> Shards:
     if size == prepared.shards.size:
         return prepared.shards
     with progress_bar(console, f"ingesting at {size} px") as step:
-        return ingest(prepared.manifest, size, cache_folder(prepared.config), step)
+        return ingest(prepared.manifest, size, Folder(cache_folder(prepared.config)), step)
 
 
 def _phantom(config: DataConfig, cache: Path, console: Console) -> Path:
@@ -235,26 +246,3 @@ def _listing_key(root: Path) -> str:
         digest.update("".join(sorted(lines)).encode(errors="surrogateescape"))
         waiting += sorted(below, reverse=True)
     return digest.hexdigest()[:32]
-
-
-class progress_bar:  # noqa: N801 - used as `with progress_bar(...)`, like the functions of contextlib
-    """A progress bar that appears with its first step and is gone when the work is done."""
-
-    def __init__(self, console: Console, what: str) -> None:
-        self._bar = Progress(
-            TextColumn(what),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task(what, total=None)
-
-    def __enter__(self) -> Callable[[int, int], None]:
-        self._bar.start()
-        return lambda done, total: self._bar.update(self._task, completed=done, total=total)
-
-    def __exit__(self, *exc: object) -> None:
-        self._bar.stop()

@@ -1,25 +1,38 @@
-"""What --data may name: an imported set, a FracAtlas folder, or the archive as published.
+"""What --data may name: an imported set, a FracAtlas folder, or the archive as published; on a path or a URI.
 
-Finds the folder; must not know what its tables say, decode an image, or know of splits.
+Finds the folder, and brings it here first where it is elsewhere; must not know what its tables say, decode an image,
+or know of splits.
 """
 
 import hashlib
+import shutil
 import zipfile
-from pathlib import Path
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path, PurePosixPath
+
+import pyarrow.fs as pafs
 
 from fracray.data.archive import unpack
 from fracray.data.fracatlas import fracatlas_folders
 from fracray.data.manifest import MANIFEST
 from fracray.errors import InputError
+from fracray.storage import Folder
+
+CONNECTIONS = 16  # files that are fetched from a URI at the same time
+MEBI = 2**20
 
 
-def open_source(path: str | Path, cache: Path) -> Path:
+def open_source(path: str | Path, cache: Path, progress: Callable[[int, int], None] | None = None) -> Path:
     """The folder of an imported set, or the one holding FracAtlas' dataset.csv: `path`, one level below it, or in the
     zip at `path`, unpacked once into `cache`.
 
-    A zip is known again by name, size and modification time. InputError for a path that is none of these, and as
-    `unpack`.
+    A zip is known again by name, size and modification time. What a URI (`s3://`, `gs://`) names is brought into
+    `cache` and known again by the same of all its files; `progress` is told of it in MiB. InputError for a path that
+    is none of these, and as `unpack`.
     """
+    if "://" in str(path):
+        path = _brought(str(path), cache, progress or (lambda done, total: None))
     path = Path(path).expanduser()
     if path.is_dir():
         return path if (path / MANIFEST).is_file() else _holding_table(path, path)
@@ -33,6 +46,76 @@ def open_source(path: str | Path, cache: Path) -> Path:
     if not target.is_dir():
         unpack(path, target)
     return _holding_table(target, path)
+
+
+def _brought(uri: str, cache: Path, progress: Callable[[int, int], None]) -> Path:
+    """The local copy of the folder or file at a URI, which is made if it is not there or has changed there."""
+    place = Folder(uri)
+    base = place.path("").rstrip("/")
+    try:
+        found = place.filesystem.get_file_info(base)
+        if found.type == pafs.FileType.File:
+            files = {PurePosixPath(base).name: found}
+        else:
+            selector = pafs.FileSelector(base, recursive=True, allow_not_found=True)
+            inside = place.filesystem.get_file_info(selector)
+            files = {one.path[len(base) + 1 :]: one for one in inside if one.type == pafs.FileType.File}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{uri}: cannot be read: {error}; check its address and credentials") from None
+    if not files:
+        raise InputError(f"{uri}: nothing is there; name a FracAtlas folder, its zip, or an imported set")
+    if strange := next((name for name in files if ".." in PurePosixPath(name).parts), None):
+        raise InputError(f"{uri}: {strange}: a name that leads out of the folder; rename it")
+    listing = "\n".join(sorted(f"{name}|{about.size}|{about.mtime_ns}" for name, about in files.items()))
+    key = hashlib.sha256(f"{uri}\n{listing}".encode()).hexdigest()[:16]
+    copy = Path(cache).expanduser() / "downloads" / f"{PurePosixPath(base).name}-{key}"
+    if not copy.is_dir():
+        _bring(place, files, copy, progress)
+    return copy / next(iter(files)) if found.type == pafs.FileType.File else copy
+
+
+def _bring(place: Folder, files: dict[str, pafs.FileInfo], copy: Path, progress: Callable[[int, int], None]) -> None:
+    """Copy files to a folder that gets its name when it is whole; what an earlier try has brought is kept."""
+    partial = copy.with_name(f"{copy.name}.partial")
+    total = sum(about.size for about in files.values())
+
+    def bring(name: str, about: pafs.FileInfo) -> int:
+        target = partial / name
+        if not (target.is_file() and target.stat().st_size == about.size):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            coming = target.with_name(f"{target.name}.coming")
+            with place.filesystem.open_input_stream(about.path) as stream, open(coming, "wb") as file:
+                shutil.copyfileobj(stream, file, MEBI)
+            if coming.stat().st_size != about.size:
+                raise OSError(f"{name}: {coming.stat().st_size} bytes came of {about.size}")
+            coming.rename(target)
+        return int(about.size)
+
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        have = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
+        if total - have > (free := shutil.disk_usage(partial).free):
+            raise InputError(
+                f"{place}: {total / MEBI:.0f} MiB, and {copy.parent} has room for {free / MEBI:.0f}; free space, or "
+                "choose another data.cache"
+            )
+        done = 0
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            tasks = [pool.submit(bring, name, about) for name, about in files.items()]
+            try:
+                for task in as_completed(tasks):
+                    done += task.result()
+                    progress(done // MEBI, total // MEBI)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        partial.rename(copy)
+    except OSError as error:
+        if copy.is_dir():  # another process was faster
+            return
+        raise InputError(
+            f"{place}: cannot be brought to {copy.parent}: {error}; what has come is kept: give the command again"
+        ) from None
 
 
 def _holding_table(folder: Path, named: Path) -> Path:

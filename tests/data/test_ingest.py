@@ -9,12 +9,14 @@ import pytest
 from drawn_fracatlas import Atlas, jpeg, picture
 
 from fracray.config import DataConfig
+from fracray.connection import Machine, promise
 from fracray.data import duplicates, imagefile
-from fracray.data.ingest import SHARD_BYTES, _tasks, decode, ingest, open_shards
+from fracray.data.ingest import SHARD_BYTES, _tasks, decode, fingerprint, ingest, open_shards
 from fracray.data.letterbox import letterbox
 from fracray.data.prepare import examined
 from fracray.errors import RunError
 from fracray.show import new_console
+from fracray.storage import Folder
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -70,7 +72,7 @@ def test_shards_of_a_large_set_are_many_bounded_and_in_order(ray_local, manifest
         ),
     )
     told = []
-    shards = ingest(many, size, tmp_path, lambda done, total: told.append((done, total)))
+    shards = ingest(many, size, Folder(tmp_path), lambda done, total: told.append((done, total)))
     assert shards.count == len(many.used) == 96
     assert len(shards.files) == 3
     ends = [file.first + file.count for file in shards.files]
@@ -109,8 +111,26 @@ def test_a_file_cut_after_it_was_examined_is_named(ray_local, manifest, tmp_path
     cut = tmp_path / "set" / first
     cut.write_bytes(cut.read_bytes()[:-2000])
     with pytest.raises(RunError, match=f"{cut.name}: .*; it was readable when the data set was examined$"):
-        ingest(replace(manifest, root=tmp_path / "set"), 32, tmp_path / "cache")
+        ingest(replace(manifest, root=tmp_path / "set"), 32, Folder(tmp_path / "cache"))
     assert list((tmp_path / "cache" / "shards").iterdir()) == []
+
+
+def test_machines_that_see_neither_radiographs_nor_cache_write_the_same_shards(
+    ray_local, manifest, s3, tmp_path, monkeypatch
+):
+    """As on a cluster: the radiographs are handed out by an actor here, the shards lie at a URI."""
+    here = ingest(manifest, 64, Folder(tmp_path))
+    monkeypatch.setenv(*promise([Machine(2, 0, 2)]).popitem())
+    place = Folder(s3("cluster"))
+    shards = ingest(manifest, 64, place)
+    assert shards.files == here.files
+    assert np.array_equal(shards.load(), here.load())
+    before = place.names("shards")
+    assert ingest(manifest, 64, place) == shards
+    assert place.names("shards") == before == [shards.folder.name]
+    with pytest.raises(RunError, match=r"No such file.*; it was readable when the data set was examined"):
+        ingest(replace(manifest, root=tmp_path / "gone"), 48, place)
+    assert not place.exists(f"shards/{fingerprint(manifest, 48)}/index.json")
 
 
 # ---------------------------------------------------------------- the manifest is found again

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from drawn_fracatlas import COLUMNS, Atlas, jpeg, picture
 
+from fracray.data import sources
 from fracray.data.fracatlas import read_fracatlas
 from fracray.data.sources import open_source
 from fracray.errors import InputError
+from fracray.storage import Folder
 
 
 @pytest.fixture
@@ -268,3 +270,81 @@ def test_two_sets_below_one_folder_are_not_guessed_between(tmp_path):
         (tmp_path / "both" / name / "dataset.csv").write_text("")
     with pytest.raises(InputError, match=r"dataset\.csv in a, b"):
         open_source(tmp_path / "both", tmp_path / "cache")
+
+
+# ---------------------------------------------------------------- a URI
+
+
+def sent(root: Path, uri: str) -> Folder:
+    """The files of a folder, put at a URI."""
+    place = Folder(uri)
+    for file in root.rglob("*"):
+        if file.is_file():
+            place.write(file.relative_to(root).as_posix(), file.read_bytes())
+    return place
+
+
+def test_a_folder_at_a_uri_is_brought_once_and_anew_when_it_changes(atlas, s3, tmp_path):
+    atlas.box(atlas.add(1, 1), (1, 2, 3, 4))
+    root = atlas.write()
+    place, cache, told = sent(root, s3("brought/FracAtlas")), tmp_path / "cache", []
+    here = open_source(place.location, cache, lambda done, total: told.append((done, total)))
+    assert read_fracatlas(here).table.equals(read_fracatlas(root).table)
+    assert len(told) == sum(file.is_file() for file in root.rglob("*"))
+    assert open_source(place.location, cache, lambda *step: told.append(step)) == here
+    assert len(told) == sum(file.is_file() for file in root.rglob("*"))
+    place.write("dataset.csv", (root / "dataset.csv").read_bytes() + b"\n")
+    again = open_source(place.location, cache)
+    assert again != here
+    assert again.joinpath("dataset.csv").read_bytes().endswith(b"\n\n")
+
+
+def test_a_zip_at_a_uri_reads_like_its_folder(atlas, s3, tmp_path):
+    atlas.add(1)
+    root = atlas.write()
+    place = Folder(s3("brought"))
+    place.write("atlas.zip", zipped(root, tmp_path / "atlas.zip").read_bytes())
+    here = open_source(place.sub("atlas.zip").location, tmp_path / "cache")
+    assert read_fracatlas(here).table.equals(read_fracatlas(root).table)
+
+
+def test_what_a_broken_download_has_brought_is_kept(atlas, s3, tmp_path, monkeypatch):
+    for number in range(12):
+        atlas.add(number)
+    root = atlas.write()
+    place, cache = sent(root, s3("broken/FracAtlas")), tmp_path / "cache"
+    real, asked = sources.shutil.copyfileobj, []
+
+    def breaks(stream, file, length):
+        asked.append(file.name)
+        if len(asked) == 6:
+            raise OSError("connection reset")
+        real(stream, file, length)
+
+    monkeypatch.setattr(sources, "CONNECTIONS", 1)
+    monkeypatch.setattr(sources.shutil, "copyfileobj", breaks)
+    with pytest.raises(InputError, match=r"broken/FracAtlas.*connection reset; what has come is kept"):
+        open_source(place.location, cache)
+    here = open_source(place.location, cache)
+    assert read_fracatlas(here).table.equals(read_fracatlas(root).table)
+    assert len(asked) == sum(file.is_file() for file in root.rglob("*")) + 1  # the one that broke came again
+
+
+def test_a_file_that_comes_short_is_not_kept(atlas, s3, tmp_path, monkeypatch):
+    atlas.add(1)
+    place = sent(atlas.write(), s3("short/FracAtlas"))
+    monkeypatch.setattr(sources.shutil, "copyfileobj", lambda stream, file, length: file.write(stream.read(3)))
+    with pytest.raises(InputError, match="3 bytes came of"):
+        open_source(place.location, tmp_path / "cache")
+    monkeypatch.undo()
+    assert len(read_fracatlas(open_source(place.location, tmp_path / "cache")).table) == 1
+
+
+def test_a_uri_where_nothing_is_is_named(s3, tmp_path):
+    with pytest.raises(InputError, match=r"no/where.*nothing is there"):
+        open_source(s3("no/where"), tmp_path)
+
+
+def test_a_uri_out_of_reach_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"s3://none/at-all\?.*(cannot be read|not a folder or URI)"):
+        open_source("s3://none/at-all?endpoint_override=http://127.0.0.1:9&scheme=http&region=us-east-1", tmp_path)

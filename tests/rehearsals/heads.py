@@ -1,0 +1,115 @@
+"""A Ray head of a test's own, as `ray start` makes it: with its dashboard, Ray's token and a folder of its own."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+TOKEN = "0123456789abcdef" * 4
+
+
+@dataclass(frozen=True)
+class Head:
+    """url: of the dashboard; address: of Ray; environment: for commands that are to reach it; temporary: its files."""
+
+    url: str
+    address: str
+    environment: dict[str, str]
+    temporary: str
+
+
+def home_of(folder):
+    """The environment of a user whose home is `folder`, with fracray and Ray's token."""
+    home = {"HOME": str(folder), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+    environment = {**os.environ, **home, "PYTHONPATH": str(ROOT), "FRACRAY_CACHE": str(folder / "cache")}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    environment.pop("RAY_ADDRESS", None)
+    return environment
+
+
+@contextmanager
+def started_head(folder, *options, before=(), ip="127.0.0.1", ports=None, **variables):
+    """A head with these further options of `ray start`; `before` stands before the command (ip netns exec ...)."""
+    environment = {**home_of(folder), **variables}
+    ports = ports or free_ports(6)
+    names = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "node-manager-port")
+    given = [f"--{name}={port}" for name, port in zip((*names, "ray-client-server-port"), ports, strict=True)]
+    # /tmp is short: the paths of Ray's sockets have at most 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as temporary:
+        start = ["ray", "start", "--head", "--block", f"--dashboard-host={ip}", f"--node-ip-address={ip}"]
+        process = subprocess.Popen(
+            [*before, *start, f"--temp-dir={temporary}", *given, *options],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        url = f"http://{ip}:{ports[1]}"
+        try:
+            wait_for(lambda: answers(url, before), process)
+            yield Head(url, f"{ip}:{ports[0]}", environment, temporary)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+
+
+def free_ports(count):
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+def answers(url, before=()):
+    """Whether a dashboard answers there, if only to refuse whoever has no token."""
+    if before:
+        code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import heads; "
+        code += f"raise SystemExit(not heads.answers({url!r}))"
+        return subprocess.run([*before, sys.executable, "-c", code], check=False).returncode == 0
+    try:
+        urllib.request.urlopen(f"{url}/api/version", timeout=2)
+    except urllib.error.HTTPError as error:
+        return error.code == 401  # without the token
+    except OSError:
+        return False
+    return True
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, "nothing happened in time"
+        time.sleep(0.2)
+
+
+def fracray(head, *words, before=(), **options):
+    """A command of fracray, begun: `python -m fracray.WORDS`, its words to be read from its standard output."""
+    verb, *rest = map(str, words)
+    return subprocess.Popen(
+        [*before, sys.executable, "-m", f"fracray.{verb}", *rest],
+        env=head.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
+
+
+def finished(process, seconds=300):
+    """What a command printed; it must have ended well."""
+    out, _ = process.communicate(timeout=seconds)
+    assert process.returncode == 0, out
+    return out
