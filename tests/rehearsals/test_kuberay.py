@@ -1,0 +1,166 @@
+"""Rehearsal: cluster/raycluster.yaml and cluster/rayjob.yaml as KubeRay's and Kubernetes' API servers would judge them."""
+
+import copy
+import json
+import shlex
+from pathlib import Path
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from fracray import tune
+
+pytestmark = pytest.mark.cluster
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+SCHEMA = json.loads((HERE / "kuberay.schema.json").read_text())
+FILES = ("raycluster.yaml", "rayjob.yaml")
+KUBERNETES = ("1.30", "1.34")
+
+
+def tree(name):
+    return yaml.safe_load((ROOT / "cluster" / name).read_text())
+
+
+def cluster_spec(resource):
+    return resource["spec"]["rayClusterSpec"] if resource["kind"] == "RayJob" else resource["spec"]
+
+
+def groups(resource):
+    spec = cluster_spec(resource)
+    return [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
+
+
+def judge(resource):
+    """Refuse what `kubectl apply` would refuse: by KubeRay's types, and each pod template by those of Kubernetes."""
+    kind = resource.get("kind")
+    jsonschema.validate(resource, {**SCHEMA, "oneOf": [{"$ref": f"#/$defs/{kind}"}]})
+    for group in groups(resource):
+        template = {"metadata": {}, **group["template"]}
+        pod = {"apiVersion": "v1", "kind": "Pod", **template, "metadata": {"name": "pod", **template["metadata"]}}
+        for version in KUBERNETES:
+            kubernetes_validate.validate(pod, version, strict=True)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_file_is_taken(name):
+    judge(tree(name))
+
+
+def at(resource, path):
+    *keys, last = path.split("/")
+    for key in keys:
+        resource = resource[int(key) if isinstance(resource, list) else key]
+    return resource, last
+
+
+CONTAINER = "headGroupSpec/template/spec/containers/0"
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("enableInTreeAutoScaling", True),
+        ("authOptions/mod", "token"),
+        ("authOptions/mode", "tokens"),
+        ("autoscalerOptions/idleTimeoutSecond", 300),
+        ("autoscalerOptions/idleTimeoutSeconds", "300"),
+        ("autoscalerOptions/version", "v3"),
+        ("headGroupSpec/rayStartParams/num-cpus", 0),
+        ("headGroupSpec/serviceType", "clusterIP"),
+        ("workerGroupSpecs/0/maxReplica", 4),
+        ("workerGroupSpecs/0/minReplicas", None),
+        ("workerGroupSpecs/1/rayStartParams", None),
+        (f"{CONTAINER}/imagePullPolice", "Always"),
+        (f"{CONTAINER}/resources/limit", {"cpu": "4"}),
+        (f"{CONTAINER}/ports/0/containerPort", "6379"),
+        (f"{CONTAINER}/name", None),
+        ("workerGroupSpecs/0/template/spec/serviceAccount_Name", "x"),
+        ("workerGroupSpecs/0/template/spec/tolerations/0/effects", "NoSchedule"),
+    ],
+)
+def test_a_field_that_is_misspelt_mistyped_or_missing_is_refused(name, path, value):
+    resource = tree(name)
+    inner, last = at(cluster_spec(resource), path)
+    if value is None:
+        del inner[last]
+    else:
+        inner[last] = value
+    with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
+        judge(resource)
+
+
+@pytest.mark.parametrize("field", ["shutdownAfterJobFinished", "ttlSecondsAfterFinish", "entryPoint"])
+def test_a_misspelt_field_of_a_job_is_refused(field):
+    resource = tree("rayjob.yaml")
+    resource["spec"][field] = 1
+    with pytest.raises(jsonschema.ValidationError, match=field):
+        judge(resource)
+
+
+def test_both_files_mean_the_same_cluster():
+    """Annotations and spec alike: what differs is that the one is a job and ends by itself."""
+    stays, goes = tree("raycluster.yaml"), tree("rayjob.yaml")
+    assert cluster_spec(goes) == cluster_spec(stays)
+    assert goes["metadata"] == stays["metadata"]
+
+
+def test_the_job_ends_by_itself_and_is_not_begun_twice():
+    spec = tree("rayjob.yaml")["spec"]
+    assert spec["shutdownAfterJobFinishes"] is True  # without which KubeRay reads no ttlSecondsAfterFinished
+    assert spec["ttlSecondsAfterFinished"] > 0
+    assert spec["activeDeadlineSeconds"] > 0
+    assert spec["backoffLimit"] == 0
+
+
+def test_the_job_runs_a_command_that_fracray_knows_on_a_space_that_is_in_the_image():
+    words = shlex.split(tree("rayjob.yaml")["spec"]["entrypoint"])
+    assert words[:3] == ["python", "-m", "fracray.tune"]
+    args = tune.parser().parse_args(words[3:])
+    assert args.storage == tree("rayjob.yaml")["metadata"]["annotations"]["fracray/storage"]
+    assert args.data == tree("rayjob.yaml")["metadata"]["annotations"]["fracray/data"]
+    copied = (ROOT / "cluster" / "Dockerfile").read_text()
+    assert "COPY --chown=ray:users search_spaces /home/ray/search_spaces" in copied
+    assert (ROOT / Path(args.space).relative_to("/home/ray")).is_file()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_kuberay_wants_of_the_autoscaler_and_of_tokens(name):
+    resource = tree(name)
+    spec = cluster_spec(resource)
+    assert spec["authOptions"] == {"mode": "token"}
+    assert tuple(int(part) for part in spec["rayVersion"].split(".")) >= (2, 52, 0)  # else authOptions is refused
+    # Version 2 of the autoscaler names Ray nodes by their pods: a pod that starts again would be a node that is gone.
+    assert spec["autoscalerOptions"]["version"] == "v2"
+    assert {group["template"]["spec"]["restartPolicy"] for group in groups(resource)} == {"Never"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_ray_is_told_what_the_pods_have(name):
+    """But for the head, which is to take no tasks: what Ray hands out is what Kubernetes gives, and no limit is lower."""
+    head, *workers = groups(tree(name))
+    assert (head["rayStartParams"]["num-cpus"], head["rayStartParams"]["num-gpus"]) == ("0", "0")
+    for group in workers:
+        (container,) = group["template"]["spec"]["containers"]
+        resources = container["resources"]
+        assert resources["requests"] == resources["limits"]
+        told = copy.copy(group["rayStartParams"])
+        assert told.pop("num-cpus") == resources["limits"]["cpu"]
+        assert told.pop("num-gpus", None) == resources["limits"].get("nvidia.com/gpu")
+        assert told == {}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_nothing_is_reached_from_outside(name):
+    spec = cluster_spec(tree(name))
+    assert spec["headGroupSpec"]["serviceType"] == "ClusterIP"
+    assert spec["headGroupSpec"]["enableIngress"] is False
+    for group in groups(tree(name)):
+        pod = group["template"]["spec"]
+        assert not pod.get("hostNetwork")
+        for container in pod["containers"]:
+            assert "hostPort" not in str(container.get("ports"))
+            assert container["securityContext"] == {"allowPrivilegeEscalation": False}
