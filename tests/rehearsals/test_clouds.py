@@ -1,0 +1,342 @@
+"""Rehearsal: what cluster/gcp.yaml and cluster/azure.yaml have Ray ask of the clouds, up to the launched machines.
+
+Ray's own bootstrap and node providers run with the clouds' own libraries. Google's builds and judges its requests by
+the API's published description, which it carries, and the test answers in the place of the network; Azure's speaks to
+an imitation of its API on loopback. A request that the imitation does not know fails the test: nothing else is asked.
+"""
+
+import json
+import re
+import threading
+from contextlib import contextmanager
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config
+from ray.autoscaler.tags import (
+    NODE_KIND_HEAD,
+    NODE_KIND_WORKER,
+    TAG_RAY_LAUNCH_CONFIG,
+    TAG_RAY_NODE_KIND,
+    TAG_RAY_NODE_NAME,
+    TAG_RAY_NODE_STATUS,
+    TAG_RAY_USER_NODE_TYPE,
+)
+
+pytestmark = pytest.mark.cluster
+FILES = Path(__file__).parent.parent.parent / "cluster"
+
+
+@pytest.fixture
+def read(tmp_path, monkeypatch):
+    """A cluster file filled in, as `ray up` would prepare it; Ray's keys go to a home of this test's own."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def read(name):
+        text = (FILES / name).read_text().replace("YOUR-", "my-").replace("my-PROJECT", "my-project")
+        return prepare_config(yaml.safe_load(text))
+
+    return read
+
+
+def launch(provider, config):
+    """One node of each type, as the launcher starts the head and the autoscaler the workers."""
+    for name, kind in config["available_node_types"].items():
+        head = name == config["head_node_type"]
+        tags = {
+            TAG_RAY_NODE_KIND: NODE_KIND_HEAD if head else NODE_KIND_WORKER,
+            TAG_RAY_USER_NODE_TYPE: name,
+            TAG_RAY_NODE_NAME: f"ray-fracray-{'head' if head else 'worker'}",
+            TAG_RAY_LAUNCH_CONFIG: "0" * 40,
+            TAG_RAY_NODE_STATUS: "uninitialized",
+        }
+        before = config.get("head_node", {}) if head else {}  # the launcher lays the file's words over these
+        provider.create_node({**before, **kind["node_config"]}, tags, 1)
+
+
+# ---------------------------------------------------------------- Google Cloud
+
+ACCOUNT = "ray-autoscaler-sa-v1@my-project.iam.gserviceaccount.com"
+GOOGLE = {
+    "cloudresourcemanager.projects.get": {"projectId": "my-project", "lifecycleState": "ACTIVE"},
+    "iam.projects.serviceAccounts.get": {"email": ACCOUNT, "projectId": "my-project"},
+    "cloudresourcemanager.projects.getIamPolicy": {"bindings": []},
+    "cloudresourcemanager.projects.setIamPolicy": {},
+    "compute.projects.get": {"name": "my-project", "commonInstanceMetadata": {}},
+    "compute.projects.setCommonInstanceMetadata": {"name": "operation"},
+    "compute.globalOperations.get": {"status": "DONE"},
+    "compute.instances.insert": {"name": "operation"},
+    "compute.zoneOperations.get": {"status": "DONE"},
+}
+
+
+@pytest.fixture
+def google(read, monkeypatch):
+    """The requests of gcp.yaml as (method of the API, URI, body), the bootstrapped config with them."""
+    pytest.importorskip("googleapiclient", reason="cluster/gcp.lock is not installed")
+    import httplib2
+    from googleapiclient.http import HttpRequestMock
+    from ray.autoscaler._private.gcp import config as gcp
+    from ray.autoscaler._private.gcp.node_provider import GCPNodeProvider
+
+    asked = []
+
+    def answer(http, postproc, uri, method="GET", body=None, headers=None, methodId=None, resumable=None):
+        asked.append((methodId, uri, json.loads(body) if body else None))
+        return HttpRequestMock(httplib2.Response({"status": 200}), json.dumps(GOOGLE[methodId]).encode(), postproc)
+
+    monkeypatch.setattr(gcp, "build_request", answer)
+    config = read("gcp.yaml")
+    config["provider"]["gcp_credentials"] = {"type": "credentials_token", "credentials": "none"}
+    config = gcp.bootstrap_gcp(config)
+    launch(GCPNodeProvider(config["provider"], config["cluster_name"]), config)
+    return asked, config
+
+
+def test_google_is_asked_for_what_gcp_yaml_says(google):
+    asked, config = google
+    made = [(uri, body) for method, uri, body in asked if method == "compute.instances.insert"]
+    assert all("/projects/my-project/zones/us-central1-a/instances" in uri for uri, _ in made)
+    machines = {body["labels"][TAG_RAY_USER_NODE_TYPE]: body for _, body in made}
+    assert {name: body["machineType"].rpartition("/")[2] for name, body in machines.items()} == {
+        "head": "e2-standard-4",
+        "gpu_spot": "g2-standard-8",
+        "gpu_on_demand": "g2-standard-8",
+        "cpu": "e2-standard-8",
+    }
+    spot = {name for name, body in machines.items() if body.get("scheduling", {}).get("provisioningModel") == "SPOT"}
+    assert spot == {"gpu_spot", "cpu"}
+    for name, body in machines.items():
+        if name in spot:  # gone and not stopped, for a stopped machine keeps its disk
+            assert body["scheduling"]["instanceTerminationAction"] == "DELETE"
+        (disk,) = body["disks"]
+        assert (disk["boot"], disk["autoDelete"], disk["initializeParams"]["diskSizeGb"]) == (True, True, 100)
+        assert "/global/images/my-IMAGE" in disk["initializeParams"]["sourceImage"]
+        (interface,) = body["networkInterfaces"]
+        assert interface["subnetwork"].endswith("/subnetworks/my-SUBNET")
+        assert interface["accessConfigs"] == [{"name": "External NAT", "type": "ONE_TO_ONE_NAT"}]  # as the file says
+        (account,) = body["serviceAccounts"]
+        mine = "my-HEAD-ACCOUNT" if name == "head" else "my-WORKER-ACCOUNT"
+        assert account["email"] == f"{mine}@my-project.iam.gserviceaccount.com"
+        assert not body.get("canIpForward")
+        assert all(re.fullmatch(r"[a-z][\w-]{0,62}", key) for key in body["labels"])
+        assert all(re.fullmatch(r"[a-z0-9_-]{0,63}", value) for value in body["labels"].values())
+
+
+def test_google_would_understand_every_word_of_the_machines(google):
+    from googleapiclient.discovery_cache import get_static_doc
+
+    schemas = json.loads(get_static_doc("compute", "v1"))["schemas"]
+    asked, _ = google
+    machines = [body for method, _, body in asked if method == "compute.instances.insert"]
+    assert len(machines) == 4
+    for body in machines:
+        understood(body, {"$ref": "Instance"}, schemas, "instance")
+    wrong = {**body, "scheduling": {"provisioningModel": "SPOTTY"}}
+    with pytest.raises(AssertionError, match="SPOTTY"):
+        understood(wrong, {"$ref": "Instance"}, schemas, "instance")
+    with pytest.raises(AssertionError, match="machineTypo"):
+        understood({**body, "machineTypo": "x"}, {"$ref": "Instance"}, schemas, "instance")
+
+
+def understood(value, schema, schemas, place):
+    """Every key is one of the schema's, every value of its type and, where it lists them, one of its words."""
+    schema = schemas[schema["$ref"]] if "$ref" in schema else schema
+    kind = schema.get("type", "object")
+    if kind == "object":
+        assert isinstance(value, dict), place
+        for key, inner in value.items():
+            described = schema.get("properties", {}).get(key) or schema.get("additionalProperties")
+            assert described, f"{place}.{key}"
+            understood(inner, described, schemas, f"{place}.{key}")
+    elif kind == "array":
+        assert isinstance(value, list), place
+        for at, inner in enumerate(value):
+            understood(inner, schema["items"], schemas, f"{place}[{at}]")
+    elif kind == "string":
+        # Whole numbers of 64 bits go as strings, and are taken as numbers too.
+        assert isinstance(value, str) or (schema.get("format") == "int64" and isinstance(value, int)), place
+        assert value in schema.get("enum", [value]), f"{place}: {value}"
+    else:
+        assert isinstance(value, {"boolean": bool, "integer": int, "number": int | float}[kind]), place
+
+
+def test_ray_gives_its_own_account_rights_and_opens_no_firewall(google):
+    """What cluster/README.md says of Google Cloud: the account with wide rights is made, and no machine uses it."""
+    asked, config = google
+    methods = [method for method, _, _ in asked]
+    assert set(methods) == set(GOOGLE)  # none of them of a firewall, network or address
+    (policy,) = [body for method, _, body in asked if method.endswith("setIamPolicy")]
+    assert {binding["role"] for binding in policy["policy"]["bindings"]} == {
+        "roles/storage.objectAdmin",
+        "roles/compute.admin",
+        "roles/iam.serviceAccountUser",
+        "roles/iam.roleViewer",
+    }
+    assert ACCOUNT not in str([body for method, _, body in asked if method.endswith("insert")])
+    (keys,) = [body for method, _, body in asked if method.endswith("setCommonInstanceMetadata")]
+    assert [item["key"] for item in keys["items"]] == ["ssh-keys"]
+    assert keys["items"][0]["value"].startswith("ubuntu:ssh-rsa ")
+    assert Path(config["auth"]["ssh_private_key"]).stat().st_mode & 0o077 == 0
+
+
+# ---------------------------------------------------------------- Azure
+
+GROUP = "/subscriptions/my-SUBSCRIPTION/resourceGroups/my-CLUSTER-GROUP"
+NETWORK = f"{GROUP}/providers/Microsoft.Network/virtualNetworks/ray-fracray-0001-vnet"
+IDENTITY = "/subscriptions/my-SUBSCRIPTION/resourceGroups/my-KEEP-GROUP/providers/Microsoft.ManagedIdentity/x"
+NAT = {"id": "/subscriptions/my-SUBSCRIPTION/resourceGroups/my-KEEP-GROUP/providers/Microsoft.Network/natGateways/out"}
+SIZES = ("Standard_D4s_v5", "Standard_NC8as_T4_v3", "Standard_D8s_v5")
+DONE = {"provisioningState": "Succeeded"}
+OUTPUTS = {"msi": {"value": IDENTITY}, "nsg": {"value": "the-nsg"}, "subnet": {"value": "the-subnet"}}
+# What is there before `ray up`, as cluster/README.md has it made: the network with its NAT gateway.
+AZURE = {
+    r"PUT .*/resourcegroups/my-CLUSTER-GROUP": {"id": GROUP, "location": "westus2", "properties": DONE},
+    r"GET .*/resourceGroups/my-CLUSTER-GROUP/resources": {"value": [{"id": NETWORK}]},
+    r"GET .*/providers/Microsoft\.Network": {
+        "resourceTypes": [{"resourceType": "virtualNetworks", "apiVersions": ["2024-10-01"]}]
+    },
+    f"GET {NETWORK}": {
+        "id": NETWORK,
+        "properties": {"subnets": [{"properties": {"addressPrefix": "10.77.0.0/16", "natGateway": NAT}}]},
+    },
+    r"PUT .*/deployments/[\w-]+": {"id": "deployment", "properties": {**DONE, "outputs": OUTPUTS}},
+    r"GET .*/providers/Microsoft\.Compute/skus": {
+        "value": [{"name": size, "locationInfo": [{"location": "westus2", "zones": ["1", "2"]}]} for size in SIZES]
+    },
+}
+
+
+@contextmanager
+def azure_api():
+    """An imitation of Azure's API on loopback: its address, and the requests as (method, path, body)."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            path = self.path.partition("?")[0]
+            asked.append((self.command, path, json.loads(body) if body else None))
+            known = [reply for route, reply in AZURE.items() if re.fullmatch(route, f"{self.command} {path}", re.I)]
+            text = json.dumps(known[0] if known else {"error": {"code": "Unknown", "message": path}}).encode()
+            self.send_response(200 if known else 404)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        do_PUT = do_POST = do_DELETE = do_HEAD = do_PATCH = do_GET
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}", asked
+    server.shutdown()
+    server.server_close()
+    thread.join(10)
+
+
+@pytest.fixture
+def azure(read, monkeypatch):
+    """The requests of azure.yaml, and the deployments among them by name."""
+    pytest.importorskip("azure.mgmt.resource", reason="cluster/azure.lock is not installed")
+    from azure.core.pipeline.policies import SansIOHTTPPolicy
+    from ray.autoscaler._private._azure import config as bootstrap
+    from ray.autoscaler._private._azure import node_provider as provider
+
+    config = read("azure.yaml")
+    with azure_api() as (url, asked):
+        # No token over plain HTTP: the clients would refuse to send one.
+        here = {"base_url": url, "authentication_policy": SansIOHTTPPolicy(), "retry_total": 0}
+        for module, names in (
+            (bootstrap, ["ResourceManagementClient"]),
+            (provider, ["ResourceManagementClient", "ComputeManagementClient", "NetworkManagementClient"]),
+        ):
+            for name in names:
+                monkeypatch.setattr(module, name, partial(getattr(module, name), **here))
+        # It would ask every cloud's metadata service whether this is one of its machines.
+        monkeypatch.setattr(provider, "get_cloud_from_metadata_requests", lambda: "unknown")
+        config = bootstrap.bootstrap_azure(config)
+        launch(provider.AzureNodeProvider(config["provider"], config["cluster_name"]), config)
+    unknown = [
+        (method, path) for method, path, _ in asked if not any(re.fullmatch(r, f"{method} {path}", re.I) for r in AZURE)
+    ]
+    assert unknown == []
+    return {
+        path.rpartition("/")[2]: body["properties"] for method, path, body in asked if method == "PUT" and body.get("properties")
+    }
+
+
+def values(deployment):
+    """The parameters of a deployment, which Azure refuses where one is unknown or missing, defaults among them."""
+    declared = deployment["template"]["parameters"]
+    given = {name: value["value"] for name, value in deployment["parameters"].items()}
+    assert set(given) <= set(declared)
+    assert {name for name, about in declared.items() if "defaultValue" not in about} <= set(given)
+    types = {"string": str, "securestring": str, "int": int, "bool": bool, "object": dict, "array": list}
+    for name, value in given.items():
+        assert isinstance(value, types[declared[name]["type"]]), name
+    return {name: about["defaultValue"] for name, about in declared.items() if "defaultValue" in about} | given
+
+
+def resources(deployment):
+    """The types of what a deployment makes, its conditions being those of Ray's templates."""
+    given = values(deployment)
+    made = []
+    for resource in deployment["template"]["resources"]:
+        found = re.fullmatch(r"\[(not\()?parameters\('(\w+)'\)\)?\]", resource.get("condition", ""))
+        assert found or "condition" not in resource
+        if found is None or bool(given[found[2]]) != bool(found[1]):
+            made.append(resource["type"])
+    return made
+
+
+def test_azure_is_asked_for_what_azure_yaml_says(azure):
+    machines = {
+        values(one)["vmTags"][TAG_RAY_USER_NODE_TYPE]: one for name, one in azure.items() if name != "ray-config"
+    }
+    told = {name: values(one) for name, one in machines.items()}
+    assert {name: (one["vmSize"], one["priority"]) for name, one in told.items()} == {
+        "head": ("Standard_D4s_v5", "Regular"),
+        "gpu_spot": ("Standard_NC8as_T4_v3", "Spot"),
+        "gpu_on_demand": ("Standard_NC8as_T4_v3", "Regular"),
+        "cpu": ("Standard_D8s_v5", "Spot"),
+    }
+    for name, one in told.items():
+        assert one["osDiskSize"] == 128
+        assert (one["imagePublisher"], one["imageOffer"], one["imageSku"]) == ("microsoft-dsvm", "ubuntu-hpc", "2204")
+        assert one["imageVersion"] == "my-IMAGE-VERSION"
+        assert (one["msi"], one["nsg"], one["subnet"]) == (IDENTITY, "the-nsg", "the-subnet")
+        assert one["vmCount"] == 1
+        assert one["adminUsername"] == "ubuntu"
+        assert one["publicKey"].startswith("ssh-rsa ")
+        if one["priority"] == "Spot":  # gone and not stopped, for a stopped machine keeps its disk
+            assert (one["evictionPolicy"], one["billingProfile"]) == ("Delete", {"maxPrice": -1})
+        # No public address: this is what keeps the open port 22 of Ray's security group out of the world's reach.
+        assert sorted(resources(machines[name])) == [
+            "Microsoft.Compute/virtualMachines",
+            "Microsoft.Network/networkInterfaces",
+        ]
+
+
+def test_azures_network_stays_as_it_was_made_and_nothing_but_ssh_is_let_in(azure):
+    base = azure["ray-config"]
+    assert sorted(resources(base)) == [
+        "Microsoft.Authorization/roleAssignments",
+        "Microsoft.Network/networkSecurityGroups",
+        "Microsoft.Network/virtualNetworks",
+    ]  # and no identity: azure.yaml names one that `ray down` does not touch
+    given = values(base)
+    assert (given["clusterId"], given["subnet"]) == ("fracray-0001", "10.77.0.0/16")
+    assert (given["msiName"], given["msiResourceGroup"]) == ("my-IDENTITY", "my-KEEP-GROUP")
+    by_type = {resource["type"].rpartition("/")[2]: resource for resource in base["template"]["resources"]}
+    (subnet,) = by_type["virtualNetworks"]["properties"]["subnets"]
+    assert subnet["properties"]["natGateway"] == NAT
+    (rule,) = by_type["networkSecurityGroups"]["properties"]["securityRules"]
+    assert (rule["properties"]["destinationPortRange"], rule["properties"]["access"]) == ("22", "Allow")
