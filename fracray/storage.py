@@ -19,6 +19,9 @@ import pyarrow.fs as pafs
 
 from fracray.errors import InputError, RunError
 
+RETRIES = 9  # of each request to S3, each after twice as long a wait
+READS = 5  # of a file that is replaced each time while it is read
+
 
 class Folder:
     """A folder on a path or a URI. Every write replaces a whole file at once; a reader never sees half of one."""
@@ -30,7 +33,7 @@ class Folder:
             if self.is_local:
                 self._fs, self._base = pafs.LocalFileSystem(), str(Path(text).expanduser().absolute())
             else:
-                self._fs, self._base = pafs.FileSystem.from_uri(text)
+                self._fs, self._base = _opened(text)
         except (OSError, ValueError) as error:
             raise InputError(f"{text}: not a folder or URI that can be opened: {error}") from None
         self.location = self._base if self.is_local else text
@@ -87,13 +90,24 @@ class Folder:
         return InputError(f"{self}: cannot be opened: {error}; {remedy}")
 
     def read(self, name: str) -> bytes:
+        """A whole file, as it was at one time. InputError where it is not there, RunError where it cannot be read."""
+        target = self.path(name)
         try:
-            with self._fs.open_input_stream(self.path(name)) as stream:
-                return stream.read()
+            if self.is_local:
+                return Path(target).read_bytes()
+            for _ in range(READS):
+                # One request for all of it: what `open_input_stream` gives in several may be of several files.
+                with self._fs.open_input_file(target) as file:
+                    data, version = file.read(), file.metadata()
+                # As many bytes came as the file had when it was opened: of one that replaced it then, too few.
+                with self._fs.open_input_file(target) as file:
+                    if file.metadata() == version:
+                        return data
         except FileNotFoundError:
             raise InputError(f"{self}: {name} is not there") from None
         except OSError as error:
             raise RunError(f"{self}: cannot read {name}: {error}") from None
+        raise RunError(f"{self}: cannot read {name}: it was replaced {READS} times meanwhile; try again")
 
     def write(self, name: str, data: bytes | str) -> None:
         """Write a whole file; on a local disk by renaming, on an object store by one put."""
@@ -201,6 +215,20 @@ class Folder:
             path.write_bytes(self.read(name))
             with _blamed_on(f"{self}/{name}", path):
                 yield path
+
+
+def _opened(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem of a URI and the path in it.
+
+    By itself pyarrow gives S3 up after six seconds of errors, yet waits a hundred for a store that is silent. This
+    strategy comes through twelve seconds of errors and gives a silent store up after three quarters of a minute. The
+    standard one of AWS does not do: once a process has seen some twenty requests fail, it tries none of them again.
+    """
+    filesystem, path = pafs.FileSystem.from_uri(uri)
+    if not isinstance(filesystem, pafs.S3FileSystem) or "tls_" in uri:  # of which pyarrow hands not all settings on
+        return filesystem, path
+    _, (settings,) = filesystem.__reduce__()
+    return pafs.S3FileSystem(**settings, retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=RETRIES)), path
 
 
 @contextmanager

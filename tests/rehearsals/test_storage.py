@@ -1,0 +1,197 @@
+"""Rehearsal: runs kept in a real S3 server on loopback, with a proxy before it that breaks requests by a plan."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from faulty_proxy import CUT, HANG, INTERNAL, LATE, LOST, RESET, SLOW_DOWN, Fault, faulty_proxy
+from optuna.trial import TrialState
+
+from fracray.checkpoint import load_checkpoint
+from fracray.errors import InputError, RunError
+from fracray.fetch import main as fetch
+from fracray.storage import Folder
+from fracray.space_file import load_space
+from fracray.study import local_journal, open_study
+
+pytestmark = pytest.mark.cluster
+ROOT = Path(__file__).parent.parent.parent
+PASSING = [INTERNAL, SLOW_DOWN, RESET, LOST, CUT, LATE]
+STAYING = [INTERNAL, SLOW_DOWN, RESET, LOST, CUT, HANG]
+BOUND_SECONDS = 60
+LARGE = bytes(range(256)) * 5000  # 1.28 MB, larger than what pyarrow reads at once
+
+
+@pytest.fixture
+def proxy(s3):
+    found = re.search(r"endpoint_override=http://([\d.]+):(\d+)", s3("x"))
+    with faulty_proxy(found[1], int(found[2])) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def folder(proxy):
+    return Folder(proxy.uri(f"radiographs/{uuid.uuid4().hex}"))
+
+
+def strike(proxy, kind, times, pattern=""):
+    """The next requests that the pattern finds; an answer can be cut short only where it has a body."""
+    proxy.plan = [Fault(kind, times, pattern or ("^GET" if kind == CUT else ""))]
+
+
+VERBS = {
+    "read": (lambda folder: folder.read("trials/t0001/large"), LARGE),
+    "write": (lambda folder: folder.write("trials/t0003/new", LARGE), None),
+    "names": (lambda folder: folder.names("trials/t0001"), ["large", "small"]),
+    "exists": (lambda folder: (folder.exists("trials/t0001/small"), folder.exists("trials/t0002")), (True, False)),
+}
+
+
+@pytest.fixture
+def filled(folder):
+    folder.write("trials/t0001/large", LARGE)
+    folder.write("trials/t0001/small", b"abc")
+    return folder
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("kind", PASSING)
+def test_a_fault_that_passes_is_not_noticed(proxy, filled, kind, times):
+    for name, (verb, expected) in VERBS.items():
+        if name == "write" and kind == CUT:
+            continue  # no answer to a write has a body that matters but one, of which the next test is
+        strike(proxy, kind, times)
+        assert verb(filled) == expected, name
+        assert proxy.plan[0].struck == times, name
+        proxy.plan = []
+        if name == "write":
+            assert filled.read("trials/t0003/new") == LARGE
+
+
+@pytest.mark.parametrize("kind", [INTERNAL, RESET, LOST, CUT])
+@pytest.mark.parametrize(
+    "step", ["^POST .*uploads", "^PUT .*partNumber", "^POST .*uploadId"], ids=["begin", "part", "end"]
+)
+def test_a_write_survives_a_fault_in_each_of_its_steps(proxy, folder, step, kind):
+    for data in (LARGE, b"abc", b""):
+        strike(proxy, kind, 1, step)
+        folder.write("file", data)
+        assert folder.read("file") == data
+
+
+@pytest.mark.parametrize("kind", STAYING)
+def test_a_fault_that_stays_is_one_error_that_names_the_place(proxy, filled, kind):
+    """All verbs at a time, for what they wait would add up."""
+    strike(proxy, kind, None)
+
+    def outcome(name):
+        begun = time.monotonic()
+        with pytest.raises((RunError, InputError)) as error:
+            VERBS[name][0](filled)
+        return name, str(error.value), time.monotonic() - begun
+
+    names = [name for name in VERBS if not (name == "write" and kind == CUT)]
+    with ThreadPoolExecutor() as pool:
+        for name, said, seconds in pool.map(outcome, names):
+            print(f"{kind} {name}: {seconds:.1f} s: {said}")
+            assert said.startswith(filled.location), name
+            assert "\n" not in said, name
+            assert seconds < BOUND_SECONDS, name
+
+
+def test_a_process_that_saw_a_store_fail_for_long_tries_again_all_the_same(proxy, filled):
+    """As AWS' standard strategy would not: it has a budget of failures."""
+    proxy.plan = [Fault(RESET, 200)]
+    with ThreadPoolExecutor(20) as pool:
+        failed = [pool.submit(filled.exists, "trials/t0001/small") for _ in range(20)]
+        assert all(isinstance(one.exception(), InputError) for one in failed)
+    proxy.plan = [Fault(INTERNAL, 4)]
+    assert filled.exists("trials/t0001/small")
+
+
+def test_a_file_replaced_while_it_is_read_is_the_one_or_the_other(proxy, folder):
+    """The reader is slow: between two of its requests, another process replaces the file by a longer and a shorter."""
+    one, two = b"1" * 1_500_000, b"2" * 2_000_000
+    for old, new in ((one, two), (two, one)):
+        folder.write("file", old)
+        strike(proxy, LATE, 1, "^GET")
+        with ThreadPoolExecutor() as pool:
+            read = pool.submit(folder.read, "file")
+            time.sleep(0.5)
+            folder.write("file", new)
+            assert read.result() in (old, new)
+
+
+# ---------------------------------------------------------------- a search on it
+
+SPACE = """
+metric: val_accuracy
+mode: max
+trials: 5
+epochs: 8
+sampler: {name: random, seed: 0}
+scheduler: {name: none}
+base: {data: {size: 32, phantom: {count: 60}, split: {block: 2}}, model: {width: 4}, train: {keep_seconds: 0}}
+space: {model.dropout: {float: [0.0, 0.7]}}
+"""
+SPORADIC = [(INTERNAL, 0.02), (SLOW_DOWN, 0.03), (RESET, 0.02), (LOST, 0.02), (LATE, 0.01)]
+
+
+def test_a_search_killed_and_taken_up_again_on_a_store_in_trouble(proxy, tmp_path, capsys):
+    """One request in ten goes wrong all along; the driver is killed; what is fetched is what its hashes say."""
+    (tmp_path / "space.yaml").write_text(SPACE)
+    proxy.plan = [Fault(kind, None, share=share) for kind, share in SPORADIC]
+    proxy.plan.append(Fault(CUT, None, "^GET", share=0.03))
+    storage = proxy.uri(f"radiographs/{uuid.uuid4().hex}")
+    begun = time.monotonic()
+    process = tune(tmp_path, "--space", "space.yaml", "--storage", storage, "--name", "atlas", "--concurrent", "1")
+    said = read_until(process, "[2/5]")
+    process.send_signal(signal.SIGKILL)
+    rest, _ = process.communicate(timeout=60)
+    killed = time.monotonic()
+    assert "[5/5]" not in said + rest
+    process = tune(tmp_path, "--storage", storage, "--name", "atlas", "--resume", "--concurrent", "1")
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    assert "Traceback" not in out
+    ended = time.monotonic()
+    run = Folder(storage).sub("atlas")
+    fetch([run.location, "--top", "5", "--to", str(tmp_path / "home")])
+    print(f"{sum(proxy.seen.values())} requests ({dict(proxy.seen)}), struck: {dict(proxy.struck)}")
+    print(f"killed after {killed - begun:.0f} s, resumed and finished in {ended - killed:.0f} s")
+    assert sum(proxy.struck.values()) > 20
+    proxy.plan = []
+    with local_journal(run) as journal:
+        study = open_study(journal, load_space(tmp_path / "space.yaml"))
+        assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 5
+    with run.local_copy("trials.parquet") as path:
+        table = pd.read_parquet(path)
+    assert table.groupby("trial")["epoch"].apply(list).tolist() == [list(range(1, 9))] * 5
+    for trial in sorted((tmp_path / "home").iterdir()):
+        load_checkpoint(trial)
+    assert len(list((tmp_path / "home").iterdir())) == 5
+
+
+def tune(folder, *words):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-m", "fracray.tune", *words]
+    return subprocess.Popen(
+        line, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def read_until(process, words):
+    said = ""
+    while words not in said:
+        line = process.stdout.readline()
+        assert line, said
+        said += line
+    return said
