@@ -21,7 +21,7 @@
 #SBATCH --mem=0
 set -euo pipefail
 
-shared=YOUR-SHARED
+shared=YOUR-SHARED  # a folder that all nodes see alike; `check` takes it for that
 source "$shared/venv/bin/activate"
 
 export RAY_TMPDIR="/tmp/ray-$SLURM_JOB_ID"  # on each node's own disk; sockets lie in there, whose paths must be short

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fracray.cluster_file import ClusterFile, Need, read_cluster
-from fracray.cluster_rules import faults
+from fracray.cluster_file import SLURM, ClusterFile, Need, read_cluster
+from fracray.cluster_rules import faults, remarks
 from fracray.config import SearchConfig
 from fracray.connection import Machine, promise
 from fracray.errors import InputError, RunError, run_verb
@@ -40,9 +40,9 @@ def parser() -> argparse.ArgumentParser:
     check = verbs.add_parser(
         "check",
         help="say what is wrong with a cluster file, with its line",
-        description="Check a cluster file of `ray up`, or a RayCluster or RayJob of KubeRay: by Ray's schema, and "
-        "whether its nodes can hold a trial, all see the storage, run this Ray and Python, open no port to the world, "
-        "carry no secret, and stop costing when idle. Nothing is started, and no cloud is asked.",
+        description="Check a cluster file of `ray up`, a RayCluster or RayJob of KubeRay, or a script for Slurm: by "
+        "Ray's schema, and whether its nodes can hold a trial, all see the storage, run this Ray and Python, open no "
+        "port to the world, carry no secret, and stop costing when idle. Nothing is started, and no cloud is asked.",
     )
     check.add_argument("file", help="the cluster file")
     check.add_argument("--space", metavar="FILE", help="a search space, for what its trials ask for")
@@ -95,6 +95,8 @@ def _check(args: argparse.Namespace, console: Console) -> None:
     need = _need(args)
     found = faults(cluster, need, args.storage)
     _say_cluster(console, cluster, need, args.storage)
+    for remark in remarks(cluster):
+        console.print(remark, style="yellow", soft_wrap=True, markup=False, highlight=False)
     for fault in found:
         console.print(fault, style="red", soft_wrap=True, markup=False, highlight=False)
     if found:
@@ -136,6 +138,10 @@ def _submit(args: argparse.Namespace, command: list[str], console: Console) -> N
     cluster = read_cluster(args.file)
     if cluster.kind == "RayJob":
         raise InputError(f"{args.file}: a RayJob brings its own command; start it with kubectl apply -f {args.file}")
+    if cluster.kind == SLURM:
+        raise InputError(
+            f"{args.file}: Slurm starts the cluster and the search together: sbatch {args.file} --space ..."
+        )
     name, command, files = _prepared(cluster, command)
     with reach(cluster, args.address) as client:
         taken = {job.submission_id for job in jobs(client)}
@@ -207,6 +213,8 @@ def _split(words: list[str]) -> list[tuple[str, str | None]]:
 
 def _attach(args: argparse.Namespace, console: Console) -> None:
     cluster = read_cluster(args.file)
+    if cluster.kind == SLURM:
+        raise InputError(f"{args.file}: Slurm keeps what a job prints: tail -f fracray-JOB.log")
     with reach(cluster, args.address) as client:
         known = [job.submission_id for job in jobs(client)]
         if not known:

@@ -1,16 +1,25 @@
-"""Cluster files: what Ray's launcher and KubeRay are to start, and whether a search can run on it as its owner means.
+"""Cluster files: what Ray's launcher, KubeRay or Slurm is to start, as machines and what each of them has.
 
-Reads Ray's cluster YAML (`ray up`) and KubeRay's RayCluster and RayJob. Starts nothing and reaches no network.
+Reads Ray's cluster YAML (`ray up`), KubeRay's RayCluster and RayJob, and Slurm's batch scripts. Starts nothing and
+reaches no network.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fracray.batch_file import COMMANDS, OPTIONS, is_batch, read_batch
 from fracray.errors import InputError
 from fracray.marked import Marked, read_marked
+
+LAUNCHER, SLURM = "ray up", "Slurm"
+# Where the cluster's spec stands in the files of KubeRay.
+KUBERAY = {"RayCluster": ("spec",), "RayJob": ("spec", "rayClusterSpec")}
+# Slurm's, in the order in which one stands before the others: of a node, of the one task on it, of the whole job.
+GPU_OPTIONS = ("gpus-per-node", "gres", "gpus-per-task", "gpus")
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ class NodeType:
 
 @dataclass(frozen=True)
 class ClusterFile:
-    """A cluster file: its kind ('ray up', 'RayCluster', 'RayJob'), its machines, and what it says of storage."""
+    """A cluster file: its kind (LAUNCHER, SLURM or one of KUBERAY), its machines, and what it says of storage."""
 
     kind: str
     file: Marked
@@ -68,14 +77,25 @@ class ClusterFile:
 
 def read_cluster(path: str | Path) -> ClusterFile:
     """Read a cluster file. Raises InputError, with the line, for one that is no YAML or of no known kind."""
+    if is_batch(path):
+        return _slurm(read_batch(path))
     file = read_marked(path, "cluster file")
-    if file.tree.get("kind") in ("RayCluster", "RayJob"):
+    if file.tree.get("kind") in KUBERAY:
         return _kuberay(file)
     if "provider" in file.tree:
         return _launcher(file)
     raise InputError(
-        f"{file.origin}: neither a cluster file of `ray up` (with a provider) nor a RayCluster or RayJob of KubeRay"
+        f"{file.origin}: neither a cluster file of `ray up` (with a provider), nor a RayCluster or RayJob of KubeRay, "
+        "nor a script for Slurm (which begins with #!)"
     )
+
+
+def kuberay_spec(file: Marked) -> dict[str, Any]:
+    """The spec of the cluster in a file of KubeRay's. Raises InputError, with the line, where it is no mapping."""
+    spec, root = file.tree, KUBERAY[str(file.tree["kind"])]
+    for depth, key in enumerate(root, start=1):
+        spec = _mapping(file, spec.get(key) or {}, *root[:depth])
+    return spec
 
 
 def _launcher(file: Marked) -> ClusterFile:
@@ -99,7 +119,7 @@ def _launcher(file: Marked) -> ClusterFile:
     if not isinstance(shared, list):
         raise InputError(f"{file.where('metadata', 'shared')}: expected a list of paths")
     return ClusterFile(
-        "ray up", file, tuple(nodes), told.get("storage"), told.get("data"), tuple(str(path) for path in shared)
+        LAUNCHER, file, tuple(nodes), told.get("storage"), told.get("data"), tuple(str(path) for path in shared)
     )
 
 
@@ -115,10 +135,7 @@ def _node_type(file: Marked, name: str, head: bool, cap: int) -> NodeType:
 
 def _kuberay(file: Marked) -> ClusterFile:
     kind = str(file.tree["kind"])
-    root = ("spec",) if kind == "RayCluster" else ("spec", "rayClusterSpec")
-    spec = file.tree
-    for key in root:
-        spec = _mapping(file, spec.get(key) or {}, *root)
+    root, spec = KUBERAY[kind], kuberay_spec(file)
     groups = [(spec.get("headGroupSpec") or {}, (*root, "headGroupSpec"), True)]
     groups += [
         (group or {}, (*root, "workerGroupSpecs", str(at)), False)
@@ -142,7 +159,44 @@ def _kuberay(file: Marked) -> ClusterFile:
             )
         )
     notes = (file.tree.get("metadata") or {}).get("annotations") or {}
-    return ClusterFile(kind, file, tuple(nodes), notes.get("fracray/storage"), notes.get("fracray/data"), ())
+    shared = [path.strip() for path in str(notes.get("fracray/shared") or "").split(",")]
+    return ClusterFile(
+        kind,
+        file,
+        tuple(nodes),
+        notes.get("fracray/storage"),
+        notes.get("fracray/data"),
+        tuple(path for path in shared if path),
+    )
+
+
+def _slurm(file: Marked) -> ClusterFile:
+    """A batch script, whose job is the cluster: the same CPUs and GPUs on each of its nodes."""
+    options = file.tree[OPTIONS]
+    place = file.where(OPTIONS, "nodes")
+    counts = re.fullmatch(r"(\d+)(?:-(\d+))?", options.get("nodes", "1"))
+    if counts is None:
+        raise InputError(f"{place}: --nodes={options['nodes']}: a number of nodes, or two as 2-4")
+    least, most = int(counts[1]), int(counts[2] or counts[1])
+    cpus = _number(file, "cpus-per-task")
+    given = next((name for name in GPU_OPTIONS if name in options), None)
+    gpus = (_number(file, given) or 0.0) / (most if given == "gpus" else 1) if given else 0.0
+    node = NodeType("nodes", place, 1.0 if cpus is None else cpus, gpus, least, most)
+    # What the script calls `shared` is where its environment and token lie: on every node, or it would not run.
+    assigned = [re.match(r"shared=(['\"]?)(?P<path>[^\s'\"]+)\1", command) for command in file.tree[COMMANDS]]
+    return ClusterFile(SLURM, file, (node,), None, None, tuple(found["path"] for found in assigned if found))
+
+
+def _number(file: Marked, option: str) -> float | None:
+    """An option's number, of GPUs too: 16, a100:2, gpu:2 or gpu:a100:2 among others; None where it is not given."""
+    text = file.tree[OPTIONS].get(option)
+    if text is None:
+        return None
+    parts = [part for part in text.split(",") if option != "gres" or re.match(r"gpu\b", part)]
+    found = [re.fullmatch(r"(?:[A-Za-z][\w.-]*:){0,2}(\d+)|gpu(?::[A-Za-z][\w.-]*)?", part) for part in parts]
+    if not all(found):
+        raise InputError(f"{file.where(OPTIONS, option)}: --{option}={text}: expected a number, as 2 or gpu:a100:2")
+    return math.fsum(float(one[1] or 1) for one in found if one)
 
 
 def _container(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from typing import Any
 
 import ray
 
-from fracray.cluster_file import ClusterFile, Need
+from fracray.batch_file import COMMANDS as SCRIPT
+from fracray.batch_file import LATE, OPTIONS
+from fracray.cluster_file import KUBERAY, LAUNCHER, SLURM, ClusterFile, Need, kuberay_spec
 from fracray.marked import Marked
 
 PLACEHOLDER = "YOUR-"  # what fracray's own cluster files leave to their user
@@ -30,7 +32,15 @@ COMMANDS = (
     "worker_setup_commands",
     "head_start_ray_commands",
     "worker_start_ray_commands",
+    SCRIPT,
 )
+# What a node type of AWS must say, for what Ray or AWS does otherwise.
+AWS = {
+    "SecurityGroupIds": "Ray would make a group whose SSH port is open to the world",
+    "IamInstanceProfile": "it could read neither the token nor the bucket, and for the head Ray would make a role "
+    "with full rights to EC2 and S3",
+    "ImageId": "Ray would take an image of its own choice, whose NVIDIA driver is too old",
+}
 
 
 def faults(cluster: ClusterFile, need: Need, storage: str | None) -> list[str]:
@@ -47,9 +57,30 @@ def faults(cluster: ClusterFile, need: Need, storage: str | None) -> list[str]:
         lambda: _open_ports(cluster),
         lambda: _mounts(cluster),
         lambda: _downloads(cluster),
+        lambda: _batch(cluster),
         lambda: _limits(cluster),
     ]
     return [fault for rule in rules for fault in rule()]
+
+
+def remarks(cluster: ClusterFile) -> list[str]:
+    """What is no fault and may yet not be as meant, each as `FILE:LINE: note: ...`."""
+    tree = cluster.file.tree
+    if cluster.kind != LAUNCHER or not isinstance(tree.get("max_workers"), int):
+        return []
+    caps = [
+        (settings or {}).get("max_workers")
+        for name, settings in (tree.get("available_node_types") or {}).items()
+        if name != tree.get("head_node_type")
+    ]
+    given = [cap for cap in caps if isinstance(cap, int)]
+    if not caps or len(given) < len(caps):
+        return []
+    cap, total = tree["max_workers"], sum(given)
+    where = f"{cluster.file.where('max_workers')}: note: max_workers is {cap}, and those of the node types add up to"
+    if cap < total:
+        return [f"{where} {total}: not all of them can run at once"]
+    return [f"{where} {total}: no more than that can ever run"] if cap > total else []
 
 
 def _strings(file: Marked) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -76,7 +107,7 @@ def _placeholders(file: Marked) -> Iterator[str]:
 
 def _schema(cluster: ClusterFile) -> Iterator[str]:
     """Ray's own judgement of a launcher's file. KubeRay's is its cluster's, which judges on `kubectl apply`."""
-    if cluster.kind != "ray up":
+    if cluster.kind != LAUNCHER:
         return
     import jsonschema  # type: ignore[import-untyped]  # comes with ray[default]
     from ray.autoscaler._private.util import prepare_config, validate_config
@@ -97,7 +128,7 @@ def _trials(cluster: ClusterFile, need: Need) -> Iterator[str]:
     if room >= need.workers:
         return
     if need.gpus and not any(node.most and (node.gpus is None or node.gpus) for node in cluster.nodes):
-        place = file.where("available_node_types")
+        place = cluster.nodes[-1].place if cluster.kind != LAUNCHER else file.where("available_node_types")
         yield f"{place}: a trial asks for {need}, and no node type has a GPU; add one, or ask for no GPUs"
         return
     told = ", ".join(
@@ -113,19 +144,25 @@ def _trials(cluster: ClusterFile, need: Need) -> Iterator[str]:
 
 
 def _storage(cluster: ClusterFile, storage: str | None) -> Iterator[str]:
-    file = cluster.file
-    for name, place, location in (("storage", "metadata", storage), ("data", "metadata", cluster.data)):
-        where = file.where(place, name)
+    kuberay = cluster.kind in KUBERAY
+    place, prefix = (["metadata", "annotations"], "fracray/") if kuberay else (["metadata"], "")
+    kept, shared = f"{place[-1]}.{prefix}storage", f"{place[-1]}.{prefix}shared"
+    for name, location in (("storage", storage), ("data", cluster.data)):
+        where = cluster.file.where(*place, prefix + name)
         if location is None:
-            if name == "storage" and cluster.most > 1:
+            # Slurm's script is given it by whoever submits it.
+            if name == "storage" and cluster.most > 1 and cluster.kind != SLURM:
                 yield (
                     f"{where}: nothing says where runs are kept, and {cluster.most} nodes share no disk; give "
-                    "metadata.storage (s3://..., gs://..., or a path below metadata.shared), or --storage"
+                    f"{kept} (s3://..., gs://..., or a path below {shared}), or --storage"
                 )
         elif "://" not in location and cluster.most > 1 and not _inside(location, cluster.shared):
+            said = (
+                f"the mount that all nodes see under {shared}" if cluster.kind != SLURM else "a folder below `shared`"
+            )
             yield (
                 f"{where}: {name} {location} is a path, and {cluster.most} nodes share no disk that the file names; "
-                "give a URI (s3://..., gs://...), or name the mount that all nodes see under metadata.shared"
+                f"give a URI (s3://..., gs://...), or name {said}"
             )
 
 
@@ -170,29 +207,46 @@ def _open_ports(cluster: ClusterFile) -> Iterator[str]:
                 f"{file.where(*path)}: the dashboard runs whatever code it is sent, and listens to every network; "
                 "give --dashboard-host=127.0.0.1 (submit reaches it through SSH)"
             )
-        if path[-1] == "type" and text in ("LoadBalancer", "NodePort"):
+        if path[-1] in ("type", "serviceType") and text in ("LoadBalancer", "NodePort"):
             yield f"{file.where(*path)}: a service of type {text} is reached from outside the cluster; take ClusterIP"
-    if cluster.kind == "ray up":
+        if (path[-1], text) in (("enableIngress", "True"), ("hostNetwork", "True")) or path[-1] == "hostPort":
+            yield f"{file.where(*path)}: {path[-1]} lets others than Ray's pods reach them; leave it out"
+    if cluster.kind == LAUNCHER:
         for at in ("head_start_ray_commands", "worker_start_ray_commands"):
             if not any("RAY_AUTH_MODE=token" in str(command) for command in tree.get(at) or []):
                 yield f"{file.where(at)}: {at} does not turn Ray's authentication on; export RAY_AUTH_MODE=token in it"
         if (tree.get("provider") or {}).get("type") == "aws":
-            yield from _aws_groups(cluster)
-    else:
-        root = ("spec",) if cluster.kind == "RayCluster" else ("spec", "rayClusterSpec")
-        spec = tree["spec"] if cluster.kind == "RayCluster" else tree["spec"].get("rayClusterSpec") or {}
-        if (spec.get("authOptions") or {}).get("mode") != "token":
-            yield f"{file.where(*root, 'authOptions')}: Ray's authentication is off; give authOptions: {{mode: token}}"
+            yield from _aws(cluster)
+    elif cluster.kind in KUBERAY:
+        if (kuberay_spec(file).get("authOptions") or {}).get("mode") != "token":
+            where = file.where(*KUBERAY[cluster.kind], "authOptions")
+            yield f"{where}: Ray's authentication is off; give authOptions: {{mode: token}}"
+    elif not any(re.search(r"\bRAY_AUTH_MODE=token\b", command) for command in tree[SCRIPT]):
+        yield f"{file.origin}: does not turn Ray's authentication on; export RAY_AUTH_MODE=token in it"
 
 
-def _aws_groups(cluster: ClusterFile) -> Iterator[str]:
+def _aws(cluster: ClusterFile) -> Iterator[str]:
     for name, settings in (cluster.file.tree.get("available_node_types") or {}).items():
         node = (settings or {}).get("node_config") or {}
-        if "SecurityGroupIds" not in node and "NetworkInterfaces" not in node:
-            yield (
-                f"{cluster.file.where('available_node_types', name, 'node_config')}: {name} names no SecurityGroupIds; "
-                "Ray would make a group whose SSH port is open to the world"
-            )
+        for key, otherwise in AWS.items():
+            if key not in node and not (key == "SecurityGroupIds" and "NetworkInterfaces" in node):
+                where = cluster.file.where("available_node_types", name, "node_config")
+                yield f"{where}: {name} names no {key}; {otherwise}"
+
+
+def _batch(cluster: ClusterFile) -> Iterator[str]:
+    """What Slurm itself would not tell."""
+    if cluster.kind != SLURM:
+        return
+    file, options = cluster.file, cluster.file.tree[OPTIONS]
+    for at, line in enumerate(file.tree[LATE]):
+        yield f"{file.where(LATE, str(at))}: {line}: Slurm reads no option below the first command; move it up"
+    if "cpus-per-task" not in options:
+        yield f"{file.where(OPTIONS)}: --cpus-per-task is missing: Slurm gives the one task on each node a single CPU"
+    each = options.get("ntasks-per-node")
+    if each != "1":
+        where = file.where(OPTIONS, "ntasks-per-node")
+        yield f"{where}: --ntasks-per-node is {each or 'missing'}: Ray is to start once on each node; give 1"
 
 
 def _mounts(cluster: ClusterFile) -> Iterator[str]:
@@ -237,7 +291,9 @@ def _downloads(cluster: ClusterFile) -> Iterator[str]:
 
 def _limits(cluster: ClusterFile) -> Iterator[str]:
     """What keeps a forgotten cluster from costing without end."""
-    if cluster.kind != "ray up" or cluster.file.tree["provider"].get("type") == "local":
+    if cluster.kind == SLURM and "time" not in cluster.file.tree[OPTIONS]:
+        yield f"{cluster.file.where(OPTIONS)}: --time is missing: the most that the job can cost"
+    if cluster.kind != LAUNCHER or cluster.file.tree["provider"].get("type") == "local":
         return
     for key, meaning in (
         ("idle_timeout_minutes", "after which an idle node is given back"),

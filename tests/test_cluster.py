@@ -38,21 +38,22 @@ from fracray.cluster import main
 from fracray.errors import InputError, RunError, run_verb
 
 FILES = Path(__file__).parent.parent / "cluster"
+MACHINE = {"SecurityGroupIds": ["sg-1"], "IamInstanceProfile": {"Name": "mine"}, "ImageId": "ami-1"}
 LAUNCHER = {
     "cluster_name": "here",
     "provider": {"type": "aws", "region": "eu-central-1", "cache_stopped_nodes": False},
-    "max_workers": 4,
+    "max_workers": 3,
     "idle_timeout_minutes": 5,
     "metadata": {"storage": "s3://bucket/runs"},
     "auth": {"ssh_user": "ubuntu"},
     "head_node_type": "head",
     "available_node_types": {
-        "head": {"resources": {"CPU": 4}, "node_config": {"SecurityGroupIds": ["sg-1"], "InstanceType": "m6i.xlarge"}},
+        "head": {"resources": {"CPU": 4}, "node_config": {**MACHINE, "InstanceType": "m6i.xlarge"}},
         "gpu": {
             "resources": {"CPU": 8, "GPU": 1},
             "min_workers": 0,
             "max_workers": 3,
-            "node_config": {"SecurityGroupIds": ["sg-1"], "InstanceType": "g5.2xlarge"},
+            "node_config": {**MACHINE, "InstanceType": "g5.2xlarge"},
         },
     },
     "docker": {"image": f"rayproject/ray:{ray.__version__}-py311", "container_name": "fracray"},
@@ -82,9 +83,15 @@ def check(tmp_path, capsys, changes=(), *options, base=LAUNCHER):
             inner[last] = value
     file = tmp_path / "cluster.yaml"
     file.write_text(yaml.safe_dump(tree, sort_keys=False, width=1000))
+    return checked(file, capsys, *options)
+
+
+def checked(file, capsys, *options):
+    """The lines of a file and the faults that `check` tells of it."""
     code = run_verb(main, ["check", str(file), *options])
     said = capsys.readouterr()
-    told = [line for line in said.out.splitlines() if re.match(rf"{file}(:\d+)?: ", line)][1:]  # the first is the title
+    told = [line for line in said.out.splitlines() if re.match(rf"{file}(:\d+)?: (?!note:)", line)]
+    told = told[1:]  # the first is the title
     faults = [line for line in told if "nothing wrong was found" not in line]
     assert (code, len(told)) == ((2, len(faults)) if faults else (0, 1))
     assert said.err == (f"error: {file}: {len(faults)} fault(s), see above\n" if faults else "")
@@ -124,7 +131,9 @@ GROUP = "available_node_types/gpu/node_config"
         ([("setup_commands", ["pip install 'ray[default]==2.1.0'"])], (), "- pip", "installs Ray 2.1.0"),
         ([("setup_commands", ["true", "pip install -U fracray"])], (), "- pip", "not pinned"),
         ([("setup_commands", ["pip install https://x.org/ray-nightly.whl"])], (), "- pip", "pin it"),
-        ([(f"{GROUP}/SecurityGroupIds", None)], (), "node_config", "names no SecurityGroupIds"),
+        ([(f"{GROUP}/SecurityGroupIds", None)], (), "node_config", "gpu names no SecurityGroupIds"),
+        ([(f"{GROUP}/IamInstanceProfile", None)], (), "node_config", "gpu names no IamInstanceProfile"),
+        ([(f"{GROUP}/ImageId", None)], (), "node_config", "gpu names no ImageId"),
         (
             [("provider/security_group", {"IpPermissions": [{"IpRanges": [{"CidrIp": "0.0.0.0/0"}]}]})],
             (),
@@ -169,6 +178,113 @@ def test_a_large_file_mount_is_told(tmp_path, capsys):
 def test_a_path_below_a_shared_mount_is_seen_by_all(tmp_path, capsys):
     shared = {"storage": "/mnt/all/runs", "shared": ["/mnt/all"]}
     assert check(tmp_path, capsys, [("metadata", shared)])[1] == []
+
+
+@pytest.mark.parametrize(
+    ("most", "words"),
+    [(2, "is 2, and those of the node types add up to 3: not all"), (4, "is 4, .* add up to 3: no more"), (3, None)],
+)
+def test_a_cap_that_is_not_the_sum_of_the_types_caps_is_said_and_is_no_fault(most, words, tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({**LAUNCHER, "max_workers": most}))
+    assert run_verb(main, ["check", str(tmp_path / "c.yaml")]) == 0
+    said = capsys.readouterr().out
+    assert ("note:" in said) == (words is not None)
+    assert words is None or re.search(rf"c\.yaml:\d+: note: max_workers {words}", said)
+
+
+# ---- KubeRay
+
+KEPT = {"fracray/storage": "s3://bucket/runs"}
+
+
+@pytest.fixture
+def kuberay(filled):
+    return {name: yaml.safe_load((filled / f"{name}.yaml").read_text()) for name in ("raycluster", "rayjob")}
+
+
+@pytest.mark.parametrize("name", ["raycluster", "rayjob"])
+@pytest.mark.parametrize(
+    ("changes", "line", "words"),
+    [
+        ([("headGroupSpec/serviceType", "LoadBalancer")], "serviceType", "reached from outside"),
+        ([("headGroupSpec/serviceType", "NodePort")], "serviceType", "reached from outside"),
+        ([("headGroupSpec/enableIngress", True)], "enableIngress", "lets others than Ray's pods"),
+        ([("headGroupSpec/template/spec/hostNetwork", True)], "hostNetwork", "lets others than Ray's pods"),
+        ([("headGroupSpec/template/spec/containers/0/ports/1/hostPort", 80)], "hostPort", "lets others than Ray's"),
+        ([("authOptions", None)], "pec:", "authentication is off"),
+        ([("authOptions/mode", "disabled")], "authOptions", "authentication is off"),
+        ([("rayVersion", "2.9.0")], "rayVersion", "Ray 2.9.0"),
+        ([("/metadata/annotations", {"fracray/storage": "/mnt/all/runs"})], "fracray/storage", "share no disk"),
+        ([("/metadata/annotations", {"x": "y"})], "annotations:", "give annotations.fracray/storage"),
+        ([("/metadata/annotations", {**KEPT, "fracray/data": "/mnt/all/x"})], "fracray/data", "share no disk"),
+    ],
+)
+def test_a_fault_for_kuberay_is_told_with_its_line(changes, line, words, name, kuberay, tmp_path, capsys):
+    root = "spec" if name == "raycluster" else "spec/rayClusterSpec"
+    changes = [(path[1:] if path[0] == "/" else f"{root}/{path}", value) for path, value in changes]
+    lines, faults = check(tmp_path, capsys, changes, base=kuberay[name])
+    (fault,) = faults
+    assert words in fault
+    assert line in lines[int(re.match(r"\S+\.yaml:(\d+): ", fault)[1]) - 1]
+
+
+def test_a_path_that_all_pods_see_is_no_fault(kuberay, tmp_path, capsys):
+    notes = {"fracray/storage": "/mnt/all/runs", "fracray/data": "/data/x", "fracray/shared": "/mnt/all, /data"}
+    assert check(tmp_path, capsys, [("metadata/annotations", notes)], base=kuberay["raycluster"])[1] == []
+
+
+# ---- Slurm
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "options", "line", "words"),
+    [
+        ("", "", (), None, None),
+        ("", "", ("--gpus-per-trial", "0.5", "--workers-per-trial", "4"), None, None),
+        ("", "", ("--storage", "/all/runs"), None, None),
+        ("", "", ("--storage", "/home/me/runs"), None, "share no disk"),
+        ("", "", ("--gpus-per-trial", "1", "--workers-per-trial", "3"), "--nodes", "hold 2 such"),
+        ("--nodes=2", "--nodes=1-3", ("--cpus-per-trial", "16", "--workers-per-trial", "3"), None, None),
+        ("--nodes=2", "--nodes=two", (), None, "a number of nodes"),
+        ("--cpus-per-task=16", "-c 8", ("--cpus-per-trial", "9"), "--nodes", "hold 0 such"),
+        ("#SBATCH --cpus-per-task=16\n", "", (), "#SBATCH", "--cpus-per-task is missing"),
+        ("--cpus-per-task=16", "--cpus-per-task=all", (), None, "expected a number"),
+        ("--gpus-per-node=1", "--gres=gpu:a100:2,lscratch:9", ("--gpus-per-trial", "2"), None, None),
+        ("--gpus-per-node=1", "--gpus=2", ("--gpus-per-trial", "2"), "--nodes", "hold 0 such"),
+        ("#SBATCH --gpus-per-node=1\n", "", ("--gpus-per-trial", "1"), "--nodes", "no node type has a GPU"),
+        ("#SBATCH --time=08:00:00\n", "", (), "#SBATCH", "--time is missing"),
+        ("--time=08:00:00", "-t 8:00:00", (), None, None),
+        ("--ntasks-per-node=1", "--ntasks-per-node=4", (), "--ntasks-per-node", "once on each node"),
+        ("set -euo pipefail\n", "set -euo pipefail\n#SBATCH --mem=9G\n", (), "--mem=9G", "below the first command"),
+        ("shared=/all", "shared=YOUR-SHARED", (), "shared=", "put your own"),
+        ("export RAY_AUTH_MODE=token\n", "", (), None, "does not turn Ray's authentication on"),
+        ("dashboard-host=127.0.0.1", "dashboard-host=0.0.0.0", (), "srun --kill", "listens to every network"),
+        ("set -euo pipefail\n", "set -eu\npip install -U fracray\n", (), "pip install", "not pinned"),
+        ("set -euo pipefail\n", "set -eu\npip install ray==2.9.0\n", (), "pip install", "installs Ray 2.9.0"),
+        ("--job-name=fracray", "--job-name=fracray extra", (), None, "belongs to no option"),
+        ("--job-name=fracray", "--job-name='fracray", (), None, "cannot be read"),
+    ],
+)
+def test_a_fault_of_a_script_for_slurm_is_told_with_its_line(old, new, options, line, words, tmp_path, capsys):
+    text = (FILES / "slurm.sh").read_text().replace("YOUR-SHARED", "/all")
+    assert old in text
+    file = tmp_path / "slurm.sh"
+    file.write_text(text.replace(old, new, 1) if old else text)
+    if words in ("a number of nodes", "expected a number", "belongs to no option", "cannot be read"):
+        with pytest.raises(InputError, match=rf"slurm\.sh:\d+: .*{words}"):
+            main(["check", str(file), *options])
+        return
+    lines, faults = checked(file, capsys, *options)
+    assert len(faults) == (words is not None), faults
+    if faults:
+        assert words in faults[0]
+        assert line is None or line in lines[int(re.match(r"\S+\.sh:(\d+): ", faults[0])[1]) - 1]
+
+
+@pytest.mark.parametrize(("verb", "words"), [("submit", "sbatch"), ("attach", "tail -f")])
+def test_what_slurm_does_itself_is_said(verb, words):
+    with pytest.raises(InputError, match=words):
+        main([verb, str(FILES / "slurm.sh"), *(["--", "tune"] if verb == "submit" else [])])
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def faulty_proxy(host: str, port: int) -> Iterator[Proxy]:
                     time.sleep(LATE_SECONDS)
                 self._pass_on(body, kind)
 
-        do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
+        do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815
 
         def _body(self) -> bytes:
             if self.headers.get("Transfer-Encoding", "").lower() != "chunked":

@@ -97,7 +97,7 @@ def google(read, monkeypatch):
 
 
 def test_google_is_asked_for_what_gcp_yaml_says(google):
-    asked, config = google
+    asked, _ = google
     made = [(uri, body) for method, uri, body in asked if method == "compute.instances.insert"]
     assert all("/projects/my-project/zones/us-central1-a/instances" in uri for uri, _ in made)
     machines = {body["labels"][TAG_RAY_USER_NODE_TYPE]: body for _, body in made}
@@ -228,7 +228,7 @@ def azure_api():
             self.end_headers()
             self.wfile.write(text)
 
-        do_PUT = do_POST = do_DELETE = do_HEAD = do_PATCH = do_GET
+        do_PUT = do_POST = do_DELETE = do_HEAD = do_PATCH = do_GET  # noqa: N815
 
         def log_message(self, *args):
             pass
@@ -269,7 +269,9 @@ def azure(read, monkeypatch):
     ]
     assert unknown == []
     return {
-        path.rpartition("/")[2]: body["properties"] for method, path, body in asked if method == "PUT" and body.get("properties")
+        path.rpartition("/")[2]: body["properties"]
+        for method, path, body in asked
+        if method == "PUT" and body.get("properties")
     }
 
 

@@ -1,4 +1,4 @@
-"""Rehearsal: cluster/raycluster.yaml and cluster/rayjob.yaml as KubeRay's and Kubernetes' API servers would judge them."""
+"""Rehearsal: cluster/raycluster.yaml and cluster/rayjob.yaml as Kubernetes' API server judges them."""
 
 import copy
 import json
@@ -140,7 +140,7 @@ def test_what_kuberay_wants_of_the_autoscaler_and_of_tokens(name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_ray_is_told_what_the_pods_have(name):
-    """But for the head, which is to take no tasks: what Ray hands out is what Kubernetes gives, and no limit is lower."""
+    """But for the head, which is to take no tasks: what Ray hands out is what Kubernetes gives."""
     head, *workers = groups(tree(name))
     assert (head["rayStartParams"]["num-cpus"], head["rayStartParams"]["num-gpus"]) == ("0", "0")
     for group in workers:
