@@ -70,7 +70,8 @@ def test_a_fault_that_passes_is_not_noticed(proxy, filled, kind, times):
             continue  # no answer to a write has a body that matters but one, of which the next test is
         strike(proxy, kind, times)
         assert verb(filled) == expected, name
-        assert proxy.plan[0].struck == times, name
+        # What is late is no fault to be tried again, and a single request is all that some of them take.
+        assert proxy.plan[0].struck == times or kind == LATE, name
         proxy.plan = []
         if name == "write":
             assert filled.read("trials/t0003/new") == LARGE
@@ -109,7 +110,7 @@ def test_a_fault_that_stays_is_one_error_that_names_the_place(proxy, filled, kin
 
 def test_a_process_that_saw_a_store_fail_for_long_tries_again_all_the_same(proxy, filled):
     """As AWS' standard strategy would not: it has a budget of failures."""
-    proxy.plan = [Fault(RESET, 200)]
+    proxy.plan = [Fault(RESET, None)]
     with ThreadPoolExecutor(20) as pool:
         failed = [pool.submit(filled.exists, "trials/t0001/small") for _ in range(20)]
         assert all(isinstance(one.exception(), InputError) for one in failed)
