@@ -18,8 +18,8 @@ from optuna.trial import TrialState
 from fracray.checkpoint import load_checkpoint
 from fracray.errors import InputError, RunError
 from fracray.fetch import main as fetch
-from fracray.storage import Folder
 from fracray.space_file import load_space
+from fracray.storage import Folder
 from fracray.study import local_journal, open_study
 
 pytestmark = pytest.mark.cluster
