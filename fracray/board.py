@@ -154,6 +154,9 @@ class Board(tune.Callback):
 
     # Tune's events
 
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._ledger.look()
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = trial.config["number"]
         history = self.rows[number].history if number in self.rows else []

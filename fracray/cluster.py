@@ -146,12 +146,12 @@ def _submit(args: argparse.Namespace, command: list[str], console: Console) -> N
     with reach(cluster, args.address) as client:
         taken = {job.submission_id for job in jobs(client)}
         job = next(text for number in range(1, len(taken) + 2) if (text := _numbered(name, number)) not in taken)
-        submit(client, job, command, files, _environment(cluster))
+        submit(client, job, command, files, told(cluster))
     console.print(f"job {job} runs on the cluster; what it prints follows, and Ctrl-C leaves it running")
     _follow(args, cluster, job, console)
 
 
-def _environment(cluster: ClusterFile) -> dict[str, str]:
+def told(cluster: ClusterFile) -> dict[str, str]:
     """What the job cannot know by itself: what machines may still come, and what screen it is looked at on."""
     known = [Machine(node.cpus, node.gpus or 0.0, node.most) for node in cluster.nodes if node.cpus is not None]
     environment = promise(known) if len(known) == len(cluster.nodes) else {}

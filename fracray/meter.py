@@ -223,12 +223,16 @@ class Ledger:
     def tell(self, metrics: Mapping[str, Any], took: float) -> None:
         """Add the phases of an epoch that has just been reported and took so many seconds of wall time."""
         self._last = time.time()
-        if self._starting is None or self._last - self._counted > ASK_SECONDS:
-            self._count(self._last)
         if self._starting is None:
+            self._count(self._last)
             self._starting = max(0.0, self._whole - took * self._cores)
         for phase in PHASES:
             self._seconds[phase] += metrics.get(PREFIX + phase, 0.0)
+
+    def look(self) -> None:
+        """Ask what there is to spend, where that was some seconds ago; to be called all along."""
+        if (now := time.time()) - self._counted > ASK_SECONDS:
+            self._count(now)
 
     def _count(self, now: float) -> None:
         self._whole += (now - self._counted) * self._cores

@@ -312,9 +312,10 @@ def say_few_groups(console: Console, groups: Iterable[str]) -> None:
 
 def say_efficiency(console: Console, efficiency: Efficiency) -> None:
     """Which share of the machine went into training and augmenting, and where the rest went."""
+    spent = f"{efficiency.cores:.3g} {efficiency.unit}(s) for {efficiency.wall:.0f} s"
     console.print(
-        f"efficiency {efficiency.value:.2f}: of {efficiency.cores:g} {efficiency.unit}(s) for {efficiency.wall:.0f} s, "
-        f"this share went into training and augmentation ({EFFICIENCY_NOTE[efficiency.unit]}):",
+        f"efficiency {efficiency.value:.2f}: of {spent}, this share went into training and augmentation "
+        f"({EFFICIENCY_NOTE[efficiency.unit]}):",
         soft_wrap=True,
     )
     table = new_table("", "share", "")

@@ -11,6 +11,7 @@ from fracray.meter import (
     DATA_WAIT,
     IDLE,
     PHASES,
+    PREFIX,
     STARTING,
     TRAINING,
     TRANSFORM,
@@ -103,3 +104,17 @@ def test_the_ledger_counts_what_came_before_the_first_epoch_as_starting():
     assert spent.seconds[TRAINING] == 15.0
     assert spent.seconds[STARTING] == pytest.approx(1 + 2 * 20, abs=1)
     assert spent.value == pytest.approx(15 / 60, abs=0.02)
+
+
+def test_a_cluster_that_grows_is_counted_as_it_was(monkeypatch):
+    clock, gpus = [1000.0], [0.0]
+    monkeypatch.setattr("fracray.meter.time.time", lambda: clock[0])
+    ledger = Ledger(begun=970.0, cores=lambda: gpus[0], unit="GPU")
+    clock[0], gpus[0] = 1010.0, 2.0
+    ledger.look()  # forty seconds without a machine
+    clock[0] = 1030.0
+    ledger.tell({PREFIX + TRAINING: 20.0}, took=10.0)
+    found = ledger.efficiency()
+    assert found.whole == pytest.approx(40.0)
+    assert found.share(TRAINING) == pytest.approx(0.5)
+    assert found.share(STARTING) == pytest.approx(0.5)
