@@ -230,6 +230,16 @@ def require_seen(path: str, setting: str) -> None:
         )
 
 
+def cpus_for(workers: int, gpus: float) -> float:
+    """The most whole CPUs that each of so many workers can have, at least 1."""
+    known = machines()
+    most = int(max((machine.cpus for machine in known), default=1.0))
+    for cpus in range(most, 1, -1):
+        if sum(machine.count * machine.workers(cpus, gpus) for machine in known) >= workers:
+            return float(cpus)
+    return 1.0
+
+
 def trials_at_once(workers: int, cpus: float, gpus: float, spare_cpus: float = 0.0, asked: int | None = None) -> int:
     """How many trials of `workers` workers with `cpus` and `gpus` each fit the cluster at once; at least 1.
 

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from fracray.checkpoint import read_card
 from fracray.config import Config, load_config, parse_assignments
-from fracray.connection import connect, require_seen, trials_at_once
+from fracray.connection import capacity, connect, cpus_for, require_seen, trials_at_once
 from fracray.data.datasheet import datasheet
 from fracray.data.manifest import MANIFEST
 from fracray.data.prepare import Prepared, prepare
@@ -32,6 +32,7 @@ from fracray.trial import Job, Session, refuse_missing_gpu, use_cores
 
 TRIAL = 0  # a training is a run of one trial
 MAX_FAILURES = 3
+RESIZE_SECONDS = 30.0  # an elastic group looks so often for room for more workers: growing costs it a start
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,12 +42,19 @@ def parser() -> argparse.ArgumentParser:
         epilog="examples:\n"
         "  python -m fracray.train --epochs 8\n"
         "  python -m fracray.train --data FracAtlas.zip --workers 2 --set model.dropout=0.3 --set data.size=224\n"
+        "  python -m fracray.train --data s3://bucket/FracAtlas --workers 1-4 --gpus-per-worker 1 --address auto\n"
         "  python -m fracray.train --name first --resume\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     cli.add_argument("--data", metavar="PATH", help="FracAtlas (folder, zip) or an imported set; default: phantoms")
     cli.add_argument("--config", metavar="FILE", help="a config tree in YAML (a run's config.yaml), or a checkpoint")
-    cli.add_argument("--workers", type=int, default=1, help="processes that train together (default %(default)s)")
+    cli.add_argument(
+        "--workers",
+        default="1",
+        metavar="N[-M]",
+        help="processes that train together (default %(default)s); with 2-4 as many as there is room for, from two to "
+        "four, as machines come and go",
+    )
     cli.add_argument("--cpus-per-worker", type=float, help="default: the cluster's CPUs divided by the workers")
     cli.add_argument("--gpus-per-worker", type=float, help="default: 1 where the cluster has that many GPUs, else 0")
     cli.add_argument("--epochs", type=int, help="short for --set train.epochs=N")
@@ -61,8 +69,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> None:
     args = parser().parse_args(argv)
     console = new_console()
-    if args.workers < 1:
-        raise InputError(f"--workers {args.workers}: at least one worker must train")
+    least, most = _workers(args.workers)
     config = _config(args)
     if not args.resume:
         build_model(config.model, size=config.data.size)  # a name or weights that cannot be had are refused here
@@ -75,9 +82,9 @@ def main(argv: Sequence[str]) -> None:
         config = stored_config(run)
     say_phantom(console, config)
     with connect(args.address, lambda: how_to_go_on("train", args.storage, run)):
-        cpus, gpus = _shares(args)
+        cpus, gpus = _shares(args, least, most)
         refuse_missing_gpu(config, gpus > 0)
-        trials_at_once(args.workers, cpus, gpus)  # before anything long is begun
+        trials_at_once(least, cpus, gpus)  # before anything long is begun
         if run.is_local:
             require_seen(run.path("environment.json"), f"--storage {args.storage}")
         prepared = prepare(config.data, console, shelf=Folder(args.storage))
@@ -85,15 +92,15 @@ def main(argv: Sequence[str]) -> None:
         job = make_job(config, run, prepared)
         spare = 0.0 if job.images is not None else TASK_CPUS
         if args.cpus_per_worker is None:
-            cpus = max(0.5, cpus - spare / args.workers)
-        trials_at_once(args.workers, cpus, gpus, spare)
+            cpus = max(0.5, cpus - spare / most)
+        trials_at_once(least, cpus, gpus, spare)
         console.print(
             f"training {config.model.name} on {args.workers} worker(s) with {cpus:g} CPU(s) and {gpus:g} GPU(s) each, "
             f"{config.train.epochs} epochs; run folder {run}",
             soft_wrap=True,
         )
         with _Follow(trial_folder(run, TRIAL), config, console):
-            share = Share(args.workers, cpus, gpus)
+            share = Share(most, cpus, gpus, least)
             run_workers(run, trial_name(TRIAL), _work, {"job": ray.put(job), "share": share}, share)
     history = trial_folder(run, TRIAL).read_json(EPOCHS)
     if isnan(history[-1].get("best_val_loss", nan)):
@@ -120,16 +127,26 @@ def _config(args: argparse.Namespace) -> Config:
     return config.with_leaves(leaves, "command line")
 
 
-def _shares(args: argparse.Namespace) -> tuple[float, float]:
+def _workers(text: str) -> tuple[int, int]:
+    """The fewest and the most workers that --workers names: '2' or '2-4'."""
+    least, dash, most = text.partition("-")
+    if not (least.isdecimal() and (most.isdecimal() or not dash)):
+        raise InputError(f"--workers {text}: expected a number, or a range as 2-4")
+    fewest, highest = int(least), int(most or least)
+    if not 1 <= fewest <= highest:
+        raise InputError(f"--workers {text}: at least one worker must train, and a range goes up")
+    return fewest, highest
+
+
+def _shares(args: argparse.Namespace, least: int, most: int) -> tuple[float, float]:
     """CPUs and GPUs of each worker, from the command line or the cluster."""
-    have = ray.cluster_resources()
     gpus = args.gpus_per_worker
     if gpus is None:
-        gpus = 1.0 if have.get("GPU", 0.0) >= args.workers else 0.0
+        gpus = 1.0 if capacity("GPU") >= least else 0.0
     if gpus < 0 or (args.cpus_per_worker is not None and args.cpus_per_worker <= 0):
         raise InputError("--cpus-per-worker and --gpus-per-worker: a worker needs more than 0 CPUs and at least 0 GPUs")
-    cpus = args.cpus_per_worker or max(1.0, have.get("CPU", 1.0) // args.workers)
-    return cpus, gpus
+    expected = max(least, min(most, int(capacity("GPU") / gpus))) if gpus else most
+    return args.cpus_per_worker or cpus_for(expected, gpus), gpus
 
 
 def make_job(config: Config, run: Folder, prepared: Prepared) -> Job:
@@ -176,11 +193,15 @@ def _refuse_change(run: Folder, summary: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Share:
-    """What a training gets of the cluster: workers, and CPUs and GPUs of each."""
+    """What a training gets of the cluster: workers, and CPUs and GPUs of each.
+
+    least: begins and goes on with fewer workers, down to so many, while there is no room for more; 0 for none but all.
+    """
 
     workers: int
     cpus: float
     gpus: float
+    least: int = 0
 
 
 def run_workers(
@@ -189,7 +210,8 @@ def run_workers(
     """Run `loop(settings)` on Ray Train's workers, in one process group.
 
     A worker that dies takes its group with it; the group is started again, up to three times, and each trial goes on
-    from the state in its folder. Raises RunError when workers died more often, or the loop itself failed.
+    from the state in its folder. So it does when an elastic group grows. Raises RunError when workers died more often,
+    or the loop itself failed.
     """
     import ray.train
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -199,7 +221,8 @@ def run_workers(
         loop,
         train_loop_config=settings,
         scaling_config=ScalingConfig(
-            num_workers=share.workers,
+            num_workers=(share.least, share.workers) if 0 < share.least < share.workers else share.workers,
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             use_gpu=share.gpus > 0,
             resources_per_worker={"CPU": share.cpus, **({"GPU": share.gpus} if share.gpus else {})},
         ),

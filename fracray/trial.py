@@ -144,6 +144,7 @@ class Session:
             **report.metrics,
             **self.best(),
             "seconds": report.seconds,
+            "workers": float(self._fit.world),
             **self._spent(),
             "diverged": report.diverged,
         }

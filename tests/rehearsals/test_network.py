@@ -1,0 +1,186 @@
+"""Machines with addresses of their own, in network namespaces: one is killed, one joins late, a link is cut for 30 s.
+
+Nothing in these namespaces reaches anything outside them.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+import pandas as pd
+import pytest
+from heads import finished, fracray, started_head
+
+pytestmark = pytest.mark.cluster
+
+CUT_SECONDS = 30
+EPOCHS = 90
+SPACE = f"""
+metric: val_accuracy
+mode: max
+trials: 6
+epochs: {EPOCHS}
+sampler: {{name: random, seed: 0}}
+scheduler: {{name: none}}
+base:
+  data: {{size: 48, phantom: {{count: 160}}, split: {{block: 2}}}}
+  model: {{width: 8}}
+  train: {{keep_seconds: 2}}
+space: {{model.dropout: {{float: [0.0, 0.7]}}}}
+"""
+LOOK = """
+import sys
+from ray.util.state import list_nodes
+print(*(node.node_ip for node in list_nodes(address=sys.argv[1], filters=[("state", "=", "ALIVE")])))
+"""
+
+
+def ip(*words):
+    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+
+
+class Network:
+    """Namespaces joined by a bridge that stands in one of its own: no packet leaves them."""
+
+    def __init__(self):
+        self._mark = f"fr{os.getpid()}"
+        self._made = []
+        self._switch = self._namespace("switch")
+        ip("-n", self._switch, "link", "add", "bridge", "type", "bridge")
+        ip("-n", self._switch, "link", "set", "bridge", "up")
+
+    def _namespace(self, name):
+        space = f"{self._mark}-{name}"
+        ip("netns", "add", space)
+        self._made.append(space)
+        ip("-n", space, "link", "set", "lo", "up")
+        return space
+
+    def machine(self, name, number):
+        """A machine with the address 10.77.0.NUMBER: what to write before a command that is to run on it."""
+        space = self._namespace(name)
+        ip("-n", space, "link", "add", "eth0", "type", "veth", "peer", "name", name, "netns", self._switch)
+        ip("-n", self._switch, "link", "set", name, "master", "bridge", "up")
+        ip("-n", space, "address", "add", f"10.77.0.{number}/24", "dev", "eth0")
+        ip("-n", space, "link", "set", "eth0", "up")
+        return ["ip", "netns", "exec", space]
+
+    def link(self, name, state):
+        ip("-n", self._switch, "link", "set", name, state)
+
+    def kill(self, name):
+        """As pulling the plug: every process of the machine at once."""
+        space = f"{self._mark}-{name}"
+        found = subprocess.run(["ip", "netns", "pids", space], check=False, capture_output=True, text=True)
+        for pid in found.stdout.split():
+            os.kill(int(pid), signal.SIGKILL)
+
+    def remove(self):
+        for space in reversed(self._made):
+            self.kill(space.partition("-")[2])
+            subprocess.run(["ip", "netns", "delete", space], check=False)
+
+
+@pytest.fixture
+def network():
+    if os.geteuid() or shutil.which("ip") is None:
+        pytest.skip("network namespaces need root and iproute2's ip")
+    try:
+        network = Network()
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"no network namespaces here: {error.stderr.strip()}")
+    yield network
+    network.remove()
+
+
+@contextmanager
+def worker(head, machine, number, log):
+    """A worker of one CPU on a machine, until it ends or is killed."""
+    options = ["--num-cpus=1", "--num-gpus=0", "--object-store-memory=200000000", "--block"]
+    process = subprocess.Popen(
+        [*machine, "ray", "start", f"--address={head.address}", f"--node-ip-address=10.77.0.{number}", *options],
+        env=head.environment,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    yield process
+    process.kill()
+    process.wait()
+
+
+def history(run, trial):
+    file = run / f"trials/{trial}/epochs.json"
+    return json.loads(file.read_text()) if file.exists() else []
+
+
+def wait(condition, process, seconds=120):
+    """`wait_for`, leaving what the process prints to be read."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert process.poll() is None, process.stdout and process.stdout.read()
+        assert time.monotonic() < deadline, "nothing happened in time"
+        time.sleep(0.05)
+    return found
+
+
+def test_a_search_outlives_a_killed_machine_a_late_one_and_a_cut_link(network, tmp_path):
+    (tmp_path / "space.yaml").write_text(SPACE)
+    run = tmp_path / "runs/net"
+    machines = {name: network.machine(name, number) for number, name in enumerate(("head", "one", "two", "late"), 1)}
+    ports = [6379, 8265, 52365, 52366, 52367, 10001]
+    with ExitStack() as stack, open(tmp_path / "workers.log", "w") as log:
+        options = ["--num-cpus=0", "--num-gpus=0", "--object-store-memory=300000000"]
+        head = stack.enter_context(
+            started_head(tmp_path, *options, before=machines["head"], ip="10.77.0.1", ports=ports)
+        )
+        words = ["--space", "space.yaml", "--name", "net", "--address", head.address]
+        looked = [*machines["head"], sys.executable, "-c", LOOK, head.url]
+
+        def alive():
+            return set(subprocess.run(looked, check=True, env=head.environment, stdout=subprocess.PIPE).stdout.split())
+
+        def is_alive(number):
+            return f"10.77.0.{number}".encode() in alive()
+
+        # One after the other: on one disk they would take the same names for their sockets.
+        for number, name in ((2, "one"), (3, "two")):
+            process = stack.enter_context(worker(head, machines[name], number, log))
+            wait(partial(is_alive, number), process)
+        search = fracray(head, "tune", *words, before=machines["head"], cwd=tmp_path)
+        stack.callback(search.kill)
+        wait(lambda: len(history(run, "t0000")) > 20 and len(history(run, "t0001")) > 20, search)
+        before = {trial: len(history(run, trial)) for trial in ("t0000", "t0001")}
+        killed = time.monotonic()
+        network.kill("one")
+        stack.enter_context(worker(head, machines["late"], 4, log))
+
+        # Of the two trials one goes on at once, the other when the late machine has joined or the first has ended.
+        def again():
+            return all(len(history(run, trial)) > done + 12 for trial, done in before.items())
+
+        wait(again, search)
+        lost = time.monotonic() - killed
+        joined = is_alive(4)
+        network.link("two", "down")
+        time.sleep(CUT_SECONDS)
+        network.link("two", "up")
+        said = finished(search, 400)
+    print(said)
+    print(f"both trials were 12 epochs further {lost:.1f} s after the kill")
+    assert joined
+    assert "is taken up again" in said
+    assert "best of 6 finished trials" in said
+    table = pd.read_parquet(run / "trials.parquet")
+    assert set(table["state"]) == {"done"}
+    # Every trial is accounted for, to its end, and no epoch is counted twice.
+    assert {trial: list(rows["epoch"]) for trial, rows in table.groupby("trial")} == {
+        f"t{number:04d}": list(range(1, EPOCHS + 1)) for number in range(6)
+    }
+    assert (run / "best/model.safetensors").exists()
