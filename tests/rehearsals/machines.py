@@ -113,8 +113,10 @@ class Machine:
         for inner in (self.home / "bin", self.temporary):
             inner.mkdir(parents=True)
         (self.home / "stop_ray.py").write_text(STOP)
-        # Ray's files know no port of SSH: from here other machines are reached at the port at which this one is.
-        (self.home / "bin" / "ssh").write_text(f'#!/bin/sh\nexec {_path("ssh")} -p {port} "$@"\n')
+        # Ray's files know no port of SSH: from here other machines are reached at the port at which this one is. And
+        # SSH takes ~ from the account, not from HOME.
+        key_of_head = r"${@/#\~\/ray_bootstrap_key.pem/$HOME/ray_bootstrap_key.pem}"
+        (self.home / "bin" / "ssh").write_text(f'#!/bin/bash\nexec {_path("ssh")} -p {port} "{key_of_head}"\n')
         (self.home / "bin" / "ssh").chmod(0o755)
         (self.home / ".bashrc").write_text(PROFILE.format(root=ROOT, temporary=self.temporary))
         make_key(folder / "host_key")

@@ -1,4 +1,4 @@
-"""cluster/local.yaml from `ray up` to `ray down` over real SSH: a search on it, its best checkpoint brought home."""
+"""cluster/local.yaml from `ray up` to `ray down` over real SSH: a search, its best checkpoint brought home, a worker."""
 
 import shutil
 import subprocess
@@ -75,12 +75,13 @@ class Laptop:
 
 def filled_in(laptop: Laptop, head: Machine, workers: list[Machine], shared: Path) -> str:
     """fracray's local.yaml as its user fills it in, and besides only what machines of a test need."""
-    gcs, dashboard, client, *agents = free_ports(3 + 2 * (1 + len(workers)), "127.0.0.1")
+    gcs, dashboard, client, *agents = free_ports(3 + 2 * (1 + len(workers)), head.address)
     name = f"fracray-{uuid.uuid4().hex[:8]}"  # Ray keeps SSH connections by the cluster's name
     jump = " ".join(head.ssh("-W", f"{head.address}:{head.port}"))  # Ray's files know no port of SSH
     of_head, *of_workers = [
-        f"--dashboard-agent-listen-port={agents[at]} --dashboard-agent-grpc-port={agents[at + 1]}"
-        for at in range(0, len(agents), 2)
+        f"--node-ip-address={machine.address} --dashboard-agent-listen-port={agents[2 * at]} "
+        f"--dashboard-agent-grpc-port={agents[2 * at + 1]}"
+        for at, machine in enumerate([head, *workers])
     ]
     assert len(of_workers) < 2  # they have one start command in common
     install = "~/fracray-install"
@@ -137,7 +138,7 @@ def machines(folder, laptop):
     made = []
 
     def make(count: int) -> list[Machine]:
-        addresses = [f"127.0.0.{number}" for number in range(1, count + 1)]
+        addresses = [f"127.0.0.{number}" for number in range(2, count + 2)]  # .1 Ray would replace
         (port,) = free_ports(1, *addresses)
         made.extend(Machine(folder / f"m{at}", address, port, laptop.key) for at, address in enumerate(addresses))
         # As the page on clusters and the top of local.yaml have it.
@@ -194,3 +195,18 @@ def test_a_search_on_a_machine_that_ssh_reaches(folder, laptop, machines):
     assert wait_until(lambda: not head.processes(), 20), head.processes()
     # Neither a tunnel nor SSH's own kept connection is left over.
     assert wait_until(lambda: not processes_of(laptop.home), 20), processes_of(laptop.home)
+
+
+def test_ray_itself_starts_the_worker_by_ssh_from_the_head(folder, laptop, machines):
+    head, worker = machines(2)
+    file = "cluster/local.yaml"
+    (laptop.checkout / file).write_text(filled_in(laptop, head, [worker], folder / "mnt"))
+    laptop.run("ray", "up", "-y", file)
+    status = ["ray", "exec", file, "RAY_AUTH_MODE=token ray status"]
+    joined = wait_until(lambda: "\n 2 local.cluster.node" in laptop.run(*status), 60)
+    logs = (head.temporary / "ray" / "session_latest" / "logs").glob("monitor*")
+    assert joined, "".join(log.read_text() for log in sorted(logs))
+    assert (worker.home / "fracray-install" / WHEEL).exists()
+    assert any(process.name() == "raylet" for process in worker.processes())
+    laptop.run("ray", "down", "-y", file)
+    assert wait_until(lambda: not head.processes(), 20), head.processes()
