@@ -1,4 +1,4 @@
-"""cluster/local.yaml from `ray up` to `ray down` over real SSH: a search, its best checkpoint brought home, a worker."""
+"""cluster/local.yaml from `ray up` to `ray down` over real SSH: a search, its best checkpoint fetched, a worker."""
 
 import shutil
 import subprocess
