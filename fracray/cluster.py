@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fracray.cluster_file import SLURM, ClusterFile, Need, read_cluster
 from fracray.cluster_rules import faults, remarks
-from fracray.config import SearchConfig
+from fracray.config import PHANTOM, SearchConfig
 from fracray.connection import Machine, promise
 from fracray.errors import InputError, RunError, run_verb
 from fracray.jobs import AGAIN_SECONDS, TRIES, Follower, jobs, reach, submit
@@ -180,7 +180,8 @@ def _prepared(cluster: ClusterFile, command: list[str]) -> tuple[str, list[str],
             files[Path(value).name] = Path(value)
             sent += [option, Path(value).name]
             continue
-        if option in PLACES and value is not None and "://" not in value and not Path(value).is_absolute():
+        here = value is not None and value != PHANTOM and "://" not in value and not Path(value).is_absolute()
+        if option in PLACES and here:
             raise InputError(f"{option} {value}: on a cluster name a URI, or a whole path as its nodes see it")
         sent += [option] if value is None else [option, value]
     if "--resume" in given and "--name" not in given:

@@ -3,11 +3,13 @@
 Reaches no network and starts nothing.
 """
 
+import io
 import json
 import logging
 import platform
 import re
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +116,8 @@ def _schema(cluster: ClusterFile) -> Iterator[str]:
 
     logging.getLogger("ray.autoscaler").setLevel(logging.ERROR)
     try:
-        validate_config(prepare_config(json.loads(json.dumps(cluster.file.tree))))
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it warns of Docker where there is none
+            validate_config(prepare_config(json.loads(json.dumps(cluster.file.tree))))
     except jsonschema.ValidationError as error:
         path = [str(key) for key in error.absolute_path]
         yield f"{cluster.file.where(*path)}: {error.message.splitlines()[0]}, says Ray's schema"

@@ -8,15 +8,18 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import inf, isnan, nan
 from pathlib import Path
 from shlex import quote
 
+from rich.console import Console
 from rich.progress import track
 
 from fracray.checkpoint import read_card, verify
 from fracray.errors import InputError, run_verb
+from fracray.head import HeadRun, opened_on_head
 from fracray.metrics import REPORTED, lower_is_better
 from fracray.run import BEST, open_run, stored_config, vouched_epochs
 from fracray.show import new_console, new_table
@@ -39,7 +42,8 @@ def parser() -> argparse.ArgumentParser:
         description="Copy the best checkpoints of a run into DIR, one folder each, verified by hash.",
         epilog="examples:\n"
         "  python -m fracray.fetch runs/atlas --to checkpoints\n"
-        "  python -m fracray.fetch s3://bucket/runs/atlas --top 3 --metric val_auroc --to checkpoints\n",
+        "  python -m fracray.fetch s3://bucket/runs/atlas --top 3 --metric val_auroc --to checkpoints\n"
+        "  python -m fracray.fetch atlas --cluster cluster/local.yaml --to checkpoints\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     cli.add_argument("run", help="a run folder of tune or train, as a path or URI")
@@ -47,6 +51,11 @@ def parser() -> argparse.ArgumentParser:
         "--top", type=int, default=1, metavar="K", help="how many of the best trials (default %(default)s)"
     )
     cli.add_argument("--metric", help="ranked by this metric at each trial's best epoch (default: the searched one)")
+    cli.add_argument(
+        "--cluster",
+        metavar="FILE",
+        help="the cluster file of `ray up` on whose head's own disk the run is; a plain name is one below its storage",
+    )
     cli.add_argument("--to", required=True, metavar="DIR", help="folder that receives them; made if need be")
     return cli
 
@@ -56,7 +65,20 @@ def main(argv: Sequence[str]) -> None:
     console = new_console()
     if args.top < 1:
         raise InputError(f"--top {args.top}: at least one checkpoint must be fetched")
-    run = open_run(args.run)
+    if args.cluster is None:
+        _fetch_best(open_run(args.run), args, console)
+        return
+    with ExitStack() as stack:
+        with console.status("asking the head"):
+            found = stack.enter_context(opened_on_head(args.cluster, args.run))
+        if isinstance(found, str):
+            _fetch_best(open_run(found), args, console)
+        else:
+            _fetch_best(open_run(str(found.local)), args, console, found)
+
+
+def _fetch_best(run: Folder, args: argparse.Namespace, console: Console, head: HeadRun | None = None) -> None:
+    """Copy the checkpoints asked for out of a run, of which only a part is here where it is on a head."""
     search = stored_config(run).search
     metric = args.metric or (search.metric if isinstance(search.metric, str) else search.metric[0])
     epochs = last_epochs(run)
@@ -65,12 +87,17 @@ def main(argv: Sequence[str]) -> None:
     found = rank(epochs, metric)
     if not found:
         raise InputError(f"{run}: no trial has finished an epoch yet, so there is no checkpoint to fetch")
+    if head is not None:
+        with console.status("fetching"):
+            head.bring([trial.trial for trial in found[: args.top]])
     table = new_table("rank", "trial", metric, "epoch", "folder")
     for place, trial in enumerate(track(found[: args.top], "fetching", console=console, transient=True), start=1):
         target = Path(args.to) / trial.trial
         fetch(run, trial.trial, target)
         table.add_row(str(place), trial.trial, f"{trial.value:.4f}", str(read_card(target).epoch), str(target))
-    console.print(f"{min(args.top, len(found))} of {len(found)} checkpoints of {run}, verified:", soft_wrap=True)
+    console.print(
+        f"{min(args.top, len(found))} of {len(found)} checkpoints of {head or run}, verified:", soft_wrap=True
+    )
     console.print(table)
     first = quote(str(Path(args.to) / found[0].trial))
     console.print(f"next:\n  python -m fracray.evaluate {first} --split test", soft_wrap=True)

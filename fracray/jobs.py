@@ -6,22 +6,23 @@ The job is Ray's: it runs on the head whether anyone listens or not. Knows nothi
 import asyncio
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from fracray.cluster_file import ClusterFile
 from fracray.errors import InputError, RunError
+from fracray.launcher import DASHBOARD_PORT, RAY, dashboard_port, reason
 
 REACH_SECONDS = 60.0  # for the way to the head to open
 AGAIN_SECONDS = 5.0  # between two tries to reach it again
 TRIES = 120  # in a row: ten minutes without a network
-DASHBOARD_PORT = 8265
 
 
 def set_token_mode() -> None:
@@ -50,9 +51,8 @@ def reach(cluster: ClusterFile | None, address: str | None) -> Iterator[Any]:
             except RunError as error:
                 if process.poll() is not None or time.monotonic() > deadline:
                     words.seek(0)
-                    said = [line.strip() for line in words.read().splitlines() if line.strip()]
-                    reason = said[-1] if said else str(error)
-                    raise RunError(f"{cluster.file.origin}: its head cannot be reached: {reason}") from None
+                    why = reason(words.read()) or str(error)
+                    raise RunError(f"{cluster.file.origin}: its head cannot be reached: {why}") from None
                 time.sleep(0.5)
         yield client
 
@@ -82,7 +82,8 @@ def _tunnel(cluster: ClusterFile, port: int) -> Iterator[tuple[subprocess.Popen[
         service = f"service/{cluster.file.tree['metadata']['name']}-head-svc"
         command = ["kubectl", "port-forward", service, f"{port}:{DASHBOARD_PORT}"]
     else:
-        command = ["ray", "dashboard", cluster.file.origin, "--port", str(port), "--remote-port", str(DASHBOARD_PORT)]
+        there = str(dashboard_port(cluster))
+        command = [*RAY, "dashboard", cluster.file.origin, "--port", str(port), "--remote-port", there]
     with tempfile.TemporaryFile("w+") as words:
         try:
             # In a session of its own: Ctrl-C is for what follows the log, and is no reason to lose the way.
@@ -94,7 +95,8 @@ def _tunnel(cluster: ClusterFile, port: int) -> Iterator[tuple[subprocess.Popen[
         try:
             yield process, words
         finally:
-            process.terminate()
+            with suppress(ProcessLookupError):  # of all of its session: what Ray started ends with nothing else
+                os.killpg(process.pid, signal.SIGTERM)
             process.wait()
 
 

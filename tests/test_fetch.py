@@ -10,13 +10,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 from fracray import fetch as fetch_verb
 from fracray.checkpoint import Card, load_checkpoint, read_card, save_checkpoint, verify
+from fracray.cluster_file import read_cluster
 from fracray.config import Config
 from fracray.data.ingest import ShardFile, Shards
 from fracray.errors import run_verb
 from fracray.evaluate import open_checkpoint
+from fracray.head import place_of
 from fracray.metrics import Calibration
 from fracray.model import build_model
 from fracray.run import BEST, EPOCHS, trial_folder
@@ -237,6 +240,79 @@ def test_a_target_that_is_a_file_is_named(run, tmp_path, capsys):
     (tmp_path / "out").write_text("x")
     assert fetch(run, "--to", tmp_path / "out") == 2
     assert f"--to {tmp_path / 'out'}: cannot be written" in capsys.readouterr().err
+
+
+# ---- on a cluster's head (tests/rehearsals fetches from one)
+
+LOCAL = {
+    "cluster_name": "nobody",
+    "provider": {"type": "local", "head_ip": "127.0.0.1", "worker_ips": []},
+    "auth": {"ssh_user": "nobody"},
+    "metadata": {"storage": "/srv/runs"},
+    "head_start_ray_commands": ["ray start --head --dashboard-port=8266"],
+}
+PODS = {"kind": "RayCluster", "metadata": {"annotations": {"fracray/storage": "/srv/runs"}}, "spec": {}}
+
+
+@pytest.fixture
+def cluster_file(tmp_path):
+    """A function that writes a cluster file, with another storage if that is given, and returns its path."""
+
+    def write(tree, **told):
+        path = tmp_path / "cluster.yaml"
+        path.write_text(yaml.safe_dump({**tree, "metadata": told} if told else tree))
+        return path
+
+    return write
+
+
+def test_a_name_stands_for_a_run_in_the_storage_of_the_cluster_file(cluster_file, stored, tmp_path):
+    """A bucket is read from here; no head is asked."""
+    address, _, query = stored.location.partition("?")
+    storage = f"{address.rpartition('/')[0]}?{query}"
+    assert fetch("atlas", "--cluster", cluster_file(LOCAL, storage=storage), "--to", tmp_path / "out") == 0
+    assert names(tmp_path / "out") == ["t0001"]
+
+
+@pytest.mark.parametrize(
+    ("tree", "run", "place"),
+    [
+        (LOCAL, "atlas", "/srv/runs/atlas"),
+        (LOCAL, "/other/atlas", "/other/atlas"),
+        (LOCAL, "~/runs/atlas", "~/runs/atlas"),
+        (PODS, "s3://b/atlas", "s3://b/atlas"),
+        (PODS, "atlas", "/srv/runs/atlas"),
+    ],
+)
+def test_where_a_run_is_as_the_machines_of_the_cluster_name_it(cluster_file, tree, run, place):
+    assert place_of(read_cluster(cluster_file(tree)), run) == place
+
+
+def test_a_name_without_a_storage_and_a_head_without_ssh_are_told(cluster_file, tmp_path, capsys):
+    assert fetch("atlas", "--cluster", cluster_file(LOCAL, data="/x"), "--to", tmp_path / "out") == 2
+    assert "does not say where runs are kept" in capsys.readouterr().err
+    assert fetch("atlas", "--cluster", cluster_file(PODS), "--to", tmp_path / "out") == 2
+    assert "kubectl cp" in capsys.readouterr().err
+    assert fetch("atlas", "--cluster", tmp_path / "none.yaml", "--to", tmp_path / "out") == 2
+    assert "no such cluster file" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_not_installed_is_named(cluster_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert fetch("atlas", "--cluster", cluster_file(LOCAL), "--to", tmp_path / "out") == 2
+    assert capsys.readouterr().err.startswith("error: ssh is not installed here")
+
+
+@pytest.mark.skipif(shutil.which("ssh") is None, reason="not installed here: ssh")
+def test_a_cluster_that_is_not_up_is_told_in_one_line(cluster_file, tmp_path, capsys, monkeypatch):
+    for name in ("TMPDIR", "RAY_TMPDIR"):  # where Ray notes what is up
+        monkeypatch.setenv(name, str(tmp_path))
+    file = cluster_file(LOCAL)
+    assert fetch("atlas", "--cluster", file, "--to", tmp_path / "out") == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"failed: {file}: its head: the cluster is not up")
+    assert error.count("\n") == 1
 
 
 # ---- out of a run that real trials left
