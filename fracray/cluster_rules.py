@@ -150,23 +150,24 @@ def _storage(cluster: ClusterFile, storage: str | None) -> Iterator[str]:
     kuberay = cluster.kind in KUBERAY
     place, prefix = (["metadata", "annotations"], "fracray/") if kuberay else (["metadata"], "")
     kept, shared = f"{place[-1]}.{prefix}storage", f"{place[-1]}.{prefix}shared"
-    for name, location in (("storage", storage), ("data", cluster.data)):
-        where = cluster.file.where(*place, prefix + name)
-        if location is None:
-            # Slurm's script is given it by whoever submits it.
-            if name == "storage" and cluster.most > 1 and cluster.kind != SLURM:
-                yield (
-                    f"{where}: nothing says where runs are kept, and {cluster.most} nodes share no disk; give "
-                    f"{kept} (s3://..., gs://..., or a path below {shared}), or --storage"
-                )
-        elif "://" not in location and cluster.most > 1 and not _inside(location, cluster.shared):
-            said = (
-                f"the mount that all nodes see under {shared}" if cluster.kind != SLURM else "a folder below `shared`"
-            )
+    where = cluster.file.where(*place, f"{prefix}storage")
+    if storage is None:
+        # Slurm's script is given it by whoever submits it.
+        if cluster.most > 1 and cluster.kind != SLURM:
             yield (
-                f"{where}: {name} {location} is a path, and {cluster.most} nodes share no disk that the file names; "
-                f"give a URI (s3://..., gs://...), or name {said}"
+                f"{where}: nothing says where runs are kept, and {cluster.most} nodes share no disk; give "
+                f"{kept} (s3://..., gs://..., or a path below {shared}), or --storage"
             )
+    elif "://" not in storage and cluster.most > 1 and not _inside(storage, cluster.shared):
+        said = f"the mount that all nodes see under {shared}" if cluster.kind != SLURM else "a folder below `shared`"
+        yield (
+            f"{where}: storage {storage} is a path, and {cluster.most} nodes share no disk that the file names; "
+            f"give a URI (s3://..., gs://...), or name {said}"
+        )
+    # The head alone reads the data, and hands them out.
+    if cluster.data is not None and "://" not in cluster.data and not Path(cluster.data).is_absolute():
+        where = cluster.file.where(*place, f"{prefix}data")
+        yield f"{where}: data {cluster.data}: give a URI (s3://..., gs://...), or a whole path as the head sees it"
 
 
 def _inside(path: str, folders: tuple[str, ...]) -> bool:

@@ -114,11 +114,11 @@ class Folder:
         raw = data.encode() if isinstance(data, str) else data
         target = self.path(name)
         try:
-            self._fs.create_dir(os.path.dirname(target), recursive=True)
-            if not self.is_local:
+            if not self.is_local:  # an object store has no folders: making them would only write empty objects
                 with self._fs.open_output_stream(target) as stream:
                     stream.write(raw)
                 return
+            os.makedirs(os.path.dirname(target), exist_ok=True)
             partial = f"{target}.{uuid.uuid4().hex[:8]}.partial"
             try:
                 Path(partial).write_bytes(raw)
@@ -228,7 +228,9 @@ def _opened(uri: str) -> tuple[pafs.FileSystem, str]:
     if not isinstance(filesystem, pafs.S3FileSystem) or "tls_" in uri:  # of which pyarrow hands not all settings on
         return filesystem, path
     _, (settings,) = filesystem.__reduce__()
-    return pafs.S3FileSystem(**settings, retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=RETRIES)), path
+    # One request writes a small file then, where by itself pyarrow makes three.
+    settings |= {"allow_delayed_open": True, "retry_strategy": pafs.AwsDefaultS3RetryStrategy(max_attempts=RETRIES)}
+    return pafs.S3FileSystem(**settings), path
 
 
 @contextmanager

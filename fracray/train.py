@@ -4,6 +4,7 @@ The loop is `fracray.fit`; here it gets its workers, its process group and its d
 """
 
 import argparse
+import signal
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -101,7 +102,12 @@ def main(argv: Sequence[str]) -> None:
         )
         with _Follow(trial_folder(run, TRIAL), config, console):
             share = Share(most, cpus, gpus, least)
-            run_workers(run, trial_name(TRIAL), _work, {"job": ray.put(job), "share": share}, share)
+            try:
+                run_workers(run, trial_name(TRIAL), _work, {"job": ray.put(job), "share": share}, share)
+            except KeyboardInterrupt:
+                going_on = how_to_go_on("train", args.storage, run)
+                console.print(f"\nthe training is not finished; {going_on}", soft_wrap=True)
+                raise
     history = trial_folder(run, TRIAL).read_json(EPOCHS)
     if isnan(history[-1].get("best_val_loss", nan)):
         raise RunError(
@@ -235,10 +241,16 @@ def run_workers(
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
         ),
     )
+    interrupted = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise RunError(f"training on {share.workers} worker(s): {_cause(error)}; --resume goes on from {run}") from None
+    except SystemExit:  # what Ray makes of Ctrl-C
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, interrupted)  # Ray leaves a handler of its own behind
 
 
 def _cause(error: BaseException) -> str:

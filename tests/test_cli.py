@@ -108,7 +108,7 @@ FLAGS = {
     "--time-budget --set --storage --name --resume --address",
     "train": "--data --config --workers --cpus-per-worker --gpus-per-worker --epochs --set --storage --name --resume "
     "--address",
-    "fetch": "run --top --metric --to",
+    "fetch": "run --top --metric --cluster --to",
     "evaluate": "checkpoint --data --split --json --shifts --reference --severities --seed --address",
     "cluster check": "file --space --workers-per-trial --cpus-per-trial --gpus-per-trial --storage",
     "cluster submit": "file --address",

@@ -116,7 +116,7 @@ GROUP = "available_node_types/gpu/node_config"
         ([("metadata/storage", "s3://YOUR-BUCKET/runs")], (), "storage", "put your own"),
         ([("metadata/storage", None)], (), "metadata", "nothing says where runs are kept"),
         ([("metadata/storage", "/home/ubuntu/runs")], (), "storage", "share no disk"),
-        ([("metadata/data", "FracAtlas")], (), "data:", "share no disk"),
+        ([("metadata/data", "FracAtlas")], (), "data:", "whole path as the head sees it"),
         (
             [("available_node_types/gpu", None)],
             ("--gpus-per-trial", "1"),
@@ -216,7 +216,7 @@ def kuberay(filled):
         ([("rayVersion", "2.9.0")], "rayVersion", "Ray 2.9.0"),
         ([("/metadata/annotations", {"fracray/storage": "/mnt/all/runs"})], "fracray/storage", "share no disk"),
         ([("/metadata/annotations", {"x": "y"})], "annotations:", "give annotations.fracray/storage"),
-        ([("/metadata/annotations", {**KEPT, "fracray/data": "/mnt/all/x"})], "fracray/data", "share no disk"),
+        ([("/metadata/annotations", {**KEPT, "fracray/data": "atlas"})], "fracray/data", "whole path as the head"),
     ],
 )
 def test_a_fault_for_kuberay_is_told_with_its_line(changes, line, words, name, kuberay, tmp_path, capsys):

@@ -212,7 +212,7 @@ def test_a_store_that_does_not_answer_is_named():
 
 def test_a_bucket_that_is_not_there_is_named(s3):
     storage = s3("runs").replace("s3://radiographs/", "s3://nowhere/")
-    with pytest.raises(InputError, match=r"^--storage s3://nowhere/.*Bucket 'nowhere' not found"):
+    with pytest.raises(InputError, match=r"^--storage s3://nowhere/.*bucket 'nowhere'.*does not exist"):
         new_run(storage, "atlas", "tune", resume=False)
 
 

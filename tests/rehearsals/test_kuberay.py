@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from fracray import tune
+from fracray.cluster_file import read_cluster
+from fracray.connection import PROMISED, Machine, machines
 
 pytestmark = pytest.mark.cluster
 HERE = Path(__file__).parent
@@ -114,6 +116,14 @@ def test_the_job_ends_by_itself_and_is_not_begun_twice():
     assert spec["ttlSecondsAfterFinished"] > 0
     assert spec["activeDeadlineSeconds"] > 0
     assert spec["backoffLimit"] == 0
+
+
+def test_the_search_is_told_what_its_pods_may_become(monkeypatch):
+    told = yaml.safe_load(tree("rayjob.yaml")["spec"]["runtimeEnvYAML"])["env_vars"]
+    monkeypatch.setenv(PROMISED, told.pop(PROMISED))
+    nodes = read_cluster(ROOT / "cluster/rayjob.yaml").nodes
+    assert machines() == [Machine(node.cpus, node.gpus, node.most) for node in nodes]
+    assert not told
 
 
 def test_the_job_runs_a_command_that_fracray_knows_on_a_space_that_is_in_the_image():
