@@ -1,7 +1,7 @@
 #!/bin/bash
 # Slurm: one search in one job. Ray starts on every node of the job, the search runs on the first, and all ends with it.
 # Needs: an environment on a shared folder (python3.11 -m venv YOUR-SHARED/venv, then the two `pip install` commands of
-#   cluster/README.md), data and --storage on folders that all nodes see alike, and a driver of 580 or newer for GPUs.
+#   cluster/README.md), --storage on a folder that all nodes see alike (data: the first node), a driver of 580 or newer.
 # Idle: nothing, for there is no cluster between jobs; a job costs its nodes for as long as it runs, at most --time.
 #   1. sbatch cluster/slurm.sh --space search_spaces/reg.yaml --data YOUR-SHARED/FracAtlas --storage YOUR-SHARED/runs \
 #        --name atlas --gpus-per-trial 0.25

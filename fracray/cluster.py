@@ -9,12 +9,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from fracray.checkpoint import read_card
 from fracray.cluster_file import SLURM, ClusterFile, Need, read_cluster
-from fracray.cluster_rules import faults, remarks
+from fracray.cluster_rules import faults, remarks, unshared
 from fracray.config import PHANTOM, SearchConfig
-from fracray.connection import Machine, promise
+from fracray.connection import EXPECTED, Machine, promise
 from fracray.errors import InputError, RunError, run_verb
-from fracray.jobs import AGAIN_SECONDS, TRIES, Follower, jobs, reach, submit
+from fracray.jobs import AGAIN_SECONDS, LOST_SECONDS, Follower, jobs, reach, submit
 from fracray.show import new_console, new_table
 from fracray.space_file import load_space
 
@@ -153,8 +154,11 @@ def _submit(args: argparse.Namespace, command: list[str], console: Console) -> N
 
 def told(cluster: ClusterFile) -> dict[str, str]:
     """What the job cannot know by itself: what machines may still come, and what screen it is looked at on."""
-    known = [Machine(node.cpus, node.gpus or 0.0, node.most) for node in cluster.nodes if node.cpus is not None]
-    environment = promise(known) if len(known) == len(cluster.nodes) else {}
+    nodes = cluster.at_best(lambda node: node.gpus or 0.0)
+    known = [Machine(node.cpus, node.gpus or 0.0, node.most) for node in nodes if node.cpus is not None]
+    # Of machines of one's own the file does not say what they have, only how many `ray up` sets up.
+    expected = {EXPECTED: str(sum(node.least for node in nodes))}
+    environment = promise(known) if len(known) == len(nodes) else expected
     if sys.stdout.isatty():
         columns, lines = shutil.get_terminal_size()
         # Rich reads these three: the job's table is drawn for this terminal, in the job's log.
@@ -167,21 +171,27 @@ def _numbered(name: str, number: int) -> str:
     return name if number == 1 else f"{name}-{number}"
 
 
-def _prepared(cluster: ClusterFile, command: list[str]) -> tuple[str, list[str], dict[str, Path]]:
+def _prepared(cluster: ClusterFile, command: list[str]) -> tuple[str, list[str], dict[str, bytes]]:
     """The run's name, the command as the head is to run it, and the files that go along."""
     if not command or command[0] not in SENT:
         raise InputError(f"submit: after -- stands {' or '.join(SENT)} with its options, as on a laptop")
     verb, options = command[0], _split(command[1:])
     given = dict(options)
-    files: dict[str, Path] = {}
+    files: dict[str, bytes] = {}
     sent: list[str] = []
     for option, value in options:
         if option in FILES and value is not None and Path(value).is_file():
-            files[Path(value).name] = Path(value)
+            files[Path(value).name] = Path(value).read_bytes()
             sent += [option, Path(value).name]
             continue
-        here = value is not None and value != PHANTOM and "://" not in value and not Path(value).is_absolute()
-        if option in PLACES and here:
+        if option == "--config" and value is not None and Path(value).is_dir():  # a checkpoint: its config goes along
+            files["config.yaml"] = read_card(value).config.to_yaml().encode()
+            sent += [option, "config.yaml"]
+            continue
+        if option in FILES and value is not None and not Path(value).is_absolute():
+            raise InputError(f"{option} {value}: no such file here; files go along to the cluster")
+        here = value is not None and "://" not in value and not Path(value).is_absolute()
+        if option in PLACES and here and (option, value) != ("--data", PHANTOM):
             raise InputError(f"{option} {value}: on a cluster name a URI, or a whole path as its nodes see it")
         sent += [option] if value is None else [option, value]
     if "--resume" in given and "--name" not in given:
@@ -190,6 +200,9 @@ def _prepared(cluster: ClusterFile, command: list[str]) -> tuple[str, list[str],
         place = cluster.storage if key == "storage" else cluster.data
         if option not in given and place and not (option == "--data" and "--resume" in given):
             sent += [option, place]
+    kept = given.get("--storage") or cluster.storage
+    if fault := next(unshared(cluster, kept), None):
+        raise InputError(fault)
     name = given.get("--name") or f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}"
     if "--name" not in given:
         sent += ["--name", name]
@@ -231,7 +244,7 @@ def _follow(args: argparse.Namespace, cluster: ClusterFile, job: str, console: C
     follower = Follower(job, sys.stdout)
     again = f"python -m fracray.cluster attach {args.file} {job}"
     try:
-        for _ in range(TRIES):
+        while follower.silence() < LOST_SECONDS:
             status = _listen(args, cluster, follower)
             if status == "SUCCEEDED":
                 return
@@ -239,9 +252,10 @@ def _follow(args: argparse.Namespace, cluster: ClusterFile, job: str, console: C
                 raise RunError(f"the job {job} ended as {status}; its words stand above")
             time.sleep(AGAIN_SECONDS)
     except KeyboardInterrupt:
-        console.show_cursor()  # the job's table had hidden it
         console.print(f"\nthe job goes on; follow it again with: {again}", soft_wrap=True)
         raise
+    finally:
+        console.show_cursor()  # the job's table may have hidden it
     raise RunError(f"the cluster has been out of reach for long; the job may well go on: {again}")
 
 

@@ -6,12 +6,13 @@ reaches no network.
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fracray.batch_file import COMMANDS, OPTIONS, is_batch, read_batch
+from fracray.connection import Machine
 from fracray.errors import InputError
 from fracray.marked import Marked, read_marked
 
@@ -54,8 +55,7 @@ class NodeType:
         """How many workers of a trial fit one such machine; infinite where the file does not say what it has."""
         if self.cpus is None or (need.gpus and self.gpus is None):
             return math.inf
-        fit = self.cpus // need.cpus if need.cpus else math.inf
-        return min(fit, (self.gpus or 0.0) // need.gpus) if need.gpus else fit
+        return Machine(self.cpus, self.gpus or 0.0, 1).workers(need.cpus, need.gpus)
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,22 @@ class ClusterFile:
     storage: str | None
     data: str | None
     shared: tuple[str, ...]  # paths that all machines see alike
+    cap: int | None = None  # machines there may be in all beside the head, whatever their types allow
 
     @property
     def most(self) -> int:
         """Machines there are at most, the head among them."""
-        return sum(node.most for node in self.nodes)
+        return sum(node.most for node in self.at_best(lambda node: 0.0))
+
+    def at_best(self, worth: Callable[[NodeType], float]) -> tuple[NodeType, ...]:
+        """The machines when the cluster is as large as it may be: under the cap, those that are worth the most."""
+        left = math.inf if self.cap is None else self.cap
+        granted = []
+        for node in sorted(self.nodes, key=lambda node: (not node.head, -worth(node))):
+            count = node.most if node.head else int(min(node.most, left))
+            left -= 0 if node.head else count
+            granted.append(replace(node, most=count))
+        return tuple(granted)
 
 
 def read_cluster(path: str | Path) -> ClusterFile:
@@ -99,7 +110,7 @@ def kuberay_spec(file: Marked) -> dict[str, Any]:
 
 
 def _launcher(file: Marked) -> ClusterFile:
-    tree = file.tree
+    tree, cap = file.tree, None
     provider = _mapping(file, tree["provider"], "provider")
     told = _mapping(file, tree.get("metadata") or {}, "metadata")
     if provider.get("type") == "local":
@@ -119,7 +130,7 @@ def _launcher(file: Marked) -> ClusterFile:
     if not isinstance(shared, list):
         raise InputError(f"{file.where('metadata', 'shared')}: expected a list of paths")
     return ClusterFile(
-        LAUNCHER, file, tuple(nodes), told.get("storage"), told.get("data"), tuple(str(path) for path in shared)
+        LAUNCHER, file, tuple(nodes), told.get("storage"), told.get("data"), tuple(str(path) for path in shared), cap
     )
 
 

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import yaml
 
 from fracray.batch_file import COMMANDS as SCRIPT
 from fracray.batch_file import LATE, OPTIONS
 from fracray.cluster_file import KUBERAY, LAUNCHER, SLURM, ClusterFile, Need, kuberay_spec
+from fracray.connection import PROMISED, Machine, promise
 from fracray.marked import Marked
 
 PLACEHOLDER = "YOUR-"  # what fracray's own cluster files leave to their user
@@ -54,7 +56,8 @@ def faults(cluster: ClusterFile, need: Need, storage: str | None) -> list[str]:
         lambda: _placeholders(cluster.file),
         lambda: _schema(cluster),
         lambda: _trials(cluster, need),
-        lambda: _storage(cluster, storage or cluster.storage),
+        lambda: _promised(cluster),
+        lambda: unshared(cluster, storage or cluster.storage),
         lambda: _versions(cluster),
         lambda: _open_ports(cluster),
         lambda: _mounts(cluster),
@@ -127,7 +130,7 @@ def _schema(cluster: ClusterFile) -> Iterator[str]:
 
 def _trials(cluster: ClusterFile, need: Need) -> Iterator[str]:
     file = cluster.file
-    room = sum(node.most * node.workers(need) for node in cluster.nodes)
+    room = sum(node.most * node.workers(need) for node in cluster.at_best(lambda node: node.workers(need)) if node.most)
     if room >= need.workers:
         return
     if need.gpus and not any(node.most and (node.gpus is None or node.gpus) for node in cluster.nodes):
@@ -146,7 +149,23 @@ def _trials(cluster: ClusterFile, need: Need) -> Iterator[str]:
     )
 
 
-def _storage(cluster: ClusterFile, storage: str | None) -> Iterator[str]:
+def _promised(cluster: ClusterFile) -> Iterator[str]:
+    """A RayJob's search is told by its environment what pods it may get; `submit` tells it for the others."""
+    if cluster.kind != "RayJob" or any(node.cpus is None for node in cluster.nodes):
+        return
+    (told,) = promise([Machine(node.cpus or 0.0, node.gpus or 0.0, node.most) for node in cluster.nodes]).values()
+    where = cluster.file.where("spec", "runtimeEnvYAML")
+    try:
+        given = yaml.safe_load(cluster.file.tree["spec"].get("runtimeEnvYAML") or "")["env_vars"][PROMISED]
+        same = json.loads(given) == json.loads(told)
+    except (TypeError, KeyError, ValueError, yaml.YAMLError):
+        same = False
+    if not same:
+        yield f"{where}: {PROMISED} does not say what pods this file allows; set it to {told}"
+
+
+def unshared(cluster: ClusterFile, storage: str | None) -> Iterator[str]:
+    """The faults of where runs are to be kept, and of where the data are."""
     kuberay = cluster.kind in KUBERAY
     place, prefix = (["metadata", "annotations"], "fracray/") if kuberay else (["metadata"], "")
     kept, shared = f"{place[-1]}.{prefix}storage", f"{place[-1]}.{prefix}shared"

@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -33,6 +34,8 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
+EXPECTED = "FRACRAY_EXPECTED"  # how many machines are on their way, where nobody knows what they have
+GATHER_SECONDS = 1800.0  # which a machine may take to be set up
 PROMISED = "FRACRAY_MACHINES"  # what the cluster may grow to: Ray itself does not say it to a driver
 SERVERS = ("raylet", "gcs_server")  # without either of them a local cluster is none
 ENDING = threading.Lock()  # one word of farewell is enough
@@ -46,7 +49,7 @@ def set_environment() -> None:
 
 @contextmanager
 def connect(address: str | None, remedy: Callable[[], str] = lambda: "give the same command again") -> Iterator[None]:
-    """Be connected to the cluster at `address` ('auto', 'host:port', 'ray://...'), or to a fresh local one.
+    """Be connected to the cluster at `address` ('auto', 'host:port'), or to a fresh local one.
 
     A local cluster ends with the block; if it is killed before that, the command ends with exit code 1 and the words of
     `remedy`. Raises InputError where no cluster answers, RunError where none can be started.
@@ -54,6 +57,10 @@ def connect(address: str | None, remedy: Callable[[], str] = lambda: "give the s
     set_environment()
     import ray
 
+    if address and address.startswith("ray://"):
+        raise InputError(
+            f"--address {address}: from afar a search is sent to the cluster's head: python -m fracray.cluster submit"
+        )
     if ray.is_initialized():  # a test or a notebook is connected already, and stays so
         yield
         return
@@ -172,8 +179,9 @@ def machines() -> list[Machine]:
     promised = os.environ.get(PROMISED)
     if promised:
         try:
-            return [Machine(**told) for told in json.loads(promised)]
-        except (ValueError, TypeError):
+            found = [Machine(float(one["cpus"]), float(one["gpus"]), int(one["count"])) for one in json.loads(promised)]
+            return [machine for machine in found if machine.count] or [Machine(0.0, 0.0, 1)]
+        except (ValueError, TypeError, KeyError):
             raise InputError(f"{PROMISED}: {promised}: expected a list of {{cpus, gpus, count}} as JSON") from None
     import ray
 
@@ -181,9 +189,32 @@ def machines() -> list[Machine]:
     return [Machine(node.get("CPU", 0.0), node.get("GPU", 0.0), 1) for node in alive]
 
 
+def gather(say: Callable[[str], None]) -> None:
+    """Wait for the machines that `submit` was told are on their way, saying so; for half an hour at most."""
+    import ray
+
+    expected = _expected()
+    deadline, said = time.monotonic() + GATHER_SECONDS, 0
+    while (up := sum(node["Alive"] for node in ray.nodes())) < expected:
+        if time.monotonic() > deadline:
+            say(f"going on with {up} of the cluster's {expected} machines; see what keeps the others with `ray status`")
+            return
+        if up != said:
+            say(f"{up} of the cluster's {expected} machines are up; waiting for the others, which are being set up")
+            said = up
+        time.sleep(1)
+
+
+def _expected() -> int:
+    told = os.environ.get(EXPECTED, "0")
+    if not told.isdecimal():
+        raise InputError(f"{EXPECTED}: {told}: expected the number of machines")
+    return int(told)
+
+
 def alone() -> bool:
     """Whether this machine is the whole cluster, now and later: then it sees whatever this process sees."""
-    return sum(machine.count for machine in machines()) == 1
+    return max(_expected(), sum(machine.count for machine in machines())) == 1
 
 
 def capacity(resource: str) -> float:
@@ -222,7 +253,7 @@ def require_seen(path: str, setting: str) -> None:
         for node in ray.nodes()
         if node["Alive"]
     }
-    blind = [address for address, answer in asked.items() if not ray.get(answer)]
+    blind = [address for address, answer in asked.items() if not _seen(answer)]
     if blind:
         raise InputError(
             f"{setting}: the machine(s) {', '.join(blind)} of the cluster do not see this folder; name a URI "
@@ -230,14 +261,38 @@ def require_seen(path: str, setting: str) -> None:
         )
 
 
-def cpus_for(workers: int, gpus: float) -> float:
-    """The most whole CPUs that each of so many workers can have, at least 1."""
+def _seen(answer: Any) -> bool:
+    import ray
+
+    try:
+        return bool(ray.get(answer))
+    except ray.exceptions.RayError:  # the machine has gone meanwhile
+        return True
+
+
+def _slots(cpus: float, gpus: float, spare_cpus: float) -> int:
+    """How many workers that ask for so much fit the machines, of which one keeps `spare_cpus`."""
     known = machines()
-    most = int(max((machine.cpus for machine in known), default=1.0))
-    for cpus in range(most, 1, -1):
-        if sum(machine.count * machine.workers(cpus, gpus) for machine in known) >= workers:
-            return float(cpus)
-    return 1.0
+    slots = sum(machine.count * machine.workers(cpus, gpus) for machine in known)
+    left = max((machine.cpus - machine.workers(cpus, gpus) * cpus for machine in known), default=0.0)
+    if cpus and left + 1e-9 < spare_cpus:
+        slots -= math.ceil((spare_cpus - left) / cpus - 1e-9)
+    return slots
+
+
+def cpus_for(workers: int, gpus: float, spare_cpus: float = 0.0) -> float:
+    """The most whole CPUs that each of so many workers can have, or half a one; `spare_cpus` as of trials_at_once."""
+    most = int(max(machine.cpus for machine in machines()))
+    return next((float(cpus) for cpus in range(most, 0, -1) if _slots(cpus, gpus, spare_cpus) >= workers), 0.5)
+
+
+def refuse_shared_gpu(workers: int, gpus: float) -> None:
+    """InputError where the workers of one training would share a GPU."""
+    if workers > 1 and gpus % 1:
+        raise InputError(
+            f"{workers} workers with {gpus:g} GPU(s) each: workers of one training cannot share a GPU; "
+            "give each a whole number of GPUs, or train on one worker"
+        )
 
 
 def trials_at_once(workers: int, cpus: float, gpus: float, spare_cpus: float = 0.0, asked: int | None = None) -> int:
@@ -247,12 +302,7 @@ def trials_at_once(workers: int, cpus: float, gpus: float, spare_cpus: float = 0
     for Ray Data's tasks. Raises InputError, naming the setting, when not even one fits or when fewer fit than were
     asked for.
     """
-    if workers > 1 and gpus % 1:
-        raise InputError(
-            f"{workers} workers with {gpus:g} GPU(s) each: workers of one training cannot share a GPU; "
-            "give each a whole number of GPUs, or train on one worker"
-        )
-    known = machines()
+    refuse_shared_gpu(workers, gpus)
     for what, each, spare in (("GPU", gpus, 0.0), ("CPU", cpus, spare_cpus)):
         need, have = workers * each, capacity(what)
         if need + spare > have + 1e-9:
@@ -261,13 +311,10 @@ def trials_at_once(workers: int, cpus: float, gpus: float, spare_cpus: float = 0
                 f"{workers} worker(s) with {each:g} {what}(s) each ask for {need:g} {what}(s){data}, and the cluster "
                 f"has {have:g}; lower the workers or the {what}s of each, or connect to a larger cluster with --address"
             )
-    slots = sum(machine.count * machine.workers(cpus, gpus) for machine in known)
-    left = max(machine.cpus - machine.workers(cpus, gpus) * cpus for machine in known if machine.count)
-    if cpus and left + 1e-9 < spare_cpus:
-        slots -= math.ceil((spare_cpus - left) / cpus)
+    slots = max(0, _slots(cpus, gpus, spare_cpus))
     fit = slots // workers
     if fit < 1:
-        told = ", ".join(f"{machine.count} with {machine.cpus:g} CPUs and {machine.gpus:g} GPUs" for machine in known)
+        told = ", ".join(f"{one.count} with {one.cpus:g} CPUs and {one.gpus:g} GPUs" for one in machines())
         raise InputError(
             f"{workers} worker(s) with {cpus:g} CPU(s) and {gpus:g} GPU(s) each: each must stand on one machine, and "
             f"only {slots} fit the cluster's ({told}); lower what each asks for"

@@ -22,7 +22,7 @@ from fracray.launcher import DASHBOARD_PORT, RAY, dashboard_port, reason
 
 REACH_SECONDS = 60.0  # for the way to the head to open
 AGAIN_SECONDS = 5.0  # between two tries to reach it again
-TRIES = 120  # in a row: ten minutes without a network
+LOST_SECONDS = 600.0  # without a word of the head; then it is given up
 
 
 def set_token_mode() -> None:
@@ -101,15 +101,15 @@ def _tunnel(cluster: ClusterFile, port: int) -> Iterator[tuple[subprocess.Popen[
 
 
 def submit(
-    client: Any, job: str, command: Sequence[str], files: Mapping[str, Path], environment: Mapping[str, str]
+    client: Any, job: str, command: Sequence[str], files: Mapping[str, bytes], environment: Mapping[str, str]
 ) -> None:
     """Hand a command over under the name `job`; `files` go along, under these names in the folder it runs in.
 
     RunError where the head refuses it.
     """
     with tempfile.TemporaryDirectory() as folder:
-        for name, path in files.items():
-            (Path(folder) / name).write_bytes(path.read_bytes())
+        for name, data in files.items():
+            (Path(folder) / name).write_bytes(data)
         runtime: dict[str, Any] = {"env_vars": dict(environment)}
         if files:
             runtime["working_dir"] = folder
@@ -125,6 +125,11 @@ class Follower:
     def __init__(self, job: str, out: IO[str]) -> None:
         self._job, self._out = job, out
         self._shown = 0
+        self._heard = time.monotonic()
+
+    def silence(self) -> float:
+        """Seconds since the head was last heard of."""
+        return time.monotonic() - self._heard
 
     def follow(self, client: Any) -> str | None:
         """Print what is new until the job ends; its status ('SUCCEEDED', ...), None where the connection was lost."""
@@ -133,6 +138,7 @@ class Follower:
         try:
             loop.run_until_complete(self._tail(client))
             status = client.get_job_status(self._job)
+            self._heard = time.monotonic()
         except (TimeoutError, OSError, RuntimeError) as error:
             if "does not exist" in str(error) or "not found" in str(error):
                 raise InputError(f"{self._job}: the cluster knows no such job") from None
@@ -144,6 +150,7 @@ class Follower:
     async def _tail(self, client: Any) -> None:
         skip = self._shown  # Ray tells a job's words from their beginning, every time
         async for words in client.tail_job_logs(self._job):
+            self._heard = time.monotonic()
             fresh, skip = words[skip:], max(0, skip - len(words))
             if fresh:
                 self._out.write(fresh)

@@ -115,8 +115,10 @@ def stored_config(run: Folder) -> Config:
 
 
 def data_source(path: str) -> str:
-    """What --data names, by an absolute path: a run is resumed from other folders too."""
-    return path if path == PHANTOM or "://" in path else str(Path(path).expanduser().absolute())
+    """What --data names, by an absolute path: a run is resumed from other folders too. InputError as of Folder."""
+    if "://" in path:
+        return Folder(path).location
+    return path if path == PHANTOM else str(Path(path).expanduser().absolute())
 
 
 def open_run(location: str) -> Folder:

@@ -170,7 +170,7 @@ def epoch_line(metrics: Mapping[str, float], epochs: int) -> str:
             f"val AUROC {auroc:.4f}",
             *beside,
             f"{metrics['seconds']:.1f} s",
-            *([f"{metrics['workers']:.0f} workers"] if metrics["workers"] > 1 else []),
+            *([f"{metrics['workers']:.0f} workers"] if metrics.get("workers", 1) > 1 else []),
         )
     )
 

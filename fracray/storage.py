@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import pyarrow.fs as pafs
 
@@ -28,6 +28,9 @@ class Folder:
 
     def __init__(self, location: str | Path) -> None:
         text = str(location)
+        if "://" in text and urlsplit(text).password:
+            safe = urlsplit(text).hostname
+            raise InputError(f"{safe}: a URI with a secret in it would be kept in runs; give it by the environment")
         self.is_local = "://" not in text
         try:
             if self.is_local:

@@ -8,6 +8,7 @@ import signal
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import isnan, nan
 from pathlib import Path
@@ -19,7 +20,7 @@ from rich.console import Console
 
 from fracray.checkpoint import read_card
 from fracray.config import Config, load_config, parse_assignments
-from fracray.connection import capacity, connect, cpus_for, require_seen, trials_at_once
+from fracray.connection import capacity, connect, cpus_for, gather, refuse_shared_gpu, require_seen, trials_at_once
 from fracray.data.datasheet import datasheet
 from fracray.data.manifest import MANIFEST
 from fracray.data.prepare import Prepared, prepare
@@ -56,14 +57,14 @@ def parser() -> argparse.ArgumentParser:
         help="processes that train together (default %(default)s); with 2-4 as many as there is room for, from two to "
         "four, as machines come and go",
     )
-    cli.add_argument("--cpus-per-worker", type=float, help="default: the cluster's CPUs divided by the workers")
+    cli.add_argument("--cpus-per-worker", type=float, help="default: as many whole ones as all workers can have")
     cli.add_argument("--gpus-per-worker", type=float, help="default: 1 where the cluster has that many GPUs, else 0")
     cli.add_argument("--epochs", type=int, help="short for --set train.epochs=N")
     cli.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="set one setting; repeatable")
     cli.add_argument("--storage", default="runs", help="folder or URI that holds the runs (default %(default)s)")
     cli.add_argument("--name", help="name of the run folder (default: train- and the time)")
     cli.add_argument("--resume", action="store_true", help="go on with the run of this --name")
-    cli.add_argument("--address", help="a Ray cluster: auto, HOST:PORT or ray://HOST:PORT (default: a local one)")
+    cli.add_argument("--address", help="a Ray cluster: auto or HOST:PORT (default: a local one)")
     return cli
 
 
@@ -83,7 +84,9 @@ def main(argv: Sequence[str]) -> None:
         config = stored_config(run)
     say_phantom(console, config)
     with connect(args.address, lambda: how_to_go_on("train", args.storage, run)):
+        gather(lambda words: console.print(words, soft_wrap=True))
         cpus, gpus = _shares(args, least, most)
+        refuse_shared_gpu(most, gpus)
         refuse_missing_gpu(config, gpus > 0)
         trials_at_once(least, cpus, gpus)  # before anything long is begun
         if run.is_local:
@@ -93,7 +96,7 @@ def main(argv: Sequence[str]) -> None:
         job = make_job(config, run, prepared)
         spare = 0.0 if job.images is not None else TASK_CPUS
         if args.cpus_per_worker is None:
-            cpus = max(0.5, cpus - spare / most)
+            cpus, gpus = _shares(args, least, most, spare)
         trials_at_once(least, cpus, gpus, spare)
         console.print(
             f"training {config.model.name} on {args.workers} worker(s) with {cpus:g} CPU(s) and {gpus:g} GPU(s) each, "
@@ -144,15 +147,15 @@ def _workers(text: str) -> tuple[int, int]:
     return fewest, highest
 
 
-def _shares(args: argparse.Namespace, least: int, most: int) -> tuple[float, float]:
-    """CPUs and GPUs of each worker, from the command line or the cluster."""
+def _shares(args: argparse.Namespace, least: int, most: int, spare: float = 0.0) -> tuple[float, float]:
+    """CPUs and GPUs of each worker, from the command line or the cluster, of which `spare` CPUs are to be left."""
     gpus = args.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if capacity("GPU") >= least else 0.0
     if gpus < 0 or (args.cpus_per_worker is not None and args.cpus_per_worker <= 0):
         raise InputError("--cpus-per-worker and --gpus-per-worker: a worker needs more than 0 CPUs and at least 0 GPUs")
     expected = max(least, min(most, int(capacity("GPU") / gpus))) if gpus else most
-    return args.cpus_per_worker or cpus_for(expected, gpus), gpus
+    return args.cpus_per_worker or cpus_for(expected, gpus, spare), gpus
 
 
 def make_job(config: Config, run: Folder, prepared: Prepared) -> Job:
@@ -288,7 +291,8 @@ class _Follow:
 
     def _watch(self) -> None:
         while not self._done.wait(0.5):
-            self._show()
+            with suppress(InputError, RunError):  # a storage out of reach: the next look tells what this one missed
+                self._show()
 
     def _show(self) -> None:
         if self._folder.exists(EPOCHS):

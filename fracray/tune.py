@@ -26,7 +26,7 @@ from rich.console import Console
 
 from fracray.board import RUNNING, WAITING, Board
 from fracray.config import parse_assignments
-from fracray.connection import capacity, connect, present, require_seen, trials_at_once
+from fracray.connection import connect, cpus_for, gather, present, require_seen, trials_at_once
 from fracray.data.prepare import prepare
 from fracray.data.stream import TASK_CPUS
 from fracray.errors import InputError, run_verb
@@ -83,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
     cli.add_argument(
         "--resume", action="store_true", help="go on with the search of this --name, Optuna's history intact"
     )
-    cli.add_argument("--address", help="a Ray cluster: auto, HOST:PORT or ray://HOST:PORT (default: a local one)")
+    cli.add_argument("--address", help="a Ray cluster: auto or HOST:PORT (default: a local one)")
     return cli
 
 
@@ -107,6 +107,7 @@ def main(argv: Sequence[str]) -> None:
     started = time.monotonic()
     say_phantom(console, space.config)
     with connect(args.address, lambda: how_to_go_on("tune", args.storage, run)):
+        gather(lambda words: console.print(words, soft_wrap=True))
         _places(space, _share(space))  # before anything long is begun
         if run.is_local:
             require_seen(run.path("environment.json"), f"--storage {args.storage}")
@@ -285,8 +286,8 @@ def _share(space: SearchSpace, spare: float = 0.0) -> Share:
     """What each trial gets; one that would leave nothing of a small machine to Ray Data gives up what that needs."""
     search = space.config.search
     share = Share(search.workers_per_trial, search.cpus_per_trial, search.gpus_per_trial)
-    asked, left = share.workers * share.cpus, capacity("CPU") - spare
-    return replace(share, cpus=left / share.workers) if 0 < left < asked <= left + spare else share
+    most = cpus_for(share.workers, share.gpus, spare)
+    return replace(share, cpus=most) if most < share.cpus <= cpus_for(share.workers, share.gpus) else share
 
 
 def _places(space: SearchSpace, share: Share, spare: float = 0.0) -> int:

@@ -1,25 +1,23 @@
 """`python -m fracray.cluster`: the faults of cluster files with their lines, and jobs on a head that is up."""
 
+import json
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
 from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
 import boto3
 import pytest
 import ray
 import yaml
+from heads import started_head
 from moto import mock_aws
 from ray.autoscaler._private.aws.config import bootstrap_aws
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
@@ -34,7 +32,10 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 
-from fracray.cluster import main
+from fracray.cluster import _prepared, main, told
+from fracray.cluster_file import read_cluster
+from fracray.config import Config, parse_config
+from fracray.connection import EXPECTED, PROMISED
 from fracray.errors import InputError, RunError, run_verb
 
 FILES = Path(__file__).parent.parent / "cluster"
@@ -417,53 +418,8 @@ def launch_and_look(filled):
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
     """A Ray head of its own as `ray start` makes it, with its dashboard and Ray's token: (URL, environment)."""
-    folder = tmp_path_factory.mktemp("head")
-    ports = free_ports(6)
-    home = {"HOME": str(folder), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
-    environment = {**os.environ, **home, "PYTHONPATH": str(FILES.parent), "FRACRAY_CACHE": str(folder / "cache")}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    environment.pop("RAY_ADDRESS", None)
-    names = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "node-manager-port")
-    options = [f"--{name}={port}" for name, port in zip((*names, "ray-client-server-port"), ports, strict=True)]
-    # /tmp is short: the paths of Ray's sockets have at most 107 bytes.
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as temporary:
-        start = ["ray", "start", "--head", "--num-cpus=2", "--dashboard-host=127.0.0.1", f"--temp-dir={temporary}"]
-        process = subprocess.Popen(
-            [*start, "--block", *options], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        url = f"http://127.0.0.1:{ports[1]}"
-        wait_for(lambda: answers(url), process)
-        yield url, environment
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-
-
-def free_ports(count):
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
-def answers(url):
-    try:
-        urllib.request.urlopen(f"{url}/api/version", timeout=2)
-    except urllib.error.HTTPError as error:
-        return error.code == 401  # without the token
-    except OSError:
-        return False
-    return True
-
-
-def wait_for(condition, process, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline, "nothing happened in time"
-        time.sleep(0.2)
+    with started_head(tmp_path_factory.mktemp("head"), "--num-cpus=2") as head:
+        yield head.url, head.environment
 
 
 def command(head, *words, **options):
@@ -541,6 +497,9 @@ def test_no_job_without_the_token(head, cluster_file, tmp_path):
         (["evaluate", "x"], "stands tune or train"),
         ([], "stands tune or train"),
         (["tune", "--storage", "runs"], "whole path"),
+        (["tune", "--storage", "phantom"], "whole path"),
+        (["tune", "--storage", "/home/ray/runs"], "share no disk"),
+        (["tune", "--space", "none.yaml"], "no such file here"),
         (["tune", "--resume"], "name the run"),
         (["tune", "oops"], "belongs to no option"),
     ],
@@ -553,3 +512,26 @@ def test_what_cannot_be_submitted_is_refused_before_the_cluster_is_asked(words, 
 def test_a_cluster_out_of_reach_is_told_in_words(cluster_file):
     with pytest.raises(RunError, match="no Ray dashboard answers there"):
         main(["attach", str(cluster_file), "--address", "http://127.0.0.1:1"])
+
+
+def test_a_checkpoint_goes_along_as_its_config(cluster_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("fracray.cluster.read_card", lambda path: SimpleNamespace(config=Config()))
+    (tmp_path / "t0007").mkdir()
+    _, command, files = _prepared(
+        read_cluster(cluster_file), ["train", "--config", str(tmp_path / "t0007"), "--name", "final"]
+    )
+    assert command[:5] == ["python", "-m", "fracray.train", "--config", "config.yaml"]
+    assert parse_config(files["config.yaml"], "sent") == Config()
+
+
+def test_a_search_is_promised_no_more_machines_than_the_cap(cluster_file):
+    tree = yaml.safe_load(cluster_file.read_text())
+    tree["available_node_types"]["cpu"] = {"resources": {"CPU": 8}, "max_workers": 5, "node_config": {}}
+    tree["max_workers"] = 4  # beside the head, three of them with a GPU
+    cluster_file.write_text(yaml.safe_dump(tree))
+    (promised,) = (json.loads(text) for name, text in told(read_cluster(cluster_file)).items() if name == PROMISED)
+    assert sorted((one["cpus"], one["gpus"], one["count"]) for one in promised) == [(4, 0, 1), (8, 0, 1), (8, 1, 3)]
+    (tmp := cluster_file.with_name("own.yaml")).write_text(
+        "provider: {type: local, head_ip: a, worker_ips: [b, c]}\nmax_workers: 2\n"
+    )
+    assert told(read_cluster(tmp)) == {EXPECTED: "3"}

@@ -6,7 +6,19 @@ import sys
 import psutil
 import pytest
 
-from fracray.connection import PROMISED, SERVERS, Machine, alone, machines, promise, require_seen, trials_at_once
+from fracray.connection import (
+    EXPECTED,
+    PROMISED,
+    SERVERS,
+    Machine,
+    alone,
+    cpus_for,
+    gather,
+    machines,
+    promise,
+    require_seen,
+    trials_at_once,
+)
 from fracray.errors import InputError
 
 CODE = """
@@ -76,6 +88,38 @@ def test_what_would_wait_for_ever_is_refused(machines, trial, words, monkeypatch
     on(monkeypatch, *machines)
     with pytest.raises(InputError, match=words):
         trials_at_once(*trial)
+
+
+@pytest.mark.parametrize(
+    ("machines", "workers", "gpus", "spare", "cpus"),
+    [
+        ([Machine(8, 0, 1)], 1, 0, 0, 8),
+        ([Machine(8, 0, 1)], 3, 0, 0, 2),
+        ([Machine(8, 0, 4)], 4, 0, 0.5, 7),
+        ([Machine(1, 0, 4)], 4, 0, 0.5, 0.5),
+        ([Machine(4, 0, 1), Machine(8, 1, 3)], 3, 1, 0.5, 8),
+        ([Machine(0, 0, 1), Machine(8, 1, 3)], 6, 0, 0, 4),
+    ],
+)
+def test_workers_share_out_the_cpus_of_their_machines(machines, workers, gpus, spare, cpus, monkeypatch):
+    on(monkeypatch, *machines)
+    assert cpus_for(workers, gpus, spare) == cpus
+    assert trials_at_once(workers, cpus, gpus, spare) >= 1
+
+
+def test_machines_that_are_being_set_up_are_waited_for(ray_local, monkeypatch):
+    monkeypatch.setenv(EXPECTED, "2")
+    assert not alone()
+    monkeypatch.setattr("fracray.connection.GATHER_SECONDS", 1.5)
+    said = []
+    gather(said.append)
+    assert [line.partition(" machines")[0] for line in said] == [
+        "1 of the cluster's 2",
+        "going on with 1 of the cluster's 2",
+    ]
+    monkeypatch.setenv(EXPECTED, "1")
+    gather(said.append)
+    assert len(said) == 2
 
 
 def test_a_promise_that_cannot_be_read_is_named(monkeypatch):

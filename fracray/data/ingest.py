@@ -152,7 +152,7 @@ _KNOWN = ("width", "height", "exif_orientation")
 class _WriteShards:
     """The Ray Data task: a block of (row, image_id, label, path, *_KNOWN) to shard files of `rows` each; their names.
 
-    reader: a _Reader on the machine that sees `root`, None where all do.
+    reader: a _Reader on the one machine that sees the radiographs, None where tasks find them below `root`.
     """
 
     root: str
@@ -219,16 +219,19 @@ def fingerprint(manifest: Manifest, size: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def ingest(manifest: Manifest, size: int, place: Folder, progress: Progress | None = None) -> Shards:
+def ingest(
+    manifest: Manifest, size: int, place: Folder, progress: Progress | None = None, shared: bool = True
+) -> Shards:
     """Find the shards of these radiographs at this size in `place`, or write them there with Ray Data.
 
-    On a cluster of several machines `place` must be reached by all; the radiographs need not: this one hands them out.
+    On a cluster of several machines the radiographs need only be seen by this one, which hands them out, and `place`
+    must be reached by all; where it is not `shared`, this machine alone does the work.
     Raises InputError where no radiograph is usable or the disk is full, RunError where a file changed or vanished
     meanwhile.
     """
     folder = place.sub(f"shards/{fingerprint(manifest, size)}")
     if not folder.exists(INDEX):
-        _write(manifest, size, folder, progress)
+        _write(manifest, size, folder, progress, shared)
     return open_shards(folder)
 
 
@@ -238,7 +241,7 @@ def open_shards(folder: Folder) -> Shards:
     return Shards(folder, index["size"], tuple(ShardFile(**file) for file in index["files"]))
 
 
-def _write(manifest: Manifest, size: int, folder: Folder, progress: Progress | None) -> None:
+def _write(manifest: Manifest, size: int, folder: Folder, progress: Progress | None, shared: bool) -> None:
     used = manifest.used
     if used.empty:
         raise InputError(f"{manifest.root}: no usable radiograph is left ({manifest.flow().summary()})")
@@ -255,17 +258,20 @@ def _write(manifest: Manifest, size: int, folder: Folder, progress: Progress | N
         }
     )
     blocks = [work.slice(start, count) for start, count in _tasks(used, rows, int(capacity("CPU")))]
-    reader = None
-    if not alone():
+    reader, where = None, {}
+    if not alone() and not shared:  # this machine, which may have no CPU for tasks to Ray's mind
+        where = {"scheduling_strategy": here(), "num_cpus": 0, "concurrency": os.cpu_count()}
+    elif not alone():
         reader = ray.remote(num_cpus=0, max_concurrency=2 * READ_AHEAD, scheduling_strategy=here())(_Reader)
         reader = reader.remote(str(manifest.root))
     try:
         with _filling(folder) as partial:
             written = ray.data.from_arrow(blocks).map_batches(
-                _WriteShards(str(manifest.root), partial, size, rows, reader),
+                _WriteShards("" if reader else str(manifest.root), partial, size, rows, reader),
                 batch_format="pyarrow",
                 batch_size=None,
                 zero_copy_batch=True,
+                **where,
             )
             files: list[ShardFile] = []
             for batch in written.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
@@ -282,7 +288,8 @@ def _write(manifest: Manifest, size: int, folder: Folder, progress: Progress | N
             files.sort(key=lambda file: file.first)
             partial.write_json(INDEX, {"size": size, "files": [asdict(file) for file in files]})
     except OSError as error:
-        raise InputError(f"{folder}: cannot write shards: {error}; free space or choose another data.cache") from None
+        choice = "--storage" if reader else "data.cache"
+        raise InputError(f"{folder}: cannot write shards: {error}; free space or choose another {choice}") from None
     except ray.exceptions.RayTaskError as error:
         raise RunError(str(error).strip().splitlines()[-1]) from None
 

@@ -169,7 +169,8 @@ def prepare(
     manifest = manifest or examined(config, console)
     divided = divide(manifest, config.split, split, cache)
     with progress_bar(console, f"ingesting at {config.size} px") as step:
-        shards = ingest(divided.manifest, config.size, Folder(cache) if shelf is None or alone() else shelf, step)
+        place = Folder(cache) if shelf is None or alone() else shelf
+        shards = ingest(divided.manifest, config.size, place, step, shared=shelf is not None)
     return Prepared(
         config=config,
         shards=shards,
@@ -199,7 +200,7 @@ def shards_at(prepared: Prepared, size: int, console: Console) -> Shards:
     if size == prepared.shards.size:
         return prepared.shards
     with progress_bar(console, f"ingesting at {size} px") as step:
-        return ingest(prepared.manifest, size, Folder(cache_folder(prepared.config)), step)
+        return ingest(prepared.manifest, size, Folder(cache_folder(prepared.config)), step, shared=False)
 
 
 def _phantom(config: DataConfig, cache: Path, console: Console) -> Path:

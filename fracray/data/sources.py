@@ -4,11 +4,13 @@ Finds the folder, and brings it here first where it is elsewhere; must not know 
 or know of splits.
 """
 
+import fcntl
 import hashlib
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import pyarrow.fs as pafs
@@ -64,14 +66,28 @@ def _brought(uri: str, cache: Path, progress: Callable[[int, int], None]) -> Pat
         raise InputError(f"{uri}: cannot be read: {error}; check its address and credentials") from None
     if not files:
         raise InputError(f"{uri}: nothing is there; name a FracAtlas folder, its zip, or an imported set")
-    if strange := next((name for name in files if ".." in PurePosixPath(name).parts), None):
+    if strange := next((name for name in files if name.startswith("/") or ".." in PurePosixPath(name).parts), None):
         raise InputError(f"{uri}: {strange}: a name that leads out of the folder; rename it")
     listing = "\n".join(sorted(f"{name}|{about.size}|{about.mtime_ns}" for name, about in files.items()))
     key = hashlib.sha256(f"{uri}\n{listing}".encode()).hexdigest()[:16]
     copy = Path(cache).expanduser() / "downloads" / f"{PurePosixPath(base).name}-{key}"
-    if not copy.is_dir():
-        _bring(place, files, copy, progress)
+    with _only_one(copy):
+        if not copy.is_dir():
+            _bring(place, files, copy, progress)
     return copy / next(iter(files)) if found.type == pafs.FileType.File else copy
+
+
+@contextmanager
+def _only_one(copy: Path) -> Iterator[None]:
+    """The block, run by one process of this machine at a time: two would write into the same files."""
+    try:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(copy.with_name(f"{copy.name}.lock"), "w")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise InputError(f"{copy.parent}: {error.strerror}; choose another data.cache") from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _bring(place: Folder, files: dict[str, pafs.FileInfo], copy: Path, progress: Callable[[int, int], None]) -> None:
@@ -111,8 +127,6 @@ def _bring(place: Folder, files: dict[str, pafs.FileInfo], copy: Path, progress:
                 raise
         partial.rename(copy)
     except OSError as error:
-        if copy.is_dir():  # another process was faster
-            return
         raise InputError(
             f"{place}: cannot be brought to {copy.parent}: {error}; what has come is kept: give the command again"
         ) from None

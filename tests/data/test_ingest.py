@@ -128,6 +128,8 @@ def test_machines_that_see_neither_radiographs_nor_cache_write_the_same_shards(
     before = place.names("shards")
     assert ingest(manifest, 64, place) == shards
     assert place.names("shards") == before == [shards.folder.name]
+    alone_here = ingest(manifest, 64, Folder(tmp_path / "other"), shared=False)  # as evaluate does on a cluster
+    assert np.array_equal(alone_here.load(), here.load())
     with pytest.raises(RunError, match=r"No such file.*; it was readable when the data set was examined"):
         ingest(replace(manifest, root=tmp_path / "gone"), 48, place)
     assert not place.exists(f"shards/{fingerprint(manifest, 48)}/index.json")

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,8 @@ import urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from machines import free_ports
 
 ROOT = Path(__file__).parent.parent.parent
 TOKEN = "0123456789abcdef" * 4
@@ -32,7 +33,8 @@ def home_of(folder):
     home = {"HOME": str(folder), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
     environment = {**os.environ, **home, "PYTHONPATH": str(ROOT), "FRACRAY_CACHE": str(folder / "cache")}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    environment.pop("RAY_ADDRESS", None)
+    for name in ("RAY_ADDRESS", "FRACRAY_MACHINES", "FRACRAY_EXPECTED"):
+        environment.pop(name, None)
     return environment
 
 
@@ -40,7 +42,7 @@ def home_of(folder):
 def started_head(folder, *options, before=(), ip="127.0.0.1", ports=None, **variables):
     """A head with these further options of `ray start`; `before` stands before the command (ip netns exec ...)."""
     environment = {**home_of(folder), **variables}
-    ports = ports or free_ports(6)
+    ports = ports or free_ports(6, ip)
     names = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "node-manager-port")
     given = [f"--{name}={port}" for name, port in zip((*names, "ray-client-server-port"), ports, strict=True)]
     # /tmp is short: the paths of Ray's sockets have at most 107 bytes.
@@ -60,16 +62,6 @@ def started_head(folder, *options, before=(), ip="127.0.0.1", ports=None, **vari
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
-
-
-def free_ports(count):
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 def answers(url, before=()):
@@ -110,6 +102,10 @@ def fracray(head, *words, before=(), **options):
 
 def finished(process, seconds=300):
     """What a command printed; it must have ended well."""
-    out, _ = process.communicate(timeout=seconds)
+    try:
+        out, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise AssertionError(f"not finished after {seconds} s: {process.communicate()[0]}") from None
     assert process.returncode == 0, out
     return out

@@ -12,7 +12,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from heads import finished, fracray, free_ports, started_head
+from heads import finished, fracray, started_head
+from machines import free_ports
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 from fracray.cluster import told
@@ -97,7 +98,7 @@ def cluster(storage, port):
 
 
 def test_machines_come_from_nothing_hold_four_trials_a_gpu_and_go(tmp_path):
-    ports = free_ports(6)
+    ports = free_ports(6, "127.0.0.1")
     tree = cluster(tmp_path / "runs", ports[0])
     (tmp_path / "fake.yaml").write_text(yaml.safe_dump(tree))
     (tmp_path / "fake.json").write_text(json.dumps(tree))
@@ -118,10 +119,12 @@ def test_machines_come_from_nothing_hold_four_trials_a_gpu_and_go(tmp_path):
         words = ["--space", "space.yaml", "--storage", tmp_path / "runs", "--name", "packed", "--address", head.address]
         words += ["--gpus-per-trial", 0.25, "--cpus-per-trial", 0.5]
         head.environment.update(told(read_cluster(tmp_path / "fake.yaml")))
-        said = finished(fracray(head, "tune", *words, cwd=tmp_path), 300)
-        ended = time.time()
-        time.sleep(60 * IDLE_MINUTES + 20)
-        watcher.kill()
+        try:
+            said = finished(fracray(head, "tune", *words, cwd=tmp_path), 300)
+            ended = time.time()
+            time.sleep(60 * IDLE_MINUTES + 20)
+        finally:
+            watcher.kill()
         seen = [json.loads(line) for line in watcher.stdout]
     print(said)
     assert "6 of 6 trials to run, 4 at a time" in said

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import ExitStack
 from itertools import groupby
 
 import psutil
@@ -30,11 +31,12 @@ def test_a_training_takes_a_machine_in_and_outlives_it(tmp_path):
             time.sleep(0.1)
 
     memory = "--object-store-memory=200000000"
-    with started_head(tmp_path, "--num-cpus=1", "--num-gpus=0", memory) as head:
+    with started_head(tmp_path, "--num-cpus=1", "--num-gpus=0", memory) as head, ExitStack() as stack:
         words = ["--workers", "1-2", "--cpus-per-worker", 1, "--name", "elastic", "--address", head.address]
         words += ["--epochs", EPOCHS, "--set", "data.size=48", "--set", "model.width=8", "--set", "data.stream=memory"]
         words += ["--set", "data.phantom.count=160", "--set", "data.split.block=2", "--set", "train.keep_seconds=2"]
         training = fracray(head, "train", *words, cwd=tmp_path)
+        stack.callback(training.kill)
         wait(lambda: len(workers()) > 5)
         machine = subprocess.Popen(
             ["ray", "start", f"--address={head.address}", "--num-cpus=1", "--num-gpus=0", memory, "--block"],
@@ -42,6 +44,7 @@ def test_a_training_takes_a_machine_in_and_outlives_it(tmp_path):
             stdout=subprocess.DEVNULL,
             stderr=subprocess.STDOUT,
         )
+        stack.callback(machine.kill)
         wait(lambda: workers()[-1] == 2)
         wait(lambda: workers()[-10:] == [2] * 10)
         for process in [*psutil.Process(machine.pid).children(recursive=True), machine]:
