@@ -19,7 +19,7 @@ from typing import Any
 
 from fracray.config import PHANTOM, Config, parse_config
 from fracray.errors import InputError, RunError
-from fracray.storage import Folder
+from fracray.storage import Folder, refuse_secret
 
 EPOCHS, STATE, BEST = "epochs.json", "state.safetensors", "best"
 
@@ -115,10 +115,9 @@ def stored_config(run: Folder) -> Config:
 
 
 def data_source(path: str) -> str:
-    """What --data names, by an absolute path: a run is resumed from other folders too. InputError as of Folder."""
-    if "://" in path:
-        return Folder(path).location
-    return path if path == PHANTOM else str(Path(path).expanduser().absolute())
+    """What --data names, by an absolute path, for a run is resumed from other folders too; `refuse_secret` applies."""
+    refuse_secret(path)
+    return path if path == PHANTOM or "://" in path else str(Path(path).expanduser().absolute())
 
 
 def open_run(location: str) -> Folder:

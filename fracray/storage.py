@@ -23,14 +23,18 @@ RETRIES = 9  # of each request to S3, each after twice as long a wait
 READS = 5  # of a file that is replaced each time while it is read
 
 
+def refuse_secret(location: str) -> None:
+    """InputError for a URI with a password: runs and checkpoints keep their places, and are handed on."""
+    if "://" in location and (uri := urlsplit(location)).password:
+        raise InputError(f"{uri.scheme}://...@{uri.hostname}: leave the secret out; give it by the environment")
+
+
 class Folder:
     """A folder on a path or a URI. Every write replaces a whole file at once; a reader never sees half of one."""
 
     def __init__(self, location: str | Path) -> None:
         text = str(location)
-        if "://" in text and urlsplit(text).password:
-            safe = urlsplit(text).hostname
-            raise InputError(f"{safe}: a URI with a secret in it would be kept in runs; give it by the environment")
+        refuse_secret(text)
         self.is_local = "://" not in text
         try:
             if self.is_local:

@@ -290,3 +290,10 @@ def test_json_is_readable_by_people(tmp_path):
     text = (tmp_path / "tree.json").read_text()
     assert text.count("\n") >= 2
     assert json.loads(text) == {"a": 1}
+
+
+def test_a_uri_with_a_secret_is_refused_without_showing_it():
+    for opened in (Folder, data_source):
+        with pytest.raises(InputError, match=r"^s3://\.\.\.@bucket: leave the secret out") as refused:
+            opened("s3://KEY:HUSH@bucket/atlas")
+        assert "HUSH" not in str(refused.value)
