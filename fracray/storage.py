@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from fracray.errors import InputError, RunError
 
 RETRIES = 9  # of each request to S3, each after twice as long a wait
 READS = 5  # of a file that is replaced each time while it is read
+AT_ONCE_SECONDS, PAUSE_SECONDS = 2.0, 0.3  # of a failed read that is tried again, and before it is
 
 
 def refuse_secret(location: str) -> None:
@@ -102,14 +104,24 @@ class Folder:
         try:
             if self.is_local:
                 return Path(target).read_bytes()
-            for _ in range(READS):
-                # One request for all of it: what `open_input_stream` gives in several may be of several files.
-                with self._fs.open_input_file(target) as file:
-                    data, version = file.read(), file.metadata()
-                # As many bytes came as the file had when it was opened: of one that replaced it then, too few.
-                with self._fs.open_input_file(target) as file:
-                    if file.metadata() == version:
-                        return data
+            for left in reversed(range(READS)):
+                begun = time.monotonic()
+                try:
+                    # One request for all of it: what `open_input_stream` gives in several may be of several files.
+                    with self._fs.open_input_file(target) as file:
+                        data, version = file.read(), file.metadata()
+                    # As many bytes came as the file had when it was opened: of one that replaced it then, too few.
+                    with self._fs.open_input_file(target) as file:
+                        if file.metadata() == version:
+                            return data
+                except FileNotFoundError:
+                    raise
+                except OSError:
+                    # Some answers that were cut short are not asked for again by the filesystem, which is known by its
+                    # giving up at once.
+                    if not left or time.monotonic() - begun > AT_ONCE_SECONDS:
+                        raise
+                    time.sleep(PAUSE_SECONDS)
         except FileNotFoundError:
             raise InputError(f"{self}: {name} is not there") from None
         except OSError as error:
@@ -235,9 +247,7 @@ def _opened(uri: str) -> tuple[pafs.FileSystem, str]:
     if not isinstance(filesystem, pafs.S3FileSystem) or "tls_" in uri:  # of which pyarrow hands not all settings on
         return filesystem, path
     _, (settings,) = filesystem.__reduce__()
-    # One request writes a small file then, where by itself pyarrow makes three.
-    settings |= {"allow_delayed_open": True, "retry_strategy": pafs.AwsDefaultS3RetryStrategy(max_attempts=RETRIES)}
-    return pafs.S3FileSystem(**settings), path
+    return pafs.S3FileSystem(**settings, retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=RETRIES)), path
 
 
 @contextmanager

@@ -37,7 +37,8 @@ space: {{model.dropout: {{float: [0.0, 0.7]}}}}
 LOOK = """
 import sys
 from ray.util.state import list_nodes
-print(*(node.node_ip for node in list_nodes(address=sys.argv[1], filters=[("state", "=", "ALIVE")])))
+ALIVE = [("state", "=", "ALIVE")]
+print(*(node.node_ip for node in list_nodes(address=sys.argv[1], filters=ALIVE, raise_on_missing_output=False)))
 """
 
 
