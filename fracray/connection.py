@@ -281,9 +281,12 @@ def _slots(cpus: float, gpus: float, spare_cpus: float) -> int:
 
 
 def cpus_for(workers: int, gpus: float, spare_cpus: float = 0.0) -> float:
-    """The most whole CPUs that each of so many workers can have, or half a one; `spare_cpus` as of trials_at_once."""
-    most = int(max(machine.cpus for machine in machines()))
-    return next((float(cpus) for cpus in range(most, 0, -1) if _slots(cpus, gpus, spare_cpus) >= workers), 0.5)
+    """The most whole CPUs that each of so many workers can have; `spare_cpus` as of trials_at_once.
+
+    1 where there is not one for each, and half a one where that leaves room for what is to be spared.
+    """
+    most, rest = int(max(machine.cpus for machine in machines())), 0.5 if spare_cpus else 1.0
+    return next((float(cpus) for cpus in range(most, 0, -1) if _slots(cpus, gpus, spare_cpus) >= workers), rest)
 
 
 def refuse_shared_gpu(workers: int, gpus: float) -> None:
