@@ -22,6 +22,7 @@ from fracray.launcher import DASHBOARD_PORT, RAY, dashboard_port, reason
 
 REACH_SECONDS = 60.0  # for the way to the head to open
 AGAIN_SECONDS = 5.0  # between two tries to reach it again
+ERASE, UP = "\x1b[2K", "\x1b[1A"  # a line on a terminal; to the line above
 LOST_SECONDS = 600.0  # without a word of the head; then it is given up
 
 
@@ -126,6 +127,7 @@ class Follower:
         self._job, self._out = job, out
         self._shown = 0
         self._heard = time.monotonic()
+        self._line_ended = False
 
     def silence(self) -> float:
         """Seconds since the head was last heard of."""
@@ -153,9 +155,17 @@ class Follower:
             self._heard = time.monotonic()
             fresh, skip = words[skip:], max(0, skip - len(words))
             if fresh:
-                self._out.write(fresh)
+                self._out.write(self._redrawn(fresh))
                 self._out.flush()
                 self._shown += len(fresh)
+
+    def _redrawn(self, words: str) -> str:
+        """The words with a table's returns to the line's beginning, of which Ray's reader of logs makes new lines."""
+        drawn = words.replace(f"\n{ERASE}", f"\r{ERASE}")
+        if self._line_ended and words.startswith(ERASE):
+            drawn = f"{UP}{drawn}"  # the return was the last of what came before
+        self._line_ended = words.endswith("\n")
+        return drawn
 
 
 def jobs(client: Any) -> list[Any]:

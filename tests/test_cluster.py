@@ -1,5 +1,6 @@
 """`python -m fracray.cluster`: the faults of cluster files with their lines, and jobs on a head that is up."""
 
+import io
 import json
 import os
 import re
@@ -37,6 +38,7 @@ from fracray.cluster_file import read_cluster
 from fracray.config import Config, parse_config
 from fracray.connection import EXPECTED, PROMISED
 from fracray.errors import InputError, RunError, run_verb
+from fracray.jobs import Follower
 
 FILES = Path(__file__).parent.parent / "cluster"
 MACHINE = {"SecurityGroupIds": ["sg-1"], "IamInstanceProfile": {"Name": "mine"}, "ImageId": "ami-1"}
@@ -535,3 +537,11 @@ def test_a_search_is_promised_no_more_machines_than_the_cap(cluster_file):
         "provider: {type: local, head_ip: a, worker_ips: [b, c]}\nmax_workers: 2\n"
     )
     assert told(read_cluster(tmp)) == {EXPECTED: "3"}
+
+
+def test_a_table_is_drawn_over_itself_though_ray_turns_its_returns_into_new_lines():
+    follower = Follower("atlas", io.StringIO())
+    assert follower._redrawn("a\nb\n\x1b[2K\x1b[1A\x1b[2Kc\n") == "a\nb\r\x1b[2K\x1b[1A\x1b[2Kc\n"
+    assert follower._redrawn("\x1b[2Kd") == "\x1b[1A\x1b[2Kd"
+    assert follower._redrawn("\x1b[2Ke\n") == "\x1b[2Ke\n"
+    assert follower._redrawn("f\n") == "f\n"
