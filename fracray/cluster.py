@@ -13,7 +13,7 @@ from fracray.checkpoint import read_card
 from fracray.cluster_file import SLURM, ClusterFile, Need, read_cluster
 from fracray.cluster_rules import faults, remarks, unshared
 from fracray.config import PHANTOM, SearchConfig
-from fracray.connection import EXPECTED, Machine, promise
+from fracray.connection import EXPECTED, promise
 from fracray.errors import InputError, RunError, run_verb
 from fracray.jobs import AGAIN_SECONDS, LOST_SECONDS, Follower, jobs, reach, submit
 from fracray.show import new_console, new_table
@@ -155,7 +155,7 @@ def _submit(args: argparse.Namespace, command: list[str], console: Console) -> N
 def told(cluster: ClusterFile) -> dict[str, str]:
     """What the job cannot know by itself: what machines may still come, and what screen it is looked at on."""
     nodes = cluster.at_best(lambda node: node.gpus or 0.0)
-    known = [Machine(node.cpus, node.gpus or 0.0, node.most) for node in nodes if node.cpus is not None]
+    known = [node.machine for node in nodes if node.machine is not None]
     # Of machines of one's own the file does not say what they have, only how many `ray up` sets up.
     expected = {EXPECTED: str(sum(node.least for node in nodes))}
     environment = promise(known) if len(known) == len(nodes) else expected

@@ -51,11 +51,16 @@ class NodeType:
     most: int
     head: bool = False
 
+    @property
+    def machine(self) -> Machine | None:
+        """As a search is told of it; None where the file does not say what it has."""
+        return None if self.cpus is None else Machine(self.cpus, self.gpus or 0.0, self.most)
+
     def workers(self, need: Need) -> float:
         """How many workers of a trial fit one such machine; infinite where the file does not say what it has."""
-        if self.cpus is None or (need.gpus and self.gpus is None):
+        if self.machine is None or (need.gpus and self.gpus is None):
             return math.inf
-        return Machine(self.cpus, self.gpus or 0.0, 1).workers(need.cpus, need.gpus)
+        return self.machine.workers(need.cpus, need.gpus)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import yaml
 from fracray.batch_file import COMMANDS as SCRIPT
 from fracray.batch_file import LATE, OPTIONS
 from fracray.cluster_file import KUBERAY, LAUNCHER, SLURM, ClusterFile, Need, kuberay_spec
-from fracray.connection import PROMISED, Machine, promise
+from fracray.connection import PROMISED, promise
 from fracray.marked import Marked
 
 PLACEHOLDER = "YOUR-"  # what fracray's own cluster files leave to their user
@@ -151,9 +151,10 @@ def _trials(cluster: ClusterFile, need: Need) -> Iterator[str]:
 
 def _promised(cluster: ClusterFile) -> Iterator[str]:
     """A RayJob's search is told by its environment what pods it may get; `submit` tells it for the others."""
-    if cluster.kind != "RayJob" or any(node.cpus is None for node in cluster.nodes):
+    known = [node.machine for node in cluster.nodes if node.machine is not None]
+    if cluster.kind != "RayJob" or len(known) < len(cluster.nodes):
         return
-    (told,) = promise([Machine(node.cpus or 0.0, node.gpus or 0.0, node.most) for node in cluster.nodes]).values()
+    told = promise(known)[PROMISED]
     where = cluster.file.where("spec", "runtimeEnvYAML")
     try:
         given = yaml.safe_load(cluster.file.tree["spec"].get("runtimeEnvYAML") or "")["env_vars"][PROMISED]

@@ -183,19 +183,21 @@ def machines() -> list[Machine]:
             return [machine for machine in found if machine.count] or [Machine(0.0, 0.0, 1)]
         except (ValueError, TypeError, KeyError):
             raise InputError(f"{PROMISED}: {promised}: expected a list of {{cpus, gpus, count}} as JSON") from None
+    return [Machine(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0), 1) for node in _alive()]
+
+
+def _alive() -> list[dict[str, Any]]:
+    """The cluster's present machines, as Ray tells of them."""
     import ray
 
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Machine(node.get("CPU", 0.0), node.get("GPU", 0.0), 1) for node in alive]
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def gather(say: Callable[[str], None]) -> None:
     """Wait for the machines that `submit` was told are on their way, saying so; for half an hour at most."""
-    import ray
-
     expected = _expected()
     deadline, said = time.monotonic() + GATHER_SECONDS, 0
-    while (up := sum(node["Alive"] for node in ray.nodes())) < expected:
+    while (up := len(_alive())) < expected:
         if time.monotonic() > deadline:
             say(f"going on with {up} of the cluster's {expected} machines; see what keeps the others with `ray status`")
             return
@@ -233,9 +235,14 @@ def present(resource: str) -> float:
 def here() -> Any:
     """The scheduling strategy that keeps a task or actor on the machine of this process."""
     import ray
+
+    return _on(ray.get_runtime_context().get_node_id())
+
+
+def _on(node_id: str) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return NodeAffinitySchedulingStrategy(node_id, soft=False)
 
 
 def require_seen(path: str, setting: str) -> None:
@@ -243,15 +250,11 @@ def require_seen(path: str, setting: str) -> None:
     if alone():
         return
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     sees = ray.remote(num_cpus=0)(os.path.exists)
     asked = {
-        node["NodeManagerAddress"]: sees.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(path)
-        for node in ray.nodes()
-        if node["Alive"]
+        node["NodeManagerAddress"]: sees.options(scheduling_strategy=_on(node["NodeID"])).remote(path)
+        for node in _alive()
     }
     blind = [address for address, answer in asked.items() if not _seen(answer)]
     if blind:

@@ -11,10 +11,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fracray.cluster_file import ClusterFile, read_cluster
+from fracray.cluster_file import LAUNCHER, ClusterFile, read_cluster
 from fracray.errors import InputError, RunError
 from fracray.launcher import copy_from_head, run_on_head
 from fracray.run import BEST, EPOCHS
+from fracray.storage import below
 
 
 def place_of(cluster: ClusterFile, run: str) -> str:
@@ -26,8 +27,7 @@ def place_of(cluster: ClusterFile, run: str) -> str:
             f"{run}: {cluster.file.origin} does not say where runs are kept (metadata.storage); give the run's whole "
             "path on the head, or its URI"
         )
-    address, question, query = cluster.storage.partition("?")
-    return f"{address.rstrip('/')}/{run}{question}{query}"
+    return below(cluster.storage, run)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def opened_on_head(file: str, run: str) -> Iterator[HeadRun | str]:
     if "://" in place:
         yield place
         return
-    if cluster.kind != "ray up":
+    if cluster.kind != LAUNCHER:
         raise InputError(
             f"{file}: a {cluster.kind} has no SSH by which {place} could be fetched; copy the run from its head's pod "
             "by `kubectl cp` and fetch it from there, or keep runs in a bucket and give the URI"

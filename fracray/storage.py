@@ -25,6 +25,12 @@ READS = 5  # of a file that is replaced each time while it is read
 AT_ONCE_SECONDS, PAUSE_SECONDS = 2.0, 0.3  # of a failed read that is tried again, and before it is
 
 
+def below(location: str, name: str) -> str:
+    """The path or URI of what is called so in the folder at `location`, whose URI may end in options."""
+    address, question, query = location.partition("?")
+    return f"{address.rstrip('/')}/{name}{question}{query}"
+
+
 def refuse_secret(location: str) -> None:
     """InputError for a URI with a password: runs and checkpoints keep their places, and are handed on."""
     if "://" in location and (uri := urlsplit(location)).password:
@@ -67,8 +73,7 @@ class Folder:
         """A folder inside this one."""
         if self.is_local:
             return Folder(Path(self._base) / name)
-        address, question, query = self.location.partition("?")
-        return Folder(f"{address.rstrip('/')}/{quote(name)}{question}{query}")
+        return Folder(below(self.location, quote(name)))
 
     @property
     def filesystem(self) -> pafs.FileSystem:

@@ -259,11 +259,12 @@ def _write(manifest: Manifest, size: int, folder: Folder, progress: Progress | N
     )
     blocks = [work.slice(start, count) for start, count in _tasks(used, rows, int(capacity("CPU")))]
     reader, where = None, {}
-    if not alone() and not shared:  # this machine, which may have no CPU for tasks to Ray's mind
-        where = {"scheduling_strategy": here(), "num_cpus": 0, "concurrency": min(len(blocks), os.cpu_count() or 1)}
-    elif not alone():
-        reader = ray.remote(num_cpus=0, max_concurrency=2 * READ_AHEAD, scheduling_strategy=here())(_Reader)
-        reader = reader.remote(str(manifest.root))
+    if not alone():
+        on_this_machine = {"num_cpus": 0, "scheduling_strategy": here()}  # it may have no CPU for tasks to Ray's mind
+        if shared:
+            reader = ray.remote(max_concurrency=2 * READ_AHEAD, **on_this_machine)(_Reader).remote(str(manifest.root))
+        else:
+            where = {"concurrency": min(len(blocks), os.cpu_count() or 1), **on_this_machine}
     try:
         with _filling(folder) as partial:
             written = ray.data.from_arrow(blocks).map_batches(
