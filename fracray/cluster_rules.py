@@ -38,6 +38,7 @@ COMMANDS = (
     "worker_start_ray_commands",
     SCRIPT,
 )
+SPOT_FIRST = "fracray.spot.SpotFirst"  # named only: it needs boto3, which a check does not
 # What a node type of AWS must say, for what Ray or AWS does otherwise.
 AWS = {
     "SecurityGroupIds": "Ray would make a group whose SSH port is open to the world",
@@ -239,7 +240,8 @@ def _open_ports(cluster: ClusterFile) -> Iterator[str]:
         for at in ("head_start_ray_commands", "worker_start_ray_commands"):
             if not any("RAY_AUTH_MODE=token" in str(command) for command in tree.get(at) or []):
                 yield f"{file.where(at)}: {at} does not turn Ray's authentication on; export RAY_AUTH_MODE=token in it"
-        if (tree.get("provider") or {}).get("type") == "aws":
+        provider = tree.get("provider") or {}
+        if provider.get("type") == "aws" or provider.get("module") == SPOT_FIRST:
             yield from _aws(cluster)
     elif cluster.kind in KUBERAY:
         if (kuberay_spec(file).get("authOptions") or {}).get("mode") != "token":

@@ -2,36 +2,19 @@
 
 import io
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
-from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 
-import boto3
 import pytest
 import ray
 import yaml
 from heads import started_head
-from moto import mock_aws
-from ray.autoscaler._private.aws.config import bootstrap_aws
-from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
-from ray.autoscaler._private.util import prepare_config
-from ray.autoscaler.tags import (
-    NODE_KIND_HEAD,
-    NODE_KIND_WORKER,
-    TAG_RAY_LAUNCH_CONFIG,
-    TAG_RAY_NODE_KIND,
-    TAG_RAY_NODE_NAME,
-    TAG_RAY_NODE_STATUS,
-    TAG_RAY_USER_NODE_TYPE,
-)
 
 from fracray.cluster import _prepared, main, told
 from fracray.cluster_file import read_cluster
@@ -332,6 +315,13 @@ def test_the_files_that_come_with_fracray_are_sound_once_filled_in(name, filled,
     assert "nothing wrong was found" in capsys.readouterr().out
 
 
+def test_the_rules_of_aws_hold_for_the_provider_that_turns_from_spot_to_on_demand(filled, capsys):
+    text = (filled / "gpu.yaml").read_text()
+    (filled / "gpu.yaml").write_text(text.replace("      SecurityGroupIds: [sg-my-GROUP]\n", "", 1))
+    assert run_verb(main, ["check", str(filled / "gpu.yaml")]) == 2
+    assert "head names no SecurityGroupIds; Ray would make a group" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["local", "gpu", "gcp", "azure", "raycluster", "rayjob"])
 def test_what_is_left_to_fill_in_is_told(name, capsys, monkeypatch):
     monkeypatch.chdir(FILES.parent)
@@ -351,67 +341,6 @@ def test_the_locks_of_the_cluster_are_those_of_the_project():
     for cloud in ("aws", "gcp", "azure"):
         assert pins[cloud]
         assert all(pin == known.get(pin.partition("==")[0], pin) for pin in pins[cloud])
-
-
-def test_aws_is_asked_for_what_gpu_yaml_says(filled):
-    """In a process of its own: moto's AWS in this one would empty the object store that other tests keep in it."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as alone:
-        alone.submit(launch_and_look, filled).result()
-
-
-def launch_and_look(filled):
-    """Ray's own bootstrap and node provider against moto's AWS, up to the launched machines."""
-    os.environ.update(AWS_ACCESS_KEY_ID="none", AWS_SECRET_ACCESS_KEY="none")
-    os.environ["HOME"] = str(filled)  # where Ray keeps its key pair
-    text = (filled / "gpu.yaml").read_text()
-    with mock_aws():
-        tree = yaml.safe_load(text)
-        ec2, iam = boto3.client("ec2", tree["provider"]["region"]), boto3.client("iam")
-        vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
-        group = ec2.create_security_group(GroupName="mine", Description="mine", VpcId=vpc)["GroupId"]
-        image = ec2.describe_images()["Images"][0]["ImageId"]
-        for profile in ("my-HEAD-PROFILE", "my-WORKER-PROFILE"):
-            iam.create_instance_profile(InstanceProfileName=profile)
-        text = text.replace("sg-my-GROUP", group).replace("ami-my-DEEP-LEARNING-BASE-AMI", image)
-        roles, groups = len(iam.list_roles()["Roles"]), len(ec2.describe_security_groups()["SecurityGroups"])
-        config = bootstrap_aws(prepare_config(yaml.safe_load(text)))
-        provider = AWSNodeProvider(config["provider"], config["cluster_name"])
-        for name, kind in config["available_node_types"].items():
-            tags = {
-                TAG_RAY_NODE_KIND: NODE_KIND_HEAD if name == "head" else NODE_KIND_WORKER,
-                TAG_RAY_USER_NODE_TYPE: name,
-                TAG_RAY_NODE_NAME: f"ray-{name}",
-                TAG_RAY_LAUNCH_CONFIG: name,
-                TAG_RAY_NODE_STATUS: "uninitialized",
-            }
-            provider.create_node(kind["node_config"], tags, 1)
-        found = {}
-        for reservation in ec2.describe_instances()["Reservations"]:
-            for machine in reservation["Instances"]:
-                names = {tag["Key"]: tag["Value"] for tag in machine["Tags"]}
-                found[names[TAG_RAY_USER_NODE_TYPE]] = machine
-        assert {name: machine["InstanceType"] for name, machine in found.items()} == {
-            "head": "m6i.xlarge",
-            "gpu_spot": "g5.2xlarge",
-            "gpu_on_demand": "g5.2xlarge",
-            "cpu": "m6i.2xlarge",
-        }
-        assert {name for name, machine in found.items() if machine.get("InstanceLifecycle") == "spot"} == {
-            "gpu_spot",
-            "cpu",
-        }
-        for name, machine in found.items():
-            profile = "my-HEAD-PROFILE" if name == "head" else "my-WORKER-PROFILE"
-            assert machine["IamInstanceProfile"]["Arn"].endswith(f"/{profile}")
-            assert [given["GroupId"] for given in machine["SecurityGroups"]] == [group]
-            (disk,) = machine["BlockDeviceMappings"]
-            (volume,) = ec2.describe_volumes(VolumeIds=[disk["Ebs"]["VolumeId"]])["Volumes"]
-            assert (volume["Size"], volume["VolumeType"], volume["Encrypted"]) == (100, "gp3", True)
-        # Ray made no role of its own, and no group whose SSH port is open to the world.
-        assert len(iam.list_roles()["Roles"]) == roles
-        made = ec2.describe_security_groups()["SecurityGroups"]
-        assert len(made) == groups
-        assert "0.0.0.0/0" not in str([one["IpPermissions"] for one in made])
 
 
 # ---------------------------------------------------------------- submit and attach

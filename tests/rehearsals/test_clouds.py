@@ -1,21 +1,30 @@
-"""Rehearsal: what cluster/gcp.yaml and cluster/azure.yaml have Ray ask of the clouds, up to the launched machines.
+"""Rehearsal: what gpu.yaml, gcp.yaml and azure.yaml have Ray ask of the clouds, up to the launched machines.
 
-Ray's own bootstrap and node providers run with the clouds' own libraries. Google's builds and judges its requests by
-the API's published description, which it carries, and the test answers in the place of the network; Azure's speaks to
-an imitation of its API on loopback. A request that the imitation does not know fails the test: nothing else is asked.
+Ray's own bootstrap and node providers run with the clouds' own libraries. Amazon's speaks to moto's AWS. Google's
+builds and judges its requests by the API's published description, which it carries, and the test answers in the place
+of the network; Azure's speaks to an imitation of its API on loopback. A request that the imitation does not know
+fails the test: nothing else is asked.
 """
 
 import json
+import os
 import re
 import threading
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
+import boto3
 import pytest
 import yaml
+from moto import mock_aws
+from ray.autoscaler._private.providers import _get_node_provider, _get_node_provider_cls
 from ray.autoscaler._private.util import prepare_config
+from ray.autoscaler.node_launch_exception import NodeLaunchException
 from ray.autoscaler.tags import (
     NODE_KIND_HEAD,
     NODE_KIND_WORKER,
@@ -42,9 +51,10 @@ def read(tmp_path, monkeypatch):
     return read
 
 
-def launch(provider, config):
-    """One node of each type, as the launcher starts the head and the autoscaler the workers."""
-    for name, kind in config["available_node_types"].items():
+def launch(provider, config, *names):
+    """One node of each type, or of those named, as the launcher starts the head and the autoscaler the workers."""
+    for name in names or config["available_node_types"]:
+        kind = config["available_node_types"][name]
         head = name == config["head_node_type"]
         tags = {
             TAG_RAY_NODE_KIND: NODE_KIND_HEAD if head else NODE_KIND_WORKER,
@@ -55,6 +65,94 @@ def launch(provider, config):
         }
         before = config.get("head_node", {}) if head else {}  # the launcher lays the file's words over these
         provider.create_node({**before, **kind["node_config"]}, tags, 1)
+
+
+# ---------------------------------------------------------------- AWS
+
+
+def test_aws_is_asked_for_what_gpu_yaml_says(tmp_path):
+    """In a process of its own: moto's AWS in this one would empty the object store that other tests keep in it."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as alone:
+        alone.submit(launch_on_aws, tmp_path).result()
+
+
+def launch_on_aws(home):
+    os.environ.update(AWS_ACCESS_KEY_ID="none", AWS_SECRET_ACCESS_KEY="none", HOME=str(home))
+    text = (FILES / "gpu.yaml").read_text().replace("YOUR-", "my-")
+    region = yaml.safe_load(text)["provider"]["region"]
+    with mock_aws():
+        ec2, iam = boto3.client("ec2", region), boto3.client("iam")
+        vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
+        group = ec2.create_security_group(GroupName="mine", Description="mine", VpcId=vpc)["GroupId"]
+        image = ec2.describe_images()["Images"][0]["ImageId"]
+        for profile in ("my-HEAD-PROFILE", "my-WORKER-PROFILE"):
+            iam.create_instance_profile(InstanceProfileName=profile)
+        text = text.replace("sg-my-GROUP", group).replace("ami-my-DEEP-LEARNING-BASE-AMI", image)
+        roles, groups = len(iam.list_roles()["Roles"]), len(ec2.describe_security_groups()["SecurityGroups"])
+        config = prepare_config(yaml.safe_load(text))
+        config = _get_node_provider_cls(config["provider"]).bootstrap_config(config)
+        provider = _get_node_provider(config["provider"], config["cluster_name"], use_cache=False)
+        launch(provider, config)
+        assert machines(ec2) == {
+            "head": ("m6i.xlarge", "my-HEAD-PROFILE", group, False),
+            "gpu": ("g5.2xlarge", "my-WORKER-PROFILE", group, True),
+            "cpu": ("m6i.2xlarge", "my-WORKER-PROFILE", group, True),
+        }
+        for volume in ec2.describe_volumes()["Volumes"]:
+            assert (volume["Size"], volume["VolumeType"], volume["Encrypted"]) == (100, "gp3", True)
+        without_spot(provider, config, ec2)
+        # Ray made no role of its own, and no group whose SSH port is open to the world.
+        assert len(iam.list_roles()["Roles"]) == roles
+        made = ec2.describe_security_groups()["SecurityGroups"]
+        assert len(made) == groups
+        assert "0.0.0.0/0" not in str([one["IpPermissions"] for one in made])
+
+
+def machines(ec2):
+    """The machines that run, {type of node: (type of machine, profile, security group, whether on spot)}."""
+    found = {}
+    for reservation in ec2.describe_instances(Filters=[{"Name": "instance-state-name", "Values": ["running"]}])[
+        "Reservations"
+    ]:
+        for machine in reservation["Instances"]:
+            (name,) = [tag["Value"] for tag in machine["Tags"] if tag["Key"] == TAG_RAY_USER_NODE_TYPE]
+            profile = machine["IamInstanceProfile"]["Arn"].rpartition("/")[2]
+            (group,) = [given["GroupId"] for given in machine["SecurityGroups"]]
+            assert name not in found
+            found[name] = (machine["InstanceType"], profile, group, machine.get("InstanceLifecycle") == "spot")
+    return found
+
+
+def without_spot(provider, config, ec2):
+    """AWS has no spot machine, in no zone: the workers come on demand. Then it has none at all, which is told."""
+    before = machines(ec2)
+    ec2.terminate_instances(InstanceIds=provider.non_terminated_nodes({}))
+    asked, has_on_demand = [], True
+
+    def answer(params, **_):
+        spot = params["body"].get("InstanceMarketOptions.MarketType") == "spot"
+        asked.append((spot, params["body"]["SubnetId"]))
+        if has_on_demand and not spot:
+            return None  # moto's turn
+        said = {"Code": "InsufficientInstanceCapacity", "Message": "There is no capacity."}
+        return SimpleNamespace(status_code=500), {"Error": said}
+
+    provider.ec2_fail_fast.meta.client.meta.events.register_first("before-call.ec2.RunInstances", answer)
+    launch(provider, config, "gpu", "cpu")
+    assert machines(ec2) == {name: (*before[name][:3], False) for name in ("gpu", "cpu")}
+    zones = len(config["provider"]["availability_zone"].split(","))
+    spots, rest = ([zone for spot, zone in asked if spot == kind] for kind in (True, False))
+    assert len(set(spots)) == zones == 3
+    assert len(rest) == 2
+
+    asked.clear()
+    has_on_demand = False
+    with pytest.raises(NodeLaunchException, match="no capacity") as refused:
+        launch(provider, config, "gpu")
+    assert refused.value.category == "InsufficientInstanceCapacity"
+    with pytest.raises(NodeLaunchException, match="no capacity"):
+        launch(provider, config, "head")
+    assert len({zone for spot, zone in asked if not spot}) == zones
 
 
 # ---------------------------------------------------------------- Google Cloud
