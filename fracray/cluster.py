@@ -10,10 +10,10 @@ from pathlib import Path
 from rich.console import Console
 
 from fracray.checkpoint import read_card
-from fracray.cluster_file import SLURM, ClusterFile, Need, read_cluster
+from fracray.cluster_file import LAUNCHER, SLURM, ClusterFile, Need, read_cluster
 from fracray.cluster_rules import faults, remarks, unshared
 from fracray.config import PHANTOM, SearchConfig
-from fracray.connection import EXPECTED, promise
+from fracray.connection import EXPECTED, FILE, promise
 from fracray.errors import InputError, RunError, run_verb
 from fracray.jobs import AGAIN_SECONDS, LOST_SECONDS, Follower, jobs, reach, submit
 from fracray.show import new_console, new_table
@@ -153,12 +153,14 @@ def _submit(args: argparse.Namespace, command: list[str], console: Console) -> N
 
 
 def told(cluster: ClusterFile) -> dict[str, str]:
-    """What the job cannot know by itself: what machines may still come, and what screen it is looked at on."""
+    """What the job cannot know by itself: what machines may still come, how it was reached and what screen shows it."""
     nodes = cluster.at_best(lambda node: node.gpus or 0.0)
     known = [node.machine for node in nodes if node.machine is not None]
     # Of machines of one's own the file does not say what they have, only how many `ray up` sets up.
     expected = {EXPECTED: str(sum(node.least for node in nodes))}
     environment = promise(known) if len(known) == len(nodes) else expected
+    if cluster.kind == LAUNCHER:
+        environment[FILE] = cluster.file.origin
     if sys.stdout.isatty():
         columns, lines = shutil.get_terminal_size()
         # Rich reads these three: the job's table is drawn for this terminal, in the job's log.

@@ -34,6 +34,7 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
+FILE = "FRACRAY_CLUSTER_FILE"  # by what file `submit` reached the cluster, as it was typed
 EXPECTED = "FRACRAY_EXPECTED"  # how many machines are on their way, where nobody knows what they have
 GATHER_SECONDS = 1800.0  # which a machine may take to be set up
 PROMISED = "FRACRAY_MACHINES"  # what the cluster may grow to: Ray itself does not say it to a driver

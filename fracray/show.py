@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fracray.config import PHANTOM, Config
+from fracray.connection import FILE
 from fracray.data.findings import Findings
 from fracray.data.prepare import PHANTOM_NOTICE, Prepared
 from fracray.data.shortcuts import Baseline
@@ -330,7 +331,9 @@ def say_next_steps(console: Console, run: Folder, checkpoint: str, source: str) 
     data = "" if source == PHANTOM else f" --data {quote(source)}"
     console.print(f"\ncheckpoint: {run.sub(checkpoint)}", soft_wrap=True)
     console.print("next:", soft_wrap=True)
-    console.print(
-        f"  python -m fracray.fetch {quote(str(run))} --to {quote(f'checkpoints/{run.name}')}", soft_wrap=True
-    )
+    fetch, target = f"  python -m fracray.fetch {quote(str(run))}", quote(f"checkpoints/{run.name}")
+    if run.is_local and (file := os.environ.get(FILE)):  # typed where no path of this machine means anything
+        console.print(f"{fetch} --cluster {quote(file)} --to {target}", soft_wrap=True)
+        return
+    console.print(f"{fetch} --to {target}", soft_wrap=True)
     console.print(f"  python -m fracray.evaluate {quote(str(run.sub(checkpoint)))}{data} --split test", soft_wrap=True)

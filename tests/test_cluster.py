@@ -14,12 +14,12 @@ from types import SimpleNamespace
 import pytest
 import ray
 import yaml
-from heads import started_head
+from heads import space, started_head
 
 from fracray.cluster import _prepared, main, told
 from fracray.cluster_file import read_cluster
 from fracray.config import Config, parse_config
-from fracray.connection import EXPECTED, PROMISED
+from fracray.connection import EXPECTED, FILE, PROMISED
 from fracray.errors import InputError, RunError, run_verb
 from fracray.jobs import Follower
 
@@ -362,24 +362,12 @@ def command(head, *words, **options):
     )
 
 
-SPACE = """
-metric: val_accuracy
-mode: max
-trials: 3
-epochs: 100
-sampler: {name: random, seed: 0}
-scheduler: {name: none}
-base: {data: {size: 32, phantom: {count: 60}, split: {block: 2}}, model: {width: 4}}
-space: {model.dropout: {float: [0.0, 0.7]}}
-"""
-
-
 @pytest.fixture
 def cluster_file(tmp_path):
     shared = tmp_path / "shared"
     tree = {**LAUNCHER, "metadata": {"storage": str(shared), "shared": [str(shared)]}}
     (tmp_path / "here.yaml").write_text(yaml.safe_dump(tree))
-    (tmp_path / "space.yaml").write_text(SPACE)
+    (tmp_path / "space.yaml").write_text(space(3, 100))
     return tmp_path / "here.yaml"
 
 
@@ -465,7 +453,7 @@ def test_a_search_is_promised_no_more_machines_than_the_cap(cluster_file):
     (tmp := cluster_file.with_name("own.yaml")).write_text(
         "provider: {type: local, head_ip: a, worker_ips: [b, c]}\nmax_workers: 2\n"
     )
-    assert told(read_cluster(tmp)) == {EXPECTED: "3"}
+    assert told(read_cluster(tmp)) == {EXPECTED: "3", FILE: str(tmp)}
 
 
 def test_a_table_is_drawn_over_itself_though_ray_turns_its_returns_into_new_lines():

@@ -1,4 +1,7 @@
-"""A Ray head of a test's own, as `ray start` makes it: with its dashboard, Ray's token and a folder of its own."""
+"""What rehearsals share: a Ray head of a test's own, as `ray start` makes it, a small search, and how to wait.
+
+A head has its dashboard, Ray's token and a folder of its own.
+"""
 
 import os
 import signal
@@ -12,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from machines import free_ports
 
 ROOT = Path(__file__).parent.parent.parent
@@ -79,12 +83,31 @@ def answers(url, before=()):
     return True
 
 
-def wait_for(condition, process, seconds=120):
+def wait_for(condition, process=None, seconds=120):
+    """What the condition comes to once it is true; the process, if any is waited for, must not end before."""
     deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.stdout.read()
+    while not (found := condition()):
+        assert process is None or process.poll() is None, process.stdout and process.stdout.read()
         assert time.monotonic() < deadline, "nothing happened in time"
-        time.sleep(0.2)
+        time.sleep(0.1)
+    return found
+
+
+def space(trials, epochs, size=32, count=60, width=4, **train):
+    """The text of a search space: random trials of so many epochs on phantom radiographs, none of them stopped."""
+    base = {"data": {"size": size, "phantom": {"count": count}, "split": {"block": 2}}, "model": {"width": width}}
+    return yaml.safe_dump(
+        {
+            "metric": "val_accuracy",
+            "mode": "max",
+            "trials": trials,
+            "epochs": epochs,
+            "sampler": {"name": "random", "seed": 0},
+            "scheduler": {"name": "none"},
+            "base": {**base, "train": train},
+            "space": {"model.dropout": {"float": [0.0, 0.7]}},
+        }
+    )
 
 
 def fracray(head, *words, before=(), **options):

@@ -4,11 +4,13 @@ What runs on such a machine is told from all else that runs here by its HOME. No
 """
 
 import os
+import shlex
 import shutil
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from getpass import getuser
 from pathlib import Path
@@ -40,6 +42,7 @@ cli(["stop"])
 
 PROFILE = """
 export PATH="$HOME/bin:$PATH" PYTHONPATH="{root}" RAY_TMPDIR="{temporary}" RAY_USAGE_STATS_ENABLED=0
+export RAY_gcs_rpc_server_reconnect_timeout_s=20
 ray() {{
     if [ "$1" = stop ]; then python "$HOME/stop_ray.py"; else command ray "$@"; fi
 }}
@@ -104,9 +107,12 @@ def processes_of(home: Path) -> list[psutil.Process]:
 
 
 class Machine:
-    """An account on a machine that SSH reaches at `address`:`port` with the key `key`, until `close`."""
+    """An account on a machine that SSH reaches at `address`:`port` with the key `key`, until `close`.
 
-    def __init__(self, folder: Path, address: str, port: int, key: Path) -> None:
+    Where root makes it, the machine has a view of its own of the disk, in which the folders `unseen` are empty.
+    """
+
+    def __init__(self, folder: Path, address: str, port: int, key: Path, unseen: Sequence[Path] = ()) -> None:
         self.address, self.port, self._key = address, port, key
         self.home = folder / "home"
         self.temporary = folder / "t"  # short: the paths of Ray's sockets have at most 107 bytes
@@ -126,7 +132,11 @@ class Machine:
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd of root insists on it
         with open(folder / "sshd.log", "w") as log:
-            self._server = psutil.Popen([_path("sshd"), "-D", "-e", "-f", config], stdout=log, stderr=log)
+            serve = f"exec {_path('sshd')} -D -e -f {config}"
+            if os.geteuid() == 0:
+                covered = [f"mount -t tmpfs none {other} && " for other in unseen]
+                serve = f"exec unshare --mount bash -c {shlex.quote(''.join([*covered, serve]))}"
+            self._server = psutil.Popen(["bash", "-c", serve], stdout=log, stderr=log)
         for _ in range(100):
             with suppress(OSError), socket.create_connection((address, port), timeout=1):
                 return

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from heads import finished, fracray, started_head
+from heads import finished, fracray, space, started_head
 from machines import free_ports
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
@@ -22,16 +22,6 @@ from fracray.cluster_file import read_cluster
 pytestmark = pytest.mark.cluster
 
 IDLE_MINUTES = 0.1
-SPACE = """
-metric: val_accuracy
-mode: max
-trials: 6
-epochs: 60
-sampler: {name: random, seed: 0}
-scheduler: {name: none}
-base: {data: {size: 32, phantom: {count: 60}, split: {block: 2}}, model: {width: 4}}
-space: {model.dropout: {float: [0.0, 0.7]}}
-"""
 WATCH = """
 import json, sys, time
 import ray
@@ -102,7 +92,7 @@ def test_machines_come_from_nothing_hold_four_trials_a_gpu_and_go(tmp_path):
     tree = cluster(tmp_path / "runs", ports[0])
     (tmp_path / "fake.yaml").write_text(yaml.safe_dump(tree))
     (tmp_path / "fake.json").write_text(json.dumps(tree))
-    (tmp_path / "space.yaml").write_text(SPACE)
+    (tmp_path / "space.yaml").write_text(space(6, 60))
     options = ["--num-cpus=0", "--num-gpus=0", f"--autoscaling-config={tmp_path / 'fake.json'}"]
     # The second version of the autoscaler, as `ray up` starts it.
     pace = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "1"}

@@ -10,7 +10,7 @@ from itertools import groupby
 
 import psutil
 import pytest
-from heads import fracray, started_head
+from heads import fracray, started_head, wait_for
 
 pytestmark = pytest.mark.cluster
 
@@ -24,11 +24,7 @@ def test_a_training_takes_a_machine_in_and_outlives_it(tmp_path):
         return [int(epoch["workers"]) for epoch in json.loads(epochs.read_text())] if epochs.exists() else []
 
     def wait(condition):
-        deadline = time.monotonic() + 150
-        while not condition():
-            assert training.poll() is None, training.communicate()[0]
-            assert time.monotonic() < deadline, workers()
-            time.sleep(0.1)
+        wait_for(condition, training, 150)
 
     memory = "--object-store-memory=200000000"
     with started_head(tmp_path, "--num-cpus=1", "--num-gpus=0", memory) as head, ExitStack() as stack:

@@ -15,25 +15,12 @@ from functools import partial
 
 import pandas as pd
 import pytest
-from heads import finished, fracray, started_head
+from heads import finished, fracray, space, started_head, wait_for
 
 pytestmark = pytest.mark.cluster
 
 CUT_SECONDS = 30
 EPOCHS = 90
-SPACE = f"""
-metric: val_accuracy
-mode: max
-trials: 6
-epochs: {EPOCHS}
-sampler: {{name: random, seed: 0}}
-scheduler: {{name: none}}
-base:
-  data: {{size: 48, phantom: {{count: 160}}, split: {{block: 2}}}}
-  model: {{width: 8}}
-  train: {{keep_seconds: 2}}
-space: {{model.dropout: {{float: [0.0, 0.7]}}}}
-"""
 LOOK = """
 import sys
 from ray.util.state import list_nodes
@@ -57,35 +44,36 @@ class Network:
         ip("-n", self._switch, "link", "set", "bridge", "up")
 
     def _namespace(self, name):
-        space = f"{self._mark}-{name}"
-        ip("netns", "add", space)
-        self._made.append(space)
-        ip("-n", space, "link", "set", "lo", "up")
-        return space
+        made = f"{self._mark}-{name}"
+        ip("netns", "add", made)
+        self._made.append(made)
+        ip("-n", made, "link", "set", "lo", "up")
+        return made
 
     def machine(self, name, number):
         """A machine with the address 10.77.0.NUMBER: what to write before a command that is to run on it."""
-        space = self._namespace(name)
-        ip("-n", space, "link", "add", "eth0", "type", "veth", "peer", "name", name, "netns", self._switch)
+        made = self._namespace(name)
+        ip("-n", made, "link", "add", "eth0", "type", "veth", "peer", "name", name, "netns", self._switch)
         ip("-n", self._switch, "link", "set", name, "master", "bridge", "up")
-        ip("-n", space, "address", "add", f"10.77.0.{number}/24", "dev", "eth0")
-        ip("-n", space, "link", "set", "eth0", "up")
-        return ["ip", "netns", "exec", space]
+        ip("-n", made, "address", "add", f"10.77.0.{number}/24", "dev", "eth0")
+        ip("-n", made, "link", "set", "eth0", "up")
+        return ["ip", "netns", "exec", made]
 
     def link(self, name, state):
         ip("-n", self._switch, "link", "set", name, state)
 
     def kill(self, name):
         """As pulling the plug: every process of the machine at once."""
-        space = f"{self._mark}-{name}"
-        found = subprocess.run(["ip", "netns", "pids", space], check=False, capture_output=True, text=True)
+        found = subprocess.run(
+            ["ip", "netns", "pids", f"{self._mark}-{name}"], check=False, capture_output=True, text=True
+        )
         for pid in found.stdout.split():
             os.kill(int(pid), signal.SIGKILL)
 
     def remove(self):
-        for space in reversed(self._made):
-            self.kill(space.partition("-")[2])
-            subprocess.run(["ip", "netns", "delete", space], check=False)
+        for made in reversed(self._made):
+            self.kill(made.partition("-")[2])
+            subprocess.run(["ip", "netns", "delete", made], check=False)
 
 
 @pytest.fixture
@@ -121,18 +109,8 @@ def history(run, trial):
     return json.loads(file.read_text()) if file.exists() else []
 
 
-def wait(condition, process, seconds=120):
-    """`wait_for`, leaving what the process prints to be read."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert process.poll() is None, process.stdout and process.stdout.read()
-        assert time.monotonic() < deadline, "nothing happened in time"
-        time.sleep(0.05)
-    return found
-
-
 def test_a_search_outlives_a_killed_machine_a_late_one_and_a_cut_link(network, tmp_path):
-    (tmp_path / "space.yaml").write_text(SPACE)
+    (tmp_path / "space.yaml").write_text(space(6, EPOCHS, size=48, count=160, width=8, keep_seconds=2))
     run = tmp_path / "runs/net"
     machines = {name: network.machine(name, number) for number, name in enumerate(("head", "one", "two", "late"), 1)}
     ports = [6379, 8265, 52365, 52366, 52367, 10001]
@@ -153,10 +131,10 @@ def test_a_search_outlives_a_killed_machine_a_late_one_and_a_cut_link(network, t
         # One after the other: on one disk they would take the same names for their sockets.
         for number, name in ((2, "one"), (3, "two")):
             process = stack.enter_context(worker(head, machines[name], number, log))
-            wait(partial(is_alive, number), process)
+            wait_for(partial(is_alive, number), process)
         search = fracray(head, "tune", *words, before=machines["head"], cwd=tmp_path)
         stack.callback(search.kill)
-        wait(lambda: len(history(run, "t0000")) > 20 and len(history(run, "t0001")) > 20, search)
+        wait_for(lambda: len(history(run, "t0000")) > 20 and len(history(run, "t0001")) > 20, search)
         before = {trial: len(history(run, trial)) for trial in ("t0000", "t0001")}
         killed = time.monotonic()
         network.kill("one")
@@ -166,7 +144,7 @@ def test_a_search_outlives_a_killed_machine_a_late_one_and_a_cut_link(network, t
         def again():
             return all(len(history(run, trial)) > done + 12 for trial, done in before.items())
 
-        wait(again, search)
+        wait_for(again, search)
         lost = time.monotonic() - killed
         joined = is_alive(4)
         network.link("two", "down")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from faulty_proxy import CUT, HANG, INTERNAL, LATE, LOST, RESET, SLOW_DOWN, Fault, faulty_proxy
+from heads import space
 from optuna.trial import TrialState
 
 from fracray.checkpoint import load_checkpoint
@@ -133,22 +134,12 @@ def test_a_file_replaced_while_it_is_read_is_the_one_or_the_other(proxy, folder)
 
 # ---------------------------------------------------------------- a search on it
 
-SPACE = """
-metric: val_accuracy
-mode: max
-trials: 5
-epochs: 8
-sampler: {name: random, seed: 0}
-scheduler: {name: none}
-base: {data: {size: 32, phantom: {count: 60}, split: {block: 2}}, model: {width: 4}, train: {keep_seconds: 0}}
-space: {model.dropout: {float: [0.0, 0.7]}}
-"""
 SPORADIC = [(INTERNAL, 0.02), (SLOW_DOWN, 0.03), (RESET, 0.02), (LOST, 0.02), (LATE, 0.01)]
 
 
 def test_a_search_killed_and_taken_up_again_on_a_store_in_trouble(proxy, tmp_path, capsys):
     """One request in ten goes wrong all along; the driver is killed; what is fetched is what its hashes say."""
-    (tmp_path / "space.yaml").write_text(SPACE)
+    (tmp_path / "space.yaml").write_text(space(5, 8, keep_seconds=0))
     proxy.plan = [Fault(kind, None, share=share) for kind, share in SPORADIC]
     proxy.plan.append(Fault(CUT, None, "^GET", share=0.03))
     storage = proxy.uri(f"radiographs/{uuid.uuid4().hex}")
