@@ -70,9 +70,20 @@ def without_time(entries):
     return [{name: value for name, value in entry.items() if not name.startswith("seconds")} for entry in entries]
 
 
-def begin(tmp_path, name, *more):
-    command = [sys.executable, "-m", "fracray.tune", "--storage", str(tmp_path), "--name", name, *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+@pytest.fixture
+def begin(tmp_path):
+    """Starts the command; what a test that failed left running would disturb the next one."""
+    begun = []
+
+    def start(name, *more):
+        command = [sys.executable, "-m", "fracray.tune", "--storage", str(tmp_path), "--name", name, *more]
+        begun.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        return begun[-1]
+
+    yield start
+    for process in begun:
+        process.kill()
+        process.wait()
 
 
 def finish(process, seconds=400):
@@ -91,7 +102,11 @@ def wait_until(condition, process=None, seconds=240):
 def told(run):
     if not (run / "optuna.journal").exists():
         return 0
-    return sum(trial.state.is_finished() for trial in study_of(run).get_trials(deepcopy=False))
+    try:
+        study = study_of(run)
+    except KeyError:  # the journal is there, its first line not yet
+        return 0
+    return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
 
 
 def on_cpus(cpus, *arguments, seconds=240):
@@ -338,10 +353,10 @@ def test_a_search_in_which_every_trial_diverges_fails_in_words(ray_local, tmp_pa
 
 
 @pytest.mark.parametrize("word", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-def test_stopped_it_keeps_everything_says_how_to_resume_and_resume_finishes(ray_local, tmp_path, word):
+def test_stopped_it_keeps_everything_says_how_to_resume_and_resume_finishes(ray_local, tmp_path, begin, word):
     space = write_space(tmp_path, trials=6, epochs=8)
     cluster = ray.get_runtime_context().gcs_address
-    process = begin(tmp_path, "stopped", "--space", str(space), "--address", cluster)
+    process = begin("stopped", "--space", str(space), "--address", cluster)
     run = tmp_path / "stopped"
     wait_until(lambda: told(run) >= 1, process)
     process.send_signal(word)
@@ -357,10 +372,10 @@ def test_stopped_it_keeps_everything_says_how_to_resume_and_resume_finishes(ray_
 
 
 @pytest.mark.parametrize("victim", ["driver", "raylet"])
-def test_a_search_goes_on_after_kill_nine_of_its(ray_local, tmp_path, victim):
+def test_a_search_goes_on_after_kill_nine_of_its(ray_local, tmp_path, begin, victim):
     """The command with a cluster of its own; it ends at once and in one line, and so does all that it had started."""
     space = write_space(tmp_path, trials=6, epochs=8)
-    process = begin(tmp_path, "hit", "--space", str(space), "--set", "train.keep_seconds=0")
+    process = begin("hit", "--space", str(space), "--set", "train.keep_seconds=0")
     run = tmp_path / "hit"
     wait_until(lambda: told(run) >= 1, process)
     family = psutil.Process(process.pid).children(recursive=True)
