@@ -1,12 +1,9 @@
-"""`python -m fracray.cluster`: the faults of cluster files with their lines, and jobs on a head that is up."""
+"""`python -m fracray.cluster`: the faults of cluster files with their lines, and jobs until a head is asked."""
 
 import io
 import json
 import re
 import shutil
-import signal
-import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +11,6 @@ from types import SimpleNamespace
 import pytest
 import ray
 import yaml
-from heads import space, started_head
 
 from fracray.cluster import _prepared, main, told
 from fracray.cluster_file import read_cluster
@@ -346,68 +342,12 @@ def test_the_locks_of_the_cluster_are_those_of_the_project():
 # ---------------------------------------------------------------- submit and attach
 
 
-@pytest.fixture(scope="module")
-def head(tmp_path_factory):
-    """A Ray head of its own as `ray start` makes it, with its dashboard and Ray's token: (URL, environment)."""
-    with started_head(tmp_path_factory.mktemp("head"), "--num-cpus=2") as head:
-        yield head.url, head.environment
-
-
-def command(head, *words, **options):
-    url, environment = head
-    verb, *rest = words
-    line = [sys.executable, "-m", "fracray.cluster", verb, "--address", url, *rest]
-    return subprocess.Popen(
-        line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
-    )
-
-
 @pytest.fixture
 def cluster_file(tmp_path):
     shared = tmp_path / "shared"
     tree = {**LAUNCHER, "metadata": {"storage": str(shared), "shared": [str(shared)]}}
     (tmp_path / "here.yaml").write_text(yaml.safe_dump(tree))
-    (tmp_path / "space.yaml").write_text(space(3, 100))
     return tmp_path / "here.yaml"
-
-
-def test_a_search_is_submitted_left_alone_and_followed_again(head, cluster_file, tmp_path):
-    """The laptop's space goes along, Ctrl-C leaves the job running, and attach tells all of it, once."""
-    words = ["tune", "--space", "space.yaml", "--name", "atlas", "--concurrent", "1"]
-    process = command(head, "submit", cluster_file, "--", *words, cwd=tmp_path)
-    said = ""
-    while "of 3 trials to run" not in said:
-        line = process.stdout.readline()
-        assert line, said
-        said += line
-    process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, rest
-    assert f"attach {cluster_file} atlas" in rest
-    process = command(head, "attach", cluster_file)
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, out
-    assert out.count("of 3 trials to run") == 1
-    assert [f"[{number}/3]" in out for number in (1, 2, 3)] == [True] * 3
-    assert "best of 3 finished trials" in out
-    assert (tmp_path / "shared/atlas/best/model.safetensors").exists()
-
-
-def test_a_job_that_fails_ends_the_command_with_its_words(head, cluster_file, tmp_path):
-    process = command(head, "submit", cluster_file, "--", "tune", "--name", "none", "--resume", cwd=tmp_path)
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 1, out
-    assert "Traceback" not in out
-    assert "ended as FAILED" in out
-
-
-def test_no_job_without_the_token(head, cluster_file, tmp_path):
-    url, environment = head
-    stranger = {**environment, "RAY_AUTH_TOKEN": "f" * 64}
-    process = command((url, stranger), "attach", cluster_file)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 1, out
-    assert "Traceback" not in out
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,17 @@ A head has its dashboard, Ray's token and a folder of its own.
 """
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import yaml
 from machines import free_ports
 
@@ -64,8 +64,17 @@ def started_head(folder, *options, before=(), ip="127.0.0.1", ports=None, **vari
             wait_for(lambda: answers(url, before), process)
             yield Head(url, f"{ip}:{ports[0]}", environment, temporary)
         finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
+            end(process)
+
+
+def end(process):
+    """Kills a Ray that `ray start --block` began; one that is asked to end waits half a minute for idle actors."""
+    if process.poll() is not None:
+        return
+    for victim in [*psutil.Process(process.pid).children(recursive=True), process]:
+        with suppress(psutil.NoSuchProcess):
+            victim.kill()
+    process.wait(60)
 
 
 def answers(url, before=()):

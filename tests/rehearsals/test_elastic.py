@@ -1,16 +1,14 @@
 """A training whose machines come and go: it takes the second one in, and goes on without it when it is killed."""
 
 import json
-import os
 import signal
 import subprocess
 import time
 from contextlib import ExitStack
 from itertools import groupby
 
-import psutil
 import pytest
-from heads import fracray, started_head, wait_for
+from heads import end, fracray, started_head, wait_for
 
 pytestmark = pytest.mark.cluster
 
@@ -40,17 +38,15 @@ def test_a_training_takes_a_machine_in_and_outlives_it(tmp_path):
             stdout=subprocess.DEVNULL,
             stderr=subprocess.STDOUT,
         )
-        stack.callback(machine.kill)
+        stack.callback(end, machine)
         wait(lambda: workers()[-1] == 2)
         wait(lambda: workers()[-10:] == [2] * 10)
-        for process in [*psutil.Process(machine.pid).children(recursive=True), machine]:
-            os.kill(process.pid, signal.SIGKILL)
+        end(machine)
         killed, known = time.monotonic(), len(workers())
         wait(lambda: workers()[-1] == 1 and len(workers()) > known)
         lost = time.monotonic() - killed
         training.send_signal(signal.SIGINT)
         said, _ = training.communicate(timeout=60)
-        machine.wait()
     print(f"an epoch further than before {lost:.1f} s after the kill")
     assert training.returncode == 130, said
     assert "go on with: python -m fracray.train --name elastic --resume" in said

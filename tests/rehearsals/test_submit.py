@@ -1,0 +1,71 @@
+"""Jobs on a head that is up: submitted, left alone, followed again, refused."""
+
+import signal
+from dataclasses import replace
+
+import pytest
+import yaml
+from heads import fracray, space, started_head
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    with started_head(tmp_path_factory.mktemp("head"), "--num-cpus=2") as head:
+        yield head
+
+
+def command(head, verb, *words, **options):
+    return fracray(head, "cluster", verb, "--address", head.url, *words, **options)
+
+
+@pytest.fixture
+def cluster_file(tmp_path):
+    """One machine of one's own, and a search beside it."""
+    (tmp_path / "space.yaml").write_text(space(3, 100))
+    tree = {
+        "cluster_name": "here",
+        "metadata": {"storage": str(tmp_path / "shared")},
+        "provider": {"type": "local", "head_ip": "127.0.0.1", "worker_ips": []},
+    }
+    (tmp_path / "here.yaml").write_text(yaml.safe_dump(tree))
+    return tmp_path / "here.yaml"
+
+
+def test_a_search_is_submitted_left_alone_and_followed_again(head, cluster_file, tmp_path):
+    """The laptop's space goes along, Ctrl-C leaves the job running, and attach tells all of it, once."""
+    words = ["tune", "--space", "space.yaml", "--name", "atlas", "--concurrent", "1"]
+    process = command(head, "submit", cluster_file, "--", *words, cwd=tmp_path)
+    said = ""
+    while "of 3 trials to run" not in said:
+        line = process.stdout.readline()
+        assert line, said
+        said += line
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, rest
+    assert f"attach {cluster_file} atlas" in rest
+    process = command(head, "attach", cluster_file)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    assert out.count("of 3 trials to run") == 1
+    assert [f"[{number}/3]" in out for number in (1, 2, 3)] == [True] * 3
+    assert "best of 3 finished trials" in out
+    assert (tmp_path / "shared/atlas/best/model.safetensors").exists()
+
+
+def test_a_job_that_fails_ends_the_command_with_its_words(head, cluster_file, tmp_path):
+    process = command(head, "submit", cluster_file, "--", "tune", "--name", "none", "--resume", cwd=tmp_path)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, out
+    assert "Traceback" not in out
+    assert "ended as FAILED" in out
+
+
+def test_no_job_without_the_token(head, cluster_file, tmp_path):
+    stranger = replace(head, environment={**head.environment, "RAY_AUTH_TOKEN": "f" * 64})
+    process = command(stranger, "attach", cluster_file)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, out
+    assert "Traceback" not in out
