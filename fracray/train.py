@@ -4,6 +4,7 @@ The loop is `fracray.fit`; here it gets its workers, its process group and its d
 """
 
 import argparse
+import os
 import signal
 import threading
 import uuid
@@ -35,6 +36,9 @@ from fracray.trial import Job, Session, refuse_missing_gpu, use_cores
 TRIAL = 0  # a training is a run of one trial
 MAX_FAILURES = 3
 RESIZE_SECONDS = 30.0  # an elastic group looks so often for room for more workers: growing costs it a start
+# Ray counts a dead machine in for up to 20 s, so that the group that follows may be too large to begin. Ray waits for
+# its machines for this long, 60 s by default, and then counts again.
+REGROUP_SECONDS = 20
 
 
 def parser() -> argparse.ArgumentParser:
@@ -226,11 +230,14 @@ def run_workers(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    elastic = 0 < share.least < share.workers
+    if elastic:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(REGROUP_SECONDS))
     trainer = TorchTrainer(
         loop,
         train_loop_config=settings,
         scaling_config=ScalingConfig(
-            num_workers=(share.least, share.workers) if 0 < share.least < share.workers else share.workers,
+            num_workers=(share.least, share.workers) if elastic else share.workers,
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             use_gpu=share.gpus > 0,
             resources_per_worker={"CPU": share.cpus, **({"GPU": share.gpus} if share.gpus else {})},
