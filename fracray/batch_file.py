@@ -35,7 +35,7 @@ def read_batch(path: str | Path) -> Marked:
     try:
         text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{origin}: not readable: {error}") from None
+        raise InputError(f"{origin}: not readable: {getattr(error, 'strerror', None) or 'it is no text'}") from None
     tree: dict[str, Any] = {OPTIONS: {}, LATE: [], COMMANDS: []}
     lines: dict[tuple[str, ...], int] = {}
     goes_on = False
@@ -77,5 +77,5 @@ def _options(text: str, where: str) -> list[tuple[str, str]]:
         elif options and not options[-1][1]:
             options[-1] = (options[-1][0], word)
         else:
-            raise InputError(f"{where}: {word} belongs to no option")
+            raise InputError(f"{where}: {word} belongs to no option; a value holds no spaces, a time is 08:00:00")
     return options

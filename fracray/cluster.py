@@ -1,18 +1,20 @@
 """python -m fracray.cluster: check a cluster file, send a search to the cluster, and follow it there."""
 
 import argparse
+import importlib
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from fracray.checkpoint import read_card
-from fracray.cluster_file import LAUNCHER, SLURM, ClusterFile, Need, read_cluster
+from fracray.cluster_file import SLURM, ClusterFile, Need, read_cluster
 from fracray.cluster_rules import faults, remarks, unshared
-from fracray.config import PHANTOM, SearchConfig
+from fracray.config import PHANTOM, Config, load_config
 from fracray.connection import EXPECTED, FILE, promise
 from fracray.errors import InputError, RunError, run_verb
 from fracray.jobs import AGAIN_SECONDS, LOST_SECONDS, Follower, jobs, reach, submit
@@ -20,7 +22,10 @@ from fracray.show import new_console, new_table
 from fracray.space_file import load_space
 
 SENT = ("tune", "train")  # the verbs that run on a cluster as jobs
-FILES = ("--space", "--config")  # options that name a file here, which goes along
+FILES: dict[str, Callable[[str], Any]] = {
+    "--space": load_space,
+    "--config": load_config,
+}  # name a file here, which goes along
 PLACES = {"--storage": "storage", "--data": "data"}  # options that name a place there, as the file's metadata does
 
 # ---------------------------------------------------------------- the commands
@@ -68,16 +73,18 @@ def parser() -> argparse.ArgumentParser:
         help="follow a job that was submitted",
         description="Print what a job has printed from its beginning, and go on until it ends.",
     )
-    follow.add_argument("job", nargs="?", help="name of the job (default: the latest)")
     for verb in (send, follow):
         verb.add_argument("file", help="the cluster file, of a cluster that is up")
         verb.add_argument("--address", metavar="URL", help="of the dashboard, where it can be reached without a tunnel")
+    follow.add_argument("job", nargs="?", help="name of the job (default: the latest)")
     return cli
 
 
 def main(argv: Sequence[str]) -> None:
     words = list(argv)
     at = words.index("--") if "--" in words else len(words)
+    if at == len(words) and words[:1] == ["submit"] and (verb := next((word for word in words if word in SENT), None)):
+        raise InputError(f"submit: put -- before {verb}: submit FILE -- {verb} ...")
     args = parser().parse_args(words[:at])
     console = new_console()
     if args.verb == "check":
@@ -106,13 +113,11 @@ def _check(args: argparse.Namespace, console: Console) -> None:
 
 
 def _need(args: argparse.Namespace) -> Need:
-    search = load_space(args.space).config.search if args.space else SearchConfig()
-    given = {
-        name: getattr(args, name)
-        for name in ("workers_per_trial", "cpus_per_trial", "gpus_per_trial")
-        if getattr(args, name) is not None
-    }
-    search = SearchConfig.model_validate(search.model_dump() | given)
+    config = load_space(args.space).config if args.space else Config()
+    for name in ("workers_per_trial", "cpus_per_trial", "gpus_per_trial"):
+        if (given := getattr(args, name)) is not None:
+            config = config.with_leaves({f"search.{name}": given}, f"--{name.replace('_', '-')}")
+    search = config.search
     return Need(search.workers_per_trial, search.cpus_per_trial, search.gpus_per_trial)
 
 
@@ -129,7 +134,10 @@ def _say_cluster(console: Console, cluster: ClusterFile, need: Need, storage: st
         )
     console.print(f"{cluster.file.origin}: {cluster.kind}, at most {cluster.most} nodes; a trial asks for {need}")
     console.print(table)
-    console.print(f"runs are kept in {storage or cluster.storage or 'no place that the file names'}", soft_wrap=True)
+    kept = (
+        storage or cluster.storage or ("what --storage of the job names" if cluster.kind == SLURM else "no place yet")
+    )
+    console.print(f"runs are kept in {kept}", soft_wrap=True)
 
 
 # ---------------------------------------------------------------- submit and attach
@@ -145,21 +153,33 @@ def _submit(args: argparse.Namespace, command: list[str], console: Console) -> N
         )
     name, command, files = _prepared(cluster, command)
     with reach(cluster, args.address) as client:
-        taken = {job.submission_id for job in jobs(client)}
-        job = next(text for number in range(1, len(taken) + 2) if (text := _numbered(name, number)) not in taken)
-        submit(client, job, command, files, told(cluster))
+        taken = {job.submission_id: job for job in jobs(client)}
+        names = [_numbered(name, number) for number in range(1, len(taken) + 2)]
+        if busy := next((one for one in names if one in taken and not taken[one].status.is_terminal()), None):
+            raise InputError(
+                f"--name {name}: the job {busy} is at work on it; choose another name, or follow the job: "
+                f"{_again(args, busy)}"
+            )
+        job = next(one for one in names if one not in taken)
+        submit(client, job, command, files, told(cluster, args.address))
     console.print(f"job {job} runs on the cluster; what it prints follows, and Ctrl-C leaves it running")
     _follow(args, cluster, job, console)
 
 
-def told(cluster: ClusterFile) -> dict[str, str]:
+def _again(args: argparse.Namespace, job: str) -> str:
+    """The command that follows a job again, reached as it was."""
+    address = f" --address {args.address}" if args.address else ""
+    return f"python -m fracray.cluster attach {args.file} {job}{address}"
+
+
+def told(cluster: ClusterFile, address: str | None = None) -> dict[str, str]:
     """What the job cannot know by itself: what machines may still come, how it was reached and what screen shows it."""
     nodes = cluster.at_best(lambda node: node.gpus or 0.0)
     known = [node.machine for node in nodes if node.machine is not None]
     # Of machines of one's own the file does not say what they have, only how many `ray up` sets up.
     expected = {EXPECTED: str(sum(node.least for node in nodes))}
     environment = promise(known) if len(known) == len(nodes) else expected
-    if cluster.kind == LAUNCHER:
+    if address is None:  # whoever is told to go on is to find the same way
         environment[FILE] = cluster.file.origin
     if sys.stdout.isatty():
         columns, lines = shutil.get_terminal_size()
@@ -178,11 +198,14 @@ def _prepared(cluster: ClusterFile, command: list[str]) -> tuple[str, list[str],
     if not command or command[0] not in SENT:
         raise InputError(f"submit: after -- stands {' or '.join(SENT)} with its options, as on a laptop")
     verb, options = command[0], _split(command[1:])
+    # As the head will read them, so that a slip of the pen costs no job.
+    importlib.import_module(f"fracray.{verb}").parser().parse_args(command[1:])
     given = dict(options)
     files: dict[str, bytes] = {}
     sent: list[str] = []
     for option, value in options:
         if option in FILES and value is not None and Path(value).is_file():
+            FILES[option](value)
             files[Path(value).name] = Path(value).read_bytes()
             sent += [option, Path(value).name]
             continue
@@ -190,10 +213,10 @@ def _prepared(cluster: ClusterFile, command: list[str]) -> tuple[str, list[str],
             files["config.yaml"] = read_card(value).config.to_yaml().encode()
             sent += [option, "config.yaml"]
             continue
-        if option in FILES and value is not None and not Path(value).is_absolute():
+        # The config of a checkpoint may be one that only the cluster sees.
+        if option in FILES and value is not None and not (option == "--config" and _is_whole(value)):
             raise InputError(f"{option} {value}: no such file here; files go along to the cluster")
-        here = value is not None and "://" not in value and not Path(value).is_absolute()
-        if option in PLACES and here and (option, value) != ("--data", PHANTOM):
+        if option in PLACES and value is not None and not _is_whole(value) and (option, value) != ("--data", PHANTOM):
             raise InputError(f"{option} {value}: on a cluster name a URI, or a whole path as its nodes see it")
         sent += [option] if value is None else [option, value]
     if "--resume" in given and "--name" not in given:
@@ -211,6 +234,11 @@ def _prepared(cluster: ClusterFile, command: list[str]) -> tuple[str, list[str],
     if "--address" not in given:
         sent += ["--address", "auto"]
     return name, ["python", "-m", f"fracray.{verb}", *sent], files
+
+
+def _is_whole(place: str) -> bool:
+    """Whether a place means the same on every machine: a URI or a whole path."""
+    return "://" in place or Path(place).is_absolute()
 
 
 def _split(words: list[str]) -> list[tuple[str, str | None]]:
@@ -231,6 +259,9 @@ def _attach(args: argparse.Namespace, console: Console) -> None:
     cluster = read_cluster(args.file)
     if cluster.kind == SLURM:
         raise InputError(f"{args.file}: Slurm keeps what a job prints: tail -f fracray-JOB.log")
+    if cluster.kind == "RayJob":
+        name = (cluster.file.tree.get("metadata") or {}).get("name", "NAME")
+        raise InputError(f"{args.file}: Kubernetes keeps what a RayJob prints: kubectl logs -f -l job-name={name}")
     with reach(cluster, args.address) as client:
         known = [job.submission_id for job in jobs(client)]
         if not known:
@@ -244,30 +275,36 @@ def _attach(args: argparse.Namespace, console: Console) -> None:
 def _follow(args: argparse.Namespace, cluster: ClusterFile, job: str, console: Console) -> None:
     """Print what a job prints until it ends, over as many connections as it takes, and end as it ended."""
     follower = Follower(job, sys.stdout)
-    again = f"python -m fracray.cluster attach {args.file} {job}"
+    again, gone, minutes = _again(args, job), False, LOST_SECONDS / 60
     try:
         while follower.silence() < LOST_SECONDS:
-            status = _listen(args, cluster, follower)
+            status = None
+            try:
+                with reach(cluster, args.address) as client:
+                    gone = False
+                    status = follower.follow(client)
+            except RunError as error:
+                if not gone:
+                    words = f"\n{error}\ntrying again for {minutes:.0f} minutes; the job does not depend on it"
+                    console.print(words, soft_wrap=True, markup=False, highlight=False)
+                gone = True
             if status == "SUCCEEDED":
                 return
             if status is not None:
                 raise RunError(f"the job {job} ended as {status}; its words stand above")
             time.sleep(AGAIN_SECONDS)
     except KeyboardInterrupt:
-        console.print(f"\nthe job goes on; follow it again with: {again}", soft_wrap=True)
+        # Told as what is known: nobody has heard of the head since it was lost.
+        console.print(
+            f"\n{'the job may go on' if gone else 'the job goes on'}; follow it again with: {again}", soft_wrap=True
+        )
         raise
     finally:
         console.show_cursor()  # the job's table may have hidden it
-    raise RunError(f"the cluster has been out of reach for long; the job may well go on: {again}")
-
-
-def _listen(args: argparse.Namespace, cluster: ClusterFile, follower: Follower) -> str | None:
-    """Follow over one connection; how the job ended, or None where the head is out of reach."""
-    try:
-        with reach(cluster, args.address) as client:
-            return follower.follow(client)
-    except RunError:
-        return None
+    raise RunError(
+        f"the cluster has been out of reach for {minutes:.0f} minutes. Where its head lives the job may well go on: "
+        f"{again}; where it is gone, start the cluster again and submit the same with --resume"
+    )
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def read_cluster(path: str | Path) -> ClusterFile:
     """Read a cluster file. Raises InputError, with the line, for one that is no YAML or of no known kind."""
     if is_batch(path):
         return _slurm(read_batch(path))
-    file = read_marked(path, "cluster file")
+    file = read_marked(path, "cluster file", " as in the files of cluster/")
     if file.tree.get("kind") in KUBERAY:
         return _kuberay(file)
     if "provider" in file.tree:

@@ -3,11 +3,14 @@
 Reaches no network and starts nothing.
 """
 
+import difflib
 import io
 import json
 import logging
 import platform
 import re
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -19,12 +22,25 @@ import yaml
 from fracray.batch_file import COMMANDS as SCRIPT
 from fracray.batch_file import LATE, OPTIONS
 from fracray.cluster_file import KUBERAY, LAUNCHER, SLURM, ClusterFile, Need, kuberay_spec
+from fracray.config import nearest
 from fracray.connection import PROMISED, promise
 from fracray.marked import Marked
 
 PLACEHOLDER = "YOUR-"  # what fracray's own cluster files leave to their user
 LARGE_BYTES = 100 * 2**20  # of a file mount: Ray copies it to every node with rsync
-SECRETS = re.compile(r"\.pem$|id_(rsa|ed25519|ecdsa)|auth_token|credentials|\.aws(/|$)|\.env$|\.netrc|secret", re.I)
+SECRETS = re.compile(
+    r"\.pem$|id_(rsa|ed25519|ecdsa)|auth_token|credentials|\.(aws|ray|ssh|kube|azure)(/|$)|gcloud(/|$)|\.env$|\.netrc"
+    r"|secret",
+    re.I,
+)
+# A secret as it stands: what fetches one ($(...), $NAME, valueFrom) does not match.
+PLAIN = re.compile(r"\b(?P<name>\w*(?:SECRET|PASSWORD|ACCESS_KEY|AUTH_TOKEN)\w*)=['\"]?[A-Za-z0-9/+]{8}")
+NAMED = re.compile(r"SECRET|PASSWORD|ACCESS_KEY|TOKEN$")
+PIPED = re.compile(r"\b(?:curl|wget)\b[^|;&]*\|\s*(?:sudo\s+)?(?:ba|z)?sh\b")
+TAKES_VALUE = re.compile(  # the options of pip install whose next word is no requirement
+    r"-[cifrt]|--(requirement|constraint|index-url|extra-index-url|find-links|only-binary|no-binary|target|prefix|timeout"
+    r"|platform|python-version)"
+)
 WORLD = re.compile(r"(?<![\d.])0\.0\.0\.0/0|(?<!\w)::/0")
 IMAGE = re.compile(r"^(?:[\w.-]+/)*ray(?:-ml|-llm)?:(?P<ray>\d+\.\d+\.\d+)(?:\.\w+)?-py(?P<python>3\d+)")
 RAY_PIN = re.compile(r"\bray(?:\[[\w,-]+\])?\s*==\s*(?P<ray>\d+\.\d+\.\d+)")
@@ -62,17 +78,32 @@ def faults(cluster: ClusterFile, need: Need, storage: str | None) -> list[str]:
         lambda: _versions(cluster),
         lambda: _open_ports(cluster),
         lambda: _mounts(cluster),
+        lambda: _secrets(cluster),
         lambda: _downloads(cluster),
         lambda: _batch(cluster),
         lambda: _limits(cluster),
     ]
-    return [fault for rule in rules for fault in rule()]
+    # Once each: what an anchor stands for is found wherever it is used.
+    return list(dict.fromkeys(fault for rule in rules for fault in rule()))
 
 
 def remarks(cluster: ClusterFile) -> list[str]:
     """What is no fault and may yet not be as meant, each as `FILE:LINE: note: ...`."""
-    tree = cluster.file.tree
-    if cluster.kind != LAUNCHER or not isinstance(tree.get("max_workers"), int):
+    if cluster.kind != LAUNCHER or cluster.file.tree["provider"].get("type") == "local":
+        return []
+    return [*_stays(cluster), *_caps(cluster.file)]
+
+
+def _stays(cluster: ClusterFile) -> Iterator[str]:
+    for node in cluster.nodes:
+        if node.least and not node.head:
+            where = cluster.file.where("available_node_types", node.name, "min_workers")
+            yield f"{where}: note: {node.least} of {node.name} stay, and cost, until `ray down`; with 0 they go"
+
+
+def _caps(file: Marked) -> list[str]:
+    tree = file.tree
+    if not isinstance(tree.get("max_workers"), int):
         return []
     caps = [
         (settings or {}).get("max_workers")
@@ -83,7 +114,7 @@ def remarks(cluster: ClusterFile) -> list[str]:
     if not caps or len(given) < len(caps):
         return []
     cap, total = tree["max_workers"], sum(given)
-    where = f"{cluster.file.where('max_workers')}: note: max_workers is {cap}, and those of the node types add up to"
+    where = f"{file.where('max_workers')}: note: max_workers is {cap}, and those of the node types add up to"
     if cap < total:
         return [f"{where} {total}: not all of them can run at once"]
     return [f"{where} {total}: no more than that can ever run"] if cap > total else []
@@ -107,13 +138,16 @@ def _strings(file: Marked) -> Iterator[tuple[tuple[str, ...], str]]:
 
 def _placeholders(file: Marked) -> Iterator[str]:
     for path, text in _strings(file):
-        if found := re.findall(rf"[\w:/.@-]*{PLACEHOLDER}[\w:/.@-]*", text):
+        if found := re.findall(rf"[\w:/.@~-]*{PLACEHOLDER}[\w:/.@~-]*", text):
             yield f"{file.where(*path)}: {', '.join(dict.fromkeys(found))}: put your own in its place"
 
 
 def _schema(cluster: ClusterFile) -> Iterator[str]:
     """Ray's own judgement of a launcher's file. KubeRay's is its cluster's, which judges on `kubectl apply`."""
     if cluster.kind != LAUNCHER:
+        return
+    if own := list(_counts(cluster.file)):  # which Ray tells without a line
+        yield from own
         return
     import jsonschema  # type: ignore[import-untyped]  # comes with ray[default]
     from ray.autoscaler._private.util import prepare_config, validate_config
@@ -124,9 +158,27 @@ def _schema(cluster: ClusterFile) -> Iterator[str]:
             validate_config(prepare_config(json.loads(json.dumps(cluster.file.tree))))
     except jsonschema.ValidationError as error:
         path = [str(key) for key in error.absolute_path]
+        if error.validator == "additionalProperties":
+            known = error.schema["properties"]
+            for key in error.instance.keys() - known.keys():
+                yield f"{cluster.file.where(*path, key)}: '{key}' is no setting of Ray's{nearest(key, known)}"
+            return
         yield f"{cluster.file.where(*path)}: {error.message.splitlines()[0]}, says Ray's schema"
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except KeyError as error:  # of providers other than the clouds that Ray knows
+        yield f"{cluster.file.origin}: {error.args[0]} is missing: Ray has no value of its own for it here"
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
         yield f"{cluster.file.origin}: Ray cannot use it: {' '.join(str(error).split())}"
+
+
+def _counts(file: Marked) -> Iterator[str]:
+    tree, types = file.tree, file.tree.get("available_node_types") or {}
+    head = tree.get("head_node_type")
+    if types and head not in types:
+        said = f"'{head}' is no node type{nearest(str(head), types)}" if head else "head_node_type is missing"
+        yield f"{file.where('head_node_type')}: {said}; name one of available_node_types: {', '.join(types)}"
+    listed = len(tree["provider"].get("worker_ips") or []) if tree["provider"].get("type") == "local" else 0
+    if isinstance(cap := tree.get("max_workers"), int) and cap < listed:
+        yield f"{file.where('max_workers')}: max_workers is {cap}, and worker_ips lists {listed}; Ray wants as many"
 
 
 def _trials(cluster: ClusterFile, need: Need) -> Iterator[str]:
@@ -207,7 +259,9 @@ def _versions(cluster: ClusterFile) -> Iterator[str]:
                 yield f"{where}: the image has Python {theirs}, and here is {python}; take the same"
         elif path[-1] == "rayVersion" and text != ray.__version__:
             yield f"{where}: Ray {text}, and here is {ray.__version__}; take the same"
-        elif path[0] in COMMANDS and (pinned := RAY_PIN.search(text)) and pinned["ray"] != ray.__version__:
+        elif (
+            not set(COMMANDS).isdisjoint(path) and (pinned := RAY_PIN.search(text)) and pinned["ray"] != ray.__version__
+        ):
             yield f"{where}: installs Ray {pinned['ray']}, and here is {ray.__version__}; take the same"
     for path, source in _file_mounts(cluster.file):
         pinned = RAY_PIN.search(source.read_text()) if source.suffix == ".lock" and source.is_file() else None
@@ -238,11 +292,12 @@ def _open_ports(cluster: ClusterFile) -> Iterator[str]:
             yield f"{file.where(*path)}: {path[-1]} lets others than Ray's pods reach them; leave it out"
     if cluster.kind == LAUNCHER:
         for at in ("head_start_ray_commands", "worker_start_ray_commands"):
-            if not any("RAY_AUTH_MODE=token" in str(command) for command in tree.get(at) or []):
-                yield f"{file.where(at)}: {at} does not turn Ray's authentication on; export RAY_AUTH_MODE=token in it"
-        provider = tree.get("provider") or {}
-        if provider.get("type") == "aws" or provider.get("module") == SPOT_FIRST:
-            yield from _aws(cluster)
+            if not _authenticated(tree, at):
+                yield (
+                    f"{file.where(at)}: {at} does not turn Ray's authentication on; export RAY_AUTH_MODE=token in the "
+                    "same command, before ray start (each command has a shell of its own)"
+                )
+        yield from _aws(cluster)
     elif cluster.kind in KUBERAY:
         if (kuberay_spec(file).get("authOptions") or {}).get("mode") != "token":
             where = file.where(*KUBERAY[cluster.kind], "authOptions")
@@ -251,13 +306,31 @@ def _open_ports(cluster: ClusterFile) -> Iterator[str]:
         yield f"{file.origin}: does not turn Ray's authentication on; export RAY_AUTH_MODE=token in it"
 
 
+def _authenticated(tree: dict[str, Any], at: str) -> bool:
+    """Whether every Ray that these commands start asks for the token; without a command Ray's own starts one openly."""
+    docker = tree.get("docker") or {}
+    if any("RAY_AUTH_MODE=token" in str(option) for option in docker.get("run_options") or []):
+        return True
+    before = [str(command).partition("ray start") for command in tree.get(at) or []]
+    starts = [first for first, start, _ in before if start]
+    return bool(starts) and all("RAY_AUTH_MODE=token" in first for first in starts)
+
+
 def _aws(cluster: ClusterFile) -> Iterator[str]:
+    """AWS' machines, under Ray's provider or fracray's."""
+    provider = cluster.file.tree["provider"]
+    module = str(provider.get("module") or "")
+    if provider.get("type") == "external" and (not module or (module.startswith("fracray.") and module != SPOT_FIRST)):
+        where = cluster.file.where("provider", "module")
+        yield f"{where}: an external provider is a class, as module: {SPOT_FIRST}; '{module}' is none"
     for name, settings in (cluster.file.tree.get("available_node_types") or {}).items():
         node = (settings or {}).get("node_config") or {}
+        if provider.get("type") != "aws" and "InstanceType" not in node:
+            continue
         for key, otherwise in AWS.items():
             if key not in node and not (key == "SecurityGroupIds" and "NetworkInterfaces" in node):
                 where = cluster.file.where("available_node_types", name, "node_config")
-                yield f"{where}: {name} names no {key}; {otherwise}"
+                yield f"{where}: {name} names no {key}; {otherwise}; add it, as cluster/gpu.yaml does"
 
 
 def _batch(cluster: ClusterFile) -> Iterator[str]:
@@ -271,23 +344,64 @@ def _batch(cluster: ClusterFile) -> Iterator[str]:
         yield f"{file.where(OPTIONS)}: --cpus-per-task is missing: Slurm gives the one task on each node a single CPU"
     each = options.get("ntasks-per-node")
     if each != "1":
-        where = file.where(OPTIONS, "ntasks-per-node")
+        meant = next(iter(difflib.get_close_matches("ntasks-per-node", options, n=1)), "ntasks-per-node")
+        where = file.where(OPTIONS, meant)
         yield f"{where}: --ntasks-per-node is {each or 'missing'}: Ray is to start once on each node; give 1"
+    if not any(re.search(r"\bray (symmetric-run|start)\b", command) for command in file.tree[SCRIPT]):
+        yield f"{file.origin}: starts no Ray: no command is `ray symmetric-run` or `ray start`; see cluster/slurm.sh"
+    if bash := shutil.which("bash"):
+        told = subprocess.run([bash, "-n", file.origin], capture_output=True, text=True, check=False).stderr
+        for line, words in re.findall(r"line (\d+): (.*)", told):
+            yield f"{file.origin}:{line}: bash cannot read it: {words}"
 
 
 def _mounts(cluster: ClusterFile) -> Iterator[str]:
     for path, source in _file_mounts(cluster.file):
         where = cluster.file.where(*path)
-        if SECRETS.search(str(source)) or SECRETS.search(path[-1]):
-            yield f"{where}: {source} looks like a secret; have each node fetch it, as the file's head says"
+        if secret := _secret(source, path[-1]):
+            yield f"{where}: {secret} looks like a secret; have each node fetch it, as the file's head says"
         elif not source.exists():
             yield f"{where}: {source} does not exist here{_remedy(source)}"
         elif (size := _bytes(source)) > LARGE_BYTES:
             yield f"{where}: {source} holds {size / 2**20:,.0f} MiB, copied to every node; keep data in the storage"
+    key = (cluster.file.tree.get("auth") or {}).get("ssh_private_key") if cluster.kind == LAUNCHER else None
+    if key and PLACEHOLDER not in str(key) and not Path(str(key)).expanduser().is_file():
+        where = cluster.file.where("auth", "ssh_private_key")
+        yield f"{where}: {key} does not exist here; name the key that the machines let in"
+
+
+def _secret(source: Path, target: str) -> str | None:
+    """What of a file mount looks like a secret: where it comes from, where it goes, or a file in it."""
+    if SECRETS.search(str(source)) or SECRETS.search(target):
+        return str(source)
+    inside = (file for file in sorted(source.rglob("*")) if SECRETS.search(str(file.relative_to(source))))
+    return next((str(file) for file in inside), None) if source.is_dir() else None
+
+
+def _secrets(cluster: ClusterFile) -> Iterator[str]:
+    """Secrets that stand in the file itself."""
+    for path, text in _strings(cluster.file):
+        where = cluster.file.where(*path)
+        for found in PLAIN.finditer(text):
+            yield f"{where}: {found['name']} stands here for all to read; have each node fetch it"
+        # Kubernetes' variables: {name: ..., value: ...} in a list.
+        if path[-1] == "value" and NAMED.search(str(_beside(cluster.file, path, "name") or "")):
+            name = _beside(cluster.file, path, "name")
+            yield f"{where}: {name} stands here for all to read; take it from a secret (valueFrom: secretKeyRef)"
+
+
+def _beside(file: Marked, path: tuple[str, ...], key: str) -> Any:
+    """The value of `key` in the mapping in which the last of `path` stands."""
+    value: Any = file.tree
+    for step in path[:-1]:
+        value = value[int(step)] if isinstance(value, list) else value[step]
+    return value.get(key)
 
 
 def _remedy(source: Path) -> str:
-    return "; make it with: pip wheel --no-deps --wheel-dir dist ." if source.suffix == ".whl" else ""
+    if source.suffix == ".whl":
+        return "; make it with: pip wheel --no-deps --wheel-dir dist ."
+    return "; a path is one from where `ray up` is typed, the repository's root"
 
 
 def _bytes(source: Path) -> int:
@@ -305,14 +419,27 @@ def _downloads(cluster: ClusterFile) -> Iterator[str]:
             continue
         if "nightly" in text or "/latest/" in text:
             yield f"{where}: installs whatever is newest on that day; pin it"
+        if PIPED.search(text):
+            yield f"{where}: runs whatever is there on that day; fetch a version of it, and compare its hash"
         for command in PIP.finditer(text):
-            words = command["rest"].split()
-            pinned = {"-r", "--requirement", "--require-hashes"} & set(words) or any(
-                "==" in word or ".whl" in word for word in words
-            )
-            if not pinned:
+            if not _pinned(command["rest"].split()):
                 said = f"pip install{command['rest'].rstrip()}"
                 yield f"{where}: {said}: not pinned; give versions, a wheel or a lock file"
+
+
+def _pinned(words: list[str]) -> bool:
+    """Whether `pip install` with these words installs the same every day: locked, or each requirement pinned."""
+    if "--require-hashes" in words:
+        return True
+    alone = "--no-deps" in words
+    for before, word in zip(["", *words], words, strict=False):
+        if re.fullmatch(r"-r|--requirement", before):
+            return False
+        if word.startswith("-") or TAKES_VALUE.fullmatch(before):
+            continue
+        if not ("==" in word or ".whl" in word or (alone and "/" in word) or (alone and word == ".")):
+            return False
+    return bool(words)
 
 
 def _limits(cluster: ClusterFile) -> Iterator[str]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fracray.cluster_file import LAUNCHER, ClusterFile, read_cluster
+from fracray.cluster_file import LAUNCHER, SLURM, ClusterFile, read_cluster
 from fracray.errors import InputError, RunError
 from fracray.launcher import copy_from_head, run_on_head
 from fracray.run import BEST, EPOCHS
@@ -73,6 +73,8 @@ def opened_on_head(file: str, run: str) -> Iterator[HeadRun | str]:
     if "://" in place:
         yield place
         return
+    if cluster.kind == SLURM:
+        raise InputError(f"{file}: Slurm's nodes share the folder of {place}: fetch it by its path where that is seen")
     if cluster.kind != LAUNCHER:
         raise InputError(
             f"{file}: a {cluster.kind} has no SSH by which {place} could be fetched; copy the run from its head's pod "

@@ -4,6 +4,7 @@ The job is Ray's: it runs on the head whether anyone listens or not. Knows nothi
 """
 
 import asyncio
+import logging
 import os
 import shlex
 import signal
@@ -16,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+import aiohttp
+
 from fracray.cluster_file import ClusterFile
 from fracray.errors import InputError, RunError
 from fracray.launcher import DASHBOARD_PORT, RAY, dashboard_port, reason
@@ -23,7 +26,7 @@ from fracray.launcher import DASHBOARD_PORT, RAY, dashboard_port, reason
 REACH_SECONDS = 60.0  # for the way to the head to open
 AGAIN_SECONDS = 5.0  # between two tries to reach it again
 ERASE, UP = "\x1b[2K", "\x1b[1A"  # a line on a terminal; to the line above
-LOST_SECONDS = 600.0  # without a word of the head; then it is given up
+LOST_SECONDS = 600.0  # without an answer of the head; then it is given up
 
 
 def set_token_mode() -> None:
@@ -62,6 +65,9 @@ def _client(address: str) -> Any:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    # What Ray tells of its uploads and connections is no news to who follows a job.
+    for chatty in ("dashboard.modules.job.sdk", "dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging"):
+        logging.getLogger(f"ray.{chatty}").setLevel(logging.WARNING)
     try:
         return JobSubmissionClient(address)
     except AuthenticationError as error:
@@ -80,8 +86,10 @@ def _free_port() -> int:
 def _tunnel(cluster: ClusterFile, port: int) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
     """A process that leads 127.0.0.1:`port` to the head's dashboard, and a file of what it says."""
     if cluster.kind == "RayCluster":
-        service = f"service/{cluster.file.tree['metadata']['name']}-head-svc"
-        command = ["kubectl", "port-forward", service, f"{port}:{DASHBOARD_PORT}"]
+        named = cluster.file.tree["metadata"]
+        namespace = ["--namespace", str(named["namespace"])] if "namespace" in named else []
+        service = f"service/{named['name']}-head-svc"
+        command = ["kubectl", "port-forward", *namespace, service, f"{port}:{DASHBOARD_PORT}"]
     else:
         there = str(dashboard_port(cluster))
         command = [*RAY, "dashboard", cluster.file.origin, "--port", str(port), "--remote-port", there]
@@ -130,22 +138,31 @@ class Follower:
         self._line_ended = False
 
     def silence(self) -> float:
-        """Seconds since the head was last heard of."""
+        """Seconds since the head last answered; a job that prints nothing is no silence of the head's."""
         return time.monotonic() - self._heard
 
     def follow(self, client: Any) -> str | None:
         """Print what is new until the job ends; its status ('SUCCEEDED', ...), None where the connection was lost."""
         # Not asyncio.run: it makes a cancellation of Ctrl-C, which what is awaited may swallow.
         loop = asyncio.new_event_loop()
+        tail = loop.create_task(self._tail(client))
+        began = time.monotonic()
         try:
-            loop.run_until_complete(self._tail(client))
+            loop.run_until_complete(tail)
             status = client.get_job_status(self._job)
             self._heard = time.monotonic()
-        except (TimeoutError, OSError, RuntimeError) as error:
+        except (TimeoutError, OSError, RuntimeError, aiohttp.ClientError) as error:
             if "does not exist" in str(error) or "not found" in str(error):
                 raise InputError(f"{self._job}: the cluster knows no such job") from None
+            if time.monotonic() - began > AGAIN_SECONDS:  # it was there until now, whether the job spoke or not
+                self._heard = time.monotonic()
             return None
         finally:
+            tail.cancel()
+            loop.run_until_complete(asyncio.wait({tail}, timeout=1))  # lets it close its connection
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            if tail.done() and not tail.cancelled():
+                tail.exception()  # it was raised above; unasked, asyncio would print it again
             loop.close()
         return str(status.value) if status.is_terminal() else None
 

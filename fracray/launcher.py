@@ -50,7 +50,10 @@ def dashboard_port(cluster: ClusterFile) -> int:
 def reason(words: str) -> str:
     """The line of what Ray printed that says why it failed; empty where none does."""
     if "Head node of cluster" in words:  # ... not found
-        return "the cluster is not up, or not by `ray up` on this machine since it was booted"
+        return (
+            "no `ray up` of this machine has started such a cluster since the machine was booted (where it is up all "
+            "the same, see 'Stopping to pay' in cluster/README.md)"
+        )
     said = FAILED_COMMAND.split(words)[0]
     lines = [line.strip() for line in said.splitlines()]
     return next((line for line in reversed(lines) if line and not HABITS.match(line)), "")
@@ -69,4 +72,4 @@ def _ray(cluster: ClusterFile, *words: str) -> None:
             return
         said.seek(0)
         why = reason(said.read()) or f"ray {words[0]} ended with exit code {code}"
-    raise RunError(f"{cluster.file.origin}: its head: {why}")
+    raise RunError(f"{cluster.file.origin}: its head cannot be asked: {why}")

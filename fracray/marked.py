@@ -42,18 +42,24 @@ def read_marked(path: str | Path, kind: str, expected: str = "") -> Marked:
     except FileNotFoundError:
         raise InputError(f"{origin}: no such {kind}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{origin}: not readable: {error}") from None
+        raise InputError(f"{origin}: not readable: {getattr(error, 'strerror', None) or 'it is no text'}") from None
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise InputError(f"{origin}{line}: not valid YAML: {error.problem}") from None
+        raise InputError(f"{origin}{line}: not valid YAML: {error.problem}{_remedy(str(error.problem))}") from None
     except yaml.YAMLError as error:
         raise InputError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
-        raise InputError(f"{origin}: expected a mapping{expected}")
+        raise InputError(f"{origin}: {'the file is empty; ' if tree is None else ''}expected a mapping{expected}")
     try:
         return Marked(origin, tree, _lines(node, origin))
     except RecursionError:
         raise InputError(f"{origin}: an alias (*name) stands inside what it names; write the values out") from None
+
+
+def _remedy(problem: str) -> str:
+    if "\\t" in problem:
+        return "; indent with spaces, not with tabs"
+    return "; look at the indentation of this line and the ones above" if "block" in problem else ""
 
 
 def _lines(node: Any, origin: str, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fracray.config import PHANTOM, Config, parse_config
+from fracray.connection import FILE
 from fracray.errors import InputError, RunError
 from fracray.storage import Folder, refuse_secret
 
@@ -102,7 +103,8 @@ def how_to_go_on(verb: str, storage: str, run: Folder) -> str:
     if not run.exists("config.yaml"):
         return "give the same command again"
     where = "" if storage == "runs" else f" --storage {shlex.quote(storage)}"
-    return f"go on with: python -m fracray.{verb} --name {shlex.quote(run.name)}{where} --resume"
+    sent = f"cluster submit {shlex.quote(file)} -- {verb}" if (file := os.environ.get(FILE)) else verb
+    return f"go on with: python -m fracray.{sent} --name {shlex.quote(run.name)}{where} --resume"
 
 
 def _runs(shelf: Folder) -> str:

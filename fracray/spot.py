@@ -10,28 +10,55 @@ head; nothing else in fracray does, for it needs boto3.
 import logging
 from typing import Any
 
-from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler.node_launch_exception import NodeLaunchException
 
+try:
+    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+except ImportError as error:
+    raise ImportError(f"AWS: {error}; pip install --require-hashes -r cluster/aws.lock") from error
+
 MARKET = "InstanceMarketOptions"  # how a node_config asks for spot; without it, AWS launches on demand
+# AWS' answers where it has no spot machine of this kind to give, or none more to this account. Whatever else it refuses
+# (rights, the image, too many requests at once) it would refuse on demand as well, or give a little later.
+NO_SPOT = frozenset(
+    {
+        "InsufficientInstanceCapacity",
+        "InsufficientHostCapacity",
+        "MaxSpotInstanceCountExceeded",
+        "SpotMaxPriceTooLow",
+        "Unsupported",
+    }
+)
 
 logger = logging.getLogger(__name__)
 
 
 class SpotFirst(AWSNodeProvider):
-    """Launches what a node type's `node_config` asks for, and on demand if that was spot and AWS refused it."""
+    """Launches what a node type's `node_config` asks for, and on demand what AWS did not give of it on spot."""
 
     def _create_node(self, node_config: dict[str, Any], tags: dict[str, str], count: int) -> dict[str, Any]:
         """Launch up to `count` machines, {id: instance}; each launch asks for spot first, in every zone of the file.
 
-        NodeLaunchException where AWS does not give them on demand either: what is wrong with the settings themselves
-        (rights, quotas, the image) is told by that second answer as it would be by the first.
+        Of several machines AWS may give some on spot; the rest then comes on demand. NodeLaunchException where it gives
+        none, neither way.
         """
+        made: dict[str, Any] = {}
+        why = "it gave fewer than were asked for"
         try:
-            return super()._create_node(node_config, tags, count)
+            made = super()._create_node(node_config, tags, count)
         except NodeLaunchException as refused:
-            if MARKET not in node_config:
+            if MARKET not in node_config or refused.category not in NO_SPOT:
                 raise
-            logger.warning("no spot machine (%s): %s; launching on demand", refused.category, refused.description)
-            on_demand = {key: value for key, value in node_config.items() if key != MARKET}
-            return super()._create_node(on_demand, tags, count)
+            why = f"{refused.category}: {refused.description}"
+        missing = count - len(made)
+        if missing <= 0 or MARKET not in node_config:
+            return made
+        logger.warning("no spot machine for %d of %d: %s; launching on demand", missing, count, why)
+        on_demand = {key: value for key, value in node_config.items() if key != MARKET}
+        try:
+            return made | super()._create_node(on_demand, tags, missing)
+        except NodeLaunchException:
+            if not made:
+                raise
+            logger.warning("none on demand either; going on with %d of %d", len(made), count, exc_info=True)
+            return made

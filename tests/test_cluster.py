@@ -86,15 +86,18 @@ def test_a_sound_file_has_no_fault(tmp_path, capsys):
     assert check(tmp_path, capsys, (), "--workers-per-trial", "3", "--gpus-per-trial", "1")[1] == []
 
 
+KEYS = ("head_setup_commands", "worker_setup_commands", "cluster_synced_files", "rsync_exclude", "rsync_filter")
+EXTERNAL = [("provider/type", "external"), *((key, []) for key in KEYS)]
 GROUP = "available_node_types/gpu/node_config"
 
 
 @pytest.mark.parametrize(
     ("changes", "options", "line", "words"),
     [
-        ([("cluster_nam", "x")], (), None, "'cluster_nam' was unexpected"),
+        ([("cluster_nam", "x")], (), "cluster_nam:", "did you mean 'cluster_name'"),
+        ([("available_node_types/gpu/max_worker", 2)], (), "max_worker:", "did you mean 'max_workers'"),
         ([("available_node_types/gpu/min_workers", "two")], (), "min_workers", "not of type 'integer'"),
-        ([("head_node_type", "haed")], (), None, "must be one of"),
+        ([("head_node_type", "haed")], (), "haed", "did you mean 'head'"),
         ([("metadata/storage", "s3://YOUR-BUCKET/runs")], (), "storage", "put your own"),
         ([("metadata/storage", None)], (), "metadata", "nothing says where runs are kept"),
         ([("metadata/storage", "/home/ubuntu/runs")], (), "storage", "share no disk"),
@@ -112,6 +115,10 @@ GROUP = "available_node_types/gpu/node_config"
         ([("docker/image", "rayproject/ray:latest")], (), "image", "names no version"),
         ([("setup_commands", ["pip install 'ray[default]==2.1.0'"])], (), "- pip", "installs Ray 2.1.0"),
         ([("setup_commands", ["true", "pip install -U fracray"])], (), "- pip", "not pinned"),
+        ([("setup_commands", ["pip install boto3==1.40.0 numpy"])], (), "- pip", "not pinned"),
+        ([("setup_commands", ["pip install -r some.txt"])], (), "- pip", "not pinned"),
+        ([("setup_commands", ["curl -L https://x.org/y.sh | sudo bash"])], (), "- curl", "runs whatever is there"),
+        ([("setup_commands", ["export AWS_SECRET_ACCESS_KEY=abcdefgh1"])], (), "- export", "for all to read"),
         ([("setup_commands", ["pip install https://x.org/ray-nightly.whl"])], (), "- pip", "pin it"),
         ([(f"{GROUP}/SecurityGroupIds", None)], (), "node_config", "gpu names no SecurityGroupIds"),
         ([(f"{GROUP}/IamInstanceProfile", None)], (), "node_config", "gpu names no IamInstanceProfile"),
@@ -134,7 +141,28 @@ GROUP = "available_node_types/gpu/node_config"
             "- RAY_AUTH",
             "listens to every network",
         ),
+        (
+            [("head_start_ray_commands", ["export RAY_AUTH_MODE=token", "ray start --head"])],
+            (),
+            "head_start",
+            "each command has a shell of its own",
+        ),
+        (
+            [("provider/type", "external"), ("provider/module", "mine.Provider")],
+            (),
+            None,
+            "head_setup_commands is missing",
+        ),
+        ([*EXTERNAL], (), "provider", "'' is none"),
+        (
+            [*EXTERNAL, ("provider/module", "fracray.spot.SpotFrist")],
+            (),
+            "module",
+            "'fracray.spot.SpotFrist' is none",
+        ),
+        ([("auth/ssh_private_key", "/nowhere/key")], (), "ssh_private_key", "does not exist here"),
         ([("file_mounts", {"/k": "~/.ssh/id_ed25519"})], (), "/k", "looks like a secret"),
+        ([("file_mounts", {"/k": "~/.ray"})], (), "/k", "looks like a secret"),
         ([("file_mounts", {"/k": "/nowhere/fracray-0.1.0-py3-none-any.whl"})], (), "/k", "make it with"),
         ([("idle_timeout_minutes", None)], (), None, "idle_timeout_minutes is missing"),
         ([("max_workers", None)], (), None, "max_workers is missing"),
@@ -155,6 +183,45 @@ def test_a_large_file_mount_is_told(tmp_path, capsys):
     with open(large / "all.bin", "wb") as file:
         file.truncate(200 * 2**20)
     assert "200 MiB" in check(tmp_path, capsys, [("file_mounts", {"/data": str(large)})])[1][0]
+
+
+def test_a_mounted_folder_that_holds_what_is_private_is_told(tmp_path, capsys):
+    (tmp_path / "home/.kube").mkdir(parents=True)
+    (tmp_path / "home/.kube/config").touch()
+    (fault,) = check(tmp_path, capsys, [("file_mounts", {"/home": str(tmp_path / "home")})])[1]
+    assert f"{tmp_path}/home/.kube looks like a secret" in fault
+
+
+def test_the_token_mode_of_the_container_holds_for_all_that_is_started_in_it(tmp_path, capsys):
+    changes = [("docker/run_options", ["-e RAY_AUTH_MODE=token"]), ("head_start_ray_commands", ["ray start --head"])]
+    assert check(tmp_path, capsys, changes)[1] == []
+
+
+def test_a_machine_that_stays_is_said_and_is_no_fault(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(LAUNCHER).replace("min_workers: 0", "min_workers: 2"))
+    main(["check", str(tmp_path / "c.yaml")])
+    assert re.search(r"c\.yaml:\d+: note: 2 of gpu stay, and cost", capsys.readouterr().out)
+
+
+def test_fewer_machines_than_are_listed_are_told_with_their_line(tmp_path, capsys):
+    file = tmp_path / "own.yaml"
+    own = {"type": "local", "head_ip": "a", "worker_ips": ["b", "c"]}
+    starts = {at: LAUNCHER[at] for at in ("head_start_ray_commands", "worker_start_ray_commands")}
+    tree = {"cluster_name": "own", "provider": own, "max_workers": 1, "metadata": {"storage": "s3://b/r"}, **starts}
+    file.write_text(yaml.safe_dump(tree))
+    lines, (fault,) = checked(file, capsys)
+    assert "max_workers is 1, and worker_ips lists 2" in fault
+    assert "max_workers" in lines[int(fault.split(":")[1]) - 1]
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [(("--cpus-per-trial", "-1"), "--cpus-per-trial"), (("--workers-per-trial", "0"), "--workers-per-trial")],
+)
+def test_a_trial_that_asks_for_nonsense_is_refused(option, words, tmp_path):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(LAUNCHER))
+    with pytest.raises(InputError, match=words):
+        main(["check", str(tmp_path / "c.yaml"), *option])
 
 
 def test_a_path_below_a_shared_mount_is_seen_by_all(tmp_path, capsys):
@@ -237,6 +304,9 @@ def test_a_path_that_all_pods_see_is_no_fault(kuberay, tmp_path, capsys):
         ("#SBATCH --time=08:00:00\n", "", (), "#SBATCH", "--time is missing"),
         ("--time=08:00:00", "-t 8:00:00", (), None, None),
         ("--ntasks-per-node=1", "--ntasks-per-node=4", (), "--ntasks-per-node", "once on each node"),
+        ("--ntasks-per-node=1", "--ntask-per-node=1", (), "--ntask-per-node", "once on each node"),
+        ("ray symmetric-run", "ray symetric-run", (), None, "starts no Ray"),
+        ("set -euo pipefail\n", "set -euo pipefail\nif true; then\n", (), None, "bash cannot read it"),
         ("set -euo pipefail\n", "set -euo pipefail\n#SBATCH --mem=9G\n", (), "--mem=9G", "below the first command"),
         ("shared=/all", "shared=YOUR-SHARED", (), "shared=", "put your own"),
         ("export RAY_AUTH_MODE=token\n", "", (), None, "does not turn Ray's authentication on"),
@@ -273,6 +343,9 @@ def test_what_slurm_does_itself_is_said(verb, words):
     ("text", "words"),
     [
         ("provider: {", "not valid YAML"),
+        ("provider:\n\ttype: aws", "indent with spaces"),
+        ("provider:\n    type: aws\n  region: x", "look at the indentation"),
+        ("", "the file is empty"),
         ("a: 1", "neither a cluster file"),
         ("[1]", "expected a mapping"),
         ("provider: {type: aws}\navailable_node_types: 3", "must be a mapping"),
@@ -299,6 +372,8 @@ def filled(tmp_path, monkeypatch):
     shutil.copytree(FILES, tmp_path / "cluster")
     for path in (tmp_path / "cluster").glob("*.yaml"):
         path.write_text(path.read_text().replace("YOUR-", "my-"))
+    (tmp_path / "my-KEY").touch()
+    (local := tmp_path / "cluster/local.yaml").write_text(local.read_text().replace("~/.ssh", str(tmp_path)))
     (tmp_path / "dist").mkdir()
     (tmp_path / "dist" / f"fracray-{metadata.version('fracray')}-py3-none-any.whl").touch()
     monkeypatch.chdir(tmp_path)
@@ -359,6 +434,8 @@ def cluster_file(tmp_path):
         (["tune", "--storage", "phantom"], "whole path"),
         (["tune", "--storage", "/home/ray/runs"], "share no disk"),
         (["tune", "--space", "none.yaml"], "no such file here"),
+        (["tune", "--space", "/none.yaml"], "no such file here"),
+        (["tune", "--space", str(FILES / "local.yaml")], "unknown key"),
         (["tune", "--resume"], "name the run"),
         (["tune", "oops"], "belongs to no option"),
     ],
@@ -366,6 +443,23 @@ def cluster_file(tmp_path):
 def test_what_cannot_be_submitted_is_refused_before_the_cluster_is_asked(words, told, cluster_file):
     with pytest.raises(InputError, match=told):
         main(["submit", str(cluster_file), "--address", "http://127.0.0.1:1", "--", *words])
+
+
+def test_a_submit_without_its_dashes_is_told(cluster_file):
+    with pytest.raises(InputError, match=r"submit: put -- before tune"):
+        main(["submit", str(cluster_file), "tune", "--name", "atlas"])
+
+
+def test_what_the_head_would_not_understand_is_refused_here(cluster_file, capsys):
+    with pytest.raises(SystemExit) as refused:
+        main(["submit", str(cluster_file), "--address", "http://127.0.0.1:1", "--", "tune", "--spce", "x"])
+    assert refused.value.code == 2
+    assert "unrecognized arguments: --spce" in capsys.readouterr().err
+
+
+def test_a_job_of_kubernetes_is_followed_by_kubernetes(tmp_path):
+    with pytest.raises(InputError, match="kubectl logs -f -l job-name=fracray"):
+        main(["attach", str(FILES / "rayjob.yaml")])
 
 
 def test_a_cluster_out_of_reach_is_told_in_words(cluster_file):

@@ -311,7 +311,7 @@ def test_a_cluster_that_is_not_up_is_told_in_one_line(cluster_file, tmp_path, ca
     file = cluster_file(LOCAL)
     assert fetch("atlas", "--cluster", file, "--to", tmp_path / "out") == 1
     error = capsys.readouterr().err
-    assert error.startswith(f"failed: {file}: its head: the cluster is not up")
+    assert error.startswith(f"failed: {file}: its head cannot be asked: no `ray up` of this machine")
     assert error.count("\n") == 1
 
 

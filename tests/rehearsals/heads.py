@@ -37,7 +37,7 @@ def home_of(folder):
     home = {"HOME": str(folder), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
     environment = {**os.environ, **home, "PYTHONPATH": str(ROOT), "FRACRAY_CACHE": str(folder / "cache")}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    for name in ("RAY_ADDRESS", "FRACRAY_MACHINES", "FRACRAY_EXPECTED"):
+    for name in ("RAY_ADDRESS", "FRACRAY_MACHINES", "FRACRAY_EXPECTED", "FRACRAY_CLUSTER_FILE"):
         environment.pop(name, None)
     return environment
 

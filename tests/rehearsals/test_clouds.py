@@ -51,8 +51,8 @@ def read(tmp_path, monkeypatch):
     return read
 
 
-def launch(provider, config, *names):
-    """One node of each type, or of those named, as the launcher starts the head and the autoscaler the workers."""
+def launch(provider, config, *names, count=1):
+    """So many nodes of each type, or of those named, as the launcher starts the head and the autoscaler the workers."""
     for name in names or config["available_node_types"]:
         kind = config["available_node_types"][name]
         head = name == config["head_node_type"]
@@ -64,7 +64,7 @@ def launch(provider, config, *names):
             TAG_RAY_NODE_STATUS: "uninitialized",
         }
         before = config.get("head_node", {}) if head else {}  # the launcher lays the file's words over these
-        provider.create_node({**before, **kind["node_config"]}, tags, 1)
+        provider.create_node({**before, **kind["node_config"]}, tags, count)
 
 
 # ---------------------------------------------------------------- AWS
@@ -127,14 +127,14 @@ def without_spot(provider, config, ec2):
     """AWS has no spot machine, in no zone: the workers come on demand. Then it has none at all, which is told."""
     before = machines(ec2)
     ec2.terminate_instances(InstanceIds=provider.non_terminated_nodes({}))
-    asked, has_on_demand = [], True
+    asked, has_on_demand, code = [], True, "InsufficientInstanceCapacity"
 
     def answer(params, **_):
         spot = params["body"].get("InstanceMarketOptions.MarketType") == "spot"
         asked.append((spot, params["body"]["SubnetId"]))
         if has_on_demand and not spot:
             return None  # moto's turn
-        said = {"Code": "InsufficientInstanceCapacity", "Message": "There is no capacity."}
+        said = {"Code": code, "Message": "There is no capacity."}
         return SimpleNamespace(status_code=500), {"Error": said}
 
     provider.ec2_fail_fast.meta.client.meta.events.register_first("before-call.ec2.RunInstances", answer)
@@ -145,14 +145,42 @@ def without_spot(provider, config, ec2):
     assert len(set(spots)) == zones == 3
     assert len(rest) == 2
 
+    # Throttled is not refused: on demand costs more, and a little later spot may be had.
     asked.clear()
-    has_on_demand = False
+    code = "RequestLimitExceeded"
+    with pytest.raises(NodeLaunchException) as refused:
+        launch(provider, config, "gpu")
+    assert refused.value.category == code
+    assert all(spot for spot, _ in asked)
+
+    asked.clear()
+    code, has_on_demand = "InsufficientInstanceCapacity", False
     with pytest.raises(NodeLaunchException, match="no capacity") as refused:
         launch(provider, config, "gpu")
     assert refused.value.category == "InsufficientInstanceCapacity"
     with pytest.raises(NodeLaunchException, match="no capacity"):
         launch(provider, config, "head")
     assert len({zone for spot, zone in asked if not spot}) == zones
+
+    # AWS gives one of three on spot: the other two come on demand, and where there are none, the one is kept.
+    events = provider.ec2_fail_fast.meta.client.meta.events
+    events.unregister("before-call.ec2.RunInstances", answer)
+
+    def some(params, **_):
+        # moto makes as many as it must, MinCount.
+        if params["body"].get("InstanceMarketOptions.MarketType") == "spot":
+            return None
+        params["body"]["MinCount"] = params["body"]["MaxCount"]
+        return answer(params)
+
+    events.register_first("before-call.ec2.RunInstances", some)
+    for made in ([True, False, False], [True]):
+        has_on_demand = len(made) > 1
+        ec2.terminate_instances(InstanceIds=provider.non_terminated_nodes({}))
+        launch(provider, config, "gpu", count=3)
+        running = ec2.describe_instances(Filters=[{"Name": "instance-state-name", "Values": ["running"]}])
+        found = [one for reservation in running["Reservations"] for one in reservation["Instances"]]
+        assert sorted((one.get("InstanceLifecycle") == "spot" for one in found), reverse=True) == made
 
 
 # ---------------------------------------------------------------- Google Cloud

@@ -174,8 +174,8 @@ def test_a_search_on_machines_that_ssh_reaches(folder, laptop, machines):
     assert f"python -m fracray.fetch {shared}/runs/atlas --cluster {file} --to checkpoints/atlas" in out
     assert (worker.home / "fracray-install" / WHEEL).exists()
     assert [trials_on(machine) for machine in (head, worker)] == [1, 1]
-    status = laptop.run("ray", "exec", file, "RAY_AUTH_MODE=token ray status")
-    assert "\n 2 local.cluster.node" in status
+    status = "RAY_AUTH_MODE=token ray status"
+    assert "\n 2 local.cluster.node" in laptop.run("ray", "exec", file, status)
 
     scratch = set(Path("/tmp").glob("fracray-*"))
     out = laptop.fracray("fetch", "atlas", "--cluster", file, "--to", "checkpoints")
@@ -190,11 +190,21 @@ def test_a_search_on_machines_that_ssh_reaches(folder, laptop, machines):
     assert f"error: {file}: on its head: {shared}/runs/none: not a run folder" in out
     assert set(Path("/tmp").glob("fracray-*")) == scratch
 
+    # Started anew, as after a change of the file: nothing of the first start stays.
+    laptop.run("ray", "up", "-y", "--restart-only", file)
+    wait_for(lambda: "\n 2 local.cluster.node" in laptop.run("ray", "exec", file, status), seconds=120)
+    assert [begun_on(machine) for machine in (head, worker)] == [0, 1]
+
     laptop.run("ray", "down", "-y", file)
     wait_for(lambda: not head.processes(), seconds=20)
     wait_for(lambda: not worker.processes(), seconds=60)  # they end when they have missed the head for long enough
     # Neither a tunnel nor SSH's own kept connection is left over.
     wait_for(lambda: not processes_of(laptop.home), seconds=20)
+
+
+def begun_on(machine: Machine) -> int:
+    """How many `ray start --block` stand there."""
+    return sum({"start", "--block"} <= set(process.cmdline()) for process in machine.processes())
 
 
 def trials_on(machine: Machine) -> int:

@@ -1,5 +1,6 @@
 """Jobs on a head that is up: submitted, left alone, followed again, refused."""
 
+import re
 import signal
 from dataclasses import replace
 
@@ -42,11 +43,17 @@ def test_a_search_is_submitted_left_alone_and_followed_again(head, cluster_file,
         line = process.stdout.readline()
         assert line, said
         said += line
+    again = command(head, "submit", cluster_file, "--", *words, cwd=tmp_path)
+    out, _ = again.communicate(timeout=60)
+    assert again.returncode == 2, out
+    assert "the job atlas is at work on it" in out
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate(timeout=60)
     assert process.returncode == 130, rest
-    assert f"attach {cluster_file} atlas" in rest
-    process = command(head, "attach", cluster_file)
+    assert "Traceback" not in said + rest
+    # As the words say: by hand it is copied from there.
+    told = re.search(r"python -m fracray\.cluster (attach .* atlas --address .*)\n", rest)[1].split()
+    process = fracray(head, "cluster", *told)
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
     assert out.count("of 3 trials to run") == 1
@@ -60,12 +67,32 @@ def test_a_job_that_fails_ends_the_command_with_its_words(head, cluster_file, tm
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 1, out
     assert "Traceback" not in out
+    assert "error: --resume: there is no run none" in out
     assert "ended as FAILED" in out
+
+
+def test_a_head_that_dies_is_missed_aloud(tmp_path, cluster_file):
+    (tmp_path / "long.yaml").write_text(space(3, 100_000))
+    with started_head(tmp_path, "--num-cpus=2") as head:
+        process = command(head, "submit", cluster_file, "--", "tune", "--space", "long.yaml", cwd=tmp_path)
+        for line in process.stdout:
+            if "of 3 trials to run" in line:
+                break
+    for line in process.stdout:
+        if "trying again for 10 minutes" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "the job may go on; follow it again with: " in rest
+    assert "Traceback" not in rest
 
 
 def test_no_job_without_the_token(head, cluster_file, tmp_path):
     stranger = replace(head, environment={**head.environment, "RAY_AUTH_TOKEN": "f" * 64})
-    process = command(stranger, "attach", cluster_file)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 1, out
-    assert "Traceback" not in out
+    for words in (["attach"], ["submit", "--", "tune"]):
+        process = command(stranger, words[0], cluster_file, *words[1:])
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == 1, out
+        assert "put the cluster's token into ~/.ray/auth_token" in out
+        assert "Traceback" not in out
