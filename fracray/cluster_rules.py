@@ -34,8 +34,8 @@ SECRETS = re.compile(
     re.I,
 )
 # A secret as it stands: what fetches one ($(...), $NAME, valueFrom) does not match.
-PLAIN = re.compile(r"\b(?P<name>\w*(?:SECRET|PASSWORD|ACCESS_KEY|AUTH_TOKEN)\w*)=['\"]?[A-Za-z0-9/+]{8}")
-NAMED = re.compile(r"SECRET|PASSWORD|ACCESS_KEY|TOKEN$")
+SECRET_NAME = r"\w*(?:SECRET|PASSWORD|ACCESS_KEY|AUTH_TOKEN)\w*(?<!_ID)(?<!_PATH)(?<!_FILE)(?<!_NAME)"
+PLAIN = re.compile(rf"\b(?P<name>{SECRET_NAME})=['\"]?[A-Za-z0-9/+]{{8}}")
 PIPED = re.compile(r"\b(?:curl|wget)\b[^|;&]*\|\s*(?:sudo\s+)?(?:ba|z)?sh\b")
 TAKES_VALUE = re.compile(  # the options of pip install whose next word is no requirement
     r"-[cifrt]|--(requirement|constraint|index-url|extra-index-url|find-links|only-binary|no-binary|target|prefix|timeout"
@@ -385,8 +385,8 @@ def _secrets(cluster: ClusterFile) -> Iterator[str]:
         for found in PLAIN.finditer(text):
             yield f"{where}: {found['name']} stands here for all to read; have each node fetch it"
         # Kubernetes' variables: {name: ..., value: ...} in a list.
-        if path[-1] == "value" and NAMED.search(str(_beside(cluster.file, path, "name") or "")):
-            name = _beside(cluster.file, path, "name")
+        name = str(_beside(cluster.file, path, "name")) if path[-1] == "value" else ""
+        if re.fullmatch(SECRET_NAME, name):
             yield f"{where}: {name} stands here for all to read; take it from a secret (valueFrom: secretKeyRef)"
 
 

@@ -293,6 +293,9 @@ def test_a_name_without_a_storage_and_a_head_without_ssh_are_told(cluster_file, 
     assert "does not say where runs are kept" in capsys.readouterr().err
     assert fetch("atlas", "--cluster", cluster_file(PODS), "--to", tmp_path / "out") == 2
     assert "kubectl cp" in capsys.readouterr().err
+    (tmp_path / "slurm.sh").write_text("#!/bin/bash\n#SBATCH --nodes=2\n")
+    assert fetch("/all/atlas", "--cluster", tmp_path / "slurm.sh", "--to", tmp_path / "out") == 2
+    assert "fetch it by its path where that is seen" in capsys.readouterr().err
     assert fetch("atlas", "--cluster", tmp_path / "none.yaml", "--to", tmp_path / "out") == 2
     assert "no such cluster file" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

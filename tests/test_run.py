@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from fracray.config import PHANTOM, Config
+from fracray.connection import FILE
 from fracray.errors import InputError, RunError
-from fracray.run import data_source, new_run, open_run, stored_config, trial_folder, trial_name
+from fracray.run import data_source, how_to_go_on, new_run, open_run, stored_config, trial_folder, trial_name
 from fracray.storage import Folder
 
 BOTH = pytest.mark.parametrize("storage", ["disk", "store"], indirect=True)
@@ -231,6 +232,16 @@ def test_a_run_begins_once_and_goes_on_by_resume(storage):
         new_run(storage, "atlas", "tune", resume=False)
     resumed = new_run(storage, "atlas", "tune", resume=True)
     assert resumed.location == run.location == open_run(run.location).location
+
+
+def test_a_run_goes_on_by_the_way_that_it_was_begun(tmp_path, monkeypatch):
+    run = new_run(str(tmp_path), "atlas", "tune", resume=False)
+    run.write("config.yaml", Config().to_yaml())
+    said = f"--name atlas --storage {tmp_path} --resume"
+    assert how_to_go_on("tune", str(tmp_path), run) == f"go on with: python -m fracray.tune {said}"
+    monkeypatch.setenv(FILE, "my cluster.yaml")
+    sent = "python -m fracray.cluster submit 'my cluster.yaml' -- tune"
+    assert how_to_go_on("tune", str(tmp_path), run) == f"go on with: {sent} {said}"
 
 
 @BOTH
