@@ -284,10 +284,10 @@ def _follow(args: argparse.Namespace, cluster: ClusterFile, job: str, console: C
                     gone = False
                     status = follower.follow(client)
             except RunError as error:
-                if not gone:
+                first, gone = not gone, True
+                if first:
                     words = f"\n{error}\ntrying again for {minutes:.0f} minutes; the job does not depend on it"
                     console.print(words, soft_wrap=True, markup=False, highlight=False)
-                gone = True
             if status == "SUCCEEDED":
                 return
             if status is not None:

@@ -112,7 +112,7 @@ FLAGS = {
     "evaluate": "checkpoint --data --split --json --shifts --reference --severities --seed --address",
     "cluster check": "file --space --workers-per-trial --cpus-per-trial --gpus-per-trial --storage",
     "cluster submit": "file --address",
-    "cluster attach": "job file --address",
+    "cluster attach": "file --address job",
     "data download": "--to --version --api",
     "data import": "path --to --labels --column --positive --negative --classes --licence --salt",
     "data check": "path --manifest --datasheet --set --address",

@@ -43,10 +43,6 @@ def test_a_search_is_submitted_left_alone_and_followed_again(head, cluster_file,
         line = process.stdout.readline()
         assert line, said
         said += line
-    again = command(head, "submit", cluster_file, "--", *words, cwd=tmp_path)
-    out, _ = again.communicate(timeout=60)
-    assert again.returncode == 2, out
-    assert "the job atlas is at work on it" in out
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate(timeout=60)
     assert process.returncode == 130, rest
@@ -71,13 +67,18 @@ def test_a_job_that_fails_ends_the_command_with_its_words(head, cluster_file, tm
     assert "ended as FAILED" in out
 
 
-def test_a_head_that_dies_is_missed_aloud(tmp_path, cluster_file):
+def test_a_run_has_one_job_at_a_time_and_a_head_that_dies_is_missed_aloud(tmp_path, cluster_file):
     (tmp_path / "long.yaml").write_text(space(3, 100_000))
     with started_head(tmp_path, "--num-cpus=2") as head:
-        process = command(head, "submit", cluster_file, "--", "tune", "--space", "long.yaml", cwd=tmp_path)
+        words = ["tune", "--space", "long.yaml", "--name", "atlas"]
+        process = command(head, "submit", cluster_file, "--", *words, cwd=tmp_path)
         for line in process.stdout:
             if "of 3 trials to run" in line:
                 break
+        again = command(head, "submit", cluster_file, "--", *words, cwd=tmp_path)
+        out, _ = again.communicate(timeout=120)
+        assert again.returncode == 2, out
+        assert "the job atlas is at work on it" in out
     for line in process.stdout:
         if "trying again for 10 minutes" in line:
             break
