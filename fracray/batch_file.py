@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fracray.errors import InputError
-from fracray.marked import Marked
+from fracray.marked import Marked, unreadable
 
 OPTIONS, LATE, COMMANDS = "#SBATCH", "late", "commands"
 SHORT = {"N": "nodes", "n": "ntasks", "c": "cpus-per-task", "t": "time", "G": "gpus", "p": "partition", "A": "account"}
@@ -35,7 +35,7 @@ def read_batch(path: str | Path) -> Marked:
     try:
         text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{origin}: not readable: {getattr(error, 'strerror', None) or 'it is no text'}") from None
+        raise unreadable(origin, error) from None
     tree: dict[str, Any] = {OPTIONS: {}, LATE: [], COMMANDS: []}
     lines: dict[tuple[str, ...], int] = {}
     goes_on = False

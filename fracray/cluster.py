@@ -22,10 +22,8 @@ from fracray.show import new_console, new_table
 from fracray.space_file import load_space
 
 SENT = ("tune", "train")  # the verbs that run on a cluster as jobs
-FILES: dict[str, Callable[[str], Any]] = {
-    "--space": load_space,
-    "--config": load_config,
-}  # name a file here, which goes along
+# Options that name a file here, which goes along, and what reads it.
+FILES: dict[str, Callable[[str], Any]] = {"--space": load_space, "--config": load_config}
 PLACES = {"--storage": "storage", "--data": "data"}  # options that name a place there, as the file's metadata does
 
 # ---------------------------------------------------------------- the commands

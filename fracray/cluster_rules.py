@@ -1,6 +1,6 @@
 """What is wrong with a cluster file, by Ray's own schema and by fracray's rules: each fault with its line and remedy.
 
-Reaches no network and starts nothing.
+Reaches no network and starts nothing but `bash -n`.
 """
 
 import difflib
@@ -13,6 +13,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -374,28 +375,21 @@ def _secret(source: Path, target: str) -> str | None:
     """What of a file mount looks like a secret: where it comes from, where it goes, or a file in it."""
     if SECRETS.search(str(source)) or SECRETS.search(target):
         return str(source)
-    inside = (file for file in sorted(source.rglob("*")) if SECRETS.search(str(file.relative_to(source))))
-    return next((str(file) for file in inside), None) if source.is_dir() else None
+    inside = sorted(source.rglob("*")) if source.is_dir() else []
+    return next((str(file) for file in inside if SECRETS.search(str(file.relative_to(source)))), None)
 
 
 def _secrets(cluster: ClusterFile) -> Iterator[str]:
     """Secrets that stand in the file itself."""
-    for path, text in _strings(cluster.file):
+    texts = dict(_strings(cluster.file))
+    for path, text in texts.items():
         where = cluster.file.where(*path)
         for found in PLAIN.finditer(text):
             yield f"{where}: {found['name']} stands here for all to read; have each node fetch it"
         # Kubernetes' variables: {name: ..., value: ...} in a list.
-        name = str(_beside(cluster.file, path, "name")) if path[-1] == "value" else ""
-        if re.fullmatch(SECRET_NAME, name):
+        name = texts.get((*path[:-1], "name"), "")
+        if path[-1] == "value" and re.fullmatch(SECRET_NAME, name):
             yield f"{where}: {name} stands here for all to read; take it from a secret (valueFrom: secretKeyRef)"
-
-
-def _beside(file: Marked, path: tuple[str, ...], key: str) -> Any:
-    """The value of `key` in the mapping in which the last of `path` stands."""
-    value: Any = file.tree
-    for step in path[:-1]:
-        value = value[int(step)] if isinstance(value, list) else value[step]
-    return value.get(key)
 
 
 def _remedy(source: Path) -> str:
@@ -432,7 +426,7 @@ def _pinned(words: list[str]) -> bool:
     if "--require-hashes" in words:
         return True
     alone = "--no-deps" in words
-    for before, word in zip(["", *words], words, strict=False):
+    for before, word in pairwise(["", *words]):
         if re.fullmatch(r"-r|--requirement", before):
             return False
         if word.startswith("-") or TAKES_VALUE.fullmatch(before):

@@ -42,7 +42,7 @@ def read_marked(path: str | Path, kind: str, expected: str = "") -> Marked:
     except FileNotFoundError:
         raise InputError(f"{origin}: no such {kind}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{origin}: not readable: {getattr(error, 'strerror', None) or 'it is no text'}") from None
+        raise unreadable(origin, error) from None
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise InputError(f"{origin}{line}: not valid YAML: {error.problem}{_remedy(str(error.problem))}") from None
@@ -54,6 +54,12 @@ def read_marked(path: str | Path, kind: str, expected: str = "") -> Marked:
         return Marked(origin, tree, _lines(node, origin))
     except RecursionError:
         raise InputError(f"{origin}: an alias (*name) stands inside what it names; write the values out") from None
+
+
+def unreadable(origin: str, error: OSError | UnicodeDecodeError) -> InputError:
+    """What to raise for a file whose text cannot be had."""
+    why = error.strerror if isinstance(error, OSError) else "it is no text"
+    return InputError(f"{origin}: not readable: {why}")
 
 
 def _remedy(problem: str) -> str:

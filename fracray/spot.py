@@ -42,16 +42,18 @@ class SpotFirst(AWSNodeProvider):
         Of several machines AWS may give some on spot; the rest then comes on demand. NodeLaunchException where it gives
         none, neither way.
         """
+        if MARKET not in node_config:
+            return super()._create_node(node_config, tags, count)
         made: dict[str, Any] = {}
         why = "it gave fewer than were asked for"
         try:
             made = super()._create_node(node_config, tags, count)
         except NodeLaunchException as refused:
-            if MARKET not in node_config or refused.category not in NO_SPOT:
+            if refused.category not in NO_SPOT:
                 raise
             why = f"{refused.category}: {refused.description}"
         missing = count - len(made)
-        if missing <= 0 or MARKET not in node_config:
+        if missing <= 0:
             return made
         logger.warning("no spot machine for %d of %d: %s; launching on demand", missing, count, why)
         on_demand = {key: value for key, value in node_config.items() if key != MARKET}

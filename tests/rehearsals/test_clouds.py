@@ -111,16 +111,22 @@ def launch_on_aws(home):
 def machines(ec2):
     """The machines that run, {type of node: (type of machine, profile, security group, whether on spot)}."""
     found = {}
-    for reservation in ec2.describe_instances(Filters=[{"Name": "instance-state-name", "Values": ["running"]}])[
-        "Reservations"
-    ]:
-        for machine in reservation["Instances"]:
-            (name,) = [tag["Value"] for tag in machine["Tags"] if tag["Key"] == TAG_RAY_USER_NODE_TYPE]
-            profile = machine["IamInstanceProfile"]["Arn"].rpartition("/")[2]
-            (group,) = [given["GroupId"] for given in machine["SecurityGroups"]]
-            assert name not in found
-            found[name] = (machine["InstanceType"], profile, group, machine.get("InstanceLifecycle") == "spot")
+    for machine in running(ec2):
+        (name,) = [tag["Value"] for tag in machine["Tags"] if tag["Key"] == TAG_RAY_USER_NODE_TYPE]
+        profile = machine["IamInstanceProfile"]["Arn"].rpartition("/")[2]
+        (group,) = [given["GroupId"] for given in machine["SecurityGroups"]]
+        assert name not in found
+        found[name] = (machine["InstanceType"], profile, group, is_spot(machine))
     return found
+
+
+def running(ec2):
+    told = ec2.describe_instances(Filters=[{"Name": "instance-state-name", "Values": ["running"]}])
+    return [machine for reservation in told["Reservations"] for machine in reservation["Instances"]]
+
+
+def is_spot(machine):
+    return machine.get("InstanceLifecycle") == "spot"
 
 
 def without_spot(provider, config, ec2):
@@ -137,7 +143,8 @@ def without_spot(provider, config, ec2):
         said = {"Code": code, "Message": "There is no capacity."}
         return SimpleNamespace(status_code=500), {"Error": said}
 
-    provider.ec2_fail_fast.meta.client.meta.events.register_first("before-call.ec2.RunInstances", answer)
+    events = provider.ec2_fail_fast.meta.client.meta.events
+    events.register_first("before-call.ec2.RunInstances", answer)
     launch(provider, config, "gpu", "cpu")
     assert machines(ec2) == {name: (*before[name][:3], False) for name in ("gpu", "cpu")}
     zones = len(config["provider"]["availability_zone"].split(","))
@@ -163,7 +170,6 @@ def without_spot(provider, config, ec2):
     assert len({zone for spot, zone in asked if not spot}) == zones
 
     # AWS gives one of three on spot: the other two come on demand, and where there are none, the one is kept.
-    events = provider.ec2_fail_fast.meta.client.meta.events
     events.unregister("before-call.ec2.RunInstances", answer)
 
     def some(params, **_):
@@ -178,9 +184,7 @@ def without_spot(provider, config, ec2):
         has_on_demand = len(made) > 1
         ec2.terminate_instances(InstanceIds=provider.non_terminated_nodes({}))
         launch(provider, config, "gpu", count=3)
-        running = ec2.describe_instances(Filters=[{"Name": "instance-state-name", "Values": ["running"]}])
-        found = [one for reservation in running["Reservations"] for one in reservation["Instances"]]
-        assert sorted((one.get("InstanceLifecycle") == "spot" for one in found), reverse=True) == made
+        assert sorted(map(is_spot, running(ec2)), reverse=True) == made
 
 
 # ---------------------------------------------------------------- Google Cloud

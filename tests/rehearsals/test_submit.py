@@ -21,6 +21,16 @@ def command(head, verb, *words, **options):
     return fracray(head, "cluster", verb, "--address", head.url, *words, **options)
 
 
+def read_until(process, words):
+    """What a command printed, to the line with these words, which must come."""
+    said = ""
+    while words not in said:
+        line = process.stdout.readline()
+        assert line, said
+        said += line
+    return said
+
+
 @pytest.fixture
 def cluster_file(tmp_path):
     """One machine of one's own, and a search beside it."""
@@ -38,11 +48,7 @@ def test_a_search_is_submitted_left_alone_and_followed_again(head, cluster_file,
     """The laptop's space goes along, Ctrl-C leaves the job running, and attach tells all of it, once."""
     words = ["tune", "--space", "space.yaml", "--name", "atlas", "--concurrent", "1"]
     process = command(head, "submit", cluster_file, "--", *words, cwd=tmp_path)
-    said = ""
-    while "of 3 trials to run" not in said:
-        line = process.stdout.readline()
-        assert line, said
-        said += line
+    said = read_until(process, "of 3 trials to run")
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate(timeout=60)
     assert process.returncode == 130, rest
@@ -72,16 +78,12 @@ def test_a_run_has_one_job_at_a_time_and_a_head_that_dies_is_missed_aloud(tmp_pa
     with started_head(tmp_path, "--num-cpus=2") as head:
         words = ["tune", "--space", "long.yaml", "--name", "atlas"]
         process = command(head, "submit", cluster_file, "--", *words, cwd=tmp_path)
-        for line in process.stdout:
-            if "of 3 trials to run" in line:
-                break
+        read_until(process, "of 3 trials to run")
         again = command(head, "submit", cluster_file, "--", *words, cwd=tmp_path)
         out, _ = again.communicate(timeout=120)
         assert again.returncode == 2, out
         assert "the job atlas is at work on it" in out
-    for line in process.stdout:
-        if "trying again for 10 minutes" in line:
-            break
+    read_until(process, "trying again for 10 minutes")
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate(timeout=30)
     assert process.returncode == 130
