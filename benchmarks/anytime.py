@@ -19,8 +19,8 @@ import yaml
 from processes import timed
 from table import write_results
 
-from fracray.show import new_console, new_table
-from fracray.study import JOURNAL
+from fracray.runtime.show import new_console, new_table
+from fracray.search.study import JOURNAL
 
 HERE = Path(__file__).parent
 INTERMEDIATE = "intermediate_value"

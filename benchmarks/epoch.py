@@ -22,14 +22,14 @@ from table import write_results
 from torch.nn import functional as F
 
 from fracray.config import Config
-from fracray.data.augment import Augmenter
-from fracray.data.letterbox import letterbox
-from fracray.data.phantom import draw_phantom
-from fracray.data.stream import MemoryStream, Plan
-from fracray.fit import Fit, pick_precision
-from fracray.model import build_model
-from fracray.show import new_console, new_table
-from fracray.trial import use_cores
+from fracray.data.images.letterbox import letterbox
+from fracray.data.loading.augment import Augmenter
+from fracray.data.loading.streams import MemoryStream, Plan
+from fracray.data.phantom.draw import draw_phantom
+from fracray.runtime.show import new_console, new_table
+from fracray.training.loop import Fit, pick_precision
+from fracray.training.model import build_model
+from fracray.training.trial import use_cores
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")

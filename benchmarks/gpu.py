@@ -1,8 +1,8 @@
 """Images per second on one GPU against synthetic tensors on it, and trials per hour with 1 to 16 trials sharing it.
 
-An epoch is `fracray.fit.Fit`'s, validation taken out. The plain alternative takes the very same steps over one batch
-that lies on the device already: whatever fracray loses against it, it loses to its data. The arms take turns, an epoch
-each. Trials are those of `python -m fracray.tune`, from the command's start to its end.
+An epoch is `fracray.training.loop.Fit`'s, validation taken out. The plain alternative takes the same steps over one
+batch that lies on the device already: whatever fracray loses against it, it loses to its data. The two take turns, an
+epoch each. Trials are those of `python -m fracray.tune`, from the command's start to its end.
 """
 
 import argparse
@@ -26,12 +26,12 @@ from rich.console import Console
 from table import write_results
 
 from fracray.config import Config
-from fracray.connection import connect
+from fracray.data.loading.gpu_stream import DeviceBatch, DeviceStream
+from fracray.data.loading.streams import MemoryStream, Plan
 from fracray.data.prepare import prepare
-from fracray.data.resident import DeviceBatch, DeviceStream
-from fracray.data.stream import MemoryStream, Plan
-from fracray.fit import Fit, Stream
-from fracray.show import new_console, new_table
+from fracray.runtime.ray_session import connect
+from fracray.runtime.show import new_console, new_table
+from fracray.training.loop import Fit, Stream
 
 HERE = Path(__file__).parent
 SYNTHETIC, ON_CPU, ON_DEVICE = "synthetic tensors", "augmented on the CPU", "augmented on the device"

@@ -24,15 +24,15 @@ from processes import PeakMemory, cpu_seconds, cpu_spent
 from table import write_results
 
 from fracray.config import DataConfig
-from fracray.connection import connect
-from fracray.data.imagefile import REDUCED
-from fracray.data.imported import Wishes, import_set
-from fracray.data.ingest import ingest, reduction_for
-from fracray.data.letterbox import letterbox
+from fracray.data.images.decode import REDUCED
+from fracray.data.images.letterbox import letterbox
+from fracray.data.loading.ingest import ingest, reduction_for
 from fracray.data.manifest import Manifest
 from fracray.data.prepare import examined
-from fracray.show import new_console, new_table
-from fracray.storage import Folder
+from fracray.data.sources.import_set import ImportOptions, import_set
+from fracray.runtime.ray_session import connect
+from fracray.runtime.show import new_console, new_table
+from fracray.runtime.storage import Folder
 
 
 def parser() -> argparse.ArgumentParser:
@@ -186,7 +186,7 @@ def main() -> None:
         if args.data:
             sets["FracAtlas"] = examined(DataConfig(source=args.data, cache=scratch), console)
         if args.fullres:
-            sets["full size"] = import_set(args.fullres, Path(scratch) / "fullres", Wishes())
+            sets["full size"] = import_set(args.fullres, Path(scratch) / "fullres", ImportOptions())
         if not sets:
             console.print("no radiographs: give --data or --fullres")
             return

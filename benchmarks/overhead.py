@@ -24,15 +24,15 @@ from epoch import make_plan
 from processes import timed
 from table import write_results
 
-from fracray.board import TRIALS
-from fracray.checkpoint import Card, save_checkpoint, save_state
 from fracray.config import Config
-from fracray.data.stream import MemoryStream
-from fracray.fit import Fit
-from fracray.show import new_console, new_table
-from fracray.space import SearchSpace
-from fracray.space_file import load_space
-from fracray.study import JOURNAL, open_study
+from fracray.data.loading.streams import MemoryStream
+from fracray.runtime.show import new_console, new_table
+from fracray.search.progress import TRIALS
+from fracray.search.space import SearchSpace
+from fracray.search.space_file import load_space
+from fracray.search.study import JOURNAL, open_study
+from fracray.training.checkpoint import CheckpointMetadata, save_checkpoint, save_state
+from fracray.training.loop import Fit
 
 HERE = Path(__file__).parent
 TINY = {"data": {"size": 32, "phantom": {"count": 60}, "split": {"block": 2}}, "model": {"width": 4}}
@@ -85,7 +85,9 @@ def checkpoint(scratch: Path) -> dict[str, float]:
     predictions = pd.DataFrame(
         {"image_id": seen["image_id"].iloc[told.rows], "group": "g", "label": told.labels, "split": "val"}
     ).assign(logit=told.logits)
-    card = Card(config, told.threshold, told.calibration, report.metrics, data_fingerprint="", epoch=1, trial="t0000")
+    metadata = CheckpointMetadata(
+        config, told.threshold, told.calibration, report.metrics, data_fingerprint="", epoch=1, trial="t0000"
+    )
     spent: dict[str, list[float]] = {"copied": [], "written": [], "best": []}
     for turn in range(20):
         clocks = [time.process_time()]
@@ -93,7 +95,7 @@ def checkpoint(scratch: Path) -> dict[str, float]:
         clocks.append(time.process_time())
         save_state(scratch / "state.safetensors", *state)
         clocks.append(time.process_time())
-        save_checkpoint(scratch / f"best{turn}", fit.averaged.state_dict(), card, predictions, seen)
+        save_checkpoint(scratch / f"best{turn}", fit.averaged.state_dict(), metadata, predictions, seen)
         clocks.append(time.process_time())
         for name, (begun, ended) in zip(spent, pairwise(clocks), strict=True):
             spent[name].append(ended - begun)

@@ -66,7 +66,7 @@ def load(paths, labels):
 def train_func(config):
     """What the one worker of a trial runs."""
     from fracray.config import ModelConfig
-    from fracray.model import build_model
+    from fracray.training.model import build_model
 
     spent = {"training": 0.0, "transform": 0.0}
     settings = ModelConfig(dropout=config["dropout"], spatial_dropout=config["spatial_dropout"])

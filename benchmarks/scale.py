@@ -26,15 +26,15 @@ from processes import PeakMemory, cpu_seconds, cpu_spent
 from table import write_results
 
 from fracray.config import Config
-from fracray.connection import connect
-from fracray.data.fracatlas import FLAGS, FOLDERS
-from fracray.data.ingest import ingest
-from fracray.data.phantom import draw_phantom
+from fracray.data.loading.ingest import ingest
+from fracray.data.loading.streams import MemoryStream, RayStream, make_plan
+from fracray.data.phantom.draw import draw_phantom
 from fracray.data.prepare import Prepared, examined, prepare
-from fracray.data.stream import MemoryStream, RayStream, make_plan
-from fracray.fit import Fit
-from fracray.show import new_console, new_table
-from fracray.storage import Folder
+from fracray.data.sources.fracatlas import FLAGS, FOLDERS
+from fracray.runtime.ray_session import connect
+from fracray.runtime.show import new_console, new_table
+from fracray.runtime.storage import Folder
+from fracray.training.loop import Fit
 
 HERE = Path(__file__).parent
 ORIGINALS = 200

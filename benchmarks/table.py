@@ -10,7 +10,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from fracray.run import environment
+from fracray.runtime.run_folder import environment
 
 
 def machine() -> dict[str, Any]:

@@ -21,10 +21,10 @@ from epoch import make_plan
 from table import write_results
 
 from fracray.config import Config
-from fracray.data.stream import MemoryStream
-from fracray.fit import Fit
-from fracray.show import new_console, new_table
-from fracray.trial import use_cores
+from fracray.data.loading.streams import MemoryStream
+from fracray.runtime.show import new_console, new_table
+from fracray.training.loop import Fit
+from fracray.training.trial import use_cores
 
 HERE = Path(__file__).parent
 

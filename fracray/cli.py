@@ -10,7 +10,7 @@ VERBS = {
     "train": ("fracray.train", "train one config on one or more workers with Ray Train"),
     "fetch": ("fracray.fetch", "bring the best checkpoints out of a run"),
     "evaluate": ("fracray.evaluate", "score a checkpoint on a split or on other radiographs"),
-    "cluster": ("fracray.cluster", "check a cluster file, run tune or train on the cluster, follow it there"),
+    "cluster": ("fracray.cluster.__main__", "check a cluster file, run tune or train on the cluster, follow it there"),
     "data": ("fracray.data.__main__", "download, import and check data sets, draw phantoms and contact sheets"),
 }
 

@@ -12,22 +12,30 @@ from typing import Any
 
 from rich.console import Console
 
-from fracray.checkpoint import Checkpoint, load_checkpoint
 from fracray.config import Config, nearest
-from fracray.connection import connect
-from fracray.data.corruptions import SEVERITIES
-from fracray.data.ingest import Shards
+from fracray.data.images.corruptions import SEVERITIES
+from fracray.data.loading.ingest import Shards
 from fracray.data.manifest import Manifest
 from fracray.data.prepare import Prepared, examined, prepare, shards_at
 from fracray.errors import InputError, run_verb
+from fracray.evaluation.inference import half_the_cpus, network
+from fracray.evaluation.robustness import CorruptionScores, ModelUnderTest, read_severities, score_corruptions
+from fracray.evaluation.scoring import Scored, check_folds, pool_folds, refuse_seen, score_part
 from fracray.metrics import Interval
-from fracray.network import half_the_cpus, network
-from fracray.run import BEST, data_source
-from fracray.scored import Scored, check_folds, pool_folds, refuse_seen, score_part
-from fracray.screen import progress_bar
-from fracray.shifts import Judged, ShiftScores, read_severities, score_shifts
-from fracray.show import new_console, say_few_groups, say_flow, say_phantom, say_shifts, scores_table, sets_table
-from fracray.storage import Folder
+from fracray.runtime.console import progress_bar
+from fracray.runtime.ray_session import connect
+from fracray.runtime.run_folder import BEST, data_source
+from fracray.runtime.show import (
+    new_console,
+    say_corruptions,
+    say_few_groups,
+    say_flow,
+    say_phantom,
+    scores_table,
+    sets_table,
+)
+from fracray.runtime.storage import Folder
+from fracray.training.checkpoint import Checkpoint, load_checkpoint
 
 
 def parser() -> argparse.ArgumentParser:
@@ -85,35 +93,36 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"{'--reference' if args.reference else '--severities'}: only with --shifts")
     severities = read_severities(args.severities) if args.severities else SEVERITIES
     checkpoints = [open_checkpoint(location) for location in args.checkpoint]
-    card = checkpoints[0].card
+    metadata = checkpoints[0].metadata
     if len(checkpoints) > 1:
         if args.shifts:
             raise InputError("--shifts: scores one checkpoint at a time; name a single one")
         if args.data or args.split not in (None, "test"):
             raise InputError("several checkpoints are scored on the test fold of each; leave out --data and --split")
-        check_folds(args.checkpoint, [checkpoint.card for checkpoint in checkpoints])
+        check_folds(args.checkpoint, [checkpoint.metadata for checkpoint in checkpoints])
     reference = open_checkpoint(args.reference) if args.reference else None
-    source = data_source(args.data) if args.data else card.config.data.source
-    config = card.config.with_leaves({"data.source": source}, "--data")
+    source = data_source(args.data) if args.data else metadata.config.data.source
+    config = metadata.config.with_leaves({"data.source": source}, "--data")
     if not args.data:
         say_phantom(console, config)
     with connect(args.address):
         manifest = examined(config.data, console)
-        prepared, part = _prepare(config, manifest, card.data_fingerprint, args.split, console)
+        prepared, part = _prepare(config, manifest, metadata.data_fingerprint, args.split, console)
         say_flow(console, prepared)
-        if reference is not None and (part != "all" or prepared.fingerprint != card.data_fingerprint):
+        if reference is not None and (part != "all" or prepared.fingerprint != metadata.data_fingerprint):
             complaint = f"--reference {args.reference}: name a model of the same split"
             refuse_seen(reference, prepared, prepared.rows(part), complaint)
         if len(checkpoints) > 1 and part != "test":
             raise InputError(f"{config.data.source}: has changed since the folds were trained; restore it")
-        folds = [prepared, *(prepare(one.card.config.data, console, manifest=manifest) for one in checkpoints[1:])]
+        folds = [prepared, *(prepare(one.metadata.config.data, console, manifest=manifest) for one in checkpoints[1:])]
         scored = [score_part(*pair, part, console) for pair in zip(checkpoints, folds, strict=True)]
-        other = shards_at(prepared, reference.card.config.data.size, console) if reference else None
+        other = shards_at(prepared, reference.metadata.config.data.size, console) if reference else None
     pooled = pool_folds([one for one, _ in scored])
     intervals = pooled.intervals(args.seed)
-    threshold = f"decision threshold {card.threshold:.3f}" if len(scored) == 1 else "each fold's decision threshold"
+    threshold = f"decision threshold {metadata.threshold:.3f}" if len(scored) == 1 else "each fold's decision threshold"
     console.print(
-        f"\n{_who(checkpoints)}, on {_words(part, prepared, card.data_fingerprint)}: {len(pooled.rows)} radiographs in "
+        f"\n{_who(checkpoints)}, on {_words(part, prepared, metadata.data_fingerprint)}: "
+        f"{len(pooled.rows)} radiographs in "
         f"{len(set(pooled.groups))} groups, {pooled.labels.mean():.1%} fractured; {threshold}, fixed on validation",
         soft_wrap=True,
     )
@@ -123,14 +132,14 @@ def main(argv: Sequence[str]) -> None:
     if sets:
         console.print(sets_table(beside, prepared))
     say_few_groups(console, pooled.groups)
-    if part == "all" and prepared.fingerprint == card.data_fingerprint:
+    if part == "all" and prepared.fingerprint == metadata.data_fingerprint:
         console.print(
             "note: 'all' holds the images that this checkpoint was trained on; its scores flatter", style="yellow"
         )
     shifts = None
     if args.shifts:
         with half_the_cpus(), progress_bar(console, "scoring corrupted radiographs") as step:
-            shifts = score_shifts(
+            shifts = score_corruptions(
                 _judged(checkpoints[0], prepared.shards),
                 pooled.rows,
                 prepared.table["image_id"].iloc[pooled.rows].tolist(),
@@ -141,7 +150,7 @@ def main(argv: Sequence[str]) -> None:
                 args.seed,
                 step,
             )
-        say_shifts(console, shifts)
+        say_corruptions(console, shifts)
     if args.json:
         _write_json(Path(args.json), args.checkpoint, checkpoints, part, pooled, beside, shifts)
         console.print(f"written: {args.json}")
@@ -149,10 +158,10 @@ def main(argv: Sequence[str]) -> None:
 
 def _who(checkpoints: Sequence[Checkpoint]) -> str:
     if len(checkpoints) > 1:
-        folds = sorted(checkpoint.card.config.data.split.fold for checkpoint in checkpoints)
-        of = checkpoints[0].card.config.data.split.folds
+        folds = sorted(checkpoint.metadata.config.data.split.fold for checkpoint in checkpoints)
+        of = checkpoints[0].metadata.config.data.split.folds
         return f"{len(folds)} of {of} folds ({', '.join(map(str, folds))}), each by the checkpoint that never saw it"
-    return f"{checkpoints[0].card.trial or checkpoints[0].folder.name}, epoch {checkpoints[0].card.epoch}"
+    return f"{checkpoints[0].metadata.trial or checkpoints[0].folder.name}, epoch {checkpoints[0].metadata.epoch}"
 
 
 def open_checkpoint(location: str) -> Checkpoint:
@@ -189,9 +198,9 @@ def _prepare(
     return prepared, split or "test"
 
 
-def _judged(checkpoint: Checkpoint, shards: Shards) -> Judged:
-    run, card = network(checkpoint), checkpoint.card
-    return Judged(shards, lambda images: card.calibration.apply(run(images)), card.threshold)
+def _judged(checkpoint: Checkpoint, shards: Shards) -> ModelUnderTest:
+    run, metadata = network(checkpoint), checkpoint.metadata
+    return ModelUnderTest(shards, lambda images: metadata.calibration.apply(run(images)), metadata.threshold)
 
 
 def _words(part: str, prepared: Prepared, trained_on: str) -> str:
@@ -207,16 +216,16 @@ def _write_json(
     part: str,
     scored: Scored,
     sets: dict[str, dict[str, Interval]],
-    shifts: ShiftScores | None,
+    shifts: CorruptionScores | None,
 ) -> None:
     table = scored.prepared.table.iloc[scored.rows]
     tree: dict[str, Any] = {
         "checkpoints": [
             {
                 "location": location,
-                "trial": checkpoint.card.trial,
-                "epoch": checkpoint.card.epoch,
-                "threshold": checkpoint.card.threshold,
+                "trial": checkpoint.metadata.trial,
+                "epoch": checkpoint.metadata.epoch,
+                "threshold": checkpoint.metadata.threshold,
             }
             for location, checkpoint in zip(locations, checkpoints, strict=True)
         ],

@@ -17,18 +17,18 @@ from shlex import quote
 from rich.console import Console
 from rich.progress import track
 
-from fracray.checkpoint import read_card, verify
+from fracray.cluster.head_runs import HeadRun, opened_on_head
 from fracray.errors import InputError, run_verb
-from fracray.head import HeadRun, opened_on_head
 from fracray.metrics import REPORTED, lower_is_better
-from fracray.run import BEST, open_run, stored_config, vouched_epochs
-from fracray.show import new_console, new_table
-from fracray.space import check_metric
-from fracray.storage import Folder
+from fracray.runtime.run_folder import BEST, open_run, stored_config, vouched_epochs
+from fracray.runtime.show import new_console, new_table
+from fracray.runtime.storage import Folder
+from fracray.search.space import check_metric
+from fracray.training.checkpoint import read_metadata, verify
 
 
 @dataclass(frozen=True)
-class Found:
+class RankedTrial:
     """A trial of a run that kept a checkpoint, with the metric and the validation loss at the checkpoint's epoch."""
 
     trial: str
@@ -94,7 +94,7 @@ def _fetch_best(run: Folder, args: argparse.Namespace, console: Console, head: H
     for place, trial in enumerate(track(found[: args.top], "fetching", console=console, transient=True), start=1):
         target = Path(args.to) / trial.trial
         fetch(run, trial.trial, target)
-        table.add_row(str(place), trial.trial, f"{trial.value:.4f}", str(read_card(target).epoch), str(target))
+        table.add_row(str(place), trial.trial, f"{trial.value:.4f}", str(read_metadata(target).epoch), str(target))
     console.print(
         f"{min(args.top, len(found))} of {len(found)} checkpoints of {head or run}, verified:", soft_wrap=True
     )
@@ -116,10 +116,10 @@ def _reported(epochs: Mapping[str, Mapping[str, float]]) -> list[str]:
     return [name.removeprefix("best_") for name in names if name.endswith(endings)]
 
 
-def rank(epochs: Mapping[str, Mapping[str, float]], metric: str) -> list[Found]:
+def rank(epochs: Mapping[str, Mapping[str, float]], metric: str) -> list[RankedTrial]:
     """The trials that reached a value of this metric, best first; as in the search, ties go to the lower loss."""
     found = [
-        Found(trial, float(epoch[f"best_{metric}"]), float(epoch.get("best_val_loss", inf)))
+        RankedTrial(trial, float(epoch[f"best_{metric}"]), float(epoch.get("best_val_loss", inf)))
         for trial, epoch in epochs.items()
         if not isnan(epoch.get(f"best_{metric}", nan))
     ]

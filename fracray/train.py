@@ -1,6 +1,6 @@
 """python -m fracray.train: train one config on N workers with Ray Train.
 
-The loop is `fracray.fit`; here it gets its workers, its process group and its data, and the user their progress.
+The loop is `fracray.training.loop`; here it gets its workers and its data, and the user sees the progress.
 """
 
 import argparse
@@ -19,19 +19,36 @@ from typing import Any
 import ray
 from rich.console import Console
 
-from fracray.checkpoint import read_card
 from fracray.config import Config, load_config, parse_assignments
-from fracray.connection import capacity, connect, cpus_for, gather, refuse_shared_gpu, require_seen, trials_at_once
 from fracray.data.datasheet import datasheet
+from fracray.data.loading.streams import TASK_CPUS, fits_in_memory
 from fracray.data.manifest import MANIFEST
 from fracray.data.prepare import Prepared, prepare
-from fracray.data.stream import TASK_CPUS, fits_in_memory
 from fracray.errors import InputError, RunError, run_verb
-from fracray.model import build_model
-from fracray.run import BEST, EPOCHS, data_source, how_to_go_on, new_run, stored_config, trial_folder, trial_name
-from fracray.show import epoch_line, new_console, say_next_steps, say_phantom, say_prepared, say_validation
-from fracray.storage import Folder
-from fracray.trial import Job, Session, refuse_missing_gpu, use_cores
+from fracray.runtime.ray_session import (
+    capacity,
+    connect,
+    cpus_for,
+    gather,
+    refuse_shared_gpu,
+    require_seen,
+    trials_at_once,
+)
+from fracray.runtime.run_folder import (
+    BEST,
+    EPOCHS,
+    data_source,
+    how_to_go_on,
+    new_run,
+    stored_config,
+    trial_folder,
+    trial_name,
+)
+from fracray.runtime.show import epoch_line, new_console, say_next_steps, say_phantom, say_prepared, say_validation
+from fracray.runtime.storage import Folder
+from fracray.training.checkpoint import read_metadata
+from fracray.training.model import build_model
+from fracray.training.trial import Job, TrialRunner, refuse_missing_gpu, use_cores
 
 TRIAL = 0  # a training is a run of one trial
 MAX_FAILURES = 3
@@ -131,7 +148,7 @@ def _config(args: argparse.Namespace) -> Config:
     config = Config()
     if args.config:
         is_checkpoint = Path(args.config).is_dir()
-        config = read_card(args.config).config if is_checkpoint else load_config(args.config)
+        config = read_metadata(args.config).config if is_checkpoint else load_config(args.config)
     leaves = parse_assignments(args.set)
     if args.data:
         leaves["data.source"] = data_source(args.data)
@@ -276,15 +293,15 @@ def _work(settings: dict[str, Any]) -> None:
     job: Job = ray.get(settings["job"])
     meter = use_cores(job.config, settings["share"].cpus, settings["share"].gpus)
     rank, world = context.get_world_rank(), context.get_world_size()
-    session = Session(job, TRIAL, {}, rank, world, ray.train.torch.get_device(), meter)
+    runner = TrialRunner(job, TRIAL, {}, rank, world, ray.train.torch.get_device(), meter)
     try:
-        while not session.done:
-            metrics = session.run_epoch()
+        while not runner.done:
+            metrics = runner.run_epoch()
             ray.train.report(metrics)
             if metrics["diverged"]:
                 break
     finally:
-        session.close()
+        runner.close()
 
 
 class _Follow:

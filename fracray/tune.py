@@ -24,25 +24,25 @@ from ray.tune.schedulers import (
 )
 from rich.console import Console
 
-from fracray.board import RUNNING, WAITING, Board
 from fracray.config import parse_assignments
-from fracray.connection import connect, cpus_for, gather, present, require_seen, trials_at_once
+from fracray.data.loading.streams import TASK_CPUS
 from fracray.data.prepare import prepare
-from fracray.data.stream import TASK_CPUS
 from fracray.errors import InputError, run_verb
-from fracray.fit import pick_device
-from fracray.group import WorkerGroup
-from fracray.meter import PREFIX, RAN, REPORTING, STARTING, Ledger, Meter
-from fracray.model import build_model
-from fracray.run import data_source, how_to_go_on, new_run
-from fracray.show import new_console, say_phantom, say_prepared
-from fracray.space import SearchSpace
-from fracray.space_file import load_space
-from fracray.storage import Folder
-from fracray.study import FAILURE, StudySearcher, local_journal, only_driver
-from fracray.summary import summarise
+from fracray.runtime.efficiency import PREFIX, RAN, REPORTING, STARTING, EfficiencyTracker, Meter
+from fracray.runtime.ray_session import connect, cpus_for, gather, present, require_seen, trials_at_once
+from fracray.runtime.run_folder import data_source, how_to_go_on, new_run
+from fracray.runtime.show import new_console, say_phantom, say_prepared
+from fracray.runtime.storage import Folder
+from fracray.search.progress import RUNNING, WAITING, SearchProgress
+from fracray.search.results import summarise
+from fracray.search.space import SearchSpace
+from fracray.search.space_file import load_space
+from fracray.search.study import FAILURE, StudySearcher, local_journal, only_driver
+from fracray.search.worker_group import WorkerGroup
 from fracray.train import Share, make_job
-from fracray.trial import Job, Session, refuse_missing_gpu, use_cores
+from fracray.training.loop import pick_device
+from fracray.training.model import build_model
+from fracray.training.trial import Job, TrialRunner, refuse_missing_gpu, use_cores
 
 SPACE = "space.yaml"
 
@@ -115,9 +115,9 @@ def main(argv: Sequence[str]) -> None:
         say_prepared(console, prepared)
         job = make_job(space.config, run, prepared)
         unit = "GPU" if space.config.search.gpus_per_trial else "CPU"
-        ledger = Ledger(begun, lambda: present(unit), unit)
-        finished = _search(space, job, ledger, console)
-        summarise(space, run, prepared, ledger, console)
+        tracker = EfficiencyTracker(begun, lambda: present(unit), unit)
+        finished = _search(space, job, tracker, console)
+        summarise(space, run, prepared, tracker, console)
     if not finished:
         console.print(f"\nthe search is not finished; {how_to_go_on('tune', args.storage, run)}", soft_wrap=True)
         budget = space.config.search.time_budget
@@ -177,7 +177,7 @@ class TrialActor(tune.Trainable):
 
     def setup(self, config: dict[str, Any], job: Job, share: Share) -> None:
         self._job, self._share = job, share
-        self._session: Session | None = None
+        self._runner: TrialRunner | None = None
         self._group: WorkerGroup | None = None
         self._led = False  # whether the group has answered an order
         if share.workers == 1:
@@ -217,13 +217,13 @@ class TrialActor(tune.Trainable):
         return {**metrics, "done": metrics["diverged"] or self._next > self._job.config.train.epochs}
 
     def _epoch(self) -> dict[str, Any]:
-        if self._session is None:
+        if self._runner is None:
             device = pick_device() if self._share.gpus else torch.device("cpu")
             with self._meter.waiting(STARTING):
-                self._session = Session(self._job, self._number, self._leaves, device=device, meter=self._meter)
-        if self._session.done:
-            return {**self._session.last(), RAN: False}
-        return {**self._session.run_epoch(), RAN: True}
+                self._runner = TrialRunner(self._job, self._number, self._leaves, device=device, meter=self._meter)
+        if self._runner.done:
+            return {**self._runner.last(), RAN: False}
+        return {**self._runner.run_epoch(), RAN: True}
 
     def _group_epoch(self, group: WorkerGroup) -> dict[str, Any]:
         """An epoch on the group's workers, with what it cost beside: starting them, and handing orders to and fro."""
@@ -238,9 +238,9 @@ class TrialActor(tune.Trainable):
         return metrics
 
     def _close(self) -> None:
-        if self._session is not None:
-            self._session.close()
-            self._session = None
+        if self._runner is not None:
+            self._runner.close()
+            self._runner = None
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         Path(checkpoint_dir, "in-the-trial-folder").touch()
@@ -294,7 +294,7 @@ def _places(space: SearchSpace, share: Share, spare: float = 0.0) -> int:
     return trials_at_once(share.workers, share.cpus, share.gpus, spare, space.config.search.concurrent)
 
 
-def _search(space: SearchSpace, job: Job, ledger: Ledger, console: Console) -> bool:
+def _search(space: SearchSpace, job: Job, tracker: EfficiencyTracker, console: Console) -> bool:
     """Run the trials that are still missing; False when Ctrl-C or the time budget ended the search before that."""
     search = space.config.search
     spare = 0.0 if job.images is not None else TASK_CPUS
@@ -313,7 +313,7 @@ def _search(space: SearchSpace, job: Job, ledger: Ledger, console: Console) -> b
             f"up to {space.config.train.epochs} epochs each; run folder {job.run}",
             soft_wrap=True,
         )
-        board = Board(space, job.run, searcher.study, journal, concurrent, budget, ledger, console)
+        progress = SearchProgress(space, job.run, searcher.study, journal, concurrent, budget, tracker, console)
         tuner = tune.Tuner(
             _trainable(job, share),
             tune_config=tune.TuneConfig(
@@ -330,13 +330,13 @@ def _search(space: SearchSpace, job: Job, ledger: Ledger, console: Console) -> b
                 name=f"search-{uuid.uuid4().hex[:8]}",
                 storage_path=job.run.path("ray"),
                 storage_filesystem=job.run.filesystem,
-                callbacks=[board],
+                callbacks=[progress],
                 verbose=0,
             ),
         )
-        with board:
+        with progress:
             tuner.fit()
-        return searcher.remaining <= 0 and not any(row.state in (RUNNING, WAITING) for row in board.rows.values())
+        return searcher.remaining <= 0 and not any(row.state in (RUNNING, WAITING) for row in progress.rows.values())
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from fracray.connection import quiet_ray_data, set_environment
+from fracray.runtime.ray_session import quiet_ray_data, set_environment
 
 set_environment()  # read when Ray is imported or started, so set before either
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -42,7 +42,7 @@ def _one_thread():
 
 @pytest.fixture(scope="session")
 def ray_local(cache):
-    """A local Ray with two CPUs, up until the last test ends; `fracray.connection.connect` finds it and uses it."""
+    """A local Ray with two CPUs, up until the last test ends; `ray_session.connect` finds it and uses it."""
     import ray
 
     ray.init(

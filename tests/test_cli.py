@@ -13,14 +13,15 @@ import pytest
 import torch
 from drawn_fracatlas import Atlas, jpeg, picture
 
-from fracray import cli, cluster, evaluate, fetch, train, tune
-from fracray.checkpoint import Card, save_checkpoint
+from fracray import cli, evaluate, fetch, train, tune
+from fracray.cluster import __main__ as cluster
 from fracray.config import Config
 from fracray.data import __main__ as data
 from fracray.errors import InputError, RunError, run_verb
 from fracray.metrics import Calibration
-from fracray.model import build_model
-from fracray.show import new_console
+from fracray.runtime.show import new_console
+from fracray.training.checkpoint import CheckpointMetadata, save_checkpoint
+from fracray.training.model import build_model
 
 # ---- exit codes
 
@@ -376,15 +377,17 @@ def test_too_few_images_for_three_parts_are_refused(ray_local, refuse, atlas):
 
 def checkpoint(folder):
     config = Config().with_leaves({"model.width": 4, "data.size": 32})
-    card = Card(config, 0.5, Calibration(1.0, 0.0), {"val_accuracy": 0.5}, data_fingerprint="f", epoch=1)
-    save_checkpoint(folder, build_model(config.model).state_dict(), card)
+    metadata = CheckpointMetadata(
+        config, 0.5, Calibration(1.0, 0.0), {"val_accuracy": 0.5}, data_fingerprint="f", epoch=1
+    )
+    save_checkpoint(folder, build_model(config.model).state_dict(), metadata)
     return folder
 
 
 def edit_card(folder, change):
-    card = json.loads((folder / "config.json").read_text())
-    change(card)
-    (folder / "config.json").write_text(json.dumps(card))
+    metadata = json.loads((folder / "config.json").read_text())
+    change(metadata)
+    (folder / "config.json").write_text(json.dumps(metadata))
 
 
 class Evil:
@@ -405,7 +408,7 @@ def test_a_pickle_is_refused_unopened(refuse, tmp_path):
 
 def test_a_checkpoint_that_does_not_match_its_config_is_refused(refuse, tmp_path):
     folder = checkpoint(tmp_path / "best")
-    edit_card(folder, lambda card: card["config"]["model"].update(width=8))
+    edit_card(folder, lambda metadata: metadata["config"]["model"].update(width=8))
     assert f"{folder / 'model.safetensors'}: does not match the model section of config.json" in refuse(
         evaluate, folder
     )
@@ -413,7 +416,7 @@ def test_a_checkpoint_that_does_not_match_its_config_is_refused(refuse, tmp_path
 
 def test_a_checkpoint_whose_config_is_no_config_is_refused(refuse, tmp_path):
     folder = checkpoint(tmp_path / "best")
-    edit_card(folder, lambda card: card["config"]["model"].update(dropout=3))
+    edit_card(folder, lambda metadata: metadata["config"]["model"].update(dropout=3))
     assert "config.json: model.dropout = 3" in refuse(evaluate, folder)
 
 

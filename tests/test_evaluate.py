@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, average_precision_score, brier_score_loss, roc_auc_score
 
-from fracray.checkpoint import load_checkpoint, read_card, read_predictions, save_checkpoint
 from fracray.config import Config, PhantomConfig, parse_assignments
-from fracray.data.corruptions import NAMES
-from fracray.data.phantom import write_phantoms
+from fracray.data.images.corruptions import NAMES
+from fracray.data.phantom.draw import write_phantoms
 from fracray.data.prepare import prepare
 from fracray.errors import InputError
 from fracray.evaluate import main
-from fracray.show import new_console
+from fracray.runtime.show import new_console
 from fracray.train import main as train
+from fracray.training.checkpoint import load_checkpoint, read_metadata, read_predictions, save_checkpoint
 
 SMALL = [
     "--set",
@@ -47,13 +47,13 @@ def test_scores_of_the_test_split_are_those_of_its_predictions(run, tmp_path, ca
     scores = evaluate(run, tmp_path)
     out = capsys.readouterr().out
     assert scores["split"] == "test"
-    prepared = prepare(read_card(run).config.data, new_console())
+    prepared = prepare(read_metadata(run).config.data, new_console())
     expected = prepared.table.iloc[prepared.rows("test")]
     assert [p["image_id"] for p in scores["predictions"]] == list(expected["image_id"])
     labels = [p["label"] for p in scores["predictions"]]
     probabilities = np.array([p["probability"] for p in scores["predictions"]])
     assert labels == list(expected["label"])
-    decided = probabilities >= read_card(run).threshold
+    decided = probabilities >= read_metadata(run).threshold
     known = {
         "accuracy": accuracy_score(labels, decided),
         "auroc": roc_auc_score(labels, probabilities),
@@ -70,12 +70,12 @@ def test_scores_of_the_test_split_are_those_of_its_predictions(run, tmp_path, ca
 
 def test_validation_scores_are_the_trainings_own(run, tmp_path):
     scores = evaluate(run, tmp_path, "--split", "val")
-    card, kept = read_card(run), read_predictions(run)
-    assert scores["scores"]["accuracy"]["value"] == pytest.approx(card.metrics["val_accuracy"])
+    metadata, kept = read_metadata(run), read_predictions(run)
+    assert scores["scores"]["accuracy"]["value"] == pytest.approx(metadata.metrics["val_accuracy"])
     by_id = {p["image_id"]: p["probability"] for p in scores["predictions"]}
     ours = np.array([by_id[name] for name in kept["image_id"]])
     # Batches of another size, in bf16 where the processor has it: equal up to rounding.
-    assert np.abs(ours - card.calibration.apply(kept["logit"].to_numpy())).max() < 0.02
+    assert np.abs(ours - metadata.calibration.apply(kept["logit"].to_numpy())).max() < 0.02
 
 
 def test_data_that_was_never_seen_is_scored_whole(run, tmp_path, capsys):
@@ -97,7 +97,9 @@ def test_a_copy_of_the_training_data_elsewhere_is_known_again(run, tmp_path):
 def test_images_of_the_training_are_left_out_of_data_that_is_not_quite_the_same(run, tmp_path, capsys):
     grown = write_phantoms(tmp_path / "grown", PhantomConfig(count=170, seed=0))  # the 150 and 20 more
     scores = evaluate(run, tmp_path, "--data", str(grown))
-    seen = set(prepare(read_card(run).config.data, new_console()).table.query("split in ('train', 'val')")["image_id"])
+    seen = set(
+        prepare(read_metadata(run).config.data, new_console()).table.query("split in ('train', 'val')")["image_id"]
+    )
     assert len(scores["predictions"]) == 170 - len(seen)
     assert not seen & {p["image_id"] for p in scores["predictions"]}
     assert f"{len(seen)} of 170 radiographs were trained or validated on" in capsys.readouterr().out
@@ -113,11 +115,11 @@ def test_shifted_sets_are_scored_beside_the_test_part(ray_local, tmp_path, capsy
         assert epoch["worst_val_accuracy"] == min(epoch[f"{name}_accuracy"] for name in sets)
         assert epoch["mean_val_auroc"] == pytest.approx(np.mean([epoch[f"{name}_auroc"] for name in sets]))
     kept = read_predictions(run / "best")
-    card = read_card(run / "best")
+    metadata = read_metadata(run / "best")
     for name in sets:
         mine = kept[kept["split"].map(lambda cell, name=name: name in cell.split("+"))]
-        decided = card.calibration.apply(mine["logit"].to_numpy()) >= card.threshold
-        assert card.metrics[f"{name}_accuracy"] == pytest.approx(accuracy_score(mine["label"], decided))
+        decided = metadata.calibration.apply(mine["logit"].to_numpy()) >= metadata.threshold
+        assert metadata.metrics[f"{name}_accuracy"] == pytest.approx(accuracy_score(mine["label"], decided))
     capsys.readouterr()
 
     scores = evaluate(run, tmp_path)
@@ -225,8 +227,8 @@ def test_the_shift_suite_of_the_verb(run, tmp_path, capsys):
 def made_of(run, folder, leaves, seen=None):
     """The same weights, said to be of another config, which have seen other radiographs."""
     made = load_checkpoint(run)
-    card = replace(made.card, config=made.card.config.with_leaves(leaves))
-    save_checkpoint(folder, made.model.state_dict(), card, seen=made.seen if seen is None else seen)
+    metadata = replace(made.metadata, config=made.metadata.config.with_leaves(leaves))
+    save_checkpoint(folder, made.model.state_dict(), metadata, seen=made.seen if seen is None else seen)
     return folder
 
 
@@ -239,7 +241,7 @@ def test_a_reference_of_another_size_is_shown_the_same_radiographs(run, tmp_path
 
 
 def test_a_reference_that_has_seen_the_radiographs_is_refused(run, tmp_path):
-    table = prepare(read_card(run).config.data, new_console()).table
+    table = prepare(read_metadata(run).config.data, new_console()).table
     everything = table[["image_id", "split", "pixel_hash"]].assign(split="train")
     elsewhere = made_of(run, tmp_path / "elsewhere", {"data.split.seed": 1}, everything)
     count = (table["split"] == "test").sum()

@@ -13,18 +13,18 @@ import torch
 import yaml
 
 from fracray import fetch as fetch_verb
-from fracray.checkpoint import Card, load_checkpoint, read_card, save_checkpoint, verify
-from fracray.cluster_file import read_cluster
+from fracray.cluster.files import read_cluster
+from fracray.cluster.head_runs import place_of
 from fracray.config import Config
-from fracray.data.ingest import ShardFile, Shards
+from fracray.data.loading.ingest import ShardFile, Shards
 from fracray.errors import run_verb
 from fracray.evaluate import open_checkpoint
-from fracray.head import place_of
 from fracray.metrics import Calibration
-from fracray.model import build_model
-from fracray.run import BEST, EPOCHS, trial_folder
-from fracray.storage import Folder
-from fracray.trial import Job, Session
+from fracray.runtime.run_folder import BEST, EPOCHS, trial_folder
+from fracray.runtime.storage import Folder
+from fracray.training.checkpoint import CheckpointMetadata, load_checkpoint, read_metadata, save_checkpoint, verify
+from fracray.training.model import build_model
+from fracray.training.trial import Job, TrialRunner
 
 CONFIG = Config().with_leaves(
     {"data.size": 32, "model.width": 4, "train.epochs": 2, "train.batch_size": 16, "train.precision": "fp32"}
@@ -44,7 +44,7 @@ def make_run(run: Folder, scratch: Path) -> Folder:
     run.write("config.yaml", CONFIG.to_yaml())
     for number, scores in SCORES.items():
         torch.manual_seed(number)
-        card = Card(
+        metadata = CheckpointMetadata(
             config=CONFIG,
             threshold=0.5,
             calibration=Calibration(1.0, 0.0),
@@ -55,7 +55,7 @@ def make_run(run: Folder, scratch: Path) -> Folder:
         )
         predictions = pd.DataFrame({"image_id": ["a"], "group": ["g"], "label": [1], "split": ["val"], "logit": [0.5]})
         best = scratch / f"best{number}"
-        save_checkpoint(best, build_model(CONFIG.model).state_dict(), card, predictions)
+        save_checkpoint(best, build_model(CONFIG.model).state_dict(), metadata, predictions)
         folder = trial_folder(run, number)
         folder.upload(best, BEST)
         best_so_far = {f"best_{name}": value for name, value in scores.items()}
@@ -116,7 +116,7 @@ def test_what_is_fetched_is_whole_and_opens_alone(run, tmp_path, capsys):
     assert names(target) == ["config.json", "model.safetensors", "val_predictions.parquet"]
     verify(target)
     loaded = load_checkpoint(target)
-    assert loaded.card.metrics["val_accuracy"] == 0.90
+    assert loaded.metadata.metrics["val_accuracy"] == 0.90
     torch.manual_seed(1)
     expected = build_model(CONFIG.model).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.model.state_dict().items())
@@ -139,7 +139,7 @@ def test_out_of_an_object_store_come_the_same_bytes(run, stored, tmp_path):
 
 def test_a_checkpoint_opens_from_the_store_too(stored):
     checkpoint = open_checkpoint(stored.sub("trials/t0002/best").location)
-    assert checkpoint.card.trial == "t0002"
+    assert checkpoint.metadata.trial == "t0002"
 
 
 # ---- again
@@ -162,7 +162,7 @@ def test_another_checkpoint_of_that_name_is_refused_and_kept(run, tmp_path, caps
     assert fetch(run, "--to", tmp_path / "out") == 2
     error = capsys.readouterr().err
     assert f"{kept}: is there already and is another checkpoint" in error
-    assert read_card(kept).trial == "t0002"
+    assert read_metadata(kept).trial == "t0002"
     assert names(tmp_path / "out") == ["t0001"]
 
 
@@ -188,7 +188,7 @@ def flip_a_bit(data):
         ("config.json", lambda data: data[: len(data) // 2], "damaged JSON"),
         ("model.safetensors", lambda data: b"\x80\x04N.", "pickle"),
     ],
-    ids=["bit", "half", "empty", "predictions", "card", "pickle"],
+    ids=["bit", "half", "empty", "predictions", "metadata", "pickle"],
 )
 def test_a_damaged_checkpoint_arrives_under_no_name(run, tmp_path, capsys, name, change, words):
     damage(run, name, change)
@@ -339,7 +339,7 @@ def test_the_best_epoch_of_real_trials_is_fetched(tmp_path):
     shards = Shards(Folder(tmp_path), 32, (ShardFile("part-0.parquet", 0, 80),))
     job = Job(CONFIG, run, shards, table, "print", (table["split"].to_numpy(),), ("val_accuracy",), images)
     for number, rate in enumerate((1e-5, 1e-2)):
-        session = Session(job, number, {"train.lr": rate})
+        session = TrialRunner(job, number, {"train.lr": rate})
         while not session.done:
             session.run_epoch()
         session.close()
@@ -349,7 +349,7 @@ def test_the_best_epoch_of_real_trials_is_fetched(tmp_path):
         best[number] = (-max(epoch["val_accuracy"] for epoch in history), number)
     winner = min(best.values())[1]
     assert fetch(run, "--to", tmp_path / "out") == 0
-    card = read_card(tmp_path / "out" / f"t{winner:04d}")
-    assert card.metrics["val_accuracy"] == -min(best.values())[0]
-    assert card.config.train.lr == (1e-5, 1e-2)[winner]
-    assert card.data_fingerprint == "print"
+    metadata = read_metadata(tmp_path / "out" / f"t{winner:04d}")
+    assert metadata.metrics["val_accuracy"] == -min(best.values())[0]
+    assert metadata.config.train.lr == (1e-5, 1e-2)[winner]
+    assert metadata.data_fingerprint == "print"

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 
-import fracray.cluster
+import fracray.cluster.__main__
 import fracray.data.__main__
 import fracray.evaluate
 import fracray.fetch
 import fracray.train
 import fracray.tune
 from fracray.config import Config, parse_assignments
-from fracray.space_file import load_space
+from fracray.search.space_file import load_space
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PARSERS = {
-    "cluster": fracray.cluster.parser,
+    "cluster": fracray.cluster.__main__.parser,
     "tune": fracray.tune.parser,
     "train": fracray.train.parser,
     "fetch": fracray.fetch.parser,

@@ -11,9 +11,9 @@ import psutil
 import pytest
 import ray
 
-from fracray.checkpoint import load_checkpoint, read_predictions
 from fracray.errors import RunError
 from fracray.train import main
+from fracray.training.checkpoint import load_checkpoint, read_predictions
 
 SMALL = [
     "--set",
@@ -80,9 +80,9 @@ def test_a_training_leaves_a_whole_run_folder(one_worker):
     assert {baseline["name"] for baseline in data["baselines"]} == {"majority", "tags", "id neighbours"}
     assert [entry["epoch"] for entry in history(one_worker)] == [1, 2, 3]
     checkpoint = load_checkpoint(one_worker / "trials/t0000/best")
-    assert checkpoint.card.data_fingerprint == data["fingerprint"]
+    assert checkpoint.metadata.data_fingerprint == data["fingerprint"]
     best = max(history(one_worker), key=lambda e: (e["val_accuracy"], -e["val_loss"]))
-    assert checkpoint.card.epoch == best["epoch"]
+    assert checkpoint.metadata.epoch == best["epoch"]
     assert len(read_predictions(checkpoint.folder)) == data["parts"]["val"]["images"]
 
 

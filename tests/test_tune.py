@@ -22,11 +22,11 @@ import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from fracray.board import best_row, collect
-from fracray.checkpoint import load_checkpoint, read_card, save_state
 from fracray.errors import RunError
-from fracray.run import STATE
-from fracray.storage import Folder
+from fracray.runtime.run_folder import STATE
+from fracray.runtime.storage import Folder
+from fracray.search.progress import best_row, collect
+from fracray.training.checkpoint import load_checkpoint, read_metadata, save_state
 from fracray.tune import TrialActor, main
 
 SPACE = """
@@ -112,7 +112,7 @@ def told(run):
 def on_cpus(cpus, *arguments, seconds=240):
     """The command on a cluster of its own that has so many CPUs, whatever the machine has."""
     script = (
-        f"import sys, ray; from fracray.connection import set_environment; set_environment(); "
+        f"import sys, ray; from fracray.runtime.ray_session import set_environment; set_environment(); "
         f"ray.init(num_cpus={cpus}, include_dashboard=False, log_to_driver=False); "
         f"from fracray import tune; from fracray.errors import run_verb; sys.exit(run_verb(tune.main))"
     )
@@ -193,8 +193,8 @@ def test_an_unfinished_trial_counts_for_what_its_checkpoint_vouches_for(searched
 def test_the_winner_is_kept_as_a_portable_checkpoint(searched):
     best = max(study_of(searched).trials, key=lambda trial: trial.value)
     checkpoint = load_checkpoint(searched / "best")
-    winner = read_card(searched / f"trials/{checkpoint.card.trial}/best")
-    assert checkpoint.card == winner
+    winner = read_metadata(searched / f"trials/{checkpoint.metadata.trial}/best")
+    assert checkpoint.metadata == winner
     assert winner.metrics["val_accuracy"] == best.value
     assert winner.config.model.dropout == pytest.approx(
         study_of(searched).trials[int(winner.trial[1:])].params["model.dropout"]
@@ -207,8 +207,8 @@ def test_a_finished_search_resumed_runs_nothing_and_says_the_same(searched, caps
     out = capsys.readouterr().out
     assert "all 4 trials are done" in out
     assert histories(searched) == before
-    card = read_card(searched / "best")
-    assert re.search(rf"best of 4 finished trials: {card.trial}", out)
+    metadata = read_metadata(searched / "best")
+    assert re.search(rf"best of 4 finished trials: {metadata.trial}", out)
     for words in (
         "best configuration",
         "model.spatial_dropout",
@@ -308,11 +308,11 @@ def test_a_cross_validated_search_reports_the_mean_over_the_folds(ray_local, tmp
     assert "best of 2 finished trials" in capsys.readouterr().out
     run = tmp_path / "crossed"
     checkpoint = load_checkpoint(run / "trials/t0000/best")
-    best = histories(run)["t0000"][checkpoint.card.epoch - 1]
+    best = histories(run)["t0000"][checkpoint.metadata.epoch - 1]
     alone = tmp_path / "alone"
     space.write_text(space.read_text().replace(", cross_validate: true", ""))
     main(["--space", str(space), "--trials", "1", "--storage", str(alone), "--name", "first", *ALONE])
-    first = histories(alone / "first")["t0000"][checkpoint.card.epoch - 1]
+    first = histories(alone / "first")["t0000"][checkpoint.metadata.epoch - 1]
     predicted = pd.read_parquet(run / "trials/t0000/best/val_predictions.parquet")
     assert len(predicted) == first["val_n"]  # the model kept is the one validated on the fold after the test fold
     tested = json.loads((run / "data.json").read_text())["parts"]["test"]["images"]
@@ -337,7 +337,7 @@ def test_a_trial_that_diverges_fails_and_the_search_goes_on(ray_local, tmp_path,
     states = {trial.params["train.lr"]: trial.state for trial in study_of(tmp_path / "wild").trials}
     assert states == {0.002: optuna.trial.TrialState.COMPLETE, 1e30: optuna.trial.TrialState.FAIL}
     assert "no longer finite" in out
-    assert load_checkpoint(tmp_path / "wild/best").card.config.train.lr == 0.002
+    assert load_checkpoint(tmp_path / "wild/best").metadata.config.train.lr == 0.002
 
 
 WILD = ["--set", "train.lr=1e30", "--set", "train.clip_norm=0", "--set", "train.ema=0"]

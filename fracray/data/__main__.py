@@ -10,22 +10,22 @@ import cv2
 import numpy as np
 
 from fracray.config import Config, PhantomConfig, parse_assignments
-from fracray.connection import connect
-from fracray.data.audit_page import as_html, as_json
-from fracray.data.augment import Augmenter
-from fracray.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from fracray.data.audit.facts import find
+from fracray.data.audit.page import as_html, as_json
+from fracray.data.audit.verdicts import judge
 from fracray.data.datasheet import datasheet
-from fracray.data.download import API, RELEASES, download
-from fracray.data.findings import find
-from fracray.data.imported import Wishes, import_set, user_path
-from fracray.data.labels import FIELDS
-from fracray.data.phantom import contact_sheet, write_phantoms
+from fracray.data.images.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from fracray.data.loading.augment import Augmenter
+from fracray.data.phantom.draw import contact_sheet, write_phantoms
 from fracray.data.prepare import examined, origin_of, prepare
-from fracray.data.verdicts import judge
+from fracray.data.sources.download import API, RELEASES, download
+from fracray.data.sources.import_set import ImportOptions, import_set, user_path
+from fracray.data.sources.label_table import FIELDS
 from fracray.errors import InputError, run_verb
-from fracray.run import data_source
-from fracray.screen import progress_bar
-from fracray.show import new_console, say_audit, say_flow, say_phantom, say_split
+from fracray.runtime.console import progress_bar
+from fracray.runtime.ray_session import connect
+from fracray.runtime.run_folder import data_source
+from fracray.runtime.show import new_console, say_audit, say_flow, say_phantom, say_split
 
 
 def parser() -> argparse.ArgumentParser:
@@ -164,7 +164,7 @@ def _import(args: argparse.Namespace) -> None:
         args.licence.encode()
     except UnicodeEncodeError:
         raise InputError(f"--licence {args.licence!r}: not UTF-8; write it in UTF-8") from None
-    wishes = Wishes(
+    options = ImportOptions(
         labels=user_path("--labels", args.labels) if args.labels else None,
         columns=dict(_pair(word, "--column", FIELDS) for word in args.column),
         positive=() if args.positive is None else _values("--positive", args.positive),
@@ -174,7 +174,7 @@ def _import(args: argparse.Namespace) -> None:
         licence=args.licence,
     )
     with progress_bar(console, "examining radiographs") as step:
-        manifest = import_set(args.path, args.to, wishes, step)
+        manifest = import_set(args.path, args.to, options, step)
     used = manifest.used
     console.print("\n".join(manifest.flow().lines()))
     known = used["patient"][used["patient"] != ""]

@@ -14,20 +14,20 @@ import pandas as pd
 from rich.console import Console
 
 from fracray.config import PHANTOM, DataConfig
-from fracray.connection import alone
-from fracray.data.audit import AUDIT_VERSION, examine
-from fracray.data.division import divide
-from fracray.data.fracatlas import read_fracatlas
-from fracray.data.imported import open_imported
-from fracray.data.ingest import Shards, ingest
+from fracray.data.audit.scan import AUDIT_VERSION, examine
+from fracray.data.baselines import Baseline
+from fracray.data.loading.ingest import Shards, ingest
 from fracray.data.manifest import MANIFEST, Flow, Manifest, in_set, sets_named
-from fracray.data.phantom import DRAWING, write_phantoms
-from fracray.data.shortcuts import Baseline
-from fracray.data.sources import open_source
-from fracray.data.splits import leaks
+from fracray.data.phantom.draw import DRAWING, write_phantoms
+from fracray.data.sources.fracatlas import read_fracatlas
+from fracray.data.sources.import_set import open_imported
+from fracray.data.sources.locate import open_source
+from fracray.data.splits.assign import leaks
+from fracray.data.splits.divide import divide
 from fracray.errors import InputError
-from fracray.screen import progress_bar
-from fracray.storage import Folder
+from fracray.runtime.console import progress_bar
+from fracray.runtime.ray_session import alone
+from fracray.runtime.storage import Folder
 
 PHANTOM_LICENCE = "drawn by fracray; free of rights and of patients"
 PHANTOM_NOTICE = (

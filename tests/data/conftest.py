@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from fracray.data.audit import examine
-from fracray.data.fracatlas import read_fracatlas
+from fracray.data.audit.scan import examine
 from fracray.data.manifest import Manifest
+from fracray.data.sources.fracatlas import read_fracatlas
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,8 @@ from heads import finished, fracray, space, started_head
 from machines import free_ports
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
-from fracray.cluster import told
-from fracray.cluster_file import read_cluster
+from fracray.cluster.__main__ import told
+from fracray.cluster.files import read_cluster
 
 pytestmark = pytest.mark.cluster
 

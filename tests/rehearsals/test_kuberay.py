@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from fracray import tune
-from fracray.cluster_file import read_cluster
-from fracray.connection import PROMISED, Machine, machines
+from fracray.cluster.files import read_cluster
+from fracray.runtime.ray_session import PROMISED, Machine, machines
 
 pytestmark = pytest.mark.cluster
 HERE = Path(__file__).parent

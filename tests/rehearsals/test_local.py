@@ -17,9 +17,9 @@ import pytest
 from heads import space, wait_for
 from machines import ROOT, Machine, environment_of_laptop, free_ports, make_key, missing, processes_of
 
-from fracray.checkpoint import verify
 from fracray.config import PhantomConfig
-from fracray.data.phantom import write_phantoms
+from fracray.data.phantom.draw import write_phantoms
+from fracray.training.checkpoint import verify
 
 pytestmark = [
     pytest.mark.cluster,

@@ -16,12 +16,12 @@ from faulty_proxy import CUT, HANG, INTERNAL, LATE, LOST, RESET, SLOW_DOWN, Faul
 from heads import space
 from optuna.trial import TrialState
 
-from fracray.checkpoint import load_checkpoint
 from fracray.errors import InputError, RunError
 from fracray.fetch import main as fetch
-from fracray.space_file import load_space
-from fracray.storage import Folder
-from fracray.study import local_journal, open_study
+from fracray.runtime.storage import Folder
+from fracray.search.space_file import load_space
+from fracray.search.study import local_journal, open_study
+from fracray.training.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parent.parent.parent

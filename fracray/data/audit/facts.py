@@ -1,0 +1,400 @@
+"""What an audit found, as facts: counts, sets of pictures, shares of fractures, scores of shortcuts. No opinion yet.
+
+Everything here follows from the table of an examined manifest. Must not open a file, and must not judge: verdicts.py
+does.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fracray.config import SplitConfig
+from fracray.data.baselines import Leak, Shortcut, score_leak, score_shortcuts
+from fracray.data.manifest import STATUSES, Flow, Manifest, file_number
+from fracray.data.splits.assign import name_groups
+
+MOST_SIZES = 10
+MOST_VALUES = 12
+MOST_BLOCKS = 24
+BLOCK_SIZES = tuple(step * 10**power for power in range(17) for step in (10, 25, 50))
+LEAK_BLOCKS = (1, 10, 50, 200)  # 1: row by row, as a split at random does
+
+
+@dataclass(frozen=True)
+class Share:
+    """Images that have something in common, and the share of fractured ones in 0..1 with its 95% Wilson interval."""
+
+    name: str
+    images: int
+    fractured: int
+    share: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Pictured:
+    """One image as a report shows it; `label` is 1 for fractured, `used` whether it may be trained on."""
+
+    image_id: str
+    label: int
+    status: str
+    used: bool
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """Images that belong together, and in words why."""
+
+    images: tuple[Pictured, ...]
+    words: str
+
+
+@dataclass(frozen=True)
+class SetCount:
+    """Sets of two and more images that are alike: how many, with how many images, the largest of how many."""
+
+    sets: int
+    images: int
+    largest: int
+
+
+@dataclass(frozen=True)
+class Files:
+    """From found to used. `left_out` has the ids by status, for all that is not 'ok'."""
+
+    flow: Flow
+    decoded: int
+    left_out: tuple[tuple[str, tuple[str, ...]], ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Formats:
+    """How the decodable files are stored, displayed size in pixels. `turned` need their EXIF rotation applied."""
+
+    sizes: tuple[Share, ...]
+    smallest: int
+    largest: int
+    modes: tuple[Share, ...]
+    orientations: tuple[Share, ...]
+    turned: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Alike byte by byte, pixel by pixel as displayed, and nearly so, each with all of the former; largest sets first.
+
+    near counts truncated files and what they were cut from, too.
+    """
+
+    byte: SetCount
+    pixel: SetCount
+    near: SetCount
+    shown: tuple[PictureSet, ...]
+
+
+@dataclass(frozen=True)
+class Conflicts:
+    """Images out of use because their labels contradict each other or the evidence, with all that show the same."""
+
+    images: int
+    sets: tuple[PictureSet, ...]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Pictures without their lower end: in cut files, and in files saved again with the rest filled by one block."""
+
+    truncated: Share
+    refilled: Share
+    refilled_rows: tuple[tuple[str, int], ...]
+    shown: tuple[PictureSet, ...]
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """Prevalence among the used images by the values of one thing known of them."""
+
+    name: str
+    values: tuple[Share, ...]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Prevalence along the file numbers of the series `prefix`, in blocks of `size`; all files listed, used or not.
+
+    run: the longest stretch of listed numbers without one that is not fractured, as (first id, last id, images).
+    """
+
+    prefix: str
+    size: int
+    values: tuple[Share, ...]
+    run: tuple[str, str, int]
+
+
+@dataclass(frozen=True)
+class Prevalence:
+    """The share of fractured images, of all used ones, by what is known of them, and by file number."""
+
+    overall: Share
+    breakdowns: tuple[Breakdown, ...]
+    blocks: Blocks | None
+
+
+@dataclass(frozen=True)
+class Shortcuts:
+    """Scores of what sees no picture, on used images; `groups` are duplicates and blocks of `block` file numbers."""
+
+    block: int
+    groups: int
+    scores: tuple[Shortcut, ...]
+    leaks: tuple[Leak, ...]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All facts of one audit."""
+
+    origin: str
+    fingerprint: str
+    files: Files
+    formats: Formats
+    duplicates: Duplicates
+    conflicts: Conflicts
+    cut: Cut
+    prevalence: Prevalence
+    shortcuts: Shortcuts
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: what is not a number (no interval, not scored) becomes None."""
+        return _plain(asdict(self))
+
+
+def find(manifest: Manifest, origin: str, block: int, most_sets: int = 8, seed: int = 0) -> Findings:
+    """All facts of an examined manifest; `most_sets` near sets are shown, of conflicts and cuts thrice that.
+
+    `block` file numbers are held out together, as `splits.name_groups` does.
+    """
+    used = name_groups(manifest, SplitConfig(block=block)).used
+    return Findings(
+        origin=origin,
+        fingerprint=manifest.fingerprint(),
+        files=_files(manifest),
+        formats=_formats(manifest.table[manifest.table["pixel_hash"] != ""]),
+        duplicates=_duplicates(manifest, most_sets),
+        conflicts=_conflicts(manifest, 3 * most_sets),
+        cut=_cut(manifest, 3 * most_sets),
+        prevalence=_prevalence(manifest),
+        shortcuts=_shortcuts(manifest, used, block, seed),
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def share_of(name: str, labels: pd.Series) -> Share:
+    """The share of fractured among labels in {0, 1}; nan without a label."""
+    images, fractured = len(labels), int(labels.sum())
+    if not images:
+        return Share(name, 0, 0, math.nan, math.nan, math.nan)
+    from scipy.stats import binomtest  # its import takes a third of a second, in processes that audit nothing
+
+    interval = binomtest(fractured, images).proportion_ci(method="wilson")
+    return Share(name, images, fractured, fractured / images, float(interval.low), float(interval.high))
+
+
+def _shares(names: pd.Series, labels: pd.Series, most: int) -> tuple[Share, ...]:
+    """One Share a name, the most frequent first, those beyond `most` as 'other'."""
+    counts = names.value_counts()
+    order = sorted(counts.index, key=lambda name: (-counts[name], name))
+    kept = order if len(order) <= most else order[: most - 1]
+    shares = [share_of(str(name), labels[names == name]) for name in kept]
+    rest = ~names.isin(kept)
+    return (*shares, share_of("other", labels[rest])) if rest.any() else tuple(shares)
+
+
+# ---------------------------------------------------------------- files and formats
+
+
+def _files(manifest: Manifest) -> Files:
+    table = manifest.table
+    return Files(
+        flow=manifest.flow(),
+        decoded=int((table["pixel_hash"] != "").sum()),
+        left_out=tuple(
+            (name, tuple(ids)) for name in STATUSES[1:] if len(ids := table["image_id"][table["status"] == name])
+        ),
+        notes=manifest.notes(),
+    )
+
+
+def _formats(table: pd.DataFrame) -> Formats:
+    size = table["width"].astype(str) + "x" + table["height"].astype(str)
+    longer = table[["width", "height"]].max(axis=1)
+    return Formats(
+        sizes=_shares(size, table["label"], MOST_SIZES),
+        smallest=int(longer.min()) if len(table) else 0,
+        largest=int(longer.max()) if len(table) else 0,
+        modes=_shares(table["mode"], table["label"], MOST_VALUES),
+        orientations=_shares(table["exif_orientation"].astype(str), table["label"], MOST_VALUES),
+        turned=tuple(table["image_id"][table["exif_orientation"] > 1]),
+    )
+
+
+# ---------------------------------------------------------------- sets of pictures
+
+
+def _duplicates(manifest: Manifest, most: int) -> Duplicates:
+    table = manifest.table
+    components = table[table["component"] != ""].groupby("component", sort=False)
+    largest = sorted(components.groups.items(), key=lambda item: (-len(item[1]), item[0]))[:most]
+    return Duplicates(
+        byte=_set_count(table["sha256"]),
+        pixel=_set_count(table["pixel_hash"]),
+        near=_set_count(table["component"]),
+        shown=tuple(_picture_set(manifest, table.loc[rows], _likeness(table.loc[rows])) for _, rows in largest),
+    )
+
+
+def _set_count(keys: pd.Series) -> SetCount:
+    sizes = keys[keys != ""].value_counts()
+    sizes = sizes[sizes > 1]
+    return SetCount(len(sizes), int(sizes.sum()), int(sizes.max()) if len(sizes) else 0)
+
+
+def _likeness(rows: pd.DataFrame) -> str:
+    words, said = [], 0
+    for column, word in (("sha256", "bytes"), ("pixel_hash", "pixels")):
+        count = _set_count(rows[column])
+        if count.sets == 1 and count.images == len(rows):
+            return f"the same {word}"
+        if count.images > said:
+            words.append(f"{count.images} share their {word}")
+            said = count.images
+    cut = int((rows["status"] == "truncated").sum())
+    return ", ".join(
+        [*words, "the rest nearly alike" if words else "nearly alike", *([f"{cut} truncated"] * bool(cut))]
+    )
+
+
+def _conflicts(manifest: Manifest, most: int) -> Conflicts:
+    table = manifest.table
+    contradicted = table[table["status"] == "conflict"]
+    sets = []
+    for row in contradicted.itertuples():
+        alike = table["component"] == row.component if row.component else table["image_id"] == row.image_id
+        sets.append((tuple(table.index[alike]), row.note))
+    unique = dict(reversed(sets))  # the note of the first of each set
+    ordered = sorted(unique.items())[:most]
+    return Conflicts(len(contradicted), tuple(_picture_set(manifest, table.loc[list(r)], why) for r, why in ordered))
+
+
+def _cut(manifest: Manifest, most: int) -> Cut:
+    table = manifest.table
+    refilled = table[table["refilled"] > 0]
+    shown = []
+    for row in list(refilled.itertuples())[:most]:
+        alike = (table["component"] == row.component) & (table["component"] != "") | (table.index == row.Index)
+        twins = int(alike.sum()) - 1
+        words = f"{row.image_id}: {row.refilled} of {row.height} rows filled; " + (
+            "the same exposure stands beside it" if twins else "no other picture of this exposure"
+        )
+        shown.append(_picture_set(manifest, table[alike], words))
+    return Cut(
+        truncated=share_of("truncated files", table["label"][table["status"] == "truncated"]),
+        refilled=share_of("filled and saved again", refilled["label"]),
+        refilled_rows=tuple(zip(refilled["image_id"], refilled["refilled"].astype(int).tolist(), strict=True)),
+        shown=tuple(shown),
+    )
+
+
+def _picture_set(manifest: Manifest, rows: pd.DataFrame, words: str) -> PictureSet:
+    usable = (rows["status"] == "ok") & (rows["duplicate_of"] == "")
+    images = zip(rows["image_id"], rows["label"].astype(int), rows["status"], usable, strict=True)
+    return PictureSet(tuple(Pictured(i, int(label), status, bool(used)) for i, label, status, used in images), words)
+
+
+# ---------------------------------------------------------------- prevalence and shortcuts
+
+
+def _prevalence(manifest: Manifest) -> Prevalence:
+    used = manifest.used
+    known: dict[str, pd.Series] = {
+        "region": used["region"],
+        "view": used["view"],
+        "device batch": used["batch"],
+        "hardware": used["hardware"].map({0: "none visible", 1: "visible"}),
+        "exposures": used["multiscan"].map({0: "one", 1: "several"}),
+        "sex": used["sex"],
+        "format": pd.Series(
+            np.select(
+                [used["width"] < used["height"], used["width"] > used["height"]], ["portrait", "landscape"], "square"
+            ),
+            used.index,
+        ),
+        "mode": used["mode"],
+        "lower end": (used["refilled"] > 0).map({False: "whole", True: "filled"}),
+    }
+    breakdowns = tuple(
+        Breakdown(name, _shares(values.replace("", "unknown"), used["label"], MOST_VALUES))
+        for name, values in known.items()
+        if values.nunique() > 1
+    )
+    return Prevalence(share_of("all used images", used["label"]), breakdowns, _blocks(manifest.table))
+
+
+def _blocks(table: pd.DataFrame) -> Blocks | None:
+    """None unless most files carry running numbers of one series."""
+    numbers = [file_number(image_id) for image_id in table["image_id"]]
+    prefixes = pd.Series([found[0] for found in numbers if found])
+    if 2 * len(prefixes) < len(table) or prefixes.empty:
+        return None
+    prefix = prefixes.mode()[0]
+    if 2 * (prefixes == prefix).sum() < len(table):
+        return None
+    series = [(found[1], at) for at, found in enumerate(numbers) if found and found[0] == prefix]
+    series.sort()
+    number = pd.Series([n for n, _ in series])
+    rows = table.iloc[[at for _, at in series]].reset_index(drop=True)
+    size = next(step for step in BLOCK_SIZES if (number.iloc[-1] // step) - (number.iloc[0] // step) < MOST_BLOCKS)
+    block = number // size
+    values = tuple(
+        share_of(f"{index * size} to {index * size + size - 1}", rows["label"][block == index])
+        for index in sorted(block.unique())
+    )
+    return Blocks(prefix, size, values, _longest_run(rows["image_id"].tolist(), rows["label"].tolist()))
+
+
+def _longest_run(ids: Sequence[str], labels: Sequence[int]) -> tuple[str, str, int]:
+    best, start = ("", "", 0), 0
+    for at, label in enumerate(labels):
+        if not label:
+            start = at + 1
+        elif at - start + 1 > best[2]:
+            best = ids[start], ids[at], at - start + 1
+    return best
+
+
+def _shortcuts(manifest: Manifest, used: pd.DataFrame, block: int, seed: int) -> Shortcuts:
+    by_block = {
+        size: name_groups(manifest, SplitConfig(block=size)).used["group"].to_numpy()
+        if size > 1
+        else np.arange(len(used))
+        for size in LEAK_BLOCKS
+    }
+    return Shortcuts(
+        block=block,
+        groups=int(used["group"].nunique()),
+        scores=score_shortcuts(used, seed) if len(used) else (),
+        leaks=score_leak(used, by_block, seed) if len(used) else (),
+    )

@@ -1,0 +1,1 @@
+"""One picture: decoding, DICOM, letterbox, margins, corruptions."""

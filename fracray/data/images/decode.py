@@ -1,0 +1,297 @@
+"""One image file (JPEG, PNG or DICOM): read, judged, and decoded to the gray picture that is audited and trained on.
+
+Knows nothing of other files, labels or manifests.
+"""
+
+import hashlib
+import io
+import math
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageFile
+
+from fracray.data.duplicates import THUMB
+from fracray.data.images import dicom
+from fracray.data.images.margins import borders, refilled
+from fracray.data.manifest import BORDERS, Box
+
+MAX_PIXELS = 80_000_000  # a 43 cm detector at 50 µm has 74 million
+MAX_SIDE = 65_535  # px, JPEG's own limit
+MAX_BYTES = 2**29
+HEAD = 1024  # bytes: past the tables of a JPEG, into its picture
+
+_JPEG = b"\xff\xd8"
+_EXIF_ORIENTATION = 0x0112
+_BACK = {6: 8, 8: 6}  # the orientation that undoes another, where it is not itself
+REDUCED = {
+    1: cv2.IMREAD_GRAYSCALE,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FileInspection:
+    """What one decode tells of one file.
+
+    width and height are as displayed. pixel_hash is sha256 of size and gray pixels as displayed, '' unless all came.
+    thumb, (THUMB, THUMB) uint8, and phash, its DCT hash, show what came; thumb is None when nothing did. head is
+    sha256 of the first HEAD bytes. brightness is the mean gray of the whole picture, 0 to 255; nan unless all came.
+    mode is the file's own (Pillow's word). borders (px, order of BORDERS) and refilled (rows) are 0 unless all came.
+    """
+
+    fault: str = ""  # '', 'truncated' or 'unreadable'
+    note: str = ""
+    sha256: str = ""
+    head: str = ""
+    width: int = 0
+    height: int = 0
+    orientation: int = 0
+    pixel_hash: str = ""
+    thumb: np.ndarray | None = None
+    phash: int = 0
+    brightness: float = math.nan
+    mode: str = ""
+    borders: tuple[int, ...] = (0,) * len(BORDERS)
+    refilled: int = 0
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What `decode` made of the bytes of a file.
+
+    gray: the picture as displayed, (height, width) uint8, or whatever of it came; None when nothing did. width, height:
+    as displayed, of the full picture; 0 where the header is not to be read. orientation: EXIF's.
+    """
+
+    gray: np.ndarray | None = None
+    fault: str = ""  # '', 'truncated' or 'unreadable'
+    note: str = ""
+    width: int = 0
+    height: int = 0
+    orientation: int = 0
+    mode: str = ""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What an earlier `look` at the same file found: size as displayed, px, and EXIF orientation."""
+
+    width: int
+    height: int
+    orientation: int
+
+    def fits(self, stored: np.ndarray, reduction: int) -> bool:
+        """Whether pixels as stored, decoded at one over `reduction`, are of this picture's size."""
+        height, width = stored.shape if self.orientation < 5 else stored.shape[::-1]
+        return (width, height) == (-(-self.width // reduction), -(-self.height // reduction))
+
+
+def look(path: Path) -> FileInspection:
+    """Read, judge and decode one file: JPEG, PNG or DICOM, at most MAX_PIXELS as announced by its header."""
+    data, note = _read(path)
+    if data is None:
+        return FileInspection("unreadable", note)
+    found = decode(data)
+    seen = FileInspection(
+        fault=found.fault,
+        note=found.note,
+        sha256=hashlib.sha256(data).hexdigest(),
+        head=hashlib.sha256(data[:HEAD]).hexdigest(),
+        width=found.width,
+        height=found.height,
+        orientation=found.orientation,
+        mode=found.mode,
+    )
+    if found.gray is None:
+        return seen
+    import imagehash  # SciPy comes with it, which no task of the ingest needs
+
+    thumb = cv2.resize(found.gray, (THUMB, THUMB), interpolation=cv2.INTER_AREA)
+    phash = int(str(imagehash.phash(Image.fromarray(thumb))), 16)
+    if found.fault:
+        return replace(seen, thumb=thumb, phash=phash)
+    size = f"{found.gray.shape[1]}x{found.gray.shape[0]}:".encode()
+    pixels = hashlib.sha256(size + np.ascontiguousarray(found.gray).tobytes()).hexdigest()
+    return replace(
+        seen,
+        pixel_hash=pixels,
+        thumb=thumb,
+        phash=phash,
+        brightness=float(thumb.mean()),
+        borders=borders(found.gray),
+        refilled=refilled(upright(found.gray, _BACK.get(found.orientation, found.orientation))),
+    )
+
+
+def picture(path: Path, side: int) -> np.ndarray | None:
+    """What can be shown of a file: gray, as displayed, at most `side` on its longer side; None where nothing can."""
+    data, _ = _read(path)
+    gray = None if data is None else decode(data).gray
+    if gray is None:
+        return None
+    scale = min(1.0, side / max(gray.shape))
+    size = max(1, round(gray.shape[1] * scale)), max(1, round(gray.shape[0] * scale))
+    return cv2.resize(gray, size, interpolation=cv2.INTER_AREA)
+
+
+def _read(path: Path) -> tuple[bytes | None, str]:
+    """The bytes of a file, or None and the reason."""
+    try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):  # opening a pipe would wait for its writer
+            return None, "not a file"
+        if about.st_size > MAX_BYTES:
+            return None, f"file of {about.st_size:,} bytes: too large"
+        with open(path, "rb") as file:
+            return file.read(about.st_size), ""  # no more: files of the system, as in /proc, may have no end
+    except OSError as error:
+        return None, f"cannot be read: {error.strerror}"
+
+
+def decode(data: bytes, reduction: int = 1, known: Known | None = None) -> Decoded:
+    """Decode the bytes of a file: what the audit judges and hashes, and what the ingest trains on.
+
+    JPEG and PNG are turned as EXIF says; PNG of 16 bits and DICOM are brought to 8 as `data.images.dicom` explains.
+    `reduction` 2, 4 or 8 lets a JPEG be decoded at a half, quarter or eighth of its scale, which its format allows at
+    less cost. A whole JPEG that is as `known` is not judged a second time. Raises nothing: `fault` and `note` say what
+    is wrong.
+    """
+    if dicom.is_dicom(data):
+        return _decode_dicom(data)
+    complete = _has_end(data)
+    if known and complete and data.startswith(_JPEG):
+        stored = _by_opencv(data, REDUCED[reduction])
+        if stored is not None and known.fits(stored, reduction):
+            return Decoded(upright(stored, known.orientation), "", "", known.width, known.height, known.orientation)
+    try:
+        image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
+        width, height = image.size
+        if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+            raise Image.DecompressionBombError
+    except Image.DecompressionBombError:
+        note = f"header announces more than {MAX_PIXELS:,} pixels, or {MAX_SIDE:,} on a side: not decoded"
+        return Decoded(fault="unreadable", note=note)
+    except (OSError, SyntaxError, ValueError) as error:
+        if complete is False:
+            return Decoded(fault="truncated")
+        return Decoded(fault="unreadable", note=f"not a JPEG, PNG or DICOM image: {type(error).__name__}")
+    orientation, mode = _orientation(image), image.mode  # before any decoding, which may change the mode
+    if orientation >= 5:
+        width, height = height, width
+    # OpenCV is twice as fast but tells a truncated file only by refusing it or by gray rows, as its version goes. So a
+    # file that lacks its end mark (59 truncated ones in FracAtlas, and 20 whole ones with rubbish behind) is first
+    # tried by Pillow, which knows whether all of the picture came.
+    gray, fault = None, ""
+    if not complete:
+        gray, fault = _load_slowly(image)
+    if not fault:
+        decoded = _load_quickly(data, image, reduction)
+        if decoded is not None:
+            gray = decoded
+        elif gray is None:
+            gray, fault = _load_slowly(image)
+    seen = Decoded(width=width, height=height, orientation=orientation, mode=mode)
+    if fault and complete:
+        return replace(seen, fault="unreadable", note=fault)
+    if gray is not None:
+        gray = upright(gray, orientation)
+    return replace(seen, gray=gray, fault="truncated" if fault else "")
+
+
+def _decode_dicom(data: bytes) -> Decoded:
+    try:
+        picture = dicom.open_picture(data, MAX_PIXELS)
+    except dicom.DicomError as error:
+        return Decoded(fault=error.fault, note=str(error))
+    seen = Decoded(width=picture.width, height=picture.height, orientation=1)
+    try:
+        return replace(seen, gray=dicom.gray(picture))
+    except dicom.DicomError as error:
+        return replace(seen, fault=error.fault, note=str(error))
+
+
+def _has_end(data: bytes) -> bool | None:
+    """Whether the file closes as its format demands; None when it is of neither format."""
+    if data.startswith(_JPEG):
+        return data.rstrip(b"\0").endswith(b"\xff\xd9")
+    if data.startswith(b"\x89PNG"):
+        return b"IEND" in data[-64:]
+    return None
+
+
+def _load_quickly(data: bytes, image: ImageFile.ImageFile, reduction: int) -> np.ndarray | None:
+    """Gray pixels as stored, by OpenCV; None where it refuses."""
+    flag = cv2.IMREAD_UNCHANGED if image.mode.startswith("I;16") else REDUCED[reduction]
+    decoded = _by_opencv(data, flag)
+    if decoded is not None and decoded.dtype == np.uint16:
+        shown = dicom.stretch(np.arange(2**16), np.bincount(decoded.ravel(), minlength=2**16))
+        decoded = np.rint(np.clip(shown, 0, 1) * 255).astype(np.uint8)[decoded]
+    return decoded
+
+
+def _by_opencv(data: bytes, flag: int) -> np.ndarray | None:
+    return cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
+
+
+def _load_slowly(image: ImageFile.ImageFile) -> tuple[np.ndarray | None, str]:
+    """Gray pixels as stored, whatever of them came, and the fault ('' when all came)."""
+    fault = ""
+    try:
+        image.draft("L", image.size)
+        image.load()
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        fault = str(error) or type(error).__name__
+        image.tile = []  # else Pillow decodes again at the next look, and raises again
+    try:
+        return np.asarray(image.convert("L")), fault
+    except (OSError, SyntaxError, ValueError, EOFError):
+        return None, fault
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except (OSError, SyntaxError, ValueError, TypeError):
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    """The picture as displayed, from stored pixels (rows first) and EXIF orientation 1 to 8."""
+    if orientation >= 5:
+        image = image.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return image
+
+
+def fit_boxes(
+    boxes: Iterable[Box], drawn: tuple[int, int], shown: tuple[int, int], orientation: int
+) -> tuple[Box, ...]:
+    """Boxes (x, y, w, h) drawn on a picture of size `drawn` (w, h), in pixels of the displayed one, clipped to it.
+
+    Annotation tools show pictures upright, so boxes are taken as drawn upright (as IMG0002628's are) unless their
+    picture lies on its side while the displayed one stands, or the reverse: then they are turned as EXIF says.
+    """
+    turned = orientation >= 5 and drawn[0] != drawn[1] and (drawn[0] > drawn[1]) != (shown[0] > shown[1])
+    fitted = []
+    for x, y, width, height in boxes:
+        left, right, top, bottom = x / drawn[0], (x + width) / drawn[0], y / drawn[1], (y + height) / drawn[1]
+        if turned:
+            left, right, top, bottom = top, bottom, left, right
+            if orientation in (6, 7):
+                left, right = 1 - right, 1 - left
+            if orientation in (7, 8):
+                top, bottom = 1 - bottom, 1 - top
+        left, right, top, bottom = (min(max(edge, 0.0), 1.0) for edge in (left, right, top, bottom))
+        fitted.append((left * shown[0], top * shown[1], (right - left) * shown[0], (bottom - top) * shown[1]))
+    return tuple(fitted)

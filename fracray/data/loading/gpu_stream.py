@@ -1,0 +1,156 @@
+"""Batches of a set that lives on a GPU whole, augmented there by the very draws of `fracray.data.loading.augment`.
+
+Same interface as `streams.MemoryStream`. Runs on any device of Torch, the CPU included; knows nothing of
+models and imports no Ray.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from fracray.config import AugmentConfig
+from fracray.data.loading.augment import draw, source_matrices
+from fracray.errors import InputError
+from fracray.runtime.efficiency import TRANSFORM, Meter, Stretches
+
+if TYPE_CHECKING:  # it imports Ray
+    from fracray.data.loading.streams import Plan
+
+FREE_SHARE = 0.5  # of a GPU's free memory that the set may fill; the network and its batches need the rest
+BATCHES_AT_ONCE = 64  # drawn and handed to the device together, so that steps need not wait for either
+IMAGES_AT_ONCE = 1024  # copied to the device
+
+_held: dict[torch.device, tuple[np.ndarray, torch.Tensor]] = {}  # the set that a process has on a device, once for all
+
+
+@dataclass(frozen=True)
+class DeviceBatch:
+    """One worker's part of one global batch, its images on the device.
+
+    images: (n, S, S) uint8 tensor; labels: (n,) float32 of 0 and 1; rows: (n,) int64, the images' numbers in the
+    shard set; global_count: images in the batch over all workers. n may be 0 in an epoch's last batch.
+    """
+
+    images: torch.Tensor
+    labels: np.ndarray
+    rows: np.ndarray
+    global_count: int
+
+
+class DeviceStream:
+    """The batches of `MemoryStream`, from all images (N, S, S) uint8 kept on `device` and augmented there.
+
+    Flips and gray levels are those of the CPU bit for bit; a warp interpolates in another order of arithmetic, by
+    which one pixel in some 50,000 is rounded to the neighbouring gray level (measured on Torch's CPU). Raises
+    InputError where the set does not fit the device.
+    """
+
+    def __init__(self, plan: "Plan", images: np.ndarray, device: torch.device, meter: Meter | None = None) -> None:
+        self.plan = plan
+        self._device, self._meter = device, meter or Meter()
+        self._images = resident(images, device)
+
+    def train(self, epoch: int) -> Iterator[DeviceBatch]:
+        """This rank's augmented batches of one epoch."""
+        plan, slices = self.plan, self.plan.train_slices(epoch)
+        timed: Stretches = []
+        for first in range(0, len(slices), BATCHES_AT_ONCE):
+            chunk = slices[first : first + BATCHES_AT_ONCE]
+            drawn = _DeviceDraws.draw(
+                plan.strengths, plan.seed, epoch, np.concatenate([rows for rows, _ in chunk]), self._device
+            )
+            start = 0
+            for rows, count in chunk:
+                part = drawn.part(start, start + len(rows))
+                start += len(rows)
+                with self._meter.stretch(TRANSFORM, self._device, timed):
+                    images = _augment(self._images[part.rows], part, plan.strengths)
+                yield DeviceBatch(images, plan.labels[rows], rows, count)
+
+        for begun, ended in timed:
+            ended.synchronize()
+            self._meter.add_wall(TRANSFORM, begun.elapsed_time(ended) / 1000)
+
+    def validation(self) -> Iterator[DeviceBatch]:
+        """This rank's part of the validation set, as it is."""
+        for rows, count in self.plan.val_slices():
+            yield DeviceBatch(self._images[_to_device(rows, self._device)], self.plan.labels[rows], rows, count)
+
+    def close(self) -> None:
+        """The images stay, for the next trial of this process."""
+
+
+def resident(images: np.ndarray, device: torch.device) -> torch.Tensor:
+    """All images on the device: copied there once, kept for every later stream over the same array."""
+    array, tensor = _held.get(device, (None, None))
+    if array is images and tensor is not None:
+        return tensor
+    _held.pop(device, None)
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        if images.nbytes > FREE_SHARE * free:
+            raise InputError(
+                f"data.augment_on = gpu keeps the whole set on the GPU: its {images.nbytes / 2**30:.1f} GiB are more "
+                f"than half of the {free / 2**30:.1f} GiB that are free there; set data.augment_on=cpu, or a smaller "
+                "data.size, or fewer trials on one GPU"
+            )
+    tensor = torch.empty(images.shape, dtype=torch.uint8, device=device)
+    for first in range(0, len(images), IMAGES_AT_ONCE):  # of an array that may only be read, hence each part a copy
+        tensor[first : first + IMAGES_AT_ONCE] = torch.tensor(images[first : first + IMAGES_AT_ONCE])
+    _held[device] = images, tensor
+    return tensor
+
+
+@dataclass(frozen=True)
+class _DeviceDraws:
+    """`fracray.data.loading.augment.Draws` of n images, as a device needs them."""
+
+    rows: torch.Tensor  # (n,) int64
+    flip: torch.Tensor  # (n,) bool
+    vertical_flip: torch.Tensor  # (n,) bool
+    source: torch.Tensor  # (n, 2, 3), from places in the augmented image to places in the original, corners at -1 and 1
+    contrast: torch.Tensor  # (n,) factors
+    brightness: torch.Tensor  # (n,) gray levels
+
+    @classmethod
+    def draw(cls, strengths: AugmentConfig, seed: int, epoch: int, rows: np.ndarray, device: torch.device) -> Self:
+        draws = draw(strengths, seed, epoch, rows)
+        # About the centre, which is Torch's origin, and along equal sides: the matrix of pixels without its shift.
+        source = np.zeros((len(rows), 2, 3), dtype=np.float32)
+        source[:, :, :2] = source_matrices(draws, 2, 2)[:, :, :2]
+        contrast = (1 + draws.contrast).astype(np.float32)
+        brightness = (255 * draws.brightness).astype(np.float32)
+        arrays = (rows, draws.flip, draws.vertical_flip, source, contrast, brightness)
+        return cls(*(_to_device(array, device) for array in arrays))
+
+    def part(self, start: int, stop: int) -> "_DeviceDraws":
+        return _DeviceDraws(*(getattr(self, field.name)[start:stop] for field in fields(self)))
+
+
+def _to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    tensor = torch.from_numpy(array)
+    # From pageable memory the copy would wait for all steps that the device has not done yet.
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def _augment(images: torch.Tensor, drawn: _DeviceDraws, strengths: AugmentConfig) -> torch.Tensor:
+    """Augment (n, S, S) uint8 images, as `fracray.data.loading.augment.Augmenter` does."""
+    if not len(images):
+        return images
+    if not strengths.warps:
+        images = torch.where(drawn.flip[:, None, None], images.flip(2), images)
+        images = torch.where(drawn.vertical_flip[:, None, None], images.flip(1), images)
+        if not strengths.regrays:
+            return images
+    levels = images.float()
+    if strengths.warps:
+        grid = F.affine_grid(drawn.source, [len(images), 1, *images.shape[1:]], align_corners=True)
+        levels = F.grid_sample(levels[:, None], grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+        levels = levels[:, 0].round_()
+    if strengths.regrays:
+        levels = levels * drawn.contrast[:, None, None] + drawn.brightness[:, None, None]
+    return levels.clamp_(0, 255).to(torch.uint8)

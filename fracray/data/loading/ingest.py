@@ -1,0 +1,357 @@
+"""Ray Data: decode, orient, letterbox and resize each radiograph once, into uint8 grayscale shards.
+
+A shard set is a folder of Parquet files keyed by what is in it (files, labels, geometry), on a path or a URI; its
+index is written last and vouches for the rest. Knows nothing of splits or training.
+"""
+
+import hashlib
+import os
+import shutil
+import time
+import uuid
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from fracray.data.images import decode as imagefile
+from fracray.data.images.letterbox import letterbox
+from fracray.data.manifest import Manifest
+from fracray.errors import InputError, RunError
+from fracray.runtime.ray_session import alone, capacity, here
+from fracray.runtime.storage import Folder
+
+INGEST_VERSION = 3  # raise it when the pixels of a shard, or which images share a file, would change
+SHARD_BYTES = 8 * 2**20
+SHARD_ROWS = 2048
+FILE_PIXELS = 64_000_000  # of the radiographs' own in a shard file or more: 0.1 to 0.2 s of decoding
+# A CPU stands still for 0.1 to 0.2 s after every task: Ray Data's executor looks for finished ones ten times a second.
+TASK_PIXELS = 20 * FILE_PIXELS
+READ_AHEAD = 4  # radiographs that are on their way to a task from the machine that has them
+INDEX = "index.json"
+SHARDS_WANTED = 64  # of a set that is not large; so many are shuffled with each other
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """One Parquet file: the `count` consecutive rows from `first` on."""
+
+    name: str
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Shards:
+    """A complete set of shards: row i is the i-th used radiograph of the manifest."""
+
+    folder: Folder
+    size: int
+    files: tuple[ShardFile, ...]
+
+    @property
+    def count(self) -> int:
+        return sum(file.count for file in self.files)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the decoded images."""
+        return self.count * self.size * self.size
+
+    def read_file(self, file: ShardFile) -> np.ndarray:
+        """The images of one file, (count, size, size) uint8, read-only."""
+        table = pq.read_table(self.folder.path(file.name), columns=["image"], filesystem=self.folder.filesystem)
+        column = table.column("image").combine_chunks()
+        pixels = np.frombuffer(column.buffers()[1], dtype=np.uint8)
+        offset = column.offset * self.size * self.size
+        return pixels[offset : offset + file.count * self.size**2].reshape(file.count, self.size, self.size)
+
+    def load(self) -> np.ndarray:
+        """All images, (count, size, size) uint8."""
+        images = np.empty((self.count, self.size, self.size), dtype=np.uint8)
+        for file in self.files:
+            images[file.first : file.first + file.count] = self.read_file(file)
+        return images
+
+
+def reduction_for(longer_side: int, size: int) -> int:
+    """The scale, one over 1, 2, 4 or 8, at which a JPEG is decoded for a square of this size.
+
+    The picture is still at least twice the target then, so that the area filter decides.
+    """
+    return next((factor for factor in (8, 4, 2) if longer_side >= 2 * factor * size), 1)
+
+
+def decode(data: bytes, longer_side: int, size: int, known: imagefile.Known | None = None) -> np.ndarray:
+    """Bytes of an image file to a letterboxed (size, size) uint8 image, by the decoder of the audit.
+
+    A JPEG several times larger than the target is decoded at a half, quarter or eighth of its scale; what is `known` of
+    it is not sought again. Raises ValueError where the bytes are no whole image.
+    """
+    found = imagefile.decode(data, reduction_for(longer_side, size), known)
+    if found.gray is None or found.fault:
+        raise ValueError(found.note or "not decodable")
+    return letterbox(found.gray, size)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What became of a shard file, or why there is none. Ray would hand an exception on as a traceback's text."""
+
+    file: ShardFile
+    undecodable: str = ""
+    unwritable: str = ""
+
+    @staticmethod
+    def table(written: "list[_Written]") -> pa.Table:
+        return pa.Table.from_pylist([asdict(one.file) | asdict(one) for one in written]).drop_columns("file")
+
+    @classmethod
+    def read(cls, batch: pa.Table) -> "list[_Written]":
+        return [
+            cls(ShardFile(row["name"], row["first"], row["count"]), row["undecodable"], row["unwritable"])
+            for row in batch.to_pylist()
+        ]
+
+
+class _Reader:
+    """Hands radiographs out from the machine that has them to tasks on machines that do not see them."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+
+    def read(self, path: str) -> bytes | str:
+        """The bytes of a file, or what kept them from being read."""
+        try:
+            return _read(self._root, path)
+        except OSError as error:
+            return str(error)
+
+
+def _read(root: str, path: str) -> bytes:
+    with open(os.path.join(root, path), "rb", buffering=0) as file:
+        return file.read()
+
+
+_KNOWN = ("width", "height", "exif_orientation")
+
+
+@dataclass(frozen=True)
+class _WriteShards:
+    """The Ray Data task: a block of (row, image_id, label, path, *_KNOWN) to shard files of `rows` each; their names.
+
+    reader: a _Reader on the one machine that sees the radiographs, None where tasks find them below `root`.
+    """
+
+    root: str
+    folder: Folder
+    size: int
+    rows: int
+    reader: Any
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        cv2.setNumThreads(1)  # the parallelism is Ray Data's
+        warnings.simplefilter("ignore")  # what the decoders have to say of odd files, the audit says
+        written = []
+        for start in range(0, len(block), self.rows):
+            written.append(self._write(block.slice(start, self.rows)))
+            if written[-1].undecodable or written[-1].unwritable:
+                break
+        return _Written.table(written)
+
+    def _bytes(self, paths: list[str]) -> Iterator[bytes]:
+        if self.reader is None:
+            yield from (_read(self.root, path) for path in paths)
+            return
+        coming: deque[Any] = deque()
+        for path in [*paths, *[None] * READ_AHEAD]:
+            if path is not None:
+                coming.append(self.reader.read.remote(path))
+            if coming and (path is None or len(coming) > READ_AHEAD):
+                data = ray.get(coming.popleft())
+                if isinstance(data, str):
+                    raise OSError(data)
+                yield data
+
+    def _write(self, rows: pa.Table) -> _Written:
+        first, last = rows["row"][0].as_py(), rows["row"][-1].as_py()
+        # A task that is run again writes the same files again.
+        shard = ShardFile(f"rows-{first:09d}-{last:09d}.parquet", first, len(rows))
+        images = np.empty((len(rows), self.size, self.size), dtype=np.uint8)
+        paths = rows["path"].to_pylist()
+        data = self._bytes(paths)
+        for at, (path, *seen) in enumerate(zip(paths, *(rows[name].to_pylist() for name in _KNOWN), strict=True)):
+            known = imagefile.Known(*seen)
+            try:
+                images[at] = decode(next(data), max(known.width, known.height), self.size, known)
+            except (OSError, ValueError) as error:
+                return _Written(shard, undecodable=f"{path}: {error}")
+        pixels = pa.Array.from_buffers(pa.binary(self.size**2), len(images), [None, pa.py_buffer(images)])
+        try:
+            pq.write_table(
+                rows.select(["row", "image_id", "label"]).append_column("image", pixels),
+                self.folder.path(shard.name),
+                filesystem=self.folder.filesystem,
+                compression="none",
+                use_dictionary=False,
+                write_statistics=False,
+            )
+        except OSError as error:
+            return _Written(shard, unwritable=str(error))
+        return _Written(shard)
+
+
+def fingerprint(manifest: Manifest, size: int) -> str:
+    """The key of a shard set: files, labels and geometry, in 32 hex digits."""
+    text = f"{INGEST_VERSION}:{size}:{manifest.fingerprint()}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def ingest(
+    manifest: Manifest, size: int, place: Folder, progress: Progress | None = None, shared: bool = True
+) -> Shards:
+    """Find the shards of these radiographs at this size in `place`, or write them there with Ray Data.
+
+    On a cluster of several machines the radiographs need only be seen by this one, which hands them out, and `place`
+    must be reached by all; where it is not `shared`, this machine alone does the work.
+    Raises InputError where no radiograph is usable or the disk is full, RunError where a file changed or vanished
+    meanwhile.
+    """
+    folder = place.sub(f"shards/{fingerprint(manifest, size)}")
+    if not folder.exists(INDEX):
+        _write(manifest, size, folder, progress, shared)
+    return open_shards(folder)
+
+
+def open_shards(folder: Folder) -> Shards:
+    """Open a complete shard set by its folder."""
+    index = folder.read_json(INDEX)
+    return Shards(folder, index["size"], tuple(ShardFile(**file) for file in index["files"]))
+
+
+def _write(manifest: Manifest, size: int, folder: Folder, progress: Progress | None, shared: bool) -> None:
+    used = manifest.used
+    if used.empty:
+        raise InputError(f"{manifest.root}: no usable radiograph is left ({manifest.flow().summary()})")
+    rows = _rows_per_file(used, size)
+    work = pa.table(
+        {
+            "row": pa.array(np.arange(len(used), dtype=np.int64)),
+            "image_id": pa.array(used["image_id"].tolist(), pa.string()),
+            "label": pa.array(used["label"].tolist(), pa.int8()),
+            "path": pa.array(used["path"].tolist(), pa.string()),
+            "width": pa.array(used["width"].to_numpy()),
+            "height": pa.array(used["height"].to_numpy()),
+            "exif_orientation": pa.array(used["exif_orientation"].to_numpy()),
+        }
+    )
+    blocks = [work.slice(start, count) for start, count in _tasks(used, rows, int(capacity("CPU")))]
+    reader, where = None, {}
+    if not alone():
+        on_this_machine = {"num_cpus": 0, "scheduling_strategy": here()}  # it may have no CPU for tasks to Ray's mind
+        if shared:
+            reader = ray.remote(max_concurrency=2 * READ_AHEAD, **on_this_machine)(_Reader).remote(str(manifest.root))
+        else:
+            where = {"concurrency": min(len(blocks), os.cpu_count() or 1), **on_this_machine}
+    try:
+        with _filling(folder) as partial:
+            written = ray.data.from_arrow(blocks).map_batches(
+                _WriteShards("" if reader else str(manifest.root), partial, size, rows, reader),
+                batch_format="pyarrow",
+                batch_size=None,
+                zero_copy_batch=True,
+                **where,
+            )
+            files: list[ShardFile] = []
+            for batch in written.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                for one in _Written.read(batch):
+                    if one.undecodable:
+                        raise RunError(f"{one.undecodable}; it was readable when the data set was examined")
+                    if one.unwritable:
+                        raise OSError(one.unwritable)
+                    files.append(one.file)
+                if progress:
+                    progress(sum(file.count for file in files), len(used))
+            if (done := sum(file.count for file in files)) != len(used):
+                raise RunError(f"{partial}: {len(used)} radiographs went in, but {done} came out; run again")
+            files.sort(key=lambda file: file.first)
+            partial.write_json(INDEX, {"size": size, "files": [asdict(file) for file in files]})
+    except OSError as error:
+        choice = "--storage" if reader else "data.cache"
+        raise InputError(f"{folder}: cannot write shards: {error}; free space or choose another {choice}") from None
+    except ray.exceptions.RayTaskError as error:
+        raise RunError(str(error).strip().splitlines()[-1]) from None
+
+
+@contextmanager
+def _filling(folder: Folder) -> Iterator[Folder]:
+    """A folder to write a shard set into; on a disk it gets its name when it is whole."""
+    if not folder.is_local:  # its index comes last, and a second writer writes the same files
+        yield folder
+        return
+    whole = Path(folder.location)
+    partial = whole.with_name(f"{whole.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        partial.mkdir(parents=True)
+        yield Folder(partial)
+        _rename(partial, whole)
+    finally:
+        _remove(partial)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder into which tasks that are being stopped may still write."""
+    for _ in range(50):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
+
+
+def _rows_per_file(used: pd.DataFrame, size: int) -> int:
+    """Files that fit the caches of streams, and not many files of few images.
+
+    Not by the number of CPUs: the order of training follows the files, and must not change with the machine.
+    """
+    wanted = max(round(FILE_PIXELS / _mean_pixels(used)), -(-len(used) // SHARDS_WANTED))
+    return max(1, min(SHARD_ROWS, SHARD_BYTES // size**2, wanted))
+
+
+def _tasks(used: pd.DataFrame, rows: int, cpus: int) -> list[tuple[int, int]]:
+    """First row and number of rows of every task: whole files, many of them first and few in the end.
+
+    Each takes half of what would be a CPU's share of the rest, so that all CPUs end together (guided self-scheduling,
+    Polychronopoulos and Kuck 1987, doi:10.1109/TC.1987.5009495).
+    """
+    most = max(1, round(TASK_PIXELS / (_mean_pixels(used) * rows)))
+    tasks, start = [], 0
+    while start < len(used):
+        files = -(-(len(used) - start) // rows)
+        count = min(rows * max(1, min(most, files // (2 * max(cpus, 1)))), len(used) - start)
+        tasks.append((start, count))
+        start += count
+    return tasks
+
+
+def _mean_pixels(used: pd.DataFrame) -> float:
+    return max(1.0, float((used["width"].astype(np.int64) * used["height"]).mean()))
+
+
+def _rename(partial: Path, folder: Path) -> None:
+    try:
+        os.rename(partial, folder)
+    except OSError:
+        if not folder.is_dir():  # otherwise another process was faster with the very same shards
+            raise

@@ -1,0 +1,1 @@
+"""Where radiographs and their labels come from: FracAtlas, folders, archives, tables, downloads."""

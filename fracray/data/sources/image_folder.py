@@ -1,0 +1,178 @@
+"""A folder of radiographs: the picture files below it, their names, and the classes that folders name.
+
+Opens DICOM headers, and no picture. Must not know of tables, manifests or salts.
+"""
+
+import hashlib
+import os
+import stat
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+from fracray.data.images.decode import MAX_BYTES
+from fracray.data.images.dicom import is_dicom
+from fracray.data.images.dicom_header import Header, read_header
+from fracray.errors import InputError
+
+PICTURES = frozenset({".jpg", ".jpeg", ".png", ".dcm", ".dicom"})
+# Never a DICOM file under another name, so that they need not be opened to know.
+OTHERS = frozenset(
+    {".csv", ".tsv", ".txt", ".json", ".xml", ".html", ".pdf", ".zip", ".md", ".py", ".xlsx", ".parquet"}
+)
+
+CLASSES = (
+    ("non_fractured", "not_fractured", "nonfractured", "unfractured", "no_fracture", "normal", "negative", "healthy"),
+    ("fractured", "fracture", "fractures", "abnormal", "positive"),
+)
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """A file that may hold a picture: its path below the folder, with '/', and its header where it is DICOM."""
+
+    path: str
+    header: Header | None
+
+    @property
+    def stem(self) -> str:
+        return PurePosixPath(self.path).stem
+
+
+def list_pictures(root: Path) -> list[PictureFile]:
+    """The JPEG, PNG and DICOM files below `root`, by path; DICOM is known by its first bytes, whatever its name.
+
+    Links are followed. Names with a dot in front are left out. InputError for links that lead into a folder that holds
+    them, folders that cannot be listed, and names that are not UTF-8.
+    """
+    found: list[PictureFile] = []
+    waiting: list[tuple[Path, frozenset[tuple[int, int]]]] = [(root, frozenset())]  # the next last, and what holds it
+    while waiting:
+        path, above = waiting.pop()
+        if path == root or path.is_dir():
+            try:
+                about = path.stat()
+                here = (about.st_dev, about.st_ino)
+                if here in above:
+                    raise InputError(
+                        f"{path}: a link into a folder that holds it; remove it, or name a folder without it"
+                    )
+                names = sorted(os.listdir(path), reverse=True)
+            except OSError as error:
+                raise InputError(f"{path}: cannot be listed: {error.strerror}; mend or leave out") from None
+            within = above | {here}
+            waiting += ((path / name, within) for name in names if not name.startswith(".") and name != "__MACOSX")
+            continue
+        dicom = _is_dicom(path)
+        if dicom or path.suffix.lower() in PICTURES:
+            require_utf8(path)
+            below = path.relative_to(root).as_posix()
+            found.append(PictureFile(below, read_header(path, MAX_BYTES) if dicom else None))
+    return found
+
+
+def require_utf8(path: Path, flag: str = "") -> None:
+    """InputError for a path that no table can hold, since it is not UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{flag}{os.fsencode(path)!r}: its name is not UTF-8; rename it") from None
+
+
+def _is_dicom(path: Path) -> bool:
+    if path.suffix.lower() in OTHERS or path.name == "DICOMDIR":
+        return False
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return False
+        with open(path, "rb") as file:
+            return is_dicom(file.read(132))
+    except OSError:
+        return False  # a picture by its suffix is found unreadable by the audit; anything else was none of ours
+
+
+def name_pictures(files: Sequence[PictureFile]) -> list[str]:
+    """An image id for each file: its name without the extension where that is unique, else its path.
+
+    DICOM files are often named after a patient, so their ids are letters drawn from the SOP instance UID (the path,
+    where that is absent or used twice): no name, no number that blocks could be made of, and equal in every import.
+    """
+    stems = Counter(file.stem for file in files if file.header is None)
+    instances = Counter(file.header.instance for file in files if file.header)
+    ids = []
+    for file in files:
+        if file.header is None:
+            ids.append(file.stem if stems[file.stem] == 1 else file.path)
+        else:
+            instance = file.header.instance
+            ids.append(_letters(instance if instances[instance] == 1 and instance else f"{instance}\0{file.path}"))
+    if len(set(ids)) < len(ids):  # 'a.jpg' is a path, and the stem of 'a.jpg.png'
+        return [_letters(file.path) if file.header else file.path for file in files]
+    return ids
+
+
+def _letters(text: str) -> str:
+    digits = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digits.translate(str.maketrans("0123456789", "ghijklmnop"))
+
+
+class FileIndex:
+    """The numbers of files by what may stand for them.
+
+    named: by path, name, stem, or path without the extension, the surest first. instances: by SOP instance UID.
+    studies: by study instance UID and accession number, which the files of a study share.
+    """
+
+    def __init__(self, files: Sequence[PictureFile]) -> None:
+        self.files = files
+        self.named: dict[str, tuple[int, ...]] = {}
+        ways: tuple[Callable[[PictureFile], str], ...] = (
+            lambda file: file.path,
+            lambda file: file.path.rpartition("/")[2],
+            lambda file: file.stem,
+            lambda file: file.path.rpartition(".")[0],
+        )
+        for way in ways:
+            self.named = _numbers([way(file)] for file in files) | self.named
+        headers = [file.header or Header() for file in files]
+        self.instances = _numbers([header.instance] for header in headers)
+        self.studies = _numbers({header.study, header.accession} for header in headers)
+
+
+def _numbers(keys: Iterable[Iterable[str]]) -> dict[str, tuple[int, ...]]:
+    lists: dict[str, list[int]] = {}
+    for at, those in enumerate(keys):
+        for key in those:
+            if key:
+                lists.setdefault(plain_path(key), []).append(at)
+    return {key: tuple(numbers) for key, numbers in lists.items()}
+
+
+def plain_path(text: str) -> str:
+    """A path for comparison: macOS stores decomposed names, tables hold composed ones."""
+    return unicodedata.normalize("NFC", text)
+
+
+def classes_of(path: str, patterns: tuple[Sequence[str], Sequence[str]] | None) -> set[int]:
+    """The labels that the folders above a file name: 1 fractured, 0 not, none or, where they disagree, both.
+
+    patterns: for each label shell patterns (`study*_positive`) of folder names, or of paths from the root, such as
+    `2021/normal`; None for the usual names, CLASSES, in small or capital letters.
+    """
+    folders = [str(parent) for parent in PurePosixPath(path).parents if str(parent) != "."]
+    if patterns is None:
+        return {label for folder in folders for label in (0, 1) if _plain(folder) in CLASSES[label]}
+    return {
+        label
+        for folder in folders
+        for label in (0, 1)
+        for pattern in patterns[label]
+        if fnmatchcase(folder, pattern) or fnmatchcase(PurePosixPath(folder).name, pattern)
+    }
+
+
+def _plain(folder: str) -> str:
+    return "_".join(PurePosixPath(folder).name.lower().replace("-", " ").replace("_", " ").split())

@@ -1,0 +1,260 @@
+"""Imported sets: any folder or zip of labelled radiographs, read once into a folder that --data takes.
+
+    DIR/manifest.parquet   one row per image, examined
+    DIR/salt               what patients and studies were hashed with; to be kept by those who may know the patients
+    DIR/files/             what a zip held; the files of a folder stay where they are
+
+In the manifest patients and studies are salted hashes. Kept as they stand are the paths of the files, the table's
+cells of batch, region, view, age and sex, and what rows without a file call it (beside DICOM files their number only):
+they name a patient where somebody wrote one there. A DICOM file's image id is an unsalted hash of its SOP instance UID.
+
+Must not decode a picture itself, and must not know of splits.
+"""
+
+import os
+import shutil
+import uuid
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from hashlib import file_digest
+from pathlib import Path
+
+from fracray.data.audit.scan import examine
+from fracray.data.manifest import MANIFEST, Manifest, build
+from fracray.data.sources.archive import unpack
+from fracray.data.sources.fracatlas import FOLDERS, fracatlas_folders, read_fracatlas
+from fracray.data.sources.image_folder import (
+    list_pictures,
+    name_pictures,
+    require_utf8,
+)
+from fracray.data.sources.label_matching import Said, by_folder, by_table, persons_of, row_of
+from fracray.data.sources.label_table import LabelTable, open_table, quoted
+from fracray.data.sources.pseudonyms import Pseudonyms, new_salt, read_salt
+from fracray.errors import InputError
+
+SALT, FILES = "salt", "files"
+
+# Beside the manifest's own columns: how a file was found, so that a change is seen without reading it.
+_BYTES, _MODIFIED = "bytes", "modified_ns"
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What the user says of a source; None and empty where it is to be found out.
+
+    columns: by field of `labels.FIELDS`. positive, negative: values of the label. classes: shell patterns of folders,
+    not fractured first. salt: a file. licence: the terms of use, in words.
+    """
+
+    labels: Path | None = None
+    columns: Mapping[str, str] | None = None
+    positive: tuple[str, ...] = ()
+    negative: tuple[str, ...] = ()
+    classes: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+    salt: Path | None = None
+    licence: str = ""
+
+    @property
+    def of_a_table(self) -> bool:
+        return bool(self.labels or self.columns or self.positive or self.negative)
+
+
+# ---------------------------------------------------------------- the set
+
+
+def import_set(
+    source: str | Path, to: str | Path, options: ImportOptions, progress: Callable[[int, int], None] | None = None
+) -> Manifest:
+    """Read the radiographs at `source` into the new folder `to`, all of it or nothing, and return their manifest.
+
+    `source` is a folder or zip: of FracAtlas; with a table of labels; or with a folder per class. Its pictures are
+    JPEG, PNG and DICOM. InputError for whatever is wrong with them, naming it, and where the disk is full.
+    """
+    source, to = user_path("PATH", str(source)).absolute(), user_path("--to", str(to)).absolute()
+    if options.classes and options.of_a_table:
+        raise InputError("--classes: labels come from folders or from a table; leave out the options of the other")
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise InputError(f"--to {to}: exists already; name a new folder")
+    partial = to.with_name(f".{uuid.uuid4().hex[:8]}.partial")
+    made = [folder for folder in to.parents if not folder.exists()]
+    try:
+        with _writing(to):
+            partial.mkdir(parents=True)
+        root = _open(source, partial)
+        if options.salt:
+            salt = read_salt(options.salt)
+        else:
+            with _writing(to):
+                salt = new_salt(partial / SALT)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom's, of odd headers: they quote what they find
+            manifest = _read(root, options, Pseudonyms(salt))
+        manifest = replace(_stamped(examine(manifest, progress)), licence=options.licence or manifest.licence)
+        if manifest.used.empty:
+            raise InputError(
+                f"{source}: no usable radiograph in it ({manifest.flow().summary()}){_first_note(manifest)}"
+            )
+        if manifest.root.is_relative_to(partial):
+            manifest = replace(manifest, root=manifest.root.relative_to(partial))
+        with _writing(to):
+            if not options.salt and not (manifest.table["patient"] + manifest.table["study"]).any():
+                (partial / SALT).unlink()  # nothing was hashed with it
+            manifest.write(partial / MANIFEST)
+            os.replace(partial, to)
+    except OSError as error:
+        what = error.filename or source
+        raise InputError(f"{what}: cannot be read: {error.strerror or error}; mend it, or leave it out") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        for folder in made:
+            with suppress(OSError):  # the set is in it
+                folder.rmdir()
+    return replace(manifest, root=to / manifest.root)
+
+
+@contextmanager
+def _writing(to: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"--to {to}: cannot be written: {error}; free space, or name a folder elsewhere") from None
+
+
+def user_path(flag: str, text: str) -> Path:
+    """The path that a user gave, with '~' resolved; InputError, naming the flag, where no file can have that name."""
+    try:
+        path = Path(text).expanduser()
+        path.absolute().lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # what it is for says whether that is wrong
+    except RuntimeError:
+        raise InputError(f"{flag} {text}: no such user; write the path in full") from None
+    except OSError as error:
+        raise InputError(f"{flag} {quoted(text)}: {error.strerror}; name another path") from None
+    require_utf8(path, f"{flag} ")
+    return path
+
+
+def open_imported(folder: Path) -> Manifest:
+    """The manifest of an imported set; InputError where a file has vanished or changed since the import."""
+    manifest = Manifest.read(folder / MANIFEST)
+    manifest = replace(manifest, root=folder / manifest.root)
+    table = manifest.table
+    remedy = "restore it, or import the set again"
+    if not {_BYTES, _MODIFIED} <= set(table):
+        raise InputError(f"{folder / MANIFEST}: not the manifest of an imported set; import it again")
+    if not manifest.root.is_dir():
+        raise InputError(f"{folder}: the folder of its files, {manifest.root}, is not there; {remedy}")
+    examined = table[table["sha256"] != ""]
+    columns = (examined[name] for name in ("path", _BYTES, _MODIFIED, "sha256"))
+    for path, size, modified, digest in zip(*columns, strict=True):
+        try:
+            about = (manifest.root / path).stat()
+            # A set that was copied has other times: then its bytes tell.
+            if about.st_size != size or (about.st_mtime_ns != modified and _digest(manifest.root / path) != digest):
+                raise InputError(f"{folder}: {manifest.root / path} has changed since the import; {remedy}")
+        except OSError as error:
+            gone = f"{manifest.root / path} is not there any more ({error.strerror})"
+            raise InputError(f"{folder}: {gone}; {remedy}") from None
+    return manifest
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def _open(source: Path, partial: Path) -> Path:
+    """The folder that `source` is or, unpacked into `partial`, holds; the only folder in a folder stands for it."""
+    if source.is_dir():
+        folder = source
+    elif not source.is_file():
+        raise InputError(f"{source}: no such file or folder; name a folder or a zip of radiographs")
+    elif not zipfile.is_zipfile(source):
+        raise InputError(f"{source}: neither a folder nor a complete zip; name the folder that holds the radiographs")
+    else:
+        folder = partial / FILES
+        unpack(source, folder)
+    require_utf8(folder)
+    inside = [entry for entry in folder.iterdir() if entry.name != "__MACOSX" and not entry.name.startswith(".")]
+    root = inside[0] if len(inside) == 1 and inside[0].is_dir() and not inside[0].is_symlink() else folder
+    require_utf8(root)
+    return root
+
+
+def _stamped(manifest: Manifest) -> Manifest:
+    sizes, times = [], []
+    for path in manifest.table["path"]:
+        try:
+            about = (manifest.root / path).stat() if path else None
+        except OSError:
+            about = None  # its row says unreadable already
+        sizes.append(about.st_size if about else 0)
+        times.append(about.st_mtime_ns if about else 0)
+    return replace(manifest, table=manifest.table.assign(**{_BYTES: sizes, _MODIFIED: times}))
+
+
+def _first_note(manifest: Manifest) -> str:
+    notes = manifest.notes()
+    return f"; for instance {notes[0]}" if notes else ""
+
+
+# ---------------------------------------------------------------- its rows
+
+
+def _read(root: Path, options: ImportOptions, pseudonyms: Pseudonyms) -> Manifest:
+    if not options.classes and not options.of_a_table:
+        atlases = [
+            folder for folder in fracatlas_folders(root) if any((folder / "images" / name).is_dir() for name in FOLDERS)
+        ]
+        if len(atlases) > 1:
+            names = ", ".join(folder.name for folder in atlases)
+            raise InputError(f"{root}: several folders of FracAtlas: {names}; name one of them")
+        if atlases:
+            require_utf8(atlases[0])
+            return read_fracatlas(atlases[0])
+    files = list_pictures(root)
+    if not files:
+        raise InputError(f"{root}: no JPEG, PNG or DICOM file in it")
+    ids = name_pictures(files)
+    private = any(file.header for file in files)
+    table = None if options.classes else _find_table(root, options)
+    if table:
+        found, missing = by_table(table, files, root)
+    else:
+        found, missing = by_folder(files, root, options.classes), {}
+    persons = persons_of(files, found)
+    rows = [
+        row_of(file, image_id, found.get(at, Said()), persons[at], pseudonyms)
+        for at, (file, image_id) in enumerate(zip(files, ids, strict=True))
+    ]
+    taken = set(ids)
+    for key, record in missing.items():
+        # The key of a row may be an accession number: beside DICOM files it is not repeated.
+        image_id = f"row {record.row}" if private or key in taken else key
+        note = f"row {record.row} of {table.path.name if table else ''} names no file"
+        rows.append({"image_id": image_id, "label": record.label or 0, "status": "missing", "note": note})
+    return build(rows, root)
+
+
+def _find_table(root: Path, options: ImportOptions) -> LabelTable | None:
+    """The table that is named, or the only one in the folder; None where there is none."""
+    path = options.labels
+    if path is None:
+        tables = sorted(entry for entry in root.iterdir() if entry.suffix.lower() == ".csv" and entry.is_file())
+        if len(tables) > 1:
+            names = ", ".join(entry.name for entry in tables)
+            raise InputError(f"{root}: several tables: {names}; say which holds the labels with --labels")
+        if not tables:
+            if options.of_a_table:
+                raise InputError(f"{root}: no CSV in it; name the table of labels with --labels FILE.csv")
+            return None
+        path = tables[0]
+    elif not path.is_file() and (root / path).is_file():
+        path = root / path
+    require_utf8(path)
+    return open_table(path, options.columns or {}, options.positive, options.negative)

@@ -1,0 +1,201 @@
+"""What is said of each radiograph of an imported set: its label, by table or folder, and whose it is.
+
+Weighs identifiers against each other and ties the files of one patient. Must not open a picture.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+from fracray.data.duplicates import Link, connected_sets, equal
+from fracray.data.images.dicom_header import Header
+from fracray.data.sources.image_folder import FileIndex, PictureFile, classes_of, plain_path
+from fracray.data.sources.label_table import LabelTable, Record, quoted
+from fracray.data.sources.pseudonyms import Pseudonyms
+from fracray.errors import InputError
+
+MAX_MISSING = 100_000  # rows of a table without a file; more, and it is the table of another folder
+
+
+@dataclass(frozen=True)
+class Said:
+    """What table or folders say of one file: its labels (none, one or both), the first record, and a remark."""
+
+    labels: frozenset[int] = frozenset()
+    record: Record | None = None
+    note: str = ""
+
+
+def by_folder(
+    files: Sequence[PictureFile], root: Path, patterns: tuple[tuple[str, ...], tuple[str, ...]] | None
+) -> dict[int, Said]:
+    """What the folders say by number of the file; `patterns` are those of each class, None for the usual names.
+
+    InputError where no picture is of a class.
+    """
+    found = {at: classes for at, file in enumerate(files) if (classes := classes_of(file.path, patterns))}
+    for label, option in enumerate(("NOT_FRACTURED", "FRACTURED")):
+        if not any(label in classes for classes in found.values()):
+            folders = sorted({file.path.rpartition("/")[0] or "." for file in files})
+            shown = ", ".join(folders[:20]) + (f" and {len(folders) - 20} more" if len(folders) > 20 else "")
+            if patterns is None:
+                raise InputError(
+                    f"{root}: no dataset.csv of FracAtlas, no table of labels, and no folder known to hold "
+                    f"{option.lower().replace('_', ' ')} radiographs; its pictures lie in: {shown}. Name a table with "
+                    "--labels FILE.csv, or the folders with --classes NOT_FRACTURED=FOLDER FRACTURED=FOLDER"
+                )
+            raise InputError(f"--classes {option}={','.join(patterns[label])}: no picture there; they lie in: {shown}")
+    return {at: Said(frozenset(classes)) for at, classes in found.items()}
+
+
+def by_table(table: LabelTable, files: Sequence[PictureFile], root: Path) -> tuple[dict[int, Said], dict[str, Record]]:
+    """What the table says by number of the file, and its rows without a file by what they name."""
+    index = FileIndex(files)
+    found: dict[int, Said] = {}
+    missing: dict[str, Record] = {}
+    for record in table.records():
+        key = ""
+        at: tuple[int, ...] = ()
+        for key in _spellings(record.image, root):
+            if at := _meant(key, index, table, record):
+                break
+        for one in at:
+            found[one] = _said_again(found[one], record) if one in found else _first_said(record)
+        if not at:
+            missing.setdefault(key or f"row {record.row}", record)
+            if len(missing) > MAX_MISSING:
+                first = next(iter(missing))
+                raise InputError(
+                    f"{table.path}: more than {MAX_MISSING:,} rows name no file in {root} (the first is "
+                    f"{quoted(first)}); name the folder of its images, or cut the table to those that are there"
+                )
+    if not found:
+        first = next(iter(missing), "none")
+        raise InputError(
+            f"{table.path}: none of its rows names a file in {root}: {table.columns['image']} says {quoted(first)}, "
+            f"and there is for instance {files[0].path}; name the column of file names or paths with --column "
+            "image=NAME"
+        )
+    return found, missing
+
+
+def _spellings(image: str, root: Path) -> list[str]:
+    """How a table may name a file, as paths in the folder: as it stands, then less the folder's own path and name."""
+    key = plain_path(image.replace("\\", "/")).removeprefix("./")
+    below = key.removeprefix(plain_path(f"{root}/"))
+    return list(dict.fromkeys((key, below, below.removeprefix(plain_path(f"{root.name}/")))))
+
+
+def _meant(key: str, index: FileIndex, table: LabelTable, record: Record) -> tuple[int, ...]:
+    """The files that a key means: one by its name or SOP instance UID, or all of a study; InputError for a doubt."""
+    named, instance, study = index.named.get(key, ()), index.instances.get(key, ()), index.studies.get(key, ())
+    files, where = index.files, f"{table.path}, row {record.row}: {quoted(record.image)}"
+    by_header = instance or study
+    if named and by_header and set(named) != set(by_header):
+        if table.names_files is None:
+            other = next((at for at in by_header if at not in named), by_header[0])
+            raise InputError(
+                f"{where} is the name of {files[named[0]].path}, and an identifier in the header of "
+                f"{files[other].path}; call the column 'filename' or 'accession', as it means, or name files by their "
+                "path in the folder"
+            )
+        named = named if table.names_files else ()
+    one = named or instance
+    if len(one) > 1:
+        alike = " and ".join(files[at].path for at in one[:2])
+        raise InputError(
+            f"{where} may be any of {len(one)} files, {alike} among them; name files by their path in the folder"
+        )
+    return one or study
+
+
+def _first_said(record: Record) -> Said:
+    labels = frozenset() if record.label is None else frozenset({record.label})
+    return Said(labels, record, _again(labels) if record.times > 1 else "")
+
+
+def _said_again(said: Said, record: Record) -> Said:
+    """The first record stands; every label counts."""
+    labels = said.labels | (frozenset() if record.label is None else {record.label})
+    return replace(said, labels=labels, note=_again(labels))
+
+
+def _again(labels: frozenset[int]) -> str:
+    return f"listed again with the {'other' if len(labels) == 2 else 'same'} label"
+
+
+def _placeholder(files: Sequence[PictureFile]) -> str:
+    """The patient id in the headers of several studies, and no other: 'ANONYMOUS' or the like, which ties nothing."""
+    headers = [file.header for file in files if file.header and file.header.patient]
+    patients = {header.patient for header in headers}
+    return patients.pop() if len(patients) == 1 and len({header.study for header in headers}) > 1 else ""
+
+
+@dataclass(frozen=True)
+class Person:
+    """The identifiers of one file's patient and study, the table's before the header's; '' where there are none."""
+
+    patients: tuple[str, str] = ("", "")
+    studies: tuple[str, str] = ("", "")
+
+    @property
+    def patient(self) -> str:
+        return self.patients[0] or self.patients[1]
+
+    @property
+    def study(self) -> str:
+        return self.studies[0] or self.studies[1]
+
+
+def persons_of(files: Sequence[PictureFile], found: Mapping[int, Said]) -> list[Person]:
+    """Whose each file is: files that share any identifier, by table or header, get the first patient among them."""
+    placeholder = _placeholder(files)
+    persons = []
+    for at, file in enumerate(files):
+        record, header = found.get(at, Said()).record, file.header or Header()
+        by_header = "" if header.patient == placeholder else header.patient
+        persons.append(
+            Person(
+                (record.patient if record else "", by_header),
+                (record.study if record else "", header.study),
+            )
+        )
+    links: list[Link] = []
+    for kind in ("patients", "studies"):
+        ids = [identifier for person in persons for identifier in getattr(person, kind)]
+        links += [(one // 2, other // 2) for one, other in equal(ids)]
+    for together in connected_sets(len(files), links):
+        patient = next((persons[at].patient for at in together if persons[at].patient), "")
+        if not patient and len({persons[at].study for at in together}) > 1:
+            patient = persons[together[0]].study  # nothing else ties studies that are one by table and header
+        for at in together:
+            persons[at] = replace(persons[at], patients=(patient, ""))
+    return persons
+
+
+def row_of(file: PictureFile, image_id: str, said: Said, person: Person, pseudonyms: Pseudonyms) -> dict[str, Any]:
+    """The manifest row of a file: the table's word before that of the header."""
+    record, header = said.record, file.header
+    age = header.age if header and (record is None or isnan(record.age)) else record.age if record else float("nan")
+    status, note = "ok", said.note
+    if not said.labels:
+        status, note = "unlisted", "no label"
+    elif len(said.labels) == 2:
+        status, note = "conflict", note or "in folders of both classes"
+    return {
+        "image_id": image_id,
+        "path": file.path,
+        "label": max(said.labels, default=0),
+        "status": status,
+        "note": note,
+        "patient": pseudonyms("patient", person.patient),
+        "study": pseudonyms("study", person.study),
+        "batch": (record.batch if record else "") or (header.device if header else ""),
+        "region": (record.region if record else "") or (header.region if header else ""),
+        "view": (record.view if record else "") or (header.view if header else ""),
+        "hardware": record.hardware if record else 0,
+        "sex": (record.sex if record else "") or (header.sex if header else ""),
+        "age": age,
+    }

@@ -1,0 +1,1 @@
+"""Groups that stay together, and the parts they are assigned to."""

@@ -1,0 +1,353 @@
+"""Splits: which used radiographs train, validate and test, so that nothing about a test image is known from training.
+
+Groups are inferred where no patient is named: duplicate components joined with blocks of neighbouring file numbers.
+Must not look at pixels, and must not know of models.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+
+from fracray.config import AXES, SplitConfig
+from fracray.data.duplicates import Link, components
+from fracray.data.manifest import PARTS, Manifest, file_number, in_set, part_of, sets_named, sets_of
+from fracray.data.splits.held_out import HeldOutSet, hold_out
+from fracray.data.splits.stratify import deal_groups, deal_rows
+from fracray.errors import InputError
+
+# A part may be off its wanted size by this factor; beyond, the groups are too few or one is too large.
+_TOLERANCE = 2.0
+
+# A group with more than this share of held-out images is kept out of train, where it would mostly be lost.
+_MOSTLY = 0.8
+
+UNSHIFTED = "unshifted"
+FEW = 10  # images of a class below which a set is said to be small
+
+_PERSON = ("patient", "study")  # whose picture it is, where that is known
+_TIES = ("component", *_PERSON)
+
+
+# ---------------------------------------------------------------- the split
+
+
+def assign_splits(manifest: Manifest, config: SplitConfig, rotation: int = 0) -> Manifest:
+    """Fill `group` and `split` of the used rows, stratified by label; '' in the others and where a row stays unused.
+
+    Three parts are dealt first. No group straddles them (but in protocol 'random'): a group is what duplicate
+    components, patients, studies and, for images without either of the two, blocks of file numbers tie together,
+    named after its first image. Components count all files, so two images alike to a third are tied although that one
+    is not used; blocks tie only images that are used. (Were blocks tied through unused files as well, the lone copies
+    in FracAtlas would chain 17 blocks to two groups of 550 and 510 images that hold nearly all large pictures and fit
+    into no part but train; of the 149 files in its series of copies, 145 have a twin, so little is tied less.)
+    'blocks' keeps stretches of file numbers apart from each other instead of joining those that share a duplicate:
+    what straddles two parts is left out of the one that comes first in train, val, test.
+    'kfold' deals `config.folds` equal parts: `config.fold` is test, the one after it val (or, by `rotation`, one of the
+    others), the rest train.
+
+    Then sets are cut from the parts. What an axis of shift holds out is unused in train, and in val makes the set
+    'val/view' (test alike), beside 'val' of the images that nothing holds out. In a protocol that is itself an axis,
+    'val' is what that axis holds out, and 'val/unshifted' the rest. An image may be in several sets, joined by '+':
+    where what an axis holds out is of one class by its nature (`HeldOutSet.one_class`), its sets borrow the unshifted
+    images of the other class.
+    Last, `config.training_budget` images of train are kept, stratified by label; a smaller budget keeps a part of what
+    a larger one does.
+
+    Equal manifest and config give equal splits. InputError when a set would lack a class, or a part be off its wanted
+    size by more than a factor of two.
+    """
+    where = str(manifest.root)
+    used = _in_order(manifest)
+    label = used["label"].to_numpy()
+    if len(set(label)) < 2:
+        raise InputError(
+            f"{where}: the {len(used)} used images are not of both classes ({manifest.flow().summary()}); "
+            "a classifier needs fractured and not fractured ones"
+        )
+    if config.file is not None:
+        return _taken_over(manifest, config, config.file)
+    table = name_groups(manifest, config).table
+    group = table.loc[used.index, "group"].to_numpy()
+    held = hold_out(used, config, where)
+    rng = np.random.default_rng(config.seed)
+    if config.protocol == "random":
+        part = deal_rows(label, _shares(config), rng)
+        wanted = _shares(config) * len(label)
+    else:
+        part, wanted = _deal(label, group, held, config, rotation, rng)
+    if config.protocol == "blocks":
+        part = _without_straddling(used, part)
+    _check_sizes(part, wanted, config, where, len(set(group)))
+    sets = _cut_sets(label, part, held, config)
+    if config.training_budget is not None:
+        _keep_budget(sets, label, config.training_budget, rng, where)
+    names = validation_sets(config)
+    _check_classes(sets, ("train", *names, *(name.replace("val", "test", 1) for name in names)), label, config, where)
+    table.loc[used.index, "split"] = ["+".join(names) for names in sets]
+    return replace(manifest, table=table)
+
+
+def name_groups(manifest: Manifest, config: SplitConfig) -> Manifest:
+    """Fill `group` of the used rows, as `assign_splits` explains, and clear `split`: for data that is not divided."""
+    table = manifest.table.copy()
+    table["split"] = table["group"] = ""
+    used = _in_order(manifest)
+    table.loc[used.index, "group"] = used["image_id"].to_numpy()[_first_of_group(used, config)]
+    return replace(manifest, table=table)
+
+
+def validation_sets(config: SplitConfig) -> tuple[str, ...]:
+    """The names of the sets that are validated on, 'val' first, for a config whose data may not be there yet."""
+    if config.file is not None:
+        return _stored_sets(config.file)
+    own = (f"val/{UNSHIFTED}",) if config.protocol in AXES else ()
+    beside = config.held_out[1 if config.protocol in AXES else 0 :]
+    return ("val", *own, *(f"val/{axis}" for axis, _ in beside))
+
+
+def leaks(table: pd.DataFrame) -> list[str]:
+    """The groups, patients, studies and duplicate components with images in more than one part, in words."""
+    dealt = table.assign(part=part_of(table["split"]))
+    dealt = dealt[dealt["part"] != ""]
+    found = []
+    for column, word in (
+        ("group", "group"),
+        ("patient", "patient"),
+        ("study", "study"),
+        ("component", "duplicates of"),
+    ):
+        named = dealt.loc[dealt[column] != "", [column, "part"]]
+        parts_of = named.drop_duplicates()[column].value_counts(sort=False)
+        straddling = named[named[column].isin(parts_of.index[parts_of > 1])]
+        for name, parts in straddling.groupby(column)["part"]:
+            counts = parts.value_counts()
+            spread = ", ".join(f"{counts[part]} in {part}" for part in PARTS if part in counts)
+            found.append(f"{word} {name}: {spread}")
+    return found
+
+
+def explain(manifest: Manifest, config: SplitConfig) -> tuple[str, ...]:
+    """What a reader of this split must know besides its sizes: what is held out, unused and borrowed."""
+    if config.file is not None:
+        return (f"the split is taken over from {config.file}",)
+    used = manifest.used
+    split, label = used["split"].to_numpy(), used["label"].to_numpy()
+    held = hold_out(used, config, str(manifest.root))
+    shifted = np.any([axis.mask for axis in held], axis=0) if held else np.zeros(len(used), bool)
+    words = [f"{axis.axis}: {axis.words}, {axis.mask.sum()} images, none of them in train" for axis in held]
+    if lost := int((shifted & (split == "")).sum()):
+        words.append(f"{lost} of these share a group with training images and are unused")
+    for name in sets_named(used["split"]):
+        own = name.partition("/")[2] or (config.protocol if config.protocol in AXES else "")
+        mask = next((axis.mask for axis in held if axis.axis == own), None)
+        inside = in_set(used["split"], name)
+        if mask is not None and name != "train" and (borrowed := inside & ~mask).any():
+            kinds = [word for value, word in enumerate(("not fractured", "fractured")) if value in label[borrowed]]
+            words.append(
+                f"{name} borrows {borrowed.sum()} unshifted images ({', '.join(kinds)}) for want of its own: its "
+                "sensitivity is of what is held out, its specificity of what is not"
+            )
+    for name in sets_named(used["split"]):
+        for value, word in enumerate(("not fractured", "fractured")):
+            count = int((label[in_set(used["split"], name)] == value).sum())
+            if 0 < count < FEW:
+                words.append(f"{name} holds only {count} images {word}: its scores are rough")
+    if left := int((~shifted & (split == "")).sum()):
+        reasons = ["share duplicates, a patient or a study with a later part"] if config.protocol == "blocks" else []
+        if config.training_budget is not None:
+            reasons.append(f"exceed the training budget of {config.training_budget}")
+        words.append(f"{left} images {' or '.join(reasons)} and are unused")
+    return tuple(words)
+
+
+# ---------------------------------------------------------------- groups
+
+
+def _in_order(manifest: Manifest) -> pd.DataFrame:
+    """The used rows by image_id, so that a split does not depend on the order in which files were listed."""
+    return manifest.used.sort_values("image_id")
+
+
+def _first_of_group(used: pd.DataFrame, config: SplitConfig) -> np.ndarray:
+    """For each row the position of the first row of its group."""
+    first: dict[tuple[str, str, int], int] = {}
+    links: list[Link] = []
+    joined = config.protocol != "blocks"
+    for at, (image_id, *ids) in enumerate(used[["image_id", *_TIES]].itertuples(index=False)):
+        keys = [(tie, value, 0) for tie, value in zip(_TIES, ids, strict=True) if value and joined]
+        person_known = any(tie in _PERSON for tie, _, _ in keys)
+        if not person_known and (number := file_number(image_id)):
+            keys.append(("block", number[0], number[1] // config.block_size))
+        links += [(first.setdefault(key, at), at) for key in keys]
+    number_of = components(len(used), links)
+    _, start = np.unique(number_of, return_index=True)
+    return start[number_of]
+
+
+def _without_straddling(used: pd.DataFrame, part: np.ndarray) -> np.ndarray:
+    """The parts, with -1 for an image whose duplicates or patient are in a later part as well."""
+    part = part.copy()
+    for column in _TIES:
+        last = pd.Series(part, index=used.index).groupby(used[column]).transform("max").to_numpy()
+        part[(used[column] != "").to_numpy() & (part < last)] = -1
+    return part
+
+
+# ---------------------------------------------------------------- dealing
+
+
+def _shares(config: SplitConfig) -> np.ndarray:
+    return np.array([config.train, config.val, 1 - config.train - config.val])
+
+
+def _deal(
+    label: np.ndarray,
+    group: np.ndarray,
+    held: Sequence[HeldOutSet],
+    config: SplitConfig,
+    rotation: int,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The part of each image, groups whole, and the wanted sizes of the parts: (n,) and (3,)."""
+    named, member = np.unique(group, return_inverse=True)
+    shifted = np.any([axis.mask for axis in held], axis=0) if held else np.zeros(len(label), bool)
+    # What is held out is a stratum of its own. Groups that mostly hold such images are wanted in val and test, and the
+    # others as the shares say.
+    mostly = (np.bincount(member, shifted) > _MOSTLY * np.bincount(member))[member]
+    strata = label + 2 * shifted
+    counts = np.zeros((len(named), 4))
+    np.add.at(counts, (member, strata), 1)
+    if config.protocol == "kfold":
+        fold = deal_groups(counts, np.full((config.folds, 1), 1 / config.folds) * counts.sum(0), rng)
+        part = np.where(fold == config.fold, 2, np.where(fold == (config.fold + 1 + rotation) % config.folds, 1, 0))
+        return part[member], np.array([config.folds - 2, 1, 1]) / config.folds * len(label)
+    shares = _shares(config)
+    spread = np.bincount(strata[~(mostly & shifted)], minlength=4)
+    gathered = np.bincount(strata[mostly & shifted], minlength=4)
+    late = shares * [0, 1, 1] / shares[1:].sum()
+    wanted = shares[:, None] * spread + late[:, None] * gathered
+    return deal_groups(counts, wanted, rng)[member], wanted.sum(1)
+
+
+# ---------------------------------------------------------------- sets
+
+
+def _cut_sets(label: np.ndarray, part: np.ndarray, held: Sequence[HeldOutSet], config: SplitConfig) -> list[list[str]]:
+    """The names of the sets that each image is in."""
+    shifted = np.any([axis.mask for axis in held], axis=0) if held else np.zeros(len(label), bool)
+    sets: list[list[str]] = [["train"] if mine else [] for mine in (part == 0) & ~shifted]
+    own = config.protocol in AXES
+    for index, name in enumerate(PARTS[1:], start=1):
+        inside = part == index
+        masks = {name: held[0].mask if own else ~shifted}
+        if own:
+            masks[f"{name}/{UNSHIFTED}"] = ~shifted
+        masks |= {f"{name}/{axis.axis}": axis.mask for axis in held[1 if own else 0 :]}
+        borrowing = {f"{name}/{axis.axis}" for axis in held if axis.one_class}
+        if own and held[0].one_class:
+            borrowing.add(name)
+        for set_name, mask in masks.items():
+            chosen = inside & mask
+            if set_name in borrowing:
+                # Of the other class only. What tells the shift then tells the class: `explain` says so.
+                rarer = int(label[mask].mean() < 0.5)
+                chosen |= inside & (label == rarer) & ~shifted
+            for row in np.flatnonzero(chosen):
+                sets[row].append(set_name)
+    return sets
+
+
+def _keep_budget(sets: list[list[str]], label: np.ndarray, budget: int, rng: np.random.Generator, where: str) -> None:
+    """Leave `budget` images in train, by label as many as its prevalence gives."""
+    train = np.array([names == ["train"] for names in sets])
+    if budget > train.sum():
+        raise InputError(
+            f"{where}: a budget of {budget} training images, but train holds {train.sum()}; lower data.split.budget"
+        )
+    order = rng.permutation(len(label))
+    fractured = round(budget * label[train].mean())
+    for value, keep in ((0, budget - fractured), (1, fractured)):
+        for row in order[(train & (label == value))[order]][keep:]:
+            sets[row].clear()
+
+
+def _check_sizes(part: np.ndarray, wanted: np.ndarray, config: SplitConfig, where: str, groups: int) -> None:
+    for index, name in enumerate(PARTS):
+        share, goal = (part == index).mean(), wanted[index] / len(part)
+        if not 1 / _TOLERANCE <= share / goal <= _TOLERANCE:
+            raise InputError(
+                f"{where}: {len(part)} used images in {groups} groups cannot be split: {name} would hold {share:.0%} "
+                f"of the images instead of {goal:.0%}; {_remedy(config)}"
+            )
+
+
+def _check_classes(
+    sets: list[list[str]], names: Sequence[str], label: np.ndarray, config: SplitConfig, where: str
+) -> None:
+    for name in names:
+        mine = label[[name in names for names in sets]]
+        if len(set(mine)) < 2:
+            raise InputError(
+                f"{where}: {len(label)} used images cannot be split: {name} would hold {int((mine == 0).sum())} images "
+                f"not fractured and {int(mine.sum())} fractured; {_remedy(config)}"
+            )
+
+
+def _remedy(config: SplitConfig) -> str:
+    if config.file is not None:
+        return f"mend {config.file}, or leave out data.split.file"
+    if config.training_budget is not None and config.training_budget < 50:
+        return f"raise data.split.budget (now {config.training_budget})"
+    if config.protocol == "random":
+        return "change data.split.train and val, or add images"
+    if config.protocol == "kfold":
+        return f"lower data.split.folds (now {config.folds}) or data.split.block (now {config.block_size})"
+    hold = ", hold out something else" if config.held_out else ""
+    return f"lower data.split.block (now {config.block_size}), change data.split.train and val{hold}, or add images"
+
+
+# ---------------------------------------------------------------- a split from a file
+
+
+def _taken_over(manifest: Manifest, config: SplitConfig, path: str) -> Manifest:
+    """The groups and sets of the manifest at `path`, for the same pictures under the same ids."""
+    stored = Manifest.read(path).table.set_index("image_id")
+    table = manifest.table.copy()
+    table["group"] = table["split"] = ""
+    dealt = stored[stored["split"] != ""]
+    used = manifest.used
+    absent = dealt.index.difference(used["image_id"])
+    if len(absent):
+        raise InputError(
+            f"{path}: deals {len(absent)} images that {manifest.root} does not hold or use, such as {absent[0]}; "
+            "give the data it was made from"
+        )
+    known = used[used["image_id"].isin(stored.index)]
+    there = stored.loc[known["image_id"]]
+    changed = (there["pixel_hash"].to_numpy() != known["pixel_hash"].to_numpy()) | (
+        there["label"].to_numpy() != known["label"].to_numpy()
+    )
+    if changed.any():
+        raise InputError(
+            f"{path}: {changed.sum()} images have other pixels or another label than in {manifest.root}, such as "
+            f"{there.index[changed][0]}; give the data it was made from, or make the split anew"
+        )
+    for column in ("group", "split"):
+        table.loc[known.index, column] = there[column].to_numpy()
+    sets = [sets_of(cell) for cell in table.loc[known.index, "split"]]
+    _check_classes(sets, sets_named(dealt["split"]), known["label"].to_numpy(), config, path)
+    return replace(manifest, table=table)
+
+
+@lru_cache(maxsize=8)
+def _stored_sets(path: str) -> tuple[str, ...]:
+    found = sets_named(Manifest.read(path).table["split"])
+    if not {"train", "val", "test"} <= set(found):
+        raise InputError(
+            f"{path}: no train, val and test in it; write a split with "
+            f"`python -m fracray.data check DATA --manifest {path}`"
+        )
+    return tuple(name for name in found if name.partition("/")[0] == "val")

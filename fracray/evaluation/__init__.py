@@ -1,0 +1,1 @@
+"""What a checkpoint is worth: inference, scores with intervals, robustness to corruptions."""

@@ -1,0 +1,64 @@
+"""A checkpoint as a function from radiographs to logits, on this machine's device.
+
+Knows prepared radiographs; nothing of labels, splits or scores.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from fracray.data.loading.ingest import Shards
+from fracray.training.checkpoint import Checkpoint
+from fracray.training.loop import pick_device, pick_precision
+
+BATCH = 64
+
+
+def network(checkpoint: Checkpoint) -> Callable[[np.ndarray], np.ndarray]:
+    """The checkpoint on this machine's device: radiographs (n, S, S) uint8 to logits (n,) float32."""
+    device = pick_device()
+    precision = pick_precision(checkpoint.metadata.config, device)
+    model = checkpoint.model.to(device)
+    if checkpoint.metadata.config.train.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+
+    def logits(images: np.ndarray) -> np.ndarray:
+        batch = torch.from_numpy(images).unsqueeze(1).to(device)
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision is torch.bfloat16):
+            return model(batch).float().cpu().numpy()
+
+    return logits
+
+
+def predict(checkpoint: Checkpoint, shards: Shards, rows: np.ndarray, console: Console) -> np.ndarray:
+    """Logits (n,) float32 of these rows of a shard set, a shard at a time."""
+    run = network(checkpoint)
+    wanted = np.zeros(shards.count, dtype=bool)
+    wanted[rows] = True
+    logits = np.full(shards.count, np.nan, dtype=np.float32)
+    for file in track(shards.files, "scoring", console=console, transient=True):
+        inside = np.flatnonzero(wanted[file.first : file.first + file.count])
+        images = shards.read_file(file)[inside] if len(inside) else np.empty((0,))
+        for start in range(0, len(inside), BATCH):
+            logits[file.first + inside[start : start + BATCH]] = run(images[start : start + BATCH])
+    return logits[rows]
+
+
+@contextmanager
+def half_the_cpus() -> Iterator[None]:
+    """Within, the network computes on half of the CPUs and leaves the others to threads that feed it.
+
+    Torch's threads wait for one another by spinning: where there are more of all kinds than CPUs, a batch was seen to
+    take ten times as long.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,142 @@
+"""Radiographs and what a checkpoint said of them: a part with the sets beside it, the folds of one division pooled.
+
+Nothing that a checkpoint was trained or validated on is scored as new. Must not know of the command line.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from rich.console import Console
+
+from fracray.data.baselines import mean_baselines
+from fracray.data.manifest import part_of
+from fracray.data.prepare import Prepared
+from fracray.errors import InputError
+from fracray.evaluation.inference import predict
+from fracray.metrics import Interval, auroc_over_folds, bootstrap
+from fracray.training.checkpoint import Checkpoint, CheckpointMetadata
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Radiographs and what was said of them: the prepared set's rows (n,), probabilities (n,), thresholds (n,)."""
+
+    prepared: Prepared
+    rows: np.ndarray
+    probabilities: np.ndarray
+    thresholds: np.ndarray
+    folds: np.ndarray | None = None  # (n,) whose model spoke, where several did
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.prepared.table["label"].to_numpy()[self.rows]
+
+    @property
+    def groups(self) -> np.ndarray:
+        return self.prepared.table["group"].to_numpy()[self.rows]
+
+    def intervals(self, seed: int) -> dict[str, Interval]:
+        intervals = bootstrap(self.labels, self.probabilities, self.groups, self.thresholds, seed=seed)
+        if self.folds is not None:  # models of different folds are on different scales: only within one do they rank
+            intervals["auroc"] = auroc_over_folds(self.labels, self.probabilities, self.groups, self.folds, seed=seed)
+        return intervals
+
+
+def score_part(
+    checkpoint: Checkpoint, prepared: Prepared, part: str, console: Console
+) -> tuple[Scored, dict[str, Scored]]:
+    """The part, and the sets that stand beside it by name; a radiograph in several of them is scored once."""
+    metadata = checkpoint.metadata
+    sets = {part: prepared.rows(part)} | {
+        name: prepared.rows(name) for name in prepared.sets if name.startswith(f"{part}/")
+    }
+    if prepared.fingerprint != metadata.data_fingerprint:
+        sets = {part: _unseen(checkpoint, prepared, sets[part], console)}
+    elif part not in ("train", "all"):
+        file = prepared.config.split.file
+        changed = f"{file} has changed since the training" if file else "the split is not that of the training"
+        refuse_seen(
+            checkpoint, prepared, sets[part], f"{checkpoint.folder}: {changed}; use the manifest.parquet of its run"
+        )
+    rows = np.unique(np.concatenate(list(sets.values())))
+    probabilities = metadata.calibration.apply(predict(checkpoint, prepared.shards, rows, console))
+    found = {}
+    for name, members in sets.items():
+        inside = np.searchsorted(rows, members)
+        found[name] = Scored(prepared, members, probabilities[inside], np.full(len(members), metadata.threshold))
+    return found.pop(part), found
+
+
+def _unseen(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray, console: Console) -> np.ndarray:
+    """The rows whose pictures were neither trained nor validated on; how many were is said."""
+    if checkpoint.seen is None:
+        console.print("note: the checkpoint does not say which images it has seen; make sure that none is among these")
+        return rows
+    known = set(checkpoint.seen["pixel_hash"]) - {""}
+    seen = prepared.table["pixel_hash"].iloc[rows].isin(known).to_numpy()
+    if seen.all():
+        raise InputError(
+            f"{prepared.config.source}: each of its {len(rows)} radiographs was trained or validated on; "
+            "name data that the checkpoint has not seen"
+        )
+    if seen.any():
+        console.print(
+            f"note: {seen.sum()} of {len(rows)} radiographs were trained or validated on; they are left out",
+            style="yellow",
+        )
+    return rows[~seen]
+
+
+def refuse_seen(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray, complaint: str) -> None:
+    """InputError of `complaint` where a checkpoint was trained on these rows, or validated on others than 'val'.
+
+    A split file that was written anew since the training, and a reference of another split, would go unnoticed.
+    """
+    if checkpoint.seen is None:
+        return
+    pictures = prepared.table["pixel_hash"].iloc[rows]
+    validated = (part_of(checkpoint.seen["split"]) == "val").to_numpy()
+    trained = pictures.isin(set(checkpoint.seen["pixel_hash"][~validated]) - {""}).to_numpy()
+    validated_on = pictures.isin(set(checkpoint.seen["pixel_hash"][validated]) - {""}).to_numpy()
+    seen = trained | (validated_on & (part_of(prepared.table["split"].iloc[rows]) != "val").to_numpy())
+    if seen.any():
+        raise InputError(f"{complaint}: {seen.sum()} of these {len(rows)} radiographs were trained or validated on")
+
+
+def pool_folds(folds: Sequence[Scored]) -> Scored:
+    """The test folds of one division as one set; the predictors that see no pixel at their mean over the folds."""
+    if len(folds) == 1:
+        return folds[0]
+    rows = np.concatenate([fold.rows for fold in folds])
+    assert len(set(rows)) == len(rows), "folds overlap"
+    rivals = [baseline for fold in folds for baseline in fold.prepared.baselines if baseline.part == "test"]
+    return Scored(
+        prepared=replace(folds[0].prepared, baselines=mean_baselines(rivals)),
+        rows=rows,
+        probabilities=np.concatenate([fold.probabilities for fold in folds]),
+        thresholds=np.concatenate([fold.thresholds for fold in folds]),
+        folds=np.repeat(np.arange(len(folds)), [len(fold.rows) for fold in folds]),
+    )
+
+
+def check_folds(locations: Sequence[str], metadata_of_folds: Sequence[CheckpointMetadata]) -> None:
+    """InputError unless these are checkpoints of different folds of one division."""
+    first = metadata_of_folds[0].config.data
+    for location, metadata in zip(locations, metadata_of_folds, strict=True):
+        data = metadata.config.data
+        if data.split.protocol != "kfold" or data.split.file:
+            protocol = "a split from a file" if data.split.file else f"protocol {data.split.protocol}"
+            raise InputError(
+                f"{location}: was trained on {protocol}; only checkpoints of data.split.protocol="
+                "kfold are scored together"
+            )
+        same = data.model_copy(update={"split": data.split.model_copy(update={"fold": first.split.fold})}) == first
+        if not same or metadata.data_fingerprint != metadata_of_folds[0].data_fingerprint:
+            raise InputError(
+                f"{location}: was trained on other data or other folds than {locations[0]}; "
+                "name checkpoints that differ in data.split.fold alone"
+            )
+    folds = [metadata.config.data.split.fold for metadata in metadata_of_folds]
+    if len(set(folds)) < len(folds):
+        raise InputError(f"the checkpoints are of folds {', '.join(map(str, folds))}; name each fold once")

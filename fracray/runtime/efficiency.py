@@ -1,0 +1,250 @@
+"""Where a search's core-seconds go: into training and augmentation, which it is for, or into anything else.
+
+A `Meter` counts in one process, by phase; an `Efficiency` adds up what all of them told. Knows nothing of models, of
+data or of Ray.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+TRAINING = "training"  # forward, backward, optimiser step, moving average
+TRANSFORM = "transform"  # the augmentation's own arithmetic
+USEFUL = (TRAINING, TRANSFORM)
+STARTING = "starting"  # from the command to the first epoch, and from a trial to the next in a process
+DATA_WAIT = "data_wait"  # the training thread has no batch
+AUGMENTATION = "augmentation"  # gathering images and handing batches over, around the transform
+VALIDATION = "validation"
+CHECKPOINTING = "checkpointing"
+REPORTING = "reporting"  # from the end of an epoch until the search says what is next
+FINISHING = "finishing"  # from the last report to the summary
+PHASES = (
+    *USEFUL,
+    STARTING,
+    DATA_WAIT,
+    AUGMENTATION,
+    VALIDATION,
+    CHECKPOINTING,
+    REPORTING,
+    FINISHING,
+)
+IDLE = "idle"  # and what Ray and whatever else ran on the machine used
+WORDS = {
+    TRAINING: "forward, backward, optimiser step",
+    TRANSFORM: "augmentation's transform",
+    STARTING: "starting",
+    DATA_WAIT: "data wait",
+    AUGMENTATION: "augmentation, around the transform",
+    VALIDATION: "validation",
+    CHECKPOINTING: "checkpointing",
+    REPORTING: "reporting",
+    FINISHING: "finishing",
+    IDLE: "idle, and Ray's own work",
+}
+PREFIX = "seconds_"  # of the phases among an epoch's metrics
+ASK_SECONDS = 5.0
+RAN = "ran"  # in a trial's result: whether the epoch was run for it, or is only told once more
+
+
+Stretches = list[tuple[torch.cuda.Event, torch.cuda.Event]]  # of a GPU's work: when each began and ended
+
+
+class Meter:
+    """Core-seconds of one process by phase, or device-seconds where it trains on (a share of) GPUs.
+
+    On CPUs work is counted in CPU time, of the calling thread or, with `threads` > 1, of the whole process less its
+    helper threads, since Torch's own threads then share the work; what Ray's threads in the process use in that time
+    counts with it. Waits, and on GPUs all but the work of helper threads, which costs the device nothing, are counted
+    in wall time, times `cores`: this process's cores, or GPUs. A wait of the training thread in which helpers work
+    counts as both, so that what is left over, and called idle, is rather too small.
+    """
+
+    def __init__(self, threads: int = 1, cores: float = 1.0, on_gpu: bool = False) -> None:
+        self.cores = cores
+        self._threads, self._on_gpu = threads, on_gpu
+        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._helped = 0.0  # CPU seconds of helpers that have ended
+        self._helpers: dict[int, float] = {}  # the clocks of those at work, and where they stood at the beginning
+        self._lock = threading.Lock()
+
+    def add(self, phase: str, seconds: float) -> None:
+        """Count core-seconds that were measured elsewhere."""
+        with self._lock:
+            self._seconds[phase] += seconds
+
+    def add_wall(self, phase: str, seconds: float) -> None:
+        """Count seconds of wall time, for all cores of this process."""
+        self.add(phase, seconds * self.cores)
+
+    @contextmanager
+    def work(self, phase: str) -> Iterator[None]:
+        """Count the work of the block; for the training thread."""
+        if self._on_gpu:
+            with self.waiting(phase):
+                yield
+            return
+        begun = self._clock()
+        try:
+            yield
+        finally:
+            self.add(phase, self._clock() - begun)
+
+    @contextmanager
+    def stretch(self, phase: str, device: torch.device, timed: Stretches) -> Iterator[None]:
+        """Count the work of the block as `work` does; on a GPU keep its two ends in `timed`, to be read afterwards.
+
+        A GPU works later than it is told to: only its own clock knows how long.
+        """
+        if device.type != "cuda":
+            with self.work(phase):
+                yield
+            return
+        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begun.record()
+        yield
+        ended.record()
+        timed.append((begun, ended))
+
+    @contextmanager
+    def helping(self, phase: str) -> Iterator[None]:
+        """Count the work of the block; for a thread beside the training thread."""
+        begun = time.thread_time()
+        try:
+            yield
+        finally:
+            self.help(phase, time.thread_time() - begun)
+
+    def help(self, phase: str, seconds: float) -> None:
+        """Count CPU seconds that a helper, here or elsewhere, worked; they cost a GPU nothing."""
+        if not self._on_gpu:
+            self.add(phase, seconds)
+
+    @contextmanager
+    def waiting(self, phase: str) -> Iterator[None]:
+        """Count the wall time of the block, in which the training thread stands still."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add_wall(phase, time.perf_counter() - begun)
+
+    @contextmanager
+    def helper(self) -> Iterator[None]:
+        """A block run by a thread beside the training thread, whose CPU time is not the training thread's."""
+        clock = time.pthread_getcpuclockid(threading.get_ident())
+        with self._lock:
+            self._helpers[clock] = time.clock_gettime(clock)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._helped += time.clock_gettime(clock) - self._helpers.pop(clock)
+
+    def _clock(self) -> float:
+        if self._threads == 1:
+            return time.thread_time()
+        with self._lock:
+            helping = sum(time.clock_gettime(clock) - begun for clock, begun in self._helpers.items())
+            return time.process_time() - self._helped - helping
+
+    def take(self) -> dict[str, float]:
+        """The core-seconds since the last call, as metrics by name (`seconds_training`, ...)."""
+        with self._lock:
+            taken, self._seconds = self._seconds, dict.fromkeys(PHASES, 0.0)
+        return {PREFIX + phase: seconds for phase, seconds in taken.items()}
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """What became of the core-seconds (on GPUs: device-seconds) of a run.
+
+    wall: seconds; cores: of the cluster, or its GPUs, on average. seconds: core-seconds by phase; what is left was
+    idle, or went into Ray and into whatever else ran on the machines.
+    """
+
+    wall: float
+    cores: float
+    seconds: Mapping[str, float]
+    unit: str = "CPU"
+
+    @property
+    def whole(self) -> float:
+        """Core-seconds there were to spend."""
+        return self.wall * self.cores
+
+    @property
+    def value(self) -> float:
+        """Share of the whole spent on training and on the augmentation's transform, 0 to 1."""
+        return self.share(*USEFUL)
+
+    def share(self, *phases: str) -> float:
+        return sum(self.seconds.get(phase, 0.0) for phase in phases) / self.whole if self.whole else 0.0
+
+    @property
+    def idle(self) -> float:
+        return max(0.0, 1.0 - self.share(*PHASES))
+
+    def shares(self) -> dict[str, float]:
+        """The share of each phase, and of what is left, in the order of PHASES."""
+        return {**{phase: self.share(phase) for phase in PHASES}, IDLE: self.idle}
+
+    def as_dict(self) -> dict[str, Any]:
+        """For efficiency.json: JSON values only."""
+        return {
+            "efficiency": self.value,
+            "wall_seconds": self.wall,
+            "cores": self.cores,
+            "unit": self.unit,
+            "shares": self.shares(),
+        }
+
+
+class EfficiencyTracker:
+    """Adds up what the trials of a search tell, from the moment its command began.
+
+    `cores` tells what there is to spend at the moment: the cluster's GPUs where trials run on them (`unit`), else its
+    CPUs. It is asked every few seconds, for clusters grow and shrink.
+    """
+
+    def __init__(self, begun: float, cores: Callable[[], float], unit: str) -> None:
+        self._begun = self._counted = begun  # seconds since 1970, as are the others
+        self._ask, self._unit = cores, unit
+        self._cores = cores()
+        self._whole = 0.0  # core-seconds until _counted
+        self._starting: float | None = None  # core-seconds until the first epoch began
+        self._last = begun
+        self._seconds = dict.fromkeys(PHASES, 0.0)
+
+    def tell(self, metrics: Mapping[str, Any], took: float) -> None:
+        """Add the phases of an epoch that has just been reported and took so many seconds of wall time."""
+        self._last = time.time()
+        if self._starting is None:
+            self._count(self._last)
+            self._starting = max(0.0, self._whole - took * self._cores)
+        for phase in PHASES:
+            self._seconds[phase] += metrics.get(PREFIX + phase, 0.0)
+
+    def look(self) -> None:
+        """Ask what there is to spend, where that was some seconds ago; to be called all along."""
+        if (now := time.time()) - self._counted > ASK_SECONDS:
+            self._count(now)
+
+    def _count(self, now: float) -> None:
+        self._whole += (now - self._counted) * self._cores
+        self._counted, self._cores = now, self._ask()
+
+    def efficiency(self) -> Efficiency | None:
+        """What became of all core-seconds until now; None where no epoch was told of."""
+        if self._starting is None:
+            return None
+        now = time.time()
+        seconds = dict(self._seconds)
+        seconds[STARTING] += self._starting
+        seconds[FINISHING] += (now - self._last) * self._cores
+        self._count(now)
+        return Efficiency(now - self._begun, self._whole / (now - self._begun), seconds, self._unit)

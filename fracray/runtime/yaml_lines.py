@@ -1,0 +1,88 @@
+"""YAML files whose every key is known by its line, so that a fault can be told where it stands.
+
+Knows nothing of what the files mean.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fracray.errors import InputError
+
+
+@dataclass(frozen=True)
+class ParsedFile:
+    """One YAML document: its tree, and the line of each key and list entry by the path to it (entries as '0', '1')."""
+
+    origin: str
+    tree: dict[str, Any]
+    lines: Mapping[tuple[str, ...], int]
+
+    def where(self, *keys: str) -> str:
+        """File and line of a key, or of the nearest key around it that the file has."""
+        while keys and keys not in self.lines:
+            keys = keys[:-1]
+        return f"{self.origin}:{self.lines[keys]}" if keys else self.origin
+
+
+def read_yaml(path: str | Path, kind: str, expected: str = "") -> ParsedFile:
+    """Read a YAML file that holds one mapping; `kind` and what is `expected` at its top go into messages.
+
+    Raises InputError, with the line where there is one, for a file that is none, is no YAML, holds something else, or
+    names a key twice.
+    """
+    origin = str(path)
+    try:
+        text = Path(path).read_text()
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        tree = yaml.safe_load(text)
+    except FileNotFoundError:
+        raise InputError(f"{origin}: no such {kind}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise unreadable(origin, error) from None
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise InputError(f"{origin}{line}: not valid YAML: {error.problem}{_remedy(str(error.problem))}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"{origin}: {'the file is empty; ' if tree is None else ''}expected a mapping{expected}")
+    try:
+        return ParsedFile(origin, tree, _lines(node, origin))
+    except RecursionError:
+        raise InputError(f"{origin}: an alias (*name) stands inside what it names; write the values out") from None
+
+
+def unreadable(origin: str, error: OSError | UnicodeDecodeError) -> InputError:
+    """What to raise for a file whose text cannot be had."""
+    why = error.strerror if isinstance(error, OSError) else "it is no text"
+    return InputError(f"{origin}: not readable: {why}")
+
+
+def _remedy(problem: str) -> str:
+    if "\\t" in problem:
+        return "; indent with spaces, not with tabs"
+    return "; look at the indentation of this line and the ones above" if "block" in problem else ""
+
+
+def _lines(node: Any, origin: str, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:
+    lines: dict[tuple[str, ...], int] = {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            path = (*prefix, str(key.value))
+            if path in lines:
+                raise InputError(
+                    f"{origin}:{key.start_mark.line + 1}: '{key.value}' stands twice (first on line {lines[path]}); "
+                    "remove one of them"
+                )
+            lines[path] = key.start_mark.line + 1
+            lines |= _lines(value, origin, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for at, value in enumerate(node.value):
+            path = (*prefix, str(at))
+            lines[path] = value.start_mark.line + 1
+            lines |= _lines(value, origin, path)
+    return lines

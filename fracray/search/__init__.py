@@ -1,0 +1,1 @@
+"""The search: space, study, trials, their table, and what was found."""

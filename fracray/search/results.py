@@ -1,0 +1,168 @@
+"""What a search found: the best config, its gain over the default, what mattered, what it cost, and what to type next.
+
+Reads the run folder and prints; runs nothing.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import optuna
+from optuna.trial import TrialState
+from rich.console import Console
+from rich.table import Table
+
+from fracray.data.manifest import in_set
+from fracray.data.prepare import Prepared
+from fracray.errors import RunError
+from fracray.metrics import METRICS, REPORTED, Interval, paired_gain
+from fracray.runtime.efficiency import EfficiencyTracker
+from fracray.runtime.run_folder import BEST, trial_folder, trial_name
+from fracray.runtime.show import new_table, say_efficiency, say_few_groups, say_next_steps, say_validation
+from fracray.runtime.storage import Folder
+from fracray.search.progress import DONE, FAILED, STOPPED, TrialRow, best_row, cell, collect
+from fracray.search.space import SearchSpace
+from fracray.search.study import local_journal, open_study
+from fracray.training.checkpoint import read_metadata, read_predictions
+
+EFFICIENCY = "efficiency.json"
+
+
+def summarise(
+    space: SearchSpace, run: Folder, prepared: Prepared, tracker: EfficiencyTracker, console: Console
+) -> None:
+    """The best config, its gain over the default with its interval, what mattered, and what to type next."""
+    with local_journal(run) as journal:
+        study = open_study(journal, space)
+        rows = collect(run, study, space.config.train.epochs)
+        importances = _importances(study)
+    metric, mode = space.metrics[0], space.config.search.mode
+    sets = [name for name in prepared.sets if name.startswith("val")]
+    best = best_row(rows, metric, mode)
+    if best is None:
+        if any(row.state == FAILED for row in rows.values()):
+            raise RunError(f"{run}: no trial finished an epoch; what went wrong stands above")
+        console.print("no trial has finished an epoch yet")
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        winner = Path(scratch) / "best"
+        trial_folder(run, best.number).download(BEST, winner)
+        run.upload(winner, BEST)
+        default = Path(scratch) / "default"
+        gains: dict[str, Interval] = {}
+        crossed = space.config.data.split.cross_validate
+        if 0 in rows and rows[0].state in (DONE, STOPPED) and best.number != 0 and not crossed:
+            trial_folder(run, 0).download(BEST, default)
+            gains = _gains(winner, default, metric, sets)
+    ended = sum(row.state in (DONE, STOPPED) for row in rows.values())
+    reached = f"{best.name}, {metric} {best.best(metric):.4f} at its best epoch"
+    if best.state in (DONE, STOPPED):
+        console.print(f"\nbest of {ended} finished trials: {reached}")
+    else:
+        epochs = f"{len(best.history)} of {space.config.train.epochs} epochs"
+        console.print(f"\nbest so far: {reached}, which is not finished ({epochs}); {ended} trials are")
+    console.print("\nbest configuration:")
+    console.print(_config_table(space, best))
+    _say_gains(console, best.number, gains)
+    if crossed and best.number != 0 and 0 in rows:
+        console.print(
+            f"gain over the default configuration ({trial_name(0)}): {best.best(metric) - rows[0].best(metric):+.4f} "
+            f"{metric}, each the mean over {space.config.data.split.rotations} folds",
+            soft_wrap=True,
+        )
+    if gains:
+        say_few_groups(console, prepared.table["group"].iloc[prepared.rows("val")])
+    if len(space.metrics) > 1:
+        console.print("\nPareto front, each trial at its best epoch in the first metric:")
+        console.print(_front_table(space, study, rows))
+    if importances:
+        console.print(
+            f"\nimportance of each setting (fANOVA over {ended} trials; "
+            "one stopped early counts with what it had reached):",
+            soft_wrap=True,
+        )
+        console.print(_importance_table(importances))
+    folds = f", the mean over {space.config.data.split.rotations} folds; counts are of the first" if crossed else ""
+    console.print(f"{best.name} on validation{folds}:")
+    say_validation(console, prepared, best.history[-1])
+    efficiency = tracker.efficiency()
+    if efficiency is not None:
+        run.write_json(EFFICIENCY, efficiency.as_dict())
+        say_efficiency(console, efficiency)
+    say_next_steps(console, run, BEST, space.config.data.source)
+
+
+def _gains(winner: Path, default: Path, metric: str, sets: Sequence[str]) -> dict[str, Interval]:
+    """The winner's metric less the default's on the same validation images, resampled by group, by reported name.
+
+    A mean or worst over several sets has no images of its own: then the gain on each set is given. Empty for a loss.
+    """
+    bare = next(name for name in REPORTED if metric in {f"{of}_{name}" for of in (*sets, "mean_val", "worst_val")})
+    if bare not in METRICS:
+        return {}
+    ours, theirs = read_predictions(winner), read_predictions(default)
+    assert ours is not None, "a trial's checkpoint always carries its validation predictions"
+    assert theirs is not None
+    assert (ours["image_id"] == theirs["image_id"]).all()
+    metadata, base = read_metadata(winner), read_metadata(default)
+    gains = {}
+    for name in [of for of in sets if metric == f"{of}_{bare}"] or sets:
+        inside = in_set(ours["split"], name)
+        gains[f"{name}_{bare}"] = paired_gain(
+            ours["label"].to_numpy()[inside],
+            metadata.calibration.apply(ours["logit"].to_numpy()[inside]),
+            metadata.threshold,
+            base.calibration.apply(theirs["logit"].to_numpy()[inside]),
+            base.threshold,
+            ours["group"].to_numpy()[inside],
+            metric=bare,
+        )
+    return gains
+
+
+def _say_gains(console: Console, number: int, gains: dict[str, Interval]) -> None:
+    if number == 0:
+        console.print("the default configuration was not beaten")
+    for metric, gain in gains.items():
+        console.print(
+            f"gain over the default configuration ({trial_name(0)}): {gain.value:+.4f} {metric} "
+            f"[{gain.low:+.4f}, {gain.high:+.4f}] (95%, bootstrapped over groups)",
+            soft_wrap=True,
+        )
+    if gains:
+        console.print("the best of many validation scores is biased upwards: judge it by the test split, see below")
+
+
+def _config_table(space: SearchSpace, best: TrialRow) -> Table:
+    table = new_table("setting", "best", "default")
+    defaults = space.config.leaves()
+    for dimension in space.dimensions:
+        if dimension.path in best.leaves or not best.leaves:
+            chosen = best.leaves.get(dimension.path, defaults[dimension.path])
+            table.add_row(dimension.path, cell(chosen), cell(defaults[dimension.path]))
+    return table
+
+
+def _front_table(space: SearchSpace, study: optuna.Study, rows: dict[int, TrialRow]) -> Table:
+    table = new_table("trial", *space.metrics)
+    for frozen in study.best_trials:
+        table.add_row(
+            trial_name(frozen.number), *(f"{rows[frozen.number].best(metric):.4f}" for metric in space.metrics)
+        )
+    return table
+
+
+def _importances(study: optuna.Study) -> dict[str, float]:
+    """How much of the metric's variation each setting explains (fANOVA, Hutter et al. 2014); empty when unknown."""
+    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len(study.directions) > 1 or len(done) < 4 or len({trial.value for trial in done}) < 2:
+        return {}
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    return optuna.importance.get_param_importances(study, evaluator=evaluator)
+
+
+def _importance_table(importances: dict[str, float]) -> Table:
+    table = new_table("setting", "share", "")
+    for path, share in importances.items():
+        table.add_row(path, f"{share:.2f}", "█" * round(share * 30))
+    return table

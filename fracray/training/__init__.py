@@ -1,0 +1,1 @@
+"""One training: network, loop, checkpoint, trial, and the workers that run it."""

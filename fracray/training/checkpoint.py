@@ -1,0 +1,328 @@
+"""Checkpoint folders and resumable training state: safetensors and JSON, no pickle anywhere.
+
+A checkpoint folder holds `model.safetensors`, `config.json` and, optionally, `val_predictions.parquet`; it opens
+without any other file. Paths here are local folders. Knows nothing of Ray, of URIs or of how a model was trained.
+"""
+
+import functools
+import hashlib
+import json
+import math
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fracray.config import Config, resolve
+from fracray.errors import InputError
+from fracray.metrics import Calibration, Interval
+from fracray.training.model import Classifier, build_model
+from fracray.training.pretrained import PICKLE_SUFFIXES, read_tensors, refuse_pickle
+
+FORMAT = 1
+WEIGHTS = "model.safetensors"
+METADATA = "config.json"
+PREDICTIONS = "val_predictions.parquet"
+SEEN = "seen.parquet"
+SEEN_COLUMNS = ("image_id", "split", "pixel_hash")
+PREDICTION_COLUMNS = ("image_id", "group", "label", "split", "logit")
+
+
+@functools.cache  # reading them takes longer than writing the tensors
+def _packages() -> dict[str, str]:
+    return {name: version(name) for name in ("fracray", "torch", "timm", "numpy")}
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **_packages()}
+
+
+@dataclass(frozen=True)
+class CheckpointMetadata:
+    """Everything of a checkpoint but its tensors.
+
+    `threshold` is on calibrated probabilities; `metrics` and `intervals` go by the reported names (`val_accuracy`);
+    `data_fingerprint` names files, labels and geometry trained on; `classes` are the words for labels 0 and 1.
+    """
+
+    config: Config
+    threshold: float
+    calibration: Calibration
+    metrics: dict[str, float]
+    data_fingerprint: str
+    epoch: int
+    trial: str = ""
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    classes: tuple[str, str] = ("not fractured", "fractured")
+    versions: dict[str, str] = field(default_factory=_versions)
+
+    def to_json(self) -> dict[str, Any]:
+        """A tree of JSON values; what is not finite becomes null."""
+        tree = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        tree["config"] = self.config.model_dump(mode="json")
+        tree["calibration"] = asdict(self.calibration)
+        tree["metrics"] = {name: _to_null(value) for name, value in self.metrics.items()}
+        tree["intervals"] = {name: interval.as_dict() for name, interval in self.intervals.items()}
+        return tree
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any], where: str) -> "CheckpointMetadata":
+        """Inverse of `to_json`; InputError naming `where` for a missing, unknown or wrong entry."""
+        try:
+            return cls(
+                **dict(tree)
+                | {
+                    "config": resolve(tree["config"], where),
+                    "threshold": float(tree["threshold"]),
+                    "calibration": Calibration(**tree["calibration"]),
+                    "metrics": {name: _from_null(value) for name, value in tree["metrics"].items()},
+                    "intervals": {
+                        name: Interval(**{part: _from_null(value) for part, value in interval.items()})
+                        for name, interval in tree["intervals"].items()
+                    },
+                    "classes": tuple(tree["classes"]),
+                }
+            )
+        except KeyError as error:
+            raise InputError(f"{where}: {error} is missing; the file is not as fracray wrote it") from None
+        except (TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{where}: {error}; the file is not as fracray wrote it") from None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model in evaluation mode on the CPU, what is known of it, and where it came from."""
+
+    model: Classifier
+    metadata: CheckpointMetadata
+    folder: Path
+    seen: pd.DataFrame | None = None  # see read_seen
+
+
+def save_checkpoint(
+    folder: str | Path,
+    state_dict: Mapping[str, Tensor],
+    metadata: CheckpointMetadata,
+    predictions: pd.DataFrame | None = None,
+    seen: pd.DataFrame | None = None,
+) -> None:
+    """Write a checkpoint folder, replacing one that is there; a reader finds the old or the new one, never a part.
+
+    `predictions`: the validation sets with the columns image_id, group, label, split, logit. `seen`: the images trained
+    and validated on, with the columns image_id, split, pixel_hash.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary, aside = _sibling(folder, "new"), _sibling(folder, "old")
+    for left_over in (temporary, aside):  # in a container the process ids of a killed run come back
+        shutil.rmtree(left_over, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        _save_tensors(temporary / WEIGHTS, state_dict, {})
+        if predictions is not None:
+            assert tuple(predictions.columns) == PREDICTION_COLUMNS, f"columns {tuple(predictions.columns)}"
+            predictions.to_parquet(temporary / PREDICTIONS, index=False)
+        if seen is not None:
+            assert tuple(seen.columns) == SEEN_COLUMNS, f"columns {tuple(seen.columns)}"
+            seen.to_parquet(temporary / SEEN, index=False)
+        tree = {
+            "format": FORMAT,
+            "sha256": {path.name: _sha256(path) for path in sorted(temporary.iterdir())},
+            "input": _input(metadata.config, state_dict),
+            **metadata.to_json(),
+        }
+        (temporary / METADATA).write_text(json.dumps(tree, indent=2, allow_nan=False) + "\n")
+        if folder.exists():
+            # A folder cannot be replaced in one step: move the old one aside, so that only this instant is without.
+            folder.rename(aside)
+            temporary.rename(folder)
+            shutil.rmtree(aside)
+        else:
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_checkpoint(folder: str | Path) -> Checkpoint:
+    """Open a checkpoint folder.
+
+    Raises InputError for missing files, a pickle, a file that is not the one that was saved (by sha256), tensors that
+    do not match the config, damaged JSON, and a format newer than this fracray's.
+    """
+    folder = Path(folder)
+    tree = _read_json(folder)
+    metadata = _metadata(tree, folder)
+    _check_hash(folder, WEIGHTS, _hashes(tree, folder))
+    tensors = read_tensors(folder / WEIGHTS).tensors
+    with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: leave the caller's seed alone
+        model = build_model(metadata.config.model, load_weights=False)
+    _check_tensors(model.state_dict(), tensors, folder)
+    model.load_state_dict(tensors)
+    return Checkpoint(model.eval(), metadata, folder, read_seen(folder))
+
+
+def read_metadata(folder: str | Path) -> CheckpointMetadata:
+    """What is known of a checkpoint, without its tensors; InputError as `load_checkpoint`."""
+    return _metadata(_read_json(Path(folder)), Path(folder))
+
+
+def read_predictions(folder: str | Path) -> pd.DataFrame | None:
+    """The predictions on all validation sets saved with a checkpoint, with PREDICTION_COLUMNS; None without any."""
+    path = Path(folder) / PREDICTIONS
+    return pd.read_parquet(path) if path.is_file() else None
+
+
+def read_seen(folder: str | Path) -> pd.DataFrame | None:
+    """The images that a checkpoint was trained and validated on: image_id, split, pixel_hash; None if not saved."""
+    path = Path(folder) / SEEN
+    return pd.read_parquet(path) if path.is_file() else None
+
+
+def verify(folder: str | Path) -> None:
+    """Compare every file of a checkpoint with the sha256 saved beside it; InputError for one missing or different."""
+    tree = _read_json(Path(folder))
+    _metadata(tree, Path(folder))
+    hashes = _hashes(tree, Path(folder))
+    for name in hashes:
+        _check_hash(Path(folder), name, hashes)
+
+
+def save_state(path: str | Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write resumable training state as one safetensors file, `meta` (JSON values) in its header, atomically."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _sibling(path, "new")
+    try:
+        _save_tensors(temporary, tensors, {"meta": json.dumps(meta)})
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_state` wrote, tensors on the CPU; InputError for a missing, damaged or foreign file."""
+    file = read_tensors(path)
+    if "meta" not in file.metadata:
+        raise InputError(f"{path}: holds tensors but no training state; give a state file that fracray wrote")
+    return file.tensors, json.loads(file.metadata["meta"])
+
+
+# ---- the parts -----------------------------------------------------------------------------------------------------
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    # Each gets its own dense storage: safetensors refuses views, channels-last strides and tensors tied to others.
+    dense = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
+    try:
+        save_file(dense, path, metadata=metadata)
+    except SafetensorError as error:  # a full disk, most often, in words of its own
+        raise OSError(str(error)) from None
+
+
+def _sibling(path: Path, role: str) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{role}")
+
+
+def _input(config: Config, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the network expects, in words for whoever serves it without fracray."""
+    return {
+        "shape": ["batch", 1, config.data.size, config.data.size],
+        "range": [0, 255],
+        "geometry": "letterboxed: longer side scaled to the size, padded with 0 to a square",
+        "mean": float(state_dict["mean"].flatten()[0]),
+        "std": float(state_dict["std"].flatten()[0]),
+        "normalised_by": "the network itself: (x / 255 - mean) / std",
+    }
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
+    if folder.is_file():
+        refuse_pickle(folder)
+        raise InputError(f"{folder}: a file; give the checkpoint folder that holds {WEIGHTS} and {METADATA}")
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such checkpoint folder")
+    missing = [name for name in (METADATA, WEIGHTS) if not (folder / name).is_file()]
+    if missing:
+        for pickled in sorted(path for path in folder.iterdir() if path.suffix.lower() in PICKLE_SUFFIXES):
+            refuse_pickle(pickled)
+        raise InputError(f"{folder}: not a checkpoint folder: {' and '.join(missing)} missing; copy the whole folder")
+    path = folder / METADATA
+    try:
+        tree = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise InputError(f"{path}: damaged JSON ({error}); copy the folder again") from None
+    if not isinstance(tree, dict) or not isinstance(tree.get("format"), int):
+        raise InputError(f"{path}: no format number; the file is not as fracray wrote it")
+    if tree["format"] > FORMAT:
+        wrote = tree["versions"].get("fracray", "?") if isinstance(tree.get("versions"), dict) else "?"
+        raise InputError(
+            f"{path}: format {tree['format']}, written by fracray {wrote}; this one reads up to {FORMAT}: upgrade"
+        )
+    return tree
+
+
+def _metadata(tree: dict[str, Any], folder: Path) -> CheckpointMetadata:
+    rest = {name: value for name, value in tree.items() if name not in ("format", "sha256", "input")}
+    return CheckpointMetadata.from_json(rest, str(folder / METADATA))
+
+
+def _hashes(tree: dict[str, Any], folder: Path) -> dict[str, str]:
+    hashes = tree.get("sha256")
+    # The names become paths: nothing but the files of a checkpoint may be named.
+    if not isinstance(hashes, dict) or not {WEIGHTS} <= set(hashes) <= {WEIGHTS, PREDICTIONS, SEEN}:
+        raise InputError(f"{folder / METADATA}: sha256 does not list {WEIGHTS}; the file is not as fracray wrote it")
+    return hashes
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_hash(folder: Path, name: str, hashes: Mapping[str, str]) -> None:
+    path = folder / name
+    if not path.is_file():
+        raise InputError(f"{path}: missing; copy the whole checkpoint folder again")
+    if name == WEIGHTS:
+        refuse_pickle(path)
+    if _sha256(path) != hashes[name]:
+        raise InputError(
+            f"{path}: sha256 differs from the one in {METADATA} ({path.stat().st_size} bytes here): changed or "
+            "cut short on its way; copy it again"
+        )
+
+
+def _check_tensors(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], folder: Path) -> None:
+    faults = [f"{name} is missing" for name in expected if name not in given]
+    faults += [f"{name} is unknown" for name in given if name not in expected]
+    faults += [
+        f"{name} has shape {tuple(given[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in given and given[name].shape != tensor.shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise InputError(
+            f"{folder / WEIGHTS}: does not match the model section of {METADATA}: {'; '.join(faults[:5])}{more}; "
+            "put the files of one checkpoint together again"
+        )
+
+
+def _to_null(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _from_null(value: float | None) -> float:
+    return math.nan if value is None else float(value)

@@ -1,0 +1,372 @@
+"""The training loop: plain PyTorch, from a stream of uint8 batches to a validated, resumable model.
+
+It knows nothing of Ray. A trial on one worker, a trial on eight and a final training run this very loop and
+differ in who calls `run_epoch` and who gets the report.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F
+
+from fracray.config import Config, TrainConfig
+from fracray.metrics import Calibration, choose_threshold, fit_temperature, over_sets, score
+from fracray.runtime.efficiency import DATA_WAIT, TRAINING, VALIDATION, Meter, Stretches
+from fracray.training.model import build_model, freeze_norm, parameter_groups
+
+
+class Batches(Protocol):
+    """One worker's part of one global batch, see `fracray.data.loading.streams.Batch` and `resident.DeviceBatch`."""
+
+    @property
+    def images(self) -> np.ndarray | torch.Tensor: ...
+    @property
+    def labels(self) -> np.ndarray: ...
+    @property
+    def rows(self) -> np.ndarray: ...
+    @property
+    def global_count(self) -> int: ...
+
+
+class Stream(Protocol):
+    """What the loop asks of its data: the same batches for the same epoch, however often it is asked."""
+
+    @property
+    def plan(self) -> Any: ...
+    def train(self, epoch: int) -> Iterator[Batches]: ...
+    def validation(self) -> Iterator[Batches]: ...
+
+
+@dataclass(frozen=True)
+class Validation:
+    """All validation sets seen once by the averaged weights, the same on every rank.
+
+    rows: (n,) int64 in ascending order; labels: (n,); logits: (n,) float32.
+    """
+
+    rows: np.ndarray
+    labels: np.ndarray
+    logits: np.ndarray
+    calibration: Calibration
+    threshold: float
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What one epoch gave: metrics by name, its validation, and whether it is the best so far."""
+
+    epoch: int  # counted from 1
+    metrics: dict[str, float]
+    validation: Validation
+    is_best: bool
+    diverged: bool = False
+    seconds: float = field(default=0.0, compare=False)
+
+
+def pick_device() -> torch.device:
+    """The first GPU that this process sees, else the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def pick_precision(config: Config, device: torch.device) -> torch.dtype:
+    """float32, or bfloat16 where asked for or, with 'auto', where this device is faster at it.
+
+    On CPUs that is measured to be so for FractureCNN's dense convolutions where the processor has bf16
+    instructions; depthwise networks, as most mobile backbones are, lose two thirds of their speed there.
+    """
+    if config.train.precision != "auto":
+        return torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native and config.model.name == "fracture_cnn" else torch.float32
+
+
+def learning_rate(config: TrainConfig, step: int, total: int) -> float:
+    """Linear warm-up, then a half cosine to zero (Loshchilov and Hutter 2017, arXiv 1608.03983); step from 0."""
+    warmup = config.warmup * total
+    if step < warmup:
+        return config.lr * (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1.0, total - warmup)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def batch_loss(logits: torch.Tensor, labels: torch.Tensor, config: TrainConfig, positive_weight: float) -> torch.Tensor:
+    """Loss of every image, (n,): binary cross-entropy, weighted by class, or focal (Lin et al. 2017, arXiv 1708.02002).
+
+    `positive_weight` is negatives over positives in the training part; labels are 0. and 1.
+    """
+    targets = labels * (1 - 2 * config.label_smoothing) + config.label_smoothing
+    losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    if config.loss == "plain":
+        return losses
+    # Both classes weigh the same in sum, and the mean weight is 1 whatever the imbalance.
+    weight = torch.where(labels > 0.5, (1 + positive_weight) / 2, (1 + positive_weight) / (2 * positive_weight))
+    if config.loss == "focal":
+        probability = torch.sigmoid(logits)
+        missed = torch.where(labels > 0.5, 1 - probability, probability)
+        losses = losses * missed**config.focal_gamma
+    return losses * weight
+
+
+class Fit:
+    """One model's training, an epoch at a time.
+
+    With `world` > 1 a torch.distributed process group must be up; every rank calls the same methods, and all
+    metrics are those of the whole set, the same on every rank.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        stream: Stream,
+        device: torch.device | None = None,
+        metric: str = "val_accuracy",
+        mode: str = "max",
+        meter: Meter | None = None,
+    ) -> None:
+        self.config = config
+        self.meter = meter or Meter(torch.get_num_threads())
+        self.stream = stream
+        self.device = device or pick_device()
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # collectives on objects go through the current device
+        self.rank, self.world = stream.plan.rank, stream.plan.world
+        self.precision = pick_precision(config, self.device)
+        self.metric, self.sign = metric, 1.0 if mode == "max" else -1.0
+
+        torch.manual_seed(config.train.seed)
+        self.model = build_model(config.model).to(self.device)
+        if config.train.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)
+        self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(self.model, config.train.weight_decay), lr=config.train.lr, betas=(0.9, 0.99)
+        )
+        self._parallel: nn.Module = self.model
+        if self.world > 1:
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            self._parallel = nn.parallel.DistributedDataParallel(self.model, device_ids=ids)
+        self._forward = torch.compile(self._parallel) if config.train.compile else self._parallel
+
+        labels = stream.plan.labels[stream.plan.train_rows]
+        self.positive_weight = float((labels == 0).sum() / max(1, (labels == 1).sum()))
+        self.epochs_done = 0
+        self.best: dict[str, float] = {}
+        self.best_weights: dict[str, torch.Tensor] = {}
+        self._timed: Stretches = []
+
+    @property
+    def total_steps(self) -> int:
+        return self.config.train.epochs * self.stream.plan.steps
+
+    @property
+    def done(self) -> bool:
+        return self.epochs_done >= self.config.train.epochs
+
+    def run_epoch(self) -> EpochReport:
+        """Train one epoch, validate the averaged weights, and keep them if they are the best so far."""
+        report = self.advance()
+        if report.diverged or not self.is_better(report.metrics):
+            return report
+        self.keep(report.metrics)
+        return replace(report, is_best=True)
+
+    def advance(self) -> EpochReport:
+        """Train one epoch and validate the averaged weights; whether they are kept is for the caller to say."""
+        started = time.perf_counter()
+        train_loss = self._train_epoch(self.epochs_done)
+        with self.meter.work(VALIDATION):
+            validation, metrics = self.validate()
+        self.epochs_done += 1
+        diverged = not math.isfinite(train_loss) or not math.isfinite(metrics["val_loss"])
+        metrics = {"epoch": float(self.epochs_done), "train_loss": train_loss, "lr": self._rate(), **metrics}
+        return EpochReport(
+            self.epochs_done, metrics, validation, False, diverged, seconds=time.perf_counter() - started
+        )
+
+    def keep(self, metrics: dict[str, float]) -> None:
+        """Remember the averaged weights as the best so far, under these metrics."""
+        self.best = metrics
+        self.best_weights = {name: tensor.clone() for name, tensor in self.averaged.state_dict().items()}
+
+    def _rate(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def is_better(self, metrics: dict[str, float]) -> bool:
+        """Better than the best so far in the metric, or as good with a lower validation loss: accuracies tie often."""
+        if not self.best:
+            return True
+        now, best = self.sign * metrics[self.metric], self.sign * self.best[self.metric]
+        return now > best or (now == best and metrics["val_loss"] < self.best["val_loss"])
+
+    def _train_epoch(self, epoch: int) -> float:
+        self._train_mode()
+        # Dropout's draws depend on the epoch alone, so that a resumed run repeats them.
+        torch.manual_seed(hash((self.config.train.seed, epoch, self.rank)) % 2**63)
+        total = torch.zeros((), device=self.device)
+        step = epoch * self.stream.plan.steps
+        batches = self.stream.train(epoch)
+        resident = False
+        while True:
+            # A GPU has steps to do while the next batch is fetched, but for the first of an epoch.
+            with nullcontext() if self._timed else self.meter.waiting(DATA_WAIT):
+                batch = next(batches, None)
+            if batch is None:
+                break
+            resident = isinstance(batch.images, torch.Tensor)
+            with self.meter.stretch(TRAINING, self.device, self._timed):
+                total += self._step(batch, step)
+            step += 1
+        if self.world > 1:
+            dist.all_reduce(total)
+        loss = float(total) / len(self.stream.plan.train_rows)  # waits for a GPU to have done all steps
+        self._count_device_time(resident)
+        return loss
+
+    def _count_device_time(self, resident: bool) -> None:
+        """What the device did in the epoch that has ended: its steps, and waiting for batches between them.
+
+        A set that is `resident` on the device is augmented there between the steps, which its stream counts.
+        """
+        for begun, ended in self._timed:
+            self.meter.add_wall(TRAINING, begun.elapsed_time(ended) / 1000)
+        if not resident:
+            for (_, ended), (begun, _) in pairwise(self._timed):
+                self.meter.add_wall(DATA_WAIT, ended.elapsed_time(begun) / 1000)
+        self._timed.clear()
+
+    def _train_mode(self) -> None:
+        self.model.train()
+        if self.config.model.freeze_norm:
+            freeze_norm(self.model)
+
+    def _step(self, batch: Batches, step: int) -> torch.Tensor:
+        """One optimiser step; returns the sum of this rank's losses."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config.train, step, self.total_steps)
+        images, labels = self._to_device(batch.images), self._to_device(batch.labels)
+        alone = len(labels) < 2
+        if alone:  # one image has no batch statistics
+            freeze_norm(self.model)
+        empty = len(labels) == 0
+        if empty:  # an epoch's last batch may be smaller than the world: take part in the reduction with weight 0
+            images = torch.zeros((1, *batch.images.shape[1:]), dtype=torch.uint8, device=self.device)
+            labels = torch.zeros(1, device=self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision is torch.bfloat16):
+            logits = self._forward(images.unsqueeze(1))
+        losses = batch_loss(logits.float(), labels, self.config.train, self.positive_weight)
+        total = losses.sum() * (0.0 if empty else 1.0)
+        # The gradients are averaged over ranks, so `world` makes them those of the mean over the global batch.
+        (total * self.world / batch.global_count).backward()
+        if self.config.train.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._average(step)
+        if alone:
+            self._train_mode()
+        return total.detach()
+
+    def _to_device(self, array: np.ndarray | torch.Tensor) -> torch.Tensor:
+        if isinstance(array, torch.Tensor):  # the stream's images lie on the device already
+            return array
+        # Ray's shared arrays are read-only; torch only warns of it, and nothing here writes to them.
+        tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor
+
+    def _average(self, step: int) -> None:
+        """Exponential moving average of weights and batch norm statistics, with Adam-like warm-up of its decay."""
+        decay = min(self.config.train.ema, (1 + step) / (10 + step)) if self.config.train.ema else 0.0
+        averaged, current = self.averaged.state_dict(), self.model.state_dict()
+        floats = [name for name, tensor in averaged.items() if tensor.is_floating_point()]
+        with torch.no_grad():
+            torch._foreach_lerp_([averaged[n] for n in floats], [current[n] for n in floats], 1 - decay)
+            for name in averaged.keys() - set(floats):
+                averaged[name].copy_(current[name])
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Everything that the next epoch depends on: tensors by name, which no epoch changes, and a JSON-able rest."""
+        moving = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        moving |= {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
+        for index, slots in self.optimizer.state_dict()["state"].items():
+            moving |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in slots.items()}
+        tensors = {name: tensor.clone() for name, tensor in moving.items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best_weights.items()}
+        meta: dict[str, Any] = {
+            "epochs_done": self.epochs_done,
+            "best": self.best,
+        }
+        return tensors, meta
+
+    def load_state(self, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
+        """Go on where `state` was taken: the epochs that follow are those of an uninterrupted run."""
+
+        def part(prefix: str) -> dict[str, torch.Tensor]:
+            return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+        self.model.load_state_dict(part("model."))
+        self.averaged.load_state_dict(part("averaged."))
+        self.best_weights = {name: tensor.to(self.device) for name, tensor in part("best.").items()}
+        optimizer = self.optimizer.state_dict()
+        for name, tensor in part("optimizer.").items():
+            index, slot = name.split(".", 1)
+            optimizer["state"].setdefault(int(index), {})[slot] = tensor
+        self.optimizer.load_state_dict(optimizer)
+        self.epochs_done, self.best = meta["epochs_done"], meta["best"]
+
+    @torch.inference_mode()
+    def validate(self) -> tuple[Validation, dict[str, float]]:
+        """Score the averaged weights on the whole validation set; every rank gets the same answer."""
+        if self.world > 1:  # batch norm statistics differ between ranks: all validate rank 0's
+            for tensor in self.averaged.state_dict().values():
+                dist.broadcast(tensor, 0)
+        logits, labels, rows = [], [], []
+        for batch in self.stream.validation():
+            if len(batch.rows):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision is torch.bfloat16):
+                    logits.append(self.averaged(self._to_device(batch.images).unsqueeze(1)).float().cpu())
+                labels.append(batch.labels)
+                rows.append(batch.rows)
+        mine = (
+            np.concatenate(rows) if rows else np.empty(0, dtype=np.int64),
+            np.concatenate(labels) if labels else np.empty(0, dtype=np.float32),
+            torch.cat(logits).numpy() if logits else np.empty(0, dtype=np.float32),
+        )
+        if self.world > 1:
+            parts: list[Any] = [None] * self.world
+            dist.all_gather_object(parts, mine)
+            mine = tuple(np.concatenate(column) for column in zip(*parts, strict=True))  # type: ignore[assignment]
+        order = np.argsort(mine[0], kind="stable")
+        return self._judge(*(column[order] for column in mine))
+
+    def _judge(self, rows: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> tuple[Validation, dict[str, float]]:
+        """Every validation set at the calibration and threshold fixed on 'val', whatever that is in the protocol."""
+        if not np.isfinite(logits).all():
+            nothing = Validation(rows, labels, logits, Calibration(1.0, 0.0), 0.5)
+            return nothing, {"val_loss": math.nan}
+        inside = {name: np.searchsorted(rows, members) for name, members in self.stream.plan.val_sets.items()}
+        calibration = fit_temperature(labels[inside["val"]], logits[inside["val"]])
+        probabilities = calibration.apply(logits)
+        threshold = choose_threshold(
+            labels[inside["val"]], probabilities[inside["val"]], self.config.train.operating_point
+        )
+        scores = {}
+        for name, members in inside.items():
+            y, p = labels[members], probabilities[members]
+            # Of the calibrated probabilities: the class weights of the training loss shift the raw ones.
+            loss = float(F.binary_cross_entropy(torch.from_numpy(p).float(), torch.from_numpy(y)))
+            scores[name] = {"loss": loss, **score(y, p, threshold).as_dict()}
+        return Validation(rows, labels, logits, calibration, threshold), over_sets(scores)

@@ -1,0 +1,243 @@
+"""Augmentation: albumentations with the same draws gives the same pixels, and the draws are what the strengths say.
+
+albumentations is the oracle only: as the package's own augmentation it cost four times as much.
+"""
+
+import random
+
+import albumentations as A
+import cv2
+import numpy as np
+import pytest
+from scipy import stats
+
+from fracray.config import AugmentConfig
+from fracray.data.loading.augment import Augmenter, draw, philox
+
+STRONG = AugmentConfig(rotate=25.0, flip=0.5, vertical_flip=0.3, scale=0.2, brightness=0.3, contrast=0.3)
+OFF = AugmentConfig(**dict.fromkeys(AugmentConfig.model_fields, 0.0))
+
+
+def only(**strengths):
+    return OFF.model_copy(update=strengths)
+
+
+@pytest.fixture(scope="module")
+def radiographs():
+    """(48, 72, 60): smooth, as radiographs are, bright up to the border, and higher than wide."""
+    generator = np.random.default_rng(0)
+    return np.stack(
+        [
+            cv2.resize(generator.integers(0, 256, (9, 8), dtype=np.uint8), (60, 72), interpolation=cv2.INTER_CUBIC)
+            for _ in range(48)
+        ]
+    )
+
+
+def by_albumentations(strengths, image, draws, at):
+    """One image as albumentations augments it, told to draw what we drew."""
+    angle, brightness, contrast = (float(d[at]) for d in (draws.angle, draws.brightness, draws.contrast))
+    x, y = (float(factor) for factor in draws.scale[at])
+    transforms = [A.HorizontalFlip(p=float(draws.flip[at])), A.VerticalFlip(p=float(draws.vertical_flip[at]))]
+    if strengths.rotate or strengths.scale:
+        scale = {"x": (x, x), "y": (y, y)}
+        transforms.append(A.Affine(rotate=(angle, angle), scale=scale, interpolation=cv2.INTER_LINEAR, p=1.0))
+    if strengths.brightness or strengths.contrast:
+        levels = {"brightness_limit": (brightness, brightness), "contrast_limit": (contrast, contrast)}
+        transforms.append(A.RandomBrightnessContrast(**levels, p=1.0))
+    return A.Compose(transforms)(image=image)["image"]
+
+
+# ---------------------------------------------------------------- pixels
+
+
+@pytest.mark.parametrize(
+    ("strengths", "largest", "share"),
+    [
+        # Moving pixels and looking gray levels up is exact.
+        (only(flip=0.5), 0, 0.0),
+        (only(vertical_flip=0.5), 0, 0.0),
+        (only(brightness=0.3), 0, 0.0),
+        (only(contrast=0.3), 0, 0.0),
+        (only(flip=0.5, vertical_flip=0.5, brightness=0.4, contrast=0.4), 0, 0.0),
+        # Our matrix is inverted, and the flips multiplied into it, in another order than theirs: now and then a value
+        # falls on the other side of a half and is rounded to the next gray level, which contrast can make two.
+        (only(rotate=180.0), 1, 1e-3),
+        (only(scale=0.3), 1, 1e-3),
+        (only(rotate=25.0, scale=0.2, flip=0.5, vertical_flip=0.5), 1, 1e-3),
+        (STRONG, 2, 1e-3),
+    ],
+    ids=str,
+)
+def test_albumentations_with_the_same_draws_gives_the_same_pixels(radiographs, strengths, largest, share):
+    rows = np.arange(len(radiographs))
+    ours, draws = Augmenter(strengths, 7).batch(radiographs, 2, rows), draw(strengths, 7, 2, rows)
+    theirs = [by_albumentations(strengths, image, draws, at) for at, image in enumerate(radiographs)]
+    difference = np.abs(ours.astype(int) - np.stack(theirs))
+    assert difference.max() <= largest
+    assert (difference > 0).mean() <= share
+    assert np.mean([not np.array_equal(a, b) for a, b in zip(ours, radiographs, strict=True)]) > 0.25
+
+
+def test_albumentations_left_to_draw_gives_the_same_distribution_of_pixels(radiographs):
+    """Several pixels of one radiograph over 1,500 draws of each, by the two-sample test of Kolmogorov and Smirnov."""
+    image, count = radiographs[0], 1500
+    pipeline = A.Compose(
+        [
+            A.HorizontalFlip(p=0.5),
+            A.VerticalFlip(p=0.3),
+            A.Affine(rotate=(-25, 25), scale=(0.8, 1.2), interpolation=cv2.INTER_LINEAR, p=1.0),
+            A.RandomBrightnessContrast(brightness_limit=0.3, contrast_limit=0.3, p=1.0),
+        ]
+    )
+    # Compose(seed=...) seeds every transform alike, and only what is flipped sideways would ever stand on its head.
+    pipeline.set_random_state(np.random.default_rng(0), random.Random(0))
+    theirs = np.stack([pipeline(image=image)["image"] for _ in range(count)])
+    ours = Augmenter(STRONG, 0).batch(np.broadcast_to(image, (count, *image.shape)), 0, range(count))
+    for y, x in [(3, 3), (3, 40), (20, 12), (35, 30), (36, 50), (60, 8), (70, 58)]:
+        assert stats.ks_2samp(ours[:, y, x], theirs[:, y, x]).pvalue > 1e-3, (y, x)
+
+
+def test_an_augmentation_that_is_off_returns_the_images_themselves(radiographs):
+    assert Augmenter(OFF, 0).batch(radiographs, 0, range(48)) is radiographs
+
+
+def test_certain_flips_turn_every_image(radiographs):
+    rows = range(len(radiographs))
+    assert np.array_equal(Augmenter(only(flip=1.0), 0).batch(radiographs, 0, rows), radiographs[:, :, ::-1])
+    assert np.array_equal(Augmenter(only(vertical_flip=1.0), 0).batch(radiographs, 0, rows), radiographs[:, ::-1])
+
+
+def test_images_that_may_only_be_read_are_augmented_and_left_as_they_are(radiographs):
+    shared = radiographs.copy()
+    shared.flags.writeable = False
+    augmented = Augmenter(STRONG, 1).batch(shared, 0, range(48))
+    assert np.array_equal(shared, radiographs)
+    assert np.array_equal(augmented, Augmenter(STRONG, 1).batch(radiographs.copy(), 0, range(48)))
+
+
+def test_no_images_are_no_images(radiographs):
+    for strengths in (OFF, STRONG, only(flip=0.5)):
+        assert Augmenter(strengths, 0).batch(radiographs[:0], 0, []).shape == (0, 72, 60)
+
+
+# ---------------------------------------------------------------- draws
+
+
+def test_philox_gives_the_published_answers():
+    """The known answers that its authors ship (Random123, kat_vectors)."""
+    known = [
+        ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ]
+    for counter, key, words in known:
+        drawn = philox([np.array([word], dtype=np.uint64) for word in counter], key)
+        assert tuple(int(word[0]) for word in drawn) == words
+
+
+def parameters(draws):
+    """(8, n): every parameter drawn, flips as 0 and 1."""
+    return np.stack(
+        [draws.flip, draws.vertical_flip, draws.angle, *draws.scale.T, draws.brightness, draws.contrast]
+    ).astype(float)
+
+
+def test_draws_are_uniform_within_their_strengths_and_flips_as_probable_as_told():
+    drawn = parameters(draw(STRONG, 0, 0, range(20_000)))
+    for name, values in (("flip", drawn[0]), ("vertical_flip", drawn[1])):
+        assert stats.binomtest(int(values.sum()), len(values), getattr(STRONG, name)).pvalue > 1e-3
+    for values, middle, reach in zip(drawn[2:], (0, 1, 1, 0, 0), (25.0, 0.2, 0.2, 0.3, 0.3), strict=True):
+        assert stats.kstest(values, stats.uniform(middle - reach, 2 * reach).cdf).pvalue > 1e-3
+
+
+def test_draws_of_parameters_rows_epochs_and_seeds_have_nothing_to_do_with_one_another():
+    count = 10_000
+    here = parameters(draw(STRONG, 0, 0, range(count)))
+    # The correlation of n independent pairs has a standard deviation of 1 / sqrt(n).
+    limit = 4.5 / np.sqrt(count - 1)
+    among = np.corrcoef(here) - np.eye(len(here))
+    assert np.abs(among).max() < limit
+    for other in (
+        parameters(draw(STRONG, 0, 0, range(1, count + 1))),
+        parameters(draw(STRONG, 0, 1, range(count))),
+        parameters(draw(STRONG, 1, 0, range(count))),
+        parameters(draw(STRONG, 2**32, 0, range(count))),
+        parameters(draw(STRONG, 0, 0, range(2**32, 2**32 + count))),
+    ):
+        assert np.abs(np.corrcoef(here, other)[: len(here), len(here) :]).max() < limit
+
+
+def test_a_draw_depends_on_seed_epoch_and_row_alone():
+    rows = np.random.default_rng(0).permutation(500)
+    together = parameters(draw(STRONG, 5, 2, rows))
+    alone = [parameters(draw(STRONG, 5, 2, [row]))[:, 0] for row in rows]
+    assert np.array_equal(together.T, alone)
+    for other in (draw(STRONG, 6, 2, rows), draw(STRONG, 5, 3, rows)):
+        assert not np.isclose(parameters(other)[2:], together[2:]).any(axis=1).all()
+
+
+def test_a_strength_leaves_the_draws_of_the_others_as_they_are():
+    rows = range(100)
+    all_on, rotation = draw(STRONG, 0, 0, rows), draw(only(rotate=25.0), 0, 0, rows)
+    assert np.array_equal(all_on.angle, rotation.angle)
+    assert not rotation.flip.any()
+    assert (rotation.scale == 1).all()
+    assert not rotation.brightness.any()
+    doubled = draw(STRONG.model_copy(update={"rotate": 50.0}), 0, 0, rows)
+    assert np.allclose(doubled.angle, 2 * all_on.angle)
+
+
+def test_batches_of_any_composition_hold_the_same_images(radiographs):
+    rows = np.arange(len(radiographs))
+    augmenter = Augmenter(STRONG, 3)
+    whole = augmenter.batch(radiographs, 4, rows)
+    order = np.random.default_rng(1).permutation(rows)
+    assert np.array_equal(augmenter.batch(radiographs[order], 4, order), whole[order])
+    parts = [Augmenter(STRONG, 3).batch(radiographs[part], 4, part) for part in np.array_split(rows, 5)]
+    assert np.array_equal(np.concatenate(parts), whole)
+    assert not np.array_equal(augmenter.batch(radiographs, 5, rows), whole)
+
+
+# ---------------------------------------------------------------- what a strength does to a picture
+
+
+@pytest.fixture
+def bar():
+    image = np.full((64, 64), 40, dtype=np.uint8)
+    cv2.rectangle(image, (20, 8), (34, 56), 200, -1)
+    return image
+
+
+@pytest.mark.parametrize("strength", ["rotate", "scale", "brightness", "contrast"])
+def test_each_strength_alone_changes_the_image_within_its_range(bar, strength):
+    strengths = only(**{strength: getattr(STRONG, strength)})
+    drawn = Augmenter(strengths, 0).batch(np.broadcast_to(bar, (200, 64, 64)), 0, range(200)).astype(float)
+    assert np.mean([not np.array_equal(image, bar) for image in drawn]) > 0.9
+    shifts = drawn[:, 32, 27] - 200  # inside the bright bar, whatever the warp
+    if strength == "brightness":
+        assert shifts.min() >= -0.3 * 255 - 1
+        assert shifts.min() < -0.2 * 255
+    if strength in ("rotate", "scale"):
+        assert np.abs(shifts).max() <= 1  # a warp moves gray levels, it does not change them
+        areas = (drawn > 120).sum(axis=(1, 2)) / (bar > 120).sum()
+        if strength == "scale":
+            assert 0.8**2 * 0.9 < areas.min() < 0.75
+            assert 1.3 < areas.max() < 1.2**2 * 1.1
+        else:
+            assert np.abs(areas - 1).max() < 0.05
+
+
+def test_angles_turn_against_the_clock(bar):
+    turned = Augmenter(only(rotate=25.0), 0).batch(np.broadcast_to(bar, (50, 64, 64)), 0, range(50))
+    angles = draw(only(rotate=25.0), 0, 0, range(50)).angle
+    ys, xs = np.indices((64, 64)).reshape(2, -1)
+    for image, angle in zip(turned, angles, strict=True):
+        inside = np.clip(image.astype(float) - 40, 0, None).ravel()
+        spread = np.cov(xs, ys, aweights=inside)
+        foot_goes_right = np.arctan2(2 * spread[0, 1], spread[1, 1] - spread[0, 0]) / 2  # the bar's principal axis
+        assert np.rad2deg(foot_goes_right) == pytest.approx(angle, abs=0.2)

@@ -1,0 +1,102 @@
+"""Divisions: what is found again is what was computed, and whatever changes the one changes the other."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fracray.config import DataConfig, SplitConfig
+from fracray.data.prepare import examined
+from fracray.data.splits import divide as division
+from fracray.data.splits.divide import divide
+from fracray.errors import InputError
+from fracray.runtime.show import new_console
+
+BLOCK = {"block": 10}
+
+
+@pytest.fixture(scope="module")
+def manifest():
+    return examined(DataConfig(size=32, phantom={"count": 150}), new_console())
+
+
+def assert_same(one, other):
+    pd.testing.assert_frame_equal(one.manifest.table, other.manifest.table)
+    assert one.manifest.root == other.manifest.root
+    assert repr(one.baselines) == repr(other.baselines)  # nan is not equal to itself
+    assert one.notes == other.notes
+    assert len(one.rotations) == len(other.rotations)
+    assert all(np.array_equal(a, b) for a, b in zip(one.rotations, other.rotations, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("config", "parts"),
+    [
+        (SplitConfig(**BLOCK), True),
+        (SplitConfig(**BLOCK), False),
+        (SplitConfig(**BLOCK, protocol="kfold", folds=4, cross_validate=True), True),
+        (SplitConfig(**BLOCK, protocol="severity", shifts=("exposure",)), True),
+        (SplitConfig(block=5, protocol="view"), True),
+    ],
+)
+def test_a_division_is_found_again_as_it_was_and_needs_no_column_but_those_of_its_key(
+    manifest, tmp_path, config, parts
+):
+    first = divide(manifest, config, parts, tmp_path)
+    (kept,) = (tmp_path / "divisions").iterdir()
+    written = kept.stat().st_mtime_ns
+    assert_same(divide(manifest, config, parts, tmp_path), first)
+    assert [(path, path.stat().st_mtime_ns) for path in (tmp_path / "divisions").iterdir()] == [(kept, written)]
+    bare = replace(manifest, table=manifest.table[[*division._READ, "group", "split"]])
+    computed = divide(bare, config, parts, tmp_path / "bare")
+    assert [path.name for path in (tmp_path / "bare" / "divisions").iterdir()] == [kept.name]
+    assert_same(computed, replace(first, manifest=replace(manifest, table=first.manifest.table[list(bare.table)])))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda table: table.assign(label=[1 - table["label"].iloc[0], *table["label"].iloc[1:]]),
+        lambda table: table.assign(component=[table["image_id"].iloc[0], *table["component"].iloc[1:]]),
+        lambda table: table.assign(brightness=table["brightness"] + 1),
+        lambda table: table.assign(boxes=[((1.0, 2.0, 3.0, 4.0),), *table["boxes"].iloc[1:]]),
+        lambda table: table.assign(view="frontal"),
+        lambda table: table.iloc[:-1],
+    ],
+)
+def test_another_manifest_is_divided_anew(manifest, tmp_path, change):
+    config = SplitConfig(**BLOCK)
+    divide(manifest, config, True, tmp_path)
+    divide(replace(manifest, table=change(manifest.table)), config, True, tmp_path)
+    assert len(list((tmp_path / "divisions").iterdir())) == 2
+
+
+def test_other_settings_give_another_division(manifest, tmp_path):
+    one, other = (divide(manifest, SplitConfig(**BLOCK, seed=seed), True, tmp_path) for seed in (0, 1))
+    assert not np.array_equal(one.rotations[0], other.rotations[0])
+    assert divide(manifest, SplitConfig(**BLOCK), False, tmp_path).rotations == ()
+    assert len(list((tmp_path / "divisions").iterdir())) == 3
+
+
+def test_a_damaged_division_is_made_anew(manifest, tmp_path):
+    config = SplitConfig(**BLOCK)
+    first = divide(manifest, config, True, tmp_path)
+    (kept,) = (tmp_path / "divisions").iterdir()
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert_same(divide(manifest, config, True, tmp_path), first)
+    assert kept.stat().st_size > 100
+
+
+def test_a_split_from_a_file_is_read_each_time(manifest, tmp_path):
+    config = SplitConfig(**BLOCK)
+    divide(manifest, config, True, tmp_path).manifest.write(tmp_path / "split.parquet")
+    taken = SplitConfig(file=str(tmp_path / "split.parquet"))
+    assert divide(manifest, taken, True, tmp_path / "taken").rotations[0].tolist()
+    assert not (tmp_path / "taken").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_named(manifest, tmp_path):
+    (tmp_path / "divisions").write_text("not a folder")
+    with pytest.raises(InputError, match=r"choose another data\.cache"):
+        divide(manifest, SplitConfig(**BLOCK), True, tmp_path)

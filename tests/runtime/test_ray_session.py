@@ -1,0 +1,138 @@
+"""The cluster that a command starts for itself, what becomes of the command when it is killed, and what fits on one."""
+
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from fracray.errors import InputError
+from fracray.runtime.ray_session import (
+    EXPECTED,
+    PROMISED,
+    SERVERS,
+    Machine,
+    alone,
+    cpus_for,
+    gather,
+    machines,
+    promise,
+    require_seen,
+    trials_at_once,
+)
+
+CODE = """
+import time
+from fracray.runtime.ray_session import connect
+
+with connect(None, lambda: "go on with: this"):
+    print("up", flush=True)
+    time.sleep(120)
+"""
+
+
+@pytest.mark.parametrize("victim", SERVERS)
+def test_a_command_ends_in_one_line_when_its_cluster_is_killed(victim):
+    with subprocess.Popen(
+        [sys.executable, "-c", CODE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as command:
+        assert command.stdout.readline() == "up\n"
+        next(child for child in psutil.Process(command.pid).children() if child.name() == victim).kill()
+        out, err = command.communicate(timeout=60)
+    assert (command.returncode, out) == (1, "")
+    assert err.startswith("failed: the Ray cluster of this command was killed")
+    assert err.endswith("; go on with: this\n")
+    assert err.count("\n") == 1
+
+
+# ---------------------------------------------------------------- what fits on the machines
+
+
+def on(monkeypatch, *machines):
+    for name, text in promise(machines).items():
+        monkeypatch.setenv(name, text)
+
+
+@pytest.mark.parametrize(
+    ("machines", "trial", "spare", "fit"),
+    [
+        ([Machine(2, 0, 1)], (1, 1, 0), 0, 2),
+        ([Machine(2, 0, 1)], (1, 1, 0), 0.5, 1),
+        ([Machine(2, 0, 1), Machine(4, 0, 1)], (1, 1, 0), 0.5, 5),
+        ([Machine(2.5, 0, 1), Machine(4, 0, 1)], (1, 1, 0), 0.5, 6),
+        ([Machine(2, 0, 1)], (1, 0.25, 0), 0.5, 6),
+        ([Machine(0, 0, 1), Machine(8, 1, 3), Machine(8, 1, 1)], (1, 1, 0.25), 0, 16),
+        ([Machine(0, 0, 1), Machine(8, 1, 4)], (1, 4, 0.25), 0, 8),
+        ([Machine(0, 0, 1), Machine(8, 1, 4)], (2, 8, 1), 0, 2),  # the workers of a trial may stand on two machines
+        ([Machine(4, 0, 1), Machine(8, 1, 1)], (1, 3, 0), 0, 3),  # what no machine has whole is not counted
+    ],
+)
+def test_trials_are_packed_machine_by_machine(machines, trial, spare, fit, monkeypatch):
+    on(monkeypatch, *machines)
+    assert trials_at_once(*trial, spare_cpus=spare) == fit
+    assert trials_at_once(*trial, spare_cpus=spare, asked=1) == 1
+    with pytest.raises(InputError, match=f"only {fit} trial"):
+        trials_at_once(*trial, spare_cpus=spare, asked=fit + 1)
+
+
+@pytest.mark.parametrize(
+    ("machines", "trial", "words"),
+    [
+        ([Machine(2, 0, 3)], (1, 3, 0), "each must stand on one machine, and only 0 fit"),
+        ([Machine(8, 0, 1), Machine(0, 4, 1)], (1, 1, 1), "each must stand on one machine"),
+        ([Machine(8, 0, 1)], (1, 1, 0.5), r"ask for 0.5 GPU\(s\), and the cluster has 0"),
+        ([Machine(1, 0, 1)], (2, 1, 0), r"ask for 2 CPU\(s\), and the cluster has 1"),
+    ],
+)
+def test_what_would_wait_for_ever_is_refused(machines, trial, words, monkeypatch):
+    on(monkeypatch, *machines)
+    with pytest.raises(InputError, match=words):
+        trials_at_once(*trial)
+
+
+@pytest.mark.parametrize(
+    ("machines", "workers", "gpus", "spare", "cpus"),
+    [
+        ([Machine(8, 0, 1)], 1, 0, 0, 8),
+        ([Machine(8, 0, 1)], 3, 0, 0, 2),
+        ([Machine(8, 0, 4)], 4, 0, 0.5, 7),
+        ([Machine(1, 0, 4)], 4, 0, 0.5, 0.5),
+        ([Machine(4, 0, 1), Machine(8, 1, 3)], 3, 1, 0.5, 8),
+        ([Machine(0, 0, 1), Machine(8, 1, 3)], 6, 0, 0, 4),
+    ],
+)
+def test_workers_share_out_the_cpus_of_their_machines(machines, workers, gpus, spare, cpus, monkeypatch):
+    on(monkeypatch, *machines)
+    assert cpus_for(workers, gpus, spare) == cpus
+    assert trials_at_once(workers, cpus, gpus, spare) >= 1
+
+
+def test_machines_that_are_being_set_up_are_waited_for(ray_local, monkeypatch):
+    monkeypatch.setenv(EXPECTED, "2")
+    assert not alone()
+    monkeypatch.setattr("fracray.runtime.ray_session.GATHER_SECONDS", 1.5)
+    said = []
+    gather(said.append)
+    assert [line.partition(" machines")[0] for line in said] == [
+        "1 of the cluster's 2",
+        "going on with 1 of the cluster's 2",
+    ]
+    monkeypatch.setenv(EXPECTED, "1")
+    gather(said.append)
+    assert len(said) == 2
+
+
+def test_a_promise_that_cannot_be_read_is_named(monkeypatch):
+    monkeypatch.setenv(PROMISED, "four")
+    with pytest.raises(InputError, match=f"{PROMISED}: four"):
+        machines()
+
+
+def test_a_folder_that_machines_do_not_see_is_refused(ray_local, tmp_path, monkeypatch):
+    assert alone()
+    require_seen(str(tmp_path / "nowhere"), "--storage runs")  # a single machine sees what it sees
+    on(monkeypatch, Machine(2, 0, 2))
+    assert not alone()
+    require_seen(str(tmp_path), "--storage runs")
+    with pytest.raises(InputError, match=r"--storage runs: the machine\(s\) [\d.]+ of the cluster do not see"):
+        require_seen(str(tmp_path / "nowhere"), "--storage runs")

@@ -1,0 +1,318 @@
+"""The run folder: the same contract on a disk and on a real object store, and the messages of a run's beginning."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+from fracray.config import PHANTOM, Config
+from fracray.errors import InputError, RunError
+from fracray.runtime.ray_session import FILE
+from fracray.runtime.run_folder import (
+    data_source,
+    how_to_go_on,
+    new_run,
+    open_run,
+    stored_config,
+    trial_folder,
+    trial_name,
+)
+from fracray.runtime.storage import Folder
+
+BOTH = pytest.mark.parametrize("storage", ["disk", "store"], indirect=True)
+ROOT = os.geteuid() == 0
+
+
+@pytest.fixture
+def storage(request, tmp_path):
+    """Where runs are kept: a folder that does not exist yet, or a prefix of the object store."""
+    if request.param == "disk":
+        return str(tmp_path / "runs")
+    return request.getfixturevalue("s3")(f"runs-{uuid.uuid4().hex}")
+
+
+@pytest.fixture
+def run(storage):
+    return Folder(storage).sub("atlas")
+
+
+# ---- the contract of a folder
+
+
+@BOTH
+def test_nothing_is_there_before_the_first_write(run):
+    assert not run.exists()
+    assert not run.exists("config.yaml")
+    assert run.names() == run.names("trials") == []
+    assert run.name == "atlas"
+
+
+@BOTH
+def test_bytes_text_and_json_come_back(run):
+    run.write("bytes", bytes(range(256)) * 5000)
+    run.write("trials/t0001/words.txt", "größer als 0")
+    run.write_json("tree.json", {"a": [1, 2.5, None]})
+    run.write("empty", b"")
+    assert run.read("bytes") == bytes(range(256)) * 5000
+    assert run.read("trials/t0001/words.txt").decode() == "größer als 0"
+    assert run.read_json("tree.json") == {"a": [1, 2.5, None]}
+    assert run.read("empty") == b""
+
+
+@BOTH
+def test_names_are_those_directly_inside_and_sorted(run):
+    for name in ("b.txt", "a.txt", "trials/t0002/x", "trials/t0001/x"):
+        run.write(name, b"1")
+    assert run.names() == ["a.txt", "b.txt", "trials"]
+    assert run.names("trials") == run.sub("trials").names() == ["t0001", "t0002"]
+    assert run.exists()
+    assert run.exists("trials")
+    assert run.exists("trials/t0001/x")
+    assert not run.exists("trials/t0003")
+
+
+@BOTH
+def test_a_write_replaces_the_whole_file(run):
+    run.write("file", b"a long first content")
+    run.write("file", b"short")
+    assert run.read("file") == b"short"
+    assert run.names() == ["file"]
+
+
+@BOTH
+def test_a_folder_goes_up_and_comes_down(run, tmp_path):
+    local = tmp_path / "made"
+    local.mkdir()
+    for name, content in (("config.json", b"{}"), ("model.safetensors", b"\0" * 4096)):
+        (local / name).write_bytes(content)
+    run.upload(local, "trials/t0001/best")
+    (local / "config.json").write_bytes(b'{"later": 1}')
+    run.upload(local, "trials/t0001/best")
+    run.sub("trials/t0001").download("best", tmp_path / "fetched")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "fetched").iterdir()} == {
+        "config.json": b'{"later": 1}',
+        "model.safetensors": b"\0" * 4096,
+    }
+    assert run.names("trials/t0001") == ["best"]
+
+
+@BOTH
+def test_a_file_goes_up(run, tmp_path):
+    (tmp_path / "state").write_bytes(b"abc")
+    run.upload(tmp_path / "state", "trials/t0000/state.safetensors")
+    assert run.read("trials/t0000/state.safetensors") == b"abc"
+
+
+@BOTH
+def test_libraries_that_open_paths_get_local_ones(run):
+    run.write("best/config.json", b"{}")
+    run.write("best/weights", b"abc")
+    with run.sub("best").local_folder() as local:
+        assert local.name == "best"
+        assert sorted(file.name for file in local.iterdir()) == ["config.json", "weights"]
+    with run.local_copy("best/weights") as path:
+        assert (path.name, path.read_bytes()) == ("weights", b"abc")
+
+
+@BOTH
+def test_a_folder_may_travel_to_another_process(run):
+    run.write("file", b"abc")
+    assert pickle.loads(pickle.dumps(run.sub("x"))).location == run.sub("x").location
+    assert pickle.loads(pickle.dumps(run)).read("file") == b"abc"
+
+
+@BOTH
+def test_names_with_spaces_and_umlauts_are_names(storage):
+    odd = Folder(storage).sub("Köln 50% #1")
+    odd.write("file", b"abc")
+    assert Folder(storage).names() == ["Köln 50% #1"]
+    assert Folder(odd.location).read("file") == b"abc"
+    assert odd.name == "Köln 50% #1"
+
+
+@BOTH
+def test_what_is_not_there_or_damaged_is_named(run):
+    run.write("tree.json", b'{"a": ')
+    with pytest.raises(InputError, match=r"atlas.*: config\.yaml is not there"):
+        run.read("config.yaml")
+    with pytest.raises(InputError, match=r"atlas.*/tree\.json: damaged JSON"):
+        run.read_json("tree.json")
+
+
+# ---- a disk
+
+
+def test_a_home_directory_is_expanded_and_a_path_made_absolute(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert Folder("~/runs").location == Folder("runs").location == str(tmp_path / "runs")
+
+
+def test_no_part_of_a_write_that_fails_is_left(tmp_path):
+    folder = Folder(tmp_path)
+    (tmp_path / "file").mkdir()  # a write to this name cannot succeed
+    with pytest.raises(RunError, match=r"cannot write file"):
+        folder.write("file", b"abc")
+    assert folder.names() == ["file"]
+
+
+WRITER = """
+import sys
+from fracray.runtime.storage import Folder
+folder = Folder(sys.argv[1])
+for step in range(10**9):
+    folder.write("file", bytes([step % 256]) * 2_000_000)
+    print(step, flush=True)
+"""
+
+
+def test_a_reader_never_sees_half_of_a_file_nor_does_a_killed_writer_leave_one(tmp_path):
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, tmp_path], stdout=subprocess.PIPE)
+    assert writer.stdout is not None
+    try:
+        writer.stdout.readline()
+        folder = Folder(tmp_path)
+        for _ in range(50):
+            seen = folder.read("file")
+            assert seen == seen[:1] * 2_000_000
+    finally:
+        writer.kill()
+        writer.wait()
+        writer.stdout.close()
+    seen = folder.read("file")
+    assert seen == seen[:1] * 2_000_000
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match=r"file: cannot be opened: .*; name a folder"):
+        Folder(tmp_path / "file").names()
+    with pytest.raises(InputError, match=r"^--storage .*file.*choose a folder or URI that you may write to"):
+        new_run(str(tmp_path / "file"), "atlas", "tune", resume=False)
+
+
+@pytest.mark.skipif(ROOT, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written_is_named(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match=r"^--storage .*you may write to"):
+        new_run(str(tmp_path), "atlas", "tune", resume=False)
+
+
+# ---- a URI
+
+
+@pytest.mark.parametrize("uri", ["nosuch://x/y", "s3:///key", "s3://bucket/key?nonsense=1"])
+def test_a_uri_that_names_no_place_is_refused(uri):
+    with pytest.raises(InputError, match="not a folder or URI that can be opened") as error:
+        Folder(uri)
+    assert str(error.value).startswith(uri)
+
+
+def test_a_store_that_does_not_answer_is_named():
+    run = Folder("s3://bucket/run?endpoint_override=http://127.0.0.1:1&scheme=http&region=us-east-1")
+    with pytest.raises(InputError, match=r"cannot be opened: .*check its address, its credentials"):
+        run.exists("config.yaml")
+
+
+def test_a_bucket_that_is_not_there_is_named(s3):
+    storage = s3("runs").replace("s3://radiographs/", "s3://nowhere/")
+    with pytest.raises(InputError, match=r"^--storage s3://nowhere/.*bucket 'nowhere'.*does not exist"):
+        new_run(storage, "atlas", "tune", resume=False)
+
+
+# ---- runs
+
+
+@BOTH
+def test_a_run_begins_once_and_goes_on_by_resume(storage):
+    run = new_run(storage, "atlas", "tune", resume=False)
+    about = run.read_json("environment.json")
+    assert about["packages"].keys() >= {"fracray", "ray", "torch", "optuna"}
+    assert about["cpus"] == os.cpu_count()
+    again = new_run(storage, "atlas", "tune", resume=False)  # nothing but its environment stands there yet
+    again.write("config.yaml", Config().to_yaml())
+    with pytest.raises(InputError, match=r"atlas.*: this run exists already; go on with it by --resume"):
+        new_run(storage, "atlas", "tune", resume=False)
+    resumed = new_run(storage, "atlas", "tune", resume=True)
+    assert resumed.location == run.location == open_run(run.location).location
+
+
+def test_a_run_goes_on_by_the_way_that_it_was_begun(tmp_path, monkeypatch):
+    run = new_run(str(tmp_path), "atlas", "tune", resume=False)
+    run.write("config.yaml", Config().to_yaml())
+    said = f"--name atlas --storage {tmp_path} --resume"
+    assert how_to_go_on("tune", str(tmp_path), run) == f"go on with: python -m fracray.tune {said}"
+    monkeypatch.setenv(FILE, "my cluster.yaml")
+    sent = "python -m fracray.cluster submit 'my cluster.yaml' -- tune"
+    assert how_to_go_on("tune", str(tmp_path), run) == f"go on with: {sent} {said}"
+
+
+@BOTH
+def test_a_resume_that_names_no_run_lists_those_that_are_there(storage):
+    with pytest.raises(InputError, match=r"name the run with --name; runs in .*: none"):
+        new_run(storage, None, "tune", resume=True)
+    for name in ("one", "two"):
+        Folder(storage).sub(name).write("config.yaml", Config().to_yaml())
+    with pytest.raises(InputError, match=r"--resume: name the run with --name; runs in .*: one, two"):
+        new_run(storage, None, "tune", resume=True)
+    with pytest.raises(InputError, match=r"--resume: there is no run three in .*; runs there: one, two"):
+        new_run(storage, "three", "tune", resume=True)
+
+
+@pytest.mark.parametrize("name", ["a/b", "", ".", "..", "/abs"])
+def test_a_name_is_no_path(tmp_path, name):
+    with pytest.raises(InputError, match="a plain name without '/'; the folder around it is --storage"):
+        new_run(str(tmp_path), name, "tune", resume=False)
+
+
+def test_a_run_without_a_name_is_named_by_kind_and_time(tmp_path):
+    assert new_run(str(tmp_path), None, "train", resume=False).name.startswith("train-20")
+
+
+@BOTH
+def test_a_folder_that_is_no_run_is_refused(storage):
+    with pytest.raises(InputError, match="not a run folder"):
+        open_run(storage)
+
+
+def test_the_config_of_a_run_comes_back_and_a_damaged_one_is_named(tmp_path):
+    config = Config().with_leaves({"model.dropout": 0.35, "search.metric": ["val_auroc", "val_f1"]})
+    run = Folder(tmp_path)
+    run.write("config.yaml", config.to_yaml())
+    assert stored_config(run) == config
+    for text in ("model: {dropout: 7}\n", "model: [\n", "- a\n"):
+        run.write("config.yaml", text)
+        with pytest.raises(InputError, match=r"config\.yaml"):
+            stored_config(run)
+
+
+def test_trials_have_folders_by_their_number(tmp_path):
+    assert trial_name(7) == "t0007"
+    assert trial_folder(Folder(tmp_path), 7).location == str(tmp_path / "trials" / "t0007")
+
+
+def test_data_is_named_so_that_it_is_found_from_elsewhere(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert data_source("FracAtlas") == str(tmp_path / "FracAtlas")
+    assert data_source(PHANTOM) == PHANTOM
+    assert data_source("s3://bucket/atlas") == "s3://bucket/atlas"
+    assert Path(data_source("~/x")).is_absolute()
+
+
+def test_json_is_readable_by_people(tmp_path):
+    Folder(tmp_path).write_json("tree.json", {"a": 1})
+    text = (tmp_path / "tree.json").read_text()
+    assert text.count("\n") >= 2
+    assert json.loads(text) == {"a": 1}
+
+
+def test_a_uri_with_a_secret_is_refused_without_showing_it():
+    for opened in (Folder, data_source):
+        with pytest.raises(InputError, match=r"^s3://\.\.\.@bucket: leave the secret out") as refused:
+            opened("s3://KEY:HUSH@bucket/atlas")
+        assert "HUSH" not in str(refused.value)

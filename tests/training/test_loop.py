@@ -1,0 +1,370 @@
+"""The loop alone: no Ray. Learning, determinism, resumption, and ranks that agree with one another."""
+
+import copy
+import itertools
+import math
+import socket
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import distributed as dist
+from torch import multiprocessing as mp
+
+from fracray.config import Config
+from fracray.data.loading.streams import MemoryStream, Plan
+from fracray.metrics import score
+from fracray.training.checkpoint import load_state, save_state
+from fracray.training.cross_validation import Folds
+from fracray.training.loop import Fit, batch_loss, learning_rate, pick_precision
+
+SIZE = 32
+COUNT = 160
+
+
+def radiographs(count=COUNT, seed=0):
+    """Bars with (label 1) and without a dark gap, (count, SIZE, SIZE) uint8, and labels."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(20, 60, (count, SIZE, SIZE)).astype(np.uint8)
+    labels = (np.arange(count) % 3 == 0).astype(np.float32)
+    for image, label in zip(images, labels, strict=True):
+        left = rng.integers(6, 18)
+        image[2:30, left : left + 8] += 120
+        if label:
+            top = rng.integers(8, 22)
+            image[top : top + 3, left : left + 8] -= 110
+    return images, labels
+
+
+def make_config(**leaves):
+    return Config().with_leaves(
+        {
+            "data.size": SIZE,
+            "model.width": 8,
+            "train.epochs": 3,
+            "train.batch_size": 16,
+            "train.precision": "fp32",
+            "train.lr": 5e-3,
+            **leaves,
+        }
+    )
+
+
+def make_stream(config, rank=0, world=1, train=120, count=COUNT):
+    images, labels = radiographs(count)
+    plan = Plan(
+        train_rows=np.arange(train),
+        val_rows=np.arange(train, count),
+        val_sets={"val": np.arange(train, count)},
+        labels=labels,
+        batch_size=config.train.batch_size,
+        strengths=config.augment,
+        seed=config.train.seed,
+        shard_rows=64,
+        rank=rank,
+        world=world,
+    )
+    return MemoryStream(plan, images, config.train.epochs)
+
+
+def make_folds(config):
+    """Three models, each validated on another third of the first 150 images."""
+    images, labels = radiographs()
+    thirds = np.array_split(np.arange(150), 3)
+    plans = [
+        Plan(
+            train_rows=np.setdiff1d(np.arange(150), third),
+            val_rows=third,
+            val_sets={"val": third},
+            labels=labels,
+            batch_size=config.train.batch_size,
+            strengths=config.augment,
+            seed=config.train.seed,
+            shard_rows=64,
+        )
+        for third in thirds
+    ]
+    return [Fit(config, MemoryStream(plan, images, config.train.epochs)) for plan in plans]
+
+
+def run(config, **kwargs):
+    fit = Fit(config, make_stream(config, **kwargs))
+    return fit, [fit.run_epoch() for _ in range(config.train.epochs)]
+
+
+def comparable(reports):
+    return [report.metrics for report in reports]
+
+
+# ---------------------------------------------------------------- learning
+
+
+@pytest.mark.parametrize("loss", ["weighted", "focal", "plain"])
+def test_it_learns_what_can_be_learnt(loss):
+    _, reports = run(make_config(**{"train.loss": loss, "train.epochs": 20}))
+    assert reports[-1].metrics["val_auroc"] > 0.9
+    assert reports[-1].metrics["train_loss"] < 0.9 * reports[0].metrics["train_loss"]
+
+
+def test_reported_metrics_are_those_of_the_reported_predictions():
+    fit, reports = run(make_config())
+    for report in reports:
+        seen = report.validation
+        assert list(seen.rows) == list(range(120, COUNT))
+        assert list(seen.labels) == list(fit.stream.plan.labels[120:])
+        scores = score(seen.labels, seen.calibration.apply(seen.logits), seen.threshold)
+        for name, value in scores.as_dict("val_").items():
+            assert report.metrics[name] == pytest.approx(value, nan_ok=True)
+
+
+def test_best_is_the_best_epoch_and_ties_go_to_the_lower_loss():
+    fit, reports = run(make_config(**{"train.epochs": 6}))
+    best = max(reports, key=lambda r: (r.metrics["val_accuracy"], -r.metrics["val_loss"]))
+    assert fit.best == best.metrics
+    assert [r.is_best for r in reports][best.epoch - 1]
+    rebuilt = copy.deepcopy(fit.averaged)
+    rebuilt.load_state_dict(fit.best_weights)
+    images = torch.from_numpy(radiographs()[0][120:]).unsqueeze(1)
+    with torch.inference_mode():
+        assert np.allclose(rebuilt(images).numpy(), best.validation.logits, atol=1e-5)
+
+
+def test_a_loss_that_is_no_longer_finite_is_said():
+    _, reports = run(make_config(**{"train.lr": 1e18, "train.clip_norm": 0, "train.ema": 0, "train.epochs": 2}))
+    assert reports[-1].diverged
+    assert not reports[-1].is_best
+
+
+# ---------------------------------------------------------------- determinism and resumption
+
+
+def test_the_same_seed_gives_the_same_metrics_and_another_seed_others():
+    (one, first), (two, second) = run(make_config()), run(make_config())
+    assert comparable(first) == comparable(second)
+    for name, tensor in one.averaged.state_dict().items():
+        assert torch.equal(tensor, two.averaged.state_dict()[name]), name
+    assert comparable(first) != comparable(run(make_config(**{"train.seed": 1}))[1])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, precision):
+    config = make_config(**{"train.epochs": 4, "train.precision": precision})
+    whole, reports = run(config)
+    begun = Fit(config, make_stream(config))
+    for _ in range(2):
+        begun.run_epoch()
+    save_state(tmp_path / "state.safetensors", *begun.state())
+    del begun
+    resumed = Fit(config, make_stream(config))
+    resumed.load_state(*load_state(tmp_path / "state.safetensors"))
+    assert resumed.epochs_done == 2
+    rest = [resumed.run_epoch() for _ in range(2)]
+    assert comparable(rest) == comparable(reports[2:])
+    assert resumed.best == whole.best
+    for name, tensor in whole.best_weights.items():
+        assert torch.equal(tensor, resumed.best_weights[name]), name
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+    for ours, theirs in zip(rest, reports[2:], strict=True):
+        assert np.array_equal(ours.validation.logits, theirs.validation.logits)
+
+
+# ---------------------------------------------------------------- the arithmetic
+
+
+def test_folds_report_the_mean_of_models_trained_alone_and_keep_their_common_best_epoch():
+    config = make_config(**{"train.epochs": 4})
+    alone = make_folds(config)
+    separate = [[fit.advance().metrics for fit in alone] for _ in range(4)]
+    folds = Folds(make_folds(config))
+    reports = [folds.run_epoch() for _ in range(4)]
+    assert folds.done
+    for report, metrics in zip(reports, separate, strict=True):
+        for name in ("val_accuracy", "val_auroc", "val_loss", "train_loss"):
+            assert report.metrics[name] == pytest.approx(np.mean([one[name] for one in metrics]))
+    means = [(-report.metrics["val_accuracy"], report.metrics["val_loss"]) for report in reports]
+    assert reports[int(np.argmin([mean[0] + 1e-9 * mean[1] for mean in means]))].metrics == folds.best
+    assert [report.is_best for report in reports] == [mean == min(means[: at + 1]) for at, mean in enumerate(means)]
+
+
+def test_resumed_folds_are_the_uninterrupted_ones(tmp_path):
+    config = make_config(**{"train.epochs": 4})
+    whole = Folds(make_folds(config))
+    expected = [whole.run_epoch() for _ in range(4)]
+    first = Folds(make_folds(config))
+    for _ in range(2):
+        first.run_epoch()
+    save_state(tmp_path / "state.safetensors", *first.state())
+    resumed = Folds(make_folds(config))
+    resumed.load_state(*load_state(tmp_path / "state.safetensors"))
+    assert comparable([resumed.run_epoch() for _ in range(2)]) == comparable(expected[2:])
+    assert resumed.best == whole.best
+    for name, tensor in whole.best_weights.items():
+        assert torch.equal(tensor, resumed.best_weights[name]), name
+
+
+def test_learning_rate_warms_up_and_falls_to_zero():
+    config = make_config(**{"train.lr": 1.0, "train.warmup": 0.1}).train
+    rates = [learning_rate(config, step, 100) for step in range(100)]
+    assert rates[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
+    assert rates[10] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[99] < 0.001
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+
+
+def test_weighted_loss_gives_both_classes_the_same_say():
+    config = make_config().train
+    logits = torch.zeros(10)
+    labels = torch.tensor([1.0] * 2 + [0.0] * 8)
+    losses = batch_loss(logits, labels, config, positive_weight=4.0)
+    assert losses[:2].sum() == pytest.approx(losses[2:].sum().item())
+    assert losses.mean() == pytest.approx(math.log(2))
+
+
+def test_focal_loss_is_the_papers():
+    from torchvision.ops import sigmoid_focal_loss
+
+    config = make_config(**{"train.loss": "focal", "train.focal_gamma": 2.0}).train
+    logits = torch.linspace(-4, 4, 9)
+    labels = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0])
+    ours = batch_loss(logits, labels, config, positive_weight=1.0)
+    assert torch.allclose(ours, sigmoid_focal_loss(logits, labels, alpha=-1, gamma=2.0))
+
+
+def test_label_smoothing_is_symmetric():
+    config = make_config(**{"train.loss": "plain", "train.label_smoothing": 0.1}).train
+    ours = batch_loss(torch.tensor([2.0, -2.0]), torch.tensor([1.0, 0.0]), config, 1.0)
+    expected = -(0.9 * math.log(1 / (1 + math.exp(-2))) + 0.1 * math.log(1 / (1 + math.exp(2))))
+    assert ours.tolist() == pytest.approx([expected, expected])
+
+
+def test_precision_auto_never_takes_bf16_for_a_depthwise_backbone_on_cpu():
+    cpu = torch.device("cpu")
+    assert (
+        pick_precision(make_config(**{"train.precision": "auto", "model.name": "tf_efficientnet_lite0"}), cpu)
+        is torch.float32
+    )
+    assert pick_precision(make_config(**{"train.precision": "bf16"}), cpu) is torch.bfloat16
+
+
+def test_averaged_weights_follow_the_formula():
+    config = make_config(**{"train.ema": 0.9, "train.epochs": 1, "train.batch_size": 120})
+    fit = Fit(config, make_stream(config))
+    before = fit.averaged.state_dict()["stem.0.weight"].clone()
+    fit.run_epoch()  # one step: decay min(0.9, 1/10)
+    after, trained = fit.averaged.state_dict()["stem.0.weight"], fit.model.state_dict()["stem.0.weight"]
+    assert torch.allclose(after, 0.1 * before + 0.9 * trained, atol=1e-6)
+
+
+# ---------------------------------------------------------------- ranks
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Recording(Fit):
+    """Keeps the gradients, as reduced over the ranks, and the global loss of every step."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.gradients, self.losses = [], []
+        step = self.optimizer.step
+
+        def recorded():
+            self.gradients.append({n: p.grad.clone() for n, p in self.model.named_parameters()})
+            step()
+
+        self.optimizer.step = recorded
+
+    def _step(self, batch, step):
+        total = super()._step(batch, step).clone()
+        if self.world > 1:
+            dist.all_reduce(total)
+        self.losses.append(float(total) / batch.global_count)
+        return total / self.world  # _train_epoch sums over the ranks again
+
+
+def recorded_run(config, rank, world, train):
+    fit = Recording(config, make_stream(config, rank, world, train))
+    reports = [fit.run_epoch() for _ in range(config.train.epochs)]
+    return fit, reports
+
+
+def rank_main(rank, world, port, config, train, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    fit, reports = recorded_run(config, rank, world, train)
+    torch.save(
+        {"gradients": fit.gradients, "losses": fit.losses, "reports": comparable(reports)}, f"{folder}/{rank}.pt"
+    )
+    dist.destroy_process_group()
+
+
+def on_ranks(world, config, train, folder):
+    mp.spawn(rank_main, (world, free_port(), config, train, str(folder)), nprocs=world)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    # 118 does not divide by 16, nor the last batch of 6 by 4; freeze_norm, for batch norm sees only its own rank.
+    config = make_config(
+        **{"model.freeze_norm": True, "model.dropout": 0.0, "model.spatial_dropout": 0.0, "train.clip_norm": 0.0}
+    )
+    alone, reports = recorded_run(config, 0, 1, 118)
+    return alone, reports, on_ranks(2, config, 118, tmp_path_factory.mktemp("ranks"))
+
+
+def test_two_workers_have_one_workers_gradients(two_ranks):
+    alone, _, ranks = two_ranks
+    for rank in ranks:
+        for name, gradient in alone.gradients[0].items():
+            assert (gradient - rank["gradients"][0][name]).abs().max() < 1e-5, name
+            assert gradient.abs().max() > 0
+
+
+def test_two_workers_have_one_workers_loss_curve(two_ranks):
+    alone, _, ranks = two_ranks
+    steps = alone.stream.plan.steps
+    assert len(alone.losses) == 3 * steps
+    for rank in ranks:
+        assert rank["losses"][:steps] == pytest.approx(alone.losses[:steps], abs=1e-3)
+
+
+def test_metrics_are_of_the_whole_set_on_every_rank(two_ranks):
+    _, reports, ranks = two_ranks
+    assert [{**m} for m in ranks[0]["reports"]] == [{**m} for m in ranks[1]["reports"]]
+    first, theirs = reports[0].metrics, ranks[0]["reports"][0]
+    assert theirs["val_n"] == first["val_n"] == COUNT - 118
+    for name in ("train_loss", "val_loss", "val_auroc"):
+        assert theirs[name] == pytest.approx(first[name], abs=1e-3)
+
+
+def test_an_epoch_whose_last_batch_is_smaller_than_the_world_neither_hangs_nor_loses_an_image(tmp_path):
+    # 113 = 7 batches of 16 and one image: two of three ranks get none of it.
+    config = make_config(
+        **{"model.freeze_norm": True, "model.dropout": 0.0, "model.spatial_dropout": 0.0, "train.epochs": 1}
+    )
+    alone, _ = recorded_run(config, 0, 1, 113)
+    ranks = on_ranks(3, config, 113, tmp_path)
+    assert ranks[0]["losses"] == pytest.approx(alone.losses, abs=1e-3)
+
+
+def test_a_last_batch_of_one_image_is_trained_on():
+    # 113 = 7 batches of 16 and one; at 32 pixels the last feature map has one place: no variance to normalise by.
+    fit, reports = run(make_config(**{"train.epochs": 1, "train.batch_size": 16}), train=113)
+    assert fit.stream.plan.steps == 8
+    assert math.isfinite(reports[0].metrics["train_loss"])
+    assert fit.model.training
+    assert all(module.training for module in fit.model.modules())
+
+
+def test_an_epoch_reports_what_the_commands_print():
+    _, reports = run(make_config(**{"train.epochs": 1}))
+    frame = pd.DataFrame(comparable(reports))
+    assert {"epoch", "train_loss", "lr", "val_loss", "val_accuracy", "val_auroc"} <= set(frame.columns)

