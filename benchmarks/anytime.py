@@ -19,7 +19,7 @@ import yaml
 from processes import timed
 from table import write_results
 
-from fracray.runtime.show import new_console, new_table
+from fracray.runtime.console import new_console, new_table
 from fracray.search.study import JOURNAL
 
 HERE = Path(__file__).parent

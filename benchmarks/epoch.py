@@ -26,7 +26,7 @@ from fracray.data.images.letterbox import letterbox
 from fracray.data.loading.augment import Augmenter
 from fracray.data.loading.streams import MemoryStream, Plan
 from fracray.data.phantom.draw import draw_phantom
-from fracray.runtime.show import new_console, new_table
+from fracray.runtime.console import new_console, new_table
 from fracray.training.loop import Fit, pick_precision
 from fracray.training.model import build_model
 from fracray.training.trial import use_cores

@@ -29,8 +29,8 @@ from fracray.config import Config
 from fracray.data.loading.gpu_stream import DeviceBatch, DeviceStream
 from fracray.data.loading.streams import MemoryStream, Plan
 from fracray.data.prepare import prepare
+from fracray.runtime.console import new_console, new_table
 from fracray.runtime.ray_session import connect
-from fracray.runtime.show import new_console, new_table
 from fracray.training.loop import Fit, Stream
 
 HERE = Path(__file__).parent

@@ -30,8 +30,8 @@ from fracray.data.loading.ingest import ingest, reduction_for
 from fracray.data.manifest import Manifest
 from fracray.data.prepare import examined
 from fracray.data.sources.import_set import ImportOptions, import_set
+from fracray.runtime.console import new_console, new_table
 from fracray.runtime.ray_session import connect
-from fracray.runtime.show import new_console, new_table
 from fracray.runtime.storage import Folder
 
 

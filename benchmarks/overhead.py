@@ -26,7 +26,7 @@ from table import write_results
 
 from fracray.config import Config
 from fracray.data.loading.streams import MemoryStream
-from fracray.runtime.show import new_console, new_table
+from fracray.runtime.console import new_console, new_table
 from fracray.search.progress import TRIALS
 from fracray.search.space import SearchSpace
 from fracray.search.space_file import load_space

@@ -31,8 +31,8 @@ from fracray.data.loading.streams import MemoryStream, RayStream, make_plan
 from fracray.data.phantom.draw import draw_phantom
 from fracray.data.prepare import Prepared, examined, prepare
 from fracray.data.sources.fracatlas import FLAGS, FOLDERS
+from fracray.runtime.console import new_console, new_table
 from fracray.runtime.ray_session import connect
-from fracray.runtime.show import new_console, new_table
 from fracray.runtime.storage import Folder
 from fracray.training.loop import Fit
 

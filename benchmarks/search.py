@@ -22,9 +22,9 @@ from table import write_results
 
 from fracray.config import PHANTOM, Config
 from fracray.data.prepare import prepare
+from fracray.runtime.console import new_console, new_table
 from fracray.runtime.efficiency import FINISHING
 from fracray.runtime.ray_session import connect
-from fracray.runtime.show import new_console, new_table
 
 HERE = Path(__file__).parent
 IMAGES = 1143  # of which some 750 train and 170 validate, and the rest is kept for tests

@@ -22,7 +22,7 @@ from table import write_results
 
 from fracray.config import Config
 from fracray.data.loading.streams import MemoryStream
-from fracray.runtime.show import new_console, new_table
+from fracray.runtime.console import new_console, new_table
 from fracray.training.loop import Fit
 from fracray.training.trial import use_cores
 

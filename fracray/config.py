@@ -278,6 +278,11 @@ class SearchConfig(Section):
     gpus_per_trial: Annotated[float, Field(ge=0)] = 0.0
     time_budget: Annotated[float, Field(gt=0)] | None = Field(None, description="seconds after which no epoch is begun")
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The searched metrics; the first one decides which trial and which epoch is best."""
+        return (self.metric,) if isinstance(self.metric, str) else self.metric
+
 
 class Config(Section):
     """The whole tree."""

@@ -1,55 +1,47 @@
 """python -m fracray.evaluate: a checkpoint on a split, or on radiographs that its training never saw.
 
-The decision threshold and the calibration are those fixed on validation; intervals are bootstrapped over groups, for
-images of one group are not independent. Beside every score stands that of predictors which see no pixel.
+The decision threshold and the calibration are those fixed on validation. Intervals are bootstrapped over groups, as
+images of a group are not independent. The scores of no-pixel predictors are shown next to them.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
-from fracray.config import Config, nearest
-from fracray.data.images.corruptions import SEVERITIES
-from fracray.data.loading.ingest import Shards
-from fracray.data.manifest import Manifest
-from fracray.data.prepare import Prepared, examined, prepare, shards_at
 from fracray.errors import InputError, run_verb
-from fracray.evaluation.inference import half_the_cpus, network
-from fracray.evaluation.robustness import CorruptionScores, ModelUnderTest, read_severities, score_corruptions
-from fracray.evaluation.scoring import Scored, check_folds, pool_folds, refuse_seen, score_part
-from fracray.metrics import Interval
-from fracray.runtime.console import progress_bar
-from fracray.runtime.ray_session import connect
-from fracray.runtime.run_folder import BEST, data_source
-from fracray.runtime.show import (
-    new_console,
-    say_corruptions,
-    say_few_groups,
-    say_flow,
-    say_phantom,
-    scores_table,
-    sets_table,
-)
-from fracray.runtime.storage import Folder
-from fracray.training.checkpoint import Checkpoint, load_checkpoint
+from fracray.runtime.arguments import add_address, command
+
+if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are read and its files are found
+    from rich.console import Console
+
+    from fracray.config import Config
+    from fracray.data.loading.ingest import Shards
+    from fracray.data.manifest import Manifest
+    from fracray.data.prepare import Prepared
+    from fracray.evaluation.robustness import CorruptionScores, ModelUnderTest
+    from fracray.evaluation.scoring import Scored
+    from fracray.metrics import Interval
+    from fracray.training.checkpoint import Checkpoint
+
+SEVERITIES = (1, 2, 3, 4, 5)  # those of data.images.corruptions
+
+# ---------------------------------------------------------------- the command
 
 
 def parser() -> argparse.ArgumentParser:
-    cli = argparse.ArgumentParser(
-        prog="python -m fracray.evaluate",
-        description="Score a checkpoint: accuracy, AUROC, sensitivity and more, each with a 95% interval bootstrapped "
-        "over groups, at the threshold fixed on validation, beside predictors that see no pixel.",
-        epilog="examples:\n"
+    cli = command(
+        "evaluate",
+        "Score a checkpoint: accuracy, AUROC, sensitivity and more, each with a 95% interval bootstrapped over groups, "
+        "at the threshold fixed on validation, next to no-pixel predictors.",
         "  python -m fracray.evaluate checkpoints/t0007 --data FracAtlas --split test\n"
         "  python -m fracray.evaluate runs/first --json scores.json\n"
         "  python -m fracray.evaluate checkpoints/t0007 --data other-hospital --split all\n"
-        "  python -m fracray.evaluate checkpoints/t0007 --shifts --reference checkpoints/t0000 --json shifts.json\n"
+        "  python -m fracray.evaluate checkpoints/t0007 --corruptions --reference checkpoints/t0000 --json bad.json\n"
         "  python -m fracray.evaluate runs/fold0 runs/fold1 runs/fold2 runs/fold3 runs/fold4\n",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     cli.add_argument(
         "checkpoint",
@@ -65,44 +57,80 @@ def parser() -> argparse.ArgumentParser:
     cli.add_argument(
         "--split",
         metavar="SET",
-        help="default: test, with the shifted sets beside it; val, test/device, ...; all, for data that the training "
-        "never saw",
+        help="default: test, and its shifted sets; val, test/device, ...; all, for data that the training never saw",
     )
     cli.add_argument("--json", metavar="FILE", help="also write the scores and every image's probability as JSON")
     cli.add_argument(
-        "--shifts",
+        "--corruptions",
         action="store_true",
-        help="also the shift suite: balanced error under 21 corruptions (exposure, noise, blur, positioning, ...) at "
-        "severities 1 to 5",
+        help="also score under 21 corruptions (exposure, noise, blur, positioning, ...) at severities 1 to 5",
     )
     cli.add_argument(
         "--reference",
         metavar="CHECKPOINT",
-        help="with --shifts: a model on the same data to measure against, for MedMNIST-C's relative balanced error",
+        help="with --corruptions: a model on the same data to compare with, for MedMNIST-C's relative balanced error",
     )
-    cli.add_argument("--severities", metavar="LIST", help="with --shifts: some of 1,2,3,4,5 (default: all)")
-    cli.add_argument("--seed", type=int, default=0, help="of the bootstrap and the shifts (default %(default)s)")
-    cli.add_argument("--address", help="a Ray cluster for the preparation (default: a local one)")
+    cli.add_argument("--severities", metavar="LIST", help="with --corruptions: some of 1,2,3,4,5 (default: all)")
+    cli.add_argument("--seed", type=int, default=0, help="of the bootstrap and the corruptions (default %(default)s)")
+    add_address(cli)
     return cli
 
 
 def main(argv: Sequence[str]) -> None:
     args = parser().parse_args(argv)
-    console = new_console()
-    if not args.shifts and (args.reference or args.severities):
-        raise InputError(f"{'--reference' if args.reference else '--severities'}: only with --shifts")
-    severities = read_severities(args.severities) if args.severities else SEVERITIES
+    severities = _check(args)
+    _evaluate(args, severities)
+
+
+def _check(args: argparse.Namespace) -> tuple[int, ...]:
+    """Refuse what can be refused without opening a checkpoint; returns the severities of the corruptions."""
+    from fracray.runtime.run_folder import data_source, require_local
+
+    if not args.corruptions and (args.reference or args.severities):
+        raise InputError(f"{'--reference' if args.reference else '--severities'}: only with --corruptions")
+    if len(args.checkpoint) > 1:
+        if args.corruptions:
+            raise InputError("--corruptions: scores one checkpoint at a time; name a single one")
+        if args.data or args.split not in (None, "test"):
+            raise InputError("several checkpoints are scored on the test fold of each; leave out --data and --split")
+    for location in (*args.checkpoint, *([args.reference] if args.reference else [])):
+        require_local(location, "no such checkpoint folder or run")
+    if args.data:
+        data_source(args.data)
+    return read_severities(args.severities) if args.severities else SEVERITIES
+
+
+def read_severities(text: str) -> tuple[int, ...]:
+    """'1,3,5' to (1, 3, 5); InputError for anything else."""
+    known = {str(severity): severity for severity in SEVERITIES}
+    words = [word.strip() for word in text.split(",")]
+    if not all(word in known for word in words):
+        raise InputError(f"--severities {text}: expected some of 1 to 5 with commas between, for example 1,3,5")
+    return tuple(sorted({known[word] for word in words}))
+
+
+# ---------------------------------------------------------------- the steps
+
+
+def _evaluate(args: argparse.Namespace, severities: tuple[int, ...]) -> None:
+    from fracray.data.prepare import examined, prepare, shards_at
+    from fracray.data.report import say_flow, say_phantom
+    from fracray.evaluation.inference import half_the_cpus
+    from fracray.evaluation.report import say_corruptions, say_few_groups, scores_table, sets_table
+    from fracray.evaluation.robustness import score_corruptions
+    from fracray.evaluation.scoring import check_folds, pool_folds, refuse_seen, score_part
+    from fracray.runtime.console import new_console, progress_bar
+    from fracray.runtime.ray_session import connect
+    from fracray.runtime.run_folder import data_source
+
     checkpoints = [open_checkpoint(location) for location in args.checkpoint]
     metadata = checkpoints[0].metadata
     if len(checkpoints) > 1:
-        if args.shifts:
-            raise InputError("--shifts: scores one checkpoint at a time; name a single one")
-        if args.data or args.split not in (None, "test"):
-            raise InputError("several checkpoints are scored on the test fold of each; leave out --data and --split")
         check_folds(args.checkpoint, [checkpoint.metadata for checkpoint in checkpoints])
     reference = open_checkpoint(args.reference) if args.reference else None
     source = data_source(args.data) if args.data else metadata.config.data.source
     config = metadata.config.with_leaves({"data.source": source}, "--data")
+    console = new_console()
     if not args.data:
         say_phantom(console, config)
     with connect(args.address):
@@ -121,38 +149,39 @@ def main(argv: Sequence[str]) -> None:
     intervals = pooled.intervals(args.seed)
     threshold = f"decision threshold {metadata.threshold:.3f}" if len(scored) == 1 else "each fold's decision threshold"
     console.print(
-        f"\n{_who(checkpoints)}, on {_words(part, prepared, metadata.data_fingerprint)}: "
-        f"{len(pooled.rows)} radiographs in "
-        f"{len(set(pooled.groups))} groups, {pooled.labels.mean():.1%} fractured; {threshold}, fixed on validation",
+        f"\n{_who(checkpoints)}, on {_what(part, prepared, metadata.data_fingerprint)}: "
+        f"{len(pooled.rows)} radiographs in {len(set(pooled.groups))} groups, {pooled.labels.mean():.1%} fractured; "
+        f"{threshold}, fixed on validation",
         soft_wrap=True,
     )
     console.print(scores_table(intervals, pooled.prepared.baselines, part))
     sets = scored[0][1] if len(scored) == 1 else {}
-    beside = {part: intervals} | {name: found.intervals(args.seed) for name, found in sets.items()}
+    all_sets = {part: intervals} | {name: found.intervals(args.seed) for name, found in sets.items()}
     if sets:
-        console.print(sets_table(beside, prepared))
+        console.print(sets_table(all_sets, prepared))
     say_few_groups(console, pooled.groups)
     if part == "all" and prepared.fingerprint == metadata.data_fingerprint:
         console.print(
-            "note: 'all' holds the images that this checkpoint was trained on; its scores flatter", style="yellow"
+            "note: 'all' includes the images that this checkpoint was trained on, so its scores are optimistic",
+            style="yellow",
         )
-    shifts = None
-    if args.shifts:
+    corruptions = None
+    if args.corruptions:
         with half_the_cpus(), progress_bar(console, "scoring corrupted radiographs") as step:
-            shifts = score_corruptions(
-                _judged(checkpoints[0], prepared.shards),
+            corruptions = score_corruptions(
+                _under_test(checkpoints[0], prepared.shards),
                 pooled.rows,
                 prepared.table["image_id"].iloc[pooled.rows].tolist(),
                 pooled.labels,
                 pooled.groups,
                 severities,
-                _judged(reference, other) if reference and other else None,
+                _under_test(reference, other) if reference and other else None,
                 args.seed,
                 step,
             )
-        say_corruptions(console, shifts)
+        say_corruptions(console, corruptions)
     if args.json:
-        _write_json(Path(args.json), args.checkpoint, checkpoints, part, pooled, beside, shifts)
+        _write_json(Path(args.json), args.checkpoint, checkpoints, part, pooled, all_sets, corruptions)
         console.print(f"written: {args.json}")
 
 
@@ -166,6 +195,10 @@ def _who(checkpoints: Sequence[Checkpoint]) -> str:
 
 def open_checkpoint(location: str) -> Checkpoint:
     """Load a checkpoint folder, or a run's best one, from a path or URI."""
+    from fracray.runtime.run_folder import BEST
+    from fracray.runtime.storage import Folder
+    from fracray.training.checkpoint import load_checkpoint
+
     folder = Folder(location)
     if folder.exists("config.yaml") and folder.exists(BEST):
         folder = folder.sub(BEST)
@@ -180,7 +213,10 @@ def open_checkpoint(location: str) -> Checkpoint:
 def _prepare(
     config: Config, manifest: Manifest, trained_on: str, split: str | None, console: Console
 ) -> tuple[Prepared, str]:
-    """The data set and the part of it to score; data that was never seen has no parts and is scored whole."""
+    """The data set and the part of it to score; data that was never seen has no parts and is scored in full."""
+    from fracray.config import nearest
+    from fracray.data.prepare import prepare
+
     known = manifest.fingerprint() == trained_on
     if split == "all" or (not known and split is None):
         return prepare(config.data, console, split=False, manifest=manifest), "all"
@@ -198,12 +234,15 @@ def _prepare(
     return prepared, split or "test"
 
 
-def _judged(checkpoint: Checkpoint, shards: Shards) -> ModelUnderTest:
+def _under_test(checkpoint: Checkpoint, shards: Shards) -> ModelUnderTest:
+    from fracray.evaluation.inference import network
+    from fracray.evaluation.robustness import ModelUnderTest
+
     run, metadata = network(checkpoint), checkpoint.metadata
     return ModelUnderTest(shards, lambda images: metadata.calibration.apply(run(images)), metadata.threshold)
 
 
-def _words(part: str, prepared: Prepared, trained_on: str) -> str:
+def _what(part: str, prepared: Prepared, trained_on: str) -> str:
     if prepared.fingerprint != trained_on:
         return f"{prepared.origin}, which its training never saw"
     return "all radiographs" if part == "all" else f"the set {part}"
@@ -216,7 +255,7 @@ def _write_json(
     part: str,
     scored: Scored,
     sets: dict[str, dict[str, Interval]],
-    shifts: CorruptionScores | None,
+    corruptions: CorruptionScores | None,
 ) -> None:
     table = scored.prepared.table.iloc[scored.rows]
     tree: dict[str, Any] = {
@@ -242,8 +281,8 @@ def _write_json(
             )
         ],
     }
-    if shifts is not None:
-        tree["shifts"] = shifts.as_dict()
+    if corruptions is not None:
+        tree["corruptions"] = corruptions.as_dict()
     try:
         path.write_text(json.dumps(tree, indent=1, allow_nan=False) + "\n")
     except OSError as error:

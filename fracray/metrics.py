@@ -6,7 +6,7 @@ and an image is called positive when its probability is at least the threshold.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from fracray.errors import RunError
+from fracray.metric_names import METRICS, REPORTED, lower_is_better
 
 Array = npt.NDArray[np.float64]
 BINS = 15
@@ -52,11 +53,6 @@ class Scores:
         return {f"{prefix}{name}": value for name, value in asdict(self).items()}
 
 
-METRICS: tuple[str, ...] = tuple(field.name for field in fields(Scores) if field.name != "n")
-REPORTED = (*(name for name in METRICS if name != "prevalence"), "loss")  # of each validation set, by every epoch
-LOWER_IS_BETTER = ("loss", "brier", "ece")
-
-
 @dataclass(frozen=True)
 class Interval:
     """An estimate with its confidence interval; `low` and `high` are nan where none can be had."""
@@ -85,22 +81,6 @@ class Calibration:
     def apply(self, logits: npt.ArrayLike) -> Array:
         """Probabilities, float64, of logits of any shape."""
         return np.asarray(expit(np.asarray(logits, dtype=np.float64) / self.temperature + self.bias))
-
-
-def lower_is_better(reported: str) -> bool:
-    """Whether a reported metric, such as 'val_loss' or 'worst_val_brier', is better when it is lower."""
-    return reported.rpartition("_")[2] in LOWER_IS_BETTER
-
-
-def is_validation(reported: str) -> bool:
-    """Whether a reported value is a metric of a validation set, and not the epoch, a rate or a training loss."""
-    return reported.startswith(("val_", "val/", "mean_val_", "worst_val_"))
-
-
-def reported_metrics(sets: Sequence[str]) -> tuple[str, ...]:
-    """The names under which every epoch reports the metrics of these validation sets: see `over_sets`."""
-    prefixes = (*sets, *(("mean_val", "worst_val") if len(sets) > 1 else ()))
-    return tuple(f"{prefix}_{metric}" for prefix in prefixes for metric in REPORTED)
 
 
 def over_sets(sets: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

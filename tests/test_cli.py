@@ -19,7 +19,7 @@ from fracray.config import Config
 from fracray.data import __main__ as data
 from fracray.errors import InputError, RunError, run_verb
 from fracray.metrics import Calibration
-from fracray.runtime.show import new_console
+from fracray.runtime.console import new_console
 from fracray.training.checkpoint import CheckpointMetadata, save_checkpoint
 from fracray.training.model import build_model
 
@@ -105,12 +105,12 @@ def test_the_command_is_installed():
 
 # Frozen, so that an option is added on purpose: it must be worth its line in --help for ever.
 FLAGS = {
-    "tune": "--space --data --trials --epochs --concurrent --workers-per-trial --cpus-per-trial --gpus-per-trial "
-    "--time-budget --set --storage --name --resume --address",
-    "train": "--data --config --workers --cpus-per-worker --gpus-per-worker --epochs --set --storage --name --resume "
+    "tune": "--space --trials --concurrent --workers-per-trial --cpus-per-trial --gpus-per-trial --time-budget "
+    "--data --epochs --set --storage --name --resume --address",
+    "train": "--config --workers --cpus-per-worker --gpus-per-worker --data --epochs --set --storage --name --resume "
     "--address",
     "fetch": "run --top --metric --cluster --to",
-    "evaluate": "checkpoint --data --split --json --shifts --reference --severities --seed --address",
+    "evaluate": "checkpoint --data --split --json --corruptions --reference --severities --seed --address",
     "cluster check": "file --space --workers-per-trial --cpus-per-trial --gpus-per-trial --storage",
     "cluster submit": "file --address",
     "cluster attach": "file --address job",

@@ -15,7 +15,7 @@ from fracray.data.phantom.draw import write_phantoms
 from fracray.data.prepare import prepare
 from fracray.errors import InputError
 from fracray.evaluate import main
-from fracray.runtime.show import new_console
+from fracray.runtime.console import new_console
 from fracray.train import main as train
 from fracray.training.checkpoint import load_checkpoint, read_metadata, read_predictions, save_checkpoint
 
@@ -204,8 +204,8 @@ def test_a_run_is_its_best_checkpoint_and_one_without_names_its_trials(run, tmp_
 
 
 def test_the_shift_suite_of_the_verb(run, tmp_path, capsys):
-    scores = evaluate(run, tmp_path, "--shifts", "--severities", "1,5", "--reference", str(run))
-    shifts = scores["shifts"]
+    scores = evaluate(run, tmp_path, "--corruptions", "--severities", "1,5", "--reference", str(run))
+    shifts = scores["corruptions"]
     clean = 1 - scores["scores"]["balanced_accuracy"]["value"]
     assert shifts["clean"]["balanced_error"]["value"] == pytest.approx(clean)
     assert shifts["clean"]["auroc"] == pytest.approx(scores["scores"]["auroc"]["value"])
@@ -234,8 +234,10 @@ def made_of(run, folder, leaves, seen=None):
 
 def test_a_reference_of_another_size_is_shown_the_same_radiographs(run, tmp_path):
     larger = made_of(run, tmp_path / "larger", {"data.size": 40})
-    beside = evaluate(run, tmp_path, "--shifts", "--severities", "3", "--reference", str(larger))["shifts"]["reference"]
-    alone = evaluate(larger, tmp_path, "--shifts", "--severities", "3")["shifts"]
+    beside = evaluate(run, tmp_path, "--corruptions", "--severities", "3", "--reference", str(larger))["corruptions"][
+        "reference"
+    ]
+    alone = evaluate(larger, tmp_path, "--corruptions", "--severities", "3")["corruptions"]
     assert beside["clean"] == alone["clean"]
     assert beside["corruptions"] == alone["corruptions"]
 
@@ -249,19 +251,19 @@ def test_a_reference_that_has_seen_the_radiographs_is_refused(run, tmp_path):
         InputError,
         match=rf"--reference .*same split: {count} of these {count} radiographs were trained or validated on",
     ):
-        main([str(run), "--shifts", "--reference", str(elsewhere)])
+        main([str(run), "--corruptions", "--reference", str(elsewhere)])
     unseen = made_of(run, tmp_path / "unseen", {"data.split.seed": 1}, everything[table["split"] != "test"])
-    evaluate(run, tmp_path, "--shifts", "--severities", "1", "--reference", str(unseen))
+    evaluate(run, tmp_path, "--corruptions", "--severities", "1", "--reference", str(unseen))
 
 
 def test_the_shift_suite_is_of_one_checkpoint(run):
     with pytest.raises(InputError, match="name a single one"):
-        main([str(run), str(run), "--shifts"])
+        main([str(run), str(run), "--corruptions"])
 
 
 @pytest.mark.parametrize("words", [["--reference", "x"], ["--severities", "1"]])
 def test_what_only_concerns_the_shifts_needs_them(run, words):
-    with pytest.raises(InputError, match="only with --shifts"):
+    with pytest.raises(InputError, match="only with --corruptions"):
         main([str(run), *words])
 
 

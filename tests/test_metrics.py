@@ -10,9 +10,9 @@ from sklearn import metrics as sk
 from sklearn.linear_model import LogisticRegression
 
 from fracray.errors import RunError
+from fracray.metric_names import METRICS
 from fracray.metrics import (
     BIASES,
-    METRICS,
     TEMPERATURES,
     Calibration,
     auroc_over_folds,

@@ -25,9 +25,11 @@ from optuna.storages.journal import JournalFileBackend
 from fracray.errors import RunError
 from fracray.runtime.run_folder import STATE
 from fracray.runtime.storage import Folder
-from fracray.search.progress import best_row, collect
+from fracray.search.trainable import TrialActor
+from fracray.search.trials_table import best_row, collect
 from fracray.training.checkpoint import load_checkpoint, read_metadata, save_state
-from fracray.tune import TrialActor, main
+from fracray.training.epochs import EpochResult
+from fracray.tune import main
 
 SPACE = """
 metric: val_accuracy
@@ -172,22 +174,22 @@ def test_the_run_says_where_its_time_went(searched):
     assert (rows["seconds_training"] > 0).all()
 
 
-def test_an_unfinished_trial_counts_for_what_its_checkpoint_vouches_for(searched, tmp_path):
+def test_an_unfinished_trial_counts_up_to_its_checkpoint(searched, tmp_path):
     run = tmp_path / "search"
     shutil.copytree(searched, run)
     study = study_of(run)
     folder = run / "trials" / f"t{study.ask().number:04d}"  # left running, as by a killed driver
     best = max(trial.value for trial in study.trials if trial.value is not None)
     values = enumerate((0.01, 0.02, 0.02, 0.03), start=1)
-    history = [{"epoch": float(epoch), "best_val_accuracy": best + gain} for epoch, gain in values]
+    history = [EpochResult(epoch, {}, {"val_accuracy": best + gain}, seconds=1.0) for epoch, gain in values]
     folder.mkdir()
-    (folder / "epochs.json").write_text(json.dumps(history))
+    (folder / "epochs.json").write_text(json.dumps([result.to_json() for result in history]))
     rows = collect(Folder(run), study, 3)
-    assert rows[len(rows) - 1].history == []
-    assert best_row(rows, "val_accuracy", "max").best("val_accuracy") == best
+    assert rows[len(rows) - 1].history == ()
+    assert best_row(rows.values(), "val_accuracy", "max").best("val_accuracy") == best
     (folder / "best").mkdir()
     (folder / "best/config.json").write_text(json.dumps({"epoch": 2}))
-    assert collect(Folder(run), study, 3)[len(rows) - 1].history == history[:3]
+    assert collect(Folder(run), study, 3)[len(rows) - 1].history == tuple(history[:3])
 
 
 def test_the_winner_is_kept_as_a_portable_checkpoint(searched):
@@ -417,7 +419,7 @@ def test_a_search_goes_on_after_kill_nine_of_a_trial_process(ray_local, tmp_path
         main(["--space", str(space), "--storage", str(tmp_path), "--name", "hit", *keep])
         killed.result()
     said = capsys.readouterr()
-    assert "is taken up again: its process ended" in said.out
+    assert "will be resumed: its process ended" in said.out
     assert "Traceback" not in said.out + said.err
     before[0].assert_kept_and_whole(trials=6, epochs=8, every_epoch=True)
 
@@ -432,7 +434,7 @@ def test_a_process_that_dies_between_two_trials_costs_no_trial(ray_local, tmp_pa
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().reset_config(new_config)
 
-    monkeypatch.setattr("fracray.tune.TrialActor", Dying)
+    monkeypatch.setattr("fracray.search.trainable.TrialActor", Dying)
     main(["--space", str(write_space(tmp_path, trials=4, epochs=2)), "--storage", str(tmp_path), "--name", "hit"])
     assert mark.exists()
     Snapshot(tmp_path / "hit").assert_kept_and_whole(trials=4, epochs=2)
@@ -461,7 +463,7 @@ def test_a_trial_that_cannot_run_fails_once_with_its_reason(ray_local, tmp_path,
 
 
 def resume_arguments(out):
-    command = re.search(r"go on with: python -m fracray\.tune (.*)", out).group(1)
+    command = re.search(r"continue with: python -m fracray\.tune (.*)", out).group(1)
     assert command.endswith("--resume")
     return shlex.split(command)
 

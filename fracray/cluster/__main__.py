@@ -16,8 +16,9 @@ from fracray.cluster.files import SLURM, ClusterFile, Need, read_cluster
 from fracray.cluster.jobs import AGAIN_SECONDS, LOST_SECONDS, Follower, jobs, reach, submit
 from fracray.config import PHANTOM, Config, load_config
 from fracray.errors import InputError, RunError, run_verb
-from fracray.runtime.ray_session import EXPECTED, FILE, promise
-from fracray.runtime.show import new_console, new_table
+from fracray.runtime.console import new_console, new_table
+from fracray.runtime.resources import EXPECTED, promise
+from fracray.runtime.run_folder import CLUSTER_FILE
 from fracray.search.space_file import load_space
 from fracray.training.checkpoint import read_metadata
 
@@ -82,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
     words = list(argv)
     at = words.index("--") if "--" in words else len(words)
     if at == len(words) and words[:1] == ["submit"] and (verb := next((word for word in words if word in SENT), None)):
-        raise InputError(f"submit: put -- before {verb}: submit FILE -- {verb} ...")
+        raise InputError(f"submit: put -- before {verb}: submit CLUSTER_FILE -- {verb} ...")
     args = parser().parse_args(words[:at])
     console = new_console()
     if args.verb == "check":
@@ -178,7 +179,7 @@ def told(cluster: ClusterFile, address: str | None = None) -> dict[str, str]:
     expected = {EXPECTED: str(sum(node.least for node in nodes))}
     environment = promise(known) if len(known) == len(nodes) else expected
     if address is None:  # whoever is told to go on is to find the same way
-        environment[FILE] = cluster.file.origin
+        environment[CLUSTER_FILE] = cluster.file.origin
     if sys.stdout.isatty():
         columns, lines = shutil.get_terminal_size()
         # Rich reads these three: the job's table is drawn for this terminal, in the job's log.

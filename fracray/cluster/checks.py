@@ -24,7 +24,7 @@ from fracray.cluster.files import KUBERAY, LAUNCHER, SLURM, ClusterFile, Need, k
 from fracray.cluster.slurm import COMMANDS as SCRIPT
 from fracray.cluster.slurm import LATE, OPTIONS
 from fracray.config import nearest
-from fracray.runtime.ray_session import PROMISED, promise
+from fracray.runtime.resources import PROMISED, promise
 from fracray.runtime.yaml_lines import ParsedFile
 
 PLACEHOLDER = "YOUR-"  # what fracray's own cluster files leave to their user

@@ -13,7 +13,7 @@ from typing import Any
 
 from fracray.cluster.slurm import COMMANDS, OPTIONS, is_batch, read_batch
 from fracray.errors import InputError
-from fracray.runtime.ray_session import Machine
+from fracray.runtime.resources import Machine
 from fracray.runtime.yaml_lines import ParsedFile, read_yaml
 
 LAUNCHER, SLURM = "ray up", "Slurm"

@@ -12,20 +12,21 @@ import numpy as np
 from fracray.config import Config, PhantomConfig, parse_assignments
 from fracray.data.audit.facts import find
 from fracray.data.audit.page import as_html, as_json
+from fracray.data.audit.report import say_audit
 from fracray.data.audit.verdicts import judge
 from fracray.data.datasheet import datasheet
 from fracray.data.images.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from fracray.data.loading.augment import Augmenter
 from fracray.data.phantom.draw import contact_sheet, write_phantoms
 from fracray.data.prepare import examined, origin_of, prepare
+from fracray.data.report import say_flow, say_phantom, say_split
 from fracray.data.sources.download import API, RELEASES, download
 from fracray.data.sources.import_set import ImportOptions, import_set, user_path
 from fracray.data.sources.label_table import FIELDS
 from fracray.errors import InputError, run_verb
-from fracray.runtime.console import progress_bar
+from fracray.runtime.console import new_console, progress_bar
 from fracray.runtime.ray_session import connect
 from fracray.runtime.run_folder import data_source
-from fracray.runtime.show import new_console, say_audit, say_flow, say_phantom, say_split
 
 
 def parser() -> argparse.ArgumentParser:

@@ -26,7 +26,7 @@ from fracray.data.splits.assign import leaks
 from fracray.data.splits.divide import divide
 from fracray.errors import InputError
 from fracray.runtime.console import progress_bar
-from fracray.runtime.ray_session import alone
+from fracray.runtime.resources import alone
 from fracray.runtime.storage import Folder
 
 PHANTOM_LICENCE = "drawn by fracray; free of rights and of patients"

@@ -1,4 +1,4 @@
-"""How a classifier bears corrupted radiographs: balanced error and relative balanced error, by corruption and severity.
+"""Robustness to corruptions: balanced error and relative balanced error, by corruption and severity.
 
 After MedMNIST-C (Di Salvo et al., arXiv 2406.17536) and ImageNet-C (Hendrycks and Dietterich, arXiv 1903.12261).
 Balanced error (BE) is 1 - balanced accuracy at the threshold fixed on validation: nothing is tuned to a corruption.
@@ -108,15 +108,6 @@ class CorruptionScores:
         return tree
 
 
-def read_severities(text: str) -> tuple[int, ...]:
-    """'1,3,5' to (1, 3, 5); InputError for anything that is no severity."""
-    words = [word.strip() for word in text.split(",")]
-    known = {str(severity): severity for severity in SEVERITIES}
-    if not all(word in known for word in words):
-        raise InputError(f"--severities {text}: expected some of 1 to 5 with commas between, for example 1,3,5")
-    return tuple(sorted({known[word] for word in words}))
-
-
 def score_corruptions(
     model: ModelUnderTest,
     rows: np.ndarray,
@@ -134,7 +125,7 @@ def score_corruptions(
     step: called with (done, of how many). Raises InputError where the images are all of one class.
     """
     if len(np.unique(labels)) < 2:
-        raise InputError("--shifts: the radiographs are all of one class, for which there is no balanced error")
+        raise InputError("--corruptions: all radiographs are of one class, for which there is no balanced error")
     grid = [(corruption, severity) for corruption in CORRUPTIONS for severity in severities]
     models = [model] if reference is None else [model, reference]
     total = len(models) * len(rows) * (1 + len(grid))

@@ -1,27 +1,75 @@
-"""Pictures that move on a terminal while something long is under way. Knows nothing of what it is."""
+"""The console: tables, cells and progress in one style. Knows nothing of what is shown."""
 
+import os
+import sys
 from collections.abc import Callable
+from math import isnan
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+if TYPE_CHECKING:  # rich takes a while to import, and a command that refuses its arguments needs none of it
+    from rich.console import Console
+    from rich.table import Table
 
 
-def pictures_a_second(console: Console) -> float:
-    """How often a live table or bar is drawn: seldom in the log of a job, which keeps every picture of it."""
+def new_console() -> "Console":
+    """Standard output; as wide as the terminal, or wide enough for the tables where it goes to a file.
+
+    Without markup: names of files and settings may hold brackets.
+    """
+    from rich.console import Console
+
+    known_width = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(highlight=False, markup=False, width=None if known_width else 120)
+
+
+def new_table(*headings: str) -> "Table":
+    """A table in fracray's style, which stays readable when it is copied as text."""
+    from rich import box
+    from rich.table import Table
+
+    return Table(*headings, box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def score_cell(value: float | None) -> str:
+    """A score with three decimals; empty where there is none."""
+    return "" if value is None or isnan(value) else f"{value:.3f}"
+
+
+def setting_cell(value: Any) -> str:
+    """A setting's value in a table."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def share_bar(share: float) -> str:
+    """A bar for a share between 0 and 1."""
+    return "█" * round(share * 30)
+
+
+def duration(seconds: float) -> str:
+    """'5 s', '3 min 05 s' or '2 h 03 min'."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def refresh_rate(console: "Console") -> float:
+    """How often a second a live table or bar is drawn: rarely in the log of a job, which keeps every drawing."""
     return 2.0 if console.file.isatty() else 0.2
 
 
 class progress_bar:  # noqa: N801 - used as `with progress_bar(...)`, like the functions of contextlib
-    """A progress bar that appears with its first step and is gone when the work is done."""
+    """A progress bar that appears with its first step and disappears when the work is done."""
 
-    def __init__(self, console: Console, what: str) -> None:
+    def __init__(self, console: "Console", what: str) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         self._bar = Progress(
             TextColumn(what),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             console=console,
-            refresh_per_second=pictures_a_second(console),
+            refresh_per_second=refresh_rate(console),
             transient=True,
             disable=not console.is_terminal,
         )

@@ -46,9 +46,7 @@ WORDS = {
     FINISHING: "finishing",
     IDLE: "idle, and Ray's own work",
 }
-PREFIX = "seconds_"  # of the phases among an epoch's metrics
 ASK_SECONDS = 5.0
-RAN = "ran"  # in a trial's result: whether the epoch was run for it, or is only told once more
 
 
 Stretches = list[tuple[torch.cuda.Event, torch.cuda.Event]]  # of a GPU's work: when each began and ended
@@ -153,10 +151,10 @@ class Meter:
             return time.process_time() - self._helped - helping
 
     def take(self) -> dict[str, float]:
-        """The core-seconds since the last call, as metrics by name (`seconds_training`, ...)."""
+        """The core-seconds since the last call, by phase."""
         with self._lock:
             taken, self._seconds = self._seconds, dict.fromkeys(PHASES, 0.0)
-        return {PREFIX + phase: seconds for phase, seconds in taken.items()}
+        return taken
 
 
 @dataclass(frozen=True)
@@ -220,14 +218,14 @@ class EfficiencyTracker:
         self._last = begun
         self._seconds = dict.fromkeys(PHASES, 0.0)
 
-    def tell(self, metrics: Mapping[str, Any], took: float) -> None:
+    def tell(self, core_seconds: Mapping[str, float], took: float) -> None:
         """Add the phases of an epoch that has just been reported and took so many seconds of wall time."""
         self._last = time.time()
         if self._starting is None:
             self._count(self._last)
             self._starting = max(0.0, self._whole - took * self._cores)
         for phase in PHASES:
-            self._seconds[phase] += metrics.get(PREFIX + phase, 0.0)
+            self._seconds[phase] += core_seconds.get(phase, 0.0)
 
     def look(self) -> None:
         """Ask what there is to spend, where that was some seconds ago; to be called all along."""

@@ -1,13 +1,12 @@
-"""The run folder: where a search or a training keeps all that it found, on a path or a URI.
+"""The run folder: where a search or a training keeps everything that it found, on a path or a URI.
 
     config.yaml  environment.json  data.json  optuna.journal  trials.parquet  best/
     trials/t0007/  epochs.json  state.safetensors  best/
 
-A trial's folder is its whole memory: whoever starts the trial again, here or on another machine, goes on from it.
-Imports no Ray.
+A trial's folder holds all of its state: a trial that starts again, here or on another machine, resumes from it. Imports
+neither Ray nor Torch.
 """
 
-import json
 import os
 import platform
 import shlex
@@ -19,10 +18,10 @@ from typing import Any
 
 from fracray.config import PHANTOM, Config, parse_config
 from fracray.errors import InputError, RunError
-from fracray.runtime.ray_session import FILE
 from fracray.runtime.storage import Folder, refuse_secret
 
 EPOCHS, STATE, BEST = "epochs.json", "state.safetensors", "best"
+CLUSTER_FILE = "FRACRAY_CLUSTER_FILE"  # the cluster file, as typed, by which `submit` reached the cluster
 
 
 def trial_name(number: int) -> str:
@@ -30,30 +29,12 @@ def trial_name(number: int) -> str:
     return f"t{number:04d}"
 
 
-def vouched_epochs(folder: Folder) -> list[dict[str, Any]]:
-    """A trial's finished epochs, as far as the checkpoint in its folder is their best; none without one.
-
-    Metrics are written after every epoch, checkpoints less often: a better epoch that a lost process had finished
-    since then is gone, and so is all that followed it.
-    """
-    if not folder.exists(EPOCHS) or not folder.exists(f"{BEST}/config.json"):
-        return []
-    kept, history = folder.read_json(f"{BEST}/config.json")["epoch"], folder.read_json(EPOCHS)
-    best = next((_best_of(entry) for entry in history if entry["epoch"] == kept), None)
-    return [entry for entry in history if entry["epoch"] <= kept or _best_of(entry) == best]
-
-
-def _best_of(entry: dict[str, Any]) -> str:
-    # As text, for nan is like itself there.
-    return json.dumps({name: value for name, value in entry.items() if name.startswith("best_")})
-
-
 def trial_folder(run: Folder, number: int) -> Folder:
     return run.sub(f"trials/{trial_name(number)}")
 
 
 def environment() -> dict[str, Any]:
-    """What a run ran on: versions and machine, for environment.json."""
+    """Versions and machine of a run, for environment.json."""
     packages = (
         "fracray",
         "ray",
@@ -73,38 +54,39 @@ def environment() -> dict[str, Any]:
     }
 
 
-def new_run(storage: str, name: str | None, kind: str, resume: bool) -> Folder:
-    """The folder of a run that begins, or with `resume` of one that goes on; it must not, or must, exist."""
+def find_run(storage: str, name: str | None, kind: str, resume: bool) -> Folder:
+    """The folder of a new run, or with `resume` of an existing one; nothing is written yet."""
     shelf = Folder(storage)
     if name is None:
         if resume:
-            known = _runs(shelf)
-            raise InputError(f"--resume: name the run with --name; runs in {storage}: {known}")
+            raise InputError(f"--resume: name the run with --name; runs in {storage}: {_runs(shelf)}")
         name = f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
     if "/" in name or name in ("", ".", ".."):
         raise InputError(f"--name {name}: a plain name without '/'; the folder around it is --storage")
     run = shelf.sub(name)
     begun = run.exists("config.yaml")
     if resume and not begun:
-        known = _runs(shelf)
-        raise InputError(f"--resume: there is no run {name} in {storage}; runs there: {known}")
+        raise InputError(f"--resume: there is no run {name} in {storage}; runs there: {_runs(shelf)}")
     if begun and not resume:
-        raise InputError(f"{run}: this run exists already; go on with it by --resume, or choose another --name")
-    if not begun:
-        try:
-            run.write_json("environment.json", environment())
-        except RunError as error:
-            raise InputError(f"--storage {storage}: {error}; choose a folder or URI that you may write to") from None
+        raise InputError(f"{run}: this run exists already; continue it with --resume, or choose another --name")
     return run
 
 
-def how_to_go_on(verb: str, storage: str, run: Folder) -> str:
-    """What to type after `verb` was cut short in this run."""
+def begin_run(run: Folder, storage: str) -> None:
+    """Write the first file of a new run; InputError where --storage cannot be written to."""
+    try:
+        run.write_json("environment.json", environment())
+    except RunError as error:
+        raise InputError(f"--storage {storage}: {error}; choose a folder or URI that you may write to") from None
+
+
+def how_to_continue(verb: str, storage: str, run: Folder) -> str:
+    """What to type after `verb` was interrupted in this run."""
     if not run.exists("config.yaml"):
         return "give the same command again"
     where = "" if storage == "runs" else f" --storage {shlex.quote(storage)}"
-    sent = f"cluster submit {shlex.quote(file)} -- {verb}" if (file := os.environ.get(FILE)) else verb
-    return f"go on with: python -m fracray.{sent} --name {shlex.quote(run.name)}{where} --resume"
+    sent = f"cluster submit {shlex.quote(file)} -- {verb}" if (file := os.environ.get(CLUSTER_FILE)) else verb
+    return f"continue with: python -m fracray.{sent} --name {shlex.quote(run.name)}{where} --resume"
 
 
 def _runs(shelf: Folder) -> str:
@@ -112,14 +94,28 @@ def _runs(shelf: Folder) -> str:
 
 
 def stored_config(run: Folder) -> Config:
-    """The config a run was begun with."""
+    """The config with which a run was started."""
     return parse_config(run.read("config.yaml"), f"{run}/config.yaml")
 
 
 def data_source(path: str) -> str:
-    """What --data names, by an absolute path, for a run is resumed from other folders too; `refuse_secret` applies."""
+    """The source that --data names, as an absolute path, since a run may be resumed from another folder.
+
+    Raises InputError for a path that does not exist and, as `refuse_secret`, for a URI with a password.
+    """
     refuse_secret(path)
-    return path if path == PHANTOM or "://" in path else str(Path(path).expanduser().absolute())
+    if path == PHANTOM or "://" in path:
+        return path
+    source = Path(path).expanduser().absolute()
+    if not source.exists():
+        raise InputError(f"{path}: no such file or folder; name a FracAtlas folder, its zip, or an imported set")
+    return str(source)
+
+
+def require_local(location: str, complaint: str) -> None:
+    """InputError of `complaint` where a local path does not exist; a URI is not looked for."""
+    if "://" not in location and not Path(location).expanduser().exists():
+        raise InputError(f"{location}: {complaint}")
 
 
 def open_run(location: str) -> Folder:
@@ -130,3 +126,16 @@ def open_run(location: str) -> Folder:
             f"{location}: not a run folder (no config.yaml in it); give the folder that tune or train named"
         )
     return run
+
+
+def next_steps(run: Folder, checkpoint: str, source: str) -> str:
+    """Where the checkpoint is, and the commands that fetch and evaluate it; `source` is the data's."""
+    data = "" if source == PHANTOM else f" --data {shlex.quote(source)}"
+    fetch, target = f"  python -m fracray.fetch {shlex.quote(str(run))}", shlex.quote(f"checkpoints/{run.name}")
+    lines = [f"\ncheckpoint: {run.sub(checkpoint)}", "next:"]
+    if run.is_local and (file := os.environ.get(CLUSTER_FILE)):  # read on a machine that does not have this path
+        lines.append(f"{fetch} --cluster {shlex.quote(file)} --to {target}")
+    else:
+        evaluate = f"  python -m fracray.evaluate {shlex.quote(str(run.sub(checkpoint)))}{data} --split test"
+        lines += [f"{fetch} --to {target}", evaluate]
+    return "\n".join(lines)

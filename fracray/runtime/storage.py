@@ -1,11 +1,10 @@
-"""Folders on a path or a URI: what a run keeps, and the shards it trains on.
+"""Folders on a path or a URI, and the one atomic write.
 
-Paths and URIs (`s3://`, `gs://`, whatever pyarrow.fs understands) take the same code path. Imports no Ray, and knows
-nothing of what the files say.
+Paths and URIs (`s3://`, `gs://`, everything that pyarrow.fs opens) take the same code path. Imports no Ray, and knows
+nothing of what the files contain.
 """
 
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -20,25 +19,57 @@ import pyarrow.fs as pafs
 
 from fracray.errors import InputError, RunError
 
-RETRIES = 9  # of each request to S3, each after twice as long a wait
-READS = 5  # of a file that is replaced each time while it is read
-AT_ONCE_SECONDS, PAUSE_SECONDS = 2.0, 0.3  # of a failed read that is tried again, and before it is
+RETRIES = 9  # of each request to S3; each waits twice as long
+READS = 5  # attempts to read a file that is replaced during the read
+AT_ONCE_SECONDS, PAUSE_SECONDS = 2.0, 0.3  # a read that fails within the first is tried again after the second
+
+
+@contextmanager
+def atomic_path(target: Path, replace: bool = True) -> Iterator[Path]:
+    """A temporary path next to `target` at which to write a file or folder; it gets its name when the block ends.
+
+    A reader finds the old or the new one, never a part. With an error in the block, or without `replace` where the
+    target exists by then, the temporary one is removed and the target stays. Raises OSError as the file system does.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    aside = partial.with_suffix(".old")
+    try:
+        yield partial
+        if not replace and target.exists():
+            return
+        if not (partial.is_dir() and target.exists()):
+            partial.replace(target)
+            return
+        # A folder cannot be replaced in one step: move the old one aside first, so only this instant is without one.
+        target.rename(aside)
+        try:
+            partial.rename(target)
+        except OSError:
+            aside.rename(target)
+            raise
+    finally:
+        for path in (partial, aside):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def below(location: str, name: str) -> str:
-    """The path or URI of what is called so in the folder at `location`, whose URI may end in options."""
+    """The path or URI of `name` in the folder at `location`; the URI may end in options."""
     address, question, query = location.partition("?")
     return f"{address.rstrip('/')}/{name}{question}{query}"
 
 
 def refuse_secret(location: str) -> None:
-    """InputError for a URI with a password: runs and checkpoints keep their places, and are handed on."""
+    """InputError for a URI with a password: runs and checkpoints store their URIs and are passed on to others."""
     if "://" in location and (uri := urlsplit(location)).password:
-        raise InputError(f"{uri.scheme}://...@{uri.hostname}: leave the secret out; give it by the environment")
+        raise InputError(f"{uri.scheme}://...@{uri.hostname}: leave the secret out; pass it in the environment")
 
 
 class Folder:
-    """A folder on a path or a URI. Every write replaces a whole file at once; a reader never sees half of one."""
+    """A folder on a path or a URI. Every write replaces a file in one step; a reader never sees half of one."""
 
     def __init__(self, location: str | Path) -> None:
         text = str(location)
@@ -80,11 +111,11 @@ class Folder:
         return self._fs
 
     def path(self, name: str) -> str:
-        """The place of a file or folder inside, as this folder's filesystem names it."""
+        """The path of a file or folder inside, for this folder's filesystem."""
         return f"{self._base}/{name}"
 
     def exists(self, name: str = "") -> bool:
-        """Whether a file or folder is there; InputError where the place itself cannot be reached."""
+        """Whether a file or folder exists; InputError where the storage cannot be reached."""
         target = self.path(name) if name else self._base
         try:
             return self._fs.get_file_info(target).type != pafs.FileType.NotFound
@@ -104,7 +135,7 @@ class Folder:
         return InputError(f"{self}: cannot be opened: {error}; {remedy}")
 
     def read(self, name: str) -> bytes:
-        """A whole file, as it was at one time. InputError where it is not there, RunError where it cannot be read."""
+        """A file as it was at one moment. InputError where it does not exist, RunError where it cannot be read."""
         target = self.path(name)
         try:
             if self.is_local:
@@ -112,43 +143,37 @@ class Folder:
             for left in reversed(range(READS)):
                 begun = time.monotonic()
                 try:
-                    # One request for all of it: what `open_input_stream` gives in several may be of several files.
+                    # One request for the entire file: `open_input_stream` makes several, maybe of several versions.
                     with self._fs.open_input_file(target) as file:
                         data, version = file.read(), file.metadata()
-                    # As many bytes came as the file had when it was opened: of one that replaced it then, too few.
+                    # The size is that of the opened version: a longer one that replaced it meanwhile would be cut off.
                     with self._fs.open_input_file(target) as file:
                         if file.metadata() == version:
                             return data
                 except FileNotFoundError:
                     raise
                 except OSError:
-                    # Some answers that were cut short are not asked for again by the filesystem, which is known by its
-                    # giving up at once.
+                    # The filesystem does not retry some answers that were cut short: it then fails at once.
                     if not left or time.monotonic() - begun > AT_ONCE_SECONDS:
                         raise
                     time.sleep(PAUSE_SECONDS)
         except FileNotFoundError:
-            raise InputError(f"{self}: {name} is not there") from None
+            raise InputError(f"{self}: {name} does not exist") from None
         except OSError as error:
             raise RunError(f"{self}: cannot read {name}: {error}") from None
-        raise RunError(f"{self}: cannot read {name}: it was replaced {READS} times meanwhile; try again")
+        raise RunError(f"{self}: cannot read {name}: it was replaced {READS} times during the read; try again")
 
     def write(self, name: str, data: bytes | str) -> None:
-        """Write a whole file; on a local disk by renaming, on an object store by one put."""
+        """Write a file in one step: by renaming on a local disk, by one put on an object store."""
         raw = data.encode() if isinstance(data, str) else data
         target = self.path(name)
         try:
-            if not self.is_local:  # an object store has no folders: making them would only write empty objects
+            if self.is_local:
+                with atomic_path(Path(target)) as partial:
+                    partial.write_bytes(raw)
+            else:  # an object store has no folders: creating them would only write empty objects
                 with self._fs.open_output_stream(target) as stream:
                     stream.write(raw)
-                return
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            partial = f"{target}.{uuid.uuid4().hex[:8]}.partial"
-            try:
-                Path(partial).write_bytes(raw)
-                os.replace(partial, target)
-            finally:
-                Path(partial).unlink(missing_ok=True)
         except OSError as error:
             raise RunError(f"{self}: cannot write {name}: {error}") from None
 
@@ -162,45 +187,36 @@ class Folder:
         self.write(name, json.dumps(value, indent=1))
 
     def upload(self, local: Path, name: str) -> None:
-        """Copy a local file or folder to `name`, replacing what was there; a folder's config.json comes last."""
+        """Copy a local file or folder to `name`, replacing it; a folder's config.json is written last."""
         if not local.is_dir():
             self.write(name, local.read_bytes())
         elif self.is_local:
-            self._replace_folder(local, Path(self.path(name)))
+            try:
+                with atomic_path(Path(self.path(name))) as partial:
+                    shutil.copytree(local, partial)
+            except OSError as error:
+                raise RunError(f"{self}: cannot write {name}: {error}") from None
         else:
-            # A checkpoint's config.json carries the hash of its weights: written last, it vouches for the rest.
+            # A checkpoint's config.json holds the hashes of its files: written last, it shows that all are complete.
             for file in sorted(local.iterdir(), key=lambda file: file.name == "config.json"):
                 self.write(f"{name}/{file.name}", file.read_bytes())
 
     @contextmanager
     def building(self, name: str) -> Iterator[Path]:
-        """A local path at which to write the file or folder `name`, atomically; to a URI it is uploaded afterwards.
+        """A local path at which to write the file or folder `name`, which then gets its name or is uploaded.
 
-        RunError where that fails, as of `write`.
+        Raises RunError where that fails, as `write` does.
         """
         try:
             if self.is_local:
-                yield Path(self.path(name))
+                with atomic_path(Path(self.path(name))) as partial:
+                    yield partial
                 return
             with tempfile.TemporaryDirectory() as scratch:
                 yield Path(scratch) / name
                 self.upload(Path(scratch) / name, name)
         except OSError as error:
             raise RunError(f"{self}: cannot write {name}: {error}") from None
-
-    def _replace_folder(self, source: Path, target: Path) -> None:
-        fresh = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.partial")
-        stale = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.stale")
-        try:
-            shutil.copytree(source, fresh)
-            if target.exists():
-                os.rename(target, stale)
-            os.rename(fresh, target)
-        except OSError as error:
-            raise RunError(f"{target}: cannot write: {error}") from None
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
-            shutil.rmtree(stale, ignore_errors=True)
 
     def download(self, name: str, local: Path) -> None:
         """Copy a folder's files to the new local folder `local`."""
@@ -209,14 +225,14 @@ class Folder:
             (local / file).write_bytes(self.read(f"{name}/{file}"))
 
     def copy(self, source: str, name: str) -> None:
-        """Copy the folder `source` inside this one to `name`, replacing what was there."""
+        """Copy the folder `source` inside this one to `name`, replacing it."""
         with tempfile.TemporaryDirectory() as scratch:
             self.download(source, Path(scratch) / "copy")
             self.upload(Path(scratch) / "copy", name)
 
     @contextmanager
     def local_folder(self) -> Iterator[Path]:
-        """A local path of this folder; from a URI its files are copied."""
+        """A local path of this folder; the files of a URI are copied."""
         if self.is_local:
             yield Path(self._base)
             return
@@ -225,7 +241,7 @@ class Folder:
             copy.mkdir()
             for file in self.names():
                 (copy / file).write_bytes(self.read(file))
-            with _blamed_on(self.location, copy):
+            with _errors_name(self.location, copy):
                 yield copy
 
     @contextmanager
@@ -237,27 +253,27 @@ class Folder:
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / Path(name).name
             path.write_bytes(self.read(name))
-            with _blamed_on(f"{self}/{name}", path):
+            with _errors_name(f"{self}/{name}", path):
                 yield path
 
 
 def _opened(uri: str) -> tuple[pafs.FileSystem, str]:
     """The filesystem of a URI and the path in it.
 
-    By itself pyarrow gives S3 up after six seconds of errors, yet waits a hundred for a store that is silent. This
-    strategy comes through twelve seconds of errors and gives a silent store up after three quarters of a minute. The
-    standard one of AWS does not do: once a process has seen some twenty requests fail, it tries none of them again.
+    By default pyarrow gives up on S3 after six seconds of errors, but waits a hundred seconds for a store that does not
+    answer. This strategy survives twelve seconds of errors and gives up on a silent store after 45 s. AWS's standard
+    strategy is no alternative: after some twenty failed requests in a process it retries none.
     """
     filesystem, path = pafs.FileSystem.from_uri(uri)
-    if not isinstance(filesystem, pafs.S3FileSystem) or "tls_" in uri:  # of which pyarrow hands not all settings on
+    if not isinstance(filesystem, pafs.S3FileSystem) or "tls_" in uri:  # pyarrow does not pass all of these settings on
         return filesystem, path
     _, (settings,) = filesystem.__reduce__()
     return pafs.S3FileSystem(**settings, retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=RETRIES)), path
 
 
 @contextmanager
-def _blamed_on(place: str, copy: Path) -> Iterator[None]:
-    """InputErrors about a copy name the place that it came from: the copy is gone when they are read."""
+def _errors_name(place: str, copy: Path) -> Iterator[None]:
+    """InputErrors about a copy name the original instead: the copy no longer exists when they are read."""
     try:
         yield
     except InputError as error:

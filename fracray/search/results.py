@@ -1,6 +1,6 @@
-"""What a search found: the best config, its gain over the default, what mattered, what it cost, and what to type next.
+"""What a search found: the best configuration, its gain over the default, importances, cost, and the next commands.
 
-Reads the run folder and prints; runs nothing.
+Reads the run folder and prints; trains nothing.
 """
 
 import tempfile
@@ -15,33 +15,36 @@ from rich.table import Table
 from fracray.data.manifest import in_set
 from fracray.data.prepare import Prepared
 from fracray.errors import RunError
-from fracray.metrics import METRICS, REPORTED, Interval, paired_gain
-from fracray.runtime.efficiency import EfficiencyTracker
-from fracray.runtime.run_folder import BEST, trial_folder, trial_name
-from fracray.runtime.show import new_table, say_efficiency, say_few_groups, say_next_steps, say_validation
+from fracray.evaluation.report import say_few_groups, say_validation
+from fracray.metric_names import METRICS, bare_metric
+from fracray.metrics import Interval, paired_gain
+from fracray.runtime.console import new_table, setting_cell, share_bar
+from fracray.runtime.efficiency import WORDS, Efficiency, EfficiencyTracker
+from fracray.runtime.run_folder import BEST, next_steps, trial_folder, trial_name
 from fracray.runtime.storage import Folder
-from fracray.search.progress import DONE, FAILED, STOPPED, TrialRow, best_row, cell, collect
 from fracray.search.space import SearchSpace
 from fracray.search.study import local_journal, open_study
+from fracray.search.trials_table import State, TrialRow, best_row, collect
 from fracray.training.checkpoint import read_metadata, read_predictions
 
 EFFICIENCY = "efficiency.json"
+EFFICIENCY_NOTE = {"CPU": "work in CPU time, waits in wall time", "GPU": "device time"}
 
 
 def summarise(
     space: SearchSpace, run: Folder, prepared: Prepared, tracker: EfficiencyTracker, console: Console
 ) -> None:
-    """The best config, its gain over the default with its interval, what mattered, and what to type next."""
+    """Print the best configuration, its gain over the default with its interval, importances, and the next commands."""
     with local_journal(run) as journal:
         study = open_study(journal, space)
         rows = collect(run, study, space.config.train.epochs)
         importances = _importances(study)
     metric, mode = space.metrics[0], space.config.search.mode
     sets = [name for name in prepared.sets if name.startswith("val")]
-    best = best_row(rows, metric, mode)
+    best = best_row(rows.values(), metric, mode)
     if best is None:
-        if any(row.state == FAILED for row in rows.values()):
-            raise RunError(f"{run}: no trial finished an epoch; what went wrong stands above")
+        if any(row.state is State.FAILED for row in rows.values()):
+            raise RunError(f"{run}: no trial finished an epoch; the reasons are above")
         console.print("no trial has finished an epoch yet")
         return
     with tempfile.TemporaryDirectory() as scratch:
@@ -51,16 +54,16 @@ def summarise(
         default = Path(scratch) / "default"
         gains: dict[str, Interval] = {}
         crossed = space.config.data.split.cross_validate
-        if 0 in rows and rows[0].state in (DONE, STOPPED) and best.number != 0 and not crossed:
+        if 0 in rows and rows[0].state.finished and best.number != 0 and not crossed:
             trial_folder(run, 0).download(BEST, default)
             gains = _gains(winner, default, metric, sets)
-    ended = sum(row.state in (DONE, STOPPED) for row in rows.values())
+    ended = sum(row.state.finished for row in rows.values())
     reached = f"{best.name}, {metric} {best.best(metric):.4f} at its best epoch"
-    if best.state in (DONE, STOPPED):
+    if best.state.finished:
         console.print(f"\nbest of {ended} finished trials: {reached}")
     else:
         epochs = f"{len(best.history)} of {space.config.train.epochs} epochs"
-        console.print(f"\nbest so far: {reached}, which is not finished ({epochs}); {ended} trials are")
+        console.print(f"\nbest so far: {reached}; it is not finished ({epochs}); {ended} other trials are")
     console.print("\nbest configuration:")
     console.print(_config_table(space, best))
     _say_gains(console, best.number, gains)
@@ -78,26 +81,26 @@ def summarise(
     if importances:
         console.print(
             f"\nimportance of each setting (fANOVA over {ended} trials; "
-            "one stopped early counts with what it had reached):",
+            "a trial that was stopped early counts with its best value until then):",
             soft_wrap=True,
         )
         console.print(_importance_table(importances))
     folds = f", the mean over {space.config.data.split.rotations} folds; counts are of the first" if crossed else ""
     console.print(f"{best.name} on validation{folds}:")
-    say_validation(console, prepared, best.history[-1])
+    say_validation(console, prepared, best.history[-1].best)
     efficiency = tracker.efficiency()
     if efficiency is not None:
         run.write_json(EFFICIENCY, efficiency.as_dict())
-        say_efficiency(console, efficiency)
-    say_next_steps(console, run, BEST, space.config.data.source)
+        _say_efficiency(console, efficiency)
+    console.print(next_steps(run, BEST, space.config.data.source), soft_wrap=True)
 
 
 def _gains(winner: Path, default: Path, metric: str, sets: Sequence[str]) -> dict[str, Interval]:
-    """The winner's metric less the default's on the same validation images, resampled by group, by reported name.
+    """The winner's metric minus the default's on the same validation images, resampled by group, by reported name.
 
-    A mean or worst over several sets has no images of its own: then the gain on each set is given. Empty for a loss.
+    A mean or worst over several sets has no images of its own: then the gain is given for each set. Empty for a loss.
     """
-    bare = next(name for name in REPORTED if metric in {f"{of}_{name}" for of in (*sets, "mean_val", "worst_val")})
+    bare = bare_metric(metric, sets)
     if bare not in METRICS:
         return {}
     ours, theirs = read_predictions(winner), read_predictions(default)
@@ -130,7 +133,7 @@ def _say_gains(console: Console, number: int, gains: dict[str, Interval]) -> Non
             soft_wrap=True,
         )
     if gains:
-        console.print("the best of many validation scores is biased upwards: judge it by the test split, see below")
+        console.print("the best of many validation scores is optimistic: use the test split to judge it, as below")
 
 
 def _config_table(space: SearchSpace, best: TrialRow) -> Table:
@@ -139,7 +142,7 @@ def _config_table(space: SearchSpace, best: TrialRow) -> Table:
     for dimension in space.dimensions:
         if dimension.path in best.leaves or not best.leaves:
             chosen = best.leaves.get(dimension.path, defaults[dimension.path])
-            table.add_row(dimension.path, cell(chosen), cell(defaults[dimension.path]))
+            table.add_row(dimension.path, setting_cell(chosen), setting_cell(defaults[dimension.path]))
     return table
 
 
@@ -153,7 +156,7 @@ def _front_table(space: SearchSpace, study: optuna.Study, rows: dict[int, TrialR
 
 
 def _importances(study: optuna.Study) -> dict[str, float]:
-    """How much of the metric's variation each setting explains (fANOVA, Hutter et al. 2014); empty when unknown."""
+    """The share of the metric's variance that each setting explains (fANOVA, Hutter et al. 2014); empty if unknown."""
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(study.directions) > 1 or len(done) < 4 or len({trial.value for trial in done}) < 2:
         return {}
@@ -164,5 +167,18 @@ def _importances(study: optuna.Study) -> dict[str, float]:
 def _importance_table(importances: dict[str, float]) -> Table:
     table = new_table("setting", "share", "")
     for path, share in importances.items():
-        table.add_row(path, f"{share:.2f}", "█" * round(share * 30))
+        table.add_row(path, f"{share:.2f}", share_bar(share))
     return table
+
+
+def _say_efficiency(console: Console, efficiency: Efficiency) -> None:
+    """Print the share of the machine that went into training and augmentation, and where the rest went."""
+    console.print(
+        f"efficiency {efficiency.value:.2f}: share of {efficiency.cores:.3g} {efficiency.unit}(s) for "
+        f"{efficiency.wall:.0f} s that went into training and augmentation ({EFFICIENCY_NOTE[efficiency.unit]}):",
+        soft_wrap=True,
+    )
+    table = new_table("", "share", "")
+    for phase, share in efficiency.shares().items():
+        table.add_row(WORDS[phase], f"{share:.3f}", share_bar(share))
+    console.print(table)

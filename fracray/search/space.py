@@ -1,25 +1,19 @@
-"""A search space: the config that every trial starts from, and Optuna distributions over leaves of its tree.
+"""A search space: the config that every trial starts from, and the settings in which trials differ.
 
-Knows nothing of files (`space_file.py` reads them) or of Ray.
+Knows nothing of files (`space_file.py` reads them) or of Ray, and loads Optuna only when a search begins.
 """
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from typing import TYPE_CHECKING, Any
 
 from fracray.config import Config, nearest
 from fracray.errors import InputError
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.distributions import BaseDistribution
 
 
 def check_metric(metric: str, reported: Sequence[str], where: str) -> None:
@@ -31,7 +25,7 @@ def check_metric(metric: str, reported: Sequence[str], where: str) -> None:
 
 
 def _in_short(reported: Sequence[str]) -> str:
-    """'val_* and worst_val_*, where * is accuracy, ...': the sets times the metrics would fill a page."""
+    """'val_* and worst_val_*, where * is accuracy, ...': every set with every metric would fill a page."""
     metrics = [name.removeprefix("val_") for name in reported if name.startswith("val_")]
     starts = [name.removesuffix(metrics[0]) for name in reported if name.endswith(f"_{metrics[0]}")] if metrics else []
     starts = [start for start in starts if f"{start}{metrics[-1]}" in reported]
@@ -39,13 +33,88 @@ def _in_short(reported: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
+class Choices:
+    """The values of a categorical setting."""
+
+    values: tuple[Any, ...]
+
+    @property
+    def distribution(self) -> "BaseDistribution":
+        from optuna.distributions import CategoricalDistribution
+
+        return CategoricalDistribution(self.values)
+
+    def ask(self, trial: "optuna.Trial", path: str) -> Any:
+        return trial.suggest_categorical(path, self.values)
+
+    def contains(self, value: Any) -> bool:
+        return value in self.values
+
+    def grid(self) -> list[Any] | None:
+        """Every value; None where there is no end to them."""
+        return list(self.values)
+
+    def __str__(self) -> str:
+        return str(list(self.values))
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values from `low` to `high`, both included: whole numbers or floats, in steps, or on a logarithmic scale."""
+
+    low: float
+    high: float
+    step: float | None = None
+    log: bool = False
+    whole: bool = False
+
+    @property
+    def distribution(self) -> "BaseDistribution":
+        from optuna.distributions import FloatDistribution, IntDistribution
+
+        if self.whole:
+            return IntDistribution(int(self.low), int(self.high), log=self.log, step=int(self.step or 1))
+        return FloatDistribution(float(self.low), float(self.high), log=self.log, step=self.step)
+
+    def ask(self, trial: "optuna.Trial", path: str) -> Any:
+        if self.whole:
+            return trial.suggest_int(path, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
+        return trial.suggest_float(path, float(self.low), float(self.high), step=self.step, log=self.log)
+
+    def contains(self, value: Any) -> bool:
+        """Whether a value lies in the range; False for one of another kind."""
+        if not isinstance(value, int | float) or not self.low <= value <= self.high:
+            return False
+        step = 1 if self.whole and self.step is None else self.step
+        steps = (value - self.low) / step if step else 0.0
+        return abs(steps - round(steps)) < 1e-8
+
+    def grid(self) -> list[Any] | None:
+        """Every value; None where there is no end to them."""
+        if self.whole and not self.log:
+            return list(range(int(self.low), int(self.high) + 1, int(self.step or 1)))
+        if not self.whole and self.step is not None:
+            count = round((self.high - self.low) / self.step)
+            return [round(self.low + place * (self.high - self.low) / count, 12) for place in range(count + 1)]
+        return None
+
+    def __str__(self) -> str:
+        return f"[{self.low}, {self.high}]" + (f" in steps of {self.step}" if self.step not in (None, 1) else "")
+
+
+@dataclass(frozen=True)
 class Dimension:
-    """One searched leaf: its distribution, and the values other leaves must have for it to be searched at all."""
+    """One searched setting: its values, and the values that other settings must have for it to be searched at all."""
 
     path: str
-    distribution: BaseDistribution
+    values: Choices | Range
     when: tuple[tuple[str, tuple[Any, ...]], ...] = ()
     where: str = "space"  # file and line, for messages
+
+    @property
+    def distribution(self) -> "BaseDistribution":
+        """The values as Optuna has them."""
+        return self.values.distribution
 
     def active(self, leaves: Mapping[str, Any]) -> bool:
         return all(leaves[path] in allowed for path, allowed in self.when)
@@ -53,31 +122,22 @@ class Dimension:
     @property
     def choices(self) -> tuple[Any, ...]:
         """All values of a categorical dimension, the two ends of a range."""
-        spread = self.distribution
-        if isinstance(spread, CategoricalDistribution):
-            return tuple(spread.choices)
-        assert isinstance(spread, FloatDistribution | IntDistribution)
-        return spread.low, spread.high
+        return self.values.values if isinstance(self.values, Choices) else (self.values.low, self.values.high)
 
     def grid(self) -> list[Any]:
         """Every value, for a grid; InputError for a continuous dimension."""
-        spread = self.distribution
-        if isinstance(spread, CategoricalDistribution):
-            return list(spread.choices)
-        if isinstance(spread, IntDistribution) and not spread.log:
-            return list(range(spread.low, spread.high + 1, spread.step))
-        if isinstance(spread, FloatDistribution) and spread.step is not None:
-            count = round((spread.high - spread.low) / spread.step) + 1
-            return [round(float(value), 12) for value in np.linspace(spread.low, spread.high, count)]
-        raise InputError(
-            f"{self.where}: {self.path}: a grid needs a finite number of values; "
-            f"use {{categorical: [...]}} or give the range a step: {{float: [low, high], step: s}}"
-        )
+        found = self.values.grid()
+        if found is None:
+            raise InputError(
+                f"{self.where}: {self.path}: a grid needs a finite number of values; "
+                f"use {{categorical: [...]}} or give the range a step: {{float: [low, high], step: s}}"
+            )
+        return found
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """A resolved search: the config every trial starts from, and the dimensions along which trials differ."""
+    """A resolved search: the config that every trial starts from, and the dimensions in which trials differ."""
 
     config: Config
     dimensions: tuple[Dimension, ...]
@@ -85,26 +145,25 @@ class SearchSpace:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        metric = self.config.search.metric
-        return (metric,) if isinstance(metric, str) else tuple(metric)
+        return self.config.search.metrics
 
-    def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
-        """Ask Optuna for the leaves of one trial, conditions respected."""
+    def suggest(self, trial: "optuna.Trial") -> dict[str, Any]:
+        """Ask Optuna for the settings of one trial; conditions are respected."""
         chosen: dict[str, Any] = {}
         leaves = self.config.leaves()
         for dimension in self.dimensions:
             if dimension.active({**leaves, **chosen}):
-                chosen[dimension.path] = _ask(trial, dimension.path, dimension.distribution)
+                chosen[dimension.path] = dimension.values.ask(trial, dimension.path)
         return chosen
 
     def defaults(self) -> tuple[dict[str, Any], list[str]]:
-        """The config's own values of the searched leaves, and the paths at which they lie outside the space."""
+        """The config's own values of the searched settings, and the paths at which they lie outside the space."""
         leaves = self.config.leaves()
         values, outside = {}, []
         for dimension in self.dimensions:
             if dimension.active(leaves):
                 values[dimension.path] = leaves[dimension.path]
-                if not contains(dimension.distribution, leaves[dimension.path]):
+                if not dimension.values.contains(leaves[dimension.path]):
                     outside.append(dimension.path)
         return values, outside
 
@@ -117,48 +176,17 @@ class SearchSpace:
 
     @property
     def grid_points(self) -> int | None:
-        """How many trials a grid search has at all, the default's included; None for the other samplers."""
+        """The number of trials of a grid search, the default configuration included; None for the other samplers."""
         if self.config.search.sampler.name != "grid":
             return None
         return math.prod(len(values) for values in self.grid().values()) + bool(self.defaults()[1])
 
     def points(self) -> Iterator[dict[str, Any]]:
         """The points of a grid, in an order drawn by the sampler's seed."""
+        import numpy as np
+
         grid = self.grid()
         shape = tuple(len(values) for values in grid.values())
         for index in np.random.default_rng(self.config.search.sampler.seed).permutation(math.prod(shape)):
             places = np.unravel_index(index, shape)
             yield {path: values[place] for (path, values), place in zip(grid.items(), places, strict=True)}
-
-    def sampler(self, told: int = 0) -> optuna.samplers.BaseSampler:
-        """Optuna's sampler of this search. `told` trials already stand in the study: a resumed search draws on."""
-        settings = self.config.search.sampler
-        seed = settings.seed + told
-        if settings.name in ("random", "grid"):  # a grid's points are put in line whole: nothing is left to sample
-            return optuna.samplers.RandomSampler(seed=seed)
-        if settings.name == "cmaes":
-            return optuna.samplers.CmaEsSampler(n_startup_trials=settings.startup_trials, seed=seed)
-        with warnings.catch_warnings():  # `group` is marked experimental, and has been since 2021
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            # group: conditional dimensions are modelled jointly too; constant_liar: running trials repel new ones
-            return optuna.samplers.TPESampler(
-                n_startup_trials=settings.startup_trials, multivariate=True, group=True, constant_liar=True, seed=seed
-            )
-
-
-def _ask(trial: optuna.Trial, path: str, spread: BaseDistribution) -> Any:
-    if isinstance(spread, CategoricalDistribution):
-        return trial.suggest_categorical(path, spread.choices)
-    if isinstance(spread, IntDistribution):
-        return trial.suggest_int(path, spread.low, spread.high, step=spread.step, log=spread.log)
-    assert isinstance(spread, FloatDistribution)
-    return trial.suggest_float(path, spread.low, spread.high, step=spread.step, log=spread.log)
-
-
-def contains(distribution: BaseDistribution, value: Any) -> bool:
-    """Whether a value lies in a distribution; never one of the wrong kind."""
-    if isinstance(distribution, CategoricalDistribution):
-        return value in distribution.choices
-    if value is None or isinstance(value, str):
-        return False
-    return bool(distribution._contains(distribution.to_internal_repr(value)))

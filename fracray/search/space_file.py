@@ -10,19 +10,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
-
 from fracray.config import Config, SearchConfig, check_path, nearest, read_scalar, resolve
-from fracray.data.splits.assign import validation_sets
+from fracray.data.splits.set_names import validation_sets
 from fracray.errors import InputError
-from fracray.metrics import lower_is_better, reported_metrics
+from fracray.metric_names import lower_is_better, reported_metrics
 from fracray.runtime.yaml_lines import ParsedFile, read_yaml
-from fracray.search.space import Dimension, SearchSpace, check_metric, contains
+from fracray.search.space import Choices, Dimension, Range, SearchSpace, check_metric
 
 KINDS = ("float", "log_float", "int", "log_int", "categorical")
 SEARCH_KEYS = tuple(name for name in SearchConfig.model_fields)
@@ -118,15 +111,16 @@ class _Reader:
         if kinds[0] == "categorical" and isinstance(values, list):
             # As the config itself holds them: 1e-3, which YAML takes for a string, is 0.001 to a float setting.
             values = [config.with_leaves({path: value}, where).leaves()[path] for value in values]
-        distribution = self._distribution(path, kinds[0], values, spec.get("step"), where)
-        if isinstance(distribution, FloatDistribution | IntDistribution):
-            low, high = distribution.low, distribution.high
-            between = low + (distribution.step or (high - low) / math.pi)  # an int setting admits both ends of a float
+        admitted = self._values(path, kinds[0], values, spec.get("step"), where)
+        if isinstance(admitted, Range):
+            low, high = admitted.low, admitted.high
+            # Both ends of a float range may be whole numbers, which an int setting accepts: try one between them too.
+            between = low + (admitted.step or (1 if admitted.whole else (high - low) / math.pi))
             for value in (low, high, between):
                 config.with_leaves({path: value}, where)
-        return Dimension(path, distribution, self._when(path, spec.get("when"), where), where)
+        return Dimension(path, admitted, self._when(path, spec.get("when"), where), where)
 
-    def _distribution(self, path: str, kind: str, values: Any, step: Any, where: str) -> BaseDistribution:
+    def _values(self, path: str, kind: str, values: Any, step: Any, where: str) -> Choices | Range:
         if not isinstance(values, list) or not values:
             raise InputError(
                 f"{where}: {path}: {kind} takes a list, for example {{float: [0.0, 0.5]}} or {{categorical: [a, b]}}"
@@ -137,7 +131,7 @@ class _Reader:
         if kind == "categorical":
             if step is not None or len(set(map(repr, values))) < len(values):
                 raise InputError(f"{where}: {path}: categorical takes distinct values and no step; got {values}")
-            return CategoricalDistribution(tuple(values))
+            return Choices(tuple(values))
         if len(values) != 2 or not all(
             isinstance(value, int | float) and not isinstance(value, bool) for value in values
         ):
@@ -163,8 +157,8 @@ class _Reader:
         if step is not None and abs((high - low) / step - round((high - low) / step)) > 1e-9:
             raise InputError(f"{where}: {path}: the range [{low}, {high}] is not a whole number of steps of {step}")
         if whole:
-            return IntDistribution(low, high, log=log, step=step or 1)
-        return FloatDistribution(float(low), float(high), log=log, step=step)
+            return Range(low, high, step, log, whole=True)
+        return Range(float(low), float(high), step, log)
 
     def _when(self, path: str, when: Any, where: str) -> tuple[tuple[str, tuple[Any, ...]], ...]:
         if when is None:
@@ -184,17 +178,17 @@ class _Reader:
 
     def _check_conditions(self, dimensions: Iterable[Dimension], config: Config, overrides: Mapping[str, Any]) -> None:
         """InputError for a condition that no trial can meet, unless a setting on the command line made it so."""
-        spreads = {dimension.path: dimension.distribution for dimension in dimensions}
+        searched = {dimension.path: dimension.values for dimension in dimensions}
         leaves = config.leaves()
         for dimension in dimensions:
             for other, allowed in dimension.when:
                 where = self.where("space", dimension.path, "when", other)
-                if other in spreads:
-                    never = [value for value in allowed if not contains(spreads[other], value)]
+                if other in searched:
+                    never = [value for value in allowed if not searched[other].contains(value)]
                     if never:
                         raise InputError(
                             f"{where}: {dimension.path}: {other} never is {never[0]!r}; it is searched over "
-                            f"{_words(spreads[other])}"
+                            f"{searched[other]}"
                         )
                 elif other not in overrides and leaves[other] not in allowed:
                     raise InputError(
@@ -221,7 +215,7 @@ class _Reader:
 
     def _check_search(self, config: Config, dimensions: tuple[Dimension, ...]) -> None:
         search = config.search
-        metrics = (search.metric,) if isinstance(search.metric, str) else search.metric
+        metrics = search.metrics
         for metric in metrics:
             check_metric(metric, reported_metrics(validation_sets(config.data.split)), self.where("metric"))
         if len(set(metrics)) < max(1, len(metrics)):
@@ -248,10 +242,3 @@ class _Reader:
             )
         if search.sampler.name == "grid":
             SearchSpace(config, dimensions, self._origin).grid()
-
-
-def _words(spread: BaseDistribution) -> str:
-    if isinstance(spread, CategoricalDistribution):
-        return str(list(spread.choices))
-    assert isinstance(spread, FloatDistribution | IntDistribution)
-    return f"[{spread.low}, {spread.high}]" + (f" in steps of {spread.step}" if spread.step not in (None, 1) else "")

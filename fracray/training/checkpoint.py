@@ -1,16 +1,15 @@
-"""Checkpoint folders and resumable training state: safetensors and JSON, no pickle anywhere.
+"""Checkpoint folders and resumable training state: safetensors and JSON, never pickle.
 
-A checkpoint folder holds `model.safetensors`, `config.json` and, optionally, `val_predictions.parquet`; it opens
-without any other file. Paths here are local folders. Knows nothing of Ray, of URIs or of how a model was trained.
+A checkpoint folder holds `model.safetensors`, `config.json` and, optionally, `val_predictions.parquet` and
+`seen.parquet`; it opens without any other file. Paths here are local folders. Knows nothing of Ray, of URIs or of how a
+model was trained.
 """
 
 import functools
 import hashlib
 import json
 import math
-import os
 import platform
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
@@ -26,6 +25,7 @@ from torch import Tensor
 from fracray.config import Config, resolve
 from fracray.errors import InputError
 from fracray.metrics import Calibration, Interval
+from fracray.runtime.storage import atomic_path
 from fracray.training.model import Classifier, build_model
 from fracray.training.pretrained import PICKLE_SUFFIXES, read_tensors, refuse_pickle
 
@@ -49,10 +49,10 @@ def _versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class CheckpointMetadata:
-    """Everything of a checkpoint but its tensors.
+    """Everything in a checkpoint except its tensors.
 
-    `threshold` is on calibrated probabilities; `metrics` and `intervals` go by the reported names (`val_accuracy`);
-    `data_fingerprint` names files, labels and geometry trained on; `classes` are the words for labels 0 and 1.
+    `threshold` applies to calibrated probabilities; `metrics` and `intervals` are by reported name (`val_accuracy`);
+    `data_fingerprint` identifies the files and labels of the training data; `classes` are the names of labels 0 and 1.
     """
 
     config: Config
@@ -67,7 +67,7 @@ class CheckpointMetadata:
     versions: dict[str, str] = field(default_factory=_versions)
 
     def to_json(self) -> dict[str, Any]:
-        """A tree of JSON values; what is not finite becomes null."""
+        """A tree of JSON values; nan and infinity become null."""
         tree = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         tree["config"] = self.config.model_dump(mode="json")
         tree["calibration"] = asdict(self.calibration)
@@ -94,14 +94,14 @@ class CheckpointMetadata:
                 }
             )
         except KeyError as error:
-            raise InputError(f"{where}: {error} is missing; the file is not as fracray wrote it") from None
+            raise InputError(f"{where}: {error} is missing; the file was changed after fracray wrote it") from None
         except (TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{where}: {error}; the file is not as fracray wrote it") from None
+            raise InputError(f"{where}: {error}; the file was changed after fracray wrote it") from None
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model in evaluation mode on the CPU, what is known of it, and where it came from."""
+    """A model in evaluation mode on the CPU, its metadata, and its folder."""
 
     model: Classifier
     metadata: CheckpointMetadata
@@ -116,41 +116,27 @@ def save_checkpoint(
     predictions: pd.DataFrame | None = None,
     seen: pd.DataFrame | None = None,
 ) -> None:
-    """Write a checkpoint folder, replacing one that is there; a reader finds the old or the new one, never a part.
+    """Write a checkpoint folder, replacing an existing one; a reader finds the old or the new one, never a part.
 
     `predictions`: the validation sets with the columns image_id, group, label, split, logit. `seen`: the images trained
     and validated on, with the columns image_id, split, pixel_hash.
     """
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary, aside = _sibling(folder, "new"), _sibling(folder, "old")
-    for left_over in (temporary, aside):  # in a container the process ids of a killed run come back
-        shutil.rmtree(left_over, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        _save_tensors(temporary / WEIGHTS, state_dict, {})
+    with atomic_path(Path(folder)) as partial:
+        partial.mkdir()
+        _save_tensors(partial / WEIGHTS, state_dict, {})
         if predictions is not None:
             assert tuple(predictions.columns) == PREDICTION_COLUMNS, f"columns {tuple(predictions.columns)}"
-            predictions.to_parquet(temporary / PREDICTIONS, index=False)
+            predictions.to_parquet(partial / PREDICTIONS, index=False)
         if seen is not None:
             assert tuple(seen.columns) == SEEN_COLUMNS, f"columns {tuple(seen.columns)}"
-            seen.to_parquet(temporary / SEEN, index=False)
+            seen.to_parquet(partial / SEEN, index=False)
         tree = {
             "format": FORMAT,
-            "sha256": {path.name: _sha256(path) for path in sorted(temporary.iterdir())},
+            "sha256": {path.name: _sha256(path) for path in sorted(partial.iterdir())},
             "input": _input(metadata.config, state_dict),
             **metadata.to_json(),
         }
-        (temporary / METADATA).write_text(json.dumps(tree, indent=2, allow_nan=False) + "\n")
-        if folder.exists():
-            # A folder cannot be replaced in one step: move the old one aside, so that only this instant is without.
-            folder.rename(aside)
-            temporary.rename(folder)
-            shutil.rmtree(aside)
-        else:
-            temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        (partial / METADATA).write_text(json.dumps(tree, indent=2, allow_nan=False) + "\n")
 
 
 def load_checkpoint(folder: str | Path) -> Checkpoint:
@@ -164,7 +150,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     metadata = _metadata(tree, folder)
     _check_hash(folder, WEIGHTS, _hashes(tree, folder))
     tensors = read_tensors(folder / WEIGHTS).tensors
-    with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: leave the caller's seed alone
+    with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: keep the caller's random state
         model = build_model(metadata.config.model, load_weights=False)
     _check_tensors(model.state_dict(), tensors, folder)
     model.load_state_dict(tensors)
@@ -172,7 +158,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
 
 
 def read_metadata(folder: str | Path) -> CheckpointMetadata:
-    """What is known of a checkpoint, without its tensors; InputError as `load_checkpoint`."""
+    """A checkpoint's metadata, without its tensors; InputError as `load_checkpoint`."""
     return _metadata(_read_json(Path(folder)), Path(folder))
 
 
@@ -199,21 +185,15 @@ def verify(folder: str | Path) -> None:
 
 def save_state(path: str | Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write resumable training state as one safetensors file, `meta` (JSON values) in its header, atomically."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _sibling(path, "new")
-    try:
-        _save_tensors(temporary, tensors, {"meta": json.dumps(meta)})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_path(Path(path)) as partial:
+        _save_tensors(partial, tensors, {"meta": json.dumps(meta)})
 
 
 def load_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save_state` wrote, tensors on the CPU; InputError for a missing, damaged or foreign file."""
     file = read_tensors(path)
     if "meta" not in file.metadata:
-        raise InputError(f"{path}: holds tensors but no training state; give a state file that fracray wrote")
+        raise InputError(f"{path}: holds tensors but no training state; name a state file that fracray wrote")
     return file.tensors, json.loads(file.metadata["meta"])
 
 
@@ -221,22 +201,18 @@ def load_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    # Each gets its own dense storage: safetensors refuses views, channels-last strides and tensors tied to others.
+    # Each gets its own dense storage: safetensors refuses views, channels-last strides and shared tensors.
     dense = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
     try:
         save_file(dense, path, metadata=metadata)
-    except SafetensorError as error:  # a full disk, most often, in words of its own
+    except SafetensorError as error:  # most often a full disk
         raise OSError(str(error)) from None
 
 
-def _sibling(path: Path, role: str) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.{role}")
-
-
 def _input(config: Config, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the network expects, in words for whoever serves it without fracray."""
+    """What the network expects, for those who serve it without fracray."""
     return {
         "shape": ["batch", 1, config.data.size, config.data.size],
         "range": [0, 255],
@@ -250,7 +226,7 @@ def _input(config: Config, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
 def _read_json(folder: Path) -> dict[str, Any]:
     if folder.is_file():
         refuse_pickle(folder)
-        raise InputError(f"{folder}: a file; give the checkpoint folder that holds {WEIGHTS} and {METADATA}")
+        raise InputError(f"{folder}: this is a file; name the checkpoint folder that holds {WEIGHTS} and {METADATA}")
     if not folder.is_dir():
         raise InputError(f"{folder}: no such checkpoint folder")
     missing = [name for name in (METADATA, WEIGHTS) if not (folder / name).is_file()]
@@ -264,7 +240,7 @@ def _read_json(folder: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise InputError(f"{path}: damaged JSON ({error}); copy the folder again") from None
     if not isinstance(tree, dict) or not isinstance(tree.get("format"), int):
-        raise InputError(f"{path}: no format number; the file is not as fracray wrote it")
+        raise InputError(f"{path}: no format number; the file was changed after fracray wrote it")
     if tree["format"] > FORMAT:
         wrote = tree["versions"].get("fracray", "?") if isinstance(tree.get("versions"), dict) else "?"
         raise InputError(
@@ -280,9 +256,11 @@ def _metadata(tree: dict[str, Any], folder: Path) -> CheckpointMetadata:
 
 def _hashes(tree: dict[str, Any], folder: Path) -> dict[str, str]:
     hashes = tree.get("sha256")
-    # The names become paths: nothing but the files of a checkpoint may be named.
+    # The names become paths, so only the files of a checkpoint are allowed.
     if not isinstance(hashes, dict) or not {WEIGHTS} <= set(hashes) <= {WEIGHTS, PREDICTIONS, SEEN}:
-        raise InputError(f"{folder / METADATA}: sha256 does not list {WEIGHTS}; the file is not as fracray wrote it")
+        raise InputError(
+            f"{folder / METADATA}: sha256 does not list {WEIGHTS}; the file was changed after fracray wrote it"
+        )
     return hashes
 
 

@@ -1,16 +1,14 @@
-"""One trial on one rank: a config, its stream, its loop, and its folder, which is its whole memory.
+"""One trial on one rank: a config, its stream, its loop, and its folder, which holds all of its state.
 
-The same runner serves in a reused actor of Tune, in a worker of Train and in a test. Whoever starts a trial whose
-folder holds a state goes on from there, at the cost of the epoch that was under way and of those finished since the
-state was written, `train.keep_seconds` before it at most.
+The same runner serves a reused actor of Tune, a worker of Train and a test. A trial whose folder holds a state
+continues from it. What is lost is the epoch that was running, and the epochs finished since the state was
+written, at most `train.keep_seconds` before.
 """
 
-import ctypes
 import json
 import math
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,45 +21,23 @@ import torch.distributed as dist
 
 from fracray.config import Config
 from fracray.data.loading.gpu_stream import DeviceStream
-from fracray.data.loading.ingest import Shards
 from fracray.data.loading.streams import MemoryStream, Plan, RayStream, make_plan
 from fracray.data.manifest import part_of
 from fracray.errors import InputError
-from fracray.metrics import is_validation
+from fracray.metric_names import is_validation
 from fracray.runtime.efficiency import CHECKPOINTING, Meter
-from fracray.runtime.run_folder import BEST, EPOCHS, STATE, trial_folder, trial_name
-from fracray.runtime.storage import Folder
+from fracray.runtime.resources import refuse_missing_gpu
+from fracray.runtime.run_folder import BEST, STATE, trial_folder, trial_name
 from fracray.training.checkpoint import SEEN_COLUMNS, CheckpointMetadata, load_state, save_checkpoint, save_state
 from fracray.training.cross_validation import Folds
+from fracray.training.epochs import EpochResult, write_epochs
+from fracray.training.job import Job
 from fracray.training.loop import EpochReport, Fit, pick_device
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
-
-
-@dataclass(frozen=True)
-class Job:
-    """What all trials of a run share.
-
-    images: (N, S, S) uint8, shared read-only; None has Ray Data stream the shards instead.
-    """
-
-    config: Config
-    run: Folder
-    shards: Shards
-    table: pd.DataFrame  # image_id, group, label, split, pixel_hash of every shard row
-    fingerprint: str
-    rotations: tuple[np.ndarray, ...]  # split column of each division to train on
-    metrics: tuple[str, ...]
-    images: np.ndarray | None
-
-    @property
-    def metric(self) -> str:
-        return self.metrics[0]
 
 
 @dataclass(frozen=True)
 class _State:
-    """What resumption needs, as it was when an epoch ended, and the best epoch if it has yet to be written."""
+    """What resumption needs, copied when an epoch ended, and the best epoch if its checkpoint is not written yet."""
 
     tensors: dict[str, torch.Tensor]
     meta: dict[str, Any]
@@ -70,7 +46,7 @@ class _State:
 
 
 class TrialRunner:
-    """One trial, from wherever its folder says it stands."""
+    """One trial, from the state that its folder holds."""
 
     def __init__(
         self,
@@ -96,16 +72,16 @@ class TrialRunner:
         ]
         self._fit = fits[0] if len(fits) == 1 else Folds(fits)
         self._folder = trial_folder(job.run, number)
-        self._history: list[dict[str, float]] = []
-        self._lines: list[str] = []  # the same as JSON: encoding all of a long trial's epochs after each would add up
+        self._history: list[EpochResult] = []
+        self._lines: list[str] = []  # the history as JSON: encoding all of it after each epoch would add up
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
-        self._best: EpochReport | None = None  # the best epoch, where its checkpoint is not written yet
+        self._best: EpochReport | None = None  # the best epoch, while its checkpoint is not written
         self._resume()
         self._kept, self._kept_epochs = time.monotonic(), self.epochs_done
-        self._between = True  # epochs: within one, weights and optimiser are no state to go on from
-        # ASHA knows a trial that was taken up again by a new name, and judges its first report as that of a rung.
-        self._taken_up = self.epochs_done > 0
+        self._between_epochs = True  # during an epoch, weights and optimiser are no state to resume from
+        # ASHA sees a resumed trial under a new id and judges its first report as the report of a rung.
+        self._resumed = self.epochs_done > 0
 
     @property
     def done(self) -> bool:
@@ -121,47 +97,47 @@ class TrialRunner:
         with self._folder.local_copy(STATE) as path:
             tensors, meta = load_state(path)
         if meta["config"] != self._identity():
-            raise InputError(f"{self._folder}: was begun with another config; give the run another --name")
+            raise InputError(f"{self._folder}: was started with another config; choose another --name for this run")
         self._fit.load_state(tensors, meta)
-        self._history = meta["history"]
-        self._lines = [json.dumps(metrics) for metrics in self._history]
+        self._history = [EpochResult.from_json(entry) for entry in meta["history"]]
+        self._lines = [json.dumps(result.to_json()) for result in self._history]
 
     def _identity(self) -> dict[str, Any]:
-        """What makes this the same trial: all of its config but how the search around it is run."""
+        """What makes this the same trial: its config, without the settings of the search around it."""
         return self.config.model_dump(mode="json", exclude={"search"})
 
-    def run_epoch(self) -> dict[str, Any]:
-        """Train and validate one epoch, keep what it gave, and return its metrics with the best epoch's.
+    def run_epoch(self) -> EpochResult:
+        """Train and validate one epoch, keep what is needed, and return the epoch's result.
 
-        `best_<metric>` are the values at the epoch at which the searched metric was best so far; `diverged` says
-        that the loss is no longer finite, and the trial ends. Its weights and state are written by a thread, every
-        `train.keep_seconds`, and before the report where the trial may end with it: what is finished is never lost.
+        A thread writes weights and state every `train.keep_seconds`, and before the report where the trial may end
+        with this epoch: the results of a finished trial are never lost.
         """
-        self._between = False
+        self._between_epochs = False
         report = self._fit.run_epoch()
-        self._between = True
-        metrics = {
-            **report.metrics,
-            **self.best(),
-            "seconds": report.seconds,
-            "workers": float(self._fit.world),
-            **self._spent(),
-            "diverged": report.diverged,
-        }
-        self._history = [*self._history, metrics]
-        self._lines.append(json.dumps(metrics))
+        self._between_epochs = True
+        result = EpochResult(
+            epoch=report.epoch,
+            metrics={name: value for name, value in report.metrics.items() if name != "epoch"},
+            best=self._best_metrics(),
+            seconds=report.seconds,
+            workers=self._fit.world,
+            core_seconds=self._spent(),
+            diverged=report.diverged,
+        )
+        self._history.append(result)
+        self._lines.append(json.dumps(result.to_json()))
         if report.is_best:
             self._best = report
         if self._fit.rank == 0:
-            may_end = self.done or report.diverged or self._taken_up or may_stop(self._job.config, report.epoch)
-            self._taken_up = False
+            may_end = self.done or report.diverged or self._resumed or may_stop(self._job.config, report.epoch)
+            self._resumed = False
             self._keep(may_end or time.monotonic() - self._kept > self.config.train.keep_seconds)
             if may_end:
                 self.settle()
-        return self.last()
+        return result
 
     def _spent(self) -> dict[str, float]:
-        """Core-seconds by phase since the last epoch's, all ranks together."""
+        """Core-seconds by phase since the last epoch, all ranks together."""
         spent = self._meter.take()
         if self._fit.world == 1:
             return spent
@@ -169,25 +145,23 @@ class TrialRunner:
         dist.all_gather_object(parts, spent)
         return {phase: math.fsum(part[phase] for part in parts) for phase in spent}
 
-    def best(self) -> dict[str, float]:
-        """The best epoch's validation metrics, as best_val_*, best_val/view_*, best_worst_val_*, ...; nan for the
-        searched ones where no epoch was finite."""
-        found = {f"best_{name}": value for name, value in self._fit.best.items() if is_validation(name)}
-        return {**{f"best_{metric}": math.nan for metric in self._job.metrics}, **found}
+    def _best_metrics(self) -> dict[str, float]:
+        """The best epoch's validation metrics; nan for the searched ones while no epoch was finite."""
+        found = {name: value for name, value in self._fit.best.items() if is_validation(name)}
+        return {**dict.fromkeys(self._job.metrics, math.nan), **found}
 
-    def last(self) -> dict[str, Any]:
-        """The last finished epoch's metrics, as Tune and Train are told of them."""
-        metrics = self._history[-1]
-        return {**metrics, "training_iteration": int(metrics["epoch"])}
+    def last(self) -> EpochResult:
+        """The last finished epoch."""
+        return self._history[-1]
 
-    def _keep(self, whole: bool) -> None:
-        """Have a thread write the metrics so far, and with `whole` all that resumption needs; one write at a time."""
+    def _keep(self, everything: bool) -> None:
+        """Let the thread write the metrics so far, and with `everything` what resumption needs; one write at a time."""
         self.settle()
         with self._meter.work(CHECKPOINTING):
             state: _State | None = None
-            if whole:
+            if everything:
                 tensors, meta = self._fit.state()
-                meta |= {"config": self._identity(), "history": self._history}
+                meta |= {"config": self._identity(), "history": [result.to_json() for result in self._history]}
                 state = _State(tensors, meta, self._best, self._fit.best_weights)
                 self._best, self._kept, self._kept_epochs = None, time.monotonic(), self.epochs_done
             self._writing = self._writer.submit(self._write, tuple(self._lines), state)
@@ -197,14 +171,14 @@ class TrialRunner:
             if state is not None and state.best is not None:
                 with self._folder.building(BEST) as path:
                     self._export(path, state.best, state.weights)
-            self._folder.write(EPOCHS, "[\n" + ",\n".join(lines) + "\n]\n")
+            write_epochs(self._folder, lines)
             if state is not None:
-                # It goes last: it vouches for the best checkpoint and the history it was written after.
+                # Written last: it guarantees that the best checkpoint and the history before it are complete.
                 with self._folder.building(STATE) as path:
                     save_state(path, state.tensors, state.meta)
 
     def settle(self) -> None:
-        """Wait for what is being written; raises what kept it from being so."""
+        """Wait for the running write; raises its error if it failed."""
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()
@@ -230,7 +204,7 @@ class TrialRunner:
             config=self.config,
             threshold=seen.threshold,
             calibration=seen.calibration,
-            metrics=report.metrics,
+            metrics={"epoch": float(report.epoch), **report.metrics},
             data_fingerprint=self._job.fingerprint,
             epoch=report.epoch,
             trial=trial_name(self._number),
@@ -238,12 +212,12 @@ class TrialRunner:
         save_checkpoint(folder, weights, metadata, predictions, self._seen)
 
     def close(self) -> None:
-        """Stop what runs ahead, and write what is not written yet, unless an epoch broke off: the trial may go on."""
+        """Stop the streams and write what is not written yet, unless an epoch was interrupted."""
         for stream in self._streams:
             stream.close()
         try:
-            if self._fit.rank == 0 and self._between and self._kept_epochs < self.epochs_done:
-                self._keep(whole=True)
+            if self._fit.rank == 0 and self._between_epochs and self._kept_epochs < self.epochs_done:
+                self._keep(everything=True)
             self.settle()
         finally:
             self._writer.shutdown()
@@ -252,26 +226,20 @@ class TrialRunner:
 def make_stream(
     config: Config, plan: Plan, job: Job, device: torch.device, meter: Meter
 ) -> MemoryStream | RayStream | DeviceStream:
-    """The stream that the config asks for, of the images that the job holds, or where it holds none from its shards."""
+    """The stream that the config asks for, over the job's images or, where it holds none, over its shards."""
     if job.images is None:
         return RayStream(plan, job.shards, config.train.epochs, meter)
     if config.data.augment_on == "cpu":
         return MemoryStream(plan, job.images, config.train.epochs, meter)
-    refuse_missing_gpu(config, device.type != "cpu")
+    refuse_missing_gpu(config.data.augment_on, device.type != "cpu")
     return DeviceStream(plan, job.images, device, meter)
 
 
-def refuse_missing_gpu(config: Config, has_gpu: bool) -> None:
-    """InputError where the GPU is to augment and there is none."""
-    if config.data.augment_on == "gpu" and not has_gpu:
-        raise InputError(
-            "data.augment_on = gpu: the worker that is to augment has no GPU; give each one (--gpus-per-trial of tune, "
-            "--gpus-per-worker of train), or leave data.augment_on at cpu"
-        )
-
-
 def may_stop(config: Config, epoch: int) -> bool:
-    """Whether the search's scheduler may end a trial after this epoch (from 1), before its last."""
+    """Whether the search's scheduler may stop a trial after this epoch (counted from 1), before its last one.
+
+    A test compares it with the rungs of Ray's scheduler.
+    """
     scheduler = config.search.scheduler
     if scheduler.name == "asha":
         rung = float(min(scheduler.grace_epochs, config.train.epochs))
@@ -279,26 +247,3 @@ def may_stop(config: Config, epoch: int) -> bool:
             rung *= scheduler.reduction_factor
         return math.ceil(rung) == epoch
     return scheduler.name != "none"
-
-
-def use_cores(config: Config, cpus: float, gpus: float = 0.0) -> Meter:
-    """Give Torch the CPUs of this worker and no more, for trials that share a machine must not crowd each other out.
-
-    Returns the meter of this process, which counts on its GPUs where it has any.
-    """
-    torch.set_num_threads(config.train.threads or max(1, int(cpus)))
-    _keep_freed_memory()
-    return Meter(torch.get_num_threads(), gpus or cpus, on_gpu=gpus > 0)
-
-
-def _keep_freed_memory() -> None:
-    """Have the C library keep what Torch frees, up to what the process once needed.
-
-    By default glibc gives blocks of 128 KiB and more back to the system and gets them zeroed anew: at every step of a
-    small network on a CPU for nearly every layer, which took a sixth of the training's and a third of the validation's
-    time.
-    """
-    with suppress(OSError, AttributeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the most it takes
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

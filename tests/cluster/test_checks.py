@@ -17,7 +17,8 @@ from fracray.cluster.files import read_cluster
 from fracray.cluster.jobs import Follower
 from fracray.config import Config, parse_config
 from fracray.errors import InputError, RunError, run_verb
-from fracray.runtime.ray_session import EXPECTED, FILE, PROMISED
+from fracray.runtime.resources import EXPECTED, PROMISED
+from fracray.runtime.run_folder import CLUSTER_FILE
 
 FILES = Path(__file__).parent.parent.parent / "cluster"
 MACHINE = {"SecurityGroupIds": ["sg-1"], "IamInstanceProfile": {"Name": "mine"}, "ImageId": "ami-1"}
@@ -498,7 +499,7 @@ def test_a_search_is_promised_no_more_machines_than_the_cap(cluster_file):
     (tmp := cluster_file.with_name("own.yaml")).write_text(
         "provider: {type: local, head_ip: a, worker_ips: [b, c]}\nmax_workers: 2\n"
     )
-    assert told(read_cluster(tmp)) == {EXPECTED: "3", FILE: str(tmp)}
+    assert told(read_cluster(tmp)) == {EXPECTED: "3", CLUSTER_FILE: str(tmp)}
 
 
 def test_a_table_is_drawn_over_itself_though_ray_turns_its_returns_into_new_lines():

@@ -10,7 +10,7 @@ from fracray.data.__main__ import main
 from fracray.data.datasheet import datasheet
 from fracray.data.manifest import Manifest, in_set, sets_named
 from fracray.data.prepare import prepare
-from fracray.runtime.show import new_console
+from fracray.runtime.console import new_console
 
 
 @pytest.fixture

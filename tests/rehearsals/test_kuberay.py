@@ -12,7 +12,7 @@ import yaml
 
 from fracray import tune
 from fracray.cluster.files import read_cluster
-from fracray.runtime.ray_session import PROMISED, Machine, machines
+from fracray.runtime.resources import PROMISED, Machine, machines
 
 pytestmark = pytest.mark.cluster
 HERE = Path(__file__).parent

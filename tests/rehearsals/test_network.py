@@ -154,7 +154,7 @@ def test_a_search_outlives_a_killed_machine_a_late_one_and_a_cut_link(network, t
     print(said)
     print(f"both trials were 12 epochs further {lost:.1f} s after the kill")
     assert joined
-    assert "is taken up again" in said
+    assert "will be resumed" in said
     assert "best of 6 finished trials" in said
     table = pd.read_parquet(run / "trials.parquet")
     assert set(table["state"]) == {"done"}

@@ -11,7 +11,6 @@ from fracray.runtime.efficiency import (
     DATA_WAIT,
     IDLE,
     PHASES,
-    PREFIX,
     STARTING,
     TRAINING,
     TRANSFORM,
@@ -37,9 +36,9 @@ def test_work_is_cpu_time_and_a_wait_is_wall_time_of_all_cores():
     with meter.waiting(DATA_WAIT):
         time.sleep(0.1)
     taken = meter.take()
-    assert 0.05 <= taken["seconds_training"] < 0.15
-    assert taken["seconds_data_wait"] >= 0.2
-    assert set(taken) == {f"seconds_{phase}" for phase in PHASES}
+    assert 0.05 <= taken["training"] < 0.15
+    assert taken["data_wait"] >= 0.2
+    assert set(taken) == set(PHASES)
     assert not any(meter.take().values())  # each second is told once
 
 
@@ -60,8 +59,8 @@ def test_what_another_thread_works_is_not_the_training_threads(threads):
         burn(0.1)
         done.wait()
     taken = meter.take()
-    assert taken["seconds_transform"] == pytest.approx(0.2, abs=0.05)
-    assert taken["seconds_training"] == pytest.approx(0.1, abs=0.05)
+    assert taken["transform"] == pytest.approx(0.2, abs=0.05)
+    assert taken["training"] == pytest.approx(0.1, abs=0.05)
 
 
 def test_with_several_threads_the_work_of_torchs_own_counts():
@@ -70,7 +69,7 @@ def test_with_several_threads_the_work_of_torchs_own_counts():
         torchs = threading.Thread(target=burn, args=(0.2,))
         torchs.start()
         torchs.join()
-    assert meter.take()["seconds_training"] >= 0.2
+    assert meter.take()["training"] >= 0.2
 
 
 def test_on_a_gpu_work_is_wall_time_of_its_share_and_helpers_cost_nothing():
@@ -80,8 +79,8 @@ def test_on_a_gpu_work_is_wall_time_of_its_share_and_helpers_cost_nothing():
     with meter.helper(), meter.helping(CHECKPOINTING):
         burn(0.05)
     taken = meter.take()
-    assert 0.05 <= taken["seconds_validation"] < 0.1
-    assert taken["seconds_checkpointing"] == 0
+    assert 0.05 <= taken["validation"] < 0.1
+    assert taken["checkpointing"] == 0
 
 
 def test_efficiency_is_useful_time_over_wall_time_times_cores():
@@ -96,8 +95,8 @@ def test_efficiency_is_useful_time_over_wall_time_times_cores():
 def test_the_ledger_counts_what_came_before_the_first_epoch_as_starting():
     tracker = EfficiencyTracker(begun=time.time() - 30, cores=lambda: 2.0, unit="CPU")
     assert tracker.efficiency() is None
-    tracker.tell({"seconds_training": 8.0, "seconds_starting": 1.0}, took=10.0)
-    tracker.tell({"seconds_training": 7.0}, took=5.0)
+    tracker.tell({"training": 8.0, "starting": 1.0}, took=10.0)
+    tracker.tell({"training": 7.0}, took=5.0)
     spent = tracker.efficiency()
     assert spent is not None
     assert spent.wall == pytest.approx(30, abs=1)
@@ -113,7 +112,7 @@ def test_a_cluster_that_grows_is_counted_as_it_was(monkeypatch):
     clock[0], gpus[0] = 1010.0, 2.0
     tracker.look()  # forty seconds without a machine
     clock[0] = 1030.0
-    tracker.tell({PREFIX + TRAINING: 20.0}, took=10.0)
+    tracker.tell({TRAINING: 20.0}, took=10.0)
     found = tracker.efficiency()
     assert found.whole == pytest.approx(40.0)
     assert found.share(TRAINING) == pytest.approx(0.5)

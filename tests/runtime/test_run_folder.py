@@ -12,17 +12,27 @@ import pytest
 
 from fracray.config import PHANTOM, Config
 from fracray.errors import InputError, RunError
-from fracray.runtime.ray_session import FILE
 from fracray.runtime.run_folder import (
+    CLUSTER_FILE,
+    begin_run,
     data_source,
-    how_to_go_on,
-    new_run,
+    find_run,
+    how_to_continue,
     open_run,
     stored_config,
     trial_folder,
     trial_name,
 )
 from fracray.runtime.storage import Folder
+
+
+def started(storage, name, kind, resume):
+    """As a command starts or resumes a run."""
+    run = find_run(storage, name, kind, resume)
+    if not resume:
+        begin_run(run, storage)
+    return run
+
 
 BOTH = pytest.mark.parametrize("storage", ["disk", "store"], indirect=True)
 ROOT = os.geteuid() == 0
@@ -138,7 +148,7 @@ def test_names_with_spaces_and_umlauts_are_names(storage):
 @BOTH
 def test_what_is_not_there_or_damaged_is_named(run):
     run.write("tree.json", b'{"a": ')
-    with pytest.raises(InputError, match=r"atlas.*: config\.yaml is not there"):
+    with pytest.raises(InputError, match=r"atlas.*: config\.yaml does not exist"):
         run.read("config.yaml")
     with pytest.raises(InputError, match=r"atlas.*/tree\.json: damaged JSON"):
         run.read_json("tree.json")
@@ -193,14 +203,14 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
     with pytest.raises(InputError, match=r"file: cannot be opened: .*; name a folder"):
         Folder(tmp_path / "file").names()
     with pytest.raises(InputError, match=r"^--storage .*file.*choose a folder or URI that you may write to"):
-        new_run(str(tmp_path / "file"), "atlas", "tune", resume=False)
+        started(str(tmp_path / "file"), "atlas", "tune", resume=False)
 
 
 @pytest.mark.skipif(ROOT, reason="root may write anywhere")
 def test_a_folder_that_may_not_be_written_is_named(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(InputError, match=r"^--storage .*you may write to"):
-        new_run(str(tmp_path), "atlas", "tune", resume=False)
+        started(str(tmp_path), "atlas", "tune", resume=False)
 
 
 # ---- a URI
@@ -222,7 +232,7 @@ def test_a_store_that_does_not_answer_is_named():
 def test_a_bucket_that_is_not_there_is_named(s3):
     storage = s3("runs").replace("s3://radiographs/", "s3://nowhere/")
     with pytest.raises(InputError, match=r"^--storage s3://nowhere/.*bucket 'nowhere'.*does not exist"):
-        new_run(storage, "atlas", "tune", resume=False)
+        started(storage, "atlas", "tune", resume=False)
 
 
 # ---- runs
@@ -230,48 +240,48 @@ def test_a_bucket_that_is_not_there_is_named(s3):
 
 @BOTH
 def test_a_run_begins_once_and_goes_on_by_resume(storage):
-    run = new_run(storage, "atlas", "tune", resume=False)
+    run = started(storage, "atlas", "tune", resume=False)
     about = run.read_json("environment.json")
     assert about["packages"].keys() >= {"fracray", "ray", "torch", "optuna"}
     assert about["cpus"] == os.cpu_count()
-    again = new_run(storage, "atlas", "tune", resume=False)  # nothing but its environment stands there yet
+    again = started(storage, "atlas", "tune", resume=False)  # nothing but its environment stands there yet
     again.write("config.yaml", Config().to_yaml())
-    with pytest.raises(InputError, match=r"atlas.*: this run exists already; go on with it by --resume"):
-        new_run(storage, "atlas", "tune", resume=False)
-    resumed = new_run(storage, "atlas", "tune", resume=True)
+    with pytest.raises(InputError, match=r"atlas.*: this run exists already; continue it with --resume"):
+        started(storage, "atlas", "tune", resume=False)
+    resumed = started(storage, "atlas", "tune", resume=True)
     assert resumed.location == run.location == open_run(run.location).location
 
 
 def test_a_run_goes_on_by_the_way_that_it_was_begun(tmp_path, monkeypatch):
-    run = new_run(str(tmp_path), "atlas", "tune", resume=False)
+    run = started(str(tmp_path), "atlas", "tune", resume=False)
     run.write("config.yaml", Config().to_yaml())
     said = f"--name atlas --storage {tmp_path} --resume"
-    assert how_to_go_on("tune", str(tmp_path), run) == f"go on with: python -m fracray.tune {said}"
-    monkeypatch.setenv(FILE, "my cluster.yaml")
+    assert how_to_continue("tune", str(tmp_path), run) == f"continue with: python -m fracray.tune {said}"
+    monkeypatch.setenv(CLUSTER_FILE, "my cluster.yaml")
     sent = "python -m fracray.cluster submit 'my cluster.yaml' -- tune"
-    assert how_to_go_on("tune", str(tmp_path), run) == f"go on with: {sent} {said}"
+    assert how_to_continue("tune", str(tmp_path), run) == f"continue with: {sent} {said}"
 
 
 @BOTH
 def test_a_resume_that_names_no_run_lists_those_that_are_there(storage):
     with pytest.raises(InputError, match=r"name the run with --name; runs in .*: none"):
-        new_run(storage, None, "tune", resume=True)
+        started(storage, None, "tune", resume=True)
     for name in ("one", "two"):
         Folder(storage).sub(name).write("config.yaml", Config().to_yaml())
     with pytest.raises(InputError, match=r"--resume: name the run with --name; runs in .*: one, two"):
-        new_run(storage, None, "tune", resume=True)
+        started(storage, None, "tune", resume=True)
     with pytest.raises(InputError, match=r"--resume: there is no run three in .*; runs there: one, two"):
-        new_run(storage, "three", "tune", resume=True)
+        started(storage, "three", "tune", resume=True)
 
 
 @pytest.mark.parametrize("name", ["a/b", "", ".", "..", "/abs"])
 def test_a_name_is_no_path(tmp_path, name):
     with pytest.raises(InputError, match="a plain name without '/'; the folder around it is --storage"):
-        new_run(str(tmp_path), name, "tune", resume=False)
+        started(str(tmp_path), name, "tune", resume=False)
 
 
 def test_a_run_without_a_name_is_named_by_kind_and_time(tmp_path):
-    assert new_run(str(tmp_path), None, "train", resume=False).name.startswith("train-20")
+    assert started(str(tmp_path), None, "train", resume=False).name.startswith("train-20")
 
 
 @BOTH
@@ -298,10 +308,13 @@ def test_trials_have_folders_by_their_number(tmp_path):
 
 def test_data_is_named_so_that_it_is_found_from_elsewhere(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"FracAtlas: no such file or folder; name a FracAtlas folder"):
+        data_source("FracAtlas")
+    (tmp_path / "FracAtlas").mkdir()
     assert data_source("FracAtlas") == str(tmp_path / "FracAtlas")
     assert data_source(PHANTOM) == PHANTOM
     assert data_source("s3://bucket/atlas") == "s3://bucket/atlas"
-    assert Path(data_source("~/x")).is_absolute()
+    assert Path(data_source("~")).is_absolute()
 
 
 def test_json_is_readable_by_people(tmp_path):

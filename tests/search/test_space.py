@@ -11,7 +11,7 @@ from fracray.config import Config
 from fracray.errors import InputError
 from fracray.search.space import SearchSpace
 from fracray.search.space_file import load_space
-from fracray.search.study import StudySearcher
+from fracray.search.study import StudySearcher, sampler
 
 SHIPPED = sorted((Path(__file__).parent.parent.parent / "search_spaces").glob("*.yaml"))
 
@@ -394,7 +394,7 @@ CONDITIONAL = """
 def run_study(space: SearchSpace, trials: int) -> list[dict]:
     """Leaves of `trials` trials of a study in memory, scored by a smooth function of them."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(sampler=space.sampler(), direction="maximize")
+    study = optuna.create_study(sampler=sampler(space), direction="maximize")
     chosen = []
     for _ in range(trials):
         trial = study.ask()
@@ -440,8 +440,8 @@ def test_a_samplers_seed_decides_its_suggestions(tmp_path):
 
 def test_a_model_of_the_past_is_used_after_the_startup_trials(tmp_path):
     """TPE and CMA-ES come nearer to the optimum than their own random start."""
-    for sampler in ("tpe", "cmaes"):
-        space = space_of(tmp_path, SEARCHED, f"sampler: {{name: {sampler}, startup_trials: 10}}\ntrials: 60")
+    for name in ("tpe", "cmaes"):
+        space = space_of(tmp_path, SEARCHED, f"sampler: {{name: {name}, startup_trials: 10}}\ntrials: 60")
         misses = [abs(leaves["model.dropout"] - 0.3) for leaves in run_study(space, 60)]
         assert sum(misses[-20:]) / 20 < 0.6 * sum(misses[:10]) / 10
 

@@ -12,8 +12,10 @@ from ray.tune.search import Searcher
 from fracray.config import Config
 from fracray.errors import InputError
 from fracray.runtime.storage import Folder
+from fracray.search.messages import TrialReport
 from fracray.search.space_file import load_space
-from fracray.search.study import FAILURE, JOURNAL, LEAVES, REASON, RETRIES, StudySearcher, only_driver, open_study
+from fracray.search.study import JOURNAL, LEAVES, REASON, RETRIES, StudySearcher, only_driver, open_study
+from fracray.training.epochs import EpochResult
 
 DROPOUT = "space:\n  model.dropout: {float: [0.0, 0.6]}\n  train.lr: {log_float: [1.0e-4, 1.0e-2]}\n"
 TOP = "trials: 6\nsampler: {name: random}\n"
@@ -37,7 +39,19 @@ def journal(tmp_path):
 
 
 def result(epoch, accuracy, **more):
-    return {"training_iteration": epoch, "val_accuracy": accuracy, "best_val_accuracy": accuracy, **more}
+    """An epoch's result as Tune hands it on; `more` are other metrics at the best epoch."""
+    best = {"val_accuracy": accuracy, **more}
+    told = EpochResult(epoch, {"val_accuracy": accuracy}, best, seconds=1.0)
+    return TrialReport(told).to_tune(["val_accuracy"])
+
+
+def without(metric):
+    told = result(1, 0.5)
+    return {name: value for name, value in told.items() if name != f"best_{metric}"}
+
+
+def failure(reason):
+    return TrialReport(None, failure=reason, done=True).to_tune(["val_accuracy"])
 
 
 def trials_of(journal, space):
@@ -73,7 +87,7 @@ def test_the_budget_is_handed_out_and_no_more(space, journal):
 def test_failed_trials_count_against_the_budget(space, journal):
     searcher = StudySearcher(space, journal, 1)
     searcher.suggest("a")
-    searcher.on_trial_complete("a", {FAILURE: "no such thing"})
+    searcher.on_trial_complete("a", failure("no such thing"))
     assert searcher.suggest("b") == Searcher.FINISHED
 
 
@@ -107,7 +121,7 @@ def test_the_best_epochs_value_is_told_and_every_epoch_is_reported(space, journa
     searcher.suggest("a")
     searcher.on_trial_result("a", result(1, 0.6))
     searcher.on_trial_result("a", result(2, 0.8))
-    searcher.on_trial_complete("a", {"training_iteration": 3, "val_accuracy": 0.7, "best_val_accuracy": 0.8})
+    searcher.on_trial_complete("a", result(3, 0.7, val_accuracy=0.8))
     (trial,) = trials_of(journal, space)
     assert trial.state is TrialState.COMPLETE
     assert trial.value == 0.8
@@ -120,7 +134,7 @@ def test_the_study_opens_by_its_names_and_direction(tmp_path, journal):
     searcher = StudySearcher(space, journal, 6)
     for name, loss in (("a", 0.7), ("b", 0.3), ("c", 0.5)):
         searcher.suggest(name)
-        searcher.on_trial_complete(name, {"training_iteration": 1, "best_val_loss": loss})
+        searcher.on_trial_complete(name, result(1, 0.5, val_loss=loss))
     study = open_study(journal, space)
     assert study.direction is optuna.study.StudyDirection.MINIMIZE
     assert study.metric_names == ["val_loss"]
@@ -132,9 +146,9 @@ def test_the_study_opens_by_its_names_and_direction(tmp_path, journal):
     [
         {"result": result(1, math.nan)},
         {"result": result(1, math.inf)},
-        {"result": {"training_iteration": 1}},
+        {"result": without("val_accuracy")},
         {"result": None},
-        {"result": result(1, math.nan, **{FAILURE: "no such thing"})},
+        {"result": failure("no such thing")},
     ],
     ids=["nan", "infinite", "without the metric", "no result", "failure"],
 )
@@ -179,7 +193,7 @@ def test_all_of_several_metrics_are_told(tmp_path, journal):
     values = [(0.9, 0.5), (0.8, 0.7), (0.7, 0.6), (0.6, math.nan)]
     for name, (auroc, f1) in zip("abcd", values, strict=True):
         searcher.suggest(name)
-        outcome = {"training_iteration": 1, "best_val_auroc": auroc, "best_val_f1": f1}
+        outcome = result(1, 0.5, val_auroc=auroc, val_f1=f1)
         searcher.on_trial_result(name, outcome)
         searcher.on_trial_complete(name, outcome)
     study = open_study(journal, space)
@@ -220,7 +234,7 @@ def test_a_trial_that_always_dies_is_given_up_with_its_reason(space, journal):
     assert searcher.suggest("next")["number"] == 1
     trial = trials_of(journal, space)[0]
     assert trial.state is TrialState.FAIL
-    assert "without getting further" in trial.user_attrs[REASON]
+    assert "without progress" in trial.user_attrs[REASON]
 
 
 def test_deaths_are_counted_over_resumes_and_only_between_finished_epochs(space, journal):
@@ -248,7 +262,7 @@ def test_a_trial_that_dies_again_and_again_in_the_same_epoch_is_given_up(space, 
 def test_a_trial_that_cannot_run_fails_at_once_with_its_reason(space, journal):
     searcher = StudySearcher(space, journal, 2)
     searcher.suggest("a")
-    searcher.on_trial_complete("a", result(1, math.nan, **{FAILURE: "model.width: too large"}))
+    searcher.on_trial_complete("a", failure("model.width: too large"))
     assert searcher.suggest("b")["number"] == 1
     trial = trials_of(journal, space)[0]
     assert (trial.state, trial.user_attrs[REASON]) == (TrialState.FAIL, "model.width: too large")
@@ -372,15 +386,21 @@ def test_tune_may_pickle_and_restore_the_searcher(space, journal, tmp_path):
 DRIVER = """
 import os, sys
 from pathlib import Path
+from fracray.search.messages import TrialReport
 from fracray.search.space_file import load_space
 from fracray.search.study import StudySearcher
+from fracray.training.epochs import EpochResult
+
+def result(accuracy):
+    told = EpochResult(1, {"val_accuracy": accuracy}, {"val_accuracy": accuracy}, seconds=1.0)
+    return TrialReport(told).to_tune(["val_accuracy"])
 
 searcher = StudySearcher(load_space(sys.argv[1]), Path(sys.argv[2]), 6)
 for name, accuracy in (("a", 0.5), ("b", 0.6)):
     searcher.suggest(name)
-    searcher.on_trial_complete(name, {"training_iteration": 1, "val_accuracy": accuracy, "best_val_accuracy": accuracy})
+    searcher.on_trial_complete(name, result(accuracy))
 third = searcher.suggest("c")
-searcher.on_trial_result("c", {"training_iteration": 1, "val_accuracy": 0.9, "best_val_accuracy": 0.9})
+searcher.on_trial_result("c", result(0.9))
 print(third["leaves"]["model.dropout"], flush=True)
 if len(sys.argv) > 3:  # between putting a trial in line and beginning it
     searcher.study.enqueue_trial({"model.dropout": 0.123})

@@ -141,7 +141,7 @@ def refused(match, folder):
 
 def test_refuses_what_is_not_a_checkpoint_folder(folder, tmp_path):
     refused("no such checkpoint folder", tmp_path / "nothing")
-    refused("give the checkpoint folder", folder / "config.json")
+    refused("name the checkpoint folder", folder / "config.json")
     (folder / "model.safetensors").unlink()
     refused(r"model\.safetensors missing", folder)
 

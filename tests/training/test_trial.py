@@ -1,4 +1,4 @@
-"""A trial's folder: what is written when, and what a trial that is taken up again finds there."""
+"""A trial's folder: what is written when, and what a resumed trial finds there."""
 
 import itertools
 import json
@@ -11,12 +11,14 @@ import pytest
 from fracray.config import Config
 from fracray.data.loading.ingest import ShardFile, Shards
 from fracray.errors import RunError
-from fracray.runtime.efficiency import PHASES
-from fracray.runtime.run_folder import BEST, EPOCHS, STATE, trial_folder, vouched_epochs
+from fracray.runtime.efficiency import PHASES, TRAINING, TRANSFORM, VALIDATION
+from fracray.runtime.run_folder import BEST, EPOCHS, STATE, trial_folder
 from fracray.runtime.storage import Folder
 from fracray.training.checkpoint import load_state, read_metadata
+from fracray.training.epochs import read_epochs, saved_epochs
+from fracray.training.job import Job
 from fracray.training.loop import Fit
-from fracray.training.trial import Job, TrialRunner, may_stop
+from fracray.training.trial import TrialRunner, may_stop
 
 TRAIN, VAL, SIZE = 48, 24, 32
 
@@ -130,7 +132,7 @@ def test_a_trial_taken_up_again_goes_on_as_if_it_had_never_stopped(tmp_path, clo
 
 
 def test_an_epoch_that_breaks_off_is_not_kept_as_the_one_before(tmp_path, monkeypatch):
-    """Its optimiser has taken steps of the next epoch: to go on from there would train those images twice."""
+    """Its optimiser has taken steps of the next epoch: resuming from there would train those images twice."""
     runner = TrialRunner(make_job(tmp_path), 0, {})
     runner.run_epoch()
     steps = itertools.count()
@@ -146,25 +148,27 @@ def test_an_epoch_that_breaks_off_is_not_kept_as_the_one_before(tmp_path, monkey
         runner.run_epoch()
     runner.close()
     assert epochs_kept(tmp_path) == 0
-    assert vouched_epochs(trial_folder(Folder(tmp_path), 0)) == []
+    assert saved_epochs(trial_folder(Folder(tmp_path), 0)) == []
 
 
-def test_a_checkpoint_vouches_for_the_epochs_whose_best_it_is(tmp_path):
+def test_the_saved_epochs_are_those_whose_best_epoch_is_the_checkpoint(tmp_path):
     runner = TrialRunner(make_job(tmp_path, **{"train.keep_seconds": 0}), 0, {})
     for _ in (1, 2, 3):
         runner.run_epoch()
     runner.settle()
     folder = trial_folder(Folder(tmp_path), 0)
     history = folder.read_json(EPOCHS)
-    assert vouched_epochs(folder) == history
-    # As after a process that finished two more epochs, the first of them better, and was lost before it kept them.
+    results = read_epochs(folder)
+    assert [result.to_json() for result in results] == history
+    assert saved_epochs(folder) == results
+    # As after a process that finished two more epochs, the first of them better, and was lost before it saved them.
     better = {name: value + 0.1 if name.startswith("best_") else value for name, value in history[-1].items()}
     folder.write_json(EPOCHS, [*history, {**better, "epoch": 4.0}, {**better, "epoch": 5.0}])
-    assert vouched_epochs(folder) == history
+    assert saved_epochs(folder) == results
     runner.close()
 
 
-def test_the_first_epoch_of_a_trial_taken_up_again_is_kept_before_it_is_told_of(tmp_path):
+def test_the_first_epoch_of_a_resumed_trial_is_kept_before_it_is_reported(tmp_path):
     """ASHA sees a new trial, and judges its first report as that of the rung below."""
     asha = {"search.scheduler.name": "asha", "search.scheduler.grace_epochs": 2, "train.keep_seconds": 3600}
     runner = TrialRunner(make_job(tmp_path, **asha), 0, {})
@@ -177,7 +181,7 @@ def test_the_first_epoch_of_a_trial_taken_up_again_is_kept_before_it_is_told_of(
     again.close()
 
 
-def test_a_trial_that_the_scheduler_may_stop_is_kept_before_it_is_told_of(tmp_path):
+def test_a_trial_that_the_scheduler_may_stop_is_kept_before_it_is_reported(tmp_path):
     asha = {"search.scheduler.name": "asha", "search.scheduler.grace_epochs": 2}
     runner = TrialRunner(make_job(tmp_path, **asha), 0, {})
     runner.run_epoch()
@@ -230,7 +234,7 @@ def test_an_epoch_tells_its_core_seconds_by_phase(tmp_path):
     runner.run_epoch()
     told = runner.run_epoch()
     runner.close()
-    assert all(told[f"seconds_{phase}"] >= 0 for phase in PHASES)
-    assert 0 < told["seconds_training"] < told["seconds"] * 1.5
-    assert told["seconds_validation"] > 0
-    assert told["seconds_transform"] > 0
+    assert all(told.core_seconds[phase] >= 0 for phase in PHASES)
+    assert 0 < told.core_seconds[TRAINING] < told.seconds * 1.5
+    assert told.core_seconds[VALIDATION] > 0
+    assert told.core_seconds[TRANSFORM] > 0

@@ -28,7 +28,7 @@ from fracray.data.images import decode as imagefile
 from fracray.data.images.letterbox import letterbox
 from fracray.data.manifest import Manifest
 from fracray.errors import InputError, RunError
-from fracray.runtime.ray_session import alone, capacity, here
+from fracray.runtime.resources import alone, capacity, here
 from fracray.runtime.storage import Folder
 
 INGEST_VERSION = 3  # raise it when the pixels of a shard, or which images share a file, would change

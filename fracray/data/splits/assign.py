@@ -15,6 +15,7 @@ from fracray.config import AXES, SplitConfig
 from fracray.data.duplicates import Link, components
 from fracray.data.manifest import PARTS, Manifest, file_number, in_set, part_of, sets_named, sets_of
 from fracray.data.splits.held_out import HeldOutSet, hold_out
+from fracray.data.splits.set_names import UNSHIFTED, validation_sets
 from fracray.data.splits.stratify import deal_groups, deal_rows
 from fracray.errors import InputError
 
@@ -24,7 +25,6 @@ _TOLERANCE = 2.0
 # A group with more than this share of held-out images is kept out of train, where it would mostly be lost.
 _MOSTLY = 0.8
 
-UNSHIFTED = "unshifted"
 FEW = 10  # images of a class below which a set is said to be small
 
 _PERSON = ("patient", "study")  # whose picture it is, where that is known
@@ -97,15 +97,6 @@ def name_groups(manifest: Manifest, config: SplitConfig) -> Manifest:
     used = _in_order(manifest)
     table.loc[used.index, "group"] = used["image_id"].to_numpy()[_first_of_group(used, config)]
     return replace(manifest, table=table)
-
-
-def validation_sets(config: SplitConfig) -> tuple[str, ...]:
-    """The names of the sets that are validated on, 'val' first, for a config whose data may not be there yet."""
-    if config.file is not None:
-        return _stored_sets(config.file)
-    own = (f"val/{UNSHIFTED}",) if config.protocol in AXES else ()
-    beside = config.held_out[1 if config.protocol in AXES else 0 :]
-    return ("val", *own, *(f"val/{axis}" for axis, _ in beside))
 
 
 def leaks(table: pd.DataFrame) -> list[str]:
@@ -343,7 +334,7 @@ def _taken_over(manifest: Manifest, config: SplitConfig, path: str) -> Manifest:
 
 
 @lru_cache(maxsize=8)
-def _stored_sets(path: str) -> tuple[str, ...]:
+def stored_sets(path: str) -> tuple[str, ...]:
     found = sets_named(Manifest.read(path).table["split"])
     if not {"train", "val", "test"} <= set(found):
         raise InputError(

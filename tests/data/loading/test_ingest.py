@@ -15,8 +15,8 @@ from fracray.data.images.letterbox import letterbox
 from fracray.data.loading.ingest import SHARD_BYTES, _tasks, decode, fingerprint, ingest, open_shards
 from fracray.data.prepare import examined
 from fracray.errors import RunError
-from fracray.runtime.ray_session import Machine, promise
-from fracray.runtime.show import new_console
+from fracray.runtime.console import new_console
+from fracray.runtime.resources import Machine, promise
 from fracray.runtime.storage import Folder
 
 

@@ -16,8 +16,8 @@ from fracray.data.loading.ingest import decode, ingest, open_shards
 from fracray.data.loading.streams import MemoryStream, RayStream, ahead, make_plan
 from fracray.data.manifest import Manifest
 from fracray.data.prepare import prepare
+from fracray.runtime.console import new_console
 from fracray.runtime.efficiency import Meter
-from fracray.runtime.show import new_console
 from fracray.runtime.storage import Folder
 
 STRONG = {"rotate": 25.0, "flip": 0.5, "vertical_flip": 0.3, "scale": 0.2, "brightness": 0.3, "contrast": 0.3}

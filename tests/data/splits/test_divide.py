@@ -11,7 +11,7 @@ from fracray.data.prepare import examined
 from fracray.data.splits import divide as division
 from fracray.data.splits.divide import divide
 from fracray.errors import InputError
-from fracray.runtime.show import new_console
+from fracray.runtime.console import new_console
 
 BLOCK = {"block": 10}
 

@@ -7,11 +7,12 @@ import psutil
 import pytest
 
 from fracray.errors import InputError
-from fracray.runtime.ray_session import (
+from fracray.runtime.ray_session import SERVERS
+from fracray.runtime.resources import (
     EXPECTED,
     PROMISED,
-    SERVERS,
     Machine,
+    WorkerResources,
     alone,
     cpus_for,
     gather,
@@ -69,25 +70,25 @@ def on(monkeypatch, *machines):
 )
 def test_trials_are_packed_machine_by_machine(machines, trial, spare, fit, monkeypatch):
     on(monkeypatch, *machines)
-    assert trials_at_once(*trial, spare_cpus=spare) == fit
-    assert trials_at_once(*trial, spare_cpus=spare, asked=1) == 1
+    assert trials_at_once(WorkerResources(*trial), spare) == fit
+    assert trials_at_once(WorkerResources(*trial), spare, asked=1) == 1
     with pytest.raises(InputError, match=f"only {fit} trial"):
-        trials_at_once(*trial, spare_cpus=spare, asked=fit + 1)
+        trials_at_once(WorkerResources(*trial), spare, asked=fit + 1)
 
 
 @pytest.mark.parametrize(
     ("machines", "trial", "words"),
     [
-        ([Machine(2, 0, 3)], (1, 3, 0), "each must stand on one machine, and only 0 fit"),
-        ([Machine(8, 0, 1), Machine(0, 4, 1)], (1, 1, 1), "each must stand on one machine"),
-        ([Machine(8, 0, 1)], (1, 1, 0.5), r"ask for 0.5 GPU\(s\), and the cluster has 0"),
-        ([Machine(1, 0, 1)], (2, 1, 0), r"ask for 2 CPU\(s\), and the cluster has 1"),
+        ([Machine(2, 0, 3)], (1, 3, 0), "a worker needs one machine, and only 0 fit"),
+        ([Machine(8, 0, 1), Machine(0, 4, 1)], (1, 1, 1), "a worker needs one machine"),
+        ([Machine(8, 0, 1)], (1, 1, 0.5), r"need 0.5 GPU\(s\), and the cluster has 0"),
+        ([Machine(1, 0, 1)], (2, 1, 0), r"need 2 CPU\(s\), and the cluster has 1"),
     ],
 )
 def test_what_would_wait_for_ever_is_refused(machines, trial, words, monkeypatch):
     on(monkeypatch, *machines)
     with pytest.raises(InputError, match=words):
-        trials_at_once(*trial)
+        trials_at_once(WorkerResources(*trial))
 
 
 @pytest.mark.parametrize(
@@ -104,18 +105,18 @@ def test_what_would_wait_for_ever_is_refused(machines, trial, words, monkeypatch
 def test_workers_share_out_the_cpus_of_their_machines(machines, workers, gpus, spare, cpus, monkeypatch):
     on(monkeypatch, *machines)
     assert cpus_for(workers, gpus, spare) == cpus
-    assert trials_at_once(workers, cpus, gpus, spare) >= 1
+    assert trials_at_once(WorkerResources(workers, cpus, gpus), spare) >= 1
 
 
 def test_machines_that_are_being_set_up_are_waited_for(ray_local, monkeypatch):
     monkeypatch.setenv(EXPECTED, "2")
     assert not alone()
-    monkeypatch.setattr("fracray.runtime.ray_session.GATHER_SECONDS", 1.5)
+    monkeypatch.setattr("fracray.runtime.resources.GATHER_SECONDS", 1.5)
     said = []
     gather(said.append)
     assert [line.partition(" machines")[0] for line in said] == [
         "1 of the cluster's 2",
-        "going on with 1 of the cluster's 2",
+        "continuing with 1 of the cluster's 2",
     ]
     monkeypatch.setenv(EXPECTED, "1")
     gather(said.append)

@@ -1,0 +1,163 @@
+"""Scores on the console: tables with intervals next to the no-pixel predictors, and the corruption suite."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from math import isnan
+
+from rich.console import Console
+from rich.table import Table
+
+from fracray.data.baselines import Baseline
+from fracray.data.prepare import Prepared
+from fracray.evaluation.robustness import CorruptionScores, Summary
+from fracray.metrics import Interval, by_set
+from fracray.runtime.console import new_table, score_cell
+
+FEW_GROUPS = 10  # with fewer groups, a bootstrap over groups gives intervals that are too narrow
+
+HEADINGS = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "f1": "F1",
+    "brier": "Brier",
+    "ece": "ECE",
+}
+
+
+def scores_table(scores: Mapping[str, float | Interval], baselines: Sequence[Baseline], part: str) -> Table:
+    """Scores by metric, with intervals where there are any, next to those of the no-pixel predictors."""
+    others = [baseline for baseline in baselines if baseline.part == part]
+    table = new_table("metric")
+    table.add_column("model", justify="right")
+    if any(isinstance(value, Interval) for value in scores.values()):
+        table.add_column("95% interval", justify="right")
+    for baseline in others:
+        table.add_column(f"no pixel:\n{baseline.name}", justify="right")
+    for name, heading in HEADINGS.items():
+        value = scores.get(name)
+        if value is None:
+            continue
+        if isinstance(value, Interval):
+            cells = [f"{value.value:.3f}", f"[{value.low:.3f}, {value.high:.3f}]"]
+        else:
+            cells = [f"{value:.3f}"]
+        table.add_row(heading, *cells, *(score_cell(getattr(baseline, name, None)) for baseline in others))
+    return table
+
+
+def corruptions_table(scores: CorruptionScores) -> Table:
+    """Balanced error by corruption and severity, its difference to the clean one, and the ratio to a reference."""
+    compared = scores.reference is not None
+    table = new_table()
+    table.add_column("corruption", no_wrap=True)
+    if not compared:  # both do not fit in one line
+        table.add_column("imitates", no_wrap=True)
+    for cell in scores.rows[0].cells:
+        table.add_column(f"BE at\n{cell.severity}", justify="right", no_wrap=True)
+    headings = (
+        "mean\nBE",
+        "more than clean\n[95% interval]",
+        "mean\nAUROC",
+        *(("BE/\nref.", "rBE") if compared else ()),
+    )
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    blank = [""] * (len(scores.rows[0].cells) + (not compared))
+    table.add_row("clean", *blank, score_cell(scores.clean.balanced_error.value), "", score_cell(scores.clean.auroc))
+    for row in scores.rows:
+        words = [] if compared else [row.corruption.words]
+        cells = [score_cell(cell.balanced_error.value) for cell in row.cells]
+        table.add_row(row.corruption.name, *words, *cells, *_summary_cells(row.summary))
+    table.add_section()
+    table.add_row("mean of all", *blank, *_summary_cells(scores.overall))
+    return table
+
+
+def _summary_cells(summary: Summary) -> list[str]:
+    excess = summary.excess
+    cells = [
+        score_cell(summary.mean.value),
+        f"{excess.value:+.3f} [{excess.low:.3f}, {excess.high:.3f}]",
+        score_cell(summary.auroc),
+    ]
+    against_reference = (summary.normalised, summary.relative)
+    return cells + [
+        "-" if isnan(value.value) else f"{value.value:.2f}" for value in against_reference if value is not None
+    ]
+
+
+def say_corruptions(console: Console, scores: CorruptionScores) -> None:
+    """Print the table of the corruption suite, and a sentence on the corruptions that hurt most."""
+    console.print(
+        "\ncorruption suite: balanced error (BE), 0 is perfect and 0.5 is chance, at the same fixed threshold"
+    )
+    console.print(corruptions_table(scores))
+    worst, clean = scores.worst(), scores.clean
+    if worst:
+        words = [
+            f"{row.corruption.name} (BE {clean.balanced_error.value:.3f} to {row.summary.mean.value:.3f} on average, "
+            f"AUROC {clean.auroc:.3f} to {row.summary.auroc:.3f})"
+            for row in worst[:3]
+        ]
+        said = f"{len(worst)} of {len(scores.rows)} corruptions clearly raise it (interval above 0), most of all"
+        console.print(f"{said} {', '.join(words)}.", soft_wrap=True)
+    else:
+        console.print("no corruption clearly raises it (interval above 0)")
+    console.print(
+        "where BE rises and AUROC does not, the ranking of the radiographs holds and only the threshold is wrong",
+        soft_wrap=True,
+    )
+    if scores.reference is not None:
+        reference = scores.reference
+        console.print(
+            f"reference: clean BE {reference.clean.balanced_error.value:.3f}, mean of all "
+            f"{reference.overall.mean.value:.3f}. BE / ref. and rBE are MedMNIST-C's: below 1 is better than the "
+            f"reference. rBE is given for the {len(reference.worst())} corruptions that clearly hurt the reference",
+            soft_wrap=True,
+        )
+
+
+def sets_table(scores: Mapping[str, Mapping[str, float | Interval]], prepared: Prepared) -> Table:
+    """One set per row, with the AUROC of the no-pixel predictors on it."""
+    table = new_table()
+    table.add_column("set", no_wrap=True)
+    for heading in ("images", "fract.", "accuracy", "AUROC", "sens.", "spec."):
+        table.add_column(heading, justify="right", no_wrap=True)
+    rivals = [baseline for baseline in prepared.baselines if baseline.name != "majority"]
+    for rival in dict.fromkeys(baseline.name for baseline in rivals):
+        table.add_column("AUROC of\n" + rival.replace(" ", "\n"), justify="right", no_wrap=True)
+    for name, values in scores.items():
+        rows = prepared.rows(name)
+        fractured = prepared.table["label"].to_numpy()[rows].mean()
+        both = [_with_interval(values.get(metric)) for metric in ("accuracy", "auroc")]
+        alone = [score_cell(_value(values.get(metric))) for metric in ("sensitivity", "specificity")]
+        others = [score_cell(rival.auroc) for rival in rivals if rival.part == name]
+        table.add_row(name, str(len(rows)), f"{fractured:.1%}", *both, *alone, *others)
+    return table
+
+
+def _with_interval(value: float | Interval | None) -> str:
+    interval = f" [{score_cell(value.low)}, {score_cell(value.high)}]" if isinstance(value, Interval) else ""
+    return f"{score_cell(_value(value))}{interval}"
+
+
+def _value(value: float | Interval | None) -> float | None:
+    return value.value if isinstance(value, Interval) else value
+
+
+def say_validation(console: Console, prepared: Prepared, best: Mapping[str, float]) -> None:
+    """Print the best epoch's metrics (by reported name) on 'val', and on all validation sets if there are several."""
+    scores = by_set(best, [name for name in prepared.sets if name.startswith("val")])
+    console.print(scores_table(scores["val"], prepared.baselines, "val"))
+    if len(scores) > 1:
+        console.print(sets_table(scores, prepared))
+
+
+def say_few_groups(console: Console, groups: Iterable[str]) -> None:
+    """Warn where too few groups (one name per image) were bootstrapped for an interval."""
+    count = len(set(groups))
+    if count < FEW_GROUPS:
+        console.print(f"note: only {count} groups, so the intervals are too narrow")

@@ -1,0 +1,28 @@
+"""Options that several commands share, each written and explained once. Imports only the standard library."""
+
+import argparse
+
+
+def command(name: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """The parser of `python -m fracray.NAME`, with examples below its options."""
+    return argparse.ArgumentParser(
+        prog=f"python -m fracray.{name}",
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_run_options(cli: argparse.ArgumentParser, kind: str) -> None:
+    """The options of commands that start or resume a run folder."""
+    cli.add_argument("--data", metavar="PATH", help="FracAtlas (folder, zip) or an imported set; default: phantoms")
+    cli.add_argument("--epochs", type=int, metavar="N", help="epochs of a model; short for --set train.epochs=N")
+    cli.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="fix one setting; repeatable")
+    cli.add_argument("--storage", default="runs", help="folder or URI that holds the runs (default %(default)s)")
+    cli.add_argument("--name", help=f"name of the run folder (default: {kind}- and the time)")
+    cli.add_argument("--resume", action="store_true", help="continue the run of this --name from where it stopped")
+    add_address(cli)
+
+
+def add_address(cli: argparse.ArgumentParser) -> None:
+    cli.add_argument("--address", help="a Ray cluster: auto or HOST:PORT (default: a local one)")

@@ -1,0 +1,67 @@
+"""What the searcher, a trial's process and the progress table tell each other. Only at Ray's door is it a dict."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fracray.training.epochs import AT_BEST, EpochResult
+
+_NUMBER, _LEAVES = "number", "leaves"
+_RAN, _FAILURE = "ran", "failure"
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What the searcher hands out: a trial by its number in the study, and its settings by dotted path."""
+
+    number: int
+    leaves: Mapping[str, Any]
+
+    def to_tune(self) -> dict[str, Any]:
+        return {_NUMBER: self.number, _LEAVES: dict(self.leaves)}
+
+    @classmethod
+    def from_tune(cls, config: Mapping[str, Any]) -> "Suggestion":
+        return cls(config[_NUMBER], config[_LEAVES])
+
+
+@dataclass(frozen=True)
+class TrialReport:
+    """What a trial's process reports: an epoch's result, or why the trial cannot run in any process.
+
+    ran: False for an epoch that a resumed trial only reports again. done: no epoch follows.
+    """
+
+    result: EpochResult | None
+    ran: bool = True
+    failure: str = ""
+    done: bool = False
+
+    @property
+    def reason(self) -> str:
+        """Why the trial failed; empty if it did not."""
+        if self.result is not None and self.result.diverged:
+            return "its loss is no longer finite; lower train.lr, or clip the gradient with train.clip_norm"
+        return self.failure
+
+    def to_tune(self, metrics: Sequence[str]) -> dict[str, Any]:
+        """As Tune carries it. A trial that cannot run has nan for the searched metrics, which Tune asks for."""
+        if self.result is None:
+            return {**{searched(metric): math.nan for metric in metrics}, _FAILURE: self.failure, "done": True}
+        told = self.result.to_json()
+        return {**told, "training_iteration": self.result.epoch, _RAN: self.ran, "done": self.done}
+
+    @classmethod
+    def from_tune(cls, result: Mapping[str, Any]) -> "TrialReport":
+        """Inverse of `to_tune`; Ray's own entries are ignored."""
+        if _FAILURE in result:
+            return cls(None, failure=result[_FAILURE], done=True)
+        if "epoch" not in result:  # Tune ended the trial before its first report
+            return cls(None)
+        return cls(EpochResult.from_json(result), ran=result[_RAN], done=bool(result.get("done", False)))
+
+
+def searched(metric: str) -> str:
+    """The name under which Tune finds a metric: its value at the trial's best epoch so far."""
+    return f"{AT_BEST}{metric}"

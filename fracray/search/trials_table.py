@@ -1,0 +1,106 @@
+"""The trials of a run as a table: their states and epochs, the best one, and trials.parquet."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from math import isnan
+from typing import Any
+
+import optuna
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from optuna.trial import TrialState
+
+from fracray.metric_names import preference
+from fracray.runtime.run_folder import trial_folder, trial_name
+from fracray.runtime.storage import Folder
+from fracray.search.study import LEAVES
+from fracray.training.epochs import EpochResult, read_epochs, saved_epochs
+
+TRIALS = "trials.parquet"
+
+
+class State(StrEnum):
+    """Where a trial stands."""
+
+    RUNNING = "running"
+    DONE = "done"
+    STOPPED = "stopped early"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the trial ended with a result."""
+        return self in (State.DONE, State.STOPPED)
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """What is known of one trial: its settings by dotted path, its state, and its finished epochs."""
+
+    number: int
+    leaves: Mapping[str, Any]
+    state: State
+    history: tuple[EpochResult, ...] = field(default=(), repr=False)
+
+    @property
+    def name(self) -> str:
+        return trial_name(self.number)
+
+    def best(self, metric: str) -> float:
+        """The metric at the best epoch; nan before the first."""
+        return self.history[-1].value(metric) if self.history else float("nan")
+
+    def with_epoch(self, result: EpochResult) -> "TrialRow":
+        """The row with one more epoch; one that is reported again replaces the first report."""
+        earlier = tuple(old for old in self.history if old.epoch < result.epoch)
+        return replace(self, history=(*earlier, result))
+
+    def ended(self, epochs: int, failed: bool = False) -> "TrialRow":
+        """The row of a trial that has ended, of which `epochs` epochs were planned."""
+        state = State.FAILED if failed else State.DONE if len(self.history) >= epochs else State.STOPPED
+        return replace(self, state=state)
+
+
+def collect(run: Folder, study: optuna.Study, epochs: int) -> dict[int, TrialRow]:
+    """Every trial of a run by number, from the study and the trials' folders."""
+    rows = {}
+    for frozen in study.get_trials(deepcopy=False):
+        if frozen.state is TrialState.WAITING:
+            continue
+        folder = trial_folder(run, frozen.number)
+        row = TrialRow(frozen.number, frozen.user_attrs.get(LEAVES, {}), State.INTERRUPTED)
+        history = tuple(read_epochs(folder))
+        # A default outside the searched ranges runs too, but the study can only hold it as failed.
+        default_ran = frozen.number == 0 and not row.leaves and len(history) > 0
+        if frozen.state is TrialState.COMPLETE or default_ran:
+            rows[frozen.number] = replace(row, history=history).ended(epochs)
+        else:
+            row = replace(row, history=tuple(saved_epochs(folder)))
+            rows[frozen.number] = row if frozen.state is TrialState.RUNNING else replace(row, state=State.FAILED)
+    return rows
+
+
+def best_row(rows: Iterable[TrialRow], metric: str, mode: str) -> TrialRow | None:
+    """The best trial by the metric at its best epoch, then by validation loss; None before the first finished epoch."""
+    finished = [row for row in rows if not isnan(row.best(metric))]
+    return max(finished, key=lambda row: preference(row.best(metric), row.best("val_loss"), mode), default=None)
+
+
+def write_trials(run: Folder, rows: Iterable[TrialRow]) -> None:
+    """trials.parquet: a row per trial and epoch, with the searched settings by dotted path."""
+    table = pd.DataFrame(
+        [
+            {"trial": row.name, "number": row.number, "state": str(row.state), **row.leaves, **result.to_json()}
+            for row in rows
+            for result in row.history
+        ]
+    )
+    if len(table):
+        for column in table.select_dtypes("object"):  # a searched setting may mix words, numbers and null
+            table[column] = table[column].map(str, na_action="ignore")
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pandas(table, preserve_index=False), sink)
+        run.write(TRIALS, sink.getvalue().to_pybytes())
