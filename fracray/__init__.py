@@ -1,1 +1,41 @@
-"""fracray."""
+"""fracray: tuned fracture classifiers from labelled bone radiographs, on any number of machines.
+
+The public names are loaded when they are first used: `import fracray` alone imports neither Torch nor Ray.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fracray.config import Config
+    from fracray.search.space import SearchSpace
+    from fracray.search.space_file import load_space
+    from fracray.training.checkpoint import Checkpoint, load_checkpoint
+    from fracray.training.model import build_model
+
+    __version__: str
+
+__all__ = ["Checkpoint", "Config", "SearchSpace", "__version__", "build_model", "load_checkpoint", "load_space"]
+
+_ROOMS = {
+    "Config": "config",
+    "SearchSpace": "search.space",
+    "load_space": "search.space_file",
+    "Checkpoint": "training.checkpoint",
+    "load_checkpoint": "training.checkpoint",
+    "build_model": "training.model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("fracray")
+    if name in _ROOMS:
+        return getattr(import_module(f"fracray.{_ROOMS[name]}"), name)
+    raise AttributeError(f"module 'fracray' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

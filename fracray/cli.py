@@ -8,7 +8,7 @@ from fracray.errors import run_verb
 VERBS = {
     "tune": ("fracray.tune", "search regularisation and augmentation with Ray Tune and Optuna"),
     "train": ("fracray.train", "train one config on one or more workers with Ray Train"),
-    "fetch": ("fracray.fetch", "bring the best checkpoints out of a run"),
+    "fetch": ("fracray.fetch", "copy the best checkpoints out of a run"),
     "evaluate": ("fracray.evaluate", "score a checkpoint on a split or on other radiographs"),
     "cluster": ("fracray.cluster.__main__", "check a cluster file, run tune or train on the cluster, follow it there"),
     "data": ("fracray.data.__main__", "download, import and check data sets, draw phantoms and contact sheets"),
@@ -18,7 +18,7 @@ VERBS = {
 def usage() -> str:
     verbs = "\n".join(f"  {verb:<10}{words}" for verb, (_, words) in VERBS.items())
     more = "`fracray VERB --help` explains each; `python -m fracray.VERB` is the same command."
-    return f"usage: fracray VERB ...\n\n{verbs}\n\n{more}"
+    return f"usage: fracray VERB ... | --version\n\n{verbs}\n\n{more}"
 
 
 def main() -> int:
@@ -26,7 +26,12 @@ def main() -> int:
     if verb in ("-h", "--help"):
         print(usage())
         return 0
+    if verb == "--version":
+        from fracray import __version__
+
+        print(f"fracray {__version__}")
+        return 0
     if verb not in VERBS:
         print(f"error: '{verb}' is not a verb of fracray\n{usage()}", file=sys.stderr)
         return 2
-    return run_verb(importlib.import_module(VERBS[verb][0]).main, rest)
+    return run_verb(lambda argv: importlib.import_module(VERBS[verb][0]).main(argv), rest)

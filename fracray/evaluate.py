@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _check(args: argparse.Namespace) -> tuple[int, ...]:
     """Refuse what can be refused without opening a checkpoint; returns the severities of the corruptions."""
-    from fracray.runtime.run_folder import data_source, require_local
+    from fracray.runtime.locations import data_source, require_local
 
     if not args.corruptions and (args.reference or args.severities):
         raise InputError(f"{'--reference' if args.reference else '--severities'}: only with --corruptions")
@@ -120,8 +120,8 @@ def _evaluate(args: argparse.Namespace, severities: tuple[int, ...]) -> None:
     from fracray.evaluation.robustness import score_corruptions
     from fracray.evaluation.scoring import check_folds, pool_folds, refuse_seen, score_part
     from fracray.runtime.console import new_console, progress_bar
+    from fracray.runtime.locations import data_source
     from fracray.runtime.ray_session import connect
-    from fracray.runtime.run_folder import data_source
 
     checkpoints = [open_checkpoint(location) for location in args.checkpoint]
     metadata = checkpoints[0].metadata

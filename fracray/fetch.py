@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from fracray.errors import InputError, run_verb
 from fracray.metric_names import REPORTED, lower_is_better, preference
 from fracray.runtime.arguments import command
+from fracray.runtime.locations import require_local
 
 if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are read and its files are found
     from rich.console import Console
@@ -61,6 +62,8 @@ def main(argv: Sequence[str]) -> None:
     args = parser().parse_args(argv)
     if args.top < 1:
         raise InputError(f"--top {args.top}: at least one checkpoint must be fetched")
+    if args.cluster is None:
+        require_local(args.run, "no such run folder")
 
     from fracray.runtime.console import new_console
     from fracray.runtime.run_folder import open_run

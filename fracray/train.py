@@ -83,7 +83,8 @@ def _workers(text: str) -> tuple[int, int]:
 def _begin(args: argparse.Namespace) -> tuple[Config, Folder]:
     """The config and the folder of a new run; everything that can be refused early is refused before it is written."""
     from fracray.config import Config, load_config, parse_assignments
-    from fracray.runtime.run_folder import begin_run, data_source, find_run
+    from fracray.runtime.locations import data_source
+    from fracray.runtime.run_folder import begin_run, find_run
 
     leaves = parse_assignments(args.set)
     if args.data:

@@ -111,7 +111,7 @@ def _resume(args: argparse.Namespace) -> tuple[SearchSpace, Folder]:
 def _leaves(args: argparse.Namespace) -> dict[str, Any]:
     """The settings that the command line fixes, by dotted path."""
     from fracray.config import parse_assignments
-    from fracray.runtime.run_folder import data_source
+    from fracray.runtime.locations import data_source
 
     leaves = parse_assignments(args.set)
     if args.data:

@@ -14,8 +14,8 @@ from pathlib import Path
 from fracray.cluster.files import LAUNCHER, SLURM, ClusterFile, read_cluster
 from fracray.cluster.ray_cli import copy_from_head, run_on_head
 from fracray.errors import InputError, RunError
+from fracray.runtime.locations import below
 from fracray.runtime.run_folder import BEST, EPOCHS
-from fracray.runtime.storage import below
 
 
 def place_of(cluster: ClusterFile, run: str) -> str:

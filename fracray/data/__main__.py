@@ -25,8 +25,8 @@ from fracray.data.sources.import_set import ImportOptions, import_set, user_path
 from fracray.data.sources.label_table import FIELDS
 from fracray.errors import InputError, run_verb
 from fracray.runtime.console import new_console, progress_bar
+from fracray.runtime.locations import data_source
 from fracray.runtime.ray_session import connect
-from fracray.runtime.run_folder import data_source
 
 
 def parser() -> argparse.ArgumentParser:

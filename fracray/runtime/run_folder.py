@@ -13,12 +13,11 @@ import shlex
 import sys
 import time
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from fracray.config import PHANTOM, Config, parse_config
 from fracray.errors import InputError, RunError
-from fracray.runtime.storage import Folder, refuse_secret
+from fracray.runtime.storage import Folder
 
 EPOCHS, STATE, BEST = "epochs.json", "state.safetensors", "best"
 CLUSTER_FILE = "FRACRAY_CLUSTER_FILE"  # the cluster file, as typed, by which `submit` reached the cluster
@@ -96,26 +95,6 @@ def _runs(shelf: Folder) -> str:
 def stored_config(run: Folder) -> Config:
     """The config with which a run was started."""
     return parse_config(run.read("config.yaml"), f"{run}/config.yaml")
-
-
-def data_source(path: str) -> str:
-    """The source that --data names, as an absolute path, since a run may be resumed from another folder.
-
-    Raises InputError for a path that does not exist and, as `refuse_secret`, for a URI with a password.
-    """
-    refuse_secret(path)
-    if path == PHANTOM or "://" in path:
-        return path
-    source = Path(path).expanduser().absolute()
-    if not source.exists():
-        raise InputError(f"{path}: no such file or folder; name a FracAtlas folder, its zip, or an imported set")
-    return str(source)
-
-
-def require_local(location: str, complaint: str) -> None:
-    """InputError of `complaint` where a local path does not exist; a URI is not looked for."""
-    if "://" not in location and not Path(location).expanduser().exists():
-        raise InputError(f"{location}: {complaint}")
 
 
 def open_run(location: str) -> Folder:

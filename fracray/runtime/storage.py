@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import pyarrow.fs as pafs
 
 from fracray.errors import InputError, RunError
+from fracray.runtime.locations import below, refuse_secret
 
 RETRIES = 9  # of each request to S3; each waits twice as long
 READS = 5  # attempts to read a file that is replaced during the read
@@ -54,18 +55,6 @@ def atomic_path(target: Path, replace: bool = True) -> Iterator[Path]:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
-
-
-def below(location: str, name: str) -> str:
-    """The path or URI of `name` in the folder at `location`; the URI may end in options."""
-    address, question, query = location.partition("?")
-    return f"{address.rstrip('/')}/{name}{question}{query}"
-
-
-def refuse_secret(location: str) -> None:
-    """InputError for a URI with a password: runs and checkpoints store their URIs and are passed on to others."""
-    if "://" in location and (uri := urlsplit(location)).password:
-        raise InputError(f"{uri.scheme}://...@{uri.hostname}: leave the secret out; pass it in the environment")
 
 
 class Folder:

@@ -12,10 +12,10 @@ import pytest
 
 from fracray.config import PHANTOM, Config
 from fracray.errors import InputError, RunError
+from fracray.runtime.locations import data_source
 from fracray.runtime.run_folder import (
     CLUSTER_FILE,
     begin_run,
-    data_source,
     find_run,
     how_to_continue,
     open_run,

@@ -1,0 +1,39 @@
+"""Paths and URIs as a user types them. Imports next to nothing, so that a wrong one is refused at once."""
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from fracray.config import PHANTOM
+from fracray.errors import InputError
+
+
+def below(location: str, name: str) -> str:
+    """The path or URI of `name` in the folder at `location`; the URI may end in options."""
+    address, question, query = location.partition("?")
+    return f"{address.rstrip('/')}/{name}{question}{query}"
+
+
+def refuse_secret(location: str) -> None:
+    """InputError for a URI with a password: runs and checkpoints store their URIs and are passed on to others."""
+    if "://" in location and (uri := urlsplit(location)).password:
+        raise InputError(f"{uri.scheme}://...@{uri.hostname}: leave the secret out; pass it in the environment")
+
+
+def data_source(path: str) -> str:
+    """The source that --data names, as an absolute path, since a run may be resumed from another folder.
+
+    Raises InputError for a path that does not exist and, as `refuse_secret`, for a URI with a password.
+    """
+    refuse_secret(path)
+    if path == PHANTOM or "://" in path:
+        return path
+    source = Path(path).expanduser().absolute()
+    if not source.exists():
+        raise InputError(f"{path}: no such file or folder; name a FracAtlas folder, its zip, or an imported set")
+    return str(source)
+
+
+def require_local(location: str, complaint: str) -> None:
+    """InputError of `complaint` where a local path does not exist; a URI is not looked for."""
+    if "://" not in location and not Path(location).expanduser().exists():
+        raise InputError(f"{location}: {complaint}")

@@ -1,0 +1,87 @@
+"""Help and refusals come before Torch and Ray are imported."""
+
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    print(end.code, *sorted({name.partition(".")[0] for name in sys.modules}), file=sys.stderr)
+"""
+SLOW = {"torch", "ray", "torchvision", "timm", "optuna", "pandas", "albumentations", "cv2"}
+SPACE = "metric: val_acuracy\nspace:\n  model.dropout: {float: [0.0, 0.5]}\n"
+
+
+def loaded(folder, *words):
+    """The exit code of a command, what it said, and the packages that it loaded."""
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, *words], cwd=folder, capture_output=True, text=True, check=False, timeout=120
+    )
+    *said, last = done.stderr.splitlines()
+    code, *packages = last.split()
+    return int(code), done.stdout + "\n".join(said), set(packages)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("fracray",),
+        ("fracray.tune",),
+        ("fracray.train",),
+        ("fracray.fetch",),
+        ("fracray.evaluate",),
+        ("fracray.data",),
+        ("fracray.data", "audit"),
+        ("fracray.cluster",),
+        ("fracray.cluster", "submit"),
+    ],
+    ids=" ".join,
+)
+def test_help_loads_nothing_slow(tmp_path, words):
+    code, said, packages = loaded(tmp_path, *words, "--help")
+    assert code == 0
+    assert "usage:" in said
+    assert not packages & (SLOW | {"numpy", "pyarrow"})
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("fracray.tune", "--space", "nowhere.yaml"), "nowhere.yaml: no such search-space file"),
+        (("fracray.tune", "--space", "misspelt.yaml"), "misspelt.yaml:1: metric 'val_acuracy' is not reported"),
+        (("fracray.tune", "--space", "misspelt.yaml", "--set", "model.dropuot=1"), "did you mean 'model.dropout'?"),
+        (("fracray.tune", "--space", "misspelt.yaml", "--data", "nowhere"), "nowhere: no such file or folder"),
+        (("fracray.train", "--data", "nowhere"), "nowhere: no such file or folder"),
+        (("fracray.train", "--config", "nowhere.yaml"), "nowhere.yaml: no such config file"),
+        (("fracray.train", "--workers", "3-2"), "the minimum must not exceed the maximum"),
+        (("fracray.fetch", "nowhere", "--to", "out"), "nowhere: no such run folder"),
+        (("fracray.evaluate", "nowhere"), "nowhere: no such checkpoint folder or run"),
+        (("fracray.evaluate", "nowhere", "--severities", "3"), "only with --corruptions"),
+        (("fracray.data", "check", "nowhere"), "nowhere"),
+        (("fracray.cluster", "check", "nowhere.yaml"), "nowhere.yaml"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_refusal_loads_nothing_slow(tmp_path, words, message):
+    (tmp_path / "misspelt.yaml").write_text(SPACE)
+    code, said, packages = loaded(tmp_path, *words)
+    assert code == 2
+    assert message in said
+    assert not packages & SLOW
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_importing_the_package_loads_nothing_slow_and_its_names_are_there(tmp_path):
+    code = "import fracray, sys; print(sorted({n.partition('.')[0] for n in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert not set(eval(done.stdout)) & (SLOW | {"numpy"})
+    import fracray
+
+    assert all(getattr(fracray, name) is not None for name in fracray.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = fracray.nothing
