@@ -1,4 +1,4 @@
-"""What can go wrong, in the two kinds a user meets, and the one place that turns them into exit codes.
+"""The two kinds of error that a user sees, and the one place that turns them into exit codes.
 
 Knows nothing of radiographs, Torch or Ray.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 
 class InputError(Exception):
-    """Something the user gave is wrong and the user can mend it: exit code 2.
+    """Wrong input that the user can correct: exit code 2.
 
     The message says what was wrong, where (file, line or dotted path) and what to do.
     """
@@ -22,7 +22,7 @@ class RunError(Exception):
 def run_verb(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 (failed run), 2 (bad input) or 130 (Ctrl-C).
 
-    No traceback is shown for InputError and RunError; any other exception is our mistake and keeps its own.
+    No traceback is shown for InputError and RunError; any other exception is a fault of fracray and keeps it.
     """
     try:
         main(list(sys.argv[1:] if argv is None else argv))
@@ -36,8 +36,8 @@ def run_verb(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # `fracray ... | head`: the reader went away, which is no error of ours. Python flushes stdout once
-        # more at exit, so give that flush somewhere to go.
+        # `fracray ... | head` closes the pipe, which is no error. Python flushes stdout once more at exit, so send that
+        # flush to /dev/null.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return 0

@@ -21,16 +21,16 @@ Array = npt.NDArray[np.float64]
 BINS = 15
 # Resampled weights are held as (resamples, images); this many at a time bounds the memory at some 100 MB.
 CELLS = 1_000_000
-# Beyond these a calibration is a sign of separable or useless logits rather than an estimate.
+# Outside these bounds, logits are separable or useless and the calibration is no estimate.
 TEMPERATURES = (0.05, 20.0)
 BIASES = (-10.0, 10.0)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a set of probabilities is worth at one threshold; nan where undefined, as AUROC with one class.
+    """The scores of a set of probabilities at one threshold; nan where undefined, such as AUROC with one class.
 
-    All are in 0..1 but the count `n`. `brier`: mean squared error of the probabilities. `average_precision`: the
+    All except the count `n` are in 0..1. `brier`: mean squared error of the probabilities. `average_precision`: the
     step-wise area under precision over recall. `ece`: expected calibration error over 15 equal-mass bins (Naeini et
     al., AAAI 2015; equal mass after Nixon et al., CVPRW 2019), the mean over images of |mean probability - share
     positive| of their bin; equal probabilities share a bin, that of their middle rank.
@@ -55,14 +55,14 @@ class Scores:
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its confidence interval; `low` and `high` are nan where none can be had."""
+    """An estimate with its confidence interval; `low` and `high` are nan where there is none."""
 
     value: float
     low: float
     high: float
 
     def as_dict(self) -> dict[str, float | None]:
-        """By name, as JSON values: what is not finite is null."""
+        """By name, as JSON values; nan and infinity become null."""
         return {name: value if math.isfinite(value) else None for name, value in asdict(self).items()}
 
 
@@ -71,7 +71,7 @@ class Calibration:
     """Logits to probabilities: sigmoid(logit / temperature + bias).
 
     Temperature alone (Guo et al., ICML 2017) keeps logit 0 at probability 0.5. A loss weighted against the imbalance
-    moves every logit by about log(weight), which only a bias takes back (Platt, 1999), so both are fitted. The order
+    moves every logit by about log(weight), which only a bias corrects (Platt, 1999), so both are fitted. The order
     of the images, and with it AUROC, does not change.
     """
 
@@ -99,7 +99,7 @@ def over_sets(sets: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 
 
 def by_set(values: Mapping[str, float], sets: Sequence[str]) -> dict[str, dict[str, float]]:
-    """The metrics of each set by their bare name, from values by reported name: undoes `over_sets`."""
+    """The metrics of each set by their bare name, from values by reported name: the inverse of `over_sets`."""
     return {
         name: {key.removeprefix(f"{name}_"): value for key, value in values.items() if key.startswith(f"{name}_")}
         for name in sets
@@ -109,7 +109,7 @@ def by_set(values: Mapping[str, float], sets: Sequence[str]) -> dict[str, dict[s
 def score(labels: npt.ArrayLike, probabilities: npt.ArrayLike, threshold: float) -> Scores:
     """Every score of one set; labels (n,) in {0, 1}, probabilities (n,) in 0..1.
 
-    Raises RunError for probabilities that are not finite, which a diverged training yields.
+    Raises RunError for probabilities that are not finite, as after a training that diverged.
     """
     ranked = _Ranked(labels, probabilities, threshold)
     values = ranked.scores(np.ones((1, ranked.n)))
@@ -121,8 +121,8 @@ def choose_threshold(
 ) -> float:
     """The threshold that maximises accuracy or balanced accuracy on these images, in 0..1 (or just above 1).
 
-    Candidates lie midway between neighbouring probabilities, with 0 and 1 as the outer neighbours; of several best
-    ones the nearest to 0.5 is taken, then the lower. With a single class there is nothing to choose: 0.5.
+    Candidates lie midway between neighbouring probabilities, with 0 and 1 as the outer neighbours. Of several best
+    ones, the nearest to 0.5 is taken, then the lower. With a single class the threshold is 0.5.
     Raises RunError for probabilities that are not finite.
     """
     y, p = _checked(labels, probabilities)
@@ -133,7 +133,7 @@ def choose_threshold(
     lower = np.concatenate([[min(0.0, levels[0])], levels])
     upper = np.concatenate([levels, [max(1.0, np.nextafter(levels[-1], np.inf))]])
     middle = (lower + upper) / 2
-    # Between neighbouring floats there is no middle: the upper one still separates them, since p >= threshold.
+    # There is no float between two neighbouring ones: the upper one still separates them, as p >= threshold.
     candidates = np.where(middle > lower, middle, upper)
     candidates[0] = middle[0]
     caught = positives - np.concatenate([[0], np.cumsum(np.bincount(level_of, y))])
@@ -155,11 +155,11 @@ def bootstrap(
 ) -> dict[str, Interval]:
     """Percentile intervals of every metric of Scores from a cluster bootstrap.
 
-    `threshold` is one for all, or (n,) where models of several folds judged one image each. Whole groups, (n,)
+    `threshold` is one number, or (n,) where models of several folds scored one image each. Whole groups, (n,)
     integers or strings, are drawn with replacement, as many as there are, because images of a
     group are not independent (Field and Welsh, 2007, doi 10.1111/j.1467-9868.2007.00593.x). Resamples in which a
-    metric is undefined are left out of its quantiles. ECE grows with resampling, so an interval is widened to hold
-    its value where it would miss it. With fewer than two groups low and high are nan. Raises RunError as `score`.
+    metric is undefined are left out of its quantiles. ECE grows with resampling, so an interval that does not
+    contain its value is widened to contain it. With fewer than two groups low and high are nan. RunError as `score`.
     """
     ranked = _Ranked(labels, probabilities, threshold)
     values = ranked.scores(np.ones((1, ranked.n)))
@@ -184,7 +184,7 @@ def paired_gain(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """How much better model a scores than model b on the same images: a minus b, both on the same resamples of groups.
+    """The score of model a minus that of model b on the same images, both on the same resamples of groups.
 
     Arguments and interval as in `bootstrap`; `metric` is a name from METRICS.
     """
@@ -200,9 +200,9 @@ def paired_gain(
 def balanced_errors(
     labels: npt.ArrayLike, called: npt.ArrayLike, groups: npt.ArrayLike, repeats: int = 1000, seed: int = 0
 ) -> tuple[Array, Array]:
-    """1 - balanced accuracy of k ways to call the same images: (k,) as they are, (repeats, k) on resamples of groups.
+    """1 - balanced accuracy of k sets of calls on the same images: (k,) of all, (repeats, k) on resamples of groups.
 
-    labels (n,) in {0, 1}; called (k, n) bool, True for positive; groups (n,). All k see the same resamples, so that
+    labels (n,) in {0, 1}; called (k, n) bool, True for positive; groups (n,). All k use the same resamples, so
     any difference or ratio of columns is paired. nan where a class is missing; no resamples with fewer than two groups.
     """
     y = np.asarray(labels, dtype=np.float64)
@@ -227,7 +227,7 @@ def auroc_over_folds(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """AUROC of cross-fitted predictions: the mean over the folds, for models of different folds differ in scale.
+    """AUROC of cross-fitted predictions: the mean over the folds, as models of different folds differ in scale.
 
     labels, probabilities, groups as in `bootstrap`; folds (n,): the fold in which an image was held out, each group
     within one. Groups are drawn within their fold, as in `bootstrap`; folds with one class are left out, and value,
@@ -266,7 +266,7 @@ def fit_temperature(labels: npt.ArrayLike, logits: npt.ArrayLike) -> Calibration
         return float(np.mean(np.logaddexp(0.0, u) - y * u)), np.array([np.mean(residual * z), np.mean(residual)])
 
     slopes = (1 / TEMPERATURES[1], 1 / TEMPERATURES[0])
-    # Convex in slope and bias, so where it starts does not matter.
+    # Convex in slope and bias, so the starting point does not matter.
     found = minimize(
         loss,
         x0=np.array([1.0, 0.0]),
@@ -282,7 +282,7 @@ def fit_temperature(labels: npt.ArrayLike, logits: npt.ArrayLike) -> Calibration
 
 
 class _Ranked:
-    """One model's probabilities, sorted once, to be scored under many sets of image weights."""
+    """One model's probabilities, sorted once and scored with many sets of image weights."""
 
     def __init__(self, labels: npt.ArrayLike, probabilities: npt.ArrayLike, threshold: npt.ArrayLike) -> None:
         y, p = _checked(labels, probabilities)
@@ -321,7 +321,7 @@ class _Ranked:
                 "average_precision": (run_p * precision).sum(1) / positive,
                 "sensitivity": sensitivity,
                 "specificity": specificity,
-                # 0/0, where nothing is positive and nothing is called so, is undefined.
+                # Undefined (0/0) where no image is positive and none is called positive.
                 "f1": 2 * tp / (positive + tp + fp),
                 "brier": w @ (self.p - self.y) ** 2 / total,
                 "ece": self._ece(w, run_p + run_n, total),
@@ -350,7 +350,7 @@ def _checked(labels: npt.ArrayLike, values: npt.ArrayLike) -> tuple[Array, Array
 
 
 def _resamples(groups: npt.ArrayLike, n: int, repeats: int, seed: int) -> Iterator[Array]:
-    """Image weights (resamples, n), a block at a time: how often each image's group was drawn."""
+    """Image weights (resamples, n), one block at a time: how often each image's group was drawn."""
     names, group_of = np.unique(np.asarray(groups), return_inverse=True)
     assert len(group_of) == n, f"{n} images, {len(group_of)} groups"
     if len(names) < 2:
@@ -365,7 +365,7 @@ def _resamples(groups: npt.ArrayLike, n: int, repeats: int, seed: int) -> Iterat
 
 
 def percentile_interval(value: float, drawn: Array, level: float = 0.95) -> Interval:
-    """The percentile interval of an estimate from its resamples (repeats,), nan left out, widened to hold `value`."""
+    """The percentile interval of an estimate from its resamples (repeats,), without nan, widened to contain `value`."""
     drawn = drawn[~np.isnan(drawn)]
     if not len(drawn) or math.isnan(value):
         return Interval(value, math.nan, math.nan)

@@ -157,7 +157,7 @@ def test_a_split_that_changed_since_the_training_is_refused(ray_local, tmp_path)
     divide(7)
     with pytest.raises(InputError, match=r"split\.parquet has changed since the training.*trained or validated on"):
         main([str(tmp_path / "run")])
-    with pytest.raises(InputError, match="was begun on another split"):
+    with pytest.raises(InputError, match="was started on another split"):
         train(["--storage", str(tmp_path), "--name", "run", "--resume", "--cpus-per-worker", "1"])
     split.unlink()
     with pytest.raises(InputError, match=r"split\.parquet: no such manifest"):
@@ -188,7 +188,7 @@ def test_the_folds_of_one_division_are_pooled_each_scored_by_the_checkpoint_that
         main([runs[0], str(run)])
 
 
-def test_all_says_that_it_flatters(run, tmp_path, capsys):
+def test_all_says_that_its_scores_are_optimistic(run, tmp_path, capsys):
     assert len(evaluate(run, tmp_path, "--split", "all")["predictions"]) == 150
     assert "trained on" in capsys.readouterr().out
 
@@ -220,7 +220,7 @@ def test_the_shift_suite_of_the_verb(run, tmp_path, capsys):
         assert row["relative"]["value"] in (None, pytest.approx(1)), name
     assert shifts["reference"]["corruptions"]["inversion"]["mean"] == shifts["corruptions"]["inversion"]["mean"]
     out = capsys.readouterr().out
-    for words in ("shift suite", "exposure_up", "letterboxed_crop", "rBE", "mean of all", "clearly"):
+    for words in ("corruption suite", "exposure_up", "letterboxed_crop", "rBE", "mean of all", "clearly"):
         assert words in out
 
 

@@ -161,7 +161,7 @@ def test_another_checkpoint_of_that_name_is_refused_and_kept(run, tmp_path, caps
     shutil.copytree(Path(run.location) / "trials" / "t0002" / BEST, kept)
     assert fetch(run, "--to", tmp_path / "out") == 2
     error = capsys.readouterr().err
-    assert f"{kept}: is there already and is another checkpoint" in error
+    assert f"{kept}: exists already and is another checkpoint" in error
     assert read_metadata(kept).trial == "t0002"
     assert names(tmp_path / "out") == ["t0001"]
 

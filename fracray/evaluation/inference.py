@@ -1,6 +1,6 @@
 """A checkpoint as a function from radiographs to logits, on this machine's device.
 
-Knows prepared radiographs; nothing of labels, splits or scores.
+Knows prepared radiographs, but no labels, splits or scores.
 """
 
 import os
@@ -51,10 +51,9 @@ def predict(checkpoint: Checkpoint, shards: Shards, rows: np.ndarray, console: C
 
 @contextmanager
 def half_the_cpus() -> Iterator[None]:
-    """Within, the network computes on half of the CPUs and leaves the others to threads that feed it.
+    """Within the block, the network uses half of the CPUs and leaves the others to the threads that feed it.
 
-    Torch's threads wait for one another by spinning: where there are more of all kinds than CPUs, a batch was seen to
-    take ten times as long.
+    Torch's threads spin while they wait for each other: with more threads than CPUs, a batch took ten times as long.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))

@@ -2,7 +2,7 @@
 
 After MedMNIST-C (Di Salvo et al., arXiv 2406.17536) and ImageNet-C (Hendrycks and Dietterich, arXiv 1903.12261).
 Balanced error (BE) is 1 - balanced accuracy at the threshold fixed on validation: nothing is tuned to a corruption.
-Takes networks as functions from radiographs to probabilities; knows nothing of how they are built, trained or shown.
+Takes networks as functions from radiographs to probabilities; knows nothing of how they are built, trained or printed.
 """
 
 import os
@@ -51,7 +51,7 @@ class Summary:
 
     mean: BE averaged over severities; excess: mean less the clean BE; ratio: mean over the clean BE. Against a
     reference, else None: normalised, the mean over the reference's mean (MedMNIST-C's BE), and relative, the excess
-    over the reference's excess (its rBE), nan unless the reference is clearly hurt: a share of nothing says nothing.
+    over the reference's excess (its rBE), nan unless the corruption clearly hurts the reference.
     auroc: averaged over severities. Over all corruptions each is the mean over corruptions, as in MedMNIST-C.
     """
 
@@ -74,7 +74,7 @@ class Row:
 
 @dataclass(frozen=True)
 class CorruptionScores:
-    """All cells of a model; `reference` holds those of the model it is measured against."""
+    """All cells of a model; `reference` holds those of the model that it is compared with."""
 
     clean: Cell
     rows: tuple[Row, ...]
@@ -87,7 +87,7 @@ class CorruptionScores:
         return tuple(sorted(hurt, key=lambda row: -row.summary.excess.value))
 
     def as_dict(self) -> dict[str, Any]:
-        """A tree of JSON values with every cell; what is not finite is null."""
+        """A tree of JSON values with every cell; nan and infinity become null."""
         tree: dict[str, Any] = {
             "clean": _cell(self.clean),
             "overall": _summary(self.overall),
@@ -142,7 +142,7 @@ def score_corruptions(
     values, drawn = balanced_errors(labels, called, groups, seed=seed)
     width = 1 + len(grid)
     scored: CorruptionScores | None = None
-    # The reference first: the model is measured against it.
+    # The reference first: the model is compared with it.
     for place in reversed(range(len(models))):
         part = slice(place * width, (place + 1) * width)
         aurocs = np.array([score(labels, p, models[place].threshold).auroc for p in probabilities[place]])
@@ -165,7 +165,7 @@ def _probabilities(
 ) -> np.ndarray:
     """(1 + len(grid), n) probabilities: of the clean rows, then of each corruption and severity.
 
-    Threads corrupt ahead of the network; what is held at a time is a shard and a few chunks, whatever the set.
+    Threads corrupt images ahead of the network; at most a shard and a few chunks are in memory at a time.
     """
     found = np.full((1 + len(grid), len(rows)), nan)
     cpus = os.cpu_count() or 1
@@ -215,7 +215,7 @@ def _statistics(errors: Array, count: int) -> dict[str, Array]:
     clean = errors[:, :1]
     cells = errors[:, 1:].reshape(len(errors), -1, count)
     mean = cells.mean(axis=2)
-    # Differences before averaging: where nothing changes the excess is 0 to the last bit, and not clearly above it.
+    # Differences before averaging: where nothing changes, the excess is exactly 0 and not clearly above it.
     excess = (cells - clean[:, :, None]).mean(axis=2)
     with np.errstate(divide="ignore", invalid="ignore"):
         return {"mean": mean, "excess": excess, "ratio": mean / clean}
@@ -231,7 +231,7 @@ def _scored(
     """Cells and summaries from balanced errors (k,) with their resamples (r, k), and the reference's, if any."""
     values, drawn = errors
     count = len(severities)
-    # The values stand in front of their resamples, so that one arithmetic serves both.
+    # The values come before their resamples, so the same arithmetic serves both.
     stacked = _statistics(np.concatenate([values[None], drawn]), count)
     if beside is not None and reference is not None:
         other = _statistics(np.concatenate([beside[0][None], beside[1]]), count)
@@ -264,7 +264,7 @@ def _scored(
 
 
 def _column(table: Array) -> Interval:
-    """Value and interval of the mean over columns (1 + r, c), the value in front; columns that are all nan left out."""
+    """Value and interval of the mean over columns (1 + r, c), the value in front; columns of nan are left out."""
     defined = table[:, ~np.isnan(table[0])]
     if not defined.shape[1]:
         return Interval(nan, nan, nan)

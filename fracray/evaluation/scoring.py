@@ -1,6 +1,6 @@
-"""Radiographs and what a checkpoint said of them: a part with the sets beside it, the folds of one division pooled.
+"""Radiographs with a checkpoint's probabilities: a part and its shifted sets, or the pooled folds of one division.
 
-Nothing that a checkpoint was trained or validated on is scored as new. Must not know of the command line.
+Images that a checkpoint was trained or validated on are never scored as new. Must not know of the command line.
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ from fracray.training.checkpoint import Checkpoint, CheckpointMetadata
 
 @dataclass(frozen=True)
 class Scored:
-    """Radiographs and what was said of them: the prepared set's rows (n,), probabilities (n,), thresholds (n,)."""
+    """Radiographs with their scores: rows (n,) of the prepared set, probabilities (n,), thresholds (n,)."""
 
     prepared: Prepared
     rows: np.ndarray
     probabilities: np.ndarray
     thresholds: np.ndarray
-    folds: np.ndarray | None = None  # (n,) whose model spoke, where several did
+    folds: np.ndarray | None = None  # (n,) the fold of the model that scored each image, with several models
 
     @property
     def labels(self) -> np.ndarray:
@@ -38,7 +38,7 @@ class Scored:
 
     def intervals(self, seed: int) -> dict[str, Interval]:
         intervals = bootstrap(self.labels, self.probabilities, self.groups, self.thresholds, seed=seed)
-        if self.folds is not None:  # models of different folds are on different scales: only within one do they rank
+        if self.folds is not None:  # models of different folds differ in scale: rank within folds
             intervals["auroc"] = auroc_over_folds(self.labels, self.probabilities, self.groups, self.folds, seed=seed)
         return intervals
 
@@ -46,7 +46,7 @@ class Scored:
 def score_part(
     checkpoint: Checkpoint, prepared: Prepared, part: str, console: Console
 ) -> tuple[Scored, dict[str, Scored]]:
-    """The part, and the sets that stand beside it by name; a radiograph in several of them is scored once."""
+    """The part, and its shifted sets by name; a radiograph in several of them is scored once."""
     metadata = checkpoint.metadata
     sets = {part: prepared.rows(part)} | {
         name: prepared.rows(name) for name in prepared.sets if name.startswith(f"{part}/")
@@ -69,9 +69,9 @@ def score_part(
 
 
 def _unseen(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray, console: Console) -> np.ndarray:
-    """The rows whose pictures were neither trained nor validated on; how many were is said."""
+    """The rows whose pictures were neither trained nor validated on; says how many were."""
     if checkpoint.seen is None:
-        console.print("note: the checkpoint does not say which images it has seen; make sure that none is among these")
+        console.print("note: the checkpoint does not list the images of its training; make sure that none is scored")
         return rows
     known = set(checkpoint.seen["pixel_hash"]) - {""}
     seen = prepared.table["pixel_hash"].iloc[rows].isin(known).to_numpy()
@@ -91,7 +91,7 @@ def _unseen(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray, consol
 def refuse_seen(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray, complaint: str) -> None:
     """InputError of `complaint` where a checkpoint was trained on these rows, or validated on others than 'val'.
 
-    A split file that was written anew since the training, and a reference of another split, would go unnoticed.
+    This finds a split file that has changed since the training, and a reference of another split.
     """
     if checkpoint.seen is None:
         return
@@ -105,7 +105,7 @@ def refuse_seen(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray, co
 
 
 def pool_folds(folds: Sequence[Scored]) -> Scored:
-    """The test folds of one division as one set; the predictors that see no pixel at their mean over the folds."""
+    """The test folds of one division as one set; the no-pixel predictors get their mean over the folds."""
     if len(folds) == 1:
         return folds[0]
     rows = np.concatenate([fold.rows for fold in folds])

@@ -26,7 +26,7 @@ CODE = """
 import time
 from fracray.runtime.ray_session import connect
 
-with connect(None, lambda: "go on with: this"):
+with connect(None, lambda: "continue with: this"):
     print("up", flush=True)
     time.sleep(120)
 """
@@ -42,7 +42,7 @@ def test_a_command_ends_in_one_line_when_its_cluster_is_killed(victim):
         out, err = command.communicate(timeout=60)
     assert (command.returncode, out) == (1, "")
     assert err.startswith("failed: the Ray cluster of this command was killed")
-    assert err.endswith("; go on with: this\n")
+    assert err.endswith("; continue with: this\n")
     assert err.count("\n") == 1
 
 
