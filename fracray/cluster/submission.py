@@ -35,9 +35,9 @@ def prepare(cluster: ClusterFile, verb: str, words: Sequence[str]) -> Submission
 
     Raises InputError for an option or a place that the cluster could not use.
     """
+    options = _options(words)
     # The head parses them in the same way: a typing error is found before there is a job.
     importlib.import_module(f"fracray.{verb}").parser().parse_args(list(words))
-    options = _options(words)
     given = dict(options)
     files: dict[str, bytes] = {}
     sent: list[str] = []

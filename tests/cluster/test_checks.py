@@ -150,7 +150,6 @@ GROUP = "available_node_types/gpu/node_config"
             None,
             "head_setup_commands is missing",
         ),
-        ([("available_node_types", None)], (), None, "`available_node_types` not specified"),
         ([("auth/ssh_private_key", "/nowhere/key")], (), "ssh_private_key", "does not exist here"),
         ([("file_mounts", {"/k": "~/.ssh/id_ed25519"})], (), "/k", "looks like a secret"),
         ([("file_mounts", {"/k": "~/.ray"})], (), "/k", "looks like a secret"),
@@ -175,7 +174,7 @@ def test_a_large_file_mount_is_reported(tmp_path, capsys):
     assert "200 MiB" in check(tmp_path, capsys, [("file_mounts", {"/data": str(large)})])[1][0]
 
 
-def test_a_secret_in_a_mounted_folder_is_reported(tmp_path, capsys):
+def test_a_private_file_in_a_mounted_folder_is_reported(tmp_path, capsys):
     (tmp_path / "home/.kube").mkdir(parents=True)
     (tmp_path / "home/.kube/config").touch()
     (problem,) = check(tmp_path, capsys, [("file_mounts", {"/home": str(tmp_path / "home")})])[1]
