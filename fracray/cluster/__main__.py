@@ -214,8 +214,8 @@ def _follow(args: argparse.Namespace, cluster: ClusterFile, job: str, console: "
                     status = follower.follow(client)
             except RunError as error:
                 if not lost:
-                    told = f"\n{error}\ntrying again for {minutes:.0f} minutes; the job does not depend on it"
-                    console.print(told, soft_wrap=True, markup=False, highlight=False)
+                    message = f"\n{error}\ntrying again for {minutes:.0f} minutes; the job does not depend on it"
+                    console.print(message, soft_wrap=True, markup=False, highlight=False)
                 lost = True
             if status == "SUCCEEDED":
                 return

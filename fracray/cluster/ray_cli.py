@@ -43,8 +43,8 @@ def copy_from_head(cluster: ClusterFile, source: str, target: str) -> None:
 def dashboard_port(cluster: ClusterFile) -> int:
     """The port of Ray's dashboard on the head, from the file's start commands."""
     commands = cluster.file.tree.get("head_start_ray_commands") or []
-    told = re.findall(r"--dashboard-port[ =](\d+)", "\n".join(str(command) for command in commands))
-    return int(told[-1]) if told else DASHBOARD_PORT
+    ports = re.findall(r"--dashboard-port[ =](\d+)", "\n".join(str(command) for command in commands))
+    return int(ports[-1]) if ports else DASHBOARD_PORT
 
 
 def failure_reason(output: str) -> str:
@@ -54,8 +54,8 @@ def failure_reason(output: str) -> str:
             "no `ray up` on this machine has started this cluster since the last boot (if the cluster runs anyway, see "
             "'Stop the costs' in cluster/README.md)"
         )
-    said = FAILED_COMMAND.split(output)[0]
-    lines = [line.strip() for line in said.splitlines()]
+    before = FAILED_COMMAND.split(output)[0]
+    lines = [line.strip() for line in before.splitlines()]
     return next((line for line in reversed(lines) if line and not NOISE.match(line)), "")
 
 

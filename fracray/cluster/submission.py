@@ -116,7 +116,7 @@ def job_environment(cluster: ClusterFile, address: str | None = None) -> dict[st
     """
     nodes = cluster.at_full_size(lambda node: node.gpus or 0.0)
     known = [node.machine for node in nodes if node.machine is not None]
-    # For machines of one's own the file does not say what they have, only how many `ray up` sets up.
+    # For own machines the file gives only the number of nodes that `ray up` sets up, not their resources.
     environment = promise(known) if len(known) == len(nodes) else {EXPECTED: str(sum(node.least for node in nodes))}
     if address is None:  # the job's messages name the file in the commands that continue the run
         environment[FILE] = cluster.file.origin

@@ -64,12 +64,12 @@ def check(tmp_path, capsys, changes=(), *options, base=LAUNCHER):
 def checked(file, capsys, *options):
     """The lines of a file and the problems that `check` reports."""
     code = run_verb(main, ["check", str(file), *options])
-    said = capsys.readouterr()
-    lines = [line for line in said.out.splitlines() if re.match(rf"{file}(:\d+)?: (?!warning:)", line)]
+    output = capsys.readouterr()
+    lines = [line for line in output.out.splitlines() if re.match(rf"{file}(:\d+)?: (?!warning:)", line)]
     lines = lines[1:]  # the first is the title
     problems = [line for line in lines if "no problems found" not in line]
     assert (code, len(lines)) == ((2, len(problems)) if problems else (0, 1))
-    assert said.err == (f"error: {file}: {len(problems)} problem(s), see above\n" if problems else "")
+    assert output.err == (f"error: {file}: {len(problems)} problem(s), see above\n" if problems else "")
     return file.read_text().splitlines(), problems
 
 
@@ -378,10 +378,10 @@ def test_the_checks_for_aws_apply_to_fracrays_provider_too(filled, capsys):
 def test_every_placeholder_is_reported(name, capsys, monkeypatch):
     monkeypatch.chdir(FILES.parent)
     assert run_verb(main, ["check", f"cluster/{name}.yaml"]) == 2
-    said = "\n".join(line for line in capsys.readouterr().out.splitlines() if "fill in your own" in line)
+    output = "\n".join(line for line in capsys.readouterr().out.splitlines() if "fill in your own" in line)
     values = "\n".join(line.split(" #")[0] for line in Path(f"cluster/{name}.yaml").read_text().splitlines())
     values = re.sub(r"^#.*", "", values, flags=re.M)
-    assert set(re.findall(r"YOUR-[A-Z0-9-]+", said)) == set(re.findall(r"YOUR-[A-Z0-9-]+", values)) != set()
+    assert set(re.findall(r"YOUR-[A-Z0-9-]+", output)) == set(re.findall(r"YOUR-[A-Z0-9-]+", values)) != set()
 
 
 def test_the_locks_of_the_cluster_are_those_of_the_project():

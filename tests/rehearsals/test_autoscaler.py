@@ -113,14 +113,14 @@ def test_nodes_start_on_demand_run_four_trials_per_gpu_and_stop(tmp_path):
         words += ["--gpus-per-trial", 0.25, "--cpus-per-trial", 0.5]
         head.environment.update(job_environment(read_cluster(tmp_path / "fake.yaml")))
         try:
-            said = finished(fracray(head, "tune", *words, cwd=tmp_path), 300)
+            output = finished(fracray(head, "tune", *words, cwd=tmp_path), 300)
             ended = time.time()
             wait_for(lambda: not looks()[-1]["gpu_nodes"] + looks()[-1]["cpu_nodes"], watcher, 60)
         finally:
             watcher.kill()
-    print(said)
+    print(output)
     seen = looks()
-    assert "6 of 6 trials to run, 4 at a time" in said
+    assert "6 of 6 trials to run, 4 at a time" in output
     trials = pd.read_parquet(tmp_path / "runs/packed/trials.parquet")
     assert trials.groupby("trial")["epoch"].max().tolist() == [60] * 6
     assert seen[0]["gpu_nodes"] == seen[0]["cpu_nodes"] == 0

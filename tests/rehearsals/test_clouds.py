@@ -121,8 +121,8 @@ def machines(ec2):
 
 
 def running(ec2):
-    told = ec2.describe_instances(Filters=[{"Name": "instance-state-name", "Values": ["running"]}])
-    return [machine for reservation in told["Reservations"] for machine in reservation["Instances"]]
+    reply = ec2.describe_instances(Filters=[{"Name": "instance-state-name", "Values": ["running"]}])
+    return [machine for reservation in reply["Reservations"] for machine in reservation["Instances"]]
 
 
 def is_spot(machine):
@@ -140,8 +140,8 @@ def without_spot(provider, config, ec2):
         asked.append((spot, params["body"]["SubnetId"]))
         if has_on_demand and not spot:
             return None  # moto's turn
-        said = {"Code": code, "Message": "There is no capacity."}
-        return SimpleNamespace(status_code=500), {"Error": said}
+        error = {"Code": code, "Message": "There is no capacity."}
+        return SimpleNamespace(status_code=500), {"Error": error}
 
     events = provider.ec2_fail_fast.meta.client.meta.events
     events.register_first("before-call.ec2.RunInstances", answer)
@@ -431,14 +431,14 @@ def test_the_nodes_of_azure_yaml_are_requested_from_azure(azure):
     machines = {
         values(one)["vmTags"][TAG_RAY_USER_NODE_TYPE]: one for name, one in azure.items() if name != "ray-config"
     }
-    told = {name: values(one) for name, one in machines.items()}
-    assert {name: (one["vmSize"], one["priority"]) for name, one in told.items()} == {
+    requested = {name: values(one) for name, one in machines.items()}
+    assert {name: (one["vmSize"], one["priority"]) for name, one in requested.items()} == {
         "head": ("Standard_D4s_v5", "Regular"),
         "gpu_spot": ("Standard_NC8as_T4_v3", "Spot"),
         "gpu_on_demand": ("Standard_NC8as_T4_v3", "Regular"),
         "cpu": ("Standard_D8s_v5", "Spot"),
     }
-    for name, one in told.items():
+    for name, one in requested.items():
         assert one["osDiskSize"] == 128
         assert (one["imagePublisher"], one["imageOffer"], one["imageSku"]) == ("microsoft-dsvm", "ubuntu-hpc", "2204")
         assert one["imageVersion"] == "my-IMAGE-VERSION"

@@ -46,11 +46,11 @@ def test_a_training_uses_a_new_node_and_continues_when_it_is_killed(tmp_path):
         wait(lambda: workers()[-1] == 1 and len(workers()) > known)
         lost = time.monotonic() - killed
         training.send_signal(signal.SIGINT)
-        said, _ = training.communicate(timeout=60)
+        output, _ = training.communicate(timeout=60)
     print(f"the first new epoch came {lost:.1f} s after the kill")
-    assert training.returncode == 130, said
-    assert "go on with: python -m fracray.train --name elastic --resume" in said
-    assert "2 workers" in said
+    assert training.returncode == 130, output
+    assert "go on with: python -m fracray.train --name elastic --resume" in output
+    assert "2 workers" in output
     assert [workers for workers, _ in groupby(workers())] == [1, 2, 1]
     history = [int(epoch["epoch"]) for epoch in json.loads(epochs.read_text())]
     assert history == list(range(1, len(history) + 1))

@@ -44,23 +44,23 @@ class Laptop:
 
     def run(self, *words: str | Path, code: int = 0, seconds: float = 60) -> str:
         """The output of a command, which must end with this exit code."""
-        begun = time.monotonic()
+        started = time.monotonic()
         # To a file: SSH's connection stays open after the command and would keep a pipe open.
-        with tempfile.TemporaryFile("w+", errors="replace") as said:
+        with tempfile.TemporaryFile("w+", errors="replace") as output:
             process = subprocess.Popen(
                 [str(word) for word in words],
                 cwd=self.checkout,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
-                stdout=said,
+                stdout=output,
                 stderr=subprocess.STDOUT,
             )
             with suppress(subprocess.TimeoutExpired):
                 process.wait(seconds)
             process.kill()
-            said.seek(0)
-            text = said.read()
-        print(f"$ {' '.join(str(word) for word in words)}\n{text}[{time.monotonic() - begun:.0f} s]\n")
+            output.seek(0)
+            text = output.read()
+        print(f"$ {' '.join(str(word) for word in words)}\n{text}[{time.monotonic() - started:.0f} s]\n")
         assert process.wait() == code, text
         assert "Traceback" not in text, text
         return text

@@ -151,12 +151,12 @@ def test_a_search_survives_a_killed_machine_and_a_cut_link_and_uses_a_late_machi
         network.link("two", "down")
         time.sleep(CUT_SECONDS)
         network.link("two", "up")
-        said = finished(search, 400)
-    print(said)
+        output = finished(search, 400)
+    print(output)
     print(f"both trials were 12 epochs further {lost:.1f} s after the kill")
     assert joined
-    assert "is taken up again" in said
-    assert f"best of {TRIALS} finished trials" in said
+    assert "is taken up again" in output
+    assert f"best of {TRIALS} finished trials" in output
     table = pd.read_parquet(run / "trials.parquet")
     assert set(table["state"]) == {"done"}
     # Every trial has all its epochs, each of them once.

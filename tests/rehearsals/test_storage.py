@@ -97,13 +97,13 @@ def test_a_write_survives_a_fault_in_each_of_its_steps(proxy, folder, step, kind
 def test_a_permanent_fault_is_one_error_that_names_the_place(proxy, filled, s3):
     """All kinds of faults and all operations at the same time, because each waits for all its retries."""
     path = filled.location.partition("?")[0].removeprefix("s3://")
-    begun = time.monotonic()
+    started = time.monotonic()
 
     def outcome(case):
         kind, name, folder = case
         with pytest.raises((RunError, InputError)) as error:
             VERBS[name][0](folder)
-        return kind, name, folder.location, str(error.value), time.monotonic() - begun
+        return kind, name, folder.location, str(error.value), time.monotonic() - started
 
     with ExitStack() as stack:
         cases = []
@@ -154,13 +154,13 @@ def test_a_killed_search_resumes_on_a_store_with_faults(proxy, tmp_path, capsys)
     proxy.plan = [Fault(kind, None, share=share) for kind, share in SPORADIC]
     proxy.plan.append(Fault(CUT, None, "^GET", share=0.03))
     storage = proxy.uri(f"radiographs/{uuid.uuid4().hex}")
-    begun = time.monotonic()
+    started = time.monotonic()
     process = tune(tmp_path, "--space", "space.yaml", "--storage", storage, "--name", "atlas", "--concurrent", "1")
-    said = read_until(process, "[2/4]")
+    output = read_until(process, "[2/4]")
     process.send_signal(signal.SIGKILL)
     rest, _ = process.communicate(timeout=60)
     killed = time.monotonic()
-    assert "[4/4]" not in said + rest
+    assert "[4/4]" not in output + rest
     process = tune(tmp_path, "--storage", storage, "--name", "atlas", "--resume", "--concurrent", "1")
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
@@ -169,7 +169,7 @@ def test_a_killed_search_resumes_on_a_store_with_faults(proxy, tmp_path, capsys)
     run = Folder(storage).sub("atlas")
     fetch([run.location, "--top", "4", "--to", str(tmp_path / "home")])
     print(f"{sum(proxy.seen.values())} requests ({dict(proxy.seen)}), struck: {dict(proxy.struck)}")
-    print(f"killed after {killed - begun:.0f} s, resumed and finished in {ended - killed:.0f} s")
+    print(f"killed after {killed - started:.0f} s, resumed and finished in {ended - killed:.0f} s")
     assert sum(proxy.struck.values()) > 20
     proxy.plan = []
     with local_journal(run) as journal:
@@ -192,9 +192,9 @@ def tune(folder, *words):
 
 
 def read_until(process, words):
-    said = ""
-    while words not in said:
+    output = ""
+    while words not in output:
         line = process.stdout.readline()
-        assert line, said
-        said += line
-    return said
+        assert line, output
+        output += line
+    return output

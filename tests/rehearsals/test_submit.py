@@ -23,12 +23,12 @@ def command(head, verb, *words, **options):
 
 def read_until(process, words):
     """The output of a command up to the line with these words, which must come."""
-    said = ""
-    while words not in said:
+    output = ""
+    while words not in output:
         line = process.stdout.readline()
-        assert line, said
-        said += line
-    return said
+        assert line, output
+        output += line
+    return output
 
 
 @pytest.fixture
@@ -48,11 +48,11 @@ def test_a_search_is_submitted_left_and_followed_again(head, cluster_file, tmp_p
     """The space is sent along, Ctrl-C leaves the job running, and attach prints its complete output once."""
     words = ["tune", "--space", "space.yaml", "--name", "atlas", "--concurrent", "1"]
     process = command(head, "submit", cluster_file, "--", *words, cwd=tmp_path)
-    said = read_until(process, "of 3 trials to run")
+    output = read_until(process, "of 3 trials to run")
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate(timeout=60)
     assert process.returncode == 130, rest
-    assert "Traceback" not in said + rest
+    assert "Traceback" not in output + rest
     # The command that the message gives.
     attach = re.search(r"python -m fracray\.cluster (attach .* atlas --address .*)\n", rest)[1].split()
     process = fracray(head, "cluster", *attach)
