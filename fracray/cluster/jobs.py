@@ -30,22 +30,17 @@ LOST_SECONDS = 600.0  # without an answer from the head, before `_follow` gives 
 ERASE, UP = "\x1b[2K", "\x1b[1A"  # terminal codes: erase the line; go to the line above
 
 
-def set_token_mode() -> None:
-    """Let Ray use the token in $RAY_AUTH_TOKEN or ~/.ray/auth_token, as the cluster files require."""
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-
-
 @contextmanager
-def open_client(cluster: ClusterFile | None, address: str | None) -> Iterator[Any]:
+def open_client(cluster: ClusterFile, address: str | None) -> Iterator[Any]:
     """A client of the cluster's jobs (ray.job_submission.JobSubmissionClient), at `address` or through a tunnel.
 
     The tunnel is Ray's own, over SSH, or kubectl's; it ends with the block. RunError where there is no connection.
     """
-    set_token_mode()
+    # Ray uses the token in $RAY_AUTH_TOKEN or ~/.ray/auth_token, as the cluster files require.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
     if address is not None:
         yield _client(address)
         return
-    assert cluster is not None
     port = _free_port()
     with _tunnel(cluster, port) as (process, output):
         deadline = time.monotonic() + CONNECT_SECONDS
