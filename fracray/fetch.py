@@ -101,7 +101,7 @@ def _fetch_best(run: Folder, args: argparse.Namespace, console: Console, head: H
         raise InputError(f"{run}: no trial has finished an epoch yet, so there is no checkpoint to fetch")
     if head is not None:
         with console.status("fetching"):
-            head.bring([trial.trial for trial in found[: args.top]])
+            head.copy_checkpoints([trial.trial for trial in found[: args.top]])
 
     from fracray.training.checkpoint import read_metadata
 

@@ -295,7 +295,7 @@ def test_a_name_without_a_storage_and_a_head_without_ssh_are_told(cluster_file, 
     assert "kubectl cp" in capsys.readouterr().err
     (tmp_path / "slurm.sh").write_text("#!/bin/bash\n#SBATCH --nodes=2\n")
     assert fetch("/all/atlas", "--cluster", tmp_path / "slurm.sh", "--to", tmp_path / "out") == 2
-    assert "fetch it by its path where that is seen" in capsys.readouterr().err
+    assert "run fetch with this path on a machine that sees it" in capsys.readouterr().err
     assert fetch("atlas", "--cluster", tmp_path / "none.yaml", "--to", tmp_path / "out") == 2
     assert "no such cluster file" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -314,7 +314,7 @@ def test_a_cluster_that_is_not_up_is_told_in_one_line(cluster_file, tmp_path, ca
     file = cluster_file(LOCAL)
     assert fetch("atlas", "--cluster", file, "--to", tmp_path / "out") == 1
     error = capsys.readouterr().err
-    assert error.startswith(f"failed: {file}: its head cannot be asked: no `ray up` of this machine")
+    assert error.startswith(f"failed: {file}: the command on its head failed: no `ray up` on this machine")
     assert error.count("\n") == 1
 
 

@@ -1,1 +1,1 @@
-"""Cluster files, their checks, and jobs on a cluster. Stands beside the verbs."""
+"""Cluster files, their checks, and jobs on a cluster. A room next to the commands; knows nothing of training."""

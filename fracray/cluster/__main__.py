@@ -1,33 +1,25 @@
-"""python -m fracray.cluster: check a cluster file, send a search to the cluster, and follow it there."""
+"""python -m fracray.cluster: check a cluster file, submit a command to the cluster as a job, and follow the job.
+
+Arguments and the cluster file are read before anything slow is imported.
+"""
 
 import argparse
-import importlib
-import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from fracray.cluster.checks import faults, remarks, unshared
-from fracray.cluster.files import SLURM, ClusterFile, Need, read_cluster
-from fracray.cluster.jobs import AGAIN_SECONDS, LOST_SECONDS, Follower, jobs, reach, submit
-from fracray.config import PHANTOM, Config, load_config
+from fracray.cluster.files import SLURM, ClusterFile, read_cluster
+from fracray.config import Config
 from fracray.errors import InputError, RunError, run_verb
-from fracray.runtime.console import new_console, new_table
-from fracray.runtime.resources import EXPECTED, promise
-from fracray.runtime.run_folder import CLUSTER_FILE
-from fracray.search.space_file import load_space
-from fracray.training.checkpoint import read_metadata
+from fracray.runtime.resources import WorkerResources
 
-SENT = ("tune", "train")  # the verbs that run on a cluster as jobs
-# Options that name a file here, which goes along, and what reads it.
-FILES: dict[str, Callable[[str], Any]] = {"--space": load_space, "--config": load_config}
-PLACES = {"--storage": "storage", "--data": "data"}  # options that name a place there, as the file's metadata does
+if TYPE_CHECKING:
+    from rich.console import Console
 
-# ---------------------------------------------------------------- the commands
+SENT = ("tune", "train")  # the commands that run on a cluster as jobs
+
+# ---------------------------------------------------------------- arguments
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,24 +36,25 @@ def parser() -> argparse.ArgumentParser:
     verbs = cli.add_subparsers(dest="verb", required=True, metavar="VERB")
     check = verbs.add_parser(
         "check",
-        help="say what is wrong with a cluster file, with its line",
-        description="Check a cluster file of `ray up`, a RayCluster or RayJob of KubeRay, or a script for Slurm: by "
-        "Ray's schema, and whether its nodes can hold a trial, all see the storage, run this Ray and Python, open no "
-        "port to the world, carry no secret, and stop costing when idle. Nothing is started, and no cloud is asked.",
+        help="report the problems of a cluster file, each with its line",
+        description="Check a cluster file of `ray up`, a RayCluster or RayJob of KubeRay, or a Slurm script. What is "
+        "checked: Ray's schema; nodes that can hold a trial and all see the storage; the same Ray and Python as here; "
+        "no port open to the world; no secret in the file; an end to the costs of idle nodes. Starts nothing and "
+        "contacts no cloud.",
     )
     check.add_argument("file", help="the cluster file")
-    check.add_argument("--space", metavar="FILE", help="a search space, for what its trials ask for")
-    check.add_argument("--workers-per-trial", type=int, help="as of tune")
-    check.add_argument("--cpus-per-trial", type=float, help="as of tune")
-    check.add_argument("--gpus-per-trial", type=float, help="as of tune")
+    check.add_argument("--space", metavar="FILE", help="a search space; its trials set what is needed")
+    check.add_argument("--workers-per-trial", type=int, help="as in tune")
+    check.add_argument("--cpus-per-trial", type=float, help="as in tune")
+    check.add_argument("--gpus-per-trial", type=float, help="as in tune")
     check.add_argument("--storage", help="where runs will be kept (default: the file's metadata.storage)")
     send = verbs.add_parser(
         "submit",
         help="run tune or train on the cluster's head, and follow it",
-        description="Hand a command of fracray over to the cluster as a job of Ray's, and follow what it prints. The "
-        "job goes on when this command ends (Ctrl-C, a closed laptop): `attach` follows it again. Files named by "
-        "--space and --config go along; --data and --storage name places as the cluster sees them, by default those of "
-        "the file's metadata.",
+        description="Submit a fracray command to the cluster as a Ray job and print its output. The job continues when "
+        "this command ends (Ctrl-C, a closed laptop); `attach` follows it again. Files given with --space and --config "
+        "are sent along. --data and --storage are places as the cluster sees them; the defaults are those in the "
+        "file's metadata.",
         usage="%(prog)s [-h] [--address URL] file -- {tune,train} ...",
         epilog="example:\n"
         "  python -m fracray.cluster submit cluster/gpu.yaml -- tune --space search_spaces/reg.yaml --name atlas\n",
@@ -69,12 +62,12 @@ def parser() -> argparse.ArgumentParser:
     )
     follow = verbs.add_parser(
         "attach",
-        help="follow a job that was submitted",
-        description="Print what a job has printed from its beginning, and go on until it ends.",
+        help="follow a submitted job",
+        description="Print the output of a job from its beginning, until the job ends.",
     )
     for verb in (send, follow):
-        verb.add_argument("file", help="the cluster file, of a cluster that is up")
-        verb.add_argument("--address", metavar="URL", help="of the dashboard, where it can be reached without a tunnel")
+        verb.add_argument("file", help="the cluster file of a running cluster")
+        verb.add_argument("--address", metavar="URL", help="the dashboard's URL, if it can be reached without a tunnel")
     follow.add_argument("job", nargs="?", help="name of the job (default: the latest)")
     return cli
 
@@ -83,226 +76,162 @@ def main(argv: Sequence[str]) -> None:
     words = list(argv)
     at = words.index("--") if "--" in words else len(words)
     if at == len(words) and words[:1] == ["submit"] and (verb := next((word for word in words if word in SENT), None)):
-        raise InputError(f"submit: put -- before {verb}: submit CLUSTER_FILE -- {verb} ...")
+        raise InputError(f"submit: put -- before {verb}: submit FILE -- {verb} ...")
     args = parser().parse_args(words[:at])
-    console = new_console()
+    cluster = read_cluster(args.file)
     if args.verb == "check":
-        _check(args, console)
+        _check(args, cluster)
     elif args.verb == "submit":
-        _submit(args, words[at + 1 :], console)
+        _submit(args, cluster, words[at + 1 :])
     else:
-        _attach(args, console)
+        _attach(args, cluster)
 
 
 # ---------------------------------------------------------------- check
 
 
-def _check(args: argparse.Namespace, console: Console) -> None:
-    cluster = read_cluster(args.file)
+def _check(args: argparse.Namespace, cluster: ClusterFile) -> None:
     need = _need(args)
-    found = faults(cluster, need, args.storage)
-    _say_cluster(console, cluster, need, args.storage)
-    for remark in remarks(cluster):
-        console.print(remark, style="yellow", soft_wrap=True, markup=False, highlight=False)
-    for fault in found:
-        console.print(fault, style="red", soft_wrap=True, markup=False, highlight=False)
+
+    from fracray.cluster.checks import problems, warnings
+    from fracray.runtime.console import new_console
+
+    console = new_console()
+    found = problems(cluster, need, args.storage)
+    _print_nodes(console, cluster, need, args.storage)
+    for style, lines in (("yellow", warnings(cluster)), ("red", found)):
+        for line in lines:
+            console.print(line, style=style, soft_wrap=True, markup=False, highlight=False)
     if found:
-        raise InputError(f"{args.file}: {len(found)} fault(s), see above")
-    console.print(f"{args.file}: nothing wrong was found", soft_wrap=True)
+        raise InputError(f"{args.file}: {len(found)} problem(s), see above")
+    console.print(f"{args.file}: no problems found", soft_wrap=True)
 
 
-def _need(args: argparse.Namespace) -> Need:
-    config = load_space(args.space).config if args.space else Config()
+def _need(args: argparse.Namespace) -> WorkerResources:
+    config = Config()
+    if args.space:
+        from fracray.search.space_file import load_space
+
+        config = load_space(args.space).config
     for name in ("workers_per_trial", "cpus_per_trial", "gpus_per_trial"):
         if (given := getattr(args, name)) is not None:
             config = config.with_leaves({f"search.{name}": given}, f"--{name.replace('_', '-')}")
     search = config.search
-    return Need(search.workers_per_trial, search.cpus_per_trial, search.gpus_per_trial)
+    return WorkerResources(search.workers_per_trial, search.cpus_per_trial, search.gpus_per_trial)
 
 
-def _say_cluster(console: Console, cluster: ClusterFile, need: Need, storage: str | None) -> None:
-    table = new_table("nodes", "at least", "at most", "CPUs", "GPUs", "workers of a trial on each")
+def _print_nodes(console: "Console", cluster: ClusterFile, need: WorkerResources, storage: str | None) -> None:
+    from fracray.runtime.console import new_table
+
+    table = new_table("nodes", "at least", "at most", "CPUs", "GPUs", "trial workers per node")
     for node in cluster.nodes:
-        room = node.workers(need)
         table.add_row(
             node.name,
             str(node.least),
             str(node.most),
-            *("found out there" if value is None else f"{value:g}" for value in (node.cpus, node.gpus)),
-            "found out there" if node.cpus is None else f"{room:g}",
+            *("known on the node" if value is None else f"{value:g}" for value in (node.cpus, node.gpus)),
+            "known on the node" if node.cpus is None else f"{node.workers(need):g}",
         )
-    console.print(f"{cluster.file.origin}: {cluster.kind}, at most {cluster.most} nodes; a trial asks for {need}")
+    console.print(f"{cluster.file.origin}: {cluster.kind}, at most {cluster.most} nodes; a trial needs {need}")
     console.print(table)
-    kept = (
-        storage or cluster.storage or ("what --storage of the job names" if cluster.kind == SLURM else "no place yet")
-    )
-    console.print(f"runs are kept in {kept}", soft_wrap=True)
+    unset = "the place given by --storage of the job" if cluster.kind == SLURM else "no place: none is given"
+    console.print(f"runs are kept in {storage or cluster.storage or unset}", soft_wrap=True)
 
 
 # ---------------------------------------------------------------- submit and attach
 
 
-def _submit(args: argparse.Namespace, command: list[str], console: Console) -> None:
-    cluster = read_cluster(args.file)
+def _submit(args: argparse.Namespace, cluster: ClusterFile, words: list[str]) -> None:
     if cluster.kind == "RayJob":
-        raise InputError(f"{args.file}: a RayJob brings its own command; start it with kubectl apply -f {args.file}")
+        raise InputError(f"{args.file}: a RayJob contains its command; start it with kubectl apply -f {args.file}")
     if cluster.kind == SLURM:
         raise InputError(
             f"{args.file}: Slurm starts the cluster and the search together: sbatch {args.file} --space ..."
         )
-    name, command, files = _prepared(cluster, command)
-    with reach(cluster, args.address) as client:
-        taken = {job.submission_id: job for job in jobs(client)}
-        names = [_numbered(name, number) for number in range(1, len(taken) + 2)]
-        if busy := next((one for one in names if one in taken and not taken[one].status.is_terminal()), None):
+    if not words or words[0] not in SENT:
+        raise InputError(f"submit: after -- give {' or '.join(SENT)} with its options, as on a laptop")
+
+    from fracray.cluster.jobs import list_jobs, open_client, submit
+    from fracray.cluster.submission import job_environment, prepare
+    from fracray.runtime.console import new_console
+
+    submission = prepare(cluster, words[0], words[1:])
+    with open_client(cluster, args.address) as client:
+        known = {job.submission_id: job for job in list_jobs(client)}
+        # The first job of a run has its name; those that resume it have a number too.
+        names = [submission.run, *(f"{submission.run}-{number}" for number in range(2, len(known) + 2))]
+        if busy := next((name for name in names if name in known and not known[name].status.is_terminal()), None):
             raise InputError(
-                f"--name {name}: the job {busy} is at work on it; choose another name, or follow the job: "
-                f"{_again(args, busy)}"
+                f"--name {submission.run}: the job {busy} still runs; choose another name, or follow the job: "
+                f"{_attach_command(args, busy)}"
             )
-        job = next(one for one in names if one not in taken)
-        submit(client, job, command, files, told(cluster, args.address))
-    console.print(f"job {job} runs on the cluster; what it prints follows, and Ctrl-C leaves it running")
+        job = next(name for name in names if name not in known)
+        submit(client, job, submission, job_environment(cluster, args.address))
+    console = new_console()
+    console.print(f"job {job} runs on the cluster; its output follows. Ctrl-C leaves the job running")
     _follow(args, cluster, job, console)
 
 
-def _again(args: argparse.Namespace, job: str) -> str:
-    """The command that follows a job again, reached as it was."""
+def _attach(args: argparse.Namespace, cluster: ClusterFile) -> None:
+    if cluster.kind == SLURM:
+        raise InputError(f"{args.file}: Slurm writes the output to a file: tail -f fracray-JOB.log")
+    if cluster.kind == "RayJob":
+        name = (cluster.file.tree.get("metadata") or {}).get("name", "NAME")
+        raise InputError(f"{args.file}: Kubernetes keeps the output of a RayJob: kubectl logs -f -l job-name={name}")
+
+    from fracray.cluster.jobs import list_jobs, open_client
+    from fracray.runtime.console import new_console
+
+    with open_client(cluster, args.address) as client:
+        known = [job.submission_id for job in list_jobs(client)]
+    if not known:
+        raise InputError(f"{args.file}: this cluster has no submitted job")
+    job = args.job or known[-1]
+    if job not in known:
+        raise InputError(f"{args.file}: no job {job}; the jobs are {', '.join(known)}")
+    _follow(args, cluster, job, new_console())
+
+
+def _attach_command(args: argparse.Namespace, job: str) -> str:
     address = f" --address {args.address}" if args.address else ""
     return f"python -m fracray.cluster attach {args.file} {job}{address}"
 
 
-def told(cluster: ClusterFile, address: str | None = None) -> dict[str, str]:
-    """What the job cannot know by itself: what machines may still come, how it was reached and what screen shows it."""
-    nodes = cluster.at_best(lambda node: node.gpus or 0.0)
-    known = [node.machine for node in nodes if node.machine is not None]
-    # Of machines of one's own the file does not say what they have, only how many `ray up` sets up.
-    expected = {EXPECTED: str(sum(node.least for node in nodes))}
-    environment = promise(known) if len(known) == len(nodes) else expected
-    if address is None:  # whoever is told to go on is to find the same way
-        environment[CLUSTER_FILE] = cluster.file.origin
-    if sys.stdout.isatty():
-        columns, lines = shutil.get_terminal_size()
-        # Rich reads these three: the job's table is drawn for this terminal, in the job's log.
-        environment |= {"TTY_COMPATIBLE": "1", "COLUMNS": str(columns), "LINES": str(lines)}
-    return environment
+def _follow(args: argparse.Namespace, cluster: ClusterFile, job: str, console: "Console") -> None:
+    """Print the output of a job until it ends, reconnecting when the connection is lost.
 
+    RunError where the job failed, or where the head has not answered for LOST_SECONDS.
+    """
+    from fracray.cluster.jobs import LOST_SECONDS, RETRY_SECONDS, Follower, open_client
 
-def _numbered(name: str, number: int) -> str:
-    """The name of a run's first job, and of those that take it up again."""
-    return name if number == 1 else f"{name}-{number}"
-
-
-def _prepared(cluster: ClusterFile, command: list[str]) -> tuple[str, list[str], dict[str, bytes]]:
-    """The run's name, the command as the head is to run it, and the files that go along."""
-    if not command or command[0] not in SENT:
-        raise InputError(f"submit: after -- stands {' or '.join(SENT)} with its options, as on a laptop")
-    verb, options = command[0], _split(command[1:])
-    # As the head will read them, so that a slip of the pen costs no job.
-    importlib.import_module(f"fracray.{verb}").parser().parse_args(command[1:])
-    given = dict(options)
-    files: dict[str, bytes] = {}
-    sent: list[str] = []
-    for option, value in options:
-        if option in FILES and value is not None and Path(value).is_file():
-            FILES[option](value)
-            files[Path(value).name] = Path(value).read_bytes()
-            sent += [option, Path(value).name]
-            continue
-        if option == "--config" and value is not None and Path(value).is_dir():  # a checkpoint: its config goes along
-            files["config.yaml"] = read_metadata(value).config.to_yaml().encode()
-            sent += [option, "config.yaml"]
-            continue
-        # The config of a checkpoint may be one that only the cluster sees.
-        if option in FILES and value is not None and not (option == "--config" and _is_whole(value)):
-            raise InputError(f"{option} {value}: no such file here; files go along to the cluster")
-        if option in PLACES and value is not None and not _is_whole(value) and (option, value) != ("--data", PHANTOM):
-            raise InputError(f"{option} {value}: on a cluster name a URI, or a whole path as its nodes see it")
-        sent += [option] if value is None else [option, value]
-    if "--resume" in given and "--name" not in given:
-        raise InputError("--resume: name the run with --name")
-    for option, key in PLACES.items():
-        place = cluster.storage if key == "storage" else cluster.data
-        if option not in given and place and not (option == "--data" and "--resume" in given):
-            sent += [option, place]
-    kept = given.get("--storage") or cluster.storage
-    if fault := next(unshared(cluster, kept), None):
-        raise InputError(fault)
-    name = given.get("--name") or f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if "--name" not in given:
-        sent += ["--name", name]
-    if "--address" not in given:
-        sent += ["--address", "auto"]
-    return name, ["python", "-m", f"fracray.{verb}", *sent], files
-
-
-def _is_whole(place: str) -> bool:
-    """Whether a place means the same on every machine: a URI or a whole path."""
-    return "://" in place or Path(place).is_absolute()
-
-
-def _split(words: list[str]) -> list[tuple[str, str | None]]:
-    """Options with their values, None for one without: `--a b --c --d=e` as (--a, b), (--c, None), (--d, e)."""
-    options: list[tuple[str, str | None]] = []
-    for word in words:
-        if word.startswith("--"):
-            option, equals, value = word.partition("=")
-            options.append((option, value if equals else None))
-        elif options and options[-1][1] is None:
-            options[-1] = (options[-1][0], word)
-        else:
-            raise InputError(f"submit: {word} belongs to no option; quote values that hold spaces")
-    return options
-
-
-def _attach(args: argparse.Namespace, console: Console) -> None:
-    cluster = read_cluster(args.file)
-    if cluster.kind == SLURM:
-        raise InputError(f"{args.file}: Slurm keeps what a job prints: tail -f fracray-JOB.log")
-    if cluster.kind == "RayJob":
-        name = (cluster.file.tree.get("metadata") or {}).get("name", "NAME")
-        raise InputError(f"{args.file}: Kubernetes keeps what a RayJob prints: kubectl logs -f -l job-name={name}")
-    with reach(cluster, args.address) as client:
-        known = [job.submission_id for job in jobs(client)]
-        if not known:
-            raise InputError(f"{args.file}: no job was submitted to this cluster")
-        job = args.job or known[-1]
-        if job not in known:
-            raise InputError(f"{args.file}: no job {job}; there are {', '.join(known)}")
-    _follow(args, cluster, job, console)
-
-
-def _follow(args: argparse.Namespace, cluster: ClusterFile, job: str, console: Console) -> None:
-    """Print what a job prints until it ends, over as many connections as it takes, and end as it ended."""
     follower = Follower(job, sys.stdout)
-    again, gone, minutes = _again(args, job), False, LOST_SECONDS / 60
+    again, lost, minutes = _attach_command(args, job), False, LOST_SECONDS / 60
     try:
         while follower.silence() < LOST_SECONDS:
             status = None
             try:
-                with reach(cluster, args.address) as client:
-                    gone = False
+                with open_client(cluster, args.address) as client:
+                    lost = False
                     status = follower.follow(client)
             except RunError as error:
-                first, gone = not gone, True
-                if first:
-                    words = f"\n{error}\ntrying again for {minutes:.0f} minutes; the job does not depend on it"
-                    console.print(words, soft_wrap=True, markup=False, highlight=False)
+                if not lost:
+                    message = f"\n{error}\ntrying again for {minutes:.0f} minutes; the job does not depend on it"
+                    console.print(message, soft_wrap=True, markup=False, highlight=False)
+                lost = True
             if status == "SUCCEEDED":
                 return
             if status is not None:
-                raise RunError(f"the job {job} ended as {status}; its words stand above")
-            time.sleep(AGAIN_SECONDS)
+                raise RunError(f"the job {job} ended as {status}; see its output above")
+            time.sleep(RETRY_SECONDS)
     except KeyboardInterrupt:
-        # Told as what is known: nobody has heard of the head since it was lost.
-        console.print(
-            f"\n{'the job may go on' if gone else 'the job goes on'}; follow it again with: {again}", soft_wrap=True
-        )
+        state = "connection lost; job state unknown" if lost else "the job continues"
+        console.print(f"\n{state}; follow it again with: {again}", soft_wrap=True)
         raise
     finally:
         console.show_cursor()  # the job's table may have hidden it
     raise RunError(
-        f"the cluster has been out of reach for {minutes:.0f} minutes. Where its head lives the job may well go on: "
-        f"{again}; where it is gone, start the cluster again and submit the same with --resume"
+        f"no answer from the cluster for {minutes:.0f} minutes. If its head still runs, the job may continue: "
+        f"{again}; if not, start the cluster again and submit the same command with --resume"
     )
 
 

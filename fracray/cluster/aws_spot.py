@@ -1,10 +1,10 @@
-"""Ray's launcher of AWS' machines, which takes one on demand where AWS has no spot machine to give.
+"""A Ray node provider for AWS that starts a node on demand when AWS has no spot capacity.
 
-Ray itself would ask for the same spot machine again and again: a refused launch does not make it turn to another type
-of node (ray/autoscaler/v2/instance_manager/subscribers/cloud_resource_monitor.py looks at time-outs only).
+Ray alone repeats the same spot request: after a refused launch it does not choose another type of node
+(ray/autoscaler/v2/instance_manager/subscribers/cloud_resource_monitor.py looks only at time-outs).
 
-cluster/gpu.yaml names this class as its provider's `module`. `ray up` imports it on the laptop, the autoscaler on the
-head; nothing else in fracray does, for it needs boto3.
+cluster/gpu.yaml names this class as the `module` of its provider. `ray up` imports it on the laptop, the autoscaler on
+the head. Nothing else in fracray imports it, because it needs boto3.
 """
 
 import logging
@@ -17,9 +17,9 @@ try:
 except ImportError as error:
     raise ImportError(f"AWS: {error}; pip install --require-hashes -r cluster/aws.lock") from error
 
-MARKET = "InstanceMarketOptions"  # how a node_config asks for spot; without it, AWS launches on demand
-# AWS' answers where it has no spot machine of this kind to give, or none more to this account. Whatever else it refuses
-# (rights, the image, too many requests at once) it would refuse on demand as well, or give a little later.
+MARKET = "InstanceMarketOptions"  # the key of a node_config that requests spot; without it AWS launches on demand
+# The errors with which AWS says that it has no spot capacity of this type, or that the account's limit is reached.
+# Other errors (rights, the image) would also fail on demand, or pass soon (too many requests at once).
 NO_SPOT = frozenset(
     {
         "InsufficientInstanceCapacity",
@@ -34,18 +34,18 @@ logger = logging.getLogger(__name__)
 
 
 class SpotFirst(AWSNodeProvider):
-    """Launches what a node type's `node_config` asks for, and on demand what AWS did not give of it on spot."""
+    """Launches nodes as their `node_config` says, and on demand those that AWS does not give on spot."""
 
     def _create_node(self, node_config: dict[str, Any], tags: dict[str, str], count: int) -> dict[str, Any]:
-        """Launch up to `count` machines, {id: instance}; each launch asks for spot first, in every zone of the file.
+        """Launch up to `count` nodes, {id: instance}; each launch tries spot first, in every zone of the file.
 
-        Of several machines AWS may give some on spot; the rest then comes on demand. NodeLaunchException where it gives
-        none, neither way.
+        AWS may give only some of them on spot; the rest is launched on demand. NodeLaunchException where AWS gives
+        no node, neither on spot nor on demand.
         """
         if MARKET not in node_config:
             return super()._create_node(node_config, tags, count)
         made: dict[str, Any] = {}
-        why = "it gave fewer than were asked for"
+        why = "AWS gave fewer nodes than requested"
         try:
             made = super()._create_node(node_config, tags, count)
         except NodeLaunchException as refused:
@@ -55,12 +55,12 @@ class SpotFirst(AWSNodeProvider):
         missing = count - len(made)
         if missing <= 0:
             return made
-        logger.warning("no spot machine for %d of %d: %s; launching on demand", missing, count, why)
+        logger.warning("no spot capacity for %d of %d nodes: %s; launching on demand", missing, count, why)
         on_demand = {key: value for key, value in node_config.items() if key != MARKET}
         try:
             return made | super()._create_node(on_demand, tags, missing)
         except NodeLaunchException:
             if not made:
                 raise
-            logger.warning("none on demand either; going on with %d of %d", len(made), count, exc_info=True)
+            logger.warning("none on demand either; continuing with %d of %d nodes", len(made), count, exc_info=True)
             return made

@@ -1,6 +1,6 @@
-"""Runs on the disk of a cluster's head: what is needed to rank their trials, and the best checkpoints, copied here.
+"""Runs on the disk of a cluster's head: copies here the files that rank the trials, then the best checkpoints.
 
-Knows where a run folder keeps what; ranks nothing and verifies nothing.
+Knows the files of a run folder. Ranks nothing and verifies nothing.
 """
 
 import shlex
@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fracray.cluster.files import LAUNCHER, SLURM, ClusterFile, read_cluster
+from fracray.cluster.files import RAY_UP, SLURM, ClusterFile, read_cluster
 from fracray.cluster.ray_cli import copy_from_head, run_on_head
 from fracray.errors import InputError, RunError
 from fracray.runtime.locations import below
@@ -19,36 +19,39 @@ from fracray.runtime.run_folder import BEST, EPOCHS
 
 
 def place_of(cluster: ClusterFile, run: str) -> str:
-    """Where a run is, as the cluster's machines name it: a plain name stands for one below the file's storage."""
+    """Where a run is, as the cluster's nodes see it: a plain name is a folder in the file's storage."""
     if "://" in run or run.startswith(("/", "~/")):
         return run
     if not cluster.storage:
         raise InputError(
-            f"{run}: {cluster.file.origin} does not say where runs are kept (metadata.storage); give the run's whole "
-            "path on the head, or its URI"
+            f"{run}: {cluster.file.origin} does not say where runs are kept (metadata.storage); give the run's "
+            "absolute path on the head, or its URI"
         )
     return below(cluster.storage, run)
 
 
 @dataclass(frozen=True)
 class HeadRun:
-    """A run on a head, and the part of it that is here: `local` holds its config and what tells its trials' scores."""
+    """A run on a head, and its local copy: the config, the epochs of all trials, and the checkpoints of some.
+
+    scratch: a folder on the head with the files to copy.
+    """
 
     cluster: ClusterFile
     place: str
     local: Path
-    scratch: str  # a folder on the head, which is copied here as often as something was put into it
+    scratch: str
 
     def __str__(self) -> str:
         return f"{self.place} on the head of {self.cluster.file.origin}"
 
-    def bring(self, trials: Sequence[str]) -> None:
-        """Copy the checkpoints of these trials too."""
+    def copy_checkpoints(self, trials: Sequence[str]) -> None:
+        """Copy the best checkpoints of these trials to `local`."""
         self.gather(" ".join(shlex.quote(f"trials/{trial}/{BEST}") for trial in trials))
         self.copy()
 
     def gather(self, names: str) -> None:
-        """Put files and folders of the run (patterns of the shell), if it is one, into the scratch folder."""
+        """Copy files and folders of the run (shell patterns) into the scratch folder; nothing where it is not a run."""
         run, scratch = _quoted(self.place), shlex.quote(self.scratch)
         run_on_head(
             self.cluster,
@@ -58,15 +61,15 @@ class HeadRun:
         )
 
     def copy(self) -> None:
-        """Bring here what is in the scratch folder."""
+        """Copy the scratch folder to `local`."""
         copy_from_head(self.cluster, self.scratch, str(self.local))
 
 
 @contextmanager
 def opened_on_head(file: str, run: str) -> Iterator[HeadRun | str]:
-    """A run that a cluster file's machines see, as its URI where it has one, and as a part of it here where not.
+    """A run that the nodes of a cluster file see: its URI where it has one, else a partial local copy.
 
-    Folders made for it here and on the head end with the block. RunError where the head is out of reach.
+    Temporary folders here and on the head are deleted at the end. RunError where the head does not answer.
     """
     cluster = read_cluster(file)
     place = place_of(cluster, run)
@@ -74,11 +77,11 @@ def opened_on_head(file: str, run: str) -> Iterator[HeadRun | str]:
         yield place
         return
     if cluster.kind == SLURM:
-        raise InputError(f"{file}: Slurm's nodes share the folder of {place}: fetch it by its path where that is seen")
-    if cluster.kind != LAUNCHER:
+        raise InputError(f"{file}: Slurm's nodes share {place}; run fetch with this path on a machine that sees it")
+    if cluster.kind != RAY_UP:
         raise InputError(
-            f"{file}: a {cluster.kind} has no SSH by which {place} could be fetched; copy the run from its head's pod "
-            "by `kubectl cp` and fetch it from there, or keep runs in a bucket and give the URI"
+            f"{file}: a {cluster.kind} has no SSH to fetch {place}; copy the run from the head's pod with "
+            "`kubectl cp` and fetch from the copy, or keep runs in a bucket and give the URI"
         )
     with tempfile.TemporaryDirectory(prefix="fracray-") as local:
         found = HeadRun(cluster, place, Path(local) / "run", f"/tmp/fracray-{uuid.uuid4().hex}")
@@ -88,15 +91,15 @@ def opened_on_head(file: str, run: str) -> Iterator[HeadRun | str]:
             found.copy()
             yield found
         except InputError as error:
-            told = str(error)
-            if str(found.local) not in told:
+            message = str(error)
+            if str(found.local) not in message:
                 raise
-            raise InputError(f"{file}: on its head: {told.replace(str(found.local), place)}") from None
+            raise InputError(f"{file}: on its head: {message.replace(str(found.local), place)}") from None
         finally:
             with suppress(RunError):
                 run_on_head(cluster, f"rm -rf {shlex.quote(found.scratch)}")
 
 
 def _quoted(path: str) -> str:
-    """For the head's shell, which knows its own home."""
+    """Quoted for the head's shell; ~ is the home on the head."""
     return f'"$HOME"/{shlex.quote(path[2:])}' if path.startswith("~/") else shlex.quote(path)

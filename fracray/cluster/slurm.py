@@ -1,6 +1,6 @@
-"""Slurm's batch scripts, with the line of every #SBATCH option and of every command.
+"""Slurm's batch scripts, with the line of every #SBATCH option and every command.
 
-Knows nothing of what the options and commands mean, and runs none of them.
+Knows nothing of their meaning and runs nothing.
 """
 
 import re
@@ -16,7 +16,7 @@ SHORT = {"N": "nodes", "n": "ntasks", "c": "cpus-per-task", "t": "time", "G": "g
 
 
 def is_batch(path: str | Path) -> bool:
-    """Whether a file is a script: by its first two bytes."""
+    """Whether a file is a script, by its first two bytes."""
     try:
         with open(path, "rb") as file:
             return file.read(2) == b"#!"
@@ -27,9 +27,9 @@ def is_batch(path: str | Path) -> bool:
 def read_batch(path: str | Path) -> ParsedFile:
     """Read a script into `{"#SBATCH": {option: value}, "late": [...], "commands": [...]}`.
 
-    Options go by their long names; one without a value is ''. `late` are those below the first command, which Slurm
-    does not read. A command goes on over lines that end in a backslash, and has the line on which it begins.
-    Raises InputError, with the line, for a file that is no text or whose options cannot be told apart.
+    Options have their long names; the value of an option without one is ''. `late` has the option lines below the first
+    command, which Slurm ignores. A command may span lines that end in a backslash; its line is the first of them.
+    Raises InputError, with the line, where the file is not text or an option cannot be parsed.
     """
     origin = str(path)
     try:
@@ -77,5 +77,5 @@ def _options(text: str, where: str) -> list[tuple[str, str]]:
         elif options and not options[-1][1]:
             options[-1] = (options[-1][0], word)
         else:
-            raise InputError(f"{where}: {word} belongs to no option; a value holds no spaces, a time is 08:00:00")
+            raise InputError(f"{where}: {word} belongs to no option; values have no spaces, a time is 08:00:00")
     return options

@@ -1,9 +1,9 @@
-"""YAML files whose every key is known by its line, so that a fault can be told where it stands.
+"""YAML files with the line of every key, so that an error message can name the line.
 
 Knows nothing of what the files mean.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,24 +15,39 @@ from fracray.errors import InputError
 
 @dataclass(frozen=True)
 class ParsedFile:
-    """One YAML document: its tree, and the line of each key and list entry by the path to it (entries as '0', '1')."""
+    """One YAML document: its tree, and the line of each key and list entry by its path (entries as '0', '1')."""
 
     origin: str
     tree: dict[str, Any]
     lines: Mapping[tuple[str, ...], int]
 
     def where(self, *keys: str) -> str:
-        """File and line of a key, or of the nearest key around it that the file has."""
+        """FILE:LINE of a key, or of the nearest enclosing key that the file has."""
         while keys and keys not in self.lines:
             keys = keys[:-1]
         return f"{self.origin}:{self.lines[keys]}" if keys else self.origin
 
+    def values(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Every scalar of the file as text, with its path; empty values are left out."""
+
+        def walk(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+            if isinstance(value, dict):
+                for key, inner in value.items():
+                    yield from walk(inner, (*path, str(key)))
+            elif isinstance(value, list):
+                for at, inner in enumerate(value):
+                    yield from walk(inner, (*path, str(at)))
+            elif value is not None:
+                yield path, str(value)
+
+        return walk(self.tree, ())
+
 
 def read_yaml(path: str | Path, kind: str, expected: str = "") -> ParsedFile:
-    """Read a YAML file that holds one mapping; `kind` and what is `expected` at its top go into messages.
+    """Read a YAML file with one mapping. `kind` of file and what is `expected` in it are for error messages.
 
-    Raises InputError, with the line where there is one, for a file that is none, is no YAML, holds something else, or
-    names a key twice.
+    Raises InputError, with the line where there is one, for a missing file, invalid YAML, something other than a
+    mapping, or a key that is given twice.
     """
     origin = str(path)
     try:
@@ -53,12 +68,14 @@ def read_yaml(path: str | Path, kind: str, expected: str = "") -> ParsedFile:
     try:
         return ParsedFile(origin, tree, _lines(node, origin))
     except RecursionError:
-        raise InputError(f"{origin}: an alias (*name) stands inside what it names; write the values out") from None
+        raise InputError(
+            f"{origin}: an alias (*name) refers to a value that contains it; write the values out"
+        ) from None
 
 
 def unreadable(origin: str, error: OSError | UnicodeDecodeError) -> InputError:
-    """What to raise for a file whose text cannot be had."""
-    why = error.strerror if isinstance(error, OSError) else "it is no text"
+    """The error for a file that cannot be read as text."""
+    why = error.strerror if isinstance(error, OSError) else "it is not text"
     return InputError(f"{origin}: not readable: {why}")
 
 
@@ -75,7 +92,7 @@ def _lines(node: Any, origin: str, prefix: tuple[str, ...] = ()) -> dict[tuple[s
             path = (*prefix, str(key.value))
             if path in lines:
                 raise InputError(
-                    f"{origin}:{key.start_mark.line + 1}: '{key.value}' stands twice (first on line {lines[path]}); "
+                    f"{origin}:{key.start_mark.line + 1}: '{key.value}' is given twice (first on line {lines[path]}); "
                     "remove one of them"
                 )
             lines[path] = key.start_mark.line + 1

@@ -1,6 +1,6 @@
-"""A proxy on loopback that stands before an object store and breaks requests by a plan, as networks and stores do.
+"""A proxy on loopback in front of an object store that breaks requests by a plan, as networks and stores do.
 
-Knows HTTP and nothing of S3 but the two answers with which it says that it is in trouble.
+Knows HTTP, and of S3 only its two error responses.
 """
 
 import http.client
@@ -16,20 +16,20 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-# What may happen to a request: the store is in trouble; asks for less; the connection breaks before the request
-# arrived; after it did, so that only the answer is lost; half of the answer's body comes; nothing comes for a while, or
-# ever.
+# What may happen to a request: an error of the store; "too many requests"; the connection breaks before the request
+# arrives, or after that, so that only the response is lost; half of the response's body arrives; the response is late,
+# or never comes.
 INTERNAL, SLOW_DOWN, RESET, LOST, CUT, LATE, HANG = "500", "503", "reset", "lost", "cut", "late", "hang"
-LATE_SECONDS = 1.5
+LATE_SECONDS = 1.0
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "date", "server"}
 CODES = {INTERNAL: (500, "InternalError"), SLOW_DOWN: (503, "SlowDown")}
 
 
 @dataclass
 class Fault:
-    """What is to happen to the next `times` requests whose `METHOD path?query` the pattern finds; None is for ever.
+    """The fault of the next `times` requests whose `METHOD path?query` matches the pattern; None for all of them.
 
-    share: of those that match, how many are struck; below one they are drawn.
+    share: the probability that a matching request has the fault.
     """
 
     kind: str
@@ -41,12 +41,12 @@ class Fault:
 
 @dataclass
 class Proxy:
-    """A proxy that is up: where it listens, its plan, and what has gone through it."""
+    """A running proxy: its port, its plan, and the requests so far."""
 
     port: int
     plan: list[Fault] = field(default_factory=list)
     seen: Counter[str] = field(default_factory=Counter)  # requests by method
-    struck: Counter[str] = field(default_factory=Counter)  # faults by kind
+    struck: Counter[str] = field(default_factory=Counter)  # requests with a fault, by kind
     draws: random.Random = field(default_factory=lambda: random.Random(0))
     lock: threading.Lock = field(default_factory=threading.Lock)
     ended: threading.Event = field(default_factory=threading.Event)
@@ -55,7 +55,7 @@ class Proxy:
         return f"s3://{path}?endpoint_override=127.0.0.1:{self.port}&scheme=http&region=us-east-1"
 
     def verdict(self, request: str) -> str | None:
-        """What is to happen to this request; None lets it through."""
+        """The kind of fault of this request; None for no fault."""
         with self.lock:
             self.seen[request.partition(" ")[0]] += 1
             for fault in self.plan:
@@ -69,7 +69,7 @@ class Proxy:
 
 @contextmanager
 def faulty_proxy(host: str, port: int) -> Iterator[Proxy]:
-    """A proxy before the server at host and port, both on loopback, until the block ends."""
+    """A proxy in front of the server at host and port, both on loopback, until the block ends."""
     assert host == "127.0.0.1"
 
     class Handler(BaseHTTPRequestHandler):
@@ -80,18 +80,18 @@ def faulty_proxy(host: str, port: int) -> Iterator[Proxy]:
             body = self._body()
             kind = proxy.verdict(f"{self.command} {self.path}")
             if kind == RESET:
-                self._break_off()
+                self._disconnect()
             elif kind in CODES:
                 code, word = CODES[kind]
                 text = f"<Error><Code>{word}</Code><Message>by plan</Message></Error>".encode()
                 self._answer(code, {"Content-Type": "application/xml"}, b"" if self.command == "HEAD" else text)
             elif kind == HANG:
                 proxy.ended.wait(120)
-                self._break_off()
+                self._disconnect()
             else:
                 if kind == LATE:
                     time.sleep(LATE_SECONDS)
-                self._pass_on(body, kind)
+                self._forward(body, kind)
 
         do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815
 
@@ -106,7 +106,7 @@ def faulty_proxy(host: str, port: int) -> Iterator[Proxy]:
                 pass
             return b"".join(parts)
 
-        def _pass_on(self, body: bytes, kind: str | None) -> None:
+        def _forward(self, body: bytes, kind: str | None) -> None:
             store = http.client.HTTPConnection(host, port, timeout=60)
             headers = {name: value for name, value in self.headers.items() if name.lower() not in HOP_BY_HOP}
             store.request(self.command, self.path, body, headers)
@@ -114,12 +114,12 @@ def faulty_proxy(host: str, port: int) -> Iterator[Proxy]:
             answer = reply.read()
             store.close()
             if kind == LOST:
-                self._break_off()
+                self._disconnect()
                 return
             given = {name: value for name, value in reply.getheaders() if name.lower() not in HOP_BY_HOP}
             if kind == CUT and len(answer) > 1:
                 self._answer(reply.status, {**given, "Content-Length": str(len(answer))}, answer[: len(answer) // 2])
-                self._break_off(politely=True)
+                self._disconnect(cleanly=True)
                 return
             if self.command != "HEAD":
                 given["Content-Length"] = str(len(answer))
@@ -135,21 +135,21 @@ def faulty_proxy(host: str, port: int) -> Iterator[Proxy]:
             self.wfile.write(body)
             self.wfile.flush()
 
-        def _break_off(self, politely: bool = False) -> None:
-            """Close the connection: with a reset, or politely, as a proxy does that lost its server."""
+        def _disconnect(self, cleanly: bool = False) -> None:
+            """Close the connection with a TCP reset, or cleanly, as a proxy does that lost its server."""
             self.close_connection = True
-            if politely:
+            if cleanly:
                 self.connection.shutdown(socket.SHUT_RDWR)
                 return
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.rfile.close()  # it holds the socket too
+            self.rfile.close()  # it keeps the socket open too
             self.connection.close()
 
         def log_message(self, *args: object) -> None:
             pass
 
         def handle(self) -> None:
-            with suppress(OSError, ValueError):  # the client went away, or the connection was broken off by plan
+            with suppress(OSError, ValueError):  # the client closed the connection, or the plan did
                 super().handle()
 
         def finish(self) -> None:

@@ -1,6 +1,6 @@
-"""What rehearsals share: a Ray head of a test's own, as `ray start` makes it, a small search, and how to wait.
+"""What the rehearsals share: a Ray head started with `ray start`, a small search space, and waiting.
 
-A head has its dashboard, Ray's token and a folder of its own.
+Every head has its own dashboard, token and folder.
 """
 
 import os
@@ -24,12 +24,13 @@ TOKEN = "0123456789abcdef" * 4
 
 @dataclass(frozen=True)
 class Head:
-    """url: of the dashboard; address: of Ray; environment: for commands that are to reach it; temporary: its files."""
+    """url: of the dashboard; address: of Ray; environment: for commands that connect to it; temporary: its files."""
 
     url: str
     address: str
     environment: dict[str, str]
     temporary: str
+    process: subprocess.Popen[str]
 
 
 def home_of(folder):
@@ -44,7 +45,7 @@ def home_of(folder):
 
 @contextmanager
 def started_head(folder, *options, before=(), ip="127.0.0.1", ports=None, **variables):
-    """A head with these further options of `ray start`; `before` stands before the command (ip netns exec ...)."""
+    """A head with these additional options of `ray start`; `before` precedes the command (ip netns exec ...)."""
     environment = {**home_of(folder), **variables}
     ports = ports or free_ports(6, ip)
     names = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "node-manager-port")
@@ -62,13 +63,13 @@ def started_head(folder, *options, before=(), ip="127.0.0.1", ports=None, **vari
         url = f"http://{ip}:{ports[1]}"
         try:
             wait_for(lambda: answers(url, before), process)
-            yield Head(url, f"{ip}:{ports[0]}", environment, temporary)
+            yield Head(url, f"{ip}:{ports[0]}", environment, temporary, process)
         finally:
             end(process)
 
 
 def end(process):
-    """Kills a Ray that `ray start --block` began; one that is asked to end waits half a minute for idle actors."""
+    """Kill a Ray started with `ray start --block`; with SIGTERM it would wait half a minute for idle actors."""
     if process.poll() is not None:
         return
     for victim in [*psutil.Process(process.pid).children(recursive=True), process]:
@@ -93,17 +94,17 @@ def answers(url, before=()):
 
 
 def wait_for(condition, process=None, seconds=120):
-    """What the condition comes to once it is true; the process, if any is waited for, must not end before."""
+    """Wait until the condition is true and return its value; the process, if given, must not end before that."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert process is None or process.poll() is None, process.stdout and process.stdout.read()
-        assert time.monotonic() < deadline, "nothing happened in time"
+        assert time.monotonic() < deadline, f"not true after {seconds} s"
         time.sleep(0.1)
     return found
 
 
 def space(trials, epochs, size=32, count=60, width=4, **train):
-    """The text of a search space: random trials of so many epochs on phantom radiographs, none of them stopped."""
+    """The text of a search space: random trials on phantom radiographs, without early stopping."""
     base = {"data": {"size": size, "phantom": {"count": count}, "split": {"block": 2}}, "model": {"width": width}}
     return yaml.safe_dump(
         {
@@ -120,7 +121,7 @@ def space(trials, epochs, size=32, count=60, width=4, **train):
 
 
 def fracray(head, *words, before=(), **options):
-    """A command of fracray, begun: `python -m fracray.WORDS`, its words to be read from its standard output."""
+    """Start `python -m fracray.WORDS`; its output is read from stdout."""
     verb, *rest = map(str, words)
     return subprocess.Popen(
         [*before, sys.executable, "-m", f"fracray.{verb}", *rest],
@@ -133,7 +134,7 @@ def fracray(head, *words, before=(), **options):
 
 
 def finished(process, seconds=300):
-    """What a command printed; it must have ended well."""
+    """The output of a command, which must end with exit code 0."""
     try:
         out, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:

@@ -1,6 +1,6 @@
-"""Machines to rehearse a cluster on: OpenSSH servers on loopback, each with a home folder and a Ray of its own.
+"""Machines for rehearsals: OpenSSH servers on loopback, each with its own home folder and Ray.
 
-What runs on such a machine is told from all else that runs here by its HOME. Nothing of the real home is touched.
+A process belongs to the machine of its HOME. The real home is not used.
 """
 
 import os
@@ -20,8 +20,8 @@ import psutil
 TOOLS = ("sshd", "ssh", "ssh-keygen", "rsync", "bash")
 ROOT = Path(__file__).parent.parent.parent
 
-# `ray stop` ends every Ray process of the account, here also those of other tests and other people: this one is Ray's
-# own, but sees no process other than the machine's.
+# `ray stop` ends every Ray process of the account, also those of other tests. This is the same command, but it sees
+# only the machine's own processes.
 STOP = """
 import os, psutil
 from ray.scripts.scripts import cli
@@ -64,7 +64,7 @@ SetEnv HOME={home}
 
 
 def missing() -> list[str]:
-    """The tools that such a machine needs and that are not installed here."""
+    """The tools that are needed and not installed here."""
     return [tool for tool in TOOLS if _path(tool) is None]
 
 
@@ -79,7 +79,7 @@ def make_key(path: Path) -> Path:
 
 
 def free_ports(count: int, *addresses: str) -> list[int]:
-    """Ports on which nobody listens now, at any of these addresses of loopback."""
+    """Free ports, the same at all these addresses of loopback."""
     found: list[int] = []
     while len(found) < count:
         with socket.socket() as probe:
@@ -97,7 +97,7 @@ def free_ports(count: int, *addresses: str) -> list[int]:
 
 
 def processes_of(home: Path) -> list[psutil.Process]:
-    """The processes that have this home."""
+    """The processes with this HOME."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -107,9 +107,9 @@ def processes_of(home: Path) -> list[psutil.Process]:
 
 
 class Machine:
-    """An account on a machine that SSH reaches at `address`:`port` with the key `key`, until `close`.
+    """A machine that SSH reaches at `address`:`port` with the key `key`, until `close`.
 
-    Where root makes it, the machine has a view of its own of the disk, in which the folders `unseen` are empty.
+    If root starts it, the machine has its own mount namespace, in which the folders `unseen` are empty.
     """
 
     def __init__(self, folder: Path, address: str, port: int, key: Path, unseen: Sequence[Path] = ()) -> None:
@@ -119,8 +119,8 @@ class Machine:
         for inner in (self.home / "bin", self.temporary):
             inner.mkdir(parents=True)
         (self.home / "stop_ray.py").write_text(STOP)
-        # Ray's files know no port of SSH: from here other machines are reached at the port at which this one is. And
-        # SSH takes ~ from the account, not from HOME.
+        # Ray's cluster files have no setting for SSH's port, so all machines have the same one. SSH takes ~ from the
+        # account and not from HOME.
         key_of_head = r"${@/#\~\/ray_bootstrap_key.pem/$HOME/ray_bootstrap_key.pem}"
         (self.home / "bin" / "ssh").write_text(f'#!/bin/bash\nexec {_path("ssh")} -p {port} "{key_of_head}"\n')
         (self.home / "bin" / "ssh").chmod(0o755)
@@ -130,7 +130,7 @@ class Machine:
         config = folder / "sshd_config"
         config.write_text(SERVER.format(address=address, port=port, folder=folder, home=self.home))
         if os.geteuid() == 0:
-            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd of root insists on it
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # required by sshd of root
         with open(folder / "sshd.log", "w") as log:
             serve = f"exec {_path('sshd')} -D -e -f {config}"
             if os.geteuid() == 0:
@@ -145,7 +145,7 @@ class Machine:
         raise AssertionError("sshd does not answer")
 
     def ssh(self, *options: str) -> list[str]:
-        """The command line that reaches this machine."""
+        """The SSH command line to this machine."""
         quiet = ["-q", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
         where = ["-o", "IdentitiesOnly=yes", "-i", str(self._key), "-p", str(self.port)]
         return ["ssh", *quiet, *where, *options, f"{getuser()}@{self.address}"]
@@ -154,7 +154,7 @@ class Machine:
         return processes_of(self.home)
 
     def close(self) -> None:
-        """End the server, its connections, and whatever still runs on the machine."""
+        """End the server, its connections, and all processes of the machine."""
         left = self._server.children(recursive=True) + self.processes()
         for process in [self._server, *left]:
             with suppress(psutil.Error):
@@ -163,7 +163,7 @@ class Machine:
 
 
 def environment_of_laptop(home: Path, temporary: Path) -> dict[str, str]:
-    """The environment of commands that are typed on the laptop, whose home this is."""
+    """The environment of commands on the laptop with this home."""
     keep = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "FRACRAY_"))}
     return {
         **keep,

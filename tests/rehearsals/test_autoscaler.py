@@ -1,9 +1,10 @@
-"""Ray's own autoscaler with nodes that are only processes: machines come from nothing, hold four trials a GPU, and go.
+"""Ray's autoscaler with nodes that are only processes: nodes start on demand, run four trials per GPU, and stop.
 
-The GPUs are fake, as far as Ray is concerned they are there; the trials train on the CPU.
+The GPUs exist only in Ray's accounts; the trials train on the CPU.
 """
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -12,12 +13,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from heads import finished, fracray, space, started_head
+from heads import finished, fracray, space, started_head, wait_for
 from machines import free_ports
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
-from fracray.cluster.__main__ import told
 from fracray.cluster.files import read_cluster
+from fracray.cluster.submission import job_environment
 
 pytestmark = pytest.mark.cluster
 
@@ -39,7 +40,7 @@ while True:
         "gpu_nodes": sum("GPU" in node for node in alive.values()),
         "cpu_nodes": sum("CPU" in node and "GPU" not in node for node in alive.values()),
         "trials": [sum(at == node for at in trials) for node, has in alive.items() if "GPU" in has],
-        "astray": sum("GPU" not in alive.get(at, {}) for at in trials),
+        "outside": sum("GPU" not in alive.get(at, {}) for at in trials),
         "free": free,
     }
     print(json.dumps(seen), flush=True)
@@ -48,7 +49,7 @@ while True:
 
 
 def cluster(storage, port):
-    """A cluster file of `ray up` for the autoscaler's fake provider: a head without CPUs, and two kinds of workers."""
+    """A cluster file for the autoscaler's fake provider: a head without CPUs, and two types of workers."""
     memory = {"object_store_memory": 200 * 2**20}
     return {
         "cluster_name": "fake",
@@ -57,7 +58,7 @@ def cluster(storage, port):
         "upscaling_speed": 1,
         "metadata": {"storage": str(storage), "shared": [str(storage)]},
         "provider": {
-            "type": "external",  # Ray's wheel lacks the defaults that its type fake_multinode would read
+            "type": "external",  # the type fake_multinode needs a file of defaults that Ray's wheel does not have
             "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
             "gcs_address": f"127.0.0.1:{port}",
             "head_node_id": FAKE_HEAD_NODE_ID,
@@ -87,37 +88,39 @@ def cluster(storage, port):
     }
 
 
-def test_machines_come_from_nothing_hold_four_trials_a_gpu_and_go(tmp_path):
+def test_nodes_start_on_demand_run_four_trials_per_gpu_and_stop(tmp_path):
     ports = free_ports(6, "127.0.0.1")
     tree = cluster(tmp_path / "runs", ports[0])
     (tmp_path / "fake.yaml").write_text(yaml.safe_dump(tree))
     (tmp_path / "fake.json").write_text(json.dumps(tree))
     (tmp_path / "space.yaml").write_text(space(6, 60))
     options = ["--num-cpus=0", "--num-gpus=0", f"--autoscaling-config={tmp_path / 'fake.json'}"]
-    # The second version of the autoscaler, as `ray up` starts it.
+    # Version 2 of the autoscaler, as in `ray up`.
     pace = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "1"}
     pace |= {"RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID}
-    with started_head(tmp_path, *options, ports=ports, **pace) as head:
+
+    def looks():
+        lines = (tmp_path / "seen").read_text().splitlines()
+        return [json.loads(line) for line in lines if re.fullmatch(r"\{.*\}", line)]  # Ray prints lines too
+
+    with open(tmp_path / "seen", "w") as seen, started_head(tmp_path, *options, ports=ports, **pace) as head:
         watcher = subprocess.Popen(
-            [sys.executable, "-c", WATCH, head.address, head.url],
-            env=head.environment,
-            stdout=subprocess.PIPE,
-            text=True,
+            [sys.executable, "-c", WATCH, head.address, head.url], env=head.environment, stdout=seen
         )
-        # As `submit` would have it, but not as a job: these machines share a disk, and one that comes unpacks a job's
-        # files anew, over the folder that the job stands in.
+        # With the environment of `submit`, but not as a job: these nodes share a disk, and a new node would unpack the
+        # job's files again, into the folder in which the job runs.
         words = ["--space", "space.yaml", "--storage", tmp_path / "runs", "--name", "packed", "--address", head.address]
         words += ["--gpus-per-trial", 0.25, "--cpus-per-trial", 0.5]
-        head.environment.update(told(read_cluster(tmp_path / "fake.yaml")))
+        head.environment.update(job_environment(read_cluster(tmp_path / "fake.yaml")))
         try:
-            said = finished(fracray(head, "tune", *words, cwd=tmp_path), 300)
+            output = finished(fracray(head, "tune", *words, cwd=tmp_path), 300)
             ended = time.time()
-            time.sleep(60 * IDLE_MINUTES + 20)
+            wait_for(lambda: not looks()[-1]["gpu_nodes"] + looks()[-1]["cpu_nodes"], watcher, 60)
         finally:
             watcher.kill()
-        seen = [json.loads(line) for line in watcher.stdout if line.startswith("{")]  # Ray has words for any driver
-    print(said)
-    assert "6 of 6 trials to run, 4 at a time" in said
+    print(output)
+    seen = looks()
+    assert "6 of 6 trials to run, 4 at a time" in output
     trials = pd.read_parquet(tmp_path / "runs/packed/trials.parquet")
     assert trials.groupby("trial")["epoch"].max().tolist() == [60] * 6
     assert seen[0]["gpu_nodes"] == seen[0]["cpu_nodes"] == 0
@@ -126,8 +129,7 @@ def test_machines_come_from_nothing_hold_four_trials_a_gpu_and_go(tmp_path):
     assert full
     assert min(look["free"] for look in full) == 0
     assert max(sum(look["trials"]) for look in seen) == 4
-    assert not any(look["astray"] for look in seen)
+    assert not any(look["outside"] for look in seen)
     assert seen[-1]["gpu_nodes"] == seen[-1]["cpu_nodes"] == 0
-    gone = next(look["time"] for look in seen if look["time"] > ended and not look["gpu_nodes"] + look["cpu_nodes"])
-    print(f"the last machine went {gone - ended:.0f} s after the search")
+    print(f"the last node stopped {seen[-1]['time'] - ended:.0f} s after the search")
     assert Path(tmp_path, "runs/packed/best/model.safetensors").exists()

@@ -1,9 +1,9 @@
-"""Rehearsal: what gpu.yaml, gcp.yaml and azure.yaml have Ray ask of the clouds, up to the launched machines.
+"""Rehearsal: the requests that Ray sends to the clouds for gpu.yaml, gcp.yaml and azure.yaml, up to the launch.
 
-Ray's own bootstrap and node providers run with the clouds' own libraries. Amazon's speaks to moto's AWS. Google's
-builds and judges its requests by the API's published description, which it carries, and the test answers in the place
-of the network; Azure's speaks to an imitation of its API on loopback. A request that the imitation does not know
-fails the test: nothing else is asked.
+Ray's own bootstrap and node providers run with the clouds' own libraries. Amazon's library talks to moto's AWS.
+Google's library builds and validates its requests from the API's published description, which it contains, and the test
+answers instead of the network. Azure's library talks to an imitation of its API on loopback. An unknown request fails
+the test.
 """
 
 import json
@@ -41,7 +41,7 @@ FILES = Path(__file__).parent.parent.parent / "cluster"
 
 @pytest.fixture
 def read(tmp_path, monkeypatch):
-    """A cluster file filled in, as `ray up` would prepare it; Ray's keys go to a home of this test's own."""
+    """A filled-in cluster file as `ray up` prepares it; Ray's keys go to this test's own home."""
     monkeypatch.setenv("HOME", str(tmp_path))
 
     def read(name):
@@ -52,7 +52,7 @@ def read(tmp_path, monkeypatch):
 
 
 def launch(provider, config, *names, count=1):
-    """So many nodes of each type, or of those named, as the launcher starts the head and the autoscaler the workers."""
+    """Start nodes of each type, or of those named, as the launcher starts the head and the autoscaler the workers."""
     for name in names or config["available_node_types"]:
         kind = config["available_node_types"][name]
         head = name == config["head_node_type"]
@@ -63,15 +63,15 @@ def launch(provider, config, *names, count=1):
             TAG_RAY_LAUNCH_CONFIG: "0" * 40,
             TAG_RAY_NODE_STATUS: "uninitialized",
         }
-        before = config.get("head_node", {}) if head else {}  # the launcher lays the file's words over these
+        before = config.get("head_node", {}) if head else {}  # the launcher merges the node type's settings into these
         provider.create_node({**before, **kind["node_config"]}, tags, count)
 
 
 # ---------------------------------------------------------------- AWS
 
 
-def test_aws_is_asked_for_what_gpu_yaml_says(tmp_path):
-    """In a process of its own: moto's AWS in this one would empty the object store that other tests keep in it."""
+def test_the_nodes_of_gpu_yaml_are_launched_on_aws(tmp_path):
+    """In a separate process: moto's AWS in this one would empty the object store of other tests."""
     with ProcessPoolExecutor(1, get_context("spawn")) as alone:
         alone.submit(launch_on_aws, tmp_path).result()
 
@@ -101,7 +101,7 @@ def launch_on_aws(home):
         for volume in ec2.describe_volumes()["Volumes"]:
             assert (volume["Size"], volume["VolumeType"], volume["Encrypted"]) == (100, "gp3", True)
         without_spot(provider, config, ec2)
-        # Ray made no role of its own, and no group whose SSH port is open to the world.
+        # Ray created no role, and no group whose SSH port is open to the world.
         assert len(iam.list_roles()["Roles"]) == roles
         made = ec2.describe_security_groups()["SecurityGroups"]
         assert len(made) == groups
@@ -109,7 +109,7 @@ def launch_on_aws(home):
 
 
 def machines(ec2):
-    """The machines that run, {type of node: (type of machine, profile, security group, whether on spot)}."""
+    """The running machines, {type of node: (type of machine, profile, security group, whether on spot)}."""
     found = {}
     for machine in running(ec2):
         (name,) = [tag["Value"] for tag in machine["Tags"] if tag["Key"] == TAG_RAY_USER_NODE_TYPE]
@@ -121,8 +121,8 @@ def machines(ec2):
 
 
 def running(ec2):
-    told = ec2.describe_instances(Filters=[{"Name": "instance-state-name", "Values": ["running"]}])
-    return [machine for reservation in told["Reservations"] for machine in reservation["Instances"]]
+    reply = ec2.describe_instances(Filters=[{"Name": "instance-state-name", "Values": ["running"]}])
+    return [machine for reservation in reply["Reservations"] for machine in reservation["Instances"]]
 
 
 def is_spot(machine):
@@ -130,7 +130,7 @@ def is_spot(machine):
 
 
 def without_spot(provider, config, ec2):
-    """AWS has no spot machine, in no zone: the workers come on demand. Then it has none at all, which is told."""
+    """AWS has no spot capacity in any zone: workers are launched on demand. Without that too, it is an error."""
     before = machines(ec2)
     ec2.terminate_instances(InstanceIds=provider.non_terminated_nodes({}))
     asked, has_on_demand, code = [], True, "InsufficientInstanceCapacity"
@@ -140,8 +140,8 @@ def without_spot(provider, config, ec2):
         asked.append((spot, params["body"]["SubnetId"]))
         if has_on_demand and not spot:
             return None  # moto's turn
-        said = {"Code": code, "Message": "There is no capacity."}
-        return SimpleNamespace(status_code=500), {"Error": said}
+        error = {"Code": code, "Message": "There is no capacity."}
+        return SimpleNamespace(status_code=500), {"Error": error}
 
     events = provider.ec2_fail_fast.meta.client.meta.events
     events.register_first("before-call.ec2.RunInstances", answer)
@@ -152,7 +152,7 @@ def without_spot(provider, config, ec2):
     assert len(set(spots)) == zones == 3
     assert len(rest) == 2
 
-    # Throttled is not refused: on demand costs more, and a little later spot may be had.
+    # A throttled request is not a lack of capacity: on demand costs more, and spot may work a little later.
     asked.clear()
     code = "RequestLimitExceeded"
     with pytest.raises(NodeLaunchException) as refused:
@@ -169,11 +169,11 @@ def without_spot(provider, config, ec2):
         launch(provider, config, "head")
     assert len({zone for spot, zone in asked if not spot}) == zones
 
-    # AWS gives one of three on spot: the other two come on demand, and where there are none, the one is kept.
+    # AWS gives one of three on spot: the other two come on demand; if there are none, the one is kept.
     events.unregister("before-call.ec2.RunInstances", answer)
 
     def some(params, **_):
-        # moto makes as many as it must, MinCount.
+        # moto launches MinCount machines.
         if params["body"].get("InstanceMarketOptions.MarketType") == "spot":
             return None
         params["body"]["MinCount"] = params["body"]["MaxCount"]
@@ -205,7 +205,7 @@ GOOGLE = {
 
 @pytest.fixture
 def google(read, monkeypatch):
-    """The requests of gcp.yaml as (method of the API, URI, body), the bootstrapped config with them."""
+    """The requests for gcp.yaml as (method of the API, URI, body), and the bootstrapped config."""
     import httplib2
     from googleapiclient.http import HttpRequestMock
     from ray.autoscaler._private.gcp import config as gcp
@@ -225,7 +225,7 @@ def google(read, monkeypatch):
     return asked, config
 
 
-def test_google_is_asked_for_what_gcp_yaml_says(google):
+def test_the_nodes_of_gcp_yaml_are_requested_from_google(google):
     asked, _ = google
     made = [(uri, body) for method, uri, body in asked if method == "compute.instances.insert"]
     assert all("/projects/my-project/zones/us-central1-a/instances" in uri for uri, _ in made)
@@ -239,7 +239,7 @@ def test_google_is_asked_for_what_gcp_yaml_says(google):
     spot = {name for name, body in machines.items() if body.get("scheduling", {}).get("provisioningModel") == "SPOT"}
     assert spot == {"gpu_spot", "cpu"}
     for name, body in machines.items():
-        if name in spot:  # gone and not stopped, for a stopped machine keeps its disk
+        if name in spot:  # deleted and not stopped: a stopped machine keeps its disk
             assert body["scheduling"]["instanceTerminationAction"] == "DELETE"
         (disk,) = body["disks"]
         assert (disk["boot"], disk["autoDelete"], disk["initializeParams"]["diskSizeGb"]) == (True, True, 100)
@@ -255,7 +255,7 @@ def test_google_is_asked_for_what_gcp_yaml_says(google):
         assert all(re.fullmatch(r"[a-z0-9_-]{0,63}", value) for value in body["labels"].values())
 
 
-def test_google_would_understand_every_word_of_the_machines(google):
+def test_every_setting_of_the_machines_is_in_googles_schema(google):
     from googleapiclient.discovery_cache import get_static_doc
 
     schemas = json.loads(get_static_doc("compute", "v1"))["schemas"]
@@ -263,16 +263,16 @@ def test_google_would_understand_every_word_of_the_machines(google):
     machines = [body for method, _, body in asked if method == "compute.instances.insert"]
     assert len(machines) == 4
     for body in machines:
-        understood(body, {"$ref": "Instance"}, schemas, "instance")
+        check_schema(body, {"$ref": "Instance"}, schemas, "instance")
     wrong = {**body, "scheduling": {"provisioningModel": "SPOTTY"}}
     with pytest.raises(AssertionError, match="SPOTTY"):
-        understood(wrong, {"$ref": "Instance"}, schemas, "instance")
+        check_schema(wrong, {"$ref": "Instance"}, schemas, "instance")
     with pytest.raises(AssertionError, match="machineTypo"):
-        understood({**body, "machineTypo": "x"}, {"$ref": "Instance"}, schemas, "instance")
+        check_schema({**body, "machineTypo": "x"}, {"$ref": "Instance"}, schemas, "instance")
 
 
-def understood(value, schema, schemas, place):
-    """Every key is one of the schema's, every value of its type and, where it lists them, one of its words."""
+def check_schema(value, schema, schemas, place):
+    """Every key is in the schema, every value has its type and, for an enum, is one of its values."""
     schema = schemas[schema["$ref"]] if "$ref" in schema else schema
     kind = schema.get("type", "object")
     if kind == "object":
@@ -280,21 +280,21 @@ def understood(value, schema, schemas, place):
         for key, inner in value.items():
             described = schema.get("properties", {}).get(key) or schema.get("additionalProperties")
             assert described, f"{place}.{key}"
-            understood(inner, described, schemas, f"{place}.{key}")
+            check_schema(inner, described, schemas, f"{place}.{key}")
     elif kind == "array":
         assert isinstance(value, list), place
         for at, inner in enumerate(value):
-            understood(inner, schema["items"], schemas, f"{place}[{at}]")
+            check_schema(inner, schema["items"], schemas, f"{place}[{at}]")
     elif kind == "string":
-        # Whole numbers of 64 bits go as strings, and are taken as numbers too.
+        # Integers of 64 bits are strings; numbers are accepted too.
         assert isinstance(value, str) or (schema.get("format") == "int64" and isinstance(value, int)), place
         assert value in schema.get("enum", [value]), f"{place}: {value}"
     else:
         assert isinstance(value, {"boolean": bool, "integer": int, "number": int | float}[kind]), place
 
 
-def test_ray_gives_its_own_account_rights_and_opens_no_firewall(google):
-    """What cluster/README.md says of Google Cloud: the account with wide rights is made, and no machine uses it."""
+def test_ray_creates_its_own_account_and_opens_no_firewall(google):
+    """As cluster/README.md says of Google Cloud: Ray creates an account with wide rights, and no machine uses it."""
     asked, config = google
     methods = [method for method, _, _ in asked]
     assert set(methods) == set(GOOGLE)  # none of them of a firewall, network or address
@@ -321,7 +321,7 @@ NAT = {"id": "/subscriptions/my-SUBSCRIPTION/resourceGroups/my-KEEP-GROUP/provid
 SIZES = ("Standard_D4s_v5", "Standard_NC8as_T4_v3", "Standard_D8s_v5")
 DONE = {"provisioningState": "Succeeded"}
 OUTPUTS = {"msi": {"value": IDENTITY}, "nsg": {"value": "the-nsg"}, "subnet": {"value": "the-subnet"}}
-# What is there before `ray up`, as cluster/README.md has it made: the network with its NAT gateway.
+# The resources before `ray up`, as cluster/README.md creates them: the network with its NAT gateway.
 AZURE = {
     r"PUT .*/resourcegroups/my-CLUSTER-GROUP": {"id": GROUP, "location": "westus2", "properties": DONE},
     r"GET .*/resourceGroups/my-CLUSTER-GROUP/resources": {"value": [{"id": NETWORK}]},
@@ -341,7 +341,7 @@ AZURE = {
 
 @contextmanager
 def azure_api():
-    """An imitation of Azure's API on loopback: its address, and the requests as (method, path, body)."""
+    """An imitation of Azure's API on loopback: its URL, and the requests as (method, path, body)."""
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -373,14 +373,14 @@ def azure_api():
 
 @pytest.fixture
 def azure(read, monkeypatch):
-    """The requests of azure.yaml, and the deployments among them by name."""
+    """The deployments that azure.yaml requests, by name."""
     from azure.core.pipeline.policies import SansIOHTTPPolicy
     from ray.autoscaler._private._azure import config as bootstrap
     from ray.autoscaler._private._azure import node_provider as provider
 
     config = read("azure.yaml")
     with azure_api() as (url, asked):
-        # No token over plain HTTP: the clients would refuse to send one.
+        # Without a token: the clients refuse to send one over plain HTTP.
         here = {"base_url": url, "authentication_policy": SansIOHTTPPolicy(), "retry_total": 0}
         for module, names in (
             (bootstrap, ["ResourceManagementClient"]),
@@ -388,7 +388,7 @@ def azure(read, monkeypatch):
         ):
             for name in names:
                 monkeypatch.setattr(module, name, partial(getattr(module, name), **here))
-        # It would ask every cloud's metadata service whether this is one of its machines.
+        # It would contact every cloud's metadata service.
         monkeypatch.setattr(provider, "get_cloud_from_metadata_requests", lambda: "unknown")
         config = bootstrap.bootstrap_azure(config)
         launch(provider.AzureNodeProvider(config["provider"], config["cluster_name"]), config)
@@ -404,7 +404,7 @@ def azure(read, monkeypatch):
 
 
 def values(deployment):
-    """The parameters of a deployment, which Azure refuses where one is unknown or missing, defaults among them."""
+    """The parameters of a deployment with the defaults; Azure refuses unknown or missing ones."""
     declared = deployment["template"]["parameters"]
     given = {name: value["value"] for name, value in deployment["parameters"].items()}
     assert set(given) <= set(declared)
@@ -416,7 +416,7 @@ def values(deployment):
 
 
 def resources(deployment):
-    """The types of what a deployment makes, its conditions being those of Ray's templates."""
+    """The types of the resources that a deployment creates, with the conditions of Ray's templates."""
     given = values(deployment)
     made = []
     for resource in deployment["template"]["resources"]:
@@ -427,18 +427,18 @@ def resources(deployment):
     return made
 
 
-def test_azure_is_asked_for_what_azure_yaml_says(azure):
+def test_the_nodes_of_azure_yaml_are_requested_from_azure(azure):
     machines = {
         values(one)["vmTags"][TAG_RAY_USER_NODE_TYPE]: one for name, one in azure.items() if name != "ray-config"
     }
-    told = {name: values(one) for name, one in machines.items()}
-    assert {name: (one["vmSize"], one["priority"]) for name, one in told.items()} == {
+    requested = {name: values(one) for name, one in machines.items()}
+    assert {name: (one["vmSize"], one["priority"]) for name, one in requested.items()} == {
         "head": ("Standard_D4s_v5", "Regular"),
         "gpu_spot": ("Standard_NC8as_T4_v3", "Spot"),
         "gpu_on_demand": ("Standard_NC8as_T4_v3", "Regular"),
         "cpu": ("Standard_D8s_v5", "Spot"),
     }
-    for name, one in told.items():
+    for name, one in requested.items():
         assert one["osDiskSize"] == 128
         assert (one["imagePublisher"], one["imageOffer"], one["imageSku"]) == ("microsoft-dsvm", "ubuntu-hpc", "2204")
         assert one["imageVersion"] == "my-IMAGE-VERSION"
@@ -446,22 +446,22 @@ def test_azure_is_asked_for_what_azure_yaml_says(azure):
         assert one["vmCount"] == 1
         assert one["adminUsername"] == "ubuntu"
         assert one["publicKey"].startswith("ssh-rsa ")
-        if one["priority"] == "Spot":  # gone and not stopped, for a stopped machine keeps its disk
+        if one["priority"] == "Spot":  # deleted and not stopped: a stopped machine keeps its disk
             assert (one["evictionPolicy"], one["billingProfile"]) == ("Delete", {"maxPrice": -1})
-        # No public address: this is what keeps the open port 22 of Ray's security group out of the world's reach.
+        # No public address, so that the open port 22 of Ray's security group cannot be reached from the internet.
         assert sorted(resources(machines[name])) == [
             "Microsoft.Compute/virtualMachines",
             "Microsoft.Network/networkInterfaces",
         ]
 
 
-def test_azures_network_stays_as_it_was_made_and_nothing_but_ssh_is_let_in(azure):
+def test_azures_network_keeps_its_gateway_and_lets_in_only_ssh(azure):
     base = azure["ray-config"]
     assert sorted(resources(base)) == [
         "Microsoft.Authorization/roleAssignments",
         "Microsoft.Network/networkSecurityGroups",
         "Microsoft.Network/virtualNetworks",
-    ]  # and no identity: azure.yaml names one that `ray down` does not touch
+    ]  # and no identity: azure.yaml names one that `ray down` does not delete
     given = values(base)
     assert (given["clusterId"], given["subnet"]) == ("fracray-0001", "10.77.0.0/16")
     assert (given["msiName"], given["msiResourceGroup"]) == ("my-IDENTITY", "my-KEEP-GROUP")

@@ -1,4 +1,4 @@
-"""A training whose machines come and go: it takes the second one in, and goes on without it when it is killed."""
+"""An elastic training: it uses a second node when that starts, and continues without it when it is killed."""
 
 import json
 import signal
@@ -12,10 +12,10 @@ from heads import end, fracray, started_head, wait_for
 
 pytestmark = pytest.mark.cluster
 
-EPOCHS = 100_000  # more than there is time for: the test ends the training
+EPOCHS = 100_000  # never reached: the test ends the training
 
 
-def test_a_training_takes_a_machine_in_and_outlives_it(tmp_path):
+def test_a_training_uses_a_new_node_and_continues_when_it_is_killed(tmp_path):
     epochs = tmp_path / "runs/elastic/trials/t0000/epochs.json"
 
     def workers():
@@ -32,25 +32,25 @@ def test_a_training_takes_a_machine_in_and_outlives_it(tmp_path):
         training = fracray(head, "train", *words, cwd=tmp_path)
         stack.callback(training.kill)
         wait(lambda: len(workers()) > 5)
-        machine = subprocess.Popen(
+        node = subprocess.Popen(
             ["ray", "start", f"--address={head.address}", "--num-cpus=1", "--num-gpus=0", memory, "--block"],
             env=head.environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.STDOUT,
         )
-        stack.callback(end, machine)
+        stack.callback(end, node)
         wait(lambda: workers()[-1] == 2)
         wait(lambda: workers()[-10:] == [2] * 10)
-        end(machine)
+        end(node)
         killed, known = time.monotonic(), len(workers())
         wait(lambda: workers()[-1] == 1 and len(workers()) > known)
         lost = time.monotonic() - killed
         training.send_signal(signal.SIGINT)
-        said, _ = training.communicate(timeout=60)
-    print(f"an epoch further than before {lost:.1f} s after the kill")
-    assert training.returncode == 130, said
-    assert "go on with: python -m fracray.train --name elastic --resume" in said
-    assert "2 workers" in said
+        output, _ = training.communicate(timeout=60)
+    print(f"the first new epoch came {lost:.1f} s after the kill")
+    assert training.returncode == 130, output
+    assert "continue with: python -m fracray.train --name elastic --resume" in output
+    assert "2 workers" in output
     assert [workers for workers, _ in groupby(workers())] == [1, 2, 1]
     history = [int(epoch["epoch"]) for epoch in json.loads(epochs.read_text())]
     assert history == list(range(1, len(history) + 1))

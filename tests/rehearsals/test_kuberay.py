@@ -1,4 +1,4 @@
-"""Rehearsal: cluster/raycluster.yaml and cluster/rayjob.yaml as Kubernetes' API server judges them."""
+"""Rehearsal: cluster/raycluster.yaml and cluster/rayjob.yaml against the schemas of Kubernetes and KubeRay."""
 
 import copy
 import json
@@ -35,8 +35,8 @@ def groups(resource):
     return [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
 
 
-def judge(resource):
-    """Refuse what `kubectl apply` would refuse: by KubeRay's types, and each pod template by those of Kubernetes."""
+def validate(resource):
+    """Validate as `kubectl apply` does: by KubeRay's types, and each pod template by those of Kubernetes."""
     kind = resource.get("kind")
     jsonschema.validate(resource, {**SCHEMA, "oneOf": [{"$ref": f"#/$defs/{kind}"}]})
     for group in groups(resource):
@@ -47,8 +47,8 @@ def judge(resource):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_file_is_taken(name):
-    judge(tree(name))
+def test_the_file_is_valid(name):
+    validate(tree(name))
 
 
 def at(resource, path):
@@ -92,7 +92,7 @@ def test_a_field_that_is_misspelt_mistyped_or_missing_is_refused(name, path, val
     else:
         inner[last] = value
     with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
-        judge(resource)
+        validate(resource)
 
 
 @pytest.mark.parametrize("field", ["shutdownAfterJobFinished", "ttlSecondsAfterFinish", "entryPoint"])
@@ -100,33 +100,33 @@ def test_a_misspelt_field_of_a_job_is_refused(field):
     resource = tree("rayjob.yaml")
     resource["spec"][field] = 1
     with pytest.raises(jsonschema.ValidationError, match=field):
-        judge(resource)
+        validate(resource)
 
 
-def test_both_files_mean_the_same_cluster():
-    """Annotations and spec alike: what differs is that the one is a job and ends by itself."""
+def test_both_files_define_the_same_cluster():
+    """The annotations and the cluster's spec are equal; only the job differs."""
     stays, goes = tree("raycluster.yaml"), tree("rayjob.yaml")
     assert cluster_spec(goes) == cluster_spec(stays)
     assert goes["metadata"] == stays["metadata"]
 
 
-def test_the_job_ends_by_itself_and_is_not_begun_twice():
+def test_the_job_ends_by_itself_and_is_not_started_twice():
     spec = tree("rayjob.yaml")["spec"]
-    assert spec["shutdownAfterJobFinishes"] is True  # without which KubeRay reads no ttlSecondsAfterFinished
+    assert spec["shutdownAfterJobFinishes"] is True  # else KubeRay ignores ttlSecondsAfterFinished
     assert spec["ttlSecondsAfterFinished"] > 0
     assert spec["activeDeadlineSeconds"] > 0
     assert spec["backoffLimit"] == 0
 
 
-def test_the_search_is_told_what_its_pods_may_become(monkeypatch):
-    told = yaml.safe_load(tree("rayjob.yaml")["spec"]["runtimeEnvYAML"])["env_vars"]
-    monkeypatch.setenv(PROMISED, told.pop(PROMISED))
+def test_the_environment_lists_the_pods_that_the_search_may_get(monkeypatch):
+    environment = yaml.safe_load(tree("rayjob.yaml")["spec"]["runtimeEnvYAML"])["env_vars"]
+    monkeypatch.setenv(PROMISED, environment.pop(PROMISED))
     nodes = read_cluster(ROOT / "cluster/rayjob.yaml").nodes
     assert machines() == [Machine(node.cpus, node.gpus, node.most) for node in nodes]
-    assert not told
+    assert not environment
 
 
-def test_the_job_runs_a_command_that_fracray_knows_on_a_space_that_is_in_the_image():
+def test_the_job_runs_a_valid_command_on_a_space_in_the_image():
     words = shlex.split(tree("rayjob.yaml")["spec"]["entrypoint"])
     assert words[:3] == ["python", "-m", "fracray.tune"]
     args = tune.parser().parse_args(words[3:])
@@ -138,33 +138,33 @@ def test_the_job_runs_a_command_that_fracray_knows_on_a_space_that_is_in_the_ima
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_what_kuberay_wants_of_the_autoscaler_and_of_tokens(name):
+def test_the_settings_that_kuberay_needs_for_tokens_and_the_autoscaler(name):
     resource = tree(name)
     spec = cluster_spec(resource)
     assert spec["authOptions"] == {"mode": "token"}
     assert tuple(int(part) for part in spec["rayVersion"].split(".")) >= (2, 52, 0)  # else authOptions is refused
-    # Version 2 of the autoscaler names Ray nodes by their pods: a pod that starts again would be a node that is gone.
+    # Version 2 of the autoscaler identifies nodes by their pods: a restarted pod would be a lost node.
     assert spec["autoscalerOptions"]["version"] == "v2"
     assert {group["template"]["spec"]["restartPolicy"] for group in groups(resource)} == {"Never"}
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_ray_is_told_what_the_pods_have(name):
-    """But for the head, which is to take no tasks: what Ray hands out is what Kubernetes gives."""
+def test_ray_gets_the_resources_of_the_pods(name):
+    """Except on the head, which runs no tasks, Ray schedules exactly what Kubernetes gives."""
     head, *workers = groups(tree(name))
     assert (head["rayStartParams"]["num-cpus"], head["rayStartParams"]["num-gpus"]) == ("0", "0")
     for group in workers:
         (container,) = group["template"]["spec"]["containers"]
         resources = container["resources"]
         assert resources["requests"] == resources["limits"]
-        told = copy.copy(group["rayStartParams"])
-        assert told.pop("num-cpus") == resources["limits"]["cpu"]
-        assert told.pop("num-gpus", None) == resources["limits"].get("nvidia.com/gpu")
-        assert told == {}
+        params = copy.copy(group["rayStartParams"])
+        assert params.pop("num-cpus") == resources["limits"]["cpu"]
+        assert params.pop("num-gpus", None) == resources["limits"].get("nvidia.com/gpu")
+        assert params == {}
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_nothing_is_reached_from_outside(name):
+def test_nothing_can_be_reached_from_outside(name):
     spec = cluster_spec(tree(name))
     assert spec["headGroupSpec"]["serviceType"] == "ClusterIP"
     assert spec["headGroupSpec"]["enableIngress"] is False

@@ -1,6 +1,6 @@
-"""cluster/local.yaml from `ray up` to `ray down` over real SSH: a search on two machines, its best checkpoint fetched.
+"""cluster/local.yaml from `ray up` to `ray down` over real SSH: a search on two machines, and its best checkpoint.
 
-The machines see a shared folder of runs, and nothing of each other: the radiographs lie on the head.
+The machines share only the folder of runs. The radiographs are on the head.
 """
 
 import shutil
@@ -30,7 +30,7 @@ WHEEL = "fracray-0.1.0-py3-none-any.whl"
 
 
 class Laptop:
-    """Where the commands are typed: a checkout with the filled-in cluster file, a home with key and token."""
+    """The machine of the user: a checkout with the filled-in cluster file, a home with key and token."""
 
     def __init__(self, folder: Path) -> None:
         self.home, self.checkout, self.temporary = folder / "home", folder / "fracray", folder / "t"
@@ -38,29 +38,29 @@ class Laptop:
             inner.mkdir(parents=True)
         self.key = make_key(self.home / ".ssh" / "fracray")
         shutil.copytree(ROOT / "cluster", self.checkout / "cluster")
-        (self.checkout / "dist" / WHEEL).write_text("stands for the wheel")
+        (self.checkout / "dist" / WHEEL).write_text("in place of the wheel")
         (self.checkout / "space.yaml").write_text(space(2, 2))
         self.environment = environment_of_laptop(self.home, self.temporary)
 
     def run(self, *words: str | Path, code: int = 0, seconds: float = 60) -> str:
-        """What a command prints; it must end with this exit code."""
-        begun = time.monotonic()
-        # To a file: SSH's connection outlives the command and would keep a pipe open.
-        with tempfile.TemporaryFile("w+", errors="replace") as said:
+        """The output of a command, which must end with this exit code."""
+        started = time.monotonic()
+        # To a file: SSH's connection stays open after the command and would keep a pipe open.
+        with tempfile.TemporaryFile("w+", errors="replace") as output:
             process = subprocess.Popen(
                 [str(word) for word in words],
                 cwd=self.checkout,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
-                stdout=said,
+                stdout=output,
                 stderr=subprocess.STDOUT,
             )
             with suppress(subprocess.TimeoutExpired):
                 process.wait(seconds)
             process.kill()
-            said.seek(0)
-            text = said.read()
-        print(f"$ {' '.join(str(word) for word in words)}\n{text}[{time.monotonic() - begun:.0f} s]\n")
+            output.seek(0)
+            text = output.read()
+        print(f"$ {' '.join(str(word) for word in words)}\n{text}[{time.monotonic() - started:.0f} s]\n")
         assert process.wait() == code, text
         assert "Traceback" not in text, text
         return text
@@ -70,27 +70,27 @@ class Laptop:
 
 
 def filled_in(laptop: Laptop, head: Machine, worker: Machine, shared: Path) -> str:
-    """fracray's local.yaml as its user fills it in, and besides only what machines of a test need."""
+    """fracray's local.yaml with a user's values, and the few changes that the test's machines need."""
     gcs, dashboard, client, *agents = free_ports(7, head.address)
     name = f"fracray-{uuid.uuid4().hex[:8]}"  # Ray keeps SSH connections by the cluster's name
-    jump = " ".join(head.ssh("-W", f"{head.address}:{head.port}"))  # Ray's files know no port of SSH
-    # A CPU each: of two trials at once each machine has one.
+    jump = " ".join(head.ssh("-W", f"{head.address}:{head.port}"))  # Ray's files have no setting for SSH's port
+    # One CPU each, so that two trials run on two machines.
     of_head, of_worker = [
         f"--num-cpus=1 --node-ip-address={machine.address} --dashboard-agent-listen-port={agents[2 * at]} "
         f"--dashboard-agent-grpc-port={agents[2 * at + 1]}"
         for at, machine in enumerate([head, worker])
     ]
-    of_worker += f" --temp-dir={worker.temporary}/ray"  # or it would be named as the head's
+    of_worker += f" --temp-dir={worker.temporary}/ray"  # different from the head's
     install = "~/fracray-install"
     changes = [
-        # As the file's user would.
+        # The user's values.
         ("[YOUR-WORKER-1, YOUR-WORKER-2]", f"[{worker.address}]"),
         ("max_workers: 2", "max_workers: 1"),
         ("YOUR-HEAD", head.address),
         ("YOUR-USER", getuser()),
         ("~/.ssh/YOUR-KEY", str(laptop.key)),  # SSH takes ~ from the account, not from HOME
         ("/mnt/fracray", str(shared)),
-        # As the test needs.
+        # Changes for the test.
         ("cluster_name: fracray", f"cluster_name: {name}"),
         ("auth:\n", f"auth:\n  ssh_proxy_command: {jump}\n"),
         (
@@ -98,7 +98,7 @@ def filled_in(laptop: Laptop, head: Machine, worker: Machine, shared: Path) -> s
             f"--port={gcs} --dashboard-port={dashboard} --ray-client-server-port={client} {of_head} ",
         ),
         ("$RAY_HEAD_IP:6379", f"$RAY_HEAD_IP:{gcs} {of_worker}"),
-        # The environment is the one of the tests: installing the lock takes gigabytes.
+        # The environment of the tests: installing the lock takes gigabytes.
         (f"python3.11 -m venv {install}/venv", f"ln -sfn {sys.prefix} {install}/venv"),
         (
             f"{install}/venv/bin/pip install --require-hashes --only-binary :all: -r {install}/requirements.lock",
@@ -131,11 +131,11 @@ def laptop(folder):
 
 @pytest.fixture
 def machines(folder, laptop):
-    """A function that sets up as many machines, each with the laptop's key and token."""
+    """A function that starts machines with the laptop's key and token."""
     made = []
 
     def make(count: int) -> list[Machine]:
-        addresses = [f"127.0.0.{number}" for number in range(2, count + 2)]  # .1 Ray would replace
+        addresses = [f"127.0.0.{number}" for number in range(2, count + 2)]  # Ray would replace .1
         (port,) = free_ports(1, *addresses)
         places = [folder / f"m{at}" for at in range(count)]
         for place in places:
@@ -143,7 +143,7 @@ def machines(folder, laptop):
         for place, address in zip(places, addresses, strict=True):
             others = [other for other in places if other != place]
             made.append(Machine(place, address, port, laptop.key, unseen=others))
-        # As the page on clusters and the top of local.yaml have it.
+        # The commands of cluster/README.md and of the top of local.yaml.
         laptop.run("bash", "-c", "ray get-auth-token --generate > /dev/null && chmod 600 ~/.ray/auth_token")
         for machine in made:
             send = " ".join([*machine.ssh(), "'umask 077; mkdir -p ~/.ray; cat >~/.ray/auth_token'"])
@@ -155,7 +155,7 @@ def machines(folder, laptop):
         machine.close()
 
 
-def test_a_search_on_machines_that_ssh_reaches(folder, laptop, machines):
+def test_a_search_on_machines_over_ssh(folder, laptop, machines):
     head, worker = machines(2)
     shared, file, data = folder / "mnt", "cluster/local.yaml", head.home / "radiographs"
     write_phantoms(data, PhantomConfig(count=60))
@@ -164,10 +164,10 @@ def test_a_search_on_machines_that_ssh_reaches(folder, laptop, machines):
 
     laptop.run("ray", "up", "-y", file)
     assert (head.home / "ray_bootstrap_config.yaml").exists()
-    assert (head.home / "fracray-install" / WHEEL).read_text() == "stands for the wheel"
+    assert (head.home / "fracray-install" / WHEEL).read_text() == "in place of the wheel"
     assert head.processes()
 
-    # At once: the job itself waits for the worker, which Ray on the head sets up by SSH only now.
+    # Immediately: the job waits for the worker, which Ray on the head sets up over SSH only now.
     words = ["tune", "--space", "space.yaml", "--name", "atlas", "--data", data, "--concurrent", "2"]
     out = laptop.fracray("cluster", "submit", file, "--", *words, seconds=240)
     assert "best of 2 finished trials" in out
@@ -190,24 +190,24 @@ def test_a_search_on_machines_that_ssh_reaches(folder, laptop, machines):
     assert f"error: {file}: on its head: {shared}/runs/none: not a run folder" in out
     assert set(Path("/tmp").glob("fracray-*")) == scratch
 
-    # Started anew, as after a change of the file: nothing of the first start stays.
+    # Restarted, as after a change of the file: nothing of the first start remains.
     laptop.run("ray", "up", "-y", "--restart-only", file)
     wait_for(lambda: "\n 2 local.cluster.node" in laptop.run("ray", "exec", file, status), seconds=120)
-    assert [begun_on(machine) for machine in (head, worker)] == [0, 1]
+    assert [starts_on(machine) for machine in (head, worker)] == [0, 1]
 
     laptop.run("ray", "down", "-y", file)
     wait_for(lambda: not head.processes(), seconds=20)
-    wait_for(lambda: not worker.processes(), seconds=60)  # they end when they have missed the head for long enough
-    # Neither a tunnel nor SSH's own kept connection is left over.
+    wait_for(lambda: not worker.processes(), seconds=60)  # they end a while after they lose the head
+    # No tunnel and no connection of SSH remains.
     wait_for(lambda: not processes_of(laptop.home), seconds=20)
 
 
-def begun_on(machine: Machine) -> int:
-    """How many `ray start --block` stand there."""
+def starts_on(machine: Machine) -> int:
+    """Number of `ray start --block` processes there."""
     return sum({"start", "--block"} <= set(process.cmdline()) for process in machine.processes())
 
 
 def trials_on(machine: Machine) -> int:
-    """How many actors of Tune's have run there, by what Ray writes down of them."""
+    """Number of trial actors that have run there, from Ray's logs."""
     logs = (machine.temporary / "ray" / "session_latest" / "logs").glob("worker-*.out")
     return sum(":actor_name:TrialActor" in log.read_text() for log in logs)

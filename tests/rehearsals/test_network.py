@@ -1,6 +1,6 @@
-"""Machines with addresses of their own, in network namespaces: one is killed, one joins late, a link is cut for 30 s.
+"""Machines in network namespaces, each with its own address: one is killed, one joins late, a link is cut for 30 s.
 
-Nothing in these namespaces reaches anything outside them.
+No packet leaves these namespaces.
 """
 
 import json
@@ -21,6 +21,7 @@ pytestmark = pytest.mark.cluster
 
 CUT_SECONDS = 30
 EPOCHS = 90
+TRIALS = 4
 LOOK = """
 import sys
 from ray.util.state import list_nodes
@@ -34,7 +35,7 @@ def ip(*words):
 
 
 class Network:
-    """Namespaces joined by a bridge that stands in one of its own: no packet leaves them."""
+    """Namespaces joined by a bridge, which has a namespace of its own."""
 
     def __init__(self):
         self._mark = f"fr{os.getpid()}"
@@ -51,7 +52,7 @@ class Network:
         return made
 
     def machine(self, name, number):
-        """A machine with the address 10.77.0.NUMBER: what to write before a command that is to run on it."""
+        """Add a machine with the address 10.77.0.NUMBER; returns the prefix of commands that run on it."""
         made = self._namespace(name)
         ip("-n", made, "link", "add", "eth0", "type", "veth", "peer", "name", name, "netns", self._switch)
         ip("-n", self._switch, "link", "set", name, "master", "bridge", "up")
@@ -63,7 +64,7 @@ class Network:
         ip("-n", self._switch, "link", "set", name, state)
 
     def kill(self, name):
-        """As pulling the plug: every process of the machine at once."""
+        """Kill every process of the machine at once, as in a power cut."""
         found = subprocess.run(
             ["ip", "netns", "pids", f"{self._mark}-{name}"], check=False, capture_output=True, text=True
         )
@@ -90,7 +91,7 @@ def network():
 
 @contextmanager
 def worker(head, machine, number, log):
-    """A worker of one CPU on a machine, until it ends or is killed."""
+    """A worker with one CPU on a machine, until the block ends."""
     options = ["--num-cpus=1", "--num-gpus=0", "--object-store-memory=200000000", "--block"]
     process = subprocess.Popen(
         [*machine, "ray", "start", f"--address={head.address}", f"--node-ip-address=10.77.0.{number}", *options],
@@ -109,8 +110,8 @@ def history(run, trial):
     return json.loads(file.read_text()) if file.exists() else []
 
 
-def test_a_search_outlives_a_killed_machine_a_late_one_and_a_cut_link(network, tmp_path):
-    (tmp_path / "space.yaml").write_text(space(6, EPOCHS, size=48, count=160, width=8, keep_seconds=2))
+def test_a_search_survives_a_killed_machine_and_a_cut_link_and_uses_a_late_machine(network, tmp_path):
+    (tmp_path / "space.yaml").write_text(space(TRIALS, EPOCHS, size=48, count=160, width=8, keep_seconds=2))
     run = tmp_path / "runs/net"
     machines = {name: network.machine(name, number) for number, name in enumerate(("head", "one", "two", "late"), 1)}
     ports = [6379, 8265, 52365, 52366, 52367, 10001]
@@ -128,7 +129,7 @@ def test_a_search_outlives_a_killed_machine_a_late_one_and_a_cut_link(network, t
         def is_alive(number):
             return f"10.77.0.{number}".encode() in alive()
 
-        # One after the other: on one disk they would take the same names for their sockets.
+        # One after the other: started together on one disk, they would choose the same names for their sockets.
         for number, name in ((2, "one"), (3, "two")):
             process = stack.enter_context(worker(head, machines[name], number, log))
             wait_for(partial(is_alive, number), process)
@@ -140,26 +141,25 @@ def test_a_search_outlives_a_killed_machine_a_late_one_and_a_cut_link(network, t
         network.kill("one")
         stack.enter_context(worker(head, machines["late"], 4, log))
 
-        # Of the two trials one goes on at once, the other when the late machine has joined or the first has ended.
-        def again():
+        # One of the two trials resumes at once, the other when the late machine has joined or the first has ended.
+        def both_resumed():
             return all(len(history(run, trial)) > done + 12 for trial, done in before.items())
 
-        wait_for(again, search)
+        wait_for(both_resumed, search)
         lost = time.monotonic() - killed
-        joined = is_alive(4)
+        wait_for(partial(is_alive, 4), search)
         network.link("two", "down")
         time.sleep(CUT_SECONDS)
         network.link("two", "up")
-        said = finished(search, 400)
-    print(said)
+        output = finished(search, 400)
+    print(output)
     print(f"both trials were 12 epochs further {lost:.1f} s after the kill")
-    assert joined
-    assert "will be resumed" in said
-    assert "best of 6 finished trials" in said
+    assert "will be resumed" in output
+    assert f"best of {TRIALS} finished trials" in output
     table = pd.read_parquet(run / "trials.parquet")
     assert set(table["state"]) == {"done"}
-    # Every trial is accounted for, to its end, and no epoch is counted twice.
+    # Every trial has all its epochs, each of them once.
     assert {trial: list(rows["epoch"]) for trial, rows in table.groupby("trial")} == {
-        f"t{number:04d}": list(range(1, EPOCHS + 1)) for number in range(6)
+        f"t{number:04d}": list(range(1, EPOCHS + 1)) for number in range(TRIALS)
     }
     assert (run / "best/model.safetensors").exists()

@@ -1,4 +1,4 @@
-"""Jobs on a head that is up: submitted, left alone, followed again, refused."""
+"""Jobs on a running head: submitted, left, followed again, refused."""
 
 import re
 import signal
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import yaml
-from heads import fracray, space, started_head
+from heads import end, fracray, space, started_head
 
 pytestmark = pytest.mark.cluster
 
@@ -22,18 +22,18 @@ def command(head, verb, *words, **options):
 
 
 def read_until(process, words):
-    """What a command printed, to the line with these words, which must come."""
-    said = ""
-    while words not in said:
+    """The output of a command up to the line with these words, which must come."""
+    output = ""
+    while words not in output:
         line = process.stdout.readline()
-        assert line, said
-        said += line
-    return said
+        assert line, output
+        output += line
+    return output
 
 
 @pytest.fixture
 def cluster_file(tmp_path):
-    """One machine of one's own, and a search beside it."""
+    """The cluster file of one own machine, next to a search space."""
     (tmp_path / "space.yaml").write_text(space(3, 100))
     tree = {
         "cluster_name": "here",
@@ -44,18 +44,18 @@ def cluster_file(tmp_path):
     return tmp_path / "here.yaml"
 
 
-def test_a_search_is_submitted_left_alone_and_followed_again(head, cluster_file, tmp_path):
-    """The laptop's space goes along, Ctrl-C leaves the job running, and attach tells all of it, once."""
+def test_a_search_is_submitted_left_and_followed_again(head, cluster_file, tmp_path):
+    """The space is sent along, Ctrl-C leaves the job running, and attach prints its complete output once."""
     words = ["tune", "--space", "space.yaml", "--name", "atlas", "--concurrent", "1"]
     process = command(head, "submit", cluster_file, "--", *words, cwd=tmp_path)
-    said = read_until(process, "of 3 trials to run")
+    output = read_until(process, "of 3 trials to run")
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate(timeout=60)
     assert process.returncode == 130, rest
-    assert "Traceback" not in said + rest
-    # As the words say: by hand it is copied from there.
-    told = re.search(r"python -m fracray\.cluster (attach .* atlas --address .*)\n", rest)[1].split()
-    process = fracray(head, "cluster", *told)
+    assert "Traceback" not in output + rest
+    # The command that the message gives.
+    attach = re.search(r"python -m fracray\.cluster (attach .* atlas --address .*)\n", rest)[1].split()
+    process = fracray(head, "cluster", *attach)
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
     assert out.count("of 3 trials to run") == 1
@@ -64,31 +64,13 @@ def test_a_search_is_submitted_left_alone_and_followed_again(head, cluster_file,
     assert (tmp_path / "shared/atlas/best/model.safetensors").exists()
 
 
-def test_a_job_that_fails_ends_the_command_with_its_words(head, cluster_file, tmp_path):
+def test_a_failed_job_ends_the_command_with_an_error(head, cluster_file, tmp_path):
     process = command(head, "submit", cluster_file, "--", "tune", "--name", "none", "--resume", cwd=tmp_path)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 1, out
     assert "Traceback" not in out
     assert "error: --resume: there is no run none" in out
     assert "ended as FAILED" in out
-
-
-def test_a_run_has_one_job_at_a_time_and_a_head_that_dies_is_missed_aloud(tmp_path, cluster_file):
-    (tmp_path / "long.yaml").write_text(space(3, 100_000))
-    with started_head(tmp_path, "--num-cpus=2") as head:
-        words = ["tune", "--space", "long.yaml", "--name", "atlas"]
-        process = command(head, "submit", cluster_file, "--", *words, cwd=tmp_path)
-        read_until(process, "of 3 trials to run")
-        again = command(head, "submit", cluster_file, "--", *words, cwd=tmp_path)
-        out, _ = again.communicate(timeout=120)
-        assert again.returncode == 2, out
-        assert "the job atlas is at work on it" in out
-    read_until(process, "trying again for 10 minutes")
-    process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert "the job may go on; follow it again with: " in rest
-    assert "Traceback" not in rest
 
 
 def test_no_job_without_the_token(head, cluster_file, tmp_path):
@@ -99,3 +81,22 @@ def test_no_job_without_the_token(head, cluster_file, tmp_path):
         assert process.returncode == 1, out
         assert "put the cluster's token into ~/.ray/auth_token" in out
         assert "Traceback" not in out
+
+
+def test_a_run_has_one_job_at_a_time_and_a_lost_head_is_reported(head, cluster_file, tmp_path):
+    """The last test, because it kills the head."""
+    (tmp_path / "long.yaml").write_text(space(3, 100_000))
+    words = ["tune", "--space", "long.yaml", "--name", "busy"]
+    process = command(head, "submit", cluster_file, "--", *words, cwd=tmp_path)
+    read_until(process, "of 3 trials to run")
+    again = command(head, "submit", cluster_file, "--", *words, cwd=tmp_path)
+    out, _ = again.communicate(timeout=120)
+    assert again.returncode == 2, out
+    assert "the job busy still runs" in out
+    end(head.process)
+    read_until(process, "trying again for 10 minutes")
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "connection lost; job state unknown; follow it again with: " in rest
+    assert "Traceback" not in rest

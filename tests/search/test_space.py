@@ -307,11 +307,11 @@ FAULTS = {
         4,
         ["train.focal_gamma", "a grid takes no conditional dimensions"],
     ),
-    "key twice": (f"{DROPOUT}  model.dropout: {{float: [0, 0.4]}}\n", 3, ["'model.dropout' stands twice", "line 2"]),
+    "key twice": (f"{DROPOUT}  model.dropout: {{float: [0, 0.4]}}\n", 3, ["'model.dropout' is given twice", "line 2"]),
     "key twice deep inside": (
         f"base:\n  model:\n    dropout: 0.1\n    dropout: 0.2\n{DROPOUT}",
         4,
-        ["'dropout' stands twice", "line 3"],
+        ["'dropout' is given twice", "line 3"],
     ),
     "broken YAML": ("trials: 3\nspace: {model.dropout: [\n", 3, ["not valid YAML"]),
     "tab in YAML": ("space:\n\tmodel.dropout: 3\n", 2, ["not valid YAML"]),

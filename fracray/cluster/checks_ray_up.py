@@ -1,0 +1,145 @@
+"""Checks of cluster files for `ray up`: Ray's own schema, authentication, AWS, file mounts and limits of cost.
+
+Starts nothing and contacts no network.
+"""
+
+import io
+import json
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+from fracray.cluster.files import ClusterFile
+from fracray.config import nearest
+from fracray.runtime.yaml_lines import ParsedFile
+
+LARGE_BYTES = 100 * 2**20  # of a file mount, which Ray copies to every node with rsync
+SECRET_PATH = re.compile(
+    r"\.pem$|id_(rsa|ed25519|ecdsa)|auth_token|credentials|\.(aws|ray|ssh|kube|azure)(/|$)|gcloud(/|$)|\.env$|\.netrc"
+    r"|secret",
+    re.I,
+)
+# What a node type of AWS must set, and what Ray or AWS does without it.
+AWS = {
+    "SecurityGroupIds": "Ray would create a group whose SSH port is open to the world",
+    "IamInstanceProfile": "the node could read neither the token nor the bucket, and for the head Ray would create a "
+    "role with full rights to EC2 and S3",
+    "ImageId": "Ray would choose an image whose NVIDIA driver is too old",
+}
+
+
+def ray_up_problems(cluster: ClusterFile) -> Iterator[str]:
+    yield from _schema(cluster.file)
+    yield from _authentication(cluster.file)
+    yield from _aws(cluster.file)
+    yield from _mounts(cluster.file)
+    if cluster.file.tree["provider"].get("type") != "local":
+        for key, meaning in (
+            ("idle_timeout_minutes", "idle nodes are stopped after this time"),
+            ("max_workers", "the limit of what the cluster can cost"),
+        ):
+            if key not in cluster.file.tree:
+                yield f"{cluster.file.origin}: {key} is missing: {meaning}"
+
+
+def ray_up_warnings(cluster: ClusterFile) -> Iterator[str]:
+    """Nodes that cost money while nothing runs."""
+    if cluster.file.tree["provider"].get("type") == "local":
+        return
+    for node in cluster.nodes:
+        if node.least and not node.head:
+            where = cluster.file.where("available_node_types", node.name, "min_workers")
+            yield f"{where}: warning: {node.least} of {node.name} cost money until `ray down`; with 0 they stop"
+
+
+def file_mounts(file: ParsedFile) -> Iterator[tuple[tuple[str, ...], Path]]:
+    """The local paths that are copied to every node, each with the path of its key in the file."""
+    mounts = file.tree.get("file_mounts") or {}
+    for target, source in mounts.items() if isinstance(mounts, dict) else ():
+        yield ("file_mounts", str(target)), Path(str(source)).expanduser()
+
+
+def _schema(file: ParsedFile) -> Iterator[str]:
+    import jsonschema  # type: ignore[import-untyped]  # comes with ray[default]
+    from click import ClickException
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    logging.getLogger("ray.autoscaler").setLevel(logging.ERROR)
+    output = io.StringIO()
+    try:
+        with redirect_stdout(output), redirect_stderr(output):
+            validate_config(prepare_config(json.loads(json.dumps(file.tree))))
+    except jsonschema.ValidationError as error:
+        path = [str(key) for key in error.absolute_path]
+        if error.validator == "additionalProperties":
+            known = error.schema["properties"]
+            for key in error.instance.keys() - known.keys():
+                yield f"{file.where(*path, key)}: Ray has no setting '{key}'{nearest(key, known)}"
+        else:
+            yield f"{file.where(*path)}: {error.message.splitlines()[0]} (Ray's schema)"
+    except KeyError as error:  # Ray has no defaults for providers other than its own
+        yield f"{file.origin}: {error.args[0]} is missing: Ray has no default for it with this provider"
+    except ClickException:
+        yield f"{file.origin}: Ray cannot use it: {' '.join(output.getvalue().split())}"
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+        yield f"{file.origin}: Ray cannot use it: {' '.join(str(error).split())}"
+
+
+def _authentication(file: ParsedFile) -> Iterator[str]:
+    """Ray must require its token; where no start command is given, Ray's default command does not."""
+    docker = file.tree.get("docker") or {}
+    if any("RAY_AUTH_MODE=token" in str(option) for option in docker.get("run_options") or []):
+        return
+    for key in ("head_start_ray_commands", "worker_start_ray_commands"):
+        parts = [str(command).partition("ray start") for command in file.tree.get(key) or []]
+        before = [first for first, start, _ in parts if start]
+        if not before or not all("RAY_AUTH_MODE=token" in first for first in before):
+            yield (
+                f"{file.where(key)}: {key} does not turn on Ray's authentication; export RAY_AUTH_MODE=token in the "
+                "same command, before ray start (every command has its own shell)"
+            )
+
+
+def _aws(file: ParsedFile) -> Iterator[str]:
+    """Node types of AWS, with Ray's provider or fracray's."""
+    for name, settings in (file.tree.get("available_node_types") or {}).items():
+        node = (settings or {}).get("node_config") or {}
+        if file.tree["provider"].get("type") != "aws" and "InstanceType" not in node:
+            continue
+        for key, otherwise in AWS.items():
+            if key not in node and not (key == "SecurityGroupIds" and "NetworkInterfaces" in node):
+                where = file.where("available_node_types", name, "node_config")
+                yield f"{where}: {name} has no {key}; {otherwise}; add it, as in cluster/gpu.yaml"
+
+
+def _mounts(file: ParsedFile) -> Iterator[str]:
+    for path, source in file_mounts(file):
+        where = file.where(*path)
+        if secret := _secret(source, path[-1]):
+            yield f"{where}: {secret} looks like a secret; let each node fetch it, as in initialization_commands"
+        elif not source.exists():
+            made = "make it with: pip wheel --no-deps --wheel-dir dist ."
+            relative = "a path is relative to the folder in which `ray up` runs, the repository's root"
+            yield f"{where}: {source} does not exist here; {made if source.suffix == '.whl' else relative}"
+        elif (size := _bytes(source)) > LARGE_BYTES:
+            yield f"{where}: {source} has {size / 2**20:,.0f} MiB, copied to every node; keep data in the storage"
+    key = (file.tree.get("auth") or {}).get("ssh_private_key")
+    if key and "YOUR-" not in str(key) and not Path(str(key)).expanduser().is_file():
+        where = file.where("auth", "ssh_private_key")
+        yield f"{where}: {key} does not exist here; give a key that the machines accept"
+
+
+def _secret(source: Path, target: str) -> str | None:
+    """The path in a file mount that looks like a secret: its source, its target, or a file in it."""
+    if SECRET_PATH.search(str(source)) or SECRET_PATH.search(target):
+        return str(source)
+    inside = sorted(source.rglob("*")) if source.is_dir() else []
+    return next((str(file) for file in inside if SECRET_PATH.search(str(file.relative_to(source)))), None)
+
+
+def _bytes(source: Path) -> int:
+    if source.is_file():
+        return source.stat().st_size
+    return sum(file.stat().st_size for file in source.rglob("*") if file.is_file())
