@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from fracray.data.sources.http import Patience, TransferError, append_rest, is_web, read_text, size_of
+from fracray.data.sources.http import RetryPolicy, TransferError, append_rest, is_web, read_text, size_of
 from fracray.errors import InputError, RunError
 
 API = "https://api.figshare.com/v2/articles/22363012"
@@ -40,7 +40,7 @@ RELEASES = {
 
 
 def download(
-    to: str | Path, release: Release, console: Console, api: str = API, patience: Patience | None = None
+    to: str | Path, release: Release, console: Console, api: str = API, policy: RetryPolicy | None = None
 ) -> Path:
     """Fetch a release of FracAtlas to the file `to`, or as FracAtlas.zip into the folder `to`; return the file.
 
@@ -48,7 +48,7 @@ def download(
     file that is there and right is left as it is. InputError for a target or API that cannot be, RunError for what
     the servers or the disk refuse.
     """
-    patience = patience or Patience()
+    policy = policy or RetryPolicy()
     folder = str(to).endswith("/") or Path(to).expanduser().is_dir()
     target = Path(to).expanduser() / NAME if folder else Path(to).expanduser()
     if not is_web(api):
@@ -68,7 +68,7 @@ def download(
     with partial:
         _lock(partial, target)
         try:
-            _complete(partial, release, f"{api.rstrip('/')}/versions/{release.version}", patience, console)
+            _complete(partial, release, f"{api.rstrip('/')}/versions/{release.version}", policy, console)
             os.fsync(partial.fileno())
             os.replace(partial.name, target)
         except (TransferError, OSError) as error:
@@ -82,10 +82,10 @@ def download(
     return target
 
 
-def _complete(partial: FileIO, release: Release, listing: str, patience: Patience, console: Console) -> None:
+def _complete(partial: FileIO, release: Release, listing: str, policy: RetryPolicy, console: Console) -> None:
     """Bring the partial file to the size and md5 of the release; a wrong md5 empties it."""
     say = functools.partial(console.print, soft_wrap=True)
-    url, size = _find_file(read_text(listing, patience, say), release, listing)
+    url, size = _find_file(read_text(listing, policy, say), release, listing)
     if size_of(partial) > size:
         partial.truncate(0)
     free = shutil.disk_usage(Path(partial.name).parent).free
@@ -103,7 +103,7 @@ def _complete(partial: FileIO, release: Release, listing: str, patience: Patienc
     )
     with bar:
         task = bar.add_task("", total=size, completed=size_of(partial))
-        append_rest(url, size, partial, patience, say, lambda done: bar.update(task, completed=done))
+        append_rest(url, size, partial, policy, say, lambda done: bar.update(task, completed=done))
     found = _md5(Path(partial.name))
     if found != release.md5:
         partial.truncate(0)
