@@ -8,23 +8,31 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
 import cv2
+import imagecodecs
 import numpy as np
 import pydicom.config
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.filereader import dcmread, read_dataset, read_preamble
 from pydicom.multival import MultiValue
-from pydicom.pixels import apply_color_lut, apply_windowing, get_decoder
-from pydicom.pixels.decoders.base import Decoder
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, RLELossless
-
-from fracray.data.images.dicom_subprocess import decode_apart
+from pydicom.pixels import apply_color_lut, apply_windowing, convert_color_space, get_decoder
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    JPEG2000TransferSyntaxes,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
+    RLELossless,
+)
 
 # Values that break the standard are read for what they are: pydicom's warnings would quote them, names among them.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -214,23 +222,30 @@ def _stored(picture: Picture) -> np.ndarray:
             raise DicomError("truncated", "the file ends within its picture") from None
         if not fits:
             raise DicomError("unreadable", "its compressed picture is not of the announced size: not decoded")
-    decoder = get_decoder(syntax)
-    pixels: np.ndarray | None
-    if not syntax.is_compressed or syntax == RLELossless:
-        pixels, _ = decoder.as_array(dataset, index=0)
+    if syntax.is_compressed and syntax != RLELossless:
+        pixels = _from_codestream(frame, dataset, syntax)
     else:
-        pixels = _from_codestream(picture, decoder)
-    if pixels is None:
-        raise DicomError("unreadable", f"its pixels cannot be decoded from {syntax.name}")
+        pixels, _ = get_decoder(syntax).as_array(dataset, index=0)
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
 
-def _from_codestream(picture: Picture, decoder: Decoder) -> np.ndarray | None:
-    """Pillow decodes baseline JPEG and JPEG 2000 here, GDCM the rest elsewhere; None where neither can."""
-    if "pillow" in decoder.available_plugins:
-        with suppress(RuntimeError, NotImplementedError, ValueError, OSError):
-            return decoder.as_array(picture.dataset, index=0, decoding_plugin="pillow")[0]
-    return decode_apart(picture.data)
+def _from_codestream(frame: bytes, dataset: Dataset, syntax: UID) -> np.ndarray:
+    """Pixels of a codestream whose size was checked; colour as RGB."""
+    kind = dataset.get("PhotometricInterpretation", "")
+    if syntax in JPEG2000TransferSyntaxes:
+        pixels = imagecodecs.jpeg2k_decode(frame, numthreads=1)
+    elif syntax in JPEGLSTransferSyntaxes:
+        pixels = imagecodecs.jpegls_decode(frame)
+    elif syntax not in JPEGTransferSyntaxes:
+        raise DicomError("unreadable", f"its pixels cannot be decoded from {syntax.name}")
+    elif _number(dataset, "BitsStored", 8) == 8 and syntax in (JPEGBaseline8Bit, JPEGExtended12Bit):
+        # pydicom knows, better than a JPEG decoder, whether the colours of a lossy JPEG in DICOM are RGB.
+        return get_decoder(syntax).as_array(dataset, index=0, decoding_plugin="pillow")[0]
+    else:
+        pixels = imagecodecs.jpeg8_decode(frame)
+    if pixels.itemsize > 2 or pixels.shape[:2] != (dataset.Rows, dataset.Columns):
+        raise DicomError("unreadable", "its compressed picture is not of the announced size or depth")
+    return convert_color_space(pixels, kind, "RGB") if kind.startswith("YBR_FULL") else pixels
 
 
 def _rle_fits(frame: bytes, plane: int) -> bool:
@@ -250,8 +265,8 @@ def _rle_fits(frame: bytes, plane: int) -> bool:
 
 def _coded_size(frame: bytes) -> tuple[int, int, int]:
     """Width, height and components that the head of a JPEG, JPEG-LS or JPEG 2000 codestream announces."""
-    siz = frame.find(b"\xff\x4f\xff\x51", 0, 4096)
-    if siz >= 0:
+    if not frame.startswith(b"\xff\xd8"):
+        siz = frame.index(b"\xff\x4f\xff\x51", 0, 4096)
         right, bottom, left, top = struct.unpack_from(">4I", frame, siz + 8)
         return right - left, bottom - top, struct.unpack_from(">H", frame, siz + 40)[0]
     at = 2
