@@ -19,7 +19,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from fracray.data.images.letterbox import letterbox, picture
+from fracray.data.images.letterbox import content, letterbox
 
 SEVERITIES = (1, 2, 3, 4, 5)
 REFERENCE = 224  # pixels a side at which the pixel-bound parameters are given
@@ -64,7 +64,7 @@ def _number(text: str) -> int:
 def _curve(image: np.ndarray, levels: np.ndarray) -> np.ndarray:
     """A lookup table (256,) of gray values 0 to 255 over the picture; the border stays black."""
     out = image.copy()
-    inside = picture(image)
+    inside = content(image)
     out[inside] = cv2.LUT(np.ascontiguousarray(image[inside]), _to_gray(levels))
     return out
 
@@ -88,7 +88,7 @@ def _gamma(image: np.ndarray, value: float, rng: np.random.Generator) -> np.ndar
 
 
 def _contrast(image: np.ndarray, value: float, rng: np.random.Generator) -> np.ndarray:
-    mean = image[picture(image)].mean()
+    mean = image[content(image)].mean()
     return _curve(image, mean + value * (_GRAYS - mean))
 
 
@@ -111,7 +111,7 @@ def _noisy(image: np.ndarray, noise: Callable[[np.ndarray, float], np.ndarray]) 
     if len(small) != side:
         added = cv2.resize(added, (side, side), interpolation=cv2.INTER_CUBIC)
     out = image.copy()
-    inside = picture(image)
+    inside = content(image)
     out[inside] = _to_gray(image[inside] + 255 * added[inside])
     return out
 
@@ -149,7 +149,7 @@ def _blur(image: np.ndarray, points: np.ndarray) -> np.ndarray:
             kernel += np.bincount(cell, share, side * side)
     kernel = (kernel / kernel.sum()).reshape(side, side)
     out = image.copy()
-    inside = picture(image)
+    inside = content(image)
     # The picture alone, mirrored at its edges: it was blurred before it was letterboxed.
     out[inside] = cv2.filter2D(np.ascontiguousarray(image[inside]), -1, kernel, borderType=cv2.BORDER_REFLECT)
     return out
@@ -238,7 +238,7 @@ def _scale(image: np.ndarray, value: float, rng: np.random.Generator) -> np.ndar
 
 
 def _collimate(image: np.ndarray, value: float, rng: np.random.Generator) -> np.ndarray:
-    rows, columns = picture(image)
+    rows, columns = content(image)
     top, left = rows.start, columns.start
     height, width = rows.stop - top, columns.stop - left
     # The field lies off the middle by up to half of what the blades leave free, tilted by up to four degrees.
@@ -268,7 +268,7 @@ def _mark(image: np.ndarray, value: float, rng: np.random.Generator) -> np.ndarr
     height = max(1, round(value * side))
     width = max(1, round(value * side * lead.shape[1] / lead.shape[0]))
     lead = cv2.resize(lead, (width, height), interpolation=cv2.INTER_AREA)
-    rows, columns = picture(image)
+    rows, columns = content(image)
     aside, down = (rng.uniform(0.03, 0.08) * side + length / 2 for length in (width, height))
     x = columns.stop - 1 - aside if right else columns.start + aside
     y = rows.stop - 1 - down if below else rows.start + down
@@ -280,7 +280,7 @@ def _mark(image: np.ndarray, value: float, rng: np.random.Generator) -> np.ndarr
 
 def _crop(image: np.ndarray, value: float, rng: np.random.Generator) -> np.ndarray:
     along, place = rng.integers(2), rng.uniform(0.25, 0.75)
-    cut = list(picture(image))
+    cut = list(content(image))
     length = cut[along].stop - cut[along].start
     kept = max(1, round(value * length))
     start = cut[along].start + round(place * (length - kept))

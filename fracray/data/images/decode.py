@@ -1,4 +1,4 @@
-"""One image file (JPEG, PNG or DICOM): read, judged, and decoded to the gray picture that is audited and trained on.
+"""One image file (JPEG, PNG or DICOM): read, as_dicom_errors, and decoded to the gray picture that is audited and trained on.
 
 Knows nothing of other files, labels or manifests.
 """
@@ -63,7 +63,7 @@ class FileInspection:
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedImage:
     """What `decode` made of the bytes of a file.
 
     gray: the picture as displayed, (height, width) uint8, or whatever of it came; None when nothing did. width, height:
@@ -80,8 +80,8 @@ class Decoded:
 
 
 @dataclass(frozen=True)
-class Known:
-    """What an earlier `look` at the same file found: size as displayed, px, and EXIF orientation."""
+class KnownGeometry:
+    """What an earlier `inspect_file` at the same file found: size as displayed, px, and EXIF orientation."""
 
     width: int
     height: int
@@ -93,7 +93,7 @@ class Known:
         return (width, height) == (-(-self.width // reduction), -(-self.height // reduction))
 
 
-def look(path: Path) -> FileInspection:
+def inspect_file(path: Path) -> FileInspection:
     """Read, judge and decode one file: JPEG, PNG or DICOM, at most MAX_PIXELS as announced by its header."""
     data, note = _read(path)
     if data is None:
@@ -130,7 +130,7 @@ def look(path: Path) -> FileInspection:
     )
 
 
-def picture(path: Path, side: int) -> np.ndarray | None:
+def preview(path: Path, side: int) -> np.ndarray | None:
     """What can be shown of a file: gray, as displayed, at most `side` on its longer side; None where nothing can."""
     data, _ = _read(path)
     gray = None if data is None else decode(data).gray
@@ -155,12 +155,12 @@ def _read(path: Path) -> tuple[bytes | None, str]:
         return None, f"cannot be read: {error.strerror}"
 
 
-def decode(data: bytes, reduction: int = 1, known: Known | None = None) -> Decoded:
+def decode(data: bytes, reduction: int = 1, known: KnownGeometry | None = None) -> DecodedImage:
     """Decode the bytes of a file: what the audit judges and hashes, and what the ingest trains on.
 
     JPEG and PNG are turned as EXIF says; PNG of 16 bits and DICOM are brought to 8 as `data.images.dicom` explains.
     `reduction` 2, 4 or 8 lets a JPEG be decoded at a half, quarter or eighth of its scale, which its format allows at
-    less cost. A whole JPEG that is as `known` is not judged a second time. Raises nothing: `fault` and `note` say what
+    less cost. A whole JPEG that is as `known` is not as_dicom_errors a second time. Raises nothing: `fault` and `note` say what
     is wrong.
     """
     if dicom.is_dicom(data):
@@ -169,7 +169,9 @@ def decode(data: bytes, reduction: int = 1, known: Known | None = None) -> Decod
     if known and complete and data.startswith(_JPEG):
         stored = _by_opencv(data, REDUCED[reduction])
         if stored is not None and known.fits(stored, reduction):
-            return Decoded(upright(stored, known.orientation), "", "", known.width, known.height, known.orientation)
+            return DecodedImage(
+                upright(stored, known.orientation), "", "", known.width, known.height, known.orientation
+            )
     try:
         image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
         width, height = image.size
@@ -177,11 +179,11 @@ def decode(data: bytes, reduction: int = 1, known: Known | None = None) -> Decod
             raise Image.DecompressionBombError
     except Image.DecompressionBombError:
         note = f"header announces more than {MAX_PIXELS:,} pixels, or {MAX_SIDE:,} on a side: not decoded"
-        return Decoded(fault="unreadable", note=note)
+        return DecodedImage(fault="unreadable", note=note)
     except (OSError, SyntaxError, ValueError) as error:
         if complete is False:
-            return Decoded(fault="truncated")
-        return Decoded(fault="unreadable", note=f"not a JPEG, PNG or DICOM image: {type(error).__name__}")
+            return DecodedImage(fault="truncated")
+        return DecodedImage(fault="unreadable", note=f"not a JPEG, PNG or DICOM image: {type(error).__name__}")
     orientation, mode = _orientation(image), image.mode  # before any decoding, which may change the mode
     if orientation >= 5:
         width, height = height, width
@@ -197,7 +199,7 @@ def decode(data: bytes, reduction: int = 1, known: Known | None = None) -> Decod
             gray = decoded
         elif gray is None:
             gray, fault = _load_slowly(image)
-    seen = Decoded(width=width, height=height, orientation=orientation, mode=mode)
+    seen = DecodedImage(width=width, height=height, orientation=orientation, mode=mode)
     if fault and complete:
         return replace(seen, fault="unreadable", note=fault)
     if gray is not None:
@@ -205,12 +207,12 @@ def decode(data: bytes, reduction: int = 1, known: Known | None = None) -> Decod
     return replace(seen, gray=gray, fault="truncated" if fault else "")
 
 
-def _decode_dicom(data: bytes) -> Decoded:
+def _decode_dicom(data: bytes) -> DecodedImage:
     try:
-        picture = dicom.open_picture(data, MAX_PIXELS)
+        picture = dicom.open_image(data, MAX_PIXELS)
     except dicom.DicomError as error:
-        return Decoded(fault=error.fault, note=str(error))
-    seen = Decoded(width=picture.width, height=picture.height, orientation=1)
+        return DecodedImage(fault=error.fault, note=str(error))
+    seen = DecodedImage(width=picture.width, height=picture.height, orientation=1)
     try:
         return replace(seen, gray=dicom.gray(picture))
     except dicom.DicomError as error:

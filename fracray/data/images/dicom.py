@@ -1,7 +1,7 @@
 """The picture of one DICOM file, as a monitor would show it.
 
 What a header says is a claim: sizes are checked before anything is allocated for them. Knows nothing of folders, labels
-or manifests, and hands on nothing that may name a person.
+or manifests, and hands on nothing that may name a patient_ids.
 """
 
 import struct
@@ -64,7 +64,7 @@ def is_dicom(head: bytes) -> bool:
 
 
 @dataclass(frozen=True)
-class Picture:
+class DicomImage:
     """A file that holds one picture, of a size that was checked and not yet decoded."""
 
     dataset: Dataset
@@ -79,12 +79,12 @@ class Picture:
         return _number(self.dataset, "Rows", 0)
 
 
-def open_picture(data: bytes, max_pixels: int) -> Picture:
+def open_image(data: bytes, max_pixels: int) -> DicomImage:
     """Read all but the picture of a file that holds one, of at most `max_pixels`.
 
     DicomError for what is no DICOM, holds no picture or several frames, is cut off, or unfolds to more than it says.
     """
-    with judged("not readable as DICOM"):
+    with as_dicom_errors("not readable as DICOM"):
         dataset = _inflate(data, max_pixels) if is_deflated(data) else dcmread(BytesIO(data), force=True)
         if not len(dataset):  # pydicom keeps nothing of a file that ends within an element of unknown length
             raise DicomError("truncated", "the file ends within its data")
@@ -94,11 +94,11 @@ def open_picture(data: bytes, max_pixels: int) -> Picture:
         frames = _number(dataset, "NumberOfFrames", 1)
         if frames > 1:
             raise DicomError("unreadable", f"{frames:,} frames: a radiograph has one")
-        return Picture(dataset, data)
+        return DicomImage(dataset, data)
 
 
 @contextmanager
-def judged(what: str) -> Iterator[None]:
+def as_dicom_errors(what: str) -> Iterator[None]:
     """Whatever a parser or decoder raises on unknown bytes is about the file, and said without quoting it."""
     try:
         yield
@@ -173,7 +173,7 @@ def _number(dataset: Dataset, name: str, default: int) -> int:
         raise DicomError("unreadable", f"{name} is not a number") from None
 
 
-def gray(picture: Picture) -> np.ndarray:
+def gray(picture: DicomImage) -> np.ndarray:
     """A picture as a monitor shows it: (Rows, Columns) uint8, bright bones.
 
     Stored values go through the modality LUT or rescale, then the first VOI LUT or, without one, the first window
@@ -182,7 +182,7 @@ def gray(picture: Picture) -> np.ndarray:
     Colour is turned to luma. DicomError for what cannot be decoded.
     Source: DICOM PS3.3, C.7.6.3, C.11.1 and C.11.2.
     """
-    with judged("its pixels cannot be decoded"):
+    with as_dicom_errors("its pixels cannot be decoded"):
         dataset = picture.dataset
         kind = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
         stored = _stored(picture)
@@ -191,7 +191,7 @@ def gray(picture: Picture) -> np.ndarray:
         return _shown(stored, dataset, inverted=kind == "MONOCHROME1")
 
 
-def _stored(picture: Picture) -> np.ndarray:
+def _stored(picture: DicomImage) -> np.ndarray:
     """The pixels as stored: integers, (Rows, Columns) or (Rows, Columns, 3), colour as RGB."""
     dataset = picture.dataset
     syntax = UID(dataset.file_meta.get("TransferSyntaxUID", "")) if hasattr(dataset, "file_meta") else UID("")
@@ -232,6 +232,9 @@ def _stored(picture: Picture) -> np.ndarray:
 def _from_codestream(frame: bytes, dataset: Dataset, syntax: UID) -> np.ndarray:
     """Pixels of a codestream whose size was checked; colour as RGB."""
     kind = dataset.get("PhotometricInterpretation", "")
+    # jpeg8_decode fills what is missing with gray and says nothing; jpegls_decode takes seconds to notice.
+    if frame.startswith(b"\xff\xd8") and b"\xff\xd9" not in frame[-64:]:
+        raise DicomError("truncated", "its compressed picture has no end")
     if syntax in JPEG2000TransferSyntaxes:
         pixels = imagecodecs.jpeg2k_decode(frame, numthreads=1)
     elif syntax in JPEGLSTransferSyntaxes:
@@ -242,7 +245,7 @@ def _from_codestream(frame: bytes, dataset: Dataset, syntax: UID) -> np.ndarray:
         # pydicom knows, better than a JPEG decoder, whether the colours of a lossy JPEG in DICOM are RGB.
         return get_decoder(syntax).as_array(dataset, index=0, decoding_plugin="pillow")[0]
     else:
-        pixels = imagecodecs.jpeg8_decode(frame)
+        pixels = imagecodecs.jpeg8_decode(frame)  # its ljpeg_decode and jpegsof3_decode crash on damaged frames
     if pixels.itemsize > 2 or pixels.shape[:2] != (dataset.Rows, dataset.Columns):
         raise DicomError("unreadable", "its compressed picture is not of the announced size or depth")
     return convert_color_space(pixels, kind, "RGB") if kind.startswith("YBR_FULL") else pixels

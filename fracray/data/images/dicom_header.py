@@ -1,6 +1,6 @@
 """What the header of a DICOM file says of device, body part, view and patient.
 
-Nothing that names a person leaves this room but as a Header, whose reader hashes it. Must not decode a picture.
+Nothing that names a patient_ids leaves this room but as a Header, whose reader hashes it. Must not decode a picture.
 """
 
 import math
@@ -10,7 +10,7 @@ from pathlib import Path
 from pydicom.dataset import Dataset
 from pydicom.filereader import dcmread
 
-from fracray.data.images.dicom import DicomError, inflated_header, is_deflated, judged
+from fracray.data.images.dicom import DicomError, as_dicom_errors, inflated_header, is_deflated
 
 _HEADER_TAGS = (
     "SpecificCharacterSet", "SOPInstanceUID", "StudyInstanceUID", "AccessionNumber", "PatientID", "PatientName",
@@ -50,7 +50,7 @@ def view_of(code: str) -> str:
 def read_header(path: Path, max_bytes: int) -> Header:
     """Read the header of a file without its picture; an empty Header where it cannot be read."""
     try:
-        with judged(""), open(path, "rb") as file:
+        with as_dicom_errors(""), open(path, "rb") as file:
             deflated = is_deflated(file.read(4096))
             file.seek(0)
             if deflated:

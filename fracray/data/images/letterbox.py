@@ -24,7 +24,7 @@ def letterbox(image: np.ndarray, size: int) -> np.ndarray:
     return square
 
 
-def picture(square: np.ndarray) -> tuple[slice, slice]:
+def content(square: np.ndarray) -> tuple[slice, slice]:
     """Rows and columns of a letterboxed (S, S) uint8 image that hold the picture; all of it where nothing shows.
 
     A border lies on two opposite sides, equally wide up to a pixel, and is exactly black; black that the picture

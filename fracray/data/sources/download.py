@@ -72,9 +72,9 @@ def download(
             os.fsync(partial.fileno())
             os.replace(partial.name, target)
         except (TransferError, OSError) as error:
-            raise RunError(f"{error}; {_going_on(partial)}, or fetch the file by a browser from {DOI}") from None
+            raise RunError(f"{error}; {_how_to_resume(partial)}, or fetch the file by a browser from {DOI}") from None
         except KeyboardInterrupt:
-            console.print(_going_on(partial), soft_wrap=True)
+            console.print(_how_to_resume(partial), soft_wrap=True)
             raise
         finally:
             if not size_of(partial):
@@ -142,7 +142,7 @@ def _lock(partial: FileIO, target: Path) -> None:
         raise InputError(f"--to {target}: another download is writing it; wait for it or name another file") from None
 
 
-def _going_on(partial: FileIO) -> str:
+def _how_to_resume(partial: FileIO) -> str:
     have = size_of(partial)
     kept = f", which goes on from the {have:,} bytes in {partial.name}" if have else ""
     return f"to go on, run the same command again{kept}"

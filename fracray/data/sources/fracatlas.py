@@ -35,7 +35,7 @@ def fracatlas_folders(folder: Path) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class _Drawing:
+class _CocoImage:
     """What the COCO file says of one image: the size it was drawn on, and its boxes."""
 
     width: int
@@ -68,7 +68,7 @@ def read_fracatlas(root: Path) -> Manifest:
             raise InputError(
                 f"{root / 'dataset.csv'}, line {line}: '{name}' and '{names[image_id]}' share an id; rename one"
             )
-        row = _weigh(name, int(record["fractured"]), folders, drawings)
+        row = _reconcile(name, int(record["fractured"]), folders, drawings)
         row |= {
             "image_id": image_id,
             "region": _tags(record, REGIONS) or _tags(record, ("mixed",)),
@@ -129,7 +129,7 @@ def _list_folder(folder: Path) -> frozenset[str]:
     return frozenset(file.name for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
 
 
-def _read_coco(path: Path) -> dict[str, _Drawing] | None:
+def _read_coco(path: Path) -> dict[str, _CocoImage] | None:
     """Boxes by file name; None where the data carry no COCO file."""
     if not path.is_file():
         return None
@@ -141,7 +141,7 @@ def _read_coco(path: Path) -> dict[str, _Drawing] | None:
             x, y, width, height = (float(value) for value in annotation["bbox"])
             boxes[annotation["image_id"]].append((x, y, width, height))
         return {
-            image["file_name"]: _Drawing(int(image["width"]), int(image["height"]), tuple(boxes[key]))
+            image["file_name"]: _CocoImage(int(image["width"]), int(image["height"]), tuple(boxes[key]))
             for key, image in images.items()
         }
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -150,11 +150,11 @@ def _read_coco(path: Path) -> dict[str, _Drawing] | None:
         ) from None
 
 
-def _weigh(
-    name: str, listed: int, folders: list[frozenset[str]], drawings: Mapping[str, _Drawing] | None
+def _reconcile(
+    name: str, listed: int, folders: list[frozenset[str]], drawings: Mapping[str, _CocoImage] | None
 ) -> dict[str, Any]:
     """Label, status, path and boxes of one listed image, from csv, folder and box."""
-    drawing = (drawings or {}).get(name, _Drawing(0, 0, ()))
+    drawing = (drawings or {}).get(name, _CocoImage(0, 0, ()))
     in_folder = [label for label in (0, 1) if name in folders[label]]
     label, status, note = listed, "ok", ""
     boxed = bool(drawing.boxes)

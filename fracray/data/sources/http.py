@@ -127,9 +127,7 @@ def _get(url: str, timeout: float, headers: dict[str, str] | None = None) -> Ite
     """A response with status 200 or, for a range, 206 or 416, whose body has not been read."""
     with requests.Session() as session:
         session.max_redirects = 10
-        session.headers.update(
-            {"User-Agent": f"fracray/{metadata.version('fracray')}", "Accept-Encoding": "identity"}
-        )
+        session.headers.update({"User-Agent": f"fracray/{metadata.version('fracray')}", "Accept-Encoding": "identity"})
         with session.get(url, headers=headers, timeout=timeout, stream=True) as response:
             status = response.status_code
             if status not in ((200, 206, 416) if headers else (200,)):

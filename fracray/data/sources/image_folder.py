@@ -31,7 +31,7 @@ CLASSES = (
 
 
 @dataclass(frozen=True)
-class PictureFile:
+class RadiographFile:
     """A file that may hold a picture: its path below the folder, with '/', and its header where it is DICOM."""
 
     path: str
@@ -42,13 +42,13 @@ class PictureFile:
         return PurePosixPath(self.path).stem
 
 
-def list_pictures(root: Path) -> list[PictureFile]:
+def list_images(root: Path) -> list[RadiographFile]:
     """The JPEG, PNG and DICOM files below `root`, by path; DICOM is known by its first bytes, whatever its name.
 
     Links are followed. Names with a dot in front are left out. InputError for links that lead into a folder that holds
     them, folders that cannot be listed, and names that are not UTF-8.
     """
-    found: list[PictureFile] = []
+    found: list[RadiographFile] = []
     waiting: list[tuple[Path, frozenset[tuple[int, int]]]] = [(root, frozenset())]  # the next last, and what holds it
     while waiting:
         path, above = waiting.pop()
@@ -70,7 +70,7 @@ def list_pictures(root: Path) -> list[PictureFile]:
         if dicom or path.suffix.lower() in PICTURES:
             require_utf8(path)
             below = path.relative_to(root).as_posix()
-            found.append(PictureFile(below, read_header(path, MAX_BYTES) if dicom else None))
+            found.append(RadiographFile(below, read_header(path, MAX_BYTES) if dicom else None))
     return found
 
 
@@ -94,7 +94,7 @@ def _is_dicom(path: Path) -> bool:
         return False  # a picture by its suffix is found unreadable by the audit; anything else was none of ours
 
 
-def name_pictures(files: Sequence[PictureFile]) -> list[str]:
+def name_images(files: Sequence[RadiographFile]) -> list[str]:
     """An image id for each file: its name without the extension where that is unique, else its path.
 
     DICOM files are often named after a patient, so their ids are letters drawn from the SOP instance UID (the path,
@@ -126,10 +126,10 @@ class FileIndex:
     studies: by study instance UID and accession number, which the files of a study share.
     """
 
-    def __init__(self, files: Sequence[PictureFile]) -> None:
+    def __init__(self, files: Sequence[RadiographFile]) -> None:
         self.files = files
         self.named: dict[str, tuple[int, ...]] = {}
-        ways: tuple[Callable[[PictureFile], str], ...] = (
+        ways: tuple[Callable[[RadiographFile], str], ...] = (
             lambda file: file.path,
             lambda file: file.path.rpartition("/")[2],
             lambda file: file.stem,

@@ -27,11 +27,11 @@ from fracray.data.manifest import MANIFEST, Manifest, build
 from fracray.data.sources.archive import unpack
 from fracray.data.sources.fracatlas import FOLDERS, fracatlas_folders, read_fracatlas
 from fracray.data.sources.image_folder import (
-    list_pictures,
-    name_pictures,
+    list_images,
+    name_images,
     require_utf8,
 )
-from fracray.data.sources.label_matching import Said, by_folder, by_table, persons_of, row_of
+from fracray.data.sources.label_matching import LabelMatch, by_folder, by_table, link_patients, row_of
 from fracray.data.sources.label_table import LabelTable, open_table, quoted
 from fracray.data.sources.pseudonyms import Pseudonyms, new_salt, read_salt
 from fracray.errors import InputError
@@ -217,19 +217,19 @@ def _read(root: Path, options: ImportOptions, pseudonyms: Pseudonyms) -> Manifes
         if atlases:
             require_utf8(atlases[0])
             return read_fracatlas(atlases[0])
-    files = list_pictures(root)
+    files = list_images(root)
     if not files:
         raise InputError(f"{root}: no JPEG, PNG or DICOM file in it")
-    ids = name_pictures(files)
+    ids = name_images(files)
     private = any(file.header for file in files)
     table = None if options.classes else _find_table(root, options)
     if table:
         found, missing = by_table(table, files, root)
     else:
         found, missing = by_folder(files, root, options.classes), {}
-    persons = persons_of(files, found)
+    ids_of = link_patients(files, found)
     rows = [
-        row_of(file, image_id, found.get(at, Said()), persons[at], pseudonyms)
+        row_of(file, image_id, found.get(at, LabelMatch()), ids_of[at], pseudonyms)
         for at, (file, image_id) in enumerate(zip(files, ids, strict=True))
     ]
     taken = set(ids)

@@ -11,7 +11,7 @@ from typing import Any
 
 from fracray.data.duplicates import Link, connected_sets, equal
 from fracray.data.images.dicom_header import Header
-from fracray.data.sources.image_folder import FileIndex, PictureFile, classes_of, plain_path
+from fracray.data.sources.image_folder import FileIndex, RadiographFile, classes_of, plain_path
 from fracray.data.sources.label_table import LabelTable, Record, quoted
 from fracray.data.sources.pseudonyms import Pseudonyms
 from fracray.errors import InputError
@@ -20,7 +20,7 @@ MAX_MISSING = 100_000  # rows of a table without a file; more, and it is the tab
 
 
 @dataclass(frozen=True)
-class Said:
+class LabelMatch:
     """What table or folders say of one file: its labels (none, one or both), the first record, and a remark."""
 
     labels: frozenset[int] = frozenset()
@@ -29,8 +29,8 @@ class Said:
 
 
 def by_folder(
-    files: Sequence[PictureFile], root: Path, patterns: tuple[tuple[str, ...], tuple[str, ...]] | None
-) -> dict[int, Said]:
+    files: Sequence[RadiographFile], root: Path, patterns: tuple[tuple[str, ...], tuple[str, ...]] | None
+) -> dict[int, LabelMatch]:
     """What the folders say by number of the file; `patterns` are those of each class, None for the usual names.
 
     InputError where no picture is of a class.
@@ -47,13 +47,15 @@ def by_folder(
                     "--labels FILE.csv, or the folders with --classes NOT_FRACTURED=FOLDER FRACTURED=FOLDER"
                 )
             raise InputError(f"--classes {option}={','.join(patterns[label])}: no picture there; they lie in: {shown}")
-    return {at: Said(frozenset(classes)) for at, classes in found.items()}
+    return {at: LabelMatch(frozenset(classes)) for at, classes in found.items()}
 
 
-def by_table(table: LabelTable, files: Sequence[PictureFile], root: Path) -> tuple[dict[int, Said], dict[str, Record]]:
+def by_table(
+    table: LabelTable, files: Sequence[RadiographFile], root: Path
+) -> tuple[dict[int, LabelMatch], dict[str, Record]]:
     """What the table says by number of the file, and its rows without a file by what they name."""
     index = FileIndex(files)
-    found: dict[int, Said] = {}
+    found: dict[int, LabelMatch] = {}
     missing: dict[str, Record] = {}
     for record in table.records():
         key = ""
@@ -111,12 +113,12 @@ def _meant(key: str, index: FileIndex, table: LabelTable, record: Record) -> tup
     return one or study
 
 
-def _first_said(record: Record) -> Said:
+def _first_said(record: Record) -> LabelMatch:
     labels = frozenset() if record.label is None else frozenset({record.label})
-    return Said(labels, record, _again(labels) if record.times > 1 else "")
+    return LabelMatch(labels, record, _again(labels) if record.times > 1 else "")
 
 
-def _said_again(said: Said, record: Record) -> Said:
+def _said_again(said: LabelMatch, record: Record) -> LabelMatch:
     """The first record stands; every label counts."""
     labels = said.labels | (frozenset() if record.label is None else {record.label})
     return replace(said, labels=labels, note=_again(labels))
@@ -126,7 +128,7 @@ def _again(labels: frozenset[int]) -> str:
     return f"listed again with the {'other' if len(labels) == 2 else 'same'} label"
 
 
-def _placeholder(files: Sequence[PictureFile]) -> str:
+def _placeholder(files: Sequence[RadiographFile]) -> str:
     """The patient id in the headers of several studies, and no other: 'ANONYMOUS' or the like, which ties nothing."""
     headers = [file.header for file in files if file.header and file.header.patient]
     patients = {header.patient for header in headers}
@@ -134,7 +136,7 @@ def _placeholder(files: Sequence[PictureFile]) -> str:
 
 
 @dataclass(frozen=True)
-class Person:
+class PatientIds:
     """The identifiers of one file's patient and study, the table's before the header's; '' where there are none."""
 
     patients: tuple[str, str] = ("", "")
@@ -149,33 +151,35 @@ class Person:
         return self.studies[0] or self.studies[1]
 
 
-def persons_of(files: Sequence[PictureFile], found: Mapping[int, Said]) -> list[Person]:
+def link_patients(files: Sequence[RadiographFile], found: Mapping[int, LabelMatch]) -> list[PatientIds]:
     """Whose each file is: files that share any identifier, by table or header, get the first patient among them."""
     placeholder = _placeholder(files)
-    persons = []
+    ids_of = []
     for at, file in enumerate(files):
-        record, header = found.get(at, Said()).record, file.header or Header()
+        record, header = found.get(at, LabelMatch()).record, file.header or Header()
         by_header = "" if header.patient == placeholder else header.patient
-        persons.append(
-            Person(
+        ids_of.append(
+            PatientIds(
                 (record.patient if record else "", by_header),
                 (record.study if record else "", header.study),
             )
         )
     links: list[Link] = []
     for kind in ("patients", "studies"):
-        ids = [identifier for person in persons for identifier in getattr(person, kind)]
+        ids = [identifier for patient_ids in ids_of for identifier in getattr(patient_ids, kind)]
         links += [(one // 2, other // 2) for one, other in equal(ids)]
     for together in connected_sets(len(files), links):
-        patient = next((persons[at].patient for at in together if persons[at].patient), "")
-        if not patient and len({persons[at].study for at in together}) > 1:
-            patient = persons[together[0]].study  # nothing else ties studies that are one by table and header
+        patient = next((ids_of[at].patient for at in together if ids_of[at].patient), "")
+        if not patient and len({ids_of[at].study for at in together}) > 1:
+            patient = ids_of[together[0]].study  # nothing else ties studies that are one by table and header
         for at in together:
-            persons[at] = replace(persons[at], patients=(patient, ""))
-    return persons
+            ids_of[at] = replace(ids_of[at], patients=(patient, ""))
+    return ids_of
 
 
-def row_of(file: PictureFile, image_id: str, said: Said, person: Person, pseudonyms: Pseudonyms) -> dict[str, Any]:
+def row_of(
+    file: RadiographFile, image_id: str, said: LabelMatch, patient_ids: PatientIds, pseudonyms: Pseudonyms
+) -> dict[str, Any]:
     """The manifest row of a file: the table's word before that of the header."""
     record, header = said.record, file.header
     age = header.age if header and (record is None or isnan(record.age)) else record.age if record else float("nan")
@@ -190,8 +194,8 @@ def row_of(file: PictureFile, image_id: str, said: Said, person: Person, pseudon
         "label": max(said.labels, default=0),
         "status": status,
         "note": note,
-        "patient": pseudonyms("patient", person.patient),
-        "study": pseudonyms("study", person.study),
+        "patient": pseudonyms("patient", patient_ids.patient),
+        "study": pseudonyms("study", patient_ids.study),
         "batch": (record.batch if record else "") or (header.device if header else ""),
         "region": (record.region if record else "") or (header.region if header else ""),
         "view": (record.view if record else "") or (header.view if header else ""),

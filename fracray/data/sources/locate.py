@@ -34,7 +34,7 @@ def open_source(path: str | Path, cache: Path, progress: Callable[[int, int], No
     is none of these, and as `unpack`.
     """
     if "://" in str(path):
-        path = _brought(str(path), cache, progress or (lambda done, total: None))
+        path = _local_copy(str(path), cache, progress or (lambda done, total: None))
     path = Path(path).expanduser()
     if path.is_dir():
         return path if (path / MANIFEST).is_file() else _holding_table(path, path)
@@ -50,7 +50,7 @@ def open_source(path: str | Path, cache: Path, progress: Callable[[int, int], No
     return _holding_table(target, path)
 
 
-def _brought(uri: str, cache: Path, progress: Callable[[int, int], None]) -> Path:
+def _local_copy(uri: str, cache: Path, progress: Callable[[int, int], None]) -> Path:
     """The local copy of the folder or file at a URI, which is made if it is not there or has changed there."""
     place = Folder(uri)
     base = place.path("").rstrip("/")
@@ -71,14 +71,14 @@ def _brought(uri: str, cache: Path, progress: Callable[[int, int], None]) -> Pat
     listing = "\n".join(sorted(f"{name}|{about.size}|{about.mtime_ns}" for name, about in files.items()))
     key = hashlib.sha256(f"{uri}\n{listing}".encode()).hexdigest()[:16]
     copy = Path(cache).expanduser() / "downloads" / f"{PurePosixPath(base).name}-{key}"
-    with _only_one(copy):
+    with _locked(copy):
         if not copy.is_dir():
-            _bring(place, files, copy, progress)
+            _copy(place, files, copy, progress)
     return copy / next(iter(files)) if found.type == pafs.FileType.File else copy
 
 
 @contextmanager
-def _only_one(copy: Path) -> Iterator[None]:
+def _locked(copy: Path) -> Iterator[None]:
     """The block, run by one process of this machine at a time: two would write into the same files."""
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def _only_one(copy: Path) -> Iterator[None]:
         yield
 
 
-def _bring(place: Folder, files: dict[str, pafs.FileInfo], copy: Path, progress: Callable[[int, int], None]) -> None:
+def _copy(place: Folder, files: dict[str, pafs.FileInfo], copy: Path, progress: Callable[[int, int], None]) -> None:
     """Copy files to a folder that gets its name when it is whole; what an earlier try has brought is kept."""
     partial = copy.with_name(f"{copy.name}.partial")
     total = sum(about.size for about in files.values())

@@ -30,8 +30,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from fracray.data.images.decode import MAX_BYTES, MAX_PIXELS, decode, look
-from fracray.data.images.dicom import DicomError, gray, is_dicom, open_picture
+from fracray.data.images.decode import MAX_BYTES, MAX_PIXELS, decode, inspect_file
+from fracray.data.images.dicom import DicomError, gray, is_dicom, open_image
 from fracray.data.images.dicom_header import Header, read_header
 from fracray.data.loading.ingest import decode as decode_for_shard
 from fracray.data.loading.ingest import letterbox
@@ -40,12 +40,12 @@ RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)  # each 12-bit value onc
 
 
 def shown(made: Dataset) -> np.ndarray:
-    return gray(open_picture(as_bytes(made), MAX_PIXELS))
+    return gray(open_image(as_bytes(made), MAX_PIXELS))
 
 
 def fault(data: bytes) -> tuple[str, str]:
     with pytest.raises(DicomError) as raised:
-        gray(open_picture(data, MAX_PIXELS))
+        gray(open_image(data, MAX_PIXELS))
     return raised.value.fault, str(raised.value)
 
 
@@ -176,7 +176,7 @@ def test_lossless_syntaxes_give_what_the_plain_file_gives(tmp_path, syntax, bits
     plain = shown(made)
     packed = compressed(made, syntax, tmp_path)
     assert dcmread(io.BytesIO(packed)).file_meta.TransferSyntaxUID == syntax
-    assert np.array_equal(gray(open_picture(packed, MAX_PIXELS)), plain)
+    assert np.array_equal(gray(open_image(packed, MAX_PIXELS)), plain)
 
 
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian])
@@ -188,13 +188,13 @@ def test_plain_syntaxes_give_the_same_picture(syntax):
         made.PixelData = RAMP.astype(">u2").tobytes()
     data = as_bytes(made)
     assert is_dicom(data)
-    assert np.array_equal(gray(open_picture(data, MAX_PIXELS)), plain)
+    assert np.array_equal(gray(open_image(data, MAX_PIXELS)), plain)
 
 
 def test_a_baseline_jpeg_is_near_its_original(tmp_path):
     smooth = np.add.outer(np.arange(64), 2 * np.arange(80)).astype(np.uint8)
     packed = compressed(dataset(smooth), JPEGBaseline8Bit, tmp_path)
-    assert gray(open_picture(packed, MAX_PIXELS)).astype(int) == pytest.approx(smooth.astype(int), abs=6)
+    assert gray(open_image(packed, MAX_PIXELS)).astype(int) == pytest.approx(smooth.astype(int), abs=6)
 
 
 # ---------------------------------------------------------------- files that pydicom ships
@@ -216,15 +216,17 @@ def test_one_picture_in_many_syntaxes(name):
         warnings.simplefilter("ignore")
         stored = dcmread(get_testdata_file("MR_small.dcm", download=False))
         theirs = apply_voi_lut(stored.pixel_array, stored)  # without rescale; 16 bits signed
-        ours = gray(open_picture(shipped(name), MAX_PIXELS))
+        ours = gray(open_image(shipped(name), MAX_PIXELS))
     assert ours == pytest.approx((theirs + 2**15) / (2**16 - 1) * 255, abs=0.51)
 
 
 def test_a_jpeg_of_12_bits_holds_the_values_that_pydicom_documents():
     """pydicom's tests expect 244 and 95 at these two places; without a window, a wider range is brighter."""
-    picture = gray(open_picture(shipped("JPGExtended.dcm"), MAX_PIXELS))
+    picture = gray(open_image(shipped("JPGExtended.dcm"), MAX_PIXELS))
     assert picture.shape == (1024, 256)
-    stored = imagecodecs.jpeg8_decode(get_frame(dcmread(io.BytesIO(shipped("JPGExtended.dcm"))).PixelData, 0, number_of_frames=1))
+    stored = imagecodecs.jpeg8_decode(
+        get_frame(dcmread(io.BytesIO(shipped("JPGExtended.dcm"))).PixelData, 0, number_of_frames=1)
+    )
     assert (stored[420, 140], stored[230, 120]) == (244, 95)
     assert picture[420, 140] > picture[230, 120]
 
@@ -320,9 +322,9 @@ def test_a_bomb_is_refused_in_little_memory(tmp_path, kind):
     data = BOMBS[kind]()
     (tmp_path / "bomb.dcm").write_bytes(data)
     code = (
-        "import resource, sys; from pathlib import Path; from fracray.data.images.decode import look\n"
+        "import resource, sys; from pathlib import Path; from fracray.data.images.decode import inspect_file\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "seen = look(Path(sys.argv[1]))\n"
+        "seen = inspect_file(Path(sys.argv[1]))\n"
         "print(seen.fault, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, seen.note, sep='|')"
     )
     done = subprocess.run(
@@ -332,6 +334,16 @@ def test_a_bomb_is_refused_in_little_memory(tmp_path, kind):
     assert said == "unreadable"
     assert "not decoded" in note
     assert int(megabytes) < 150, f"{megabytes} MB for a file of {len(data):,} bytes"
+
+
+@pytest.mark.parametrize("syntax", [JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless], ids=lambda s: s.name)
+def test_a_complete_file_with_a_cut_codestream_has_no_picture(tmp_path, syntax):
+    stored = np.random.default_rng(0).integers(0, 4096, (40, 60)).astype(np.uint16)
+    made = dcmread(io.BytesIO(compressed(dataset(stored, bits=12), syntax, tmp_path)))
+    frame = get_frame(made.PixelData, 0, number_of_frames=1)
+    for share in (0.3, 0.6, 0.9):
+        made.PixelData = encapsulate([frame[: int(share * len(frame))]])
+        assert fault(as_bytes(made))[0] in ("truncated", "unreadable")
 
 
 @pytest.mark.parametrize(
@@ -361,7 +373,7 @@ def test_damaged_codestreams_do_not_end_the_process(tmp_path, syntax, start):
 def test_the_ingest_trains_on_the_picture_that_the_audit_hashed(tmp_path):
     data = as_bytes(dataset(RAMP, bits=12, PhotometricInterpretation="MONOCHROME1"))
     (tmp_path / "a.dcm").write_bytes(data)
-    seen = look(tmp_path / "a.dcm")
+    seen = inspect_file(tmp_path / "a.dcm")
     assert (seen.fault, seen.width, seen.height, seen.orientation) == ("", 64, 64, 1)
     audited = decode(data).gray
     assert audited is not None

@@ -465,7 +465,10 @@ def test_a_file_larger_than_the_disk_is_not_begun(fetch, figshare, tmp_path):
         (b'{"files": [{"computed_md5": "MD5", "size": -5, "download_url": "http://h"}]}', "lists -5 bytes"),
         (b'{"files": [{"computed_md5": "MD5", "size": 5, "download_url": "file:///etc/passwd"}]}', "not an http or"),
         (b'{"files": [{"computed_md5": "MD5", "size": 5, "download_url": "http://[/"}]}', "not an http or"),
-        (b'{"files": [{"computed_md5": "MD5", "size": 5, "download_url": "http://127.0.0.1:x/"}]}', "not a valid host or port"),
+        (
+            b'{"files": [{"computed_md5": "MD5", "size": 5, "download_url": "http://127.0.0.1:x/"}]}',
+            "not a valid host or port",
+        ),
         (b'{"files": [{"computed_md5": "MD5", "size": 5, "download_url": "http://.127.0.0.1/"}]}', "invalid label"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",

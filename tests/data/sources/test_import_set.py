@@ -17,7 +17,7 @@ from drawn_fracatlas import Atlas, jpeg, picture
 from fracray.data import __main__ as data
 from fracray.data.manifest import MANIFEST, Manifest
 from fracray.data.sources.fracatlas import read_fracatlas
-from fracray.data.sources.image_folder import list_pictures
+from fracray.data.sources.image_folder import list_images
 from fracray.data.sources.import_set import SALT, open_imported
 from fracray.errors import InputError, run_verb
 
@@ -463,7 +463,7 @@ def test_folders_may_be_nested_deeper_than_calls(tmp_path):
             folder /= "d"
             folder.mkdir()
         shutil.copy(root / "b.jpg", folder / "a.jpg")
-        assert [file.path for file in list_pictures(root)] == ["b.jpg", "d/" * 1100 + "a.jpg", "e.jpg"]
+        assert [file.path for file in list_images(root)] == ["b.jpg", "d/" * 1100 + "a.jpg", "e.jpg"]
     finally:
         subprocess.run(["rm", "-rf", root], check=True)
 
