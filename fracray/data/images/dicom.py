@@ -1,7 +1,7 @@
 """The picture of one DICOM file, as a monitor would show it.
 
-What a header says is a claim: sizes are checked before anything is allocated for them. Knows nothing of folders, labels
-or manifests, and hands on nothing that may name a patient_ids.
+Headers are not trusted: sizes are checked before memory is allocated. Knows nothing of folders, labels or manifests,
+and returns nothing that may name a person.
 """
 
 import struct
@@ -34,7 +34,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-# Values that break the standard are read for what they are: pydicom's warnings would quote them, names among them.
+# Values that break the standard are accepted: pydicom's warnings would quote them, and they may be names.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 warnings.filterwarnings("ignore", module=r"pydicom\b")
 
@@ -45,9 +45,9 @@ _PIXELS = 0x7FE00010
 
 
 class DicomError(ValueError):
-    """A file without a picture for us: `fault` is 'truncated' or 'unreadable', the message says why and quotes nothing.
+    """A file without a usable picture: `fault` is 'truncated' or 'unreadable'; the message quotes nothing.
 
-    (What a header holds may name a patient, and messages are kept in manifests.)
+    (A header may name a patient, and messages are kept in manifests.)
     """
 
     def __init__(self, fault: str, why: str) -> None:
@@ -65,7 +65,7 @@ def is_dicom(head: bytes) -> bool:
 
 @dataclass(frozen=True)
 class DicomImage:
-    """A file that holds one picture, of a size that was checked and not yet decoded."""
+    """A file with one picture, whose size was checked and which is not decoded."""
 
     dataset: Dataset
     data: bytes  # the file
@@ -80,9 +80,10 @@ class DicomImage:
 
 
 def open_image(data: bytes, max_pixels: int) -> DicomImage:
-    """Read all but the picture of a file that holds one, of at most `max_pixels`.
+    """Read a file with one picture of at most `max_pixels`, without decoding it.
 
-    DicomError for what is no DICOM, holds no picture or several frames, is cut off, or unfolds to more than it says.
+    DicomError for a file that is not DICOM, is truncated, holds no picture or several frames, or inflates to more than
+    it announces.
     """
     with as_dicom_errors("not readable as DICOM"):
         dataset = _inflate(data, max_pixels) if is_deflated(data) else dcmread(BytesIO(data), force=True)
@@ -99,7 +100,7 @@ def open_image(data: bytes, max_pixels: int) -> DicomImage:
 
 @contextmanager
 def as_dicom_errors(what: str) -> Iterator[None]:
-    """Whatever a parser or decoder raises on unknown bytes is about the file, and said without quoting it."""
+    """Turns whatever a parser or decoder raises on unknown bytes into a DicomError that quotes nothing."""
     try:
         yield
     except DicomError:
@@ -116,14 +117,14 @@ def is_deflated(data: bytes) -> bool:
 
 
 def _inflate(data: bytes, max_pixels: int) -> Dataset:
-    """The dataset of a deflated file, of which no more is unfolded than its own header announces."""
+    """The dataset of a deflated file; inflates no more than its header announces."""
     meta, body = _meta(data)
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     head = inflater.decompress(body, MAX_HEADER)
     announced = _up_to_pixels(head)
     rest = inflater.decompress(inflater.unconsumed_tail, _announced_bytes(announced, max_pixels) + MAX_HEADER)
     if inflater.unconsumed_tail:
-        raise DicomError("unreadable", "unfolds to more than its header announces: not decoded")
+        raise DicomError("unreadable", "inflates to more than its header announces: not decoded")
     if not inflater.eof:
         raise DicomError("truncated", "the file ends within its deflated part")
     dataset = read_dataset(BytesIO(head + rest), False, True)
@@ -178,8 +179,8 @@ def gray(picture: DicomImage) -> np.ndarray:
 
     Stored values go through the modality LUT or rescale, then the first VOI LUT or, without one, the first window
     (linear, linear exact or sigmoid); without either, pictures of up to 8 bits are shown as they are and deeper ones
-    between the percentiles TAILS of their values. MONOCHROME1 is inverted; padding is black and counts for nothing.
-    Colour is turned to luma. DicomError for what cannot be decoded.
+    between the percentiles TAILS of their values. MONOCHROME1 is inverted; padding is black and is left out of the
+    percentiles. Colour is converted to luma. DicomError for what cannot be decoded.
     Source: DICOM PS3.3, C.7.6.3, C.11.1 and C.11.2.
     """
     with as_dicom_errors("its pixels cannot be decoded"):
@@ -242,7 +243,7 @@ def _from_codestream(frame: bytes, dataset: Dataset, syntax: UID) -> np.ndarray:
     elif syntax not in JPEGTransferSyntaxes:
         raise DicomError("unreadable", f"its pixels cannot be decoded from {syntax.name}")
     elif _number(dataset, "BitsStored", 8) == 8 and syntax in (JPEGBaseline8Bit, JPEGExtended12Bit):
-        # pydicom knows, better than a JPEG decoder, whether the colours of a lossy JPEG in DICOM are RGB.
+        # pydicom knows whether the colours of a lossy JPEG in DICOM are RGB; a JPEG decoder guesses.
         return get_decoder(syntax).as_array(dataset, index=0, decoding_plugin="pillow")[0]
     else:
         pixels = imagecodecs.jpeg8_decode(frame)  # its ljpeg_decode and jpegsof3_decode crash on damaged frames
@@ -252,7 +253,7 @@ def _from_codestream(frame: bytes, dataset: Dataset, syntax: UID) -> np.ndarray:
 
 
 def _rle_fits(frame: bytes, plane: int) -> bool:
-    """Whether no segment unfolds to more than twice the bytes of a plane. (pydicom unfolds whatever comes.)"""
+    """Whether no segment decodes to more than twice the bytes of a plane. (pydicom sets no limit.)"""
     count, *starts = struct.unpack_from("<16I", frame)
     ends = [*starts[1:count], len(frame)]
     for start, end in zip(starts[:count], ends, strict=True):
@@ -323,7 +324,7 @@ def _padding(dataset: Dataset, values: np.ndarray) -> np.ndarray:
     if first is None:
         return np.zeros(len(values), dtype=bool)
     last = dataset.get("PixelPaddingRangeLimit")
-    # Written as unsigned where it should be signed, or the reverse: equal in the bits that are stored.
+    # Some files write it as unsigned where it should be signed, or the reverse: the stored bits are equal.
     ends = [_signed_like(int(end), values) for end in (first, first if last is None else last)]
     return (values >= min(ends)) & (values <= max(ends))
 
@@ -343,16 +344,16 @@ def _display(values: np.ndarray, counts: np.ndarray, dataset: Dataset) -> np.nda
         real = values * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
     if dataset.get("VOILUTSequence"):
         entries = _through_lut(real, dataset.VOILUTSequence[0])
-        # Descriptors announce 16 bits where the entries use 12: white is the most that the bits in use can say.
+        # Descriptors announce 16 bits where the entries use 12: white is the maximum of the bits in use.
         return entries / (2 ** max(int(entries.max()).bit_length(), 8) - 1)
     if _first(dataset, "WindowCenter") is not None and _first(dataset, "WindowWidth") is not None:
         try:
             with np.errstate(over="ignore"):
-                # The output range is pydicom's affair: what it makes of the extremes is black and white.
+                # pydicom chooses the output range: its output for the extremes is black and white.
                 black, white = apply_windowing(np.array([-1e30, 1e30]), dataset)
                 return (apply_windowing(real, dataset) - black) / (white - black)
         except (ValueError, TypeError, AttributeError):
-            pass  # a window without width shows nothing: as if there were none
+            pass  # a window without width is ignored
     if len(values) <= 256 and real is values:
         return (values - values.min()) / (len(values) - 1)
     return stretch(real, counts)

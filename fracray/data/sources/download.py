@@ -1,4 +1,4 @@
-"""FracAtlas from figshare: fetched, resumed where it broke off, and verified before it gets its name.
+"""Download of FracAtlas from figshare: resumes where it broke off, and verifies the file before it gets its name.
 
 Knows the article and its releases; must not know what the archive holds. Imports no Ray.
 """
@@ -26,7 +26,7 @@ NAME = "FracAtlas.zip"  # in a folder
 
 @dataclass(frozen=True)
 class Release:
-    """A version of FracAtlas as published: figshare's version number, md5 of the archive, its bytes where known."""
+    """A version of FracAtlas as published: figshare's version number, md5 and, if known, bytes of the archive."""
 
     version: int
     md5: str
@@ -44,9 +44,9 @@ def download(
 ) -> Path:
     """Fetch a release of FracAtlas to the file `to`, or as FracAtlas.zip into the folder `to`; return the file.
 
-    Bytes arrive in FILE.partial, from which a later call goes on, and get their name once size and md5 are right. A
-    file that is there and right is left as it is. InputError for a target or API that cannot be, RunError for what
-    the servers or the disk refuse.
+    Bytes are written to FILE.partial, from which a later call resumes; it gets its name once size and md5 are right.
+    A correct file is not fetched again. InputError for an invalid target or API, RunError for errors of the servers or
+    the disk.
     """
     policy = policy or RetryPolicy()
     folder = str(to).endswith("/") or Path(to).expanduser().is_dir()
@@ -64,7 +64,7 @@ def download(
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = open(target.with_name(f"{target.name}.partial"), "ab", buffering=0)  # noqa: SIM115 - closed below
     except OSError as error:
-        raise InputError(f"--to {target}: cannot be written: {error}; name a file in a folder of yours") from None
+        raise InputError(f"--to {target}: cannot be written: {error}; name a file elsewhere") from None
     with partial:
         _lock(partial, target)
         try:
@@ -72,7 +72,7 @@ def download(
             os.fsync(partial.fileno())
             os.replace(partial.name, target)
         except (TransferError, OSError) as error:
-            raise RunError(f"{error}; {_how_to_resume(partial)}, or fetch the file by a browser from {DOI}") from None
+            raise RunError(f"{error}; {_how_to_resume(partial)}, or download with a browser from {DOI}") from None
         except KeyboardInterrupt:
             console.print(_how_to_resume(partial), soft_wrap=True)
             raise
@@ -83,14 +83,14 @@ def download(
 
 
 def _complete(partial: FileIO, release: Release, listing: str, policy: RetryPolicy, console: Console) -> None:
-    """Bring the partial file to the size and md5 of the release; a wrong md5 empties it."""
+    """Complete the partial file to the size and md5 of the release; a wrong md5 empties it."""
     say = functools.partial(console.print, soft_wrap=True)
     url, size = _find_file(read_text(listing, policy, say), release, listing)
     if size_of(partial) > size:
         partial.truncate(0)
     free = shutil.disk_usage(Path(partial.name).parent).free
     if size - size_of(partial) > free:
-        raise TransferError(f"{partial.name}: {size:,} bytes to come to a disk with {free:,} free")
+        raise TransferError(f"{partial.name}: {size:,} bytes to download to a disk with {free:,} free")
     bar = Progress(
         TextColumn(f"FracAtlas v{release.version}"),
         BarColumn(),
@@ -107,7 +107,7 @@ def _complete(partial: FileIO, release: Release, listing: str, policy: RetryPoli
     found = _md5(Path(partial.name))
     if found != release.md5:
         partial.truncate(0)
-        raise TransferError(f"{url}: md5 is {found}, not {release.md5} as published; what came was thrown away")
+        raise TransferError(f"{url}: md5 is {found}, not {release.md5} as published; the file was deleted")
 
 
 def _find_file(answer: bytes, release: Release, listing: str) -> tuple[str, int]:
@@ -139,10 +139,10 @@ def _lock(partial: FileIO, target: Path) -> None:
     try:
         fcntl.flock(partial, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise InputError(f"--to {target}: another download is writing it; wait for it or name another file") from None
+        raise InputError(f"--to {target}: another download is writing it; wait or name another file") from None
 
 
 def _how_to_resume(partial: FileIO) -> str:
     have = size_of(partial)
-    kept = f", which goes on from the {have:,} bytes in {partial.name}" if have else ""
-    return f"to go on, run the same command again{kept}"
+    kept = f"; it continues from the {have:,} bytes in {partial.name}" if have else ""
+    return f"to resume, run the same command again{kept}"

@@ -1,4 +1,4 @@
-"""FracAtlas' layout: its table, its two class folders and its boxes, read into manifest rows and weighed.
+"""FracAtlas' layout: its table, its two class folders and its boxes, read into manifest rows and reconciled.
 
 Reads metadata only. Must not decode an image, and must not know of other layouts or of splits.
 """
@@ -36,7 +36,7 @@ def fracatlas_folders(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class _CocoImage:
-    """What the COCO file says of one image: the size it was drawn on, and its boxes."""
+    """What the COCO file says about one image: the size on which boxes were drawn, and the boxes."""
 
     width: int
     height: int
@@ -46,9 +46,9 @@ class _CocoImage:
 def read_fracatlas(root: Path) -> Manifest:
     """Read dataset.csv, the two class folders and the COCO boxes into a manifest; no image is opened.
 
-    The label is dataset.csv's where its folder agrees. Where they disagree (a file in the other folder or in both),
-    a box decides for fractured; without one, csv and box together decide for a file in both folders; anything else is
-    status 'conflict', as is a box on an image that csv and folder call not fractured. Every such case is noted.
+    The label is dataset.csv's where the folder agrees. If they disagree, a box means fractured. A file in both folders
+    takes dataset.csv's label where that agrees with the boxes. Everything else gets status 'conflict', as does a box on
+    an image that csv and folder call not fractured. Each such case has a note.
     InputError names file, line and column of what cannot be read.
     Source: Abedeen et al., Scientific Data 10, 521 (2023), doi 10.1038/s41597-023-02432-4.
     """
@@ -102,7 +102,7 @@ def _read_table(path: Path) -> pd.DataFrame:
     for column in ("image_id", *FLAGS):
         if column not in csv:
             raise InputError(f"{path}: column {column} is missing; it has {', '.join(map(str, csv.columns))}")
-    csv = csv[(csv != "").any(axis=1)]  # blank lines; the index still counts them, so that lines are named rightly
+    csv = csv[(csv != "").any(axis=1)]  # blank lines; the index still counts them
     if csv.empty:
         raise InputError(f"{path}: lists no image; expected one line per image")
     for line, name in zip(csv.index + 2, csv["image_id"], strict=True):
@@ -130,7 +130,7 @@ def _list_folder(folder: Path) -> frozenset[str]:
 
 
 def _read_coco(path: Path) -> dict[str, _CocoImage] | None:
-    """Boxes by file name; None where the data carry no COCO file."""
+    """Boxes by file name; None where there is no COCO file."""
     if not path.is_file():
         return None
     try:

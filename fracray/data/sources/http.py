@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """attempts: failures in a row before giving up. timeout: seconds of silence that count as one. wait: how to wait."""
+    """attempts: failures in a row before giving up. timeout: seconds of silence. wait: how to wait."""
 
     attempts: int = 6
     timeout: float = 60.0

@@ -221,7 +221,7 @@ def test_a_download_that_breaks_off_asks_only_for_the_rest(fetch, figshare, tmp_
 def test_a_later_run_goes_on_from_the_partial_file(fetch, figshare, tmp_path):
     figshare.script = [figshare.breaking_off()]
     message = fails(fetch, f"broke off after {HALF:,} of {len(CONTENT):,} bytes", attempts=1)
-    assert f"goes on from the {HALF:,} bytes in {tmp_path}/FracAtlas.zip.partial" in message
+    assert f"continues from the {HALF:,} bytes in {tmp_path}/FracAtlas.zip.partial" in message
     assert left(tmp_path) == {"FracAtlas.zip.partial": CONTENT[:HALF]}
     fetch()
     assert left(tmp_path) == {"FracAtlas.zip": CONTENT}
@@ -432,7 +432,7 @@ def test_a_server_without_the_bytes_that_it_listed_is_refused(fetch, figshare, t
 def test_a_wrong_md5_leaves_nothing(fetch, figshare, tmp_path):
     figshare.content = CONTENT[:-1] + b"!"
     message = fails(fetch, f"md5 is {md5(figshare.content)}, not {md5(CONTENT)}")
-    assert "goes on from" not in message
+    assert "continues from" not in message
     assert left(tmp_path) == {}
     figshare.content = CONTENT
     fetch()
@@ -447,7 +447,7 @@ def test_a_listing_of_another_size_than_published_is_refused(fetch, figshare, tm
 
 def test_a_file_larger_than_the_disk_is_not_begun(fetch, figshare, tmp_path):
     figshare.size = 10**18
-    fails(fetch, "1,000,000,000,000,000,000 bytes to come to a disk with")
+    fails(fetch, "1,000,000,000,000,000,000 bytes to download to a disk with")
     assert figshare.ranges == []
     assert left(tmp_path) == {}
 
@@ -592,7 +592,7 @@ def test_ctrl_c_keeps_what_came_and_says_so(figshare, tmp_path, said):
     with pytest.raises(KeyboardInterrupt):
         download(tmp_path / "a.zip", Release(7, md5(CONTENT)), Console(file=said), figshare.url, policy)
     assert left(tmp_path) == {"a.zip.partial": CONTENT[:HALF]}
-    assert f"run the same command again, which goes on from the {HALF:,} bytes" in said.getvalue()
+    assert f"run the same command again; it continues from the {HALF:,} bytes" in said.getvalue()
 
 
 def test_a_terminal_shows_bytes_speed_and_the_time_left(figshare, tmp_path):

@@ -345,10 +345,10 @@ def test_a_copied_file_is_the_same_a_changed_or_vanished_one_is_named(stored, tm
     with pytest.raises(InputError, match=r"h/p3\.jpg has changed since the import; restore it, or import"):
         open_imported(stored)
     file.unlink()
-    with pytest.raises(InputError, match=r"h/p3\.jpg is not there any more .*; restore it, or import"):
+    with pytest.raises(InputError, match=r"h/p3\.jpg no longer exists .*; restore it, or import"):
         open_imported(stored)
     shutil.rmtree(tmp_path / "h")
-    with pytest.raises(InputError, match=r"the folder of its files, .*/h, is not there"):
+    with pytest.raises(InputError, match=r"the folder of its files, .*/h, does not exist"):
         open_imported(stored)
 
 
@@ -478,7 +478,7 @@ def test_a_failed_import_leaves_none_of_the_folders_it_made(tmp_path):
 def test_what_cannot_be_read_is_not_blamed_on_the_target(refuse, tmp_path):
     root = hospital(tmp_path / "h", csv=FOUR)
     (root / "long").symlink_to("y" * 300)
-    assert f"{root / 'long'}: cannot be read: File name too long; mend it, or leave it out" in refuse(root)
+    assert f"{root / 'long'}: cannot be read: File name too long; repair it, or leave it out" in refuse(root)
 
 
 def test_columns_may_be_called_as_anything(bring, tmp_path):
