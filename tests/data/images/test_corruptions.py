@@ -181,7 +181,7 @@ def test_contrast_is_pillows_as_in_medmnist_c(name):
         assert np.abs(ours - np.asarray(pillow)).max() <= 1  # Pillow rounds the mean and cuts off decimals
 
 
-def test_a_stop_of_exposure_halves_the_odds_and_the_opposite_takes_it_back():
+def test_a_stop_of_exposure_halves_the_odds_and_the_opposite_restores_them():
     for severity in SEVERITIES:
         stops = BY_NAME["exposure_up"].values[severity - 1]
         darker = corrupt(GRAYS, "exposure_up", severity, 0, "x")
@@ -263,7 +263,7 @@ def test_jpeg_is_opencvs_own_at_the_reference_side(phantoms):
         assert np.array_equal(corrupt(image, "jpeg_compression", severity, 0, "x"), expected)
 
 
-def test_jpeg_does_as_much_at_another_side(phantoms):
+def test_jpeg_changes_as_much_at_another_side(phantoms):
     for severity in SEVERITIES:
         done = []
         for size in (112, 224):

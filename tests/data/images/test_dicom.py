@@ -1,4 +1,4 @@
-"""DICOM: pixels against closed forms and pydicom's own functions, headers, and files that mean harm."""
+"""DICOM: pixels against closed forms and pydicom's own functions, headers, and malicious files."""
 
 import io
 import math
@@ -80,7 +80,7 @@ def test_windows_are_those_of_pydicom(function, rescale):
     assert shown(made) == pytest.approx((theirs - ends[0]) / (ends[1] - ends[0]) * 255, abs=0.51)
 
 
-def test_the_window_is_the_right_way_up_with_a_falling_slope():
+def test_a_falling_slope_inverts_the_window():
     """Stored 0 means 4095 here, so that it is the brightest."""
     made = dataset(RAMP, bits=12, RescaleSlope=-1, RescaleIntercept=4095, WindowCenter=2048, WindowWidth=4096)
     assert shown(made) == pytest.approx((4095.0 - RAMP) / 4095 * 255, abs=0.51)
@@ -94,7 +94,7 @@ def lut(entries: np.ndarray, first: int, bits: int) -> Dataset:
 
 
 @pytest.mark.parametrize("bits", [10, 12, 16])
-def test_a_voi_lut_is_that_of_pydicom_and_goes_before_the_window(bits):
+def test_a_voi_lut_equals_pydicoms_and_precedes_the_window(bits):
     curve = np.rint((2**bits - 1) * (np.arange(3000) / 2999) ** 0.5)
     made = dataset(RAMP, bits=12, VOILUTSequence=[lut(curve, 500, bits)], WindowCenter=5, WindowWidth=9)
     theirs = apply_voi_lut(RAMP, made, prefer_lut=True)
@@ -134,7 +134,7 @@ def test_8_bits_without_a_window_are_shown_as_they_are():
 
 @pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
 @pytest.mark.parametrize("window", [{}, {"WindowCenter": 1500, "WindowWidth": 1000}], ids=["none", "window"])
-def test_padding_is_black_and_counts_for_nothing(kind, window):
+def test_padding_is_black_and_does_not_change_the_rest(kind, window):
     stored = np.random.default_rng(0).integers(1000, 2000, (100, 100)).astype(np.int16)
     plain = shown(dataset(stored, PhotometricInterpretation=kind, **window))
     stored[:, :40] = -2000
@@ -221,7 +221,7 @@ def test_one_picture_in_many_syntaxes(name):
 
 
 def test_a_jpeg_of_12_bits_holds_the_values_that_pydicom_documents():
-    """pydicom's tests expect 244 and 95 at these two places; without a window, a wider range is brighter."""
+    """pydicom's tests expect 244 and 95 at these two places; the higher value is brighter."""
     picture = gray(open_image(shipped("JPGExtended.dcm"), MAX_PIXELS))
     assert picture.shape == (1024, 256)
     stored = imagecodecs.jpeg8_decode(
@@ -243,11 +243,11 @@ def test_a_jpeg_of_12_bits_holds_the_values_that_pydicom_documents():
          ("unreadable", "its compressed picture is not of the announced size: not decoded")),
     ],
 )  # fmt: skip
-def test_what_holds_no_radiograph_says_so(name, said):
+def test_files_without_a_radiograph_say_so(name, said):
     assert fault(shipped(name)) == said
 
 
-# ---------------------------------------------------------------- files cut off, damaged, or meant to harm
+# ---------------------------------------------------------------- files truncated, damaged or malicious
 
 
 def test_a_file_cut_anywhere_is_truncated_or_has_no_picture(tmp_path):
@@ -275,7 +275,7 @@ def test_announced_pixels_beyond_the_limit_are_not_decoded(rows, columns, frames
 
 
 def deflated_bomb(unfolded: int) -> bytes:
-    """A deflated file that announces 64 x 64 pixels, and unfolds to `unfolded` zeros behind them."""
+    """A deflated file that announces 64 x 64 pixels, and inflates to `unfolded` more zeros."""
     made = dataset(RAMP, bits=12)
     plain = as_bytes(made)
     made.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
@@ -317,7 +317,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("kind", BOMBS)
 def test_a_bomb_is_refused_in_little_memory(tmp_path, kind):
-    """In a process of its own, whose peak is the file's doing."""
+    """In a separate process, so that its peak memory is due to the file."""
     os.environ["BOMBS"] = str(tmp_path)
     data = BOMBS[kind]()
     (tmp_path / "bomb.dcm").write_bytes(data)
