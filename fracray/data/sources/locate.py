@@ -45,9 +45,8 @@ def open_source(path: str | Path, cache: Path, progress: Callable[[int, int], No
     about = path.stat()
     key = hashlib.sha256(f"{path.name}|{about.st_size}|{about.st_mtime_ns}".encode()).hexdigest()[:16]
     target = Path(cache).expanduser() / "archives" / f"{path.stem}-{key}"
-    with _locked(target):
-        if not target.is_dir():
-            unpack(path, target)
+    if not target.is_dir():
+        unpack(path, target)
     return _holding_table(target, path)
 
 

@@ -1,4 +1,4 @@
-"""FracAtlas downloaded from a real HTTP server on loopback that breaks off, redirects, stalls or reports wrong sizes."""
+"""FracAtlas downloaded from a real HTTP server on loopback that breaks off, redirects, stalls or lies."""
 
 import hashlib
 import json

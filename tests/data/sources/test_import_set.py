@@ -254,7 +254,7 @@ def test_an_accession_number_that_is_another_files_name_labels_no_wrong_file(bri
     csv = root / "labels.csv"
     csv.write_text("id,label\n100,1\n200,0\n300,0\n")
     error = refuse(root)
-    assert "row 1: '100' is the name of 100.dcm, and an identifier in the header of 200.dcm; call the column" in error
+    assert "row 1: '100' is the name of 100.dcm, and an identifier in the header of 200.dcm; name the column" in error
     for column, labels in (("accession", [0, 1, 0]), ("filename", [1, 0, 0])):
         csv.write_text(f"{column},label\n100,1\n200,0\n300,0\n")
         assert bring(root).sort_values("path")["label"].tolist() == labels

@@ -323,7 +323,7 @@ def test_files_of_a_broken_copy_are_kept(atlas, s3, tmp_path, monkeypatch):
 
     monkeypatch.setattr(sources, "CONNECTIONS", 1)
     monkeypatch.setattr(sources.shutil, "copyfileobj", breaks)
-    with pytest.raises(InputError, match=r"broken/FracAtlas.*connection reset; what has come is kept"):
+    with pytest.raises(InputError, match=r"broken/FracAtlas.*connection reset; copied files are kept"):
         open_source(place.location, cache)
     here = open_source(place.location, cache)
     assert read_fracatlas(here).table.equals(read_fracatlas(root).table)
@@ -334,7 +334,7 @@ def test_a_file_with_missing_bytes_is_not_kept(atlas, s3, tmp_path, monkeypatch)
     atlas.add(1)
     place = sent(atlas.write(), s3("short/FracAtlas"))
     monkeypatch.setattr(sources.shutil, "copyfileobj", lambda stream, file, length: file.write(stream.read(3)))
-    with pytest.raises(InputError, match="3 bytes came of"):
+    with pytest.raises(InputError, match="3 bytes of"):
         open_source(place.location, tmp_path / "cache")
     monkeypatch.undo()
     assert len(read_fracatlas(open_source(place.location, tmp_path / "cache")).table) == 1
