@@ -339,7 +339,7 @@ def test_a_zip_that_climbs_out_is_refused_and_nothing_is_unpacked(ray_local, ref
         archive.writestr("FracAtlas/dataset.csv", "image_id\n")
         archive.writestr(name, b"evil")
     message = refuse(data, "check", tmp_path / "FracAtlas.zip")
-    assert f"member '{name}' climbs out of the folder" in message
+    assert f"member '{name}' leads out of the folder" in message
     assert not list(cache.rglob("evil.jpg"))
 
 

@@ -63,7 +63,7 @@ def compressed(made: Dataset, syntax: str, folder: Path) -> bytes:
 
 
 def rle_bomb(unfolded: int) -> bytes:
-    """64 x 64 pixels as announced, whose one RLE segment unfolds to `unfolded` bytes."""
+    """64 x 64 pixels as announced, whose one RLE segment decodes to `unfolded` bytes."""
     made = dataset(np.zeros((64, 64), np.uint8))
     made.file_meta.TransferSyntaxUID = RLELossless
     header = np.array([1, 64, *[0] * 14], "<u4").tobytes()

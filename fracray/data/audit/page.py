@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 
 from fracray.data.audit.facts import Blocks, Findings, PictureSet
 from fracray.data.audit.verdicts import Verdict, sum_up
-from fracray.data.images.decode import picture
+from fracray.data.images.decode import preview
 from fracray.data.manifest import Manifest
 
 PICTURE = 176  # px, longer side of a picture on the page
@@ -92,7 +92,7 @@ def _pictures(sets: Sequence[PictureSet], manifest: Manifest) -> dict[str, Marku
     shown = {image.image_id for each in sets for image in each.images[:MOST_ALIKE] if paths[image.image_id]}
     uris = {}
     for image_id in sorted(shown):
-        pixels = picture(manifest.root / paths[image_id], PICTURE)
+        pixels = preview(manifest.root / paths[image_id], PICTURE)
         if pixels is not None:
             data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
             uris[image_id] = Markup("data:image/jpeg;base64,") + escape(base64.b64encode(data).decode())

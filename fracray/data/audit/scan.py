@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from fracray.data.duplicates import THUMB, Link, connected_sets, equal, near_duplicates
-from fracray.data.images.decode import HEAD, FileInspection, fit_boxes, look
+from fracray.data.images.decode import HEAD, FileInspection, fit_boxes, inspect_file
 from fracray.data.manifest import BORDERS, Manifest
 from fracray.errors import InputError
 
@@ -81,7 +81,7 @@ def examine(
     with warnings.catch_warnings(), ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         warnings.simplefilter("ignore")
         for start in range(0, len(paths), _AT_ONCE):
-            for seen in pool.map(look, paths[start : start + _AT_ONCE]):
+            for seen in pool.map(inspect_file, paths[start : start + _AT_ONCE]):
                 thumbs.keep(len(looks), seen)
                 looks.append(replace(seen, thumb=None))
                 if progress:

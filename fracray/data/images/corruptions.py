@@ -1,13 +1,13 @@
-"""What goes wrong with radiographs, at severities 1 to 5: the corruptions of the shift suite.
+"""Corruptions of radiographs, simulated at severities 1 to 5.
 
 Named and defined after MedMNIST-C (Di Salvo et al., arXiv 2406.17536; its parameters for ChestMNIST-C, the
-radiographs, where it has them) and ImageNet-C (Hendrycks and Dietterich, ICLR 2019, arXiv 1903.12261), with what
-those lack and X-ray rooms have. A corruption depends on (seed, corruption, image key) and the severity alone, never on
-order or process; the draws (direction, corner, grain) of one image are the same at all severities, so that severities
-differ by their parameter and by nothing else. Knows nothing of labels or scores. Imports neither Torch nor Ray.
+radiographs, where it has them) and ImageNet-C (Hendrycks and Dietterich, ICLR 2019, arXiv 1903.12261), plus
+faults of X-ray rooms that both lack. The result depends only on (seed, corruption, image key) and severity, not on
+order or process. The draws (direction, corner, grain) of one image are the same at all severities, so that severities
+differ only in their parameter. Knows nothing of labels or scores. Imports neither Torch nor Ray.
 
-Lengths are shares of the image's side. What happens to pixels (noise, cells, blocks) is defined at a side of 224, that
-of both sources, and carried over: a radiograph at 128 pixels shows what its 224-pixel twin would show when shrunk.
+Lengths are shares of the image's side. What acts on pixels (noise, cells, blocks) is defined at a side of 224, as in
+both sources, and scaled: a radiograph at 128 pixels looks as its corrupted 224-pixel version does when shrunk.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from fracray.data.images.letterbox import letterbox, picture
+from fracray.data.images.letterbox import content, letterbox
 
 SEVERITIES = (1, 2, 3, 4, 5)
 REFERENCE = 224  # pixels a side at which the pixel-bound parameters are given
@@ -64,7 +64,7 @@ def _number(text: str) -> int:
 def _curve(image: np.ndarray, levels: np.ndarray) -> np.ndarray:
     """A lookup table (256,) of gray values 0 to 255 over the picture; the border stays black."""
     out = image.copy()
-    inside = picture(image)
+    inside = content(image)
     out[inside] = cv2.LUT(np.ascontiguousarray(image[inside]), _to_gray(levels))
     return out
 
@@ -88,7 +88,7 @@ def _gamma(image: np.ndarray, value: float, rng: np.random.Generator) -> np.ndar
 
 
 def _contrast(image: np.ndarray, value: float, rng: np.random.Generator) -> np.ndarray:
-    mean = image[picture(image)].mean()
+    mean = image[content(image)].mean()
     return _curve(image, mean + value * (_GRAYS - mean))
 
 
@@ -111,7 +111,7 @@ def _noisy(image: np.ndarray, noise: Callable[[np.ndarray, float], np.ndarray]) 
     if len(small) != side:
         added = cv2.resize(added, (side, side), interpolation=cv2.INTER_CUBIC)
     out = image.copy()
-    inside = picture(image)
+    inside = content(image)
     out[inside] = _to_gray(image[inside] + 255 * added[inside])
     return out
 
@@ -149,7 +149,7 @@ def _blur(image: np.ndarray, points: np.ndarray) -> np.ndarray:
             kernel += np.bincount(cell, share, side * side)
     kernel = (kernel / kernel.sum()).reshape(side, side)
     out = image.copy()
-    inside = picture(image)
+    inside = content(image)
     # The picture alone, mirrored at its edges: it was blurred before it was letterboxed.
     out[inside] = cv2.filter2D(np.ascontiguousarray(image[inside]), -1, kernel, borderType=cv2.BORDER_REFLECT)
     return out
@@ -182,7 +182,7 @@ def _jpeg(image: np.ndarray, value: float, rng: np.random.Generator) -> np.ndarr
     side = len(image)
     if side == REFERENCE:
         return _coded(image, round(value))
-    # Only what the coding changes is carried back, so that resizing itself changes nothing.
+    # Only what the coding changes is carried back, so that resizing alone changes nothing.
     large = cv2.resize(image, (REFERENCE, REFERENCE), interpolation=_interpolation(side, REFERENCE))
     change = _coded(large, round(value)).astype(np.float32) - large
     return _to_gray(image + cv2.resize(change, (side, side), interpolation=_interpolation(REFERENCE, side)))
@@ -203,7 +203,7 @@ def _interpolation(before: int, after: int) -> int:
 
 
 def _warp(image: np.ndarray, angle: float = 0.0, scale: float = 1.0, move: tuple[float, float] = (0, 0)) -> np.ndarray:
-    """Turn (degrees, counter-clockwise), scale and move (pixels) about the middle; black comes in from outside."""
+    """Turn (degrees, counter-clockwise), scale and move (pixels) about the middle; outside is black."""
     side = len(image)
     matrix = cv2.getRotationMatrix2D(((side - 1) / 2, (side - 1) / 2), angle, scale)
     matrix[:, 2] += np.array(move)
@@ -238,7 +238,7 @@ def _scale(image: np.ndarray, value: float, rng: np.random.Generator) -> np.ndar
 
 
 def _collimate(image: np.ndarray, value: float, rng: np.random.Generator) -> np.ndarray:
-    rows, columns = picture(image)
+    rows, columns = content(image)
     top, left = rows.start, columns.start
     height, width = rows.stop - top, columns.stop - left
     # The field lies off the middle by up to half of what the blades leave free, tilted by up to four degrees.
@@ -254,7 +254,7 @@ def _collimate(image: np.ndarray, value: float, rng: np.random.Generator) -> np.
 
 @lru_cache(maxsize=2)
 def _letter(letter: str) -> np.ndarray:
-    """A lead letter, white on black, just as large as it is and larger than it is ever shown."""
+    """A lead letter, white on black, cropped to its size, larger than it is ever shown."""
     canvas = np.zeros((400, 400), np.uint8)
     cv2.putText(canvas, letter, (60, 340), cv2.FONT_HERSHEY_DUPLEX, 10, 255, 40, cv2.LINE_AA)
     x, y, width, height = cv2.boundingRect(canvas)
@@ -268,7 +268,7 @@ def _mark(image: np.ndarray, value: float, rng: np.random.Generator) -> np.ndarr
     height = max(1, round(value * side))
     width = max(1, round(value * side * lead.shape[1] / lead.shape[0]))
     lead = cv2.resize(lead, (width, height), interpolation=cv2.INTER_AREA)
-    rows, columns = picture(image)
+    rows, columns = content(image)
     aside, down = (rng.uniform(0.03, 0.08) * side + length / 2 for length in (width, height))
     x = columns.stop - 1 - aside if right else columns.start + aside
     y = rows.stop - 1 - down if below else rows.start + down
@@ -280,7 +280,7 @@ def _mark(image: np.ndarray, value: float, rng: np.random.Generator) -> np.ndarr
 
 def _crop(image: np.ndarray, value: float, rng: np.random.Generator) -> np.ndarray:
     along, place = rng.integers(2), rng.uniform(0.25, 0.75)
-    cut = list(picture(image))
+    cut = list(content(image))
     length = cut[along].stop - cut[along].start
     kept = max(1, round(value * length))
     start = cut[along].start + round(place * (length - kept))
@@ -288,7 +288,7 @@ def _crop(image: np.ndarray, value: float, rng: np.random.Generator) -> np.ndarr
     return letterbox(np.ascontiguousarray(image[tuple(cut)]), len(image))
 
 
-# ---- the suite -------------------------------------------------------------------------------------------------------
+# ---- the table -------------------------------------------------------------------------------------------------------
 
 CORRUPTIONS: tuple[Corruption, ...] = (
     # Severity 5 is a quarter or four times the dose. In the dark this is MedMNIST-C's brightness, a factor on the gray,
@@ -312,7 +312,7 @@ CORRUPTIONS: tuple[Corruption, ...] = (
     Corruption("speckle_noise", "speckle", (0.05, 0.15, 0.20, 0.35, 0.45), "share of the gray", _speckle_noise),
     # Not in ChestMNIST-C. ImageNet-C weighs the path by half a Gaussian of 3, 5, 8, 12 and 15 pixels of 224, at -45 to
     # 45 degrees (ImageMagick). Here a patient moves evenly, any way, over 3 to 15 pixels of 224: a path of 6 has the
-    # spread of its 3, and more than 15 leaves no bone to look at.
+    # spread of its 3, and more than 15 leaves no bone visible.
     Corruption("motion_blur", "patient moved", (0.015, 0.025, 0.035, 0.05, 0.065), "path, share of side", _motion_blur),
     # Not in ChestMNIST-C. ImageNet-C: discs of radius 3, 4, 6, 8, 10 pixels of 224, again too wide for bones.
     Corruption(
@@ -328,7 +328,8 @@ CORRUPTIONS: tuple[Corruption, ...] = (
     Corruption("scale_up", "close-up", (1.1, 1.2, 1.35, 1.5, 1.8), "factor", _scale),
     Corruption("scale_down", "far field", (0.9, 0.8, 0.7, 0.6, 0.5), "factor", _scale),
     Corruption("collimation", "blades drawn in", (0.9, 0.8, 0.7, 0.6, 0.5), "share of each side", _collimate),
-    # There is no half inversion: of a set, this share arrives as MONOCHROME1, each severity's images within the next's.
+    # An image is inverted or not: the severity is the share of a set that arrives as MONOCHROME1. Each severity's
+    # images are also inverted at the next.
     Corruption("inversion", "wrong polarity", (0.2, 0.4, 0.6, 0.8, 1.0), "share of the images", _invert),
     Corruption("side_marker", "lead letter", (0.04, 0.06, 0.08, 0.11, 0.15), "height, share of side", _mark),
     Corruption("letterboxed_crop", "cropped copy", (0.9, 0.8, 0.7, 0.6, 0.5), "share of one side", _crop),

@@ -1,4 +1,4 @@
-"""One image file (JPEG, PNG or DICOM): read, judged, and decoded to the gray picture that is audited and trained on.
+"""One image file (JPEG, PNG or DICOM): read, checked and decoded to the gray picture for audit and training.
 
 Knows nothing of other files, labels or manifests.
 """
@@ -38,12 +38,12 @@ REDUCED = {
 
 @dataclass(frozen=True, slots=True)
 class FileInspection:
-    """What one decode tells of one file.
+    """What reading and decoding one file shows.
 
-    width and height are as displayed. pixel_hash is sha256 of size and gray pixels as displayed, '' unless all came.
-    thumb, (THUMB, THUMB) uint8, and phash, its DCT hash, show what came; thumb is None when nothing did. head is
-    sha256 of the first HEAD bytes. brightness is the mean gray of the whole picture, 0 to 255; nan unless all came.
-    mode is the file's own (Pillow's word). borders (px, order of BORDERS) and refilled (rows) are 0 unless all came.
+    width and height are as displayed. pixel_hash is sha256 of size and gray pixels as displayed, '' for a fault.
+    thumb, (THUMB, THUMB) uint8, and phash, its DCT hash, show what could be decoded; thumb is None if nothing. head is
+    sha256 of the first HEAD bytes. brightness is the mean gray of the whole picture, 0 to 255; nan for a fault.
+    mode is the file's own (Pillow's name). borders (px, order of BORDERS) and refilled (rows) are 0 for a fault.
     """
 
     fault: str = ""  # '', 'truncated' or 'unreadable'
@@ -63,11 +63,11 @@ class FileInspection:
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """What `decode` made of the bytes of a file.
+class DecodedImage:
+    """The result of `decode`.
 
-    gray: the picture as displayed, (height, width) uint8, or whatever of it came; None when nothing did. width, height:
-    as displayed, of the full picture; 0 where the header is not to be read. orientation: EXIF's.
+    gray: the picture as displayed, (height, width) uint8, or the part that could be decoded; None if nothing. width,
+    height: as displayed, of the full picture; 0 if the header is not readable. orientation: EXIF's.
     """
 
     gray: np.ndarray | None = None
@@ -80,8 +80,8 @@ class Decoded:
 
 
 @dataclass(frozen=True)
-class Known:
-    """What an earlier `look` at the same file found: size as displayed, px, and EXIF orientation."""
+class KnownGeometry:
+    """What `inspect_file` found in the same file: size as displayed, px, and EXIF orientation."""
 
     width: int
     height: int
@@ -93,8 +93,8 @@ class Known:
         return (width, height) == (-(-self.width // reduction), -(-self.height // reduction))
 
 
-def look(path: Path) -> FileInspection:
-    """Read, judge and decode one file: JPEG, PNG or DICOM, at most MAX_PIXELS as announced by its header."""
+def inspect_file(path: Path) -> FileInspection:
+    """Read, check and decode one file: JPEG, PNG or DICOM, of at most MAX_PIXELS by its header."""
     data, note = _read(path)
     if data is None:
         return FileInspection("unreadable", note)
@@ -130,8 +130,8 @@ def look(path: Path) -> FileInspection:
     )
 
 
-def picture(path: Path, side: int) -> np.ndarray | None:
-    """What can be shown of a file: gray, as displayed, at most `side` on its longer side; None where nothing can."""
+def preview(path: Path, side: int) -> np.ndarray | None:
+    """A preview of a file: gray, as displayed, at most `side` on its longer side; None if nothing can be decoded."""
     data, _ = _read(path)
     gray = None if data is None else decode(data).gray
     if gray is None:
@@ -145,7 +145,7 @@ def _read(path: Path) -> tuple[bytes | None, str]:
     """The bytes of a file, or None and the reason."""
     try:
         about = path.stat()
-        if not stat.S_ISREG(about.st_mode):  # opening a pipe would wait for its writer
+        if not stat.S_ISREG(about.st_mode):  # opening a pipe would block
             return None, "not a file"
         if about.st_size > MAX_BYTES:
             return None, f"file of {about.st_size:,} bytes: too large"
@@ -155,13 +155,12 @@ def _read(path: Path) -> tuple[bytes | None, str]:
         return None, f"cannot be read: {error.strerror}"
 
 
-def decode(data: bytes, reduction: int = 1, known: Known | None = None) -> Decoded:
-    """Decode the bytes of a file: what the audit judges and hashes, and what the ingest trains on.
+def decode(data: bytes, reduction: int = 1, known: KnownGeometry | None = None) -> DecodedImage:
+    """Decode the bytes of a file: the same for audit and ingest.
 
-    JPEG and PNG are turned as EXIF says; PNG of 16 bits and DICOM are brought to 8 as `data.images.dicom` explains.
+    JPEG and PNG are turned as EXIF says; PNG of 16 bits and DICOM are reduced to 8 as in `data.images.dicom`.
     `reduction` 2, 4 or 8 lets a JPEG be decoded at a half, quarter or eighth of its scale, which its format allows at
-    less cost. A whole JPEG that is as `known` is not judged a second time. Raises nothing: `fault` and `note` say what
-    is wrong.
+    less cost. A complete JPEG of the `known` geometry is not checked again. Raises nothing; see `fault` and `note`.
     """
     if dicom.is_dicom(data):
         return _decode_dicom(data)
@@ -169,7 +168,9 @@ def decode(data: bytes, reduction: int = 1, known: Known | None = None) -> Decod
     if known and complete and data.startswith(_JPEG):
         stored = _by_opencv(data, REDUCED[reduction])
         if stored is not None and known.fits(stored, reduction):
-            return Decoded(upright(stored, known.orientation), "", "", known.width, known.height, known.orientation)
+            return DecodedImage(
+                upright(stored, known.orientation), "", "", known.width, known.height, known.orientation
+            )
     try:
         image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
         width, height = image.size
@@ -177,17 +178,17 @@ def decode(data: bytes, reduction: int = 1, known: Known | None = None) -> Decod
             raise Image.DecompressionBombError
     except Image.DecompressionBombError:
         note = f"header announces more than {MAX_PIXELS:,} pixels, or {MAX_SIDE:,} on a side: not decoded"
-        return Decoded(fault="unreadable", note=note)
+        return DecodedImage(fault="unreadable", note=note)
     except (OSError, SyntaxError, ValueError) as error:
         if complete is False:
-            return Decoded(fault="truncated")
-        return Decoded(fault="unreadable", note=f"not a JPEG, PNG or DICOM image: {type(error).__name__}")
+            return DecodedImage(fault="truncated")
+        return DecodedImage(fault="unreadable", note=f"not a JPEG, PNG or DICOM image: {type(error).__name__}")
     orientation, mode = _orientation(image), image.mode  # before any decoding, which may change the mode
     if orientation >= 5:
         width, height = height, width
-    # OpenCV is twice as fast but tells a truncated file only by refusing it or by gray rows, as its version goes. So a
-    # file that lacks its end mark (59 truncated ones in FracAtlas, and 20 whole ones with rubbish behind) is first
-    # tried by Pillow, which knows whether all of the picture came.
+    # OpenCV is twice as fast, but depending on its version it refuses a truncated file or returns gray rows. So a file
+    # without end mark (in FracAtlas 59 truncated ones, and 20 complete ones with extra bytes at the end) is first
+    # decoded by Pillow, which reports whether the picture is complete.
     gray, fault = None, ""
     if not complete:
         gray, fault = _load_slowly(image)
@@ -197,7 +198,7 @@ def decode(data: bytes, reduction: int = 1, known: Known | None = None) -> Decod
             gray = decoded
         elif gray is None:
             gray, fault = _load_slowly(image)
-    seen = Decoded(width=width, height=height, orientation=orientation, mode=mode)
+    seen = DecodedImage(width=width, height=height, orientation=orientation, mode=mode)
     if fault and complete:
         return replace(seen, fault="unreadable", note=fault)
     if gray is not None:
@@ -205,12 +206,12 @@ def decode(data: bytes, reduction: int = 1, known: Known | None = None) -> Decod
     return replace(seen, gray=gray, fault="truncated" if fault else "")
 
 
-def _decode_dicom(data: bytes) -> Decoded:
+def _decode_dicom(data: bytes) -> DecodedImage:
     try:
-        picture = dicom.open_picture(data, MAX_PIXELS)
+        picture = dicom.open_image(data, MAX_PIXELS)
     except dicom.DicomError as error:
-        return Decoded(fault=error.fault, note=str(error))
-    seen = Decoded(width=picture.width, height=picture.height, orientation=1)
+        return DecodedImage(fault=error.fault, note=str(error))
+    seen = DecodedImage(width=picture.width, height=picture.height, orientation=1)
     try:
         return replace(seen, gray=dicom.gray(picture))
     except dicom.DicomError as error:
@@ -218,7 +219,7 @@ def _decode_dicom(data: bytes) -> Decoded:
 
 
 def _has_end(data: bytes) -> bool | None:
-    """Whether the file closes as its format demands; None when it is of neither format."""
+    """Whether the file has the end mark of its format; None for other formats."""
     if data.startswith(_JPEG):
         return data.rstrip(b"\0").endswith(b"\xff\xd9")
     if data.startswith(b"\x89PNG"):
@@ -241,14 +242,14 @@ def _by_opencv(data: bytes, flag: int) -> np.ndarray | None:
 
 
 def _load_slowly(image: ImageFile.ImageFile) -> tuple[np.ndarray | None, str]:
-    """Gray pixels as stored, whatever of them came, and the fault ('' when all came)."""
+    """Gray pixels as stored, as many as can be decoded, and the fault ('' if all)."""
     fault = ""
     try:
         image.draft("L", image.size)
         image.load()
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         fault = str(error) or type(error).__name__
-        image.tile = []  # else Pillow decodes again at the next look, and raises again
+        image.tile = []  # else Pillow decodes again on the next access, and raises again
     try:
         return np.asarray(image.convert("L")), fault
     except (OSError, SyntaxError, ValueError, EOFError):
@@ -279,8 +280,8 @@ def fit_boxes(
 ) -> tuple[Box, ...]:
     """Boxes (x, y, w, h) drawn on a picture of size `drawn` (w, h), in pixels of the displayed one, clipped to it.
 
-    Annotation tools show pictures upright, so boxes are taken as drawn upright (as IMG0002628's are) unless their
-    picture lies on its side while the displayed one stands, or the reverse: then they are turned as EXIF says.
+    Annotation tools show pictures upright, so boxes count as drawn upright (IMG0002628's are) unless one of the two
+    sizes is landscape and the other portrait: then they are turned as EXIF says.
     """
     turned = orientation >= 5 and drawn[0] != drawn[1] and (drawn[0] > drawn[1]) != (shown[0] > shown[1])
     fitted = []

@@ -1,32 +1,40 @@
 """The picture of one DICOM file, as a monitor would show it.
 
-What a header says is a claim: sizes are checked before anything is allocated for them. Knows nothing of folders, labels
-or manifests, and hands on nothing that may name a person.
+Headers are not trusted: sizes are checked before memory is allocated. Knows nothing of folders, labels or manifests,
+and returns nothing that may name a person.
 """
 
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
 import cv2
+import imagecodecs
 import numpy as np
 import pydicom.config
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.filereader import dcmread, read_dataset, read_preamble
 from pydicom.multival import MultiValue
-from pydicom.pixels import apply_color_lut, apply_windowing, get_decoder
-from pydicom.pixels.decoders.base import Decoder
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, RLELossless
+from pydicom.pixels import apply_color_lut, apply_windowing, convert_color_space, get_decoder
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    JPEG2000TransferSyntaxes,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
+    RLELossless,
+)
 
-from fracray.data.images.dicom_subprocess import decode_apart
-
-# Values that break the standard are read for what they are: pydicom's warnings would quote them, names among them.
+# Values that break the standard are accepted: pydicom's warnings would quote them, and they may be names.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 warnings.filterwarnings("ignore", module=r"pydicom\b")
 
@@ -37,9 +45,9 @@ _PIXELS = 0x7FE00010
 
 
 class DicomError(ValueError):
-    """A file without a picture for us: `fault` is 'truncated' or 'unreadable', the message says why and quotes nothing.
+    """A file without a usable picture: `fault` is 'truncated' or 'unreadable'; the message quotes nothing.
 
-    (What a header holds may name a patient, and messages are kept in manifests.)
+    (A header may name a patient, and messages are kept in manifests.)
     """
 
     def __init__(self, fault: str, why: str) -> None:
@@ -56,8 +64,8 @@ def is_dicom(head: bytes) -> bool:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A file that holds one picture, of a size that was checked and not yet decoded."""
+class DicomImage:
+    """A file with one picture, whose size was checked and which is not decoded."""
 
     dataset: Dataset
     data: bytes  # the file
@@ -71,12 +79,13 @@ class Picture:
         return _number(self.dataset, "Rows", 0)
 
 
-def open_picture(data: bytes, max_pixels: int) -> Picture:
-    """Read all but the picture of a file that holds one, of at most `max_pixels`.
+def open_image(data: bytes, max_pixels: int) -> DicomImage:
+    """Read a file with one picture of at most `max_pixels`, without decoding it.
 
-    DicomError for what is no DICOM, holds no picture or several frames, is cut off, or unfolds to more than it says.
+    DicomError for a file that is not DICOM, is truncated, holds no picture or several frames, or inflates to more than
+    it announces.
     """
-    with judged("not readable as DICOM"):
+    with as_dicom_errors("not readable as DICOM"):
         dataset = _inflate(data, max_pixels) if is_deflated(data) else dcmread(BytesIO(data), force=True)
         if not len(dataset):  # pydicom keeps nothing of a file that ends within an element of unknown length
             raise DicomError("truncated", "the file ends within its data")
@@ -86,12 +95,12 @@ def open_picture(data: bytes, max_pixels: int) -> Picture:
         frames = _number(dataset, "NumberOfFrames", 1)
         if frames > 1:
             raise DicomError("unreadable", f"{frames:,} frames: a radiograph has one")
-        return Picture(dataset, data)
+        return DicomImage(dataset, data)
 
 
 @contextmanager
-def judged(what: str) -> Iterator[None]:
-    """Whatever a parser or decoder raises on unknown bytes is about the file, and said without quoting it."""
+def as_dicom_errors(what: str) -> Iterator[None]:
+    """Turns whatever a parser or decoder raises on unknown bytes into a DicomError that quotes nothing."""
     try:
         yield
     except DicomError:
@@ -108,14 +117,14 @@ def is_deflated(data: bytes) -> bool:
 
 
 def _inflate(data: bytes, max_pixels: int) -> Dataset:
-    """The dataset of a deflated file, of which no more is unfolded than its own header announces."""
+    """The dataset of a deflated file; inflates no more than its header announces."""
     meta, body = _meta(data)
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     head = inflater.decompress(body, MAX_HEADER)
     announced = _up_to_pixels(head)
     rest = inflater.decompress(inflater.unconsumed_tail, _announced_bytes(announced, max_pixels) + MAX_HEADER)
     if inflater.unconsumed_tail:
-        raise DicomError("unreadable", "unfolds to more than its header announces: not decoded")
+        raise DicomError("unreadable", "inflates to more than its header announces: not decoded")
     if not inflater.eof:
         raise DicomError("truncated", "the file ends within its deflated part")
     dataset = read_dataset(BytesIO(head + rest), False, True)
@@ -165,16 +174,16 @@ def _number(dataset: Dataset, name: str, default: int) -> int:
         raise DicomError("unreadable", f"{name} is not a number") from None
 
 
-def gray(picture: Picture) -> np.ndarray:
+def gray(picture: DicomImage) -> np.ndarray:
     """A picture as a monitor shows it: (Rows, Columns) uint8, bright bones.
 
     Stored values go through the modality LUT or rescale, then the first VOI LUT or, without one, the first window
     (linear, linear exact or sigmoid); without either, pictures of up to 8 bits are shown as they are and deeper ones
-    between the percentiles TAILS of their values. MONOCHROME1 is inverted; padding is black and counts for nothing.
-    Colour is turned to luma. DicomError for what cannot be decoded.
+    between the percentiles TAILS of their values. MONOCHROME1 is inverted; padding is black and is left out of the
+    percentiles. Colour is converted to luma. DicomError for what cannot be decoded.
     Source: DICOM PS3.3, C.7.6.3, C.11.1 and C.11.2.
     """
-    with judged("its pixels cannot be decoded"):
+    with as_dicom_errors("its pixels cannot be decoded"):
         dataset = picture.dataset
         kind = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
         stored = _stored(picture)
@@ -183,7 +192,7 @@ def gray(picture: Picture) -> np.ndarray:
         return _shown(stored, dataset, inverted=kind == "MONOCHROME1")
 
 
-def _stored(picture: Picture) -> np.ndarray:
+def _stored(picture: DicomImage) -> np.ndarray:
     """The pixels as stored: integers, (Rows, Columns) or (Rows, Columns, 3), colour as RGB."""
     dataset = picture.dataset
     syntax = UID(dataset.file_meta.get("TransferSyntaxUID", "")) if hasattr(dataset, "file_meta") else UID("")
@@ -214,27 +223,37 @@ def _stored(picture: Picture) -> np.ndarray:
             raise DicomError("truncated", "the file ends within its picture") from None
         if not fits:
             raise DicomError("unreadable", "its compressed picture is not of the announced size: not decoded")
-    decoder = get_decoder(syntax)
-    pixels: np.ndarray | None
-    if not syntax.is_compressed or syntax == RLELossless:
-        pixels, _ = decoder.as_array(dataset, index=0)
+    if syntax.is_compressed and syntax != RLELossless:
+        pixels = _from_codestream(frame, dataset, syntax)
     else:
-        pixels = _from_codestream(picture, decoder)
-    if pixels is None:
-        raise DicomError("unreadable", f"its pixels cannot be decoded from {syntax.name}")
+        pixels, _ = get_decoder(syntax).as_array(dataset, index=0)
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
 
-def _from_codestream(picture: Picture, decoder: Decoder) -> np.ndarray | None:
-    """Pillow decodes baseline JPEG and JPEG 2000 here, GDCM the rest elsewhere; None where neither can."""
-    if "pillow" in decoder.available_plugins:
-        with suppress(RuntimeError, NotImplementedError, ValueError, OSError):
-            return decoder.as_array(picture.dataset, index=0, decoding_plugin="pillow")[0]
-    return decode_apart(picture.data)
+def _from_codestream(frame: bytes, dataset: Dataset, syntax: UID) -> np.ndarray:
+    """Pixels of a codestream whose size was checked; colour as RGB."""
+    kind = dataset.get("PhotometricInterpretation", "")
+    # jpeg8_decode fills what is missing with gray and says nothing; jpegls_decode takes seconds to notice.
+    if frame.startswith(b"\xff\xd8") and b"\xff\xd9" not in frame[-64:]:
+        raise DicomError("truncated", "its compressed picture has no end")
+    if syntax in JPEG2000TransferSyntaxes:
+        pixels = imagecodecs.jpeg2k_decode(frame, numthreads=1)
+    elif syntax in JPEGLSTransferSyntaxes:
+        pixels = imagecodecs.jpegls_decode(frame)
+    elif syntax not in JPEGTransferSyntaxes:
+        raise DicomError("unreadable", f"its pixels cannot be decoded from {syntax.name}")
+    elif _number(dataset, "BitsStored", 8) == 8 and syntax in (JPEGBaseline8Bit, JPEGExtended12Bit):
+        # pydicom knows whether the colours of a lossy JPEG in DICOM are RGB; a JPEG decoder guesses.
+        return get_decoder(syntax).as_array(dataset, index=0, decoding_plugin="pillow")[0]
+    else:
+        pixels = imagecodecs.jpeg8_decode(frame)  # its ljpeg_decode and jpegsof3_decode crash on damaged frames
+    if pixels.itemsize > 2 or pixels.shape[:2] != (dataset.Rows, dataset.Columns):
+        raise DicomError("unreadable", "its compressed picture is not of the announced size or depth")
+    return convert_color_space(pixels, kind, "RGB") if kind.startswith("YBR_FULL") else pixels
 
 
 def _rle_fits(frame: bytes, plane: int) -> bool:
-    """Whether no segment unfolds to more than twice the bytes of a plane. (pydicom unfolds whatever comes.)"""
+    """Whether no segment decodes to more than twice the bytes of a plane. (pydicom sets no limit.)"""
     count, *starts = struct.unpack_from("<16I", frame)
     ends = [*starts[1:count], len(frame)]
     for start, end in zip(starts[:count], ends, strict=True):
@@ -250,8 +269,8 @@ def _rle_fits(frame: bytes, plane: int) -> bool:
 
 def _coded_size(frame: bytes) -> tuple[int, int, int]:
     """Width, height and components that the head of a JPEG, JPEG-LS or JPEG 2000 codestream announces."""
-    siz = frame.find(b"\xff\x4f\xff\x51", 0, 4096)
-    if siz >= 0:
+    if not frame.startswith(b"\xff\xd8"):
+        siz = frame.index(b"\xff\x4f\xff\x51", 0, 4096)
         right, bottom, left, top = struct.unpack_from(">4I", frame, siz + 8)
         return right - left, bottom - top, struct.unpack_from(">H", frame, siz + 40)[0]
     at = 2
@@ -305,7 +324,7 @@ def _padding(dataset: Dataset, values: np.ndarray) -> np.ndarray:
     if first is None:
         return np.zeros(len(values), dtype=bool)
     last = dataset.get("PixelPaddingRangeLimit")
-    # Written as unsigned where it should be signed, or the reverse: equal in the bits that are stored.
+    # Some files write it as unsigned where it should be signed, or the reverse: the stored bits are equal.
     ends = [_signed_like(int(end), values) for end in (first, first if last is None else last)]
     return (values >= min(ends)) & (values <= max(ends))
 
@@ -325,16 +344,16 @@ def _display(values: np.ndarray, counts: np.ndarray, dataset: Dataset) -> np.nda
         real = values * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
     if dataset.get("VOILUTSequence"):
         entries = _through_lut(real, dataset.VOILUTSequence[0])
-        # Descriptors announce 16 bits where the entries use 12: white is the most that the bits in use can say.
+        # Descriptors announce 16 bits where the entries use 12: white is the maximum of the bits in use.
         return entries / (2 ** max(int(entries.max()).bit_length(), 8) - 1)
     if _first(dataset, "WindowCenter") is not None and _first(dataset, "WindowWidth") is not None:
         try:
             with np.errstate(over="ignore"):
-                # The output range is pydicom's affair: what it makes of the extremes is black and white.
+                # pydicom chooses the output range: its output for the extremes is black and white.
                 black, white = apply_windowing(np.array([-1e30, 1e30]), dataset)
                 return (apply_windowing(real, dataset) - black) / (white - black)
         except (ValueError, TypeError, AttributeError):
-            pass  # a window without width shows nothing: as if there were none
+            pass  # a window without width is ignored
     if len(values) <= 256 and real is values:
         return (values - values.min()) / (len(values) - 1)
     return stretch(real, counts)

@@ -1,6 +1,6 @@
-"""What the header of a DICOM file says of device, body part, view and patient.
+"""Device, body part, view and patient from the header of a DICOM file.
 
-Nothing that names a person leaves this room but as a Header, whose reader hashes it. Must not decode a picture.
+What names a person is returned only in a Header, whose reader hashes it. Must not decode a picture.
 """
 
 import math
@@ -10,7 +10,7 @@ from pathlib import Path
 from pydicom.dataset import Dataset
 from pydicom.filereader import dcmread
 
-from fracray.data.images.dicom import DicomError, inflated_header, is_deflated, judged
+from fracray.data.images.dicom import DicomError, as_dicom_errors, inflated_header, is_deflated
 
 _HEADER_TAGS = (
     "SpecificCharacterSet", "SOPInstanceUID", "StudyInstanceUID", "AccessionNumber", "PatientID", "PatientName",
@@ -25,10 +25,10 @@ _VIEWS = {
 
 @dataclass(frozen=True)
 class Header:
-    """What a header says; '' and nan where it says nothing.
+    """Fields of a header; '' and nan where missing.
 
-    The first four identify, and leave this room for hashing only: study and patient with a secret salt, instance
-    without one, into the image id; a UID is random or a device's counter, but whoever has it finds the image by it.
+    The first four identify a patient, and are used for hashing only: study and patient with a secret salt, instance
+    without one, for the image id. A UID is random or a device's counter, but who knows it can find the image.
     """
 
     instance: str = ""  # SOPInstanceUID
@@ -36,21 +36,21 @@ class Header:
     accession: str = ""
     patient: str = ""
     device: str = ""  # manufacturer and model
-    view: str = ""  # frontal, lateral, oblique, or the code in small letters
-    region: str = ""  # body part, in small letters
+    view: str = ""  # frontal, lateral, oblique, or the code in lower case
+    region: str = ""  # body part, in lower case
     age: float = math.nan  # years
     sex: str = ""  # F, M, O
 
 
 def view_of(code: str) -> str:
-    """The view that a code of DICOM's ViewPosition means, 'AP' or 'LL', or the code itself in small letters."""
+    """The view that a code of DICOM's ViewPosition means, 'AP' or 'LL', or the code itself in lower case."""
     return _VIEWS.get(code.upper(), code.lower())
 
 
 def read_header(path: Path, max_bytes: int) -> Header:
     """Read the header of a file without its picture; an empty Header where it cannot be read."""
     try:
-        with judged(""), open(path, "rb") as file:
+        with as_dicom_errors(""), open(path, "rb") as file:
             deflated = is_deflated(file.read(4096))
             file.seek(0)
             if deflated:
@@ -58,7 +58,7 @@ def read_header(path: Path, max_bytes: int) -> Header:
             return _header(
                 dcmread(file, force=True, stop_before_pixels=True, defer_size=2**20, specific_tags=list(_HEADER_TAGS))
             )
-    except DicomError:  # the audit will say what is wrong with the file
+    except DicomError:  # the audit reports what is wrong with the file
         return Header()
 
 
@@ -71,7 +71,7 @@ def _header(dataset: Dataset) -> Header:
     }
 
     def said(tag: str) -> str:
-        """A text that is kept as it stands, unless somebody typed the patient into it."""
+        """A text, or '' if it contains the patient's name or id."""
         text = _text(dataset, tag)
         return "" if any(name in text.casefold() for name in names) else text
 

@@ -1,4 +1,4 @@
-"""The square that a radiograph is fitted into, and the way back: which part of a square is picture.
+"""Fits a radiograph into a square, and finds the part of a square that holds the picture.
 
 Knows gray images and nothing else. Imports neither Torch nor Ray.
 """
@@ -8,9 +8,9 @@ import numpy as np
 
 
 def letterbox(image: np.ndarray, size: int) -> np.ndarray:
-    """Fit a gray image (H, W) uint8 into a (size, size) square, aspect kept, centred on black.
+    """Fit a gray image (H, W) uint8 into a (size, size) square, keeping its aspect, centred on black.
 
-    Shrinking averages over areas, which keeps thin lines as faint ones; enlarging is linear.
+    Shrinking averages over areas, so that thin lines stay visible; enlarging is linear.
     """
     height, width = image.shape
     scale = size / max(height, width)
@@ -24,11 +24,11 @@ def letterbox(image: np.ndarray, size: int) -> np.ndarray:
     return square
 
 
-def picture(square: np.ndarray) -> tuple[slice, slice]:
-    """Rows and columns of a letterboxed (S, S) uint8 image that hold the picture; all of it where nothing shows.
+def content(square: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of a letterboxed (S, S) uint8 image that hold the picture; all of it if it is black.
 
-    A border lies on two opposite sides, equally wide up to a pixel, and is exactly black; black that the picture
-    itself has on one side is picture.
+    A border lies on two opposite sides, equally wide up to a pixel, and is exactly black; black on one side
+    only belongs to the picture.
     """
     whole = slice(0, len(square))
     bands = []

@@ -1,4 +1,4 @@
-"""The edges of a picture: uniform margins, and a lower end that was lost and filled.
+"""The edges of a picture: uniform margins, and a lost lower part that a decoder filled.
 
 Knows gray arrays only: nothing of files, labels or manifests.
 """
@@ -6,7 +6,7 @@ Knows gray arrays only: nothing of files, labels or manifests.
 import numpy as np
 
 _BLACK, _WHITE = 64, 192  # gray levels; film edges and unexposed margins of FracAtlas lie at 0 to 40 and 205 to 250
-_BLOCK = 2**20  # px looked at together
+_BLOCK = 2**20  # px examined at once
 _UNIFORM, _STEADY = 4.0, 8.0  # gray levels: standard deviation along a line, change of its mean from the first
 
 
@@ -22,7 +22,7 @@ def _border(lines: np.ndarray) -> tuple[int, int]:
     if _BLACK <= shade <= _WHITE:
         return 0, 0
     start, step, width = 0, 16, len(lines)
-    while start < len(lines):  # most margins are narrow, so few lines are looked at first
+    while start < len(lines):  # most margins are narrow, so few lines are examined first
         block = lines[start : start + step].astype(np.float32)
         ended = (block.std(axis=1) > _UNIFORM) | (np.abs(block.mean(axis=1) - shade) > _STEADY)
         if ended.any():
@@ -39,8 +39,8 @@ _FINE = 3.0  # between neighbours over that between units; 19 to 34 in FracAtlas
 def refilled(gray: np.ndarray) -> int:
     """Rows at the bottom, as stored, that repeat one textured block.
 
-    A decoder fills what a cut JPEG lacks with copies of the last block; saved again, the file is whole and the picture
-    is not. A gray fill without texture cannot be told from a margin, and pictures scaled since have lost the period.
+    A decoder fills the missing part of a truncated JPEG with copies of the last block; saved again, the file is
+    complete and the picture is not. A gray fill without texture looks like a margin, and scaling removes the period.
     """
     height, width = gray.shape
     if height <= _MCU or width <= 2 * _MCU:

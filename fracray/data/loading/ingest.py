@@ -94,7 +94,7 @@ def reduction_for(longer_side: int, size: int) -> int:
     return next((factor for factor in (8, 4, 2) if longer_side >= 2 * factor * size), 1)
 
 
-def decode(data: bytes, longer_side: int, size: int, known: imagefile.Known | None = None) -> np.ndarray:
+def decode(data: bytes, longer_side: int, size: int, known: imagefile.KnownGeometry | None = None) -> np.ndarray:
     """Bytes of an image file to a letterboxed (size, size) uint8 image, by the decoder of the audit.
 
     A JPEG several times larger than the target is decoded at a half, quarter or eighth of its scale; what is `known` of
@@ -193,7 +193,7 @@ class _WriteShards:
         paths = rows["path"].to_pylist()
         data = self._bytes(paths)
         for at, (path, *seen) in enumerate(zip(paths, *(rows[name].to_pylist() for name in _KNOWN), strict=True)):
-            known = imagefile.Known(*seen)
+            known = imagefile.KnownGeometry(*seen)
             try:
                 images[at] = decode(next(data), max(known.width, known.height), self.size, known)
             except (OSError, ValueError) as error:

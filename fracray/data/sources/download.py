@@ -1,4 +1,4 @@
-"""FracAtlas from figshare: fetched, resumed where it broke off, and verified before it gets its name.
+"""Download of FracAtlas from figshare: resumes where it broke off, and verifies the file before it gets its name.
 
 Knows the article and its releases; must not know what the archive holds. Imports no Ray.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from fracray.data.sources.http import Patience, TransferError, append_rest, is_web, read_text, size_of
+from fracray.data.sources.http import RetryPolicy, TransferError, append_rest, is_web, read_text, size_of
 from fracray.errors import InputError, RunError
 
 API = "https://api.figshare.com/v2/articles/22363012"
@@ -26,7 +26,7 @@ NAME = "FracAtlas.zip"  # in a folder
 
 @dataclass(frozen=True)
 class Release:
-    """A version of FracAtlas as published: figshare's version number, md5 of the archive, its bytes where known."""
+    """A version of FracAtlas as published: figshare's version number, md5 and, if known, bytes of the archive."""
 
     version: int
     md5: str
@@ -40,15 +40,15 @@ RELEASES = {
 
 
 def download(
-    to: str | Path, release: Release, console: Console, api: str = API, patience: Patience | None = None
+    to: str | Path, release: Release, console: Console, api: str = API, policy: RetryPolicy | None = None
 ) -> Path:
     """Fetch a release of FracAtlas to the file `to`, or as FracAtlas.zip into the folder `to`; return the file.
 
-    Bytes arrive in FILE.partial, from which a later call goes on, and get their name once size and md5 are right. A
-    file that is there and right is left as it is. InputError for a target or API that cannot be, RunError for what
-    the servers or the disk refuse.
+    Bytes are written to FILE.partial, from which a later call resumes; it gets its name once size and md5 are right.
+    A correct file is not fetched again. InputError for an invalid target or API, RunError for errors of the servers or
+    the disk.
     """
-    patience = patience or Patience()
+    policy = policy or RetryPolicy()
     folder = str(to).endswith("/") or Path(to).expanduser().is_dir()
     target = Path(to).expanduser() / NAME if folder else Path(to).expanduser()
     if not is_web(api):
@@ -64,17 +64,17 @@ def download(
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = open(target.with_name(f"{target.name}.partial"), "ab", buffering=0)  # noqa: SIM115 - closed below
     except OSError as error:
-        raise InputError(f"--to {target}: cannot be written: {error}; name a file in a folder of yours") from None
+        raise InputError(f"--to {target}: cannot be written: {error}; name a file elsewhere") from None
     with partial:
         _lock(partial, target)
         try:
-            _complete(partial, release, f"{api.rstrip('/')}/versions/{release.version}", patience, console)
+            _complete(partial, release, f"{api.rstrip('/')}/versions/{release.version}", policy, console)
             os.fsync(partial.fileno())
             os.replace(partial.name, target)
         except (TransferError, OSError) as error:
-            raise RunError(f"{error}; {_going_on(partial)}, or fetch the file by a browser from {DOI}") from None
+            raise RunError(f"{error}; {_how_to_resume(partial)}, or download with a browser from {DOI}") from None
         except KeyboardInterrupt:
-            console.print(_going_on(partial), soft_wrap=True)
+            console.print(_how_to_resume(partial), soft_wrap=True)
             raise
         finally:
             if not size_of(partial):
@@ -82,15 +82,15 @@ def download(
     return target
 
 
-def _complete(partial: FileIO, release: Release, listing: str, patience: Patience, console: Console) -> None:
-    """Bring the partial file to the size and md5 of the release; a wrong md5 empties it."""
+def _complete(partial: FileIO, release: Release, listing: str, policy: RetryPolicy, console: Console) -> None:
+    """Complete the partial file to the size and md5 of the release; a wrong md5 empties it."""
     say = functools.partial(console.print, soft_wrap=True)
-    url, size = _find_file(read_text(listing, patience, say), release, listing)
+    url, size = _find_file(read_text(listing, policy, say), release, listing)
     if size_of(partial) > size:
         partial.truncate(0)
     free = shutil.disk_usage(Path(partial.name).parent).free
     if size - size_of(partial) > free:
-        raise TransferError(f"{partial.name}: {size:,} bytes to come to a disk with {free:,} free")
+        raise TransferError(f"{partial.name}: {size:,} bytes to download to a disk with {free:,} free")
     bar = Progress(
         TextColumn(f"FracAtlas v{release.version}"),
         BarColumn(),
@@ -103,11 +103,11 @@ def _complete(partial: FileIO, release: Release, listing: str, patience: Patienc
     )
     with bar:
         task = bar.add_task("", total=size, completed=size_of(partial))
-        append_rest(url, size, partial, patience, say, lambda done: bar.update(task, completed=done))
+        append_rest(url, size, partial, policy, say, lambda done: bar.update(task, completed=done))
     found = _md5(Path(partial.name))
     if found != release.md5:
         partial.truncate(0)
-        raise TransferError(f"{url}: md5 is {found}, not {release.md5} as published; what came was thrown away")
+        raise TransferError(f"{url}: md5 is {found}, not {release.md5} as published; the file was deleted")
 
 
 def _find_file(answer: bytes, release: Release, listing: str) -> tuple[str, int]:
@@ -139,10 +139,10 @@ def _lock(partial: FileIO, target: Path) -> None:
     try:
         fcntl.flock(partial, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise InputError(f"--to {target}: another download is writing it; wait for it or name another file") from None
+        raise InputError(f"--to {target}: another download is writing it; wait or name another file") from None
 
 
-def _going_on(partial: FileIO) -> str:
+def _how_to_resume(partial: FileIO) -> str:
     have = size_of(partial)
-    kept = f", which goes on from the {have:,} bytes in {partial.name}" if have else ""
-    return f"to go on, run the same command again{kept}"
+    kept = f"; it continues from the {have:,} bytes in {partial.name}" if have else ""
+    return f"to resume, run the same command again{kept}"

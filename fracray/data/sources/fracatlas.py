@@ -1,4 +1,4 @@
-"""FracAtlas' layout: its table, its two class folders and its boxes, read into manifest rows and weighed.
+"""FracAtlas' layout: its table, its two class folders and its boxes, read into manifest rows and reconciled.
 
 Reads metadata only. Must not decode an image, and must not know of other layouts or of splits.
 """
@@ -35,8 +35,8 @@ def fracatlas_folders(folder: Path) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class _Drawing:
-    """What the COCO file says of one image: the size it was drawn on, and its boxes."""
+class _CocoImage:
+    """What the COCO file says about one image: the size on which boxes were drawn, and the boxes."""
 
     width: int
     height: int
@@ -46,9 +46,9 @@ class _Drawing:
 def read_fracatlas(root: Path) -> Manifest:
     """Read dataset.csv, the two class folders and the COCO boxes into a manifest; no image is opened.
 
-    The label is dataset.csv's where its folder agrees. Where they disagree (a file in the other folder or in both),
-    a box decides for fractured; without one, csv and box together decide for a file in both folders; anything else is
-    status 'conflict', as is a box on an image that csv and folder call not fractured. Every such case is noted.
+    The label is dataset.csv's where the folder agrees. If they disagree, a box means fractured. A file in both folders
+    takes dataset.csv's label where that agrees with the boxes. Everything else gets status 'conflict', as does a box on
+    an image that csv and folder call not fractured. Each such case has a note.
     InputError names file, line and column of what cannot be read.
     Source: Abedeen et al., Scientific Data 10, 521 (2023), doi 10.1038/s41597-023-02432-4.
     """
@@ -68,7 +68,7 @@ def read_fracatlas(root: Path) -> Manifest:
             raise InputError(
                 f"{root / 'dataset.csv'}, line {line}: '{name}' and '{names[image_id]}' share an id; rename one"
             )
-        row = _weigh(name, int(record["fractured"]), folders, drawings)
+        row = _reconcile(name, int(record["fractured"]), folders, drawings)
         row |= {
             "image_id": image_id,
             "region": _tags(record, REGIONS) or _tags(record, ("mixed",)),
@@ -102,7 +102,7 @@ def _read_table(path: Path) -> pd.DataFrame:
     for column in ("image_id", *FLAGS):
         if column not in csv:
             raise InputError(f"{path}: column {column} is missing; it has {', '.join(map(str, csv.columns))}")
-    csv = csv[(csv != "").any(axis=1)]  # blank lines; the index still counts them, so that lines are named rightly
+    csv = csv[(csv != "").any(axis=1)]  # blank lines; the index still counts them
     if csv.empty:
         raise InputError(f"{path}: lists no image; expected one line per image")
     for line, name in zip(csv.index + 2, csv["image_id"], strict=True):
@@ -129,8 +129,8 @@ def _list_folder(folder: Path) -> frozenset[str]:
     return frozenset(file.name for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
 
 
-def _read_coco(path: Path) -> dict[str, _Drawing] | None:
-    """Boxes by file name; None where the data carry no COCO file."""
+def _read_coco(path: Path) -> dict[str, _CocoImage] | None:
+    """Boxes by file name; None where there is no COCO file."""
     if not path.is_file():
         return None
     try:
@@ -141,7 +141,7 @@ def _read_coco(path: Path) -> dict[str, _Drawing] | None:
             x, y, width, height = (float(value) for value in annotation["bbox"])
             boxes[annotation["image_id"]].append((x, y, width, height))
         return {
-            image["file_name"]: _Drawing(int(image["width"]), int(image["height"]), tuple(boxes[key]))
+            image["file_name"]: _CocoImage(int(image["width"]), int(image["height"]), tuple(boxes[key]))
             for key, image in images.items()
         }
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -150,11 +150,11 @@ def _read_coco(path: Path) -> dict[str, _Drawing] | None:
         ) from None
 
 
-def _weigh(
-    name: str, listed: int, folders: list[frozenset[str]], drawings: Mapping[str, _Drawing] | None
+def _reconcile(
+    name: str, listed: int, folders: list[frozenset[str]], drawings: Mapping[str, _CocoImage] | None
 ) -> dict[str, Any]:
     """Label, status, path and boxes of one listed image, from csv, folder and box."""
-    drawing = (drawings or {}).get(name, _Drawing(0, 0, ()))
+    drawing = (drawings or {}).get(name, _CocoImage(0, 0, ()))
     in_folder = [label for label in (0, 1) if name in folders[label]]
     label, status, note = listed, "ok", ""
     boxed = bool(drawing.boxes)

@@ -1,36 +1,38 @@
-"""Bytes over HTTP from servers that break off, redirect, stall, are busy or lie about sizes.
+"""Download over HTTP that resumes: `requests` makes the requests, this module checks ranges and decides on retries.
 
-Knows requests, ranges and when to try again; must not know what the bytes are for. Imports no Ray.
+It expects servers that break off, redirect, stall, are busy or report wrong sizes. Must not know what the bytes mean.
+Imports no Ray. (pooch and fsspec start again from zero after a break. `huggingface_hub` discards up to 10 MB at each
+break, appends ranges that it did not ask for, and does not retry on status 503.)
 """
 
 import os
 import re
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
-from http.client import HTTPException, HTTPResponse, InvalidURL
 from importlib import metadata
 from io import FileIO
 from typing import TypeVar
-from urllib import request
-from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
+
+import requests
+from urllib3 import Retry
+from urllib3.exceptions import HTTPError, InvalidHeader, ProtocolError
 
 CHUNK = 2**16
 MAX_TEXT = 4 * 2**20
-PROGRESS = 2**20  # bytes gained that make up for the failures before
+PROGRESS = 2**20  # bytes; a gain of this many resets the count of failures
 LONGEST_PAUSE = 60.0
-LONGEST_ASKED = 300.0  # a server that asks for more is left to the user
-PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+LONGEST_ASKED = 300.0  # seconds; a server that asks for a longer pause ends the download
+TRANSIENT = frozenset({202, 408, 425, 429, 500, 502, 503, 504})
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How often in a row a request may fail, seconds of silence that count as failure, and how to wait."""
+class RetryPolicy:
+    """attempts: failures in a row before giving up. timeout: seconds of silence. wait: how to wait."""
 
     attempts: int = 6
     timeout: float = 60.0
@@ -38,19 +40,19 @@ class Patience:
 
 
 class TransferError(Exception):
-    """What another try would not mend, or what too many did not."""
+    """A failure that a retry cannot fix, or one too many."""
 
 
-class _PassingError(Exception):
-    """What another try may mend, after the seconds that the server asks for."""
+class _Failure(Exception):  # noqa: N818 - not always an error
+    """What went wrong; `pause`: seconds that the server asks to wait before a retry, None where a retry cannot help."""
 
-    def __init__(self, problem: str, asked: float = 0.0) -> None:
+    def __init__(self, problem: str, pause: float | None = None) -> None:
         super().__init__(problem)
-        self.asked = asked
+        self.pause = pause
 
 
 def is_web(url: str) -> bool:
-    """Whether it is an http or https URL with a host."""
+    """Whether `url` is an http or https URL with a host."""
     try:
         parts = urlsplit(url)
         return parts.scheme in ("http", "https") and bool(parts.hostname)
@@ -63,184 +65,139 @@ def size_of(file: FileIO) -> int:
     return os.fstat(file.fileno()).st_size
 
 
-def read_text(url: str, patience: Patience, say: Callable[[str], object]) -> bytes:
-    """A short text whole, cut after MAX_TEXT bytes; raises TransferError."""
-    opener = _new_opener()
+def read_text(url: str, policy: RetryPolicy, log: Callable[[str], object]) -> bytes:
+    """The body at `url`, cut off soon after MAX_TEXT bytes; raises TransferError."""
 
     def attempt() -> bytes:
-        with opener.open(url, timeout=patience.timeout) as response:
-            if response.status != 200:
-                raise _PassingError(f"HTTP status {response.status} without an answer", _retry_after(response))
-            body: bytes = response.read(MAX_TEXT)
-            announced = response.headers.get("Content-Length", "")
-            if announced.isdecimal() and len(body) < min(int(announced), MAX_TEXT):
-                raise _PassingError(f"broke off after {len(body):,} bytes")
+        body = b""
+        with _get(url, policy.timeout) as response:
+            for chunk in response.iter_content(CHUNK):
+                body += chunk
+                if len(body) > MAX_TEXT:
+                    break
         return body
 
-    return _patiently(url, attempt, lambda: 0, patience, say)
+    return _retry(url, attempt, lambda: 0, policy, log)
 
 
 def append_rest(
     url: str,
     size: int,
     partial: FileIO,
-    patience: Patience,
-    say: Callable[[str], object],
-    step: Callable[[int], object],
+    policy: RetryPolicy,
+    log: Callable[[str], object],
+    progress: Callable[[int], object],
 ) -> None:
-    """Bring `partial`, opened to append and unbuffered, to the `size` bytes that `url` is known to have.
+    """Append to `partial` (open in append mode, unbuffered) what it lacks of the `size` bytes at `url`.
 
-    Asks for the missing bytes alone; where the server ignores that or sends others, the file begins anew. `say` takes
-    a line on each failure that may pass, `step` the bytes there are. Raises TransferError; what came stays in
-    `partial`, unless it cannot be trusted.
+    Requests only the missing bytes. Where the server ignores the range or sends another one, the file starts again from
+    zero. `log` receives a line for each failure that is retried, `progress` the bytes present. Raises TransferError;
+    received bytes stay in `partial` unless they cannot be trusted.
     """
-    transfer = _Transfer(url, size, partial, patience.timeout, step)
-    _patiently(url, transfer.go_on, lambda: size_of(partial), patience, say)
+    etag = ""  # not kept between runs: there the md5 shows a changed file
+
+    def attempt() -> None:
+        nonlocal etag
+        while (have := size_of(partial)) < size:
+            headers = {"Range": f"bytes={have}-"} | ({"If-Range": etag} if etag else {}) if have else {}
+            with _get(url, policy.timeout, headers) as response:
+                end, problem = _end_of_body(response, have, size, etag)
+                sent = response.headers.get("ETag", "")
+                etag = "" if problem or sent.startswith("W/") else sent
+                if have and (problem or response.status_code == 200):
+                    partial.truncate(0)
+                if problem:
+                    raise _Failure(f"{problem}; starting again from zero", 0.0)
+                with suppress(ProtocolError):  # the connection broke off; the size shows it
+                    # read1 returns what has arrived, so that a break loses none of it.
+                    while chunk := response.raw.read1(CHUNK):
+                        if size_of(partial) + len(chunk) > end:
+                            partial.truncate(0)
+                            raise _Failure("sends more bytes than announced; refused")
+                        _write(partial, chunk)
+                        progress(size_of(partial))
+            if (have := size_of(partial)) < end:
+                raise _Failure(f"broke off after {have:,} of {size:,} bytes", 0.0)
+
+    _retry(url, attempt, lambda: size_of(partial), policy, log)
 
 
-def _new_opener() -> request.OpenerDirector:
-    opener = request.OpenerDirector()  # not build_opener, which would also follow to file: and ftp:
-    for handler in (
-        request.ProxyHandler,
-        request.HTTPHandler,
-        request.HTTPSHandler,
-        request.HTTPDefaultErrorHandler,
-        request.HTTPRedirectHandler,  # follows ten redirects, and none more than four times
-        request.HTTPErrorProcessor,
-        request.UnknownHandler,
-    ):
-        opener.add_handler(handler())
-    opener.addheaders = [("User-Agent", f"fracray/{metadata.version('fracray')}")]
-    return opener
+@contextmanager
+def _get(url: str, timeout: float, headers: dict[str, str] | None = None) -> Iterator[requests.Response]:
+    """A response with status 200 or, for a range, 206 or 416, whose body has not been read."""
+    with requests.Session() as session:
+        session.max_redirects = 10
+        session.headers.update({"User-Agent": f"fracray/{metadata.version('fracray')}", "Accept-Encoding": "identity"})
+        with session.get(url, headers=headers, timeout=timeout, stream=True) as response:
+            status = response.status_code
+            if status not in ((200, 206, 416) if headers else (200,)):
+                raise _Failure(f"HTTP status {status}", _retry_after(response) if status in TRANSIENT else None)
+            yield response
 
 
-class _Transfer:
-    """The rest of one file, request by request, onto the end of `partial`."""
-
-    def __init__(
-        self,
-        url: str,
-        size: int,
-        partial: FileIO,
-        timeout: float,
-        step: Callable[[int], object],
-    ) -> None:
-        self._opener = _new_opener()
-        self._url, self._size, self._partial, self._timeout, self._step = url, size, partial, timeout, step
-        self._etag = ""  # of this process only: between runs the md5 tells
-
-    def go_on(self) -> None:
-        """Append what is missing; raises _PassingError where the body ended early."""
-        while (have := size_of(self._partial)) < self._size:
-            asked = request.Request(self._url)
-            if have:
-                asked.add_header("Range", f"bytes={have}-")
-                if self._etag:
-                    asked.add_header("If-Range", self._etag)
-            with self._open(asked, have) as response:
-                end = self._check(response, have)
-                etag = response.headers.get("ETag", "")
-                self._etag = "" if etag.startswith("W/") else etag
-                self._append(response, end)
-
-    def _open(self, asked: request.Request, have: int) -> HTTPResponse:
-        try:
-            response: HTTPResponse = self._opener.open(asked, timeout=self._timeout)
-        except HTTPError as error:
-            if error.code != 416 or not have:
-                raise
-            error.close()
-            self._begin_anew()
-            raise _PassingError(f"has no bytes after {have:,} (HTTP status 416); beginning anew") from None
-        return response
-
-    def _check(self, response: HTTPResponse, have: int) -> int:
-        """Where in the file the body that follows will end; the partial file is emptied where it begins anew."""
-        if response.status == 202:
-            raise _PassingError("HTTP status 202 without the file", _retry_after(response))
-        if response.status == 206:
-            return self._check_range(response, have)
-        if response.status != 200:
-            raise TransferError(f"{self._url}: answered with HTTP status {response.status}")
-        announced = response.headers.get("Content-Length")
-        if announced is not None and announced != str(self._size):
-            raise TransferError(f"{self._url}: announces {announced} bytes where {self._size} are listed; refused")
-        self._begin_anew()  # no range was asked for, or the server ignores it
-        return self._size
-
-    def _check_range(self, response: HTTPResponse, have: int) -> int:
-        text = response.headers.get("Content-Range", "")
-        parts = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", text, flags=re.ASCII)
-        if parts and parts[3] not in ("*", str(self._size)):
-            raise TransferError(f"{self._url}: announces {parts[3]} bytes where {self._size} are listed; refused")
-        changed = self._etag and response.headers.get("ETag", self._etag) != self._etag
-        if not parts or int(parts[1]) != have or not have <= int(parts[2]) < self._size or changed:
-            self._begin_anew()
-            self._etag = ""
-            raise _PassingError(f"sent another range or another file ({text or 'no Content-Range'}); beginning anew")
-        return int(parts[2]) + 1
-
-    def _begin_anew(self) -> None:
-        if size_of(self._partial):
-            self._partial.truncate(0)
-
-    def _append(self, response: HTTPResponse, end: int) -> None:
-        # read1 hands over what has arrived, so that a break loses nothing of it.
-        while chunk := response.read1(CHUNK):
-            if size_of(self._partial) + len(chunk) > end:
-                self._begin_anew()
-                raise TransferError(f"{self._url}: sends more bytes than announced; refused")
-            rest = memoryview(chunk)
-            while rest:
-                try:
-                    rest = rest[self._partial.write(rest) :]
-                except OSError as error:
-                    raise TransferError(f"{self._partial.name}: cannot be written: {error.strerror}") from None
-            self._step(size_of(self._partial))
-        if (have := size_of(self._partial)) < end:
-            raise _PassingError(f"broke off after {have:,} of {self._size:,} bytes")
+def _end_of_body(response: requests.Response, have: int, size: int, etag: str) -> tuple[int, str]:
+    """The offset in the file at which the body ends, and what is wrong with it where it does not continue ours."""
+    if response.status_code == 416:
+        return 0, f"has no bytes after {have:,} (HTTP status 416)"
+    text = response.headers.get("Content-Range", "")
+    parts = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", text, flags=re.ASCII)
+    total = response.headers.get("Content-Length") if response.status_code == 200 else parts and parts[3]
+    if total not in (None, "*", str(size)):
+        raise _Failure(f"announces {total} bytes where {size} are listed; refused")
+    if response.status_code == 200:
+        return size, ""
+    changed = etag and response.headers.get("ETag", etag) != etag
+    if not parts or int(parts[1]) != have or not have <= int(parts[2]) < size or changed:
+        return 0, f"sent another range or another file ({text or 'no Content-Range'})"
+    return int(parts[2]) + 1, ""
 
 
-def _patiently(
-    url: str, attempt: Callable[[], T], got: Callable[[], int], patience: Patience, say: Callable[[str], object]
+def _write(file: FileIO, data: bytes) -> None:
+    rest = memoryview(data)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError as error:
+        raise TransferError(f"{file.name}: cannot be written: {error.strerror}") from None
+
+
+def _retry(
+    url: str, attempt: Callable[[], T], received: Callable[[], int], policy: RetryPolicy, log: Callable[[str], object]
 ) -> T:
-    """The result of `attempt`, tried again after ever longer pauses while failures may pass and are not too many."""
-    failures, furthest = 0, got()
+    """The result of `attempt`, repeated after growing pauses while it fails in ways that may pass."""
+    failures, furthest = 0, received()
     while True:
         try:
             return attempt()
-        except _PassingError as error:
-            problem, asked = str(error), error.asked
-        except HTTPError as error:
-            error.close()
-            problem, asked = f"HTTP status {error.code}", _retry_after(error)
-            if error.code < 400:
-                problem = f"redirects in a loop or to nowhere ({problem})"
-            if error.code not in PASSING:
-                raise TransferError(f"{url}: {problem}") from None
-        except (OSError, HTTPException, ValueError) as error:
-            reason = error.reason if isinstance(error, URLError) else error
-            problem, asked = str(reason) or type(reason).__name__, 0.0
-            # A malformed URL, a scheme we do not follow, a certificate that is not trusted (a ValueError, too).
-            if isinstance(reason, InvalidURL | ValueError | str):
-                raise TransferError(f"{url}: {problem}") from None
-        if got() >= furthest + PROGRESS:
-            failures, furthest = 0, got()
+        except _Failure as error:
+            problem, asked = str(error), error.pause
+        except (requests.RequestException, HTTPError) as error:
+            cause: BaseException = error
+            while cause.__context__:  # requests wraps urllib3's error, which wraps the socket's
+                cause = cause.__context__
+            problem, asked = str(cause) or type(cause).__name__, 0.0
+            if isinstance(error, requests.TooManyRedirects):
+                problem, asked = "redirects in a loop", None
+            # A malformed URL, a scheme other than http, a certificate that is not trusted: ValueErrors, all of them.
+            elif isinstance(error, ValueError) or isinstance(cause, ValueError):
+                asked = None
+        if asked is None:
+            raise TransferError(f"{url}: {problem}")
+        if received() >= furthest + PROGRESS:
+            failures, furthest = 0, received()
         failures += 1
         if asked > LONGEST_ASKED:
             raise TransferError(f"{url}: {problem}, and asks to wait {asked:,.0f} s")
-        if failures >= patience.attempts:
+        if failures >= policy.attempts:
             raise TransferError(f"{url}: {problem}; given up after {failures} attempts")
         pause = max(asked, min(2.0 ** (failures - 1), LONGEST_PAUSE))
-        say(f"{url}: {problem}; again in {pause:.0f} s")
-        patience.wait(pause)
+        log(f"{url}: {problem}; next attempt in {pause:.0f} s")
+        policy.wait(pause)
 
 
-def _retry_after(response: HTTPResponse | HTTPError) -> float:
-    """Seconds that the Retry-After header asks for, given as such or as a date; 0 for none that can be read."""
-    value = response.headers.get("Retry-After", "")
-    if re.fullmatch(r"\d{1,9}", value.strip(), flags=re.ASCII):
-        return float(value)
-    with suppress(ValueError, OverflowError):
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    return 0.0
+def _retry_after(response: requests.Response) -> float:
+    """Seconds that the Retry-After header asks for, as a number or a date; 0 where it says neither."""
+    try:
+        return Retry().parse_retry_after(response.headers.get("Retry-After", ""))
+    except (InvalidHeader, ValueError, OverflowError):
+        return 0.0

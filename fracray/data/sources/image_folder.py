@@ -1,6 +1,6 @@
-"""A folder of radiographs: the picture files below it, their names, and the classes that folders name.
+"""A folder of radiographs: its image files, their ids, and the classes that folder names mean.
 
-Opens DICOM headers, and no picture. Must not know of tables, manifests or salts.
+Opens DICOM headers, but no picture. Must not know of tables, manifests or salts.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from fracray.data.images.dicom_header import Header, read_header
 from fracray.errors import InputError
 
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".dcm", ".dicom"})
-# Never a DICOM file under another name, so that they need not be opened to know.
+# Never DICOM files, so that they need not be opened to check.
 OTHERS = frozenset(
     {".csv", ".tsv", ".txt", ".json", ".xml", ".html", ".pdf", ".zip", ".md", ".py", ".xlsx", ".parquet"}
 )
@@ -31,7 +31,7 @@ CLASSES = (
 
 
 @dataclass(frozen=True)
-class PictureFile:
+class RadiographFile:
     """A file that may hold a picture: its path below the folder, with '/', and its header where it is DICOM."""
 
     path: str
@@ -42,14 +42,16 @@ class PictureFile:
         return PurePosixPath(self.path).stem
 
 
-def list_pictures(root: Path) -> list[PictureFile]:
-    """The JPEG, PNG and DICOM files below `root`, by path; DICOM is known by its first bytes, whatever its name.
+def list_images(root: Path) -> list[RadiographFile]:
+    """The JPEG, PNG and DICOM files below `root`, by path; DICOM is recognised by its first bytes, not its name.
 
-    Links are followed. Names with a dot in front are left out. InputError for links that lead into a folder that holds
-    them, folders that cannot be listed, and names that are not UTF-8.
+    Links are followed. Names that start with a dot are skipped. InputError for links to a folder that contains them,
+    folders that cannot be listed, and names that are not UTF-8.
     """
-    found: list[PictureFile] = []
-    waiting: list[tuple[Path, frozenset[tuple[int, int]]]] = [(root, frozenset())]  # the next last, and what holds it
+    found: list[RadiographFile] = []
+    waiting: list[tuple[Path, frozenset[tuple[int, int]]]] = [
+        (root, frozenset())
+    ]  # the next one last, each with the folders that contain it
     while waiting:
         path, above = waiting.pop()
         if path == root or path.is_dir():
@@ -58,11 +60,11 @@ def list_pictures(root: Path) -> list[PictureFile]:
                 here = (about.st_dev, about.st_ino)
                 if here in above:
                     raise InputError(
-                        f"{path}: a link into a folder that holds it; remove it, or name a folder without it"
+                        f"{path}: a link to a folder that contains it; remove it, or name a folder without it"
                     )
                 names = sorted(os.listdir(path), reverse=True)
             except OSError as error:
-                raise InputError(f"{path}: cannot be listed: {error.strerror}; mend or leave out") from None
+                raise InputError(f"{path}: cannot be listed: {error.strerror}; repair it, or leave it out") from None
             within = above | {here}
             waiting += ((path / name, within) for name in names if not name.startswith(".") and name != "__MACOSX")
             continue
@@ -70,12 +72,12 @@ def list_pictures(root: Path) -> list[PictureFile]:
         if dicom or path.suffix.lower() in PICTURES:
             require_utf8(path)
             below = path.relative_to(root).as_posix()
-            found.append(PictureFile(below, read_header(path, MAX_BYTES) if dicom else None))
+            found.append(RadiographFile(below, read_header(path, MAX_BYTES) if dicom else None))
     return found
 
 
 def require_utf8(path: Path, flag: str = "") -> None:
-    """InputError for a path that no table can hold, since it is not UTF-8."""
+    """InputError for a path that is not UTF-8: no table can hold it."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -91,14 +93,14 @@ def _is_dicom(path: Path) -> bool:
         with open(path, "rb") as file:
             return is_dicom(file.read(132))
     except OSError:
-        return False  # a picture by its suffix is found unreadable by the audit; anything else was none of ours
+        return False  # the audit reports it as unreadable if it has an image's suffix
 
 
-def name_pictures(files: Sequence[PictureFile]) -> list[str]:
+def name_images(files: Sequence[RadiographFile]) -> list[str]:
     """An image id for each file: its name without the extension where that is unique, else its path.
 
-    DICOM files are often named after a patient, so their ids are letters drawn from the SOP instance UID (the path,
-    where that is absent or used twice): no name, no number that blocks could be made of, and equal in every import.
+    DICOM files are often named after a patient, so their ids are letters derived from the SOP instance UID (the path,
+    where that is absent or used twice): no names, no numbers that look like acquisition order, equal in every import.
     """
     stems = Counter(file.stem for file in files if file.header is None)
     instances = Counter(file.header.instance for file in files if file.header)
@@ -120,16 +122,16 @@ def _letters(text: str) -> str:
 
 
 class FileIndex:
-    """The numbers of files by what may stand for them.
+    """The indices of files by what may identify them.
 
-    named: by path, name, stem, or path without the extension, the surest first. instances: by SOP instance UID.
+    named: by path, name, stem, or path without the extension; the most specific wins. instances: by SOP instance UID.
     studies: by study instance UID and accession number, which the files of a study share.
     """
 
-    def __init__(self, files: Sequence[PictureFile]) -> None:
+    def __init__(self, files: Sequence[RadiographFile]) -> None:
         self.files = files
         self.named: dict[str, tuple[int, ...]] = {}
-        ways: tuple[Callable[[PictureFile], str], ...] = (
+        ways: tuple[Callable[[RadiographFile], str], ...] = (
             lambda file: file.path,
             lambda file: file.path.rpartition("/")[2],
             lambda file: file.stem,
@@ -157,10 +159,10 @@ def plain_path(text: str) -> str:
 
 
 def classes_of(path: str, patterns: tuple[Sequence[str], Sequence[str]] | None) -> set[int]:
-    """The labels that the folders above a file name: 1 fractured, 0 not, none or, where they disagree, both.
+    """The labels of the folders above a file: 1 fractured, 0 not; none, or both if they disagree.
 
     patterns: for each label shell patterns (`study*_positive`) of folder names, or of paths from the root, such as
-    `2021/normal`; None for the usual names, CLASSES, in small or capital letters.
+    `2021/normal`; None for the usual names, CLASSES, in upper or lower case.
     """
     folders = [str(parent) for parent in PurePosixPath(path).parents if str(parent) != "."]
     if patterns is None:

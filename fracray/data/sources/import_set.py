@@ -1,19 +1,17 @@
-"""Imported sets: any folder or zip of labelled radiographs, read once into a folder that --data takes.
+"""Imported sets: any folder or zip of labelled radiographs, read once into a folder that --data accepts.
 
     DIR/manifest.parquet   one row per image, examined
-    DIR/salt               what patients and studies were hashed with; to be kept by those who may know the patients
-    DIR/files/             what a zip held; the files of a folder stay where they are
+    DIR/salt               the salt of the patients' and studies' hashes; only those who may know the patients keep it
+    DIR/files/             the content of a zip; the files of a folder stay where they are
 
-In the manifest patients and studies are salted hashes. Kept as they stand are the paths of the files, the table's
-cells of batch, region, view, age and sex, and what rows without a file call it (beside DICOM files their number only):
-they name a patient where somebody wrote one there. A DICOM file's image id is an unsalted hash of its SOP instance UID.
+In the manifest patients and studies are salted hashes. Kept unchanged are the paths of the files, the table's
+cells of batch, region, view, age and sex, and the file names in rows without a file (with DICOM files, only the row's
+number): they name a patient if somebody wrote one there. A DICOM file's image id is an unsalted hash of its SOP
+instance UID.
 
 Must not decode a picture itself, and must not know of splits.
 """
 
-import os
-import shutil
-import uuid
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -27,27 +25,28 @@ from fracray.data.manifest import MANIFEST, Manifest, build
 from fracray.data.sources.archive import unpack
 from fracray.data.sources.fracatlas import FOLDERS, fracatlas_folders, read_fracatlas
 from fracray.data.sources.image_folder import (
-    list_pictures,
-    name_pictures,
+    list_images,
+    name_images,
     require_utf8,
 )
-from fracray.data.sources.label_matching import Said, by_folder, by_table, persons_of, row_of
+from fracray.data.sources.label_matching import LabelMatch, by_folder, by_table, link_patients, row_of
 from fracray.data.sources.label_table import LabelTable, open_table, quoted
 from fracray.data.sources.pseudonyms import Pseudonyms, new_salt, read_salt
 from fracray.errors import InputError
+from fracray.runtime.storage import atomic_path
 
 SALT, FILES = "salt", "files"
 
-# Beside the manifest's own columns: how a file was found, so that a change is seen without reading it.
+# In addition to the manifest's own columns: a file's state at import, so that a change is seen without reading it.
 _BYTES, _MODIFIED = "bytes", "modified_ns"
 
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What the user says of a source; None and empty where it is to be found out.
+    """What the user says about a source; None or empty: find it out.
 
     columns: by field of `labels.FIELDS`. positive, negative: values of the label. classes: shell patterns of folders,
-    not fractured first. salt: a file. licence: the terms of use, in words.
+    not fractured first. salt: a file. licence: the terms of use.
     """
 
     labels: Path | None = None
@@ -69,47 +68,48 @@ class ImportOptions:
 def import_set(
     source: str | Path, to: str | Path, options: ImportOptions, progress: Callable[[int, int], None] | None = None
 ) -> Manifest:
-    """Read the radiographs at `source` into the new folder `to`, all of it or nothing, and return their manifest.
+    """Read the radiographs at `source` into the new folder `to`, completely or not at all; return their manifest.
 
-    `source` is a folder or zip: of FracAtlas; with a table of labels; or with a folder per class. Its pictures are
-    JPEG, PNG and DICOM. InputError for whatever is wrong with them, naming it, and where the disk is full.
+    `source` is a folder or zip: of FracAtlas; with a table of labels; or with a folder per class. Its images are
+    JPEG, PNG and DICOM. InputError names what is wrong with them; also for a full disk.
     """
     source, to = user_path("PATH", str(source)).absolute(), user_path("--to", str(to)).absolute()
     if options.classes and options.of_a_table:
         raise InputError("--classes: labels come from folders or from a table; leave out the options of the other")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise InputError(f"--to {to}: exists already; name a new folder")
-    partial = to.with_name(f".{uuid.uuid4().hex[:8]}.partial")
     made = [folder for folder in to.parents if not folder.exists()]
     try:
-        with _writing(to):
-            partial.mkdir(parents=True)
-        root = _open(source, partial)
-        if options.salt:
-            salt = read_salt(options.salt)
-        else:
-            with _writing(to):
-                salt = new_salt(partial / SALT)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom's, of odd headers: they quote what they find
-            manifest = _read(root, options, Pseudonyms(salt))
-        manifest = replace(_stamped(examine(manifest, progress)), licence=options.licence or manifest.licence)
-        if manifest.used.empty:
-            raise InputError(
-                f"{source}: no usable radiograph in it ({manifest.flow().summary()}){_first_note(manifest)}"
-            )
-        if manifest.root.is_relative_to(partial):
-            manifest = replace(manifest, root=manifest.root.relative_to(partial))
-        with _writing(to):
-            if not options.salt and not (manifest.table["patient"] + manifest.table["study"]).any():
-                (partial / SALT).unlink()  # nothing was hashed with it
-            manifest.write(partial / MANIFEST)
-            os.replace(partial, to)
-    except OSError as error:
-        what = error.filename or source
-        raise InputError(f"{what}: cannot be read: {error.strerror or error}; mend it, or leave it out") from None
+        with _writing(to), atomic_path(to) as partial:
+            try:
+                with _writing(to):
+                    partial.mkdir(parents=True)
+                root = _open(source, partial)
+                if options.salt:
+                    salt = read_salt(options.salt)
+                else:
+                    with _writing(to):
+                        salt = new_salt(partial / SALT)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # pydicom's warnings about odd headers quote their text
+                    manifest = _read(root, options, Pseudonyms(salt))
+                manifest = replace(_stamped(examine(manifest, progress)), licence=options.licence or manifest.licence)
+                if manifest.used.empty:
+                    raise InputError(
+                        f"{source}: no usable radiograph in it ({manifest.flow().summary()}){_first_note(manifest)}"
+                    )
+                if manifest.root.is_relative_to(partial):
+                    manifest = replace(manifest, root=manifest.root.relative_to(partial))
+                with _writing(to):
+                    if not options.salt and not (manifest.table["patient"] + manifest.table["study"]).any():
+                        (partial / SALT).unlink()  # nothing was hashed with it
+                    manifest.write(partial / MANIFEST)
+            except OSError as error:
+                what = error.filename or source
+                raise InputError(
+                    f"{what}: cannot be read: {error.strerror or error}; repair it, or leave it out"
+                ) from None
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
         for folder in made:
             with suppress(OSError):  # the set is in it
                 folder.rmdir()
@@ -130,7 +130,7 @@ def user_path(flag: str, text: str) -> Path:
         path = Path(text).expanduser()
         path.absolute().lstat()
     except (FileNotFoundError, NotADirectoryError):
-        pass  # what it is for says whether that is wrong
+        pass  # the caller decides whether that is wrong
     except RuntimeError:
         raise InputError(f"{flag} {text}: no such user; write the path in full") from None
     except OSError as error:
@@ -148,17 +148,17 @@ def open_imported(folder: Path) -> Manifest:
     if not {_BYTES, _MODIFIED} <= set(table):
         raise InputError(f"{folder / MANIFEST}: not the manifest of an imported set; import it again")
     if not manifest.root.is_dir():
-        raise InputError(f"{folder}: the folder of its files, {manifest.root}, is not there; {remedy}")
+        raise InputError(f"{folder}: the folder of its files, {manifest.root}, does not exist; {remedy}")
     examined = table[table["sha256"] != ""]
     columns = (examined[name] for name in ("path", _BYTES, _MODIFIED, "sha256"))
     for path, size, modified, digest in zip(*columns, strict=True):
         try:
             about = (manifest.root / path).stat()
-            # A set that was copied has other times: then its bytes tell.
+            # A copied set has other times: compare its content.
             if about.st_size != size or (about.st_mtime_ns != modified and _digest(manifest.root / path) != digest):
                 raise InputError(f"{folder}: {manifest.root / path} has changed since the import; {remedy}")
         except OSError as error:
-            gone = f"{manifest.root / path} is not there any more ({error.strerror})"
+            gone = f"{manifest.root / path} no longer exists ({error.strerror})"
             raise InputError(f"{folder}: {gone}; {remedy}") from None
     return manifest
 
@@ -169,7 +169,7 @@ def _digest(path: Path) -> str:
 
 
 def _open(source: Path, partial: Path) -> Path:
-    """The folder that `source` is or, unpacked into `partial`, holds; the only folder in a folder stands for it."""
+    """The folder `source`, or its content extracted into `partial`; if that holds one folder only, the one."""
     if source.is_dir():
         folder = source
     elif not source.is_file():
@@ -217,24 +217,24 @@ def _read(root: Path, options: ImportOptions, pseudonyms: Pseudonyms) -> Manifes
         if atlases:
             require_utf8(atlases[0])
             return read_fracatlas(atlases[0])
-    files = list_pictures(root)
+    files = list_images(root)
     if not files:
         raise InputError(f"{root}: no JPEG, PNG or DICOM file in it")
-    ids = name_pictures(files)
+    ids = name_images(files)
     private = any(file.header for file in files)
     table = None if options.classes else _find_table(root, options)
     if table:
         found, missing = by_table(table, files, root)
     else:
         found, missing = by_folder(files, root, options.classes), {}
-    persons = persons_of(files, found)
+    ids_of = link_patients(files, found)
     rows = [
-        row_of(file, image_id, found.get(at, Said()), persons[at], pseudonyms)
+        row_of(file, image_id, found.get(at, LabelMatch()), ids_of[at], pseudonyms)
         for at, (file, image_id) in enumerate(zip(files, ids, strict=True))
     ]
     taken = set(ids)
     for key, record in missing.items():
-        # The key of a row may be an accession number: beside DICOM files it is not repeated.
+        # The key of a row may be an accession number: with DICOM files it is not repeated.
         image_id = f"row {record.row}" if private or key in taken else key
         note = f"row {record.row} of {table.path.name if table else ''} names no file"
         rows.append({"image_id": image_id, "label": record.label or 0, "status": "missing", "note": note})

@@ -1,6 +1,6 @@
-"""What is said of each radiograph of an imported set: its label, by table or folder, and whose it is.
+"""The label of each radiograph of an imported set, by table or folder, and its patient.
 
-Weighs identifiers against each other and ties the files of one patient. Must not open a picture.
+Compares identifiers and links the files of one patient. Must not open a picture.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,17 +11,17 @@ from typing import Any
 
 from fracray.data.duplicates import Link, connected_sets, equal
 from fracray.data.images.dicom_header import Header
-from fracray.data.sources.image_folder import FileIndex, PictureFile, classes_of, plain_path
+from fracray.data.sources.image_folder import FileIndex, RadiographFile, classes_of, plain_path
 from fracray.data.sources.label_table import LabelTable, Record, quoted
 from fracray.data.sources.pseudonyms import Pseudonyms
 from fracray.errors import InputError
 
-MAX_MISSING = 100_000  # rows of a table without a file; more, and it is the table of another folder
+MAX_MISSING = 100_000  # rows of a table without a file; a table with more belongs to another folder
 
 
 @dataclass(frozen=True)
-class Said:
-    """What table or folders say of one file: its labels (none, one or both), the first record, and a remark."""
+class LabelMatch:
+    """What table or folders say about one file: its labels (none, one or both), the first record, and a note."""
 
     labels: frozenset[int] = frozenset()
     record: Record | None = None
@@ -29,9 +29,9 @@ class Said:
 
 
 def by_folder(
-    files: Sequence[PictureFile], root: Path, patterns: tuple[tuple[str, ...], tuple[str, ...]] | None
-) -> dict[int, Said]:
-    """What the folders say by number of the file; `patterns` are those of each class, None for the usual names.
+    files: Sequence[RadiographFile], root: Path, patterns: tuple[tuple[str, ...], tuple[str, ...]] | None
+) -> dict[int, LabelMatch]:
+    """Matches by folder, by index of the file; `patterns` are those of each class, None for the usual names.
 
     InputError where no picture is of a class.
     """
@@ -42,54 +42,56 @@ def by_folder(
             shown = ", ".join(folders[:20]) + (f" and {len(folders) - 20} more" if len(folders) > 20 else "")
             if patterns is None:
                 raise InputError(
-                    f"{root}: no dataset.csv of FracAtlas, no table of labels, and no folder known to hold "
-                    f"{option.lower().replace('_', ' ')} radiographs; its pictures lie in: {shown}. Name a table with "
+                    f"{root}: no dataset.csv of FracAtlas, no table of labels, and no folder with a known name for "
+                    f"{option.lower().replace('_', ' ')} radiographs; its pictures are in: {shown}. Name a table with "
                     "--labels FILE.csv, or the folders with --classes NOT_FRACTURED=FOLDER FRACTURED=FOLDER"
                 )
-            raise InputError(f"--classes {option}={','.join(patterns[label])}: no picture there; they lie in: {shown}")
-    return {at: Said(frozenset(classes)) for at, classes in found.items()}
+            raise InputError(f"--classes {option}={','.join(patterns[label])}: no picture there; they are in: {shown}")
+    return {at: LabelMatch(frozenset(classes)) for at, classes in found.items()}
 
 
-def by_table(table: LabelTable, files: Sequence[PictureFile], root: Path) -> tuple[dict[int, Said], dict[str, Record]]:
-    """What the table says by number of the file, and its rows without a file by what they name."""
+def by_table(
+    table: LabelTable, files: Sequence[RadiographFile], root: Path
+) -> tuple[dict[int, LabelMatch], dict[str, Record]]:
+    """Matches by table, by index of the file, and the rows without a file by what they name."""
     index = FileIndex(files)
-    found: dict[int, Said] = {}
+    found: dict[int, LabelMatch] = {}
     missing: dict[str, Record] = {}
     for record in table.records():
         key = ""
         at: tuple[int, ...] = ()
         for key in _spellings(record.image, root):
-            if at := _meant(key, index, table, record):
+            if at := _files_of(key, index, table, record):
                 break
         for one in at:
-            found[one] = _said_again(found[one], record) if one in found else _first_said(record)
+            found[one] = _another_match(found[one], record) if one in found else _first_match(record)
         if not at:
             missing.setdefault(key or f"row {record.row}", record)
             if len(missing) > MAX_MISSING:
                 first = next(iter(missing))
                 raise InputError(
                     f"{table.path}: more than {MAX_MISSING:,} rows name no file in {root} (the first is "
-                    f"{quoted(first)}); name the folder of its images, or cut the table to those that are there"
+                    f"{quoted(first)}); name the folder of its images, or remove the other rows from the table"
                 )
     if not found:
         first = next(iter(missing), "none")
         raise InputError(
             f"{table.path}: none of its rows names a file in {root}: {table.columns['image']} says {quoted(first)}, "
-            f"and there is for instance {files[0].path}; name the column of file names or paths with --column "
+            f"and one file is {files[0].path}; name the column of file names or paths with --column "
             "image=NAME"
         )
     return found, missing
 
 
 def _spellings(image: str, root: Path) -> list[str]:
-    """How a table may name a file, as paths in the folder: as it stands, then less the folder's own path and name."""
+    """How a table may name a file, as paths in the folder: unchanged, then without the folder's own path and name."""
     key = plain_path(image.replace("\\", "/")).removeprefix("./")
     below = key.removeprefix(plain_path(f"{root}/"))
     return list(dict.fromkeys((key, below, below.removeprefix(plain_path(f"{root.name}/")))))
 
 
-def _meant(key: str, index: FileIndex, table: LabelTable, record: Record) -> tuple[int, ...]:
-    """The files that a key means: one by its name or SOP instance UID, or all of a study; InputError for a doubt."""
+def _files_of(key: str, index: FileIndex, table: LabelTable, record: Record) -> tuple[int, ...]:
+    """The files that a key means: one by its name or SOP instance UID, or all of a study; InputError if ambiguous."""
     named, instance, study = index.named.get(key, ()), index.instances.get(key, ()), index.studies.get(key, ())
     files, where = index.files, f"{table.path}, row {record.row}: {quoted(record.image)}"
     by_header = instance or study
@@ -98,7 +100,7 @@ def _meant(key: str, index: FileIndex, table: LabelTable, record: Record) -> tup
             other = next((at for at in by_header if at not in named), by_header[0])
             raise InputError(
                 f"{where} is the name of {files[named[0]].path}, and an identifier in the header of "
-                f"{files[other].path}; call the column 'filename' or 'accession', as it means, or name files by their "
+                f"{files[other].path}; name the column 'filename' or 'accession', or name files by their "
                 "path in the folder"
             )
         named = named if table.names_files else ()
@@ -111,31 +113,31 @@ def _meant(key: str, index: FileIndex, table: LabelTable, record: Record) -> tup
     return one or study
 
 
-def _first_said(record: Record) -> Said:
+def _first_match(record: Record) -> LabelMatch:
     labels = frozenset() if record.label is None else frozenset({record.label})
-    return Said(labels, record, _again(labels) if record.times > 1 else "")
+    return LabelMatch(labels, record, _again(labels) if record.times > 1 else "")
 
 
-def _said_again(said: Said, record: Record) -> Said:
-    """The first record stands; every label counts."""
-    labels = said.labels | (frozenset() if record.label is None else {record.label})
-    return replace(said, labels=labels, note=_again(labels))
+def _another_match(match: LabelMatch, record: Record) -> LabelMatch:
+    """The first record is kept; every label counts."""
+    labels = match.labels | (frozenset() if record.label is None else {record.label})
+    return replace(match, labels=labels, note=_again(labels))
 
 
 def _again(labels: frozenset[int]) -> str:
     return f"listed again with the {'other' if len(labels) == 2 else 'same'} label"
 
 
-def _placeholder(files: Sequence[PictureFile]) -> str:
-    """The patient id in the headers of several studies, and no other: 'ANONYMOUS' or the like, which ties nothing."""
+def _placeholder(files: Sequence[RadiographFile]) -> str:
+    """The patient id, if the headers of several studies share one ('ANONYMOUS' or the like): it links nothing."""
     headers = [file.header for file in files if file.header and file.header.patient]
     patients = {header.patient for header in headers}
     return patients.pop() if len(patients) == 1 and len({header.study for header in headers}) > 1 else ""
 
 
 @dataclass(frozen=True)
-class Person:
-    """The identifiers of one file's patient and study, the table's before the header's; '' where there are none."""
+class PatientIds:
+    """The identifiers of one file's patient and study, the table's before the header's; '' if none."""
 
     patients: tuple[str, str] = ("", "")
     studies: tuple[str, str] = ("", "")
@@ -149,49 +151,51 @@ class Person:
         return self.studies[0] or self.studies[1]
 
 
-def persons_of(files: Sequence[PictureFile], found: Mapping[int, Said]) -> list[Person]:
-    """Whose each file is: files that share any identifier, by table or header, get the first patient among them."""
+def link_patients(files: Sequence[RadiographFile], found: Mapping[int, LabelMatch]) -> list[PatientIds]:
+    """The ids of each file; files that share any identifier, by table or header, get the first patient among them."""
     placeholder = _placeholder(files)
-    persons = []
+    ids_of = []
     for at, file in enumerate(files):
-        record, header = found.get(at, Said()).record, file.header or Header()
+        record, header = found.get(at, LabelMatch()).record, file.header or Header()
         by_header = "" if header.patient == placeholder else header.patient
-        persons.append(
-            Person(
+        ids_of.append(
+            PatientIds(
                 (record.patient if record else "", by_header),
                 (record.study if record else "", header.study),
             )
         )
     links: list[Link] = []
     for kind in ("patients", "studies"):
-        ids = [identifier for person in persons for identifier in getattr(person, kind)]
+        ids = [identifier for patient_ids in ids_of for identifier in getattr(patient_ids, kind)]
         links += [(one // 2, other // 2) for one, other in equal(ids)]
     for together in connected_sets(len(files), links):
-        patient = next((persons[at].patient for at in together if persons[at].patient), "")
-        if not patient and len({persons[at].study for at in together}) > 1:
-            patient = persons[together[0]].study  # nothing else ties studies that are one by table and header
+        patient = next((ids_of[at].patient for at in together if ids_of[at].patient), "")
+        if not patient and len({ids_of[at].study for at in together}) > 1:
+            patient = ids_of[together[0]].study  # only this links studies that are one by table and header
         for at in together:
-            persons[at] = replace(persons[at], patients=(patient, ""))
-    return persons
+            ids_of[at] = replace(ids_of[at], patients=(patient, ""))
+    return ids_of
 
 
-def row_of(file: PictureFile, image_id: str, said: Said, person: Person, pseudonyms: Pseudonyms) -> dict[str, Any]:
-    """The manifest row of a file: the table's word before that of the header."""
-    record, header = said.record, file.header
+def row_of(
+    file: RadiographFile, image_id: str, match: LabelMatch, patient_ids: PatientIds, pseudonyms: Pseudonyms
+) -> dict[str, Any]:
+    """The manifest row of a file; the table's values come before the header's."""
+    record, header = match.record, file.header
     age = header.age if header and (record is None or isnan(record.age)) else record.age if record else float("nan")
-    status, note = "ok", said.note
-    if not said.labels:
+    status, note = "ok", match.note
+    if not match.labels:
         status, note = "unlisted", "no label"
-    elif len(said.labels) == 2:
+    elif len(match.labels) == 2:
         status, note = "conflict", note or "in folders of both classes"
     return {
         "image_id": image_id,
         "path": file.path,
-        "label": max(said.labels, default=0),
+        "label": max(match.labels, default=0),
         "status": status,
         "note": note,
-        "patient": pseudonyms("patient", person.patient),
-        "study": pseudonyms("study", person.study),
+        "patient": pseudonyms("patient", patient_ids.patient),
+        "study": pseudonyms("study", patient_ids.study),
         "batch": (record.batch if record else "") or (header.device if header else ""),
         "region": (record.region if record else "") or (header.region if header else ""),
         "view": (record.view if record else "") or (header.view if header else ""),

@@ -1,7 +1,6 @@
-"""A table of labels (CSV): which columns mean what, and its rows, streamed.
+"""A table of labels (CSV): the meaning of its columns, and its rows, streamed.
 
-A table may be longer than memory is large: no more of it is held than a block and what its reader keeps. Must not know
-which files there are.
+A table may be larger than memory: only one block is held, plus what the reader keeps. Must not know which files exist.
 """
 
 import math
@@ -20,7 +19,7 @@ from fracray.errors import InputError
 
 BLOCK = 2**20  # bytes that are parsed at a time, and the most that a row may have
 
-# What a column may mean, and the names by which it is known unasked, compared without case, spaces and signs.
+# What a column may mean, and the names by which it is recognised, compared without case, spaces and signs.
 FIELDS: Mapping[str, tuple[str, ...]] = {
     "image": (
         "imageid", "image", "filename", "file", "filestem", "path", "filepath", "imagepath", "imagename",
@@ -37,7 +36,7 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "sex": ("sex", "gender", "patientsex"),
 }  # fmt: skip
 
-# What the column of images holds for sure, by its name: file names, or identifiers of DICOM.
+# Names of the image column that say what it holds: file names, or identifiers of DICOM.
 _OF_FILES = frozenset({"filename", "file", "filestem", "path", "filepath", "imagepath", "imagename"})
 _OF_DICOM = frozenset({"sopinstanceuid", "accessionnumber", "accession", "studyinstanceuid"})
 
@@ -64,9 +63,9 @@ _SEXES = {"f": "F", "female": "F", "w": "F", "m": "M", "male": "M", "o": "O", "o
 
 @dataclass(frozen=True)
 class Record:
-    """What the table says of an image, first in its row `row` (the first below the header is 1); '' where nothing.
+    """What the table says about an image; `row` is its first row (1 is the first below the header); '' for empty cells.
 
-    times: how many rows say the same. label: 1 fractured, 0 not, None where the cell is empty. age: years, or nan.
+    times: how many rows are equal. label: 1 fractured, 0 not, None where the cell is empty. age: years, or nan.
     """
 
     row: int
@@ -95,17 +94,17 @@ class LabelTable:
 
     @property
     def names_files(self) -> bool | None:
-        """Whether the column of images holds file names rather than DICOM's identifiers; None where it may be both."""
+        """True if the image column holds file names, False if DICOM identifiers, None if its name does not say."""
         name = _plain(self.columns["image"])
         return True if name in _OF_FILES else False if name in _OF_DICOM else None
 
     def records(self) -> Iterator[Record]:
-        """The rows, those that are equal within a block as one, block by block.
+        """The rows, block by block; equal rows of a block come once.
 
         InputError for a table that cannot be parsed, is not UTF-8, or holds a label that is neither.
         """
         wanted = sorted(set(self.columns.values()))
-        inner = [f"column{at}" for at in range(len(wanted))]  # the table's own may be called as ours are: 'row'
+        inner = [f"column{at}" for at in range(len(wanted))]  # the table may have a column 'row' too
         odd: list[pacsv.InvalidRow] = []
 
         def refuse(row: pacsv.InvalidRow) -> str:
@@ -116,7 +115,7 @@ class LabelTable:
         try:
             with pacsv.open_csv(
                 self.path,
-                pacsv.ReadOptions(block_size=BLOCK, use_threads=False),  # with threads, an odd row has no number
+                pacsv.ReadOptions(block_size=BLOCK, use_threads=False),  # with threads, an invalid row has no number
                 pacsv.ParseOptions(delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=refuse),
                 pacsv.ConvertOptions(column_types=dict.fromkeys(wanted, pa.string()), include_columns=wanted),
             ) as reader:
@@ -136,7 +135,7 @@ class LabelTable:
                 row = odd[0]
                 raise InputError(
                     f"{self.path}, row {row.number - 1}: {quoted(row.text)} has {row.actual_columns} cells, and the "
-                    f"header {row.expected_columns}; mend the row, and put cells with a {self.delimiter!r} in quotes"
+                    f"header {row.expected_columns}; repair the row, and put cells with a {self.delimiter!r} in quotes"
                 ) from None
             raise InputError(f"{self.path}, after row {start - 1}: not readable as CSV: {said}") from None
 
@@ -174,10 +173,10 @@ class LabelTable:
 def open_table(
     path: Path, given: Mapping[str, str], positive: Sequence[str] = (), negative: Sequence[str] = ()
 ) -> LabelTable:
-    """Find out delimiter and columns of a table from its first line; `given` names columns by field of FIELDS.
+    """Find delimiter and columns of a table in its first line; `given` names columns by field of FIELDS.
 
-    Without `positive` and `negative`, labels are the usual words (WORDS); words that are given to one side are taken
-    from the other. InputError for what is no file or has no such column, listing those that there are.
+    Without `positive` and `negative`, labels are the usual words (WORDS); words given for one side are removed
+    from the other. InputError if it is not a file or lacks a column, listing its columns.
     """
     header, delimiter = _header(path)
     columns = dict(given)
@@ -225,7 +224,7 @@ def _header(path: Path) -> tuple[list[str], str]:
         raise InputError(f"{path}: not readable as CSV: {str(error).splitlines()[0]}") from None
     twice = sorted({column for column in header if header.count(column) > 1})
     if twice:
-        raise InputError(f"{path}: the column '{twice[0]}' is there twice; rename one")
+        raise InputError(f"{path}: the column '{twice[0]}' appears twice; rename one")
     return header, delimiter
 
 
@@ -234,12 +233,12 @@ def _plain(column: str) -> str:
 
 
 def quoted(text: str, most: int = 60) -> str:
-    """A text of a table for a message: in quotes, on one line, and not long."""
+    """A text of a table for a message: in quotes, on one line, shortened."""
     return repr(text if len(text) <= most else f"{text[:most]}...")
 
 
 def _word(text: str) -> str:
-    """A label for comparison: small letters, '-' and '_' as spaces, 1.0 as 1."""
+    """A label for comparison: lower case, '-' and '_' as spaces, 1.0 as 1."""
     word = " ".join(re.sub(r"[-_]", " ", text.lower()).split())
     return word[:-2] if re.fullmatch(r"\d+\.0", word) else word
 

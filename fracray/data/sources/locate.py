@@ -1,6 +1,6 @@
-"""What --data may name: an imported set, a FracAtlas folder, or the archive as published; on a path or a URI.
+"""What --data may name: an imported set, a FracAtlas folder, or the published archive; on a path or a URI.
 
-Finds the folder, and brings it here first where it is elsewhere; must not know what its tables say, decode an image,
+Finds the folder, and copies it to the cache where it is on a URI. Must not know what its tables say, decode an image,
 or know of splits.
 """
 
@@ -21,7 +21,7 @@ from fracray.data.sources.fracatlas import fracatlas_folders
 from fracray.errors import InputError
 from fracray.runtime.storage import Folder
 
-CONNECTIONS = 16  # files that are fetched from a URI at the same time
+CONNECTIONS = 16  # files fetched from a URI at the same time
 MEBI = 2**20
 
 
@@ -29,12 +29,12 @@ def open_source(path: str | Path, cache: Path, progress: Callable[[int, int], No
     """The folder of an imported set, or the one holding FracAtlas' dataset.csv: `path`, one level below it, or in the
     zip at `path`, unpacked once into `cache`.
 
-    A zip is known again by name, size and modification time. What a URI (`s3://`, `gs://`) names is brought into
-    `cache` and known again by the same of all its files; `progress` is told of it in MiB. InputError for a path that
-    is none of these, and as `unpack`.
+    A zip is recognised by name, size and modification time. What a URI (`s3://`, `gs://`) names is copied to `cache`
+    and recognised by the same of all its files; `progress` receives the MiB done and in total. InputError for a path
+    that is none of these, and as `unpack`.
     """
     if "://" in str(path):
-        path = _brought(str(path), cache, progress or (lambda done, total: None))
+        path = _local_copy(str(path), cache, progress or (lambda done, total: None))
     path = Path(path).expanduser()
     if path.is_dir():
         return path if (path / MANIFEST).is_file() else _holding_table(path, path)
@@ -50,8 +50,8 @@ def open_source(path: str | Path, cache: Path, progress: Callable[[int, int], No
     return _holding_table(target, path)
 
 
-def _brought(uri: str, cache: Path, progress: Callable[[int, int], None]) -> Path:
-    """The local copy of the folder or file at a URI, which is made if it is not there or has changed there."""
+def _local_copy(uri: str, cache: Path, progress: Callable[[int, int], None]) -> Path:
+    """The local copy of the folder or file at a URI; copied if there is none, or if the source has changed."""
     place = Folder(uri)
     base = place.path("").rstrip("/")
     try:
@@ -67,19 +67,19 @@ def _brought(uri: str, cache: Path, progress: Callable[[int, int], None]) -> Pat
     if not files:
         raise InputError(f"{uri}: nothing is there; name a FracAtlas folder, its zip, or an imported set")
     if strange := next((name for name in files if name.startswith("/") or ".." in PurePosixPath(name).parts), None):
-        raise InputError(f"{uri}: {strange}: a name that leads out of the folder; rename it")
+        raise InputError(f"{uri}: {strange}: this name leads out of the folder; rename it")
     listing = "\n".join(sorted(f"{name}|{about.size}|{about.mtime_ns}" for name, about in files.items()))
     key = hashlib.sha256(f"{uri}\n{listing}".encode()).hexdigest()[:16]
     copy = Path(cache).expanduser() / "downloads" / f"{PurePosixPath(base).name}-{key}"
-    with _only_one(copy):
+    with _locked(copy):
         if not copy.is_dir():
-            _bring(place, files, copy, progress)
+            _copy(place, files, copy, progress)
     return copy / next(iter(files)) if found.type == pafs.FileType.File else copy
 
 
 @contextmanager
-def _only_one(copy: Path) -> Iterator[None]:
-    """The block, run by one process of this machine at a time: two would write into the same files."""
+def _locked(copy: Path) -> Iterator[None]:
+    """Runs the block in one process of this machine at a time: two would write the same files."""
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
         lock = open(copy.with_name(f"{copy.name}.lock"), "w")  # noqa: SIM115 - closed below
@@ -90,8 +90,8 @@ def _only_one(copy: Path) -> Iterator[None]:
         yield
 
 
-def _bring(place: Folder, files: dict[str, pafs.FileInfo], copy: Path, progress: Callable[[int, int], None]) -> None:
-    """Copy files to a folder that gets its name when it is whole; what an earlier try has brought is kept."""
+def _copy(place: Folder, files: dict[str, pafs.FileInfo], copy: Path, progress: Callable[[int, int], None]) -> None:
+    """Copy files to a folder that gets its name when complete; files from an earlier attempt are kept."""
     partial = copy.with_name(f"{copy.name}.partial")
     total = sum(about.size for about in files.values())
 
@@ -103,7 +103,7 @@ def _bring(place: Folder, files: dict[str, pafs.FileInfo], copy: Path, progress:
             with place.filesystem.open_input_stream(about.path) as stream, open(coming, "wb") as file:
                 shutil.copyfileobj(stream, file, MEBI)
             if coming.stat().st_size != about.size:
-                raise OSError(f"{name}: {coming.stat().st_size} bytes came of {about.size}")
+                raise OSError(f"{name}: {coming.stat().st_size} bytes of {about.size} arrived")
             coming.rename(target)
         return int(about.size)
 
@@ -128,7 +128,7 @@ def _bring(place: Folder, files: dict[str, pafs.FileInfo], copy: Path, progress:
         partial.rename(copy)
     except OSError as error:
         raise InputError(
-            f"{place}: cannot be brought to {copy.parent}: {error}; what has come is kept: give the command again"
+            f"{place}: cannot be copied to {copy.parent}: {error}; copied files are kept: run the command again"
         ) from None
 
 
@@ -136,8 +136,8 @@ def _holding_table(folder: Path, named: Path) -> Path:
     roots = fracatlas_folders(folder)
     if not roots:
         raise InputError(
-            f"{named}: no dataset.csv in it or one folder below; name the folder that FracAtlas unpacks to, or bring "
-            f"other radiographs in with `python -m fracray.data import`"
+            f"{named}: no dataset.csv in it or one folder below; name the folder that FracAtlas unpacks to, or import "
+            f"other radiographs with `python -m fracray.data import`"
         )
     if len(roots) > 1:
         raise InputError(f"{named}: dataset.csv in {', '.join(root.name for root in roots)}; name one of these folders")

@@ -1,7 +1,7 @@
-"""Identifiers of patients and studies, turned into hashes that tie images together and name nobody.
+"""Hashes of patient and study identifiers: they link images without naming anyone.
 
-A patient id is short enough that all can be tried: a bare hash of it is the id itself to whoever tries. So each is
-hashed with a secret salt, which is kept apart from the hashes. Knows nothing of radiographs.
+Patient ids are short enough to try all of them, so a plain hash can be reversed. Each is hashed with a secret salt,
+which is kept apart from the hashes. Knows nothing of radiographs.
 """
 
 import hmac
@@ -12,11 +12,11 @@ from pathlib import Path
 
 from fracray.errors import InputError
 
-_BYTES = 32  # of a salt, which are written as twice as many hex digits
+_BYTES = 32  # of a salt, written as twice as many hex digits
 
 
 class Pseudonyms:
-    """Hashes by one salt: equal identifiers of a kind have equal hashes, 16 hex digits; '' stays ''."""
+    """Hashes with one salt: equal identifiers of a kind have equal hashes of 16 hex digits; '' stays ''."""
 
     def __init__(self, salt: bytes) -> None:
         self._salt = salt
@@ -28,7 +28,7 @@ class Pseudonyms:
 
 
 def read_salt(path: Path) -> bytes:
-    """The salt in a file; InputError where it cannot be read or holds anything but what `new_salt` writes."""
+    """The salt in a file; InputError if it cannot be read or was not written by `new_salt`."""
     try:
         if not path.is_file():
             raise InputError(f"--salt {path}: no such file; name the salt of an earlier import, or leave it out")
@@ -39,14 +39,14 @@ def read_salt(path: Path) -> bytes:
     if not re.fullmatch(rb"[0-9a-f]{%d}" % (2 * _BYTES), salt):
         size = path.stat().st_size
         raise InputError(
-            f"--salt {path}: a file of {size:,} bytes, and not the {2 * _BYTES} hex digits of a salt; name the file "
+            f"--salt {path}: {size:,} bytes, not the {2 * _BYTES} hex digits of a salt; name the file "
             "'salt' of an earlier import, or leave it out"
         )
     return salt
 
 
 def new_salt(path: Path) -> bytes:
-    """A random salt, written to the new file `path`, which nobody but its owner may read."""
+    """A random salt, written to the new file `path`, which only its owner may read."""
     salt = secrets.token_hex(_BYTES).encode()
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(salt + b"\n")

@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance
 
 from fracray.data.__main__ import main as data
 from fracray.data.images.corruptions import BY_NAME, CORRUPTIONS, NAMES, SEVERITIES, corrupt
-from fracray.data.images.letterbox import letterbox, picture
+from fracray.data.images.letterbox import content, letterbox
 from fracray.data.phantom.draw import draw_phantom
 
 DRAWN = ("shot_noise", "gaussian_noise", "speckle_noise", "motion_blur", "rotation", "translation", "collimation")
@@ -140,7 +140,7 @@ def test_a_parameter_means_the_same_at_any_size(phantoms, name):
 
 def test_the_border_of_a_letterboxed_picture_stays_black():
     tall = letterbox(np.random.default_rng(0).integers(60, 200, (224, 120), np.uint8), 112)
-    assert picture(tall) == (slice(0, 112), slice(26, 86))
+    assert content(tall) == (slice(0, 112), slice(26, 86))
     for name in (*NAMES[: NAMES.index("pixelate")], "inversion", "side_marker"):
         out = corrupt(tall, name, 5, 0, "x")
         assert not out[:, :26].any(), name
@@ -149,7 +149,7 @@ def test_the_border_of_a_letterboxed_picture_stays_black():
 
 @pytest.mark.parametrize(("height", "width"), [(100, 61), (61, 100), (100, 60), (80, 80), (100, 99)])
 def test_the_picture_in_a_letterbox_is_found(height, width):
-    rows, columns = picture(letterbox(np.full((height, width), 9, np.uint8), 50))
+    rows, columns = content(letterbox(np.full((height, width), 9, np.uint8), 50))
     scale = 50 / max(height, width)
     assert (rows.stop - rows.start, columns.stop - columns.start) == (round(height * scale), round(width * scale))
 
@@ -157,7 +157,7 @@ def test_the_picture_in_a_letterbox_is_found(height, width):
 def test_black_on_one_side_is_picture():
     image = level(9, 50)
     image[:12] = 0
-    assert picture(image) == (slice(0, 50), slice(0, 50))
+    assert content(image) == (slice(0, 50), slice(0, 50))
 
 
 # ---- gray values
@@ -181,7 +181,7 @@ def test_contrast_is_pillows_as_in_medmnist_c(name):
         assert np.abs(ours - np.asarray(pillow)).max() <= 1  # Pillow rounds the mean and cuts off decimals
 
 
-def test_a_stop_of_exposure_halves_the_odds_and_the_opposite_takes_it_back():
+def test_a_stop_of_exposure_halves_the_odds_and_the_opposite_restores_them():
     for severity in SEVERITIES:
         stops = BY_NAME["exposure_up"].values[severity - 1]
         darker = corrupt(GRAYS, "exposure_up", severity, 0, "x")
@@ -263,7 +263,7 @@ def test_jpeg_is_opencvs_own_at_the_reference_side(phantoms):
         assert np.array_equal(corrupt(image, "jpeg_compression", severity, 0, "x"), expected)
 
 
-def test_jpeg_does_as_much_at_another_side(phantoms):
+def test_jpeg_changes_as_much_at_another_side(phantoms):
     for severity in SEVERITIES:
         done = []
         for size in (112, 224):
@@ -321,7 +321,7 @@ def test_a_crop_keeps_its_share_of_one_side_and_is_letterboxed_again():
     ramp = np.tile(np.arange(1, 225, dtype=np.uint8), (224, 1))
     for key in map(str, range(10)):
         out = corrupt(ramp, "letterboxed_crop", 5, 0, key)
-        rows, columns = picture(out)
+        rows, columns = content(out)
         assert {rows.stop - rows.start, columns.stop - columns.start} == {112, 224}
         across = columns.stop - columns.start
         shown = out[112, columns].astype(int)

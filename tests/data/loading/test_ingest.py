@@ -25,7 +25,7 @@ from fracray.runtime.storage import Folder
 def test_a_known_jpeg_is_decoded_as_an_unknown_one(orientation, width, height):
     data = jpeg(picture(3, width, height), orientation=orientation)
     shown = (width, height) if orientation < 5 else (height, width)
-    known = imagefile.Known(*shown, orientation)
+    known = imagefile.KnownGeometry(*shown, orientation)
     for size in (32, 64, 128):
         side = max(shown)
         assert np.array_equal(decode(data, side, size, known), decode(data, side, size))
@@ -33,16 +33,20 @@ def test_a_known_jpeg_is_decoded_as_an_unknown_one(orientation, width, height):
 
 def test_a_file_that_is_not_as_known_is_judged_again():
     data = jpeg(picture(3), orientation=6)
-    for wrong in (imagefile.Known(160, 200, 6), imagefile.Known(90, 90, 1), imagefile.Known(0, 0, 0)):
+    for wrong in (
+        imagefile.KnownGeometry(160, 200, 6),
+        imagefile.KnownGeometry(90, 90, 1),
+        imagefile.KnownGeometry(0, 0, 0),
+    ):
         assert np.array_equal(decode(data, 200, 64, wrong), decode(data, 200, 64))
     with pytest.raises(ValueError, match="not decodable"):
-        decode(data[: len(data) // 2], 200, 64, imagefile.Known(200, 160, 6))
+        decode(data[: len(data) // 2], 200, 64, imagefile.KnownGeometry(200, 160, 6))
 
 
 def test_rubbish_behind_the_end_and_png_take_the_careful_way():
     image = picture(5)
     png = cv2.imencode(".png", image)[1].tobytes()
-    known = imagefile.Known(160, 200, 1)
+    known = imagefile.KnownGeometry(160, 200, 1)
     assert np.array_equal(decode(png, 200, 64, known), letterbox(image, 64))
     data = jpeg(image)
     assert np.array_equal(decode(data + b"rubbish", 200, 64, known), decode(data, 200, 64))

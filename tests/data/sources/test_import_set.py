@@ -17,7 +17,7 @@ from drawn_fracatlas import Atlas, jpeg, picture
 from fracray.data import __main__ as data
 from fracray.data.manifest import MANIFEST, Manifest
 from fracray.data.sources.fracatlas import read_fracatlas
-from fracray.data.sources.image_folder import list_pictures
+from fracray.data.sources.image_folder import list_images
 from fracray.data.sources.import_set import SALT, open_imported
 from fracray.errors import InputError, run_verb
 
@@ -68,7 +68,7 @@ FOUR = "image,label\na,1\nb,0\nc,1\nd,0\n"
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["folder", "zip"])
-def test_fracatlas_comes_in_as_it_is_read(bring, tmp_path, packed):
+def test_an_imported_fracatlas_equals_the_one_that_is_read(bring, tmp_path, packed):
     atlas = Atlas(tmp_path / "FracAtlas")
     for number in range(1, 5):
         atlas.box(atlas.add(number, number % 2, multiscan=1), (1, 2, 3, 4)) if number % 2 else atlas.add(number)
@@ -127,7 +127,7 @@ def test_columns_are_known_by_name_and_by_option(bring, tmp_path):
     assert "P1" not in table.to_csv()
 
 
-def test_an_empty_cell_is_no_label_unless_it_is_said_to_be(bring, tmp_path):
+def test_an_empty_cell_is_no_label_unless_an_option_says_so(bring, tmp_path):
     """GRAZPEDWRI-DX writes 1 or nothing."""
     root = hospital(tmp_path / "h", csv="filestem,fracture_visible\na,1.0\nb,\nc,\nd,1.0\n")
     assert bring(root)["status"].tolist() == ["ok", "unlisted", "unlisted", "ok"]
@@ -154,7 +154,7 @@ def test_files_are_named_by_path_where_names_repeat(bring, refuse, tmp_path):
     assert bring(root)["label"].to_dict() == {"one/x.jpg": 1, "y": 0, "two/x.jpg": 0, "z": 1}
 
 
-def test_a_path_is_tried_as_it_stands_before_the_folders_name_is_taken_off(bring, tmp_path):
+def test_a_path_is_tried_unchanged_before_the_folders_name_is_removed(bring, tmp_path):
     root = hospital(tmp_path / "h", ("a", "h/a", "b"))
     (root / "labels.csv").write_text(f"image,label\nh/a.jpg,1\n{root}/a.jpg,0\nh/b.jpg,1\n")
     assert bring(root).set_index("path")["label"].to_dict() == {"a.jpg": 0, "h/a.jpg": 1, "b.jpg": 1}
@@ -198,7 +198,7 @@ def test_class_folders_are_named_by_option_with_patterns(bring, refuse, tmp_path
     names = ("p1/study1_positive/a", "p1/study2_negative/b", "p2/study1_negative/c", "p2/study1_positive/d")
     root = hospital(tmp_path / "h", names)
     error = refuse(root)
-    assert "its pictures lie in: p1/study1_positive, p1/study2_negative" in error
+    assert "its pictures are in: p1/study1_positive, p1/study2_negative" in error
     assert "--classes NOT_FRACTURED=FOLDER FRACTURED=FOLDER" in error
     words = ("--classes", "NOT_FRACTURED=study*_negative", "FRACTURED=p1/study1_positive,study?_positive")
     assert bring(root, *words)["label"].to_dict() == {"a": 1, "b": 0, "d": 1, "c": 0}
@@ -254,7 +254,7 @@ def test_an_accession_number_that_is_another_files_name_labels_no_wrong_file(bri
     csv = root / "labels.csv"
     csv.write_text("id,label\n100,1\n200,0\n300,0\n")
     error = refuse(root)
-    assert "row 1: '100' is the name of 100.dcm, and an identifier in the header of 200.dcm; call the column" in error
+    assert "row 1: '100' is the name of 100.dcm, and an identifier in the header of 200.dcm; name the column" in error
     for column, labels in (("accession", [0, 1, 0]), ("filename", [1, 0, 0])):
         csv.write_text(f"{column},label\n100,1\n200,0\n300,0\n")
         assert bring(root).sort_values("path")["label"].tolist() == labels
@@ -345,10 +345,10 @@ def test_a_copied_file_is_the_same_a_changed_or_vanished_one_is_named(stored, tm
     with pytest.raises(InputError, match=r"h/p3\.jpg has changed since the import; restore it, or import"):
         open_imported(stored)
     file.unlink()
-    with pytest.raises(InputError, match=r"h/p3\.jpg is not there any more .*; restore it, or import"):
+    with pytest.raises(InputError, match=r"h/p3\.jpg no longer exists .*; restore it, or import"):
         open_imported(stored)
     shutil.rmtree(tmp_path / "h")
-    with pytest.raises(InputError, match=r"the folder of its files, .*/h, is not there"):
+    with pytest.raises(InputError, match=r"the folder of its files, .*/h, does not exist"):
         open_imported(stored)
 
 
@@ -361,10 +361,10 @@ def test_a_copied_file_is_the_same_a_changed_or_vanished_one_is_named(stored, tm
         ("picture,verdict\na,1\n", "which column names the image file? It has picture, verdict; say --column"),
         ("image,verdict\na,1\n", "which column says whether it is fractured? It has image, verdict"),
         ("image,label\na,1\nb,perhaps\n", "row 2: label is 'perhaps', which is neither fractured ('1', 'abnormal'"),
-        ("image,label\na,1\nb\n", "row 2: 'b' has 1 cells, and the header 2; mend the row"),
+        ("image,label\na,1\nb\n", "row 2: 'b' has 1 cells, and the header 2; repair the row"),
         ("image,label\na,1\nb,\"per\nhaps\"\n", "row 2: label is 'per\\nhaps', which is neither"),
         ("image,label\na,1\n\"b\nc\",1,2\n", "row 2: '\"b\\nc\",1,2' has 3 cells"),
-        ("image,label,label\na,1,1\n", "the column 'label' is there twice"),
+        ("image,label,label\na,1,1\n", "the column 'label' appears twice"),
         ("image,label\nq,1\n", "none of its rows names a file in"),
         ("image,label\n", "none of its rows names a file in"),
         ("", "no header line"),
@@ -409,14 +409,12 @@ def test_bad_options_are_refused(refuse, tmp_path, words, said):
     assert said in refuse(hospital(tmp_path / "h", csv=FOUR), *words)
 
 
-def test_sources_and_targets_that_cannot_be_are_refused(refuse, tmp_path):
+def test_invalid_sources_and_targets_are_refused(refuse, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "no JPEG, PNG or DICOM file in it" in refuse(tmp_path / "empty")
     assert "no such file or folder" in refuse(tmp_path / "nowhere")
     (tmp_path / "short").write_bytes(b"0" * 8)
-    assert "a file of 8 bytes, and not the 64 hex digits" in refuse(
-        hospital(tmp_path / "h", csv=FOUR), "--salt", tmp_path / "short"
-    )
+    assert "8 bytes, not the 64 hex digits" in refuse(hospital(tmp_path / "h", csv=FOUR), "--salt", tmp_path / "short")
     (tmp_path / "h" / "more.csv").write_text(FOUR)
     assert "several tables: labels.csv, more.csv" in refuse(tmp_path / "h")
     (tmp_path / "set").mkdir()
@@ -428,7 +426,7 @@ def test_sources_and_targets_that_cannot_be_are_refused(refuse, tmp_path):
     ("to", "said"),
     [("~nosuch/x", "--to ~nosuch/x: no such user"), ("x" * 300, "File name too long; name another path")],
 )
-def test_a_target_that_cannot_be_is_refused_by_its_flag(tmp_path, capsys, monkeypatch, to, said):
+def test_an_invalid_target_is_refused_by_its_flag(tmp_path, capsys, monkeypatch, to, said):
     monkeypatch.chdir(tmp_path)
     assert run_verb(data.main, ["import", str(hospital(tmp_path / "h", csv=FOUR)), "--to", to]) == 2
     error = capsys.readouterr().err
@@ -436,7 +434,7 @@ def test_a_target_that_cannot_be_is_refused_by_its_flag(tmp_path, capsys, monkey
     assert said in error
 
 
-def test_a_source_of_nobody_is_refused(refuse):
+def test_a_source_of_an_unknown_user_is_refused(refuse):
     assert "PATH ~nosuch/x: no such user" in refuse("~nosuch/x")
 
 
@@ -463,7 +461,7 @@ def test_folders_may_be_nested_deeper_than_calls(tmp_path):
             folder /= "d"
             folder.mkdir()
         shutil.copy(root / "b.jpg", folder / "a.jpg")
-        assert [file.path for file in list_pictures(root)] == ["b.jpg", "d/" * 1100 + "a.jpg", "e.jpg"]
+        assert [file.path for file in list_images(root)] == ["b.jpg", "d/" * 1100 + "a.jpg", "e.jpg"]
     finally:
         subprocess.run(["rm", "-rf", root], check=True)
 
@@ -478,10 +476,10 @@ def test_a_failed_import_leaves_none_of_the_folders_it_made(tmp_path):
 def test_what_cannot_be_read_is_not_blamed_on_the_target(refuse, tmp_path):
     root = hospital(tmp_path / "h", csv=FOUR)
     (root / "long").symlink_to("y" * 300)
-    assert f"{root / 'long'}: cannot be read: File name too long; mend it, or leave it out" in refuse(root)
+    assert f"{root / 'long'}: cannot be read: File name too long; repair it, or leave it out" in refuse(root)
 
 
-def test_columns_may_be_called_as_anything(bring, tmp_path):
+def test_columns_may_have_any_name(bring, tmp_path):
     csv = "row,row_count,row_min,column0\na,1,p,u\nb,0,p,v\nc,1,,w\nd,0,,x\n"
     words = ("image=row", "label=row_count", "patient=row_min", "batch=column0")
     table = bring(hospital(tmp_path / "h", csv=csv), *(word for name in words for word in ("--column", name)))
@@ -503,7 +501,7 @@ def test_a_link_that_leads_back_is_refused_and_links_elsewhere_are_followed(brin
     loop = root / "deep" / "loop"
     loop.parent.mkdir()
     loop.symlink_to(root)
-    assert f"{loop}: a link into a folder that holds it" in refuse(root)
+    assert f"{loop}: a link to a folder that contains it" in refuse(root)
     loop.unlink()
     hospital(tmp_path / "elsewhere", ("q", "r", "s", "t", "e"))
     (root / "deep" / "e.jpg").symlink_to(tmp_path / "elsewhere" / "e.jpg")
@@ -588,7 +586,7 @@ raise SystemExit(run_verb(main, sys.argv[2:]))
 
 
 @pytest.mark.parametrize(("packed", "limit"), [(False, 8_000), (True, 6_000)], ids=["at the manifest", "at the files"])
-def test_a_disk_that_fills_up_leaves_no_half_set(bring, tmp_path, packed, limit):
+def test_a_full_disk_leaves_no_partial_set(bring, tmp_path, packed, limit):
     """Files that may not grow stand for the disk that is full."""
     root = source = hospital(tmp_path / "h", csv=FOUR)
     if packed:
@@ -606,7 +604,7 @@ def test_a_disk_that_fills_up_leaves_no_half_set(bring, tmp_path, packed, limit)
     assert (bring(source)["status"] == "ok").all()
 
 
-def test_shards_of_a_full_disk_are_not_taken_for_whole(ray_local, stored, cache, monkeypatch, capsys):
+def test_shards_of_a_full_disk_do_not_count_as_complete(ray_local, stored, cache, monkeypatch, capsys):
     """Ray's tasks write the shards, on a small file system of its own; with room the same command completes."""
     mount = cache / "small"
     mount.mkdir()

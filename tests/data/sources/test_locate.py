@@ -197,7 +197,7 @@ def test_a_zip_is_unpacked_once_and_reads_like_its_folder(atlas, tmp_path):
     assert {entry.name for entry in (tmp_path / "cache" / "archives").iterdir()} == {first.parent.name}
 
 
-def test_a_changed_zip_is_unpacked_anew(atlas, tmp_path):
+def test_a_changed_zip_is_unpacked_again(atlas, tmp_path):
     atlas.add(1)
     archive = zipped(atlas.write(), tmp_path / "a.zip")
     first = open_source(archive, tmp_path / "cache")
@@ -210,12 +210,12 @@ def test_a_changed_zip_is_unpacked_anew(atlas, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../evil.txt", "a/../../evil.txt", "/evil.txt", "..\\evil.txt", "C:\\evil.txt"])
-def test_members_that_climb_out_are_refused(tmp_path, name):
+def test_members_that_lead_out_of_the_folder_are_refused(tmp_path, name):
     archive = tmp_path / "slip.zip"
     with zipfile.ZipFile(archive, "w") as out:
         out.writestr("dataset.csv", "image_id\n")
         out.writestr(name, "evil")
-    with pytest.raises(InputError, match="climbs out of the folder"):
+    with pytest.raises(InputError, match="leads out of the folder"):
         open_source(archive, tmp_path / "cache")
     assert not list(tmp_path.rglob("evil*"))
 
@@ -247,7 +247,7 @@ def test_a_damaged_zip_leaves_nothing_behind(atlas, tmp_path):
     middle = data.find(b"IMG0000001.jpg") + 400
     data[middle : middle + 50] = bytes(50)
     archive.write_bytes(data)
-    with pytest.raises(InputError, match="could not be unpacked"):
+    with pytest.raises(InputError, match="cannot be unpacked"):
         open_source(archive, tmp_path / "cache")
     assert list((tmp_path / "cache" / "archives").iterdir()) == []
 
@@ -264,7 +264,7 @@ def test_paths_that_are_no_source_are_refused(tmp_path):
             open_source(tmp_path / name, tmp_path / "cache")
 
 
-def test_two_sets_below_one_folder_are_not_guessed_between(tmp_path):
+def test_two_sets_below_one_folder_are_refused(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "both" / name).mkdir(parents=True)
         (tmp_path / "both" / name / "dataset.csv").write_text("")
@@ -284,7 +284,7 @@ def sent(root: Path, uri: str) -> Folder:
     return place
 
 
-def test_a_folder_at_a_uri_is_brought_once_and_anew_when_it_changes(atlas, s3, tmp_path):
+def test_a_folder_at_a_uri_is_copied_once_and_again_when_it_changes(atlas, s3, tmp_path):
     atlas.box(atlas.add(1, 1), (1, 2, 3, 4))
     root = atlas.write()
     place, cache, told = sent(root, s3("brought/FracAtlas")), tmp_path / "cache", []
@@ -308,7 +308,7 @@ def test_a_zip_at_a_uri_reads_like_its_folder(atlas, s3, tmp_path):
     assert read_fracatlas(here).table.equals(read_fracatlas(root).table)
 
 
-def test_what_a_broken_download_has_brought_is_kept(atlas, s3, tmp_path, monkeypatch):
+def test_files_of_a_broken_copy_are_kept(atlas, s3, tmp_path, monkeypatch):
     for number in range(12):
         atlas.add(number)
     root = atlas.write()
@@ -323,28 +323,28 @@ def test_what_a_broken_download_has_brought_is_kept(atlas, s3, tmp_path, monkeyp
 
     monkeypatch.setattr(sources, "CONNECTIONS", 1)
     monkeypatch.setattr(sources.shutil, "copyfileobj", breaks)
-    with pytest.raises(InputError, match=r"broken/FracAtlas.*connection reset; what has come is kept"):
+    with pytest.raises(InputError, match=r"broken/FracAtlas.*connection reset; copied files are kept"):
         open_source(place.location, cache)
     here = open_source(place.location, cache)
     assert read_fracatlas(here).table.equals(read_fracatlas(root).table)
     assert len(asked) == sum(file.is_file() for file in root.rglob("*")) + 1  # the one that broke came again
 
 
-def test_a_file_that_comes_short_is_not_kept(atlas, s3, tmp_path, monkeypatch):
+def test_a_file_with_missing_bytes_is_not_kept(atlas, s3, tmp_path, monkeypatch):
     atlas.add(1)
     place = sent(atlas.write(), s3("short/FracAtlas"))
     monkeypatch.setattr(sources.shutil, "copyfileobj", lambda stream, file, length: file.write(stream.read(3)))
-    with pytest.raises(InputError, match="3 bytes came of"):
+    with pytest.raises(InputError, match="3 bytes of"):
         open_source(place.location, tmp_path / "cache")
     monkeypatch.undo()
     assert len(read_fracatlas(open_source(place.location, tmp_path / "cache")).table) == 1
 
 
-def test_a_uri_where_nothing_is_is_named(s3, tmp_path):
+def test_an_empty_uri_is_named(s3, tmp_path):
     with pytest.raises(InputError, match=r"no/where.*nothing is there"):
         open_source(s3("no/where"), tmp_path)
 
 
-def test_a_uri_out_of_reach_is_named(tmp_path):
+def test_an_unreachable_uri_is_named(tmp_path):
     with pytest.raises(InputError, match=r"s3://none/at-all\?.*(cannot be read|not a folder or URI)"):
         open_source("s3://none/at-all?endpoint_override=http://127.0.0.1:9&scheme=http&region=us-east-1", tmp_path)
