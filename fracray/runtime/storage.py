@@ -57,31 +57,6 @@ def atomic_path(target: Path, replace: bool = True) -> Iterator[Path]:
                 path.unlink(missing_ok=True)
 
 
-@contextmanager
-def atomic_path(target: Path) -> Iterator[Path]:
-    """A temporary path next to `target`, at which to write a file or folder; it becomes `target` on success only.
-
-    A file or folder that is at `target` is replaced. After a failure nothing is left of the temporary path.
-    """
-    partial, stale = (target.with_name(f".{uuid.uuid4().hex[:8]}.{suffix}") for suffix in ("partial", "stale"))
-    try:
-        yield partial
-        if target.is_dir():
-            os.rename(target, stale)
-        try:
-            os.replace(partial, target)
-        except OSError:
-            if stale.exists():
-                os.rename(stale, target)
-            raise
-    finally:
-        for left in (partial, stale):
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink(missing_ok=True)
-
-
 class Folder:
     """A folder on a path or a URI. Every write replaces a file in one step; a reader never sees half of one."""
 
