@@ -31,6 +31,20 @@ def below(location: str, name: str) -> str:
     return f"{address.rstrip('/')}/{name}{question}{query}"
 
 
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """A temporary path next to `target` for a file or folder, renamed to it on success and removed on failure."""
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        yield partial
+        os.replace(partial, target)
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+
+
 def refuse_secret(location: str) -> None:
     """InputError for a URI with a password: runs and checkpoints keep their places, and are handed on."""
     if "://" in location and (uri := urlsplit(location)).password:
