@@ -32,17 +32,35 @@ def below(location: str, name: str) -> str:
 
 
 @contextmanager
-def atomic_path(target: Path) -> Iterator[Path]:
-    """A temporary path next to `target` for a file or folder, renamed to it on success and removed on failure."""
+def atomic_path(target: Path, replace: bool = True) -> Iterator[Path]:
+    """A temporary path next to `target` at which to write a file or folder; it gets its name when the block ends.
+
+    A reader finds the old or the new one, never a part. With an error in the block, or without `replace` where the
+    target exists by then, the temporary one is removed and the target stays. Raises OSError as the file system does.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    aside = partial.with_suffix(".old")
     try:
         yield partial
-        os.replace(partial, target)
+        if not replace and target.exists():
+            return
+        if not (partial.is_dir() and target.exists()):
+            partial.replace(target)
+            return
+        # A folder cannot be replaced in one step: move the old one aside first, so only this instant is without one.
+        target.rename(aside)
+        try:
+            partial.rename(target)
+        except OSError:
+            aside.rename(target)
+            raise
     finally:
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
+        for path in (partial, aside):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def refuse_secret(location: str) -> None:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise, repeat
@@ -252,7 +253,12 @@ def _end_with_parent() -> None:
     """Make this drawing process end when the one that started it has ended, killed or not."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _draw_all(folder: Path, config: PhantomConfig, progress: Callable[[int, int], None] | None) -> list[_Drawn]:
@@ -286,14 +292,14 @@ def write_phantoms(folder: Path, config: PhantomConfig, progress: Callable[[int,
     if _holds(folder, record):
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(folder) as partial:
+        with suppress(FileNotFoundError):
+            folder.rmdir()  # an empty one is no other set
+        with atomic_path(folder, replace=False) as partial:
             for name in ("Fractured", "Non_fractured"):
                 (partial / "images" / name).mkdir(parents=True)
             _write_tables(partial, _draw_all(partial, config, progress))
             (partial / _RECORD).write_text(json.dumps(record))
     except OSError as error:
-        # Another process may have been first: its set is as good, if it is the same.
-        if not _holds(folder, record):
-            raise InputError(f"{folder}: cannot be written: {error.strerror or error}; name another folder") from None
+        raise InputError(f"{folder}: cannot be written: {error.strerror or error}; name another folder") from None
+    assert _holds(folder, record), "the set was just written, by this or by another process"
     return folder

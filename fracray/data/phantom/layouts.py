@@ -52,10 +52,10 @@ def _fingers(wrist: Point, view: str, rng: np.random.Generator, size: float) -> 
     bones = [_blob(x0 + size * k * x, y0 + size * y, size * w, size * w * 0.95, 0.75) for x, y, w in _CARPALS]
     spread, curl = rng.uniform(0.75, 1.35), rng.uniform(-2, 6) * (1 if view == "frontal" else 2.0)
     tissues = [Tissue((wrist, (x0, y0 + 92 * size)), (max(36 * k, 23) * size, max(48 * k, 20) * size), 22 * size)]
-    for i, (angle, length) in enumerate(((-11, 1.0), (-3, 1.04), (5, 0.96), (14, 0.86))):
+    for i, (turn, length) in enumerate(((-11, 1.0), (-3, 1.04), (5, 0.96), (14, 0.86))):
         base = (x0 + size * k * (-19 + 13.5 * i), y0 + 38 * size)
         lengths = [size * length * part for part in (58, 38, 23, 15)]
-        ray, joints = _ray(base, angle * spread * k, lengths, 6.0 * size, (0.8, 0.3, 0.1, 0.0), curl * (0.5 + 0.3 * i))
+        ray, joints = _ray(base, turn * spread * k, lengths, 6.0 * size, (0.8, 0.3, 0.1, 0.0), curl * (0.5 + 0.3 * i))
         bones += ray
         tissues.append(Tissue(joints[1:], tuple(size * w for w in (15, 11, 9.5, 7.5)), 11 * size))
     base, angle = (x0 - 25 * k * size, y0 + 26 * size), -rng.uniform(25, 48) * (0.4 + 0.6 * k)
