@@ -9,7 +9,7 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
-from fracray.data.duplicates import Link, connected_sets, equal
+from fracray.data.duplicates import Pair, connected_sets, equal
 from fracray.data.images.dicom_header import Header
 from fracray.data.sources.image_folder import FileIndex, PictureFile, classes_of, plain_path
 from fracray.data.sources.label_table import LabelTable, Record, quoted
@@ -162,7 +162,7 @@ def persons_of(files: Sequence[PictureFile], found: Mapping[int, Said]) -> list[
                 (record.study if record else "", header.study),
             )
         )
-    links: list[Link] = []
+    links: list[Pair] = []
     for kind in ("patients", "studies"):
         ids = [identifier for person in persons for identifier in getattr(person, kind)]
         links += [(one // 2, other // 2) for one, other in equal(ids)]
