@@ -52,7 +52,7 @@ def digest(folder: Path) -> dict[str, str]:
 # --- drawing
 
 
-def test_a_phantom_depends_on_its_seed_and_index_alone(phantoms: list[Phantom]) -> None:
+def test_a_phantom_depends_only_on_its_seed_and_index(phantoms: list[Phantom]) -> None:
     for i in (37, 3, 200):
         again = draw_phantom(i, 0)
         np.testing.assert_array_equal(again.image, phantoms[i].image)
@@ -135,7 +135,7 @@ def test_a_study_is_a_run_of_neighbours_of_one_patient(phantoms: list[Phantom]) 
         assert len({p.study for p in phantoms if p.study.number == number}) == 1
 
 
-def test_the_number_of_a_picture_hardly_tells_its_label(phantoms: list[Phantom]) -> None:
+def test_the_number_of_a_picture_hardly_predicts_its_label(phantoms: list[Phantom]) -> None:
     shares = np.array([p.label for p in phantoms]).reshape(-1, 60).mean(1)
     assert shares.min() > 0.1
     assert shares.max() < 0.65
