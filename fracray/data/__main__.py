@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     drawn.add_argument(
         "--corrupted",
         action="store_true",
-        help="a row for each corruption of `evaluate --shifts`: each radiograph clean and at severities 1 to 5",
+        help="a row for each corruption of `evaluate --corruptions`: each radiograph clean and at severities 1 to 5",
     )
     for verb in (check, audited, sheet):
         verb.add_argument(

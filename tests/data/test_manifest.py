@@ -82,7 +82,7 @@ def test_a_file_that_is_no_manifest_is_refused(tmp_path):
     build(rows(), ROOT).write(path)
     good = pq.read_table(path)
     faults = (
-        (good.drop_columns(["label"]), "without label"),
+        (good.drop_columns(["label"]), "it lacks label"),
         (good.replace_schema_metadata({}), "it lacks its root"),
         (good.set_column(2, "label", pa.array([0.0, 1.0, 0.0, 1.0])), "column label is double, not int8"),
         (good.set_column(4, "split", pa.array(["train", "dev", "", ""])), "unknown status or split dev"),

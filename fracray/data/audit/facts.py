@@ -126,7 +126,7 @@ class Breakdown:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Prevalence along the file numbers of the series `prefix`, in blocks of `size`; all files listed, used or not.
+    """Prevalence by file number in the series `prefix`, in blocks of `size`; all files listed, used or not.
 
     run: the longest series of consecutive listed images that are all fractured, as (first id, last id, images).
     """
