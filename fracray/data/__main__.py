@@ -150,9 +150,11 @@ def _config(args: argparse.Namespace) -> Config:
 
 
 def _require_path(path: str, wanted: str) -> None:
-    full = os.path.abspath(os.path.expanduser(path))
+    full = os.path.expanduser(path)
+    if path.startswith("~") and full == path:
+        raise InputError(f"PATH {path}: no such user; write the path in full")
     if not os.path.exists(full):
-        raise InputError(f"{full}: no such file or folder; name {wanted}")
+        raise InputError(f"{os.path.abspath(full)}: no such file or folder; name {wanted}")
 
 
 def _download(args: argparse.Namespace) -> None:
