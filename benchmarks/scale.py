@@ -58,7 +58,7 @@ class Original:
 def draw_original(index: int, side: int) -> Original:
     cv2.setNumThreads(1)
     drawn = draw_phantom(index, seed=0)
-    said = {drawn.region, drawn.view} | {name for name in ("hardware", "multiscan") if getattr(drawn, name)}
+    said = {drawn.study.region, drawn.view} | {name for name in ("hardware", "multiscan") if getattr(drawn, name)}
     said |= {"fractured"} if drawn.label else set()
     image = cv2.resize(drawn.image, (side, side), interpolation=cv2.INTER_AREA)
     return Original(image, tuple(int(flag in said) for flag in FLAGS))

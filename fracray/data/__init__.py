@@ -1,1 +1,1 @@
-"""Where radiographs come from and how they reach a model: sources, manifest, audit, splits, ingest, streams."""
+"""From a source of radiographs to batches for a model: sources, manifest, audit, splits, ingest, streams."""

@@ -1,38 +1,29 @@
-"""python -m fracray.data: get, import, check and audit data sets, draw phantoms, see radiographs as the network."""
+"""python -m fracray.data: download, import, check and audit data sets, draw phantoms, show prepared radiographs.
+
+Each command imports what it needs once its arguments are checked and its files are found.
+"""
 
 import argparse
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import cv2
-import numpy as np
-
-from fracray.config import Config, PhantomConfig, parse_assignments
-from fracray.data.audit.facts import find
-from fracray.data.audit.page import as_html, as_json
-from fracray.data.audit.report import say_audit
-from fracray.data.audit.verdicts import judge
-from fracray.data.datasheet import datasheet
-from fracray.data.images.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from fracray.data.loading.augment import Augmenter
-from fracray.data.phantom.draw import contact_sheet, write_phantoms
-from fracray.data.prepare import examined, origin_of, prepare
-from fracray.data.report import say_flow, say_phantom, say_split
-from fracray.data.sources.download import API, RELEASES, download
-from fracray.data.sources.import_set import ImportOptions, import_set, user_path
-from fracray.data.sources.label_table import FIELDS
+from fracray.config import PHANTOM, Config, PhantomConfig, parse_assignments
+from fracray.data.sources.label_fields import FIELDS
 from fracray.errors import InputError, run_verb
-from fracray.runtime.console import new_console, progress_bar
-from fracray.runtime.locations import data_source
-from fracray.runtime.ray_session import connect
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def parser() -> argparse.ArgumentParser:
+    from fracray.data.sources.download import API, RELEASES
+
     cli = argparse.ArgumentParser(
         prog="python -m fracray.data",
-        description="Download, import, check and audit data sets, draw phantoms, look at radiographs.",
+        description="Download, import, check and audit data sets, draw phantoms, show prepared radiographs.",
         epilog="examples:\n"
         "  python -m fracray.data download --to FracAtlas.zip\n"
         "  python -m fracray.data import hospital --labels hospital/labels.csv --to hospital-set\n"
@@ -44,14 +35,12 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = cli.add_subparsers(dest="verb", required=True)
-    fetched = verbs.add_parser("download", help="FracAtlas from figshare; goes on where it broke off, and verifies")
+    fetched = verbs.add_parser("download", help="FracAtlas from figshare; resumes a broken download, and verifies it")
     fetched.add_argument("--to", required=True, metavar="FILE_OR_DIR", help="the zip, or a folder for FracAtlas.zip")
     fetched.add_argument("--version", type=int, choices=RELEASES, default=7, help="figshare's (default %(default)s)")
     fetched.add_argument("--api", default=API, metavar="URL", help="the article in figshare's API or a mirror of it")
     _add_import(verbs)
-    check = verbs.add_parser(
-        "check", help="from files found to images used, the split, and what no pixel is needed for"
-    )
+    check = verbs.add_parser("check", help="from files found to images used, the split, and the no-pixel predictors")
     check.add_argument("path", help="a FracAtlas folder or zip, an imported set, or 'phantom'")
     check.add_argument(
         "--manifest", metavar="FILE", help="also write the table of all files, with their split, as Parquet"
@@ -61,9 +50,9 @@ def parser() -> argparse.ArgumentParser:
     )
     audited = verbs.add_parser(
         "audit",
-        help="what is wrong with a data set, and what betrays its labels, with a verdict for each",
+        help="defects of a data set and shortcuts to its labels, with a verdict for each",
         description="Decode every file once; report truncation, formats, duplicates, contradicting labels, prevalence, "
-        "and how well the label is predicted without the picture. Each section ends in ok, look or stop.",
+        "and how well the label is predicted without the picture. Each section gets a verdict: ok, look or stop.",
     )
     audited.add_argument("path", help="a FracAtlas folder or zip, an imported set, or 'phantom'")
     audited.add_argument("--json", metavar="FILE", help="also write all findings and verdicts as JSON")
@@ -79,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     drawn.add_argument(
         "--corrupted",
         action="store_true",
-        help="a row for each corruption of `evaluate --shifts`: each radiograph clean and at severities 1 to 5",
+        help="a row for each corruption of `evaluate --corruptions`: each radiograph clean and at severities 1 to 5",
     )
     for verb in (check, audited, sheet):
         verb.add_argument(
@@ -97,18 +86,19 @@ def parser() -> argparse.ArgumentParser:
 def _add_import(verbs: Any) -> None:
     cli = verbs.add_parser(
         "import",
-        help="radiographs of your own (JPEG, PNG, DICOM; folder or zip) as a set that --data takes",
+        help="make a set for --data from your radiographs (JPEG, PNG, DICOM; folder or zip)",
         description="Read labelled radiographs (JPEG, PNG, DICOM), examine each, and write what is known of them into\n"
-        "a new folder, which --data of every command takes. The files of a folder stay where they are.\n"
+        "a new folder, which --data of every command accepts. The files of a folder stay where they are.\n"
         "Labels come from FracAtlas' tables, from a CSV, or from a folder per class, whichever is found.",
         epilog="examples:\n"
         "  python -m fracray.data import FracAtlas.zip --to fracatlas-set\n"
         "  python -m fracray.data import hospital --to hospital-set --column label=finding --positive break,fissure\n"
         "  python -m fracray.data import pictures --to pictures-set --classes NOT_FRACTURED=sound FRACTURED=broken\n"
         "  python -m fracray.data import second --to second-set --salt hospital-set/salt\n\n"
-        "A row of the CSV names a file by path or name, a DICOM file also by SOP instance UID, and all of a study by\n"
-        "study instance UID or accession number. Of DICOM headers device, view, body part, age and sex are kept;\n"
-        "patient and study only as hashes with a secret salt. File names are kept: see that they name no patient.",
+        "A row of the CSV names a file by path or name, a DICOM file also by SOP instance UID, and all files of a\n"
+        "study by study instance UID or accession number. Device, view, body part, age and sex are kept from DICOM\n"
+        "headers; patient and study only as hashes with a secret salt. File names are kept: make sure that they do\n"
+        "not name patients.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     cli.add_argument("path", help="a folder or a zip of radiographs")
@@ -119,7 +109,7 @@ def _add_import(verbs: Any) -> None:
         action="append",
         default=[],
         metavar="FIELD=NAME",
-        help=f"the table's column for a field, where its name does not say so; repeatable; fields: {', '.join(FIELDS)}",
+        help=f"the table's column for a field that is not recognised by name; repeatable; fields: {', '.join(FIELDS)}",
     )
     cli.add_argument(
         "--positive", metavar="VALUE[,VALUE]", help="values that mean fractured (default: 1, yes, fractured ...)"
@@ -132,7 +122,7 @@ def _add_import(verbs: Any) -> None:
         help="NOT_FRACTURED=... FRACTURED=...: folders by name, path or pattern (default: the usual names)",
     )
     cli.add_argument("--licence", default="", metavar="TEXT", help="terms of use, kept for the datasheet")
-    cli.add_argument("--salt", metavar="FILE", help="that of another import: equal patients then have equal hashes")
+    cli.add_argument("--salt", metavar="FILE", help="the salt of another import: equal patients then have equal hashes")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -149,10 +139,28 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _config(args: argparse.Namespace) -> Config:
-    return Config().with_leaves({**parse_assignments(args.set), "data.source": data_source(args.path)}, "--set")
+    """The settings for the data set at PATH; InputError for a path that does not exist, before slow imports."""
+    config = Config().with_leaves(parse_assignments(args.set), "--set")
+    if args.path != PHANTOM and "://" not in args.path:
+        _require_path(args.path, "a FracAtlas folder, its zip, or an imported set")
+
+    from fracray.runtime.locations import data_source
+
+    return config.with_leaves({"data.source": data_source(args.path)}, "PATH")
+
+
+def _require_path(path: str, wanted: str) -> None:
+    full = os.path.expanduser(path)
+    if path.startswith("~") and full == path:
+        raise InputError(f"PATH {path}: no such user; write the path in full")
+    if not os.path.exists(full):
+        raise InputError(f"{os.path.abspath(full)}: no such file or folder; name {wanted}")
 
 
 def _download(args: argparse.Namespace) -> None:
+    from fracray.data.sources.download import RELEASES, download
+    from fracray.runtime.console import new_console
+
     console = new_console()
     target = download(args.to, RELEASES[args.version], console, args.api)
     console.print(f"complete and verified: FracAtlas version {args.version} in {target}", soft_wrap=True)
@@ -160,17 +168,26 @@ def _download(args: argparse.Namespace) -> None:
 
 
 def _import(args: argparse.Namespace) -> None:
-    console = new_console()
+    columns = dict(_pair(word, "--column", FIELDS) for word in args.column)
+    positive = () if args.positive is None else _values("--positive", args.positive)
+    negative = () if args.negative is None else _values("--negative", args.negative)
+    classes = _classes(args.classes) if args.classes else None
     try:
         args.licence.encode()
     except UnicodeEncodeError:
         raise InputError(f"--licence {args.licence!r}: not UTF-8; write it in UTF-8") from None
+    _require_path(args.path, "a folder or a zip of radiographs")
+
+    from fracray.data.sources.import_set import ImportOptions, import_set, user_path
+    from fracray.runtime.console import new_console, progress_bar
+
+    console = new_console()
     options = ImportOptions(
         labels=user_path("--labels", args.labels) if args.labels else None,
-        columns=dict(_pair(word, "--column", FIELDS) for word in args.column),
-        positive=() if args.positive is None else _values("--positive", args.positive),
-        negative=() if args.negative is None else _values("--negative", args.negative),
-        classes=_classes(args.classes) if args.classes else None,
+        columns=columns,
+        positive=positive,
+        negative=negative,
+        classes=classes,
         salt=user_path("--salt", args.salt) if args.salt else None,
         licence=args.licence,
     )
@@ -181,7 +198,7 @@ def _import(args: argparse.Namespace) -> None:
     known = used["patient"][used["patient"] != ""]
     console.print(f"fractured: {used['label'].mean():.1%}; patients known: {known.nunique()}, of {len(known)} images")
     if manifest.notes():
-        console.print(f"notes on {len(manifest.notes())} single images: see the next command")
+        console.print(f"notes on {len(manifest.notes())} images: see the next command")
     console.print(f"written: {args.to}", markup=False, soft_wrap=True)
     console.print(f"next:\n  python -m fracray.data check {quote(args.to)}", markup=False, soft_wrap=True)
 
@@ -196,7 +213,9 @@ def _pair(word: str, flag: str, names: Iterable[str]) -> tuple[str, str]:
 def _values(flag: str, text: str) -> tuple[str, ...]:
     values = tuple(value.strip() for value in text.split(","))
     if "" in values and len(values) > 1:
-        raise InputError(f"{flag} '{text}': nothing beside a comma; take the comma out ('' alone is an empty cell)")
+        raise InputError(
+            f"{flag} '{text}': an empty value next to a comma; remove the comma ('' alone means an empty cell)"
+        )
     return values
 
 
@@ -210,8 +229,15 @@ def _classes(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _check(args: argparse.Namespace) -> None:
-    console = new_console()
     config = _config(args)
+
+    from fracray.data.datasheet import datasheet
+    from fracray.data.prepare import prepare
+    from fracray.data.report import say_flow, say_phantom, say_split
+    from fracray.runtime.console import new_console
+    from fracray.runtime.ray_session import connect
+
+    console = new_console()
     say_phantom(console, config)
     with connect(args.address):
         prepared = prepare(config.data, console)
@@ -238,8 +264,17 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _audit(args: argparse.Namespace) -> None:
-    console = new_console()
     config = _config(args)
+
+    from fracray.data.audit.facts import find
+    from fracray.data.audit.page import as_html, as_json
+    from fracray.data.audit.report import say_audit
+    from fracray.data.audit.verdicts import judge
+    from fracray.data.prepare import examined, origin_of
+    from fracray.data.report import say_phantom
+    from fracray.runtime.console import new_console
+
+    console = new_console()
     say_phantom(console, config)
     manifest = examined(config.data, console)
     findings = find(manifest, origin_of(config.data), config.data.split.block_size)
@@ -258,13 +293,23 @@ def _write(flag: str, path: str, text: str) -> None:
         Path(path).write_text(text, encoding="utf-8", errors="replace")
     except OSError as error:
         raise InputError(
-            f"{flag} {path}: cannot be written: {error.strerror}; name a file in a folder of yours"
+            f"{flag} {path}: cannot be written: {error.strerror}; name a file in a folder that you can write to"
         ) from None
 
 
 def _sheet(args: argparse.Namespace) -> None:
-    console = new_console()
     config = _config(args)
+
+    import cv2
+    import numpy as np
+
+    from fracray.data.images.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+    from fracray.data.loading.augment import Augmenter
+    from fracray.data.prepare import prepare
+    from fracray.runtime.console import new_console
+    from fracray.runtime.ray_session import connect
+
+    console = new_console()
     with connect(args.address):
         prepared = prepare(config.data, console)
     images = prepared.shards.load()
@@ -293,19 +338,36 @@ def _sheet(args: argparse.Namespace) -> None:
                 captions.append(f"epoch {epoch}")
     try:
         written = cv2.imwrite(args.to, contact_sheet(tiles, columns, captions))
-    except cv2.error:  # of a name whose ending is no picture's
+    except cv2.error:  # the file name's ending is not that of a picture
         written = False
     if not written:
         raise InputError(f"--to {args.to}: cannot be written as a picture; name a .png in a folder that exists")
     console.print(f"written: {args.to}")
 
 
+def contact_sheet(images: "Sequence[np.ndarray]", columns: int, captions: Sequence[str]) -> "np.ndarray":
+    """Tile gray images, (H, W) uint8 of one size, into one uint8 picture, each with its caption below it."""
+    import cv2
+    import numpy as np
+    import torch
+    from torchvision.utils import make_grid
+
+    tiles = np.pad(np.stack(images), ((0, 0), (0, 16), (0, 0)))
+    for tile, caption in zip(tiles, captions, strict=True):
+        cv2.putText(tile, caption, (3, len(tile) - 4), cv2.FONT_HERSHEY_SIMPLEX, 0.36, 230, 1, cv2.LINE_AA)
+    return make_grid(torch.from_numpy(tiles)[:, None], columns)[0].numpy()
+
+
 def _phantom(args: argparse.Namespace) -> None:
-    console = new_console()
     target = Path(args.to)
     if target.exists():
         raise InputError(f"--to {target}: exists already; name a new folder")
     config = Config().with_leaves({"data.phantom.count": args.count, "data.phantom.seed": args.seed}, "--count, --seed")
+
+    from fracray.data.phantom.draw import write_phantoms
+    from fracray.runtime.console import new_console, progress_bar
+
+    console = new_console()
     with progress_bar(console, "drawing phantoms") as step:
         write_phantoms(target, config.data.phantom, step)
     console.print(f"written: {target}")

@@ -1,8 +1,8 @@
-"""Shortcuts: how well the label is predicted without looking at the picture, from size, file number, tags.
+"""No-pixel predictors: how well the label is predicted without the picture, from size, file number or tags.
 
-A classifier that learns one of these scores well on the same archive and fails elsewhere. Sees the manifest's table
-only. Must not open a file, and must not know of networks or of Ray. scikit-learn takes a second of CPU time to import,
-in every process of a search, and is hardly ever needed there: it is imported where it is used.
+A classifier that learns one of these shortcuts scores well on the same archive and fails elsewhere. Reads the
+manifest's table only. Must not open a file, and must not know of networks or of Ray. scikit-learn takes a second of CPU
+time to import in every process of a search, where it is rarely needed: it is imported where it is used.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,23 +16,23 @@ from threadpoolctl import threadpool_limits
 from fracray.data.manifest import BORDERS, file_number, in_set, sets_named
 from fracray.metrics import Interval, auroc_over_folds
 
-# Of 3 to 200 neighbours, weighted or not, the most telling over both protocols on FracAtlas: mean AUROC 0.89 where
-# rows are dealt at random, 0.70 with blocks of 50 kept whole.
+# Of 3 to 200 neighbours, weighted or not, the most predictive over both protocols on FracAtlas: mean AUROC 0.89 where
+# rows are split at random, 0.70 with blocks of 50 kept together.
 NEIGHBOURS = 50
 TAGS = ("region", "view", "hardware", "multiscan")
 FOLDS = 5
 
 Scorer = Callable[[pd.DataFrame], np.ndarray]  # rows to probabilities of a fracture
-Fit = Callable[[pd.DataFrame, int], Scorer]  # training rows and a seed to a scorer
+Fitter = Callable[[pd.DataFrame, int], Scorer]  # training rows and a seed to a scorer
 Features = Callable[[pd.DataFrame], pd.DataFrame]
 
 
-# ---------------------------------------------------------------- beside a model's score
+# ---------------------------------------------------------------- next to a model's score
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """The score of a predictor that sees no pixel; rates in [0, 1], auroc NaN where `part` has one class only."""
+    """The score of a no-pixel predictor; rates in [0, 1], auroc NaN where `part` has one class only."""
 
     name: str  # 'majority', 'tags', 'id neighbours'
     part: str
@@ -41,7 +41,7 @@ class Baseline:
     auroc: float
 
     def as_dict(self) -> dict[str, str | float | None]:
-        """By name, as JSON values: what is not defined is null."""
+        """By name, as JSON values; undefined scores are null."""
         return {name: None if value != value else value for name, value in asdict(self).items()}  # noqa: PLR0124 - nan
 
     @classmethod
@@ -52,12 +52,12 @@ class Baseline:
 
 
 def no_pixel_baselines(table: pd.DataFrame, sets: Sequence[str] | None = None, seed: int = 0) -> tuple[Baseline, ...]:
-    """Scores on each of `sets` (default: all but train) of three predictors fitted to train, without a pixel.
+    """Scores on each of `sets` (default: all but train) of three no-pixel predictors fitted to train.
 
     majority: the more frequent label. tags: logistic regression on region, view, hardware and multiscan. id neighbours:
-    the share of fractured among the NEIGHBOURS training images of nearest file number, weighted by 1/distance; left out
-    where a file of the table has no number. Fractured is predicted where the probability exceeds 0.5. Sets without a
-    row are left out, and nothing is returned without a training row.
+    the share of fractured among the NEIGHBOURS training images of nearest file number, weighted by 1/distance; omitted
+    where a file of the table has no number. Fractured is predicted where the probability exceeds 0.5. Sets without rows
+    are omitted; without training rows the result is empty.
     """
     train = table[in_set(table["split"], "train")]
     if train.empty:
@@ -74,9 +74,9 @@ def no_pixel_baselines(table: pd.DataFrame, sets: Sequence[str] | None = None, s
 
 
 def cross_fitted_baselines(table: pd.DataFrame, seed: int = 0, folds: int = FOLDS) -> tuple[Baseline, ...]:
-    """The same predictors on a whole table, part 'all', each image scored by predictors fitted to other groups.
+    """The same predictors on the complete table, part 'all', each image scored by predictors fitted to other groups.
 
-    For data that was never divided into parts; its rows need `group`. Empty where there are fewer than two groups.
+    For data that is not split into parts; its rows need `group`. Empty where there are fewer than two groups.
     """
     fold = _deal(table["group"].to_numpy(), folds, seed)
     if fold is None:
@@ -91,7 +91,7 @@ def cross_fitted_baselines(table: pd.DataFrame, seed: int = 0, folds: int = FOLD
 
 
 def mean_baselines(folds: Sequence[Baseline]) -> tuple[Baseline, ...]:
-    """Each predictor at its mean over the folds that are given, under the part of the first."""
+    """The mean scores of each predictor over the given folds, under the part of the first."""
     found = []
     for name in dict.fromkeys(baseline.name for baseline in folds):
         mine = [baseline for baseline in folds if baseline.name == name]
@@ -106,8 +106,8 @@ def mean_baselines(folds: Sequence[Baseline]) -> tuple[Baseline, ...]:
     return tuple(found)
 
 
-def _baselines(table: pd.DataFrame) -> dict[str, Fit]:
-    fits: dict[str, Fit] = {"majority": _majority, "tags": _tags}
+def _baselines(table: pd.DataFrame) -> dict[str, Fitter]:
+    fits: dict[str, Fitter] = {"majority": _majority, "tags": _tags}
     return fits | ({"id neighbours": _neighbours} if _numbered(table) else {})
 
 
@@ -130,9 +130,9 @@ def _baseline(name: str, part: str, label: np.ndarray, probability: np.ndarray) 
 
 @dataclass(frozen=True)
 class Shortcut:
-    """How well one thing about a picture predicts its label in groups that the predictor was not fitted to.
+    """How well one property of a picture predicts its label, in groups that the predictor was not fitted to.
 
-    auroc: mean over the folds, with a 95% interval over groups; all nan where it was not scored, and `unscored` is why.
+    auroc: mean over the folds, with a 95% interval over groups; all nan where it was not scored; `unscored` says why.
     """
 
     name: str
@@ -142,10 +142,10 @@ class Shortcut:
 
 
 @dataclass(frozen=True)
-class Leak:
-    """What the labels of neighbouring file numbers give away when blocks of `block` numbers are held out whole.
+class IdLeak:
+    """How well neighbouring file numbers predict the label when blocks of `block` numbers are held out together.
 
-    A block of 1 is a split at random, row by row.
+    A block of 1 is a random split, row by row.
     """
 
     block: int
@@ -164,7 +164,7 @@ def score_shortcuts(table: pd.DataFrame, seed: int = 0) -> tuple[Shortcut, ...]:
     """One Shortcut each for size, mode, borders, brightness, tags, id neighbours, and all of them together.
 
     table: rows of an examined manifest with `group`. Each is cross-fitted over FOLDS folds of groups: gradient boosting
-    for what is a number or a mode, for tags and id neighbours the predictors of `no_pixel_baselines`.
+    for numbers and modes, the predictors of `no_pixel_baselines` for tags and id neighbours.
     """
     columns: dict[str, tuple[str, Features]] = {
         "size": (_SIZE, _size),
@@ -173,9 +173,9 @@ def score_shortcuts(table: pd.DataFrame, seed: int = 0) -> tuple[Shortcut, ...]:
         "brightness": (_BRIGHTNESS, lambda rows: rows[["brightness"]]),
         "tags": (", ".join(name for name in TAGS if table[name].nunique() > 1), _one_hot),
     }
-    telling = {name: seen for name, (_, seen) in columns.items() if (seen(table).nunique(dropna=False) > 1).any()}
-    everything: list[Features] = [*telling.values(), *([_numbers] if _numbered(table) else [])]
-    fits = {name: _tags if name == "tags" else _boosted(seen) for name, seen in telling.items()}
+    varying = {name: seen for name, (_, seen) in columns.items() if (seen(table).nunique(dropna=False) > 1).any()}
+    everything: list[Features] = [*varying.values(), *([_numbers] if _numbered(table) else [])]
+    fits = {name: _tags if name == "tags" else _boosted(seen) for name, seen in varying.items()}
     if _numbered(table):
         fits["id neighbours"] = _neighbours
     if len(everything) > 1:
@@ -198,10 +198,10 @@ def score_shortcuts(table: pd.DataFrame, seed: int = 0) -> tuple[Shortcut, ...]:
     )
 
 
-def score_leak(table: pd.DataFrame, groups: Mapping[int, np.ndarray], seed: int = 0) -> tuple[Leak, ...]:
-    """The id neighbours' AUROC for each block size in `groups`, which says which rows are held out together.
+def score_leak(table: pd.DataFrame, groups: Mapping[int, np.ndarray], seed: int = 0) -> tuple[IdLeak, ...]:
+    """The AUROC of id neighbours for each block size; `groups` gives the rows held out together for each size.
 
-    Empty where a file has no number; sizes with fewer than two groups are left out.
+    Empty where a file has no number; sizes with fewer than two groups are omitted.
     """
     if not _numbered(table):
         return ()
@@ -211,7 +211,7 @@ def score_leak(table: pd.DataFrame, groups: Mapping[int, np.ndarray], seed: int 
         fold = _deal(group, FOLDS, seed)
         if fold is not None:
             found = _cross_fit(table, {"id": _neighbours}, fold, seed)["id"]
-            leaks.append(Leak(block, auroc_over_folds(label, found, group, fold, repeats=500, seed=seed)))
+            leaks.append(IdLeak(block, auroc_over_folds(label, found, group, fold, repeats=500, seed=seed)))
     return tuple(leaks)
 
 
@@ -219,7 +219,7 @@ def score_leak(table: pd.DataFrame, groups: Mapping[int, np.ndarray], seed: int 
 
 
 def _deal(groups: np.ndarray, folds: int, seed: int) -> np.ndarray | None:
-    """The fold of each row, groups whole; None where there are fewer than two groups."""
+    """The fold of each row, groups kept together; None where there are fewer than two groups."""
     from sklearn.model_selection import GroupKFold
 
     folds = min(folds, len(set(groups)))
@@ -233,10 +233,10 @@ def _deal(groups: np.ndarray, folds: int, seed: int) -> np.ndarray | None:
     return fold
 
 
-def _cross_fit(table: pd.DataFrame, fits: Mapping[str, Fit], fold: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+def _cross_fit(table: pd.DataFrame, fits: Mapping[str, Fitter], fold: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """Probabilities by predictor, each row's from one fitted to the other folds."""
     found = {name: np.empty(len(table)) for name in fits}
-    # On a busy machine threads wait for one another at every split of every tree: 15 times the time was seen.
+    # On a busy machine threads wait for each other at every split of every tree: up to 15 times slower.
     with threadpool_limits(1):
         for number in np.unique(fold):
             for name, fit in fits.items():
@@ -259,8 +259,8 @@ def _tags(train: pd.DataFrame, seed: int) -> Scorer:
     return lambda rows: model.predict_proba(_one_hot(rows).reindex(columns=columns, fill_value=0))[:, 1]
 
 
-def _boosted(features: Features) -> Fit:
-    """Shallow gradient-boosted trees on features, which may lack values."""
+def _boosted(features: Features) -> Fitter:
+    """Shallow gradient-boosted trees on features, which may have missing values."""
 
     def fit(train: pd.DataFrame, seed: int) -> Scorer:
         from sklearn.ensemble import HistGradientBoostingClassifier
@@ -268,7 +268,7 @@ def _boosted(features: Features) -> Fit:
         if train["label"].nunique() < 2:
             return _majority(train, seed)
         columns = features(train).columns
-        # A leaf of 20 leaves few images without a single split, and what betrays them unseen.
+        # With few images, leaves of at least 20 allow no split at all, and a shortcut would go unnoticed.
         leaf = min(20, max(2, len(train) // 20))
         model = HistGradientBoostingClassifier(
             max_iter=40, max_leaf_nodes=8, min_samples_leaf=leaf, early_stopping=False, random_state=seed
@@ -306,7 +306,7 @@ def _size(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _borders(rows: pd.DataFrame) -> pd.DataFrame:
-    """Widths as shares of the picture's side, and the lesser of two opposite black ones: letterboxing."""
+    """Widths as shares of the picture's side, and the smaller of two opposite black ones: letterboxing."""
     side = {"top": rows["height"], "bottom": rows["height"], "left": rows["width"], "right": rows["width"]}
     shares = pd.DataFrame({name: rows[name] / side[name.split("_")[1]] for name in BORDERS})
     return shares.assign(

@@ -1,7 +1,7 @@
-"""The datasheet of a prepared set: what data.json says, in Markdown for people.
+"""The datasheet of a prepared set: the contents of data.json as Markdown.
 
 After "Datasheets for Datasets" (Gebru et al., Communications of the ACM 2021, doi 10.1145/3458723). Takes the tree of
-`Prepared.summary` and nothing else, so that the two cannot disagree.
+`Prepared.summary` and nothing else, so the two cannot differ.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 
 from fracray.data.manifest import REASONS
 
-MOST_NOTES = 200  # notes on single images that are listed; the manifest holds all of them
+MOST_NOTES = 200  # notes on images that are listed; the manifest has all of them
 
 _MEANING = {"found": "images found, listed or on disk", **REASONS, "used": "images used"}
 
@@ -20,14 +20,14 @@ def datasheet(summary: Mapping[str, Any]) -> str:
         f"# Datasheet: {_cell(summary['origin'])}",
         _facts(summary),
         "## From files found to images used",
-        _table(("images", "what became of them"), [(f"{count:,}", _MEANING[name]) for name, count in _flow(summary)]),
+        _table(("images", "outcome"), [(f"{count:,}", _MEANING[name]) for name, count in _flow(summary)]),
     ]
     if summary["parts"]:
         parts += ["## Parts", _parts(summary)]
         parts += [f"- {note}" for note in summary["split"]]
     for name, cells in summary["prevalence"].items():
         parts += [f"## Fractured by {name}", _prevalence(cells)]
-    parts += ["## What no pixel is needed for", _baselines(summary["baselines"])]
+    parts += ["## No-pixel predictors", _baselines(summary["baselines"])]
     parts += ["## Known defects", *(_defects(summary) or ["None found."])]
     return "\n\n".join(_joined(parts)) + "\n"
 
@@ -85,7 +85,7 @@ def _defects(summary: Mapping[str, Any]) -> list[str]:
         near = summary["near_duplicates"]
         found.append(f"- {near['sets']:,} sets of exact or near duplicates among {near['images']:,} used images")
     if summary["straddling"]:
-        found.append(f"- {summary['straddling']:,} groups, patients or sets of duplicates straddle two parts")
+        found.append(f"- {summary['straddling']:,} groups, patients or sets of duplicates are in two parts")
     notes = summary["notes"]
     found += [f"- {_cell(note)}" for note in notes[:MOST_NOTES]]
     if len(notes) > MOST_NOTES:
@@ -107,7 +107,7 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """One line that Markdown shows as it stands: file names may hold anything."""
+    """One line with Markdown's special characters escaped: file names may contain anything."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 

@@ -1,4 +1,4 @@
-"""Which pictures are the same, or nearly: links between them, and the sets that the links make.
+"""Which pictures are the same or nearly the same: pairs of them, and the sets that the pairs connect.
 
 Knows arrays, hashes and indices only: nothing of files, labels or manifests.
 """
@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-Link = tuple[int, int]
+Pair = tuple[int, int]  # positions of two pictures that belong together
 
 THUMB = 64  # side of the thumbnails that are compared, px
 _TILE = 8
 
-# 64-bit perceptual hashes within 18 bits propose, tiles decide. On FracAtlas copies (re-encoded, rescaled, or cut at
-# the bottom) agree in 0.53 of their textured tiles or more; of the other pairs, one of a patient exposed twice without
-# moving reaches 0.50 and the next 0.39. Mirrored and rotated copies were sought there, and there are none.
+# 64-bit perceptual hashes within 18 bits propose a pair, tiles decide. On FracAtlas, copies (re-encoded, rescaled, or
+# cut at the bottom) agree in at least 0.53 of their textured tiles; of the other pairs, one of a patient exposed twice
+# without moving reaches 0.50, the next 0.39. FracAtlas has no mirrored or rotated copies.
 _HASH_DISTANCE = 18
 _TILE_CORRELATION = 0.99
 _TILES_AGREEING = 0.5
@@ -31,8 +31,8 @@ def _waves() -> np.ndarray:
     return np.array(waves, dtype=np.float32)
 
 
-# Whether a tile goes with or against each wave. Copies in FracAtlas differ in 0.20 of these at most, other pairs of
-# near hashes in 0.43 by the median: at 0.3 one in sixty of those is left, and no copy is lost.
+# Whether a tile correlates positively or negatively with each wave. Copies in FracAtlas differ in at most 0.20 of these
+# signs, other pairs with near hashes in a median of 0.43: a limit of 0.3 keeps one in sixty of those and every copy.
 _SHAPES = _waves()
 _SHAPES_DIFFERING = 0.3
 
@@ -41,11 +41,11 @@ def near_duplicates(thumbs: np.ndarray, hashes: np.ndarray) -> list[tuple[int, i
     """Pairs that show the same exposure, with the share (0.5 to 1] of their textured tiles that agree.
 
     thumbs: (n, THUMB, THUMB) uint8, gray. hashes: (n,) uint64, DCT hashes of the same pictures (imagehash.phash).
-    Hashes near in Hamming distance propose a pair; of these the coarse shapes of their tiles must not differ too much.
-    Then its thumbnails are compared tile by tile (8x8 px, normalised correlation), which a change of brightness or a
-    missing part leaves standing and another exposure of the same limb does not. Time grows with the square of n (some
-    four nanoseconds a pair); memory with n (some 150 bytes each; `thumbs` may be a map of a file) and with the pairs
-    that are found: leave out pictures that are known to be equal.
+    Hashes near in Hamming distance propose a pair, unless the coarse shapes of its tiles differ too much. Then the
+    thumbnails are compared tile by tile (8x8 px, normalised correlation): tiles agree after a change of brightness or
+    with a part missing, but not between two exposures of the same limb. Time grows with the square of n (about four
+    nanoseconds a pair); memory with n (about 150 bytes each; `thumbs` may be a memory map) and with the number of pairs
+    found: leave out pictures that are known to be equal.
     """
     count = len(thumbs)
     textured = np.zeros(count, dtype=np.uint64)
@@ -83,7 +83,7 @@ def _packed(bits: np.ndarray) -> np.ndarray:
 
 
 def _unpacked(words: np.ndarray) -> np.ndarray:
-    """What `_packed` packed."""
+    """The inverse of `_packed`."""
     return np.unpackbits(words[:, None].view(np.uint8), axis=1).astype(bool)
 
 
@@ -100,25 +100,25 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.einsum("ptk,ptk->pt", a, b) / (lengths + 1e-6)
 
 
-def equal(keys: Iterable[str]) -> list[Link]:
-    """Links from the first of each key to the others; '' equals nothing."""
+def equal(keys: Iterable[str]) -> list[Pair]:
+    """Pairs of the first item with each key and every other one with it; '' equals nothing."""
     first: dict[str, int] = {}
     return [(seen, at) for at, key in enumerate(keys) if key and (seen := first.setdefault(key, at)) != at]
 
 
-def components(count: int, links: Sequence[Link]) -> np.ndarray:
-    """The number of the connected component of each of `count` things, given the linked pairs: (count,) int."""
+def components(count: int, pairs: Sequence[Pair]) -> np.ndarray:
+    """The number of the connected component of each of `count` items, given pairs of them: (count,) int."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    ends = np.array(links, dtype=np.int64).reshape(-1, 2)
+    ends = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     graph = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(count, count))
     return connected_components(graph, directed=False)[1]
 
 
-def connected_sets(count: int, links: Sequence[Link]) -> list[list[int]]:
-    """The connected sets of two or more among `count` things, each ascending, in order of their first."""
+def connected_sets(count: int, pairs: Sequence[Pair]) -> list[list[int]]:
+    """The connected sets of two or more among `count` items, each ascending, in order of their first."""
     members: dict[int, list[int]] = {}
-    for thing, component in enumerate(components(count, links).tolist()):
-        members.setdefault(component, []).append(thing)
-    return [things for things in members.values() if len(things) > 1]
+    for item, component in enumerate(components(count, pairs).tolist()):
+        members.setdefault(component, []).append(item)
+    return [items for items in members.values() if len(items) > 1]

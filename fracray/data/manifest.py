@@ -1,4 +1,4 @@
-"""The manifest: one row per radiograph, with what is known of it, and what became of it.
+"""The manifest: one row per radiograph, with what is known of it and whether it is used.
 
 Holds the schema, its checks, the flow from files found to images used, and reading and writing (Parquet). Must not
 know where the rows come from, how images are decoded, or how splits are drawn.
@@ -7,7 +7,6 @@ know where the rows come from, how images are decoded, or how splits are drawn.
 import hashlib
 import math
 import re
-import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fracray.errors import InputError
+from fracray.runtime.storage import atomic_path
 
 Box = tuple[float, float, float, float]
 
@@ -30,7 +30,7 @@ REASONS = {
     "missing": "listed, but no file",
     "unlisted": "a file without a label",
     "unreadable": "not an image, or too large",
-    "truncated": "cut short",
+    "truncated": "the file is cut short",
     "conflict": "evidence or identical pictures disagree on the label",
     "duplicate": "identical to an image that is used",
 }
@@ -42,7 +42,7 @@ SCHEMA = pa.schema(
         ("image_id", pa.string()),  # unique: the file's name, its path where names repeat, letters for DICOM
         ("path", pa.string()),  # relative to the root, with forward slashes; '' when missing
         ("label", pa.int8()),  # 1 fractured, 0 not
-        ("group", pa.string()),  # never straddles a grouped split; '' until splits are assigned
+        ("group", pa.string()),  # in one part only of a grouped split; '' until splits are assigned
         ("split", pa.string()),  # its sets: train; val, val/view, ... joined by '+'; test, ...; '' when unused
         ("status", pa.string()),  # one of STATUSES
         ("duplicate_of", pa.string()),  # image_id of the identical image that is used instead, or ''
@@ -55,18 +55,18 @@ SCHEMA = pa.schema(
         ("view", pa.string()),  # tags joined by '+': frontal, lateral, oblique
         ("hardware", pa.int8()),  # 1 when metal is visible
         ("multiscan", pa.int8()),  # 1 when the picture shows several exposures
-        ("patient", pa.string()),  # salted hash of the patient id, '' where there is none; never straddles a split
+        ("patient", pa.string()),  # salted hash of the patient id, '' where unknown; in one part only
         ("study", pa.string()),  # salted hash of the study id, or ''
         ("age", pa.float32()),  # years at the examination; nan when unknown
         ("sex", pa.string()),  # F, M, O (DICOM's codes), or ''
         ("brightness", pa.float32()),  # mean gray of the displayed picture, 0 to 255; nan until examined
-        ("mode", pa.string()),  # as the file stores its pixels, in Pillow's words: L, RGB ...; '' until examined
+        ("mode", pa.string()),  # how the file stores its pixels, as Pillow names it: L, RGB ...; '' until examined
         *((border, pa.int32()) for border in BORDERS),
-        ("refilled", pa.int32()),  # rows at the bottom that only repeat one block: a cut JPEG, saved again
+        ("refilled", pa.int32()),  # rows at the bottom that only repeat one block: a truncated JPEG, saved again
         ("boxes", pa.list_(pa.list_(pa.float64()))),  # fractures as x, y, w, h in pixels of boxes_width x boxes_height
         ("boxes_width", pa.int32()),  # size of the picture that the boxes refer to; width and height once examined
         ("boxes_height", pa.int32()),
-        ("note", pa.string()),  # why a label was corrected, why an image is not used
+        ("note", pa.string()),  # why a label was corrected or an image is not used
         ("sha256", pa.string()),  # of the file's bytes; '' until examined
         ("pixel_hash", pa.string()),  # sha256 of size and gray pixels as displayed; '' when not decodable
     ]
@@ -89,11 +89,11 @@ class Flow:
     used: int
 
     def __post_init__(self) -> None:
-        lost = self.missing + self.unlisted + self.unreadable + self.truncated + self.conflict + self.duplicate
-        assert self.found == lost + self.used, f"images got lost on the way: {self}"
+        left_out = self.missing + self.unlisted + self.unreadable + self.truncated + self.conflict + self.duplicate
+        assert self.found == left_out + self.used, f"the counts do not add up: {self}"
 
     def lines(self) -> tuple[str, ...]:
-        """The flow for printing: one count and its meaning per line; causes that removed nothing are left out."""
+        """The flow for printing, one count and its meaning per line, without reasons that removed nothing."""
         steps = (
             (self.found, "images found", True),
             (-self.missing, f"missing: {REASONS['missing']}", False),
@@ -118,8 +118,8 @@ class Flow:
 class Manifest:
     """Columns of SCHEMA, and those of dataset.csv prefixed `csv_`, or size and time of an import's files.
 
-    root: the folder where its paths start.
-    licence: the terms of use in words, '' when nobody said.
+    root: the folder that its paths are relative to.
+    licence: the terms of use as text, '' when not stated.
     """
 
     table: pd.DataFrame
@@ -139,48 +139,40 @@ class Manifest:
         return Flow(found=len(self.table), duplicate=ok - used, used=used, **counts)
 
     def notes(self) -> tuple[str, ...]:
-        """What a reader of the data must know of single images, 'IMG0003298: dataset.csv says 0, ...', one per line."""
+        """Notes on single images, one line each: 'IMG0003298: dataset.csv says 0, ...'."""
         noted = self.table[self.table["note"] != ""]
         return tuple(f"{row.image_id}: {row.note}" for row in noted.itertuples())
 
     def fingerprint(self) -> str:
-        """sha256 (hex) over image_id, file hash and label of every row: equal for equal data, whatever its folder."""
+        """sha256 (hex) over image_id, file hash and label of every row: equal for equal data in any folder."""
         columns = (self.table[name].tolist() for name in ("image_id", "sha256", "label"))
         lines = (f"{image_id}\x1f{digest}\x1f{label}\x1e" for image_id, digest, label in zip(*columns, strict=True))
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def write(self, path: str | Path) -> None:
-        """Write as Parquet, atomically: a reader sees the old file or the whole new one."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Write as Parquet, atomically: a reader sees the old file or the complete new one."""
         extra = pa.Table.from_pandas(self.table.drop(columns=SCHEMA.names), preserve_index=False)
         core = pa.Table.from_pandas(self.table[SCHEMA.names], schema=SCHEMA, preserve_index=False)
         for name in extra.column_names:
             core = core.append_column(name, extra[name])
         core = core.replace_schema_metadata({_ROOT: str(self.root).encode(), _LICENCE: self.licence.encode()})
-        # Not by mkstemp, whose files only their owner may read: a split is there to be shared.
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-        try:
-            pq.write_table(core, temporary)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with atomic_path(Path(path)) as partial:
+            pq.write_table(core, partial)
 
     @classmethod
     def read(cls, path: str | Path) -> "Manifest":
-        """Read what `write` wrote; InputError when the file is absent, not Parquet, or has not the schema."""
+        """Read what `write` wrote; InputError when the file is absent, not Parquet, or does not have the schema."""
         try:
             arrow = pq.read_table(path)
         except FileNotFoundError:
             raise InputError(f"{path}: no such manifest") from None
         except (OSError, pa.ArrowInvalid) as error:
             raise InputError(f"{path}: not readable as a Parquet manifest: {error}") from None
-        remedy = "make it again from its data"
+        remedy = "create it again from its data"
         metadata = arrow.schema.metadata or {}
         absent = [name for name in SCHEMA.names if name not in arrow.column_names]
         if absent or _ROOT not in metadata:
-            raise InputError(f"{path}: not a manifest: without {', '.join(absent) or 'its root'}; {remedy}")
+            raise InputError(f"{path}: not a manifest: it lacks {', '.join(absent) or 'its root'}; {remedy}")
         for field in SCHEMA:
             if arrow.schema.field(field.name).type != field.type:
                 found = arrow.schema.field(field.name).type
@@ -200,11 +192,11 @@ class Manifest:
 
 
 def build(rows: Sequence[dict[str, Any]], root: Path) -> Manifest:
-    """A manifest from rows that may leave out what is not known yet; asserts unique ids and known statuses."""
+    """A manifest from rows that may leave out unknown columns; asserts unique ids and known statuses."""
     unknown = {field.name: _unknown(field) for field in SCHEMA}
-    beside = dict.fromkeys(name for row in rows for name in row if name not in unknown)
+    extra = dict.fromkeys(name for row in rows for name in row if name not in unknown)
     columns = {name: [row.get(name, value) for row in rows] for name, value in unknown.items()}
-    table = pd.DataFrame(columns | {name: [row.get(name, math.nan) for row in rows] for name in beside})
+    table = pd.DataFrame(columns | {name: [row.get(name, math.nan) for row in rows] for name in extra})
     for field in SCHEMA:
         if field.name != "boxes":
             table[field.name] = table[field.name].astype(
@@ -235,7 +227,7 @@ def sets_of(split: str) -> list[str]:
 
 
 def part_of(split: pd.Series) -> pd.Series:
-    """train, val, test or '' for each cell of `split`: all sets that an image is in are of one part."""
+    """train, val, test or '' for each cell of `split`: all sets of an image belong to one part."""
     return split.str.split(r"[+/]", n=1, regex=True).str[0].fillna("")
 
 
@@ -246,7 +238,7 @@ def in_set(split: pd.Series, name: str) -> np.ndarray:
 
 
 def sets_named(split: pd.Series) -> tuple[str, ...]:
-    """The names of all sets, in the order train, val, what stands beside val, test, what stands beside test."""
+    """The names of all sets, in the order train, val, the other sets of val, test, the other sets of test."""
     found = {name for cell in split.unique() for name in sets_of(cell)}
     return tuple(sorted(found, key=lambda name: (PARTS.index(name.partition("/")[0]), name)))
 

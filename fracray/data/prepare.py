@@ -1,6 +1,6 @@
 """From the name of a data set to what a trial trains on: manifest, audit, split, shards, no-pixel baselines.
 
-Every step is found again in the cache when its input has not changed. Knows nothing of models.
+Every step is read from the cache when its input has not changed. Knows nothing of models.
 """
 
 import hashlib
@@ -29,10 +29,10 @@ from fracray.runtime.console import progress_bar
 from fracray.runtime.resources import alone
 from fracray.runtime.storage import Folder
 
-PHANTOM_LICENCE = "drawn by fracray; free of rights and of patients"
+PHANTOM_LICENCE = "drawn by fracray; no rights reserved, no patient data"
 PHANTOM_NOTICE = (
     "No data named: using the embedded phantom radiographs, which are synthetic. For FracAtlas "
-    "(https://doi.org/10.6084/m9.figshare.22363012), run `python -m fracray.data download --to FracAtlas.zip` and give "
+    "(https://doi.org/10.6084/m9.figshare.22363012), run `python -m fracray.data download --to FracAtlas.zip` and pass "
     "its folder or zip with --data PATH."
 )
 
@@ -42,7 +42,7 @@ class Prepared:
     """A data set ready for training.
 
     table: one row per used radiograph, in the order of the shards' rows, with at least image_id, label, group and
-    split (read by `fracray.data.manifest.in_set`). baselines: what a predictor that sees no pixel reaches on it.
+    split (read by `fracray.data.manifest.in_set`). baselines: scores of the no-pixel predictors on it.
     """
 
     config: DataConfig
@@ -51,11 +51,11 @@ class Prepared:
     table: pd.DataFrame
     baselines: tuple[Baseline, ...]
     split_notes: tuple[str, ...] = ()  # what the split holds out, leaves unused or borrows
-    rotations: tuple[np.ndarray, ...] = ()  # the split column of each division a trial trains on, the first as in table
+    rotations: tuple[np.ndarray, ...] = ()  # the split column of each rotation a trial trains on, the first as in table
 
     @property
     def origin(self) -> str:
-        """Where the radiographs come from, in words."""
+        """Where the radiographs come from, as text."""
         return origin_of(self.config)
 
     @property
@@ -65,7 +65,7 @@ class Prepared:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the audit says of single images."""
+        """The audit's notes on single images."""
         return self.manifest.notes()
 
     @property
@@ -81,19 +81,19 @@ class Prepared:
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """The names of the sets, train first, then val and test, each with what stands beside it."""
+        """The names of the sets: train, then val and test, each followed by its other sets."""
         return sets_named(self.table["split"])
 
     @property
     def licence(self) -> str:
-        """Under what terms the radiographs may be used, in words."""
+        """The terms of use of the radiographs, as text."""
         return PHANTOM_LICENCE if self.config.source == PHANTOM else self.manifest.licence or "not stated"
 
     def summary(self) -> dict[str, Any]:
         """What data.json keeps and the datasheet shows: JSON values only."""
         table = self.table
-        alike = table["component"][table["component"] != ""]
-        alike = alike[alike.duplicated(keep=False)]
+        near = table["component"][table["component"] != ""]
+        near = near[near.duplicated(keep=False)]
         return {
             "origin": self.origin,
             "licence": self.licence,
@@ -108,7 +108,7 @@ class Prepared:
             "unused": int((table["split"] == "").sum()) if self.sets else 0,
             "split": list(self.split_notes),
             "straddling": len(leaks(table)),
-            "near_duplicates": {"sets": int(alike.nunique()), "images": len(alike)},
+            "near_duplicates": {"sets": int(near.nunique()), "images": len(near)},
             "groups": int(table["group"].nunique()),
             "prevalence": {
                 name: _prevalence(table, column) for name, column in _DESCRIBED if table[column].nunique() > 1
@@ -135,7 +135,7 @@ def _digest(lines: pd.Series) -> str:
 
 
 def origin_of(config: DataConfig) -> str:
-    """Where the radiographs of a config come from, in words."""
+    """Where the radiographs of a config come from, as text."""
     drawn = config.phantom
     return f"phantom ({drawn.count} drawn, seed {drawn.seed})" if config.source == PHANTOM else config.source
 
@@ -158,12 +158,12 @@ def prepare(
     manifest: Manifest | None = None,
     shelf: Folder | None = None,
 ) -> Prepared:
-    """Prepare the data set that `config` names, showing progress; Ray must be up.
+    """Prepare the data set that `config` names, showing progress; Ray must be running.
 
-    With `split` False no part is assigned, for sets that are only evaluated as a whole. `manifest` is what `examined`
-    gave of this set, where the caller has it. On a cluster of several machines the shards are kept in `shelf`, which
-    all of them reach; all else, and the shards of a single machine, in the cache of this one.
-    Raises InputError for whatever is wrong with the files, naming them.
+    With `split` False no part is assigned: for sets that are only evaluated. `manifest` is the result of `examined` for
+    this set, if the caller has it. On a cluster of several machines the shards are kept in `shelf`, which all of them
+    can read; everything else, and the shards of a single machine, in the cache of this machine.
+    Raises InputError for any fault of the files, naming them.
     """
     cache = cache_folder(config)
     manifest = manifest or examined(config, console)
@@ -183,9 +183,9 @@ def prepare(
 
 
 def examined(config: DataConfig, console: Console) -> Manifest:
-    """The manifest of the data set that `config` names, each file decoded and judged once, without groups and parts.
+    """The manifest of the data set that `config` names, each file decoded and checked once, without groups and parts.
 
-    Found again in the cache where no file changed. Raises InputError for what cannot be read as a data set.
+    Read from the cache where no file changed. Raises InputError for what cannot be read as a data set.
     """
     cache = cache_folder(config)
     if config.source == PHANTOM:
@@ -196,7 +196,7 @@ def examined(config: DataConfig, console: Console) -> Manifest:
 
 
 def shards_at(prepared: Prepared, size: int, console: Console) -> Shards:
-    """The same radiographs, row by row, as squares of another side; Ray must be up."""
+    """The same radiographs, row by row, at another size; Ray must be running."""
     if size == prepared.shards.size:
         return prepared.shards
     with progress_bar(console, f"ingesting at {size} px") as step:
@@ -229,9 +229,9 @@ def _manifest(root: Path, cache: Path, console: Console) -> Manifest:
 def _listing_key(root: Path) -> str:
     """Changes with the name, size or time of any file below `root`."""
     digest = hashlib.sha256(f"{AUDIT_VERSION}:{root}".encode())
-    waiting = [str(root)]
-    while waiting:
-        folder = waiting.pop()
+    folders = [str(root)]
+    while folders:
+        folder = folders.pop()
         lines, below = [], []
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -240,10 +240,10 @@ def _listing_key(root: Path) -> str:
                         below.append(entry.path)
                     continue
                 try:
-                    about = entry.stat()  # of what a link leads to
+                    about = entry.stat()  # of the target of a link
                 except OSError:
-                    about = entry.stat(follow_symlinks=False)  # it leads nowhere
+                    about = entry.stat(follow_symlinks=False)  # a broken link
                 lines.append(f"{entry.path}:{about.st_size}:{about.st_mtime_ns}\n")
         digest.update("".join(sorted(lines)).encode(errors="surrogateescape"))
-        waiting += sorted(below, reverse=True)
+        folders += sorted(below, reverse=True)
     return digest.hexdigest()[:32]

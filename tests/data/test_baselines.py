@@ -69,7 +69,7 @@ def test_baselines_without_numbers_classes_or_parts():
 
 
 def used_table(seed: int = 0, count: int = 800) -> pd.DataFrame:
-    """Labels that nothing predicts; a test then lets one thing betray them."""
+    """Labels that nothing predicts; a test then adds one shortcut to them."""
     rng = np.random.default_rng(seed)
     return drawn_table(seed, count).assign(
         label=rng.integers(0, 2, count).astype(np.int8),
@@ -101,7 +101,7 @@ def test_without_a_shortcut_every_interval_holds_chance():
 
 
 @pytest.mark.parametrize(
-    ("name", "betray"),
+    ("name", "add_shortcut"),
     [
         ("size", lambda t: dict.fromkeys(("width", "height"), np.where(t["label"], 400, 300)) | NO_BORDERS),
         ("mode", lambda t: {"mode": np.where(t["label"], "L", "RGB")}),
@@ -113,16 +113,16 @@ def test_without_a_shortcut_every_interval_holds_chance():
     ],
     ids=["size", "mode", "white border", "letterbox", "brightness", "tags", "id neighbours"],
 )
-def test_the_one_thing_that_betrays_the_label_is_named(name, betray):
+def test_the_only_shortcut_is_named(name, add_shortcut):
     table = used_table()
-    found = scored(table.assign(**betray(table)))
+    found = scored(table.assign(**add_shortcut(table)))
     assert found[name] > 0.95
     assert found["together"] > 0.9
     for other in set(NAMES) - {name, "together"}:
         assert np.isnan(found[other]) or found[other] == pytest.approx(0.5, abs=0.12), other
 
 
-def test_forty_images_betray_their_labels_too():
+def test_a_shortcut_is_found_in_forty_images_too():
     table = used_table(count=40)
     sizes = dict.fromkeys(("width", "height"), np.where(table["label"], 400, 300))
     assert scored(table.assign(**sizes))["size"] > 0.95

@@ -42,7 +42,7 @@ def test_the_datasheet_says_what_data_json_says(ray_local, atlas):
     text = datasheet(summary)
     flow = {meaning: int(count) for count, meaning in rows(text, "From files found to images used")}
     assert flow["images found, listed or on disk"] == 162
-    assert flow["cut short"] == 1
+    assert flow["the file is cut short"] == 1
     assert flow["evidence or identical pictures disagree on the label"] == 2
     assert flow["images used"] == summary["flow"]["used"] == 159
     parts = {name: (int(images), int(ill), int(groups)) for name, images, ill, _, groups in rows(text, "Parts")[:-1]}
@@ -91,7 +91,7 @@ def test_check_writes_the_datasheet_and_a_split_that_can_be_used_again(ray_local
         assert set(again.table["image_id"].iloc[again.rows(name)]) == set(
             stored["image_id"][in_set(stored["split"], name)]
         )
-    assert f"the split is taken over from {split}" in datasheet(again.summary())
+    assert f"the split is read from {split}" in datasheet(again.summary())
     assert sheet.read_text().startswith("# Datasheet: ")
 
 

@@ -1,1 +1,1 @@
-"""What is in a data set and what is wrong with it: facts, verdicts, and the page that shows them."""
+"""The audit of a data set: findings, verdicts, and the page that shows them."""

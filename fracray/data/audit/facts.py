@@ -1,4 +1,4 @@
-"""What an audit found, as facts: counts, sets of pictures, shares of fractures, scores of shortcuts. No opinion yet.
+"""The findings of an audit: counts, sets of pictures, shares of fractures, scores of shortcuts.
 
 Everything here follows from the table of an examined manifest. Must not open a file, and must not judge: verdicts.py
 does.
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from fracray.config import SplitConfig
-from fracray.data.baselines import Leak, Shortcut, score_leak, score_shortcuts
+from fracray.data.baselines import IdLeak, Shortcut, score_leak, score_shortcuts
 from fracray.data.manifest import STATUSES, Flow, Manifest, file_number
 from fracray.data.splits.assign import name_groups
 
@@ -21,12 +21,12 @@ MOST_SIZES = 10
 MOST_VALUES = 12
 MOST_BLOCKS = 24
 BLOCK_SIZES = tuple(step * 10**power for power in range(17) for step in (10, 25, 50))
-LEAK_BLOCKS = (1, 10, 50, 200)  # 1: row by row, as a split at random does
+LEAK_BLOCKS = (1, 10, 50, 200)  # 1: row by row, like a random split
 
 
 @dataclass(frozen=True)
-class Share:
-    """Images that have something in common, and the share of fractured ones in 0..1 with its 95% Wilson interval."""
+class FractureShare:
+    """Images with something in common, and their share of fractured ones, 0 to 1, with its 95% Wilson interval."""
 
     name: str
     images: int
@@ -37,7 +37,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Pictured:
+class ListedImage:
     """One image as a report shows it; `label` is 1 for fractured, `used` whether it may be trained on."""
 
     image_id: str
@@ -48,15 +48,15 @@ class Pictured:
 
 @dataclass(frozen=True)
 class PictureSet:
-    """Images that belong together, and in words why."""
+    """Images that belong together; `words` says why."""
 
-    images: tuple[Pictured, ...]
+    images: tuple[ListedImage, ...]
     words: str
 
 
 @dataclass(frozen=True)
 class SetCount:
-    """Sets of two and more images that are alike: how many, with how many images, the largest of how many."""
+    """Sets of two or more similar images: their number, their images in total, and the images of the largest."""
 
     sets: int
     images: int
@@ -65,7 +65,7 @@ class SetCount:
 
 @dataclass(frozen=True)
 class Files:
-    """From found to used. `left_out` has the ids by status, for all that is not 'ok'."""
+    """From files found to images used. `left_out` has the ids by status, for every status but 'ok'."""
 
     flow: Flow
     decoded: int
@@ -77,19 +77,19 @@ class Files:
 class Formats:
     """How the decodable files are stored, displayed size in pixels. `turned` need their EXIF rotation applied."""
 
-    sizes: tuple[Share, ...]
+    sizes: tuple[FractureShare, ...]
     smallest: int
     largest: int
-    modes: tuple[Share, ...]
-    orientations: tuple[Share, ...]
+    modes: tuple[FractureShare, ...]
+    orientations: tuple[FractureShare, ...]
     turned: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Alike byte by byte, pixel by pixel as displayed, and nearly so, each with all of the former; largest sets first.
+    """Equal bytes, equal pixels as displayed, and near duplicates; each includes those before it. Largest sets first.
 
-    near counts truncated files and what they were cut from, too.
+    near includes truncated files and the files they were cut from.
     """
 
     byte: SetCount
@@ -100,65 +100,65 @@ class Duplicates:
 
 @dataclass(frozen=True)
 class Conflicts:
-    """Images out of use because their labels contradict each other or the evidence, with all that show the same."""
+    """Images left out because their labels contradict each other or the evidence, with all that show the same."""
 
     images: int
     sets: tuple[PictureSet, ...]
 
 
 @dataclass(frozen=True)
-class Cut:
-    """Pictures without their lower end: in cut files, and in files saved again with the rest filled by one block."""
+class CutPictures:
+    """Pictures without their lower end: truncated files, and files saved again with the lost rows filled."""
 
-    truncated: Share
-    refilled: Share
+    truncated: FractureShare
+    refilled: FractureShare
     refilled_rows: tuple[tuple[str, int], ...]
     shown: tuple[PictureSet, ...]
 
 
 @dataclass(frozen=True)
 class Breakdown:
-    """Prevalence among the used images by the values of one thing known of them."""
+    """Prevalence among the used images by the values of one property."""
 
     name: str
-    values: tuple[Share, ...]
+    values: tuple[FractureShare, ...]
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Prevalence along the file numbers of the series `prefix`, in blocks of `size`; all files listed, used or not.
+    """Prevalence by file number in the series `prefix`, in blocks of `size`; all files listed, used or not.
 
-    run: the longest stretch of listed numbers without one that is not fractured, as (first id, last id, images).
+    run: the longest series of consecutive listed images that are all fractured, as (first id, last id, images).
     """
 
     prefix: str
     size: int
-    values: tuple[Share, ...]
+    values: tuple[FractureShare, ...]
     run: tuple[str, str, int]
 
 
 @dataclass(frozen=True)
 class Prevalence:
-    """The share of fractured images, of all used ones, by what is known of them, and by file number."""
+    """The share of fractured images: of all used ones, by property, and by file number."""
 
-    overall: Share
+    overall: FractureShare
     breakdowns: tuple[Breakdown, ...]
     blocks: Blocks | None
 
 
 @dataclass(frozen=True)
 class Shortcuts:
-    """Scores of what sees no picture, on used images; `groups` are duplicates and blocks of `block` file numbers."""
+    """Scores of no-pixel predictors on used images; `groups` are duplicates and blocks of `block` file numbers."""
 
     block: int
     groups: int
     scores: tuple[Shortcut, ...]
-    leaks: tuple[Leak, ...]
+    leaks: tuple[IdLeak, ...]
 
 
 @dataclass(frozen=True)
 class Findings:
-    """All facts of one audit."""
+    """All findings of one audit."""
 
     origin: str
     fingerprint: str
@@ -166,17 +166,17 @@ class Findings:
     formats: Formats
     duplicates: Duplicates
     conflicts: Conflicts
-    cut: Cut
+    cut: CutPictures
     prevalence: Prevalence
     shortcuts: Shortcuts
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: what is not a number (no interval, not scored) becomes None."""
+        """For JSON: NaN (no interval, not scored) becomes None."""
         return _plain(asdict(self))
 
 
 def find(manifest: Manifest, origin: str, block: int, most_sets: int = 8, seed: int = 0) -> Findings:
-    """All facts of an examined manifest; `most_sets` near sets are shown, of conflicts and cuts thrice that.
+    """All findings on an examined manifest; shows `most_sets` near sets, and 3 times as many of conflicts and cuts.
 
     `block` file numbers are held out together, as `splits.name_groups` does.
     """
@@ -202,25 +202,25 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def share_of(name: str, labels: pd.Series) -> Share:
+def fracture_share(name: str, labels: pd.Series) -> FractureShare:
     """The share of fractured among labels in {0, 1}; nan without a label."""
     images, fractured = len(labels), int(labels.sum())
     if not images:
-        return Share(name, 0, 0, math.nan, math.nan, math.nan)
-    from scipy.stats import binomtest  # its import takes a third of a second, in processes that audit nothing
+        return FractureShare(name, 0, 0, math.nan, math.nan, math.nan)
+    from scipy.stats import binomtest  # takes a third of a second to import
 
     interval = binomtest(fractured, images).proportion_ci(method="wilson")
-    return Share(name, images, fractured, fractured / images, float(interval.low), float(interval.high))
+    return FractureShare(name, images, fractured, fractured / images, float(interval.low), float(interval.high))
 
 
-def _shares(names: pd.Series, labels: pd.Series, most: int) -> tuple[Share, ...]:
-    """One Share a name, the most frequent first, those beyond `most` as 'other'."""
+def _shares(names: pd.Series, labels: pd.Series, most: int) -> tuple[FractureShare, ...]:
+    """One share for each name, the most frequent first, those beyond `most` as 'other'."""
     counts = names.value_counts()
     order = sorted(counts.index, key=lambda name: (-counts[name], name))
     kept = order if len(order) <= most else order[: most - 1]
-    shares = [share_of(str(name), labels[names == name]) for name in kept]
+    shares = [fracture_share(str(name), labels[names == name]) for name in kept]
     rest = ~names.isin(kept)
-    return (*shares, share_of("other", labels[rest])) if rest.any() else tuple(shares)
+    return (*shares, fracture_share("other", labels[rest])) if rest.any() else tuple(shares)
 
 
 # ---------------------------------------------------------------- files and formats
@@ -273,17 +273,17 @@ def _set_count(keys: pd.Series) -> SetCount:
 
 
 def _likeness(rows: pd.DataFrame) -> str:
-    words, said = [], 0
+    words, most = [], 0
     for column, word in (("sha256", "bytes"), ("pixel_hash", "pixels")):
         count = _set_count(rows[column])
         if count.sets == 1 and count.images == len(rows):
             return f"the same {word}"
-        if count.images > said:
-            words.append(f"{count.images} share their {word}")
-            said = count.images
+        if count.images > most:
+            words.append(f"{count.images} have the same {word}")
+            most = count.images
     cut = int((rows["status"] == "truncated").sum())
     return ", ".join(
-        [*words, "the rest nearly alike" if words else "nearly alike", *([f"{cut} truncated"] * bool(cut))]
+        [*words, "the others are near duplicates" if words else "near duplicates", *([f"{cut} truncated"] * bool(cut))]
     )
 
 
@@ -299,7 +299,7 @@ def _conflicts(manifest: Manifest, most: int) -> Conflicts:
     return Conflicts(len(contradicted), tuple(_picture_set(manifest, table.loc[list(r)], why) for r, why in ordered))
 
 
-def _cut(manifest: Manifest, most: int) -> Cut:
+def _cut(manifest: Manifest, most: int) -> CutPictures:
     table = manifest.table
     refilled = table[table["refilled"] > 0]
     shown = []
@@ -307,12 +307,12 @@ def _cut(manifest: Manifest, most: int) -> Cut:
         alike = (table["component"] == row.component) & (table["component"] != "") | (table.index == row.Index)
         twins = int(alike.sum()) - 1
         words = f"{row.image_id}: {row.refilled} of {row.height} rows filled; " + (
-            "the same exposure stands beside it" if twins else "no other picture of this exposure"
+            "the same exposure is shown next to it" if twins else "no other picture of this exposure"
         )
         shown.append(_picture_set(manifest, table[alike], words))
-    return Cut(
-        truncated=share_of("truncated files", table["label"][table["status"] == "truncated"]),
-        refilled=share_of("filled and saved again", refilled["label"]),
+    return CutPictures(
+        truncated=fracture_share("truncated files", table["label"][table["status"] == "truncated"]),
+        refilled=fracture_share("filled and saved again", refilled["label"]),
         refilled_rows=tuple(zip(refilled["image_id"], refilled["refilled"].astype(int).tolist(), strict=True)),
         shown=tuple(shown),
     )
@@ -321,7 +321,7 @@ def _cut(manifest: Manifest, most: int) -> Cut:
 def _picture_set(manifest: Manifest, rows: pd.DataFrame, words: str) -> PictureSet:
     usable = (rows["status"] == "ok") & (rows["duplicate_of"] == "")
     images = zip(rows["image_id"], rows["label"].astype(int), rows["status"], usable, strict=True)
-    return PictureSet(tuple(Pictured(i, int(label), status, bool(used)) for i, label, status, used in images), words)
+    return PictureSet(tuple(ListedImage(i, int(label), status, bool(used)) for i, label, status, used in images), words)
 
 
 # ---------------------------------------------------------------- prevalence and shortcuts
@@ -343,18 +343,18 @@ def _prevalence(manifest: Manifest) -> Prevalence:
             used.index,
         ),
         "mode": used["mode"],
-        "lower end": (used["refilled"] > 0).map({False: "whole", True: "filled"}),
+        "lower end": (used["refilled"] > 0).map({False: "complete", True: "filled"}),
     }
     breakdowns = tuple(
         Breakdown(name, _shares(values.replace("", "unknown"), used["label"], MOST_VALUES))
         for name, values in known.items()
         if values.nunique() > 1
     )
-    return Prevalence(share_of("all used images", used["label"]), breakdowns, _blocks(manifest.table))
+    return Prevalence(fracture_share("all used images", used["label"]), breakdowns, _blocks(manifest.table))
 
 
 def _blocks(table: pd.DataFrame) -> Blocks | None:
-    """None unless most files carry running numbers of one series."""
+    """None unless most files have running numbers of one series."""
     numbers = [file_number(image_id) for image_id in table["image_id"]]
     prefixes = pd.Series([found[0] for found in numbers if found])
     if 2 * len(prefixes) < len(table) or prefixes.empty:
@@ -369,7 +369,7 @@ def _blocks(table: pd.DataFrame) -> Blocks | None:
     size = next(step for step in BLOCK_SIZES if (number.iloc[-1] // step) - (number.iloc[0] // step) < MOST_BLOCKS)
     block = number // size
     values = tuple(
-        share_of(f"{index * size} to {index * size + size - 1}", rows["label"][block == index])
+        fracture_share(f"{index * size} to {index * size + size - 1}", rows["label"][block == index])
         for index in sorted(block.unique())
     )
     return Blocks(prefix, size, values, _longest_run(rows["image_id"].tolist(), rows["label"].tolist()))

@@ -1,6 +1,6 @@
-"""An audit as files: JSON of all facts and verdicts, and one self-contained HTML page with the same figures.
+"""An audit as files: JSON of all findings and verdicts, and one self-contained HTML page with the same figures.
 
-Lays out what findings.py and verdicts.py say, reads the pictures that are shown, and decides nothing. The page loads
+Shows what facts.py and verdicts.py found, reads the pictures that are shown, and decides nothing. The page loads
 nothing from elsewhere: styles, charts (SVG) and pictures (JPEG) are inside.
 """
 
@@ -39,7 +39,7 @@ HEADINGS = {
 
 
 def as_json(findings: Findings, verdicts: Sequence[Verdict]) -> str:
-    """All facts and verdicts; what is not a number is null."""
+    """All findings and verdicts; NaN is null."""
     tree = {
         "fracray": version("fracray"),
         "verdict": asdict(sum_up(verdicts)),
@@ -50,7 +50,7 @@ def as_json(findings: Findings, verdicts: Sequence[Verdict]) -> str:
 
 
 def as_html(findings: Findings, verdicts: Sequence[Verdict], manifest: Manifest) -> str:
-    """The page, with pictures read from the manifest's files; what cannot be shown stands as words."""
+    """The page, with pictures read from the manifest's files; a text replaces those that cannot be shown."""
     environment = Environment(
         loader=PackageLoader("fracray.data.audit"),
         autoescape=True,
@@ -76,7 +76,7 @@ def as_html(findings: Findings, verdicts: Sequence[Verdict], manifest: Manifest)
 
 
 def _fact(tree: dict[str, Any], path: str, style: str) -> Markup:
-    """A figure of the JSON by its dotted path: as count, share (per cent) or score, and as it is for machines."""
+    """A figure of the JSON by its dotted path: as count, share (per cent) or score, and unformatted for machines."""
     value: Any = tree
     for key in path.split("."):
         value = value[int(key)] if isinstance(value, list) else value[key]
@@ -87,7 +87,7 @@ def _fact(tree: dict[str, Any], path: str, style: str) -> Markup:
 
 
 def _pictures(sets: Sequence[PictureSet], manifest: Manifest) -> dict[str, Markup]:
-    """Data URIs of the pictures shown, by image_id; those that cannot be decoded are left out."""
+    """Data URIs of the pictures shown, by image_id; without those that cannot be decoded."""
     paths = dict(zip(manifest.table["image_id"], manifest.table["path"], strict=True))
     shown = {image.image_id for each in sets for image in each.images[:MOST_ALIKE] if paths[image.image_id]}
     uris = {}
@@ -115,7 +115,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Chart:
-    """Prevalence along the file numbers: bars, the heights of the grid lines with their words, the overall share."""
+    """Prevalence by file number: bars, the heights of the grid lines with their labels, the overall share."""
 
     width: int
     height: int

@@ -1,4 +1,4 @@
-"""The audit: decodes every file once and finds what is truncated, unreadable, identical, nearly so, or contradictory.
+"""The audit: decodes every file once and finds truncated, unreadable, identical, similar and contradictory ones.
 
 Fills the manifest's sizes, modes, borders, hashes, statuses and duplicate components. Must not know of splits, of
 models, or of Ray.
@@ -18,21 +18,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fracray.data.duplicates import THUMB, Link, connected_sets, equal, near_duplicates
+from fracray.data.duplicates import THUMB, Pair, connected_sets, equal, near_duplicates
 from fracray.data.images.decode import HEAD, FileInspection, fit_boxes, inspect_file
 from fracray.data.manifest import BORDERS, Manifest
 from fracray.errors import InputError
 
-# Part of the key of cached audits: raise it when the same files would be judged otherwise.
+# Part of the key of cached audits: raise it when the same files would get another result.
 AUDIT_VERSION = 6
 
-MOST_NAMED = 5  # images that a note on one of them names
-_AT_ONCE = 4096  # files given to the threads at a time
-LARGE = 1000  # px; FracAtlas' machines deliver either 454 or more than 2,000 on the longer side
+MOST_NAMED = 5  # images named in one note
+_AT_ONCE = 4096  # files passed to the threads at a time
+LARGE = 1000  # px; FracAtlas' devices deliver 454 or more than 2,000 px on the longer side
 
 _Cells = dict[str, list[Any]]
 
-# What the audit writes; every other column stays as it was read.
+# The columns that the audit writes; all others stay as they were read.
 _FILLED = (
     "status",
     "note",
@@ -60,37 +60,37 @@ _FILLED = (
 def examine(
     manifest: Manifest, progress: Callable[[int, int], None] | None = None, workers: int | None = None
 ) -> Manifest:
-    """Decode every file once, on `workers` threads (default: one per CPU), and judge each alone and against the others.
+    """Decode every file once, on `workers` threads (default: one per CPU); check each alone and against the others.
 
-    Each file alone: truncated; unreadable (no JPEG, PNG or DICOM, or announced too large, and then not decoded); else
-    its size, orientation, hashes, and its boxes scaled and turned to the picture as displayed.
-    Against the others: the *same picture* is one with equal pixels as displayed, a truncated file whose bytes begin
-    another file, or a copy whose every textured tile agrees (encoded again). Where labels differ within a set of same
-    pictures, all its members become status 'conflict', for nothing tells which label is wrong; those truncated stay so,
-    and their label counts. Of readable files with equal pixels and label, the first in the table is used and the others
-    are its duplicates. Near duplicates (perceptual hash, then tile by tile) are only joined to one `component`, with
-    all of the above. Raises nothing for bad files. `progress` is called with files done and in all.
+    Each file alone: truncated; unreadable (not JPEG, PNG or DICOM, or declared too large and therefore not decoded);
+    else its size, orientation, hashes, and its boxes scaled and turned to the picture as displayed.
+    Against the others: the *same picture* has equal pixels as displayed, or is a truncated file whose bytes begin
+    another file, or a copy that agrees in every textured tile (encoded again). Where labels differ within a set of same
+    pictures, all members get the status 'conflict', because nothing shows which label is wrong; truncated members keep
+    their status, but their label counts. Of readable files with equal pixels and label, the first in the table is used
+    and the others are its duplicates. Near duplicates (perceptual hash, then tile by tile) only get the same
+    `component`, as do all of the above. Raises nothing for bad files. `progress` is called with (files done, files).
     """
     table = manifest.table.copy()
     cells: _Cells = {name: table[name].tolist() for name in ("image_id", "label", *_FILLED)}
     rows = [row for row, path in enumerate(table["path"]) if path and cells["status"][row] != "unlisted"]
     paths = [manifest.root / table["path"].iloc[row] for row in rows]
-    looks: list[FileInspection] = []
-    thumbs = _Thumbs()
-    # Odd files are judged here, not warned of by Pillow or pydicom; set around the pool, for filters are the process's.
+    inspections: list[FileInspection] = []
+    thumbnails = _ThumbnailFile()
+    # The audit reports odd files, not Pillow's or pydicom's warnings; around the pool: filters are per process.
     with warnings.catch_warnings(), ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         warnings.simplefilter("ignore")
         for start in range(0, len(paths), _AT_ONCE):
             for seen in pool.map(inspect_file, paths[start : start + _AT_ONCE]):
-                thumbs.keep(len(looks), seen)
-                looks.append(replace(seen, thumb=None))
+                thumbnails.keep(len(inspections), seen)
+                inspections.append(replace(seen, thumb=None))
                 if progress:
-                    progress(len(looks), len(paths))
-    for row, seen in zip(rows, looks, strict=True):
+                    progress(len(inspections), len(paths))
+    for row, seen in zip(rows, inspections, strict=True):
         _fill(cells, row, seen)
-    exact = equal(seen.pixel_hash for seen in looks)
-    twins = _cut_from(paths, looks)
-    copies = thumbs.copies()
+    exact = equal(seen.pixel_hash for seen in inspections)
+    twins = _cut_from(paths, inspections)
+    copies = thumbnails.copies()
     same = exact + twins + [(a, b) for a, b, share in copies if share == 1.0]
     for members in connected_sets(len(rows), same):
         _find_conflict(cells, [rows[member] for member in members])
@@ -98,7 +98,7 @@ def examine(
         usable = [rows[member] for member in members if cells["status"][rows[member]] == "ok"]
         for row in usable[1:]:
             cells["duplicate_of"][row] = cells["image_id"][usable[0]]
-    near = same + [(a, b) for a, b, _ in copies] + equal(seen.sha256 for seen in looks)
+    near = same + [(a, b) for a, b, _ in copies] + equal(seen.sha256 for seen in inspections)
     for members in connected_sets(len(rows), near):
         for member in members:
             cells["component"][rows[member]] = cells["image_id"][rows[members[0]]]
@@ -108,7 +108,7 @@ def examine(
 
 
 def _fill(cells: _Cells, row: int, seen: FileInspection) -> None:
-    """Write what one file alone tells into its row."""
+    """Write the inspection of one file into its row."""
     cells["sha256"][row], cells["pixel_hash"][row] = seen.sha256, seen.pixel_hash
     cells["width"][row], cells["height"][row] = seen.width, seen.height
     cells["exif_orientation"][row], cells["brightness"][row] = seen.orientation, seen.brightness
@@ -124,49 +124,49 @@ def _fill(cells: _Cells, row: int, seen: FileInspection) -> None:
         cells["boxes_width"][row], cells["boxes_height"][row] = shown
     if seen.fault:
         cells["status"][row] = seen.fault
-        _note(cells, row, seen.note)
+        _add_note(cells, row, seen.note)
 
 
-def _note(cells: _Cells, row: int, words: str) -> None:
-    said = cells["note"][row]
-    if words not in said:
-        cells["note"][row] = f"{said}; {words}" if said else words
+def _add_note(cells: _Cells, row: int, text: str) -> None:
+    note = cells["note"][row]
+    if text not in note:
+        cells["note"][row] = f"{note}; {text}" if note else text
 
 
 def _find_conflict(cells: _Cells, same: Sequence[int]) -> None:
-    """Note it where the labels of rows of the same picture differ, and take those that were usable out of use."""
+    """Where labels of rows of the same picture differ, add a note, and set the status of usable ones to conflict."""
     label = cells["label"]
     by_label = {value: [cells["image_id"][row] for row in same if label[row] == value] for value in (0, 1)}
     for row in same:
         if others := by_label[1 - label[row]]:
             more = f" and {len(others) - MOST_NAMED:,} more" if len(others) > MOST_NAMED else ""
             named = f"{', '.join(others[:MOST_NAMED])}{more}"
-            _note(cells, row, f"labelled {label[row]}, but the same picture as {named}, labelled otherwise")
+            _add_note(cells, row, f"labelled {label[row]}, but the same picture as {named}, with the other label")
             if cells["status"][row] == "ok":
                 cells["status"][row] = "conflict"
 
 
-def _cut_from(paths: Sequence[Path], looks: Sequence[FileInspection]) -> list[Link]:
-    """Links from each truncated file to the files that begin with all its bytes."""
+def _cut_from(paths: Sequence[Path], inspections: Sequence[FileInspection]) -> list[Pair]:
+    """Pairs of a truncated file and a file that begins with all its bytes."""
     heads = defaultdict(list)
-    for at, seen in enumerate(looks):
+    for at, seen in enumerate(inspections):
         if seen.head:
             heads[seen.head].append(at)
-    links: list[Link] = []
-    for at, seen in enumerate(looks):
+    pairs: list[Pair] = []
+    for at, seen in enumerate(inspections):
         if seen.fault == "truncated":
             data = paths[at].read_bytes()
-            # A stub that ends within its tables has no picture: it begins every file of its kind.
+            # A file that ends within its tables has no picture: every file of its kind begins like it.
             if len(data) >= HEAD:
-                links += [(at, o) for o in heads[seen.head] if o != at and paths[o].read_bytes().startswith(data)]
-    return links
+                pairs += [(at, o) for o in heads[seen.head] if o != at and paths[o].read_bytes().startswith(data)]
+    return pairs
 
 
-class _Thumbs:
-    """The thumbnails of all pictures, in a temporary file: 4 KiB each, which memory need not hold.
+class _ThumbnailFile:
+    """The thumbnails of all pictures in a temporary file, 4 KiB each, to save memory.
 
-    Of pictures with equal pixels the first is enough: the others are linked to it already, and all pairs would be many.
-    Raises InputError where that file does not fit.
+    Of pictures with equal pixels only the first is kept: the others are paired with it already.
+    Raises InputError where the disk is full.
     """
 
     def __init__(self) -> None:
@@ -187,7 +187,7 @@ class _Thumbs:
         self._hashes.append(seen.phash)
 
     def copies(self) -> list[tuple[int, int, float]]:
-        """Pairs of files that show the same exposure, with the share of tiles that agree; to be asked once."""
+        """Pairs of files that show the same exposure, with the share of tiles that agree; call it once."""
         with self._file:
             if not self._at:
                 return []
@@ -204,6 +204,6 @@ def _full_disk() -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"{tempfile.gettempdir()}: cannot hold the pictures that are compared, 4 KiB each: {error.strerror}; free "
+            f"{tempfile.gettempdir()}: no room for the thumbnails to compare, 4 KiB each: {error.strerror}; free "
             "space there, or set TMPDIR to another folder"
         ) from None

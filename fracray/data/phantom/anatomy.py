@@ -1,14 +1,20 @@
-"""What a simulated limb is made of: bones, flat bones and soft tissue, as shapes.
+"""The parts of a simulated limb: bones, flat bones and soft tissue, as shapes.
 
 Pure geometry in pixels, x to the right and y downwards; knows nothing of body regions, X-rays, fractures or files.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 Point = tuple[float, float]
+
+
+def signed(rng: np.random.Generator, low: float, high: float) -> float:
+    """A random size between low and high, with a random sign."""
+    return float(rng.choice((-1, 1)) * rng.uniform(low, high))
 
 
 @dataclass(frozen=True)
@@ -31,21 +37,30 @@ class Bone:
     weight: float = 0.0
     density: float = 1.0
 
+    @cached_property
+    def length(self) -> float:
+        return float(np.hypot(*np.subtract(self.stop, self.start)))
+
+    @cached_property
+    def axes(self) -> np.ndarray:
+        """Unit vectors along and across the bone, (2, 2)."""
+        along = np.subtract(self.stop, self.start) / self.length
+        return np.array([along, [-along[1], along[0]]])
+
+    def point(self, along: float, across: float = 0.0) -> Point:
+        """The picture's point at a distance along the bone's (bent) axis and across it, in pixels."""
+        forward, sideways = self.axes
+        bow = self.bow * (1 - (2 * along / self.length - 1) ** 2)
+        x, y = np.asarray(self.start) + along * forward + (across + bow) * sideways
+        return float(x), float(y)
+
 
 @dataclass(frozen=True)
-class Strip:
-    """A curved or flat bone drawn along a line: a rib, the rim of the pelvis."""
+class FlatBone:
+    """A rib or rim along a line, `radius` thick; or, of radius 0, a blade (scapula, ilium) within an outline."""
 
     points: tuple[Point, ...]
     radius: float
-    density: float = 1.0
-
-
-@dataclass(frozen=True)
-class Plate:
-    """A thin flat bone seen face on: the blade of the scapula, the wing of the ilium."""
-
-    points: tuple[Point, ...]
     density: float = 1.0
 
 
@@ -62,18 +77,12 @@ class Tissue:
 class Anatomy:
     """Everything in the beam."""
 
-    bones: tuple[Bone, ...]
-    tissues: tuple[Tissue, ...]
-    strips: tuple[Strip, ...] = ()
-    plates: tuple[Plate, ...] = ()
+    bones: tuple[Bone, ...] = ()
+    tissues: tuple[Tissue, ...] = ()
+    flat: tuple[FlatBone, ...] = ()
 
     def __add__(self, other: "Anatomy") -> "Anatomy":
-        return Anatomy(
-            self.bones + other.bones,
-            self.tissues + other.tissues,
-            self.strips + other.strips,
-            self.plates + other.plates,
-        )
+        return Anatomy(self.bones + other.bones, self.tissues + other.tissues, self.flat + other.flat)
 
     def placed(self, matrix: np.ndarray) -> "Anatomy":
         """The same under a similarity, a 2 x 3 matrix; a mirrored one bends the bones the other way."""
@@ -84,17 +93,12 @@ class Anatomy:
             return tuple((float(x), float(y)) for x, y in np.asarray(points) @ matrix[:, :2].T + matrix[:, 2])
 
         def bone(b: Bone) -> Bone:
-            start, stop = move((b.start, b.stop))
-            ends = (b.ends[0] * scale, b.ends[1] * scale)
+            (start, stop), ends = move((b.start, b.stop)), (b.ends[0] * scale, b.ends[1] * scale)
             sizes = {"radius": b.radius * scale, "flare": b.flare * scale, "bow": b.bow * scale * side}
             return replace(b, start=start, stop=stop, ends=ends, **sizes)
 
         return Anatomy(
-            tuple(bone(b) for b in self.bones),
-            tuple(
-                replace(t, points=move(t.points), widths=tuple(w * scale for w in t.widths), depth=t.depth * scale)
-                for t in self.tissues
-            ),
-            tuple(replace(s, points=move(s.points), radius=s.radius * scale) for s in self.strips),
-            tuple(replace(p, points=move(p.points)) for p in self.plates),
+            tuple(map(bone, self.bones)),
+            tuple(Tissue(move(t.points), tuple(w * scale for w in t.widths), t.depth * scale) for t in self.tissues),
+            tuple(replace(f, points=move(f.points), radius=f.radius * scale) for f in self.flat),
         )

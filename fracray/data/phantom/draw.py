@@ -1,4 +1,4 @@
-"""Synthetic radiographs of broken and whole bones: the embedded data set, in FracAtlas' own layout.
+"""Synthetic radiographs of broken and intact bones: the embedded data set, in FracAtlas' own layout.
 
 Every picture is a pure function of (seed, index). Simulated are attenuation (Beer-Lambert), scatter, quantum and
 electronic noise, and the response of a few devices; nothing here was learned from, or copied out of, a radiograph.
@@ -9,36 +9,35 @@ import csv
 import json
 import multiprocessing
 import os
-import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import repeat
+from itertools import pairwise, repeat
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from fracray.config import PhantomConfig
-from fracray.data.phantom.anatomy import Anatomy
+from fracray.data.phantom.anatomy import Anatomy, Bone
 from fracray.data.phantom.exposure import expose
-from fracray.data.phantom.layouts import REGIONS, VIEWS, lay_out
+from fracray.data.phantom.layouts import LAYOUTS, REGIONS, VIEWS
 from fracray.data.phantom.patient import SHOWN, Study, choose_breaks, placement, study_of
 from fracray.data.phantom.projection import (
-    bone_length,
-    break_outline,
-    on_bone,
+    Break,
     paint_bone,
     paint_flat_bones,
     paint_metal,
     paint_reaction,
     paint_tissue,
+    sixteenths,
 )
 from fracray.errors import InputError, RunError
+from fracray.runtime.storage import atomic_path
 
 Box = tuple[int, int, int, int]
 
@@ -47,38 +46,34 @@ Box = tuple[int, int, int, int]
 class Phantom:
     """One synthetic radiograph and all that is known of it.
 
-    image: (H, W) uint8, bone bright; label: 1 with a fracture in the picture; boxes: (x, y, w, h) in pixels, one a
-    fracture; fracture: '' or one of KINDS; study: pictures of one patient share it.
+    image: (H, W) uint8, bone bright; boxes: (x, y, w, h) in pixels, one a fracture; study: what it shares with the
+    other pictures of the patient. Its fracture need not be in the picture.
     """
 
     image: np.ndarray
-    label: int
     boxes: tuple[Box, ...]
-    region: str
     view: str
     hardware: bool
     multiscan: bool
-    device: str
-    fracture: str
-    displaced: bool
-    study: int
+    study: Study
+
+    @property
+    def label(self) -> int:
+        """1 with a fracture in the picture."""
+        return int(bool(self.boxes))
 
 
-def _box(points: np.ndarray, size: tuple[int, int], pad: float) -> Box:
-    low = np.maximum(np.floor(points.min(0) - pad), 0).astype(int)
-    high = np.minimum(np.ceil(points.max(0) + pad), np.array(size)).astype(int)
-    return int(low[0]), int(low[1]), int(high[0] - low[0]), int(high[1] - low[1])
+def _box(bone: Bone, fracture: Break, size: tuple[int, int]) -> Box:
+    points, pad = fracture.outline(bone), 3 + 0.35 * bone.radius
+    x0, y0 = np.maximum(np.floor(points.min(0) - pad), 0).astype(int).tolist()
+    x1, y1 = np.minimum(np.ceil(points.max(0) + pad), np.array(size)).astype(int).tolist()
+    return x0, y0, x1 - x0, y1 - y0
 
 
 def _side_by_side(anatomy: Anatomy, matrix: np.ndarray, size: tuple[int, int]) -> Anatomy:
     """Both limbs on one film, the second one the mirror image of the first."""
-    width, height = size
-    small = matrix.copy()
-    small[:, :2] *= 0.62
-    small[:, 2] = (0.27 * width, height / 2)
-    other = small.copy()
-    other[0] *= -1
-    other[0, 2] += width
+    small = np.column_stack([0.62 * matrix[:, :2], (0.27 * size[0], size[1] / 2)])
+    other = small * [[-1], [1]] + [[0, 0, size[0]], [0, 0, 0]]
     return anatomy.placed(small) + anatomy.placed(other)
 
 
@@ -90,52 +85,33 @@ def draw_phantom(index: int, seed: int) -> Phantom:
     """
     study, place = study_of(index, seed)
     rng = np.random.default_rng((seed, 3, index))
-    width, height = study.device.size
+    size = width, height = study.device.size
     view = study.views[place % len(study.views)]
-    anatomy = lay_out(study.region, view, np.random.default_rng((*study.seed, 4)))
-    label = int(study.broken and rng.random() < SHOWN)
+    anatomy = LAYOUTS[study.region](view, np.random.default_rng((*study.seed, 4)))
+    broken = study.broken and rng.random() < SHOWN
     multiscan = study.region in {"hand", "leg"} and view == "frontal" and bool(rng.random() < 0.04)
     matrix = placement(study, rng, multiscan)
-    anatomy = _side_by_side(anatomy, matrix, study.device.size) if multiscan else anatomy.placed(matrix)
+    anatomy = _side_by_side(anatomy, matrix, size) if multiscan else anatomy.placed(matrix)
 
-    breaks = choose_breaks(study, anatomy, rng) if label else {}
+    bones, breaks = anatomy.bones, choose_breaks(study, anatomy, rng) if broken else {}
     muscle = rng.standard_normal((height // 40, width // 40), np.float32)
     attenuation = paint_tissue((height, width), anatomy.tissues, muscle, rng.uniform(11, 18) if study.plaster else 0.0)
-    if anatomy.strips or anatomy.plates:
-        attenuation += paint_flat_bones((height, width), anatomy.strips, anatomy.plates)
+    if anatomy.flat:
+        attenuation += paint_flat_bones((height, width), anatomy.flat)
     physis = float(rng.uniform(0.2, 0.45)) if study.child else 0.0
-    for i, bone in enumerate(anatomy.bones):
+    for i, bone in enumerate(bones):
         paint_bone(attenuation, bone, _trabeculae(), physis if bone.weight else 0.0, breaks.get(i))
-    for i, planned in breaks.items():
-        paint_reaction(attenuation, anatomy.bones[i], planned, study.callus, rng)
+    for i, fracture in breaks.items():
+        paint_reaction(attenuation, bones[i], fracture, study.callus, rng)
     hardware = study.hardware and not multiscan
     if hardware:
-        i = next(iter(breaks), _stoutest(anatomy, study.device.size))
-        paint_metal(
-            attenuation,
-            anatomy.bones[i],
-            breaks[i].at if i in breaks else None,
-            np.random.default_rng((*study.seed, 6)),
-        )
+        i = next(iter(breaks), _stoutest(bones, size))
+        metal = np.random.default_rng((*study.seed, 6))
+        paint_metal(attenuation, bones[i], breaks[i].at if i in breaks else None, metal)
     _paint_confounders(attenuation, anatomy, study, rng)
     image = expose(attenuation, study.device, rng)
-    boxes = tuple(
-        _box(break_outline(anatomy.bones[i], b), study.device.size, 3 + 0.35 * anatomy.bones[i].radius)
-        for i, b in breaks.items()
-    )
-    return Phantom(
-        image=image,
-        label=label,
-        boxes=boxes,
-        region=study.region,
-        view=view,
-        hardware=hardware,
-        multiscan=multiscan,
-        device=study.device.name,
-        fracture=study.kind if label else "",
-        displaced=bool(label and study.displaced),
-        study=study.number,
-    )
+    boxes = tuple(_box(bones[i], fracture, size) for i, fracture in breaks.items())
+    return Phantom(image, boxes, view, hardware, multiscan, study)
 
 
 @lru_cache(maxsize=1)
@@ -145,156 +121,136 @@ def _trabeculae() -> np.ndarray:
     return 1 + np.float32(0.16) * cv2.resize(coarse, (600, 960), interpolation=cv2.INTER_LINEAR)
 
 
-def _stoutest(anatomy: Anatomy, size: tuple[int, int]) -> int:
+def _stoutest(bones: Sequence[Bone], size: tuple[int, int]) -> int:
     """The bone that metal most likely sits in: the stoutest breakable one whose middle is in the picture."""
 
     def rank(i: int) -> tuple[bool, float]:
-        bone = anatomy.bones[i]
-        x, y = on_bone(bone, bone_length(bone) / 2)
-        return bool(bone.weight and 20 < x < size[0] - 20 and 20 < y < size[1] - 20), bone.weight * bone.radius
+        x, y = bones[i].point(bones[i].length / 2)
+        inside = 20 < x < size[0] - 20 and 20 < y < size[1] - 20
+        return bool(bones[i].weight and inside), bones[i].weight * bones[i].radius
 
-    return max(range(len(anatomy.bones)), key=rank)
+    return max(range(len(bones)), key=rank)
 
 
 def _paint_confounders(attenuation: np.ndarray, anatomy: Anatomy, study: Study, rng: np.random.Generator) -> None:
     """Lines that are no fracture: vessel channels, skin folds, a bangle, a side letter."""
     height, width = attenuation.shape
-    layer = np.zeros((height, width), np.uint8)
+    dark, bright = np.zeros((2, height, width), np.uint8)
 
-    def fixed(point: tuple[float, float]) -> list[int]:
-        return [round(c * 16) for c in point]
+    def line(a: tuple[float, float], b: tuple[float, float], value: int) -> None:
+        start, stop = sixteenths([a, b]).tolist()
+        cv2.line(dark, start, stop, value, 1, cv2.LINE_AA, 4)
 
     shafts = [b for b in anatomy.bones if b.weight >= 2]
     for bone in shafts:
         if rng.random() < 0.3:
             # A nutrient canal: thin, oblique, through one cortex only.
-            at, side = rng.uniform(0.3, 0.7) * bone_length(bone), rng.choice((-1, 1)) * bone.radius
-            a, b = on_bone(bone, at, side), on_bone(bone, at + rng.uniform(1.2, 2.5) * bone.radius, 0.3 * side)
-            cv2.line(layer, fixed(a), fixed(b), 60, 1, cv2.LINE_AA, 4)
+            at, side = rng.uniform(0.3, 0.7) * bone.length, rng.choice((-1, 1)) * bone.radius
+            line(bone.point(at, side), bone.point(at + rng.uniform(1.2, 2.5) * bone.radius, 0.3 * side), 60)
     if rng.random() < 0.5:
         y, slope = rng.uniform(0.15, 0.85) * height, rng.normal(0, 0.25)
-        cv2.line(layer, fixed((0, y)), fixed((width, y + slope * width)), int(rng.integers(12, 30)), 1, cv2.LINE_AA, 4)
-    x, y, w, h = cv2.boundingRect(layer)
-    attenuation[y : y + h, x : x + w] *= 1 - layer[y : y + h, x : x + w] * np.float32(0.8 / 255)
-    layer[:] = 0
+        line((0, y), (width, y + slope * width), int(rng.integers(12, 30)))
     if study.region == "hand" and rng.random() < 0.06:
-        bone = shafts[0]
-        centre = on_bone(bone, 0.9 * bone_length(bone))
-        cv2.ellipse(
-            layer, fixed(centre), fixed((34, rng.uniform(4, 12))), rng.normal(0, 6), 0, 360, 255, 4, cv2.LINE_AA, 4
-        )
+        centre = shafts[0].point(0.9 * shafts[0].length)
+        centre, axes = sixteenths([centre, (34, rng.uniform(4, 12))]).tolist()
+        cv2.ellipse(bright, centre, axes, rng.normal(0, 6), 0, 360, 255, 4, cv2.LINE_AA, 4)
     if rng.random() < study.device.marker:
         aside, down = int(rng.uniform(12, 40)), int(rng.uniform(25, 60))
         aside = aside if rng.random() < 0.5 else width - aside - 16
-        cv2.putText(layer, "RL"[study.number % 2], (aside, down), cv2.FONT_HERSHEY_SIMPLEX, 0.5, 255, 1, cv2.LINE_AA)
-    x, y, w, h = cv2.boundingRect(layer)
-    attenuation[y : y + h, x : x + w] += layer[y : y + h, x : x + w] * np.float32(2.5 / 255)
+        cv2.putText(bright, "RL"[study.number % 2], (aside, down), cv2.FONT_HERSHEY_SIMPLEX, 0.5, 255, 1, cv2.LINE_AA)
+    for layer, strength in ((dark, 0.8 / 255), (bright, 2.5 / 255)):
+        x, y, w, h = cv2.boundingRect(layer)
+        drawn, part = layer[y : y + h, x : x + w] * np.float32(strength), attenuation[y : y + h, x : x + w]
+        part[:] = part + drawn if layer is bright else part * (1 - drawn)
 
 
-_COLUMNS = (
-    "image_id",
-    *("hand", "leg", "hip", "shoulder", "mixed"),
-    *("hardware", "multiscan", "fractured", "fracture_count"),
-    *("frontal", "lateral", "oblique"),
-)
+# ---------------------------------------------------------------- the folder
+
+_COLUMNS = ("image_id", *REGIONS, "hardware", "multiscan", "fractured", "fracture_count", *VIEWS)
 _RECORD = "phantom.json"
 DRAWING = 1  # raised when the same seed would draw other pictures
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """What the tables say of one picture once it is on disk."""
+    """One picture as the tables name it once it is on disk: file, (height, width), boxes, and row of dataset.csv."""
 
-    index: int
-    size: tuple[int, int]
+    name: str
+    shape: tuple[int, ...]
     boxes: tuple[Box, ...]
     row: tuple[int, ...]
 
 
-def _file_name(index: int) -> str:
-    return f"IMG{index:07d}.jpg"
-
-
 def _draw_into(folder: str, seed: int, indices: range) -> list[_Drawn]:
-    """Draw and save some of the pictures; runs in a process of its own."""
+    """Draw and save some of the pictures; runs in a separate process."""
     cv2.setNumThreads(1)
     drawn = []
     for index in indices:
-        p = draw_phantom(index, seed)
-        path = Path(folder, "images", "Fractured" if p.label else "Non_fractured", _file_name(index))
+        p, name = draw_phantom(index, seed), f"IMG{index:07d}.jpg"
+        path = Path(folder, "images", "Fractured" if p.label else "Non_fractured", name)
         if not cv2.imwrite(str(path), p.image, [cv2.IMWRITE_JPEG_QUALITY, 92]):
             raise OSError(f"{path}: not written")
         # FracAtlas calls a picture mixed when it shows two regions: an elbow is tagged hand and shoulder too.
-        regions = [int(p.region == r or (p.region == "mixed" and r in {"hand", "shoulder"})) for r in REGIONS]
-        views = [int(p.view == v) for v in VIEWS]
-        row = (*regions, int(p.hardware), int(p.multiscan), p.label, len(p.boxes), *views)
-        drawn.append(_Drawn(index, (p.image.shape[1], p.image.shape[0]), p.boxes, row))
+        tags = {"mixed", "hand", "shoulder"} if p.study.region == "mixed" else {p.study.region}
+        row = [*(r in tags for r in REGIONS), p.hardware, p.multiscan, p.label, len(p.boxes)]
+        row += [p.view == v for v in VIEWS]
+        drawn.append(_Drawn(name, p.image.shape, p.boxes, tuple(map(int, row))))
     return drawn
+
+
+def _annotation(number: int, image_id: int, box: Box) -> dict[str, object]:
+    x, y, w, h = box
+    corners = [x, y, x + w, y, x + w, y + h, x, y + h]
+    return {
+        "id": number,
+        "iscrowd": 0,
+        "image_id": image_id,
+        "category_id": 0,
+        "segmentation": [corners],
+        "bbox": [x, y, w, h],
+        "area": w * h,
+    }
 
 
 def _write_tables(folder: Path, drawn: Sequence[_Drawn]) -> None:
     with (folder / "dataset.csv").open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_COLUMNS)
-        writer.writerows((_file_name(d.index), *d.row) for d in drawn)
+        csv.writer(file, lineterminator="\n").writerows([_COLUMNS, *((d.name, *d.row) for d in drawn)])
     fractured = [d for d in drawn if d.boxes]
-    annotations: list[dict[str, object]] = []
-    for image_id, d in enumerate(fractured, start=1):
-        for x, y, w, h in d.boxes:
-            corners = [x, y, x + w, y, x + w, y + h, x, y + h]
-            annotations.append(
-                {
-                    "id": len(annotations),
-                    "iscrowd": 0,
-                    "image_id": image_id,
-                    "category_id": 0,
-                    "segmentation": [corners],
-                    "bbox": [x, y, w, h],
-                    "area": w * h,
-                }
-            )
+    boxes = [(image_id, box) for image_id, d in enumerate(fractured, start=1) for box in d.boxes]
     coco = {
         "info": {"description": "synthetic radiographs"},
         "images": [
-            {"id": i, "width": d.size[0], "height": d.size[1], "file_name": _file_name(d.index)}
-            for i, d in enumerate(fractured, start=1)
+            {"id": image_id, "width": d.shape[1], "height": d.shape[0], "file_name": d.name}
+            for image_id, d in enumerate(fractured, start=1)
         ],
-        "annotations": annotations,
+        "annotations": [_annotation(number, *box) for number, box in enumerate(boxes)],
         "categories": [{"id": 0, "name": "fractured"}],
     }
-    masks = folder / "Annotations" / "COCO JSON"
+    masks, parts = folder / "Annotations" / "COCO JSON", folder / "Utilities" / "Fracture Split"
     masks.mkdir(parents=True)
+    parts.mkdir(parents=True)
     (masks / "COCO_fracture_masks.json").write_text(json.dumps(coco))
     # The official split holds fractured pictures only, contiguous by id, 80/11/9.
-    parts = folder / "Utilities" / "Fracture Split"
-    parts.mkdir(parents=True)
-    cuts = (0, round(0.80 * len(fractured)), round(0.914 * len(fractured)), len(fractured))
-    for name, low, high in zip(("train", "valid", "test"), cuts[:-1], cuts[1:], strict=True):
-        lines = ["image_id", *(_file_name(d.index) for d in fractured[low:high])]
-        (parts / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    cuts = [round(share * len(fractured)) for share in (0, 0.80, 0.914, 1)]
+    for name, (low, high) in zip(("train", "valid", "test"), pairwise(cuts), strict=True):
+        (parts / f"{name}.csv").write_text("\n".join(["image_id", *(d.name for d in fractured[low:high])]) + "\n")
 
 
-def _record(config: PhantomConfig) -> dict[str, int]:
-    return {"count": config.count, "seed": config.seed, "drawing": DRAWING}
-
-
-def _holds(folder: Path, config: PhantomConfig) -> bool:
-    """Whether the folder holds just these phantoms; InputError if it holds something else."""
+def _holds(folder: Path, record: dict[str, int]) -> bool:
+    """Whether the folder holds exactly these phantoms; InputError if it holds something else."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
-        record = json.loads((folder / _RECORD).read_text())
+        found = json.loads((folder / _RECORD).read_text())
     except (OSError, ValueError):
-        raise InputError(f"{folder}: exists and is no phantom set; name another folder") from None
-    if record != _record(config):
-        raise InputError(
-            f"{folder}: holds phantoms of {record}, not of {_record(config)}; delete it or name another folder"
-        )
+        raise InputError(f"{folder}: exists, but is not a phantom set; name another folder") from None
+    if found != record:
+        raise InputError(f"{folder}: holds phantoms of {found}, not of {record}; delete it or name another folder")
     return True
 
 
-def _leave_with_the_parent() -> None:
-    """Make this drawing process end when the one that started it is gone, killed or not."""
+def _end_with_parent() -> None:
+    """Make this drawing process end when the one that started it has ended, killed or not."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -306,29 +262,18 @@ def _leave_with_the_parent() -> None:
 
 
 def _draw_all(folder: Path, config: PhantomConfig, progress: Callable[[int, int], None] | None) -> list[_Drawn]:
-    step = 25
-    parts = [range(low, min(low + step, config.count)) for low in range(0, config.count, step)]
-    processes = min(
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, len(parts) // 4, 16
-    )
+    parts = [range(low, min(low + 25, config.count)) for low in range(0, config.count, 25)]
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = max(1, min(cpus, len(parts) // 4, 16))
+    # New processes: a fork would copy the locks of the caller's threads (Ray, Torch).
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _end_with_parent)
+    draw = pool.map if processes > 1 else map
     drawn: list[_Drawn] = []
-
-    def take(batch: list[_Drawn]) -> None:
-        drawn.extend(batch)
-        if progress is not None:
-            progress(len(drawn), config.count)
-
-    if processes < 2:
-        for part in parts:
-            take(_draw_into(str(folder), config.seed, part))
-        return drawn
-    # Fresh processes: a fork would copy the locks of whatever threads (Ray, Torch) the caller has running.
-    pool = ProcessPoolExecutor(
-        processes, mp_context=multiprocessing.get_context("spawn"), initializer=_leave_with_the_parent
-    )
     try:
-        for batch in pool.map(_draw_into, repeat(str(folder)), repeat(config.seed), parts):
-            take(batch)
+        for batch in draw(_draw_into, repeat(str(folder)), repeat(config.seed), parts):
+            drawn += batch
+            if progress is not None:
+                progress(len(drawn), config.count)
     except BrokenProcessPool:
         raise RunError(f"{folder}: a drawing process was killed; is the memory or the disk full?") from None
     finally:
@@ -339,55 +284,22 @@ def _draw_all(folder: Path, config: PhantomConfig, progress: Callable[[int, int]
 def write_phantoms(folder: Path, config: PhantomConfig, progress: Callable[[int, int], None] | None = None) -> Path:
     """Write `config.count` phantoms in FracAtlas' layout and return the folder; draws nothing if they are there.
 
-    progress: called with (drawn, of how many) now and then. The set is built beside `folder` and renamed when whole, so
-    that a half-written one never bears its name; of several processes that write the same set, the first one wins.
-    Raises InputError when `folder` holds anything else.
+    progress: called with (drawn, of how many) now and then. The set gets its name once it is complete; of several
+    processes that write the same set, the first one wins. Raises InputError when `folder` holds anything else.
     """
     folder = Path(folder)
-    if _holds(folder, config):
+    record = {"count": config.count, "seed": config.seed, "drawing": DRAWING}
+    if _holds(folder, record):
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+        with suppress(FileNotFoundError):
+            folder.rmdir()  # an empty one is no other set
+        with atomic_path(folder, replace=False) as partial:
+            for name in ("Fractured", "Non_fractured"):
+                (partial / "images" / name).mkdir(parents=True)
+            _write_tables(partial, _draw_all(partial, config, progress))
+            (partial / _RECORD).write_text(json.dumps(record))
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written: {error.strerror}; name a folder that can") from None
-    try:
-        for name in ("Fractured", "Non_fractured"):
-            (partial / "images" / name).mkdir(parents=True)
-        _write_tables(partial, _draw_all(partial, config, progress))
-        (partial / _RECORD).write_text(json.dumps(_record(config)))
-        partial.chmod(0o755)
-        try:
-            partial.rename(folder)
-        except OSError:
-            # Another process was first: its set is as good as ours, if it is the same.
-            if not _holds(folder, config):
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        raise InputError(f"{folder}: cannot be written: {error.strerror or error}; name another folder") from None
+    assert _holds(folder, record), "the set was just written, by this or by another process"
     return folder
-
-
-def contact_sheet(images: Sequence[np.ndarray], columns: int, captions: Sequence[str] | None = None) -> np.ndarray:
-    """Tile gray images, each letterboxed to the largest, into one picture.
-
-    images: (H, W) uint8, sizes may differ; captions: one per image, written below it.
-    Returns uint8, rows by columns of tiles.
-    """
-    assert images
-    assert columns > 0
-    assert captions is None or len(captions) == len(images)
-    height = max(i.shape[0] for i in images)
-    width = max(i.shape[1] for i in images)
-    foot = 0 if captions is None else 16
-    rows = -(-len(images) // columns)
-    sheet = np.zeros((rows * (height + foot + 2), columns * (width + 2)), np.uint8)
-    for n, image in enumerate(images):
-        y, x = n // columns * (height + foot + 2), n % columns * (width + 2)
-        h, w = image.shape
-        sheet[y + (height - h) // 2 :, x + (width - w) // 2 :][:h, :w] = image
-        if captions is not None:
-            cv2.putText(
-                sheet, captions[n], (x + 3, y + height + 12), cv2.FONT_HERSHEY_SIMPLEX, 0.36, 230, 1, cv2.LINE_AA
-            )
-    return sheet

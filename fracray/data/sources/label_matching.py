@@ -9,7 +9,7 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
-from fracray.data.duplicates import Link, connected_sets, equal
+from fracray.data.duplicates import Pair, connected_sets, equal
 from fracray.data.images.dicom_header import Header
 from fracray.data.sources.image_folder import FileIndex, RadiographFile, classes_of, plain_path
 from fracray.data.sources.label_table import LabelTable, Record, quoted
@@ -164,7 +164,7 @@ def link_patients(files: Sequence[RadiographFile], found: Mapping[int, LabelMatc
                 (record.study if record else "", header.study),
             )
         )
-    links: list[Link] = []
+    links: list[Pair] = []
     for kind in ("patients", "studies"):
         ids = [identifier for patient_ids in ids_of for identifier in getattr(patient_ids, kind)]
         links += [(one // 2, other // 2) for one, other in equal(ids)]

@@ -15,28 +15,12 @@ import pyarrow.csv as pacsv
 
 from fracray.config import nearest
 from fracray.data.images.dicom_header import view_of
+from fracray.data.sources.label_fields import FIELDS
 from fracray.errors import InputError
 
 BLOCK = 2**20  # bytes that are parsed at a time, and the most that a row may have
 
-# What a column may mean, and the names by which it is recognised, compared without case, spaces and signs.
-FIELDS: Mapping[str, tuple[str, ...]] = {
-    "image": (
-        "imageid", "image", "filename", "file", "filestem", "path", "filepath", "imagepath", "imagename",
-        "sopinstanceuid", "accessionnumber", "accession", "studyinstanceuid", "name", "id",
-    ),
-    "label": ("label", "fractured", "fracture", "fracturevisible", "target", "class", "abnormal"),
-    "patient": ("patientid", "patient", "subjectid", "subject", "mrn"),
-    "study": ("studyid", "study"),
-    "region": ("region", "bodypart", "bodypartexamined", "anatomy"),
-    "view": ("view", "viewposition", "projection"),
-    "batch": ("batch", "device", "scanner", "manufacturer", "devicemanufacturer"),
-    "hardware": ("hardware", "metal", "implant"),
-    "age": ("age", "patientage"),
-    "sex": ("sex", "gender", "patientsex"),
-}  # fmt: skip
-
-# Names of the image column that say what it holds: file names, or identifiers of DICOM.
+# What the column of images holds for sure, by its name: file names, or identifiers of DICOM.
 _OF_FILES = frozenset({"filename", "file", "filestem", "path", "filepath", "imagepath", "imagename"})
 _OF_DICOM = frozenset({"sopinstanceuid", "accessionnumber", "accession", "studyinstanceuid"})
 

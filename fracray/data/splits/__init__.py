@@ -1,1 +1,1 @@
-"""Groups that stay together, and the parts they are assigned to."""
+"""Which radiographs are in which part and set: groups, held-out sets, and their assignment."""

@@ -1,6 +1,6 @@
-"""Splits: which used radiographs train, validate and test, so that nothing about a test image is known from training.
+"""Splits: which used radiographs train, validate and test, so that training reveals nothing about a test image.
 
-Groups are inferred where no patient is named: duplicate components joined with blocks of neighbouring file numbers.
+Groups are inferred where patients are unknown: duplicate components joined with blocks of neighbouring file numbers.
 Must not look at pixels, and must not know of models.
 """
 
@@ -12,22 +12,22 @@ import numpy as np
 import pandas as pd
 
 from fracray.config import AXES, SplitConfig
-from fracray.data.duplicates import Link, components
+from fracray.data.duplicates import Pair, components
 from fracray.data.manifest import PARTS, Manifest, file_number, in_set, part_of, sets_named, sets_of
 from fracray.data.splits.held_out import HeldOutSet, hold_out
 from fracray.data.splits.set_names import UNSHIFTED, validation_sets
 from fracray.data.splits.stratify import deal_groups, deal_rows
 from fracray.errors import InputError
 
-# A part may be off its wanted size by this factor; beyond, the groups are too few or one is too large.
+# A part may miss its wanted size by this factor; beyond it there are too few groups or one is too large.
 _TOLERANCE = 2.0
 
-# A group with more than this share of held-out images is kept out of train, where it would mostly be lost.
+# A group with more than this share of held-out images is kept out of train, where most of it would be unused.
 _MOSTLY = 0.8
 
-FEW = 10  # images of a class below which a set is said to be small
+FEW = 10  # images of a class below which a set is called small
 
-_PERSON = ("patient", "study")  # whose picture it is, where that is known
+_PERSON = ("patient", "study")  # where known
 _TIES = ("component", *_PERSON)
 
 
@@ -37,27 +37,26 @@ _TIES = ("component", *_PERSON)
 def assign_splits(manifest: Manifest, config: SplitConfig, rotation: int = 0) -> Manifest:
     """Fill `group` and `split` of the used rows, stratified by label; '' in the others and where a row stays unused.
 
-    Three parts are dealt first. No group straddles them (but in protocol 'random'): a group is what duplicate
-    components, patients, studies and, for images without either of the two, blocks of file numbers tie together,
-    named after its first image. Components count all files, so two images alike to a third are tied although that one
-    is not used; blocks tie only images that are used. (Were blocks tied through unused files as well, the lone copies
-    in FracAtlas would chain 17 blocks to two groups of 550 and 510 images that hold nearly all large pictures and fit
-    into no part but train; of the 149 files in its series of copies, 145 have a twin, so little is tied less.)
-    'blocks' keeps stretches of file numbers apart from each other instead of joining those that share a duplicate:
-    what straddles two parts is left out of the one that comes first in train, val, test.
-    'kfold' deals `config.folds` equal parts: `config.fold` is test, the one after it val (or, by `rotation`, one of the
+    First, groups are assigned to three parts, each group to one (except in protocol 'random'). A group joins images
+    by duplicate component, patient, study and, for images with neither patient nor study, block of file numbers; it is
+    named after its first image. Components include unused files: two images similar to a third one are joined even if
+    that one is not used. Blocks join only used images. (If unused files joined blocks too, single copies in FracAtlas
+    would chain 17 blocks into two groups of 550 and 510 images with nearly all large pictures, which fit only into
+    train; 145 of the 149 files in its series of copies have a twin, so little is lost.)
+    'blocks' does not join blocks that share a duplicate: images whose duplicates or patient are in two parts are left
+    out of the part that comes first in train, val, test.
+    'kfold' makes `config.folds` equal parts: `config.fold` is test, the next one val (or, by `rotation`, one of the
     others), the rest train.
 
-    Then sets are cut from the parts. What an axis of shift holds out is unused in train, and in val makes the set
-    'val/view' (test alike), beside 'val' of the images that nothing holds out. In a protocol that is itself an axis,
-    'val' is what that axis holds out, and 'val/unshifted' the rest. An image may be in several sets, joined by '+':
-    where what an axis holds out is of one class by its nature (`HeldOutSet.one_class`), its sets borrow the unshifted
-    images of the other class.
-    Last, `config.training_budget` images of train are kept, stratified by label; a smaller budget keeps a part of what
-    a larger one does.
+    Then the parts are divided into sets. Images that an axis holds out are unused in train, and form the set 'val/view'
+    in val (and likewise in test); 'val' has the images that no axis holds out. In a protocol that is itself an axis,
+    'val' is its held-out set, and 'val/unshifted' the rest. An image may be in several sets, joined by '+': where a
+    held-out set is of one class by definition (`HeldOutSet.one_class`), it borrows the unshifted images of the other.
+    Last, `config.training_budget` images of train are kept, stratified by label; a smaller budget keeps a subset of
+    those of a larger one.
 
-    Equal manifest and config give equal splits. InputError when a set would lack a class, or a part be off its wanted
-    size by more than a factor of two.
+    Equal manifest and config give equal splits. InputError when a set would lack a class, or a part would miss its
+    wanted size by more than a factor of two.
     """
     where = str(manifest.root)
     used = _in_order(manifest)
@@ -68,7 +67,7 @@ def assign_splits(manifest: Manifest, config: SplitConfig, rotation: int = 0) ->
             "a classifier needs fractured and not fractured ones"
         )
     if config.file is not None:
-        return _taken_over(manifest, config, config.file)
+        return _split_from_file(manifest, config, config.file)
     table = name_groups(manifest, config).table
     group = table.loc[used.index, "group"].to_numpy()
     held = hold_out(used, config, where)
@@ -91,7 +90,7 @@ def assign_splits(manifest: Manifest, config: SplitConfig, rotation: int = 0) ->
 
 
 def name_groups(manifest: Manifest, config: SplitConfig) -> Manifest:
-    """Fill `group` of the used rows, as `assign_splits` explains, and clear `split`: for data that is not divided."""
+    """Fill `group` of the used rows, as `assign_splits` explains, and clear `split`: for data that is not split."""
     table = manifest.table.copy()
     table["split"] = table["group"] = ""
     used = _in_order(manifest)
@@ -100,9 +99,9 @@ def name_groups(manifest: Manifest, config: SplitConfig) -> Manifest:
 
 
 def leaks(table: pd.DataFrame) -> list[str]:
-    """The groups, patients, studies and duplicate components with images in more than one part, in words."""
-    dealt = table.assign(part=part_of(table["split"]))
-    dealt = dealt[dealt["part"] != ""]
+    """The groups, patients, studies and duplicate components with images in more than one part, as text."""
+    assigned = table.assign(part=part_of(table["split"]))
+    assigned = assigned[assigned["part"] != ""]
     found = []
     for column, word in (
         ("group", "group"),
@@ -110,7 +109,7 @@ def leaks(table: pd.DataFrame) -> list[str]:
         ("study", "study"),
         ("component", "duplicates of"),
     ):
-        named = dealt.loc[dealt[column] != "", [column, "part"]]
+        named = assigned.loc[assigned[column] != "", [column, "part"]]
         parts_of = named.drop_duplicates()[column].value_counts(sort=False)
         straddling = named[named[column].isin(parts_of.index[parts_of > 1])]
         for name, parts in straddling.groupby(column)["part"]:
@@ -121,59 +120,59 @@ def leaks(table: pd.DataFrame) -> list[str]:
 
 
 def explain(manifest: Manifest, config: SplitConfig) -> tuple[str, ...]:
-    """What a reader of this split must know besides its sizes: what is held out, unused and borrowed."""
+    """Notes on this split: what is held out, unused and borrowed."""
     if config.file is not None:
-        return (f"the split is taken over from {config.file}",)
+        return (f"the split is read from {config.file}",)
     used = manifest.used
     split, label = used["split"].to_numpy(), used["label"].to_numpy()
     held = hold_out(used, config, str(manifest.root))
     shifted = np.any([axis.mask for axis in held], axis=0) if held else np.zeros(len(used), bool)
-    words = [f"{axis.axis}: {axis.words}, {axis.mask.sum()} images, none of them in train" for axis in held]
+    notes = [f"{axis.axis}: {axis.description}, {axis.mask.sum()} images, none of them in train" for axis in held]
     if lost := int((shifted & (split == "")).sum()):
-        words.append(f"{lost} of these share a group with training images and are unused")
+        notes.append(f"{lost} of these share a group with training images and are unused")
     for name in sets_named(used["split"]):
         own = name.partition("/")[2] or (config.protocol if config.protocol in AXES else "")
         mask = next((axis.mask for axis in held if axis.axis == own), None)
         inside = in_set(used["split"], name)
         if mask is not None and name != "train" and (borrowed := inside & ~mask).any():
             kinds = [word for value, word in enumerate(("not fractured", "fractured")) if value in label[borrowed]]
-            words.append(
-                f"{name} borrows {borrowed.sum()} unshifted images ({', '.join(kinds)}) for want of its own: its "
-                "sensitivity is of what is held out, its specificity of what is not"
+            notes.append(
+                f"{name} borrows {borrowed.sum()} unshifted images ({', '.join(kinds)}), having none of its own: its "
+                "sensitivity is of held-out images, its specificity of the others"
             )
     for name in sets_named(used["split"]):
         for value, word in enumerate(("not fractured", "fractured")):
             count = int((label[in_set(used["split"], name)] == value).sum())
             if 0 < count < FEW:
-                words.append(f"{name} holds only {count} images {word}: its scores are rough")
+                notes.append(f"{name} has only {count} images {word}: its scores are imprecise")
     if left := int((~shifted & (split == "")).sum()):
         reasons = ["share duplicates, a patient or a study with a later part"] if config.protocol == "blocks" else []
         if config.training_budget is not None:
             reasons.append(f"exceed the training budget of {config.training_budget}")
-        words.append(f"{left} images {' or '.join(reasons)} and are unused")
-    return tuple(words)
+        notes.append(f"{left} images {' or '.join(reasons)} and are unused")
+    return tuple(notes)
 
 
 # ---------------------------------------------------------------- groups
 
 
 def _in_order(manifest: Manifest) -> pd.DataFrame:
-    """The used rows by image_id, so that a split does not depend on the order in which files were listed."""
+    """The used rows by image_id, so that a split does not depend on the order of the files."""
     return manifest.used.sort_values("image_id")
 
 
 def _first_of_group(used: pd.DataFrame, config: SplitConfig) -> np.ndarray:
-    """For each row the position of the first row of its group."""
+    """For each row, the position of the first row of its group."""
     first: dict[tuple[str, str, int], int] = {}
-    links: list[Link] = []
+    pairs: list[Pair] = []
     joined = config.protocol != "blocks"
     for at, (image_id, *ids) in enumerate(used[["image_id", *_TIES]].itertuples(index=False)):
         keys = [(tie, value, 0) for tie, value in zip(_TIES, ids, strict=True) if value and joined]
         person_known = any(tie in _PERSON for tie, _, _ in keys)
         if not person_known and (number := file_number(image_id)):
             keys.append(("block", number[0], number[1] // config.block_size))
-        links += [(first.setdefault(key, at), at) for key in keys]
-    number_of = components(len(used), links)
+        pairs += [(first.setdefault(key, at), at) for key in keys]
+    number_of = components(len(used), pairs)
     _, start = np.unique(number_of, return_index=True)
     return start[number_of]
 
@@ -187,7 +186,7 @@ def _without_straddling(used: pd.DataFrame, part: np.ndarray) -> np.ndarray:
     return part
 
 
-# ---------------------------------------------------------------- dealing
+# ---------------------------------------------------------------- parts
 
 
 def _shares(config: SplitConfig) -> np.ndarray:
@@ -202,11 +201,11 @@ def _deal(
     rotation: int,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The part of each image, groups whole, and the wanted sizes of the parts: (n,) and (3,)."""
+    """The part of each image, groups kept together, and the wanted sizes of the parts: (n,) and (3,)."""
     named, member = np.unique(group, return_inverse=True)
     shifted = np.any([axis.mask for axis in held], axis=0) if held else np.zeros(len(label), bool)
-    # What is held out is a stratum of its own. Groups that mostly hold such images are wanted in val and test, and the
-    # others as the shares say.
+    # Held-out images are separate strata. Groups that consist mostly of them go to val and test, the others to all
+    # parts by the wanted shares.
     mostly = (np.bincount(member, shifted) > _MOSTLY * np.bincount(member))[member]
     strata = label + 2 * shifted
     counts = np.zeros((len(named), 4))
@@ -243,7 +242,7 @@ def _cut_sets(label: np.ndarray, part: np.ndarray, held: Sequence[HeldOutSet], c
         for set_name, mask in masks.items():
             chosen = inside & mask
             if set_name in borrowing:
-                # Of the other class only. What tells the shift then tells the class: `explain` says so.
+                # Of the other class only. What reveals the held-out property then reveals the class: `explain` says so.
                 rarer = int(label[mask].mean() < 0.5)
                 chosen |= inside & (label == rarer) & ~shifted
             for row in np.flatnonzero(chosen):
@@ -252,11 +251,11 @@ def _cut_sets(label: np.ndarray, part: np.ndarray, held: Sequence[HeldOutSet], c
 
 
 def _keep_budget(sets: list[list[str]], label: np.ndarray, budget: int, rng: np.random.Generator, where: str) -> None:
-    """Leave `budget` images in train, by label as many as its prevalence gives."""
+    """Keep `budget` images in train, at its prevalence."""
     train = np.array([names == ["train"] for names in sets])
     if budget > train.sum():
         raise InputError(
-            f"{where}: a budget of {budget} training images, but train holds {train.sum()}; lower data.split.budget"
+            f"{where}: a budget of {budget} training images, but train has {train.sum()}; lower data.split.budget"
         )
     order = rng.permutation(len(label))
     fractured = round(budget * label[train].mean())
@@ -270,7 +269,7 @@ def _check_sizes(part: np.ndarray, wanted: np.ndarray, config: SplitConfig, wher
         share, goal = (part == index).mean(), wanted[index] / len(part)
         if not 1 / _TOLERANCE <= share / goal <= _TOLERANCE:
             raise InputError(
-                f"{where}: {len(part)} used images in {groups} groups cannot be split: {name} would hold {share:.0%} "
+                f"{where}: {len(part)} used images in {groups} groups cannot be split: {name} would have {share:.0%} "
                 f"of the images instead of {goal:.0%}; {_remedy(config)}"
             )
 
@@ -282,14 +281,14 @@ def _check_classes(
         mine = label[[name in names for names in sets]]
         if len(set(mine)) < 2:
             raise InputError(
-                f"{where}: {len(label)} used images cannot be split: {name} would hold {int((mine == 0).sum())} images "
+                f"{where}: {len(label)} used images cannot be split: {name} would have {int((mine == 0).sum())} images "
                 f"not fractured and {int(mine.sum())} fractured; {_remedy(config)}"
             )
 
 
 def _remedy(config: SplitConfig) -> str:
     if config.file is not None:
-        return f"mend {config.file}, or leave out data.split.file"
+        return f"correct {config.file}, or leave out data.split.file"
     if config.training_budget is not None and config.training_budget < 50:
         return f"raise data.split.budget (now {config.training_budget})"
     if config.protocol == "random":
@@ -303,18 +302,18 @@ def _remedy(config: SplitConfig) -> str:
 # ---------------------------------------------------------------- a split from a file
 
 
-def _taken_over(manifest: Manifest, config: SplitConfig, path: str) -> Manifest:
-    """The groups and sets of the manifest at `path`, for the same pictures under the same ids."""
+def _split_from_file(manifest: Manifest, config: SplitConfig, path: str) -> Manifest:
+    """The groups and sets of the manifest at `path`, for the same pictures with the same ids."""
     stored = Manifest.read(path).table.set_index("image_id")
     table = manifest.table.copy()
     table["group"] = table["split"] = ""
-    dealt = stored[stored["split"] != ""]
+    assigned = stored[stored["split"] != ""]
     used = manifest.used
-    absent = dealt.index.difference(used["image_id"])
+    absent = assigned.index.difference(used["image_id"])
     if len(absent):
         raise InputError(
-            f"{path}: deals {len(absent)} images that {manifest.root} does not hold or use, such as {absent[0]}; "
-            "give the data it was made from"
+            f"{path}: splits {len(absent)} images that {manifest.root} does not contain or use, such as {absent[0]}; "
+            "give the data that it was made from"
         )
     known = used[used["image_id"].isin(stored.index)]
     there = stored.loc[known["image_id"]]
@@ -324,12 +323,12 @@ def _taken_over(manifest: Manifest, config: SplitConfig, path: str) -> Manifest:
     if changed.any():
         raise InputError(
             f"{path}: {changed.sum()} images have other pixels or another label than in {manifest.root}, such as "
-            f"{there.index[changed][0]}; give the data it was made from, or make the split anew"
+            f"{there.index[changed][0]}; give the data that it was made from, or make the split again"
         )
     for column in ("group", "split"):
         table.loc[known.index, column] = there[column].to_numpy()
     sets = [sets_of(cell) for cell in table.loc[known.index, "split"]]
-    _check_classes(sets, sets_named(dealt["split"]), known["label"].to_numpy(), config, path)
+    _check_classes(sets, sets_named(assigned["split"]), known["label"].to_numpy(), config, path)
     return replace(manifest, table=table)
 
 

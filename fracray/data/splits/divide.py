@@ -1,12 +1,11 @@
-"""A data set divided: groups, parts, what they hold out, and what predictors without a pixel reach on them.
+"""The split of a data set: groups, parts, held-out sets, and the scores of no-pixel predictors on them.
 
-Found again in the cache where manifest, settings of the split and rules are the same. Knows what is computed and where
-it is kept; not how groups are dealt (`splits`) or predictors fitted (`shortcuts`).
+Read from the cache where manifest, settings of the split and rules are the same. Knows what is computed and where it is
+kept; not how groups are assigned (`assign`) or predictors fitted (`baselines`).
 """
 
 import hashlib
 import json
-import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,11 +19,12 @@ from fracray.data.baselines import Baseline, cross_fitted_baselines, no_pixel_ba
 from fracray.data.manifest import Manifest
 from fracray.data.splits.assign import assign_splits, explain, name_groups
 from fracray.errors import InputError
+from fracray.runtime.storage import atomic_path
 
-# Part of the key of cached divisions: raise it when the same manifest would be divided or described otherwise.
-DIVISION_VERSION = 1
+# Part of the key of cached splits: raise it when the same manifest would be split or described differently.
+DIVISION_VERSION = 2
 
-# All that splits, their explanation and the predictors read.
+# The columns that splits, their explanation and the predictors read.
 _READ = (
     "image_id",
     "label",
@@ -45,15 +45,15 @@ _READ = (
     "boxes_width",
     "boxes_height",
 )
-_BESIDE = b"fracray.division"
+_EXTRA = b"fracray.division"
 
 
 @dataclass(frozen=True)
-class Division:
+class DataSplit:
     """A manifest with `group` and `split` filled.
 
-    rotations: the split column of the used rows in each division a trial trains on, the first as in the manifest;
-    empty where no part was assigned. notes: what the split holds out, leaves unused or borrows.
+    rotations: the split column of the used rows in each rotation a trial trains on, the first as in the manifest; empty
+    where no part was assigned. notes: what the split holds out, leaves unused or borrows.
     """
 
     manifest: Manifest
@@ -62,10 +62,10 @@ class Division:
     notes: tuple[str, ...]
 
 
-def divide(manifest: Manifest, config: SplitConfig, parts: bool, cache: Path) -> Division:
-    """Assign groups and, with `parts`, the sets of `config`; or find them in `cache`. Raises as `assign_splits`.
+def divide(manifest: Manifest, config: SplitConfig, parts: bool, cache: Path) -> DataSplit:
+    """Assign groups and, with `parts`, the sets of `config`; or read them from `cache`. Raises as `assign_splits` does.
 
-    A split that is taken over from a file is never kept, for the file may change.
+    A split that is read from a file is never cached, because the file may change.
     """
     if config.file is not None:
         return _divide(manifest, config, parts)
@@ -80,13 +80,13 @@ def divide(manifest: Manifest, config: SplitConfig, parts: bool, cache: Path) ->
     return found
 
 
-def _divide(manifest: Manifest, config: SplitConfig, parts: bool) -> Division:
+def _divide(manifest: Manifest, config: SplitConfig, parts: bool) -> DataSplit:
     if not parts:
         manifest = name_groups(manifest, config)
-        return Division(manifest, (), cross_fitted_baselines(_table(manifest), seed=config.seed), ())
+        return DataSplit(manifest, (), cross_fitted_baselines(_table(manifest), seed=config.seed), ())
     divided = [assign_splits(manifest, config, rotation) for rotation in range(config.rotations)]
     manifest = divided[0]
-    return Division(
+    return DataSplit(
         manifest,
         tuple(one.used["split"].to_numpy() for one in divided),
         no_pixel_baselines(_table(manifest), seed=config.seed),
@@ -107,35 +107,30 @@ def _key(manifest: Manifest, config: SplitConfig, parts: bool) -> str:
         values = manifest.table[name]
         if name == "boxes":
             # Most images have none.
-            words = repr([(at, boxes) for at, boxes in enumerate(values.tolist()) if len(boxes)])
+            text = repr([(at, boxes) for at, boxes in enumerate(values.tolist()) if len(boxes)])
         elif values.dtype.kind in "iuf":
-            words = hashlib.sha256(values.to_numpy(np.float64).tobytes()).hexdigest()
+            text = hashlib.sha256(values.to_numpy(np.float64).tobytes()).hexdigest()
         else:
-            words = "\x1f".join(values.tolist())
-        digest.update(f"{name}:{len(values)}:{words}\x1e".encode(errors="surrogateescape"))
+            text = "\x1f".join(values.tolist())
+        digest.update(f"{name}:{len(values)}:{text}\x1e".encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]
 
 
-def _write(division: Division, path: Path) -> None:
-    used = division.manifest.used
+def _write(split: DataSplit, path: Path) -> None:
+    used = split.manifest.used
     columns = {"group": used["group"].tolist()}
-    columns |= {f"split {number}": split.tolist() for number, split in enumerate(division.rotations)}
-    beside = {"baselines": [one.as_dict() for one in division.baselines], "notes": list(division.notes)}
+    columns |= {f"split {number}": cells.tolist() for number, cells in enumerate(split.rotations)}
+    extra = {"baselines": [one.as_dict() for one in split.baselines], "notes": list(split.notes)}
     table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        pq.write_table(table.replace_schema_metadata({_BESIDE: json.dumps(beside).encode()}), temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_path(path) as partial:
+        pq.write_table(table.replace_schema_metadata({_EXTRA: json.dumps(extra).encode()}), partial)
 
 
-def _read(manifest: Manifest, path: Path, parts: bool) -> Division | None:
-    """None where it is not there, or damaged: it is made anew then."""
+def _read(manifest: Manifest, path: Path, parts: bool) -> DataSplit | None:
+    """None where the file does not exist or is damaged: it is then computed again."""
     try:
         stored = pq.read_table(path)
-        beside = json.loads(stored.schema.metadata[_BESIDE])
+        extra = json.loads(stored.schema.metadata[_EXTRA])
     except (OSError, pa.ArrowInvalid):
         return None
     columns = {name: stored[name].to_pandas().to_numpy(object) for name in stored.column_names}
@@ -148,5 +143,5 @@ def _read(manifest: Manifest, path: Path, parts: bool) -> Division | None:
         table[name] = filled
     divided = replace(manifest, table=table)
     rotations = tuple(values for name, values in columns.items() if name != "group") if parts else ()
-    baselines = tuple(Baseline.from_dict(one) for one in beside["baselines"])
-    return Division(divided, rotations, baselines, tuple(beside["notes"]))
+    baselines = tuple(Baseline.from_dict(one) for one in extra["baselines"])
+    return DataSplit(divided, rotations, baselines, tuple(extra["notes"]))

@@ -1,6 +1,6 @@
-"""Dealing rows or whole groups to parts, so that each part gets its wanted share of every stratum.
+"""Assign rows or groups to parts, so that each part gets its wanted share of every stratum.
 
-Arithmetic on arrays: knows nothing of radiographs, protocols or what a part is for.
+Arithmetic on arrays: knows nothing of radiographs, protocols or the purpose of a part.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def deal_rows(label: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The part of each row, (n,) of 0 to 2, at random but with each label's rows in these three shares to the row."""
+    """The part of each row, (n,) of 0 to 2: random, but each label's rows have exactly these three shares."""
     part = np.empty(len(label), dtype=np.int64)
     edges = np.cumsum(shares)[:2]
     for value in (0, 1):
@@ -19,13 +19,13 @@ def deal_rows(label: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -
 
 
 def deal_groups(counts: np.ndarray, wanted: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The part of each group: the best of many seeded greedy deals, improved by moving single groups.
+    """The part of each group: the best of many seeded greedy assignments, improved by moving single groups.
 
-    counts: images per group and stratum; wanted: per part and stratum. A deal is judged by chi-square: the squared
-    differences between the images of each stratum in each part and the wanted ones, over the wanted ones. Groups are
-    dealt in random order, the larger rather first, each to the part that lowers it most.
+    counts: images per group and stratum; wanted: per part and stratum. The cost of an assignment is its chi-square: the
+    squared differences between the images of each stratum in each part and the wanted ones, over the wanted ones.
+    Groups are assigned in random order, larger ones earlier, each to the part that lowers the cost most.
     """
-    wanted = np.maximum(wanted, 0.5)  # an empty stratum costs nothing, a stray image in it little
+    wanted = np.maximum(wanted, 0.5)  # avoids division by zero in an empty stratum
     size = counts.sum(1)
     best, best_cost = np.zeros(len(counts), dtype=np.int64), np.inf
     for _ in range(int(np.clip(3_000 // len(counts), 3, 30))):
@@ -40,7 +40,7 @@ def deal_groups(counts: np.ndarray, wanted: np.ndarray, rng: np.random.Generator
 def _greedy(counts: np.ndarray, wanted: np.ndarray, order: Sequence[int] | np.ndarray) -> np.ndarray:
     part = np.full(len(counts), -1)
     held = np.zeros_like(wanted)
-    for pass_ in range(3):  # the first deals, the others move what now stands better elsewhere
+    for pass_ in range(3):  # the first assigns, the others move groups that now fit better elsewhere
         for group in order:
             if pass_:
                 held[part[group]] -= counts[group]

@@ -1,4 +1,4 @@
-"""What an audit finds in drawn data sets, and what it says of it."""
+"""Findings and verdicts of an audit on drawn data sets."""
 
 import dataclasses
 import math
@@ -150,7 +150,7 @@ def test_copies_conflicts_and_lost_ends_are_counted_and_shown(tmp_path):
     largest = alike.shown[0]
     assert [image.image_id[-1] for image in largest.images] == ["1", "2", "3", "4"]
     assert [image.used for image in largest.images] == [True, False, False, True]
-    assert largest.words == "3 share their bytes, the rest nearly alike"
+    assert largest.words == "3 have the same bytes, the others are near duplicates"
     (conflict,) = findings.conflicts.sets
     assert [(image.image_id[-1], image.label, image.status) for image in conflict.images] == [
         ("5", 1, "conflict"),

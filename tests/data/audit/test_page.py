@@ -142,7 +142,7 @@ def test_the_page_is_one_file_that_loads_nothing(manifest):
         assert 0 < max(pixels.shape) <= 176
 
 
-def test_pictures_are_shown_beside_their_own_id(manifest):
+def test_pictures_are_shown_with_their_id(manifest):
     _, page, _ = audited(manifest)
     by_id = {image["alt"]: image["src"] for image in page.all("img")}
     pixels = cv2.imdecode(np.frombuffer(base64.b64decode(by_id["IMG0000003"].split(",")[1]), np.uint8), 0)
@@ -168,7 +168,7 @@ def test_ids_origins_and_tags_with_markup_are_words(manifest):
     assert any(image["alt"].startswith(EVIL) for image in page.all("img"))
 
 
-def test_what_is_gone_or_no_picture_stands_as_words(manifest, tmp_path):
+def test_a_missing_or_unreadable_picture_is_replaced_by_text(manifest, tmp_path):
     moved = Manifest(manifest.table, tmp_path)
     findings = find(moved, "drawn", block=1)
     page = Page(as_html(findings, judge(findings), moved))

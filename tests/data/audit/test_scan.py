@@ -47,7 +47,7 @@ def forged_png(side: int) -> bytes:
 # ---------------------------------------------------------------- one file
 
 
-def test_a_whole_file_is_measured_and_hashed(atlas):
+def test_a_complete_file_is_measured_and_hashed(atlas):
     small, large = atlas.add(1), atlas.add(2, data=jpeg(picture(2, 1200, 900)))
     table = examined(atlas)
     data = (atlas.root / table.loc[small, "path"]).read_bytes()
@@ -59,7 +59,7 @@ def test_a_whole_file_is_measured_and_hashed(atlas):
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
 @pytest.mark.parametrize("encode", [jpeg, png])
-def test_cut_files_are_truncated_and_whole_ones_are_not(atlas, share, encode):
+def test_cut_files_are_truncated_and_complete_ones_are_not(atlas, share, encode):
     data = encode(picture(1))
     atlas.add(1, data=data)
     atlas.add(2, data=encode(picture(2)) + b"rubbish behind the end" * 40)
@@ -164,7 +164,7 @@ def test_many_copies_are_linked_without_comparing_all_pairs(atlas):
 
 
 def saved_again(data: bytes, share: float, fill: int) -> tuple[bytes, int]:
-    """What a viewer makes of a JPEG cut at a share: the rest is one block, repeated; and the rows that it fills."""
+    """A JPEG cut at a share and saved again by a viewer (the rest is one block, repeated), and the rows filled."""
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
     start = int(image.shape[0] * share) // 16 * 16
     block = np.full((8, 8), fill, np.uint8)
@@ -302,7 +302,7 @@ def test_a_picture_encoded_again_with_the_other_label_is_a_conflict(atlas):
 
 @pytest.mark.parametrize("share", [0.35, 0.9])
 def test_a_truncated_twin_with_the_other_label_is_a_conflict(atlas, share):
-    """IMG0002617 and IMG0004028 of FracAtlas: the whole one cannot be trusted, the cut one stays truncated."""
+    """IMG0002617 and IMG0004028 of FracAtlas: the complete one cannot be trusted, the cut one stays truncated."""
     data = jpeg(picture(7))
     whole = atlas.add(1, 1, data=data)
     twin = atlas.add(2, 0, data=data[: int(len(data) * share)])

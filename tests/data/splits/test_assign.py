@@ -112,7 +112,7 @@ def test_groups_join_blocks_through_duplicates():
     assert table["group"].nunique() == 38
 
 
-def test_an_unused_file_ties_those_alike_to_it_but_not_its_block():
+def test_an_unused_file_joins_its_duplicates_but_not_its_block():
     labels = np.arange(400) % 2
     manifest = listed(labels, components={25: 3, 47: 3})
     manifest.table.loc[25, "status"] = "truncated"
@@ -150,11 +150,11 @@ def test_a_single_class_cannot_be_split():
     for labels in (np.zeros(100, int), np.ones(100, int)):
         with pytest.raises(InputError, match="not of both classes"):
             assign_splits(listed(labels), SplitConfig())
-    with pytest.raises(InputError, match=r"would hold .* 0 fractured"):
+    with pytest.raises(InputError, match=r"would have .* 0 fractured"):
         assign_splits(listed((np.arange(100) < 2).astype(int)), SplitConfig(protocol="random"))
 
 
-def test_leaks_names_what_straddles():
+def test_leaks_names_groups_in_two_parts():
     manifest = listed(np.arange(6) % 2, components={4: 0})
     manifest.table["group"] = ["a", "a", "b", "b", "c", "c"]
     manifest.table["split"] = ["train", "test", "val", "val", "test", ""]
@@ -174,8 +174,8 @@ def test_fracatlas_splits_70_15_15_without_a_leak(fracatlas):
         assert summary.loc[part, "mean"] == pytest.approx(used["label"].mean(), abs=0.01)
 
 
-def test_on_fracatlas_file_numbers_tell_the_label_across_random_splits(fracatlas):
-    """The leak that grouped splits are there to close: AUROC 0.89 by file number alone, 0.70 with blocks of 50."""
+def test_on_fracatlas_file_numbers_predict_the_label_across_random_splits(fracatlas):
+    """The leak that grouped splits prevent: AUROC 0.89 by file number alone, 0.70 with blocks of 50."""
 
     def auroc(protocol: str) -> float:
         scores = [

@@ -1,4 +1,4 @@
-"""Divisions: what is found again is what was computed, and whatever changes the one changes the other."""
+"""Cached splits: a cached split equals the computed one, and every change of its input changes it."""
 
 from dataclasses import replace
 

@@ -161,7 +161,7 @@ def test_a_smaller_budget_is_a_part_of_a_larger_one():
         trained.append(set(used["image_id"][in_set(used["split"], "train")]))
     assert [len(images) for images in trained] == [50, 200, 400]
     assert trained[0] < trained[1] < trained[2]
-    with pytest.raises(InputError, match=r"a budget of 5000 training images, but train holds \d+; lower"):
+    with pytest.raises(InputError, match=r"a budget of 5000 training images, but train has \d+; lower"):
         assign_splits(manifest, SplitConfig(budget=5000, block=10))
     with pytest.raises(InputError, match="budget of 483"):  # the default of the protocol of that name
         assign_splits(drawn(2, 500), SplitConfig(protocol="budget", block=10))
@@ -224,9 +224,9 @@ def test_what_the_axes_hold_out():
     assert held("exposure") == "ae"  # the ends of the brightness
     for axis, value, words in (
         ("view", "skyline", "no image has view 'skyline'; there are frontal, lateral, oblique"),
-        ("hardware", "", "no shift hardware can be held out, for all images are 0"),
-        ("severity", "hard", "the shift severity takes no value"),
-        ("region", "hand+hip+leg", "holds every image"),
+        ("hardware", "", "hardware cannot be held out: all images are 0"),
+        ("severity", "hard", "the held-out set severity takes no value"),
+        ("region", "hand+hip+leg", "contains every image"),
     ):
         with pytest.raises(InputError, match=words.replace("+", r"\+")):
             held(axis, value)
@@ -245,13 +245,13 @@ def test_a_split_is_written_shared_and_taken_over(tmp_path):
     again = assign_splits(manifest, taken)
     pd.testing.assert_frame_equal(again.table, divided.table)
     assert validation_sets(taken) == ("val", "val/device", "val/view")
-    assert explain(again, taken) == (f"the split is taken over from {tmp_path / 'split.parquet'}",)
+    assert explain(again, taken) == (f"the split is read from {tmp_path / 'split.parquet'}",)
 
     more = build([*manifest.table.to_dict("records"), {"image_id": "new", "label": 1, "status": "ok"}], Path("drawn"))
     assert assign_splits(more, taken).table.set_index("image_id").loc["new", "split"] == ""
 
     fewer = replace(manifest, table=manifest.table.iloc[1:])
-    with pytest.raises(InputError, match=r"split\.parquet: deals 1 images that drawn does not hold or use"):
+    with pytest.raises(InputError, match=r"split\.parquet: splits 1 images that drawn does not contain or use"):
         assign_splits(fewer, taken)
     other = replace(manifest, table=manifest.table.assign(pixel_hash="x"))
     with pytest.raises(InputError, match=r"split\.parquet: \d+ images have other pixels or another label"):
@@ -268,7 +268,7 @@ def test_a_split_is_written_shared_and_taken_over(tmp_path):
     poor = replace(divided, table=divided.table.copy())
     poor.table.loc[in_set(poor.table["split"], "val") & (poor.table["label"] == 1), "split"] = ""
     poor.write(tmp_path / "poor.parquet")
-    with pytest.raises(InputError, match=r"val would hold \d+ images not fractured and 0 fractured; mend .*poor"):
+    with pytest.raises(InputError, match=r"val would have \d+ images not fractured and 0 fractured; correct .*poor"):
         assign_splits(manifest, SplitConfig(file=str(tmp_path / "poor.parquet")))
     with pytest.raises(InputError, match="no such manifest"):
         validation_sets(SplitConfig(file=str(tmp_path / "nowhere.parquet")))
@@ -281,7 +281,7 @@ def test_the_notes_of_a_split_count_what_it_leaves_out():
     used, notes = divided.used, " / ".join(explain(divided, config))
     held = hold_out(used, config, "drawn")
     for axis in held:
-        assert f"{axis.axis}: {axis.words}, {axis.mask.sum()} images, none of them in train" in notes
+        assert f"{axis.axis}: {axis.description}, {axis.mask.sum()} images, none of them in train" in notes
     shifted = held[0].mask | held[1].mask
     unused = (used["split"] == "").to_numpy()
     assert f"{(unused & shifted).sum()} of these share a group with training images" in notes
