@@ -92,6 +92,12 @@ class _Timm(_Library):
     """timm knows its own stages and classifiers."""
 
     def create(self, pretrained: bool) -> nn.Module:
+        import timm
+
+        known = [FRACTURE_CNN, *timm.list_models(), *timm.list_pretrained()]
+        if self.name not in known:
+            meant = f"neither '{FRACTURE_CNN}' nor a network of timm ('{TORCHVISION}NAME' is one of torchvision)"
+            raise _unknown(self.name, meant, known)
         if not pretrained:
             return self._create()
         if self.name.split(".")[0] == PACKAGED:
@@ -108,10 +114,6 @@ class _Timm(_Library):
     def _create(self, **options: Any) -> nn.Module:
         import timm
 
-        known = [FRACTURE_CNN, *timm.list_models(), *timm.list_pretrained()]
-        if self.name not in known:
-            meant = f"neither '{FRACTURE_CNN}' nor a network of timm ('{TORCHVISION}NAME' is one of torchvision)"
-            raise _unknown(self.name, meant, known)
         create = functools.partial(timm.create_model, self.name, in_chans=1, num_classes=1, **options)
         # Vision transformers take sizes other than their own only when asked to.
         try:

@@ -168,8 +168,9 @@ def test_a_size_the_network_does_not_take_is_refused():
     [("resnet181", "resnet18"), ("fracture_cn", "fracture_cnn"), ("resnet18.a1_in2k", r"resnet18\.a1_in1k")],
 )
 def test_an_unknown_name_brings_near_ones(name, near):
-    with pytest.raises(InputError, match=rf"model\.name = '{name}'.*near it: .*{near}\b"):
-        build_model(config(name))
+    for weights in (None, "imagenet"):
+        with pytest.raises(InputError, match=rf"model\.name = '{name}'.*near it: .*{near}\b"):
+            build_model(config(name, weights=weights))
 
 
 # ---- training
