@@ -149,14 +149,14 @@ class Synthetic:
 
 @dataclass
 class Arm:
-    """A fit whose epochs are timed, and the rate of each, images a second."""
+    """A fit whose epochs are timed; rates: images a second of each epoch."""
 
     name: str
     fit: Fit
     rates: list[float]
 
     def epoch(self) -> None:
-        """Train an epoch; `advance` validates too, which a second validation is timed for and taken off."""
+        """Train an epoch. `advance` also validates: a second validation is timed and subtracted."""
         begun = time.perf_counter()
         self.fit.advance()
         trained = time.perf_counter()
@@ -208,9 +208,10 @@ def time_epochs(
 
 
 def plan_of(config: Config, images: int, passes: int) -> Plan:
-    """Epochs of several passes through a set, in whole batches.
+    """Epochs of several passes over a set, in complete batches.
 
-    They are long, so that validation is little beside them, and so is what the CPU makes ready in another arm's turn.
+    They are long, so that validation takes little of the time, and so do the batches that the CPU prepares while
+    another arm has its turn.
     """
     val = np.arange(min(VAL_IMAGES, images))
     rows = np.tile(np.arange(images), passes)
@@ -283,7 +284,7 @@ def augment_with_v2(
 
 
 def time_searches(args: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
-    """A search for every number of trials at a time, augmented on the CPU and on the GPU; ratios are to the first."""
+    """A search for each number of trials at a time, augmented on the CPU and on the GPU; ratios are to the first."""
     rows: list[dict[str, Any]] = []
     places = ("cpu", "gpu") if args.device == "cuda" else ("cpu",)
     with tempfile.TemporaryDirectory() as scratch:
@@ -297,14 +298,14 @@ def time_searches(args: argparse.Namespace, console: Console) -> list[dict[str, 
         for at_once, place in product(args.sharing, places):
             seconds = timed(search_command(args, space, Path(scratch), at_once, place))
             rate = args.trials / seconds * 3600
-            told = json.loads((Path(scratch) / "runs" / name_of(at_once, place) / "efficiency.json").read_text())
+            report = json.loads((Path(scratch) / "runs" / name_of(at_once, place) / "efficiency.json").read_text())
             rows.append(
                 {
                     "at_once": at_once,
                     "augmented_on": place,
                     "seconds": seconds,
                     "per_hour": rate,
-                    "efficiency": told["efficiency"],
+                    "efficiency": report["efficiency"],
                 }
             )
             console.print(f"{at_once} trial(s) at a time, augmented on the {place}: {rate:,.0f} trials an hour")
@@ -318,7 +319,7 @@ def name_of(at_once: int, place: str) -> str:
 
 
 def search_command(args: argparse.Namespace, space: Path, scratch: Path, at_once: int, place: str) -> list[str]:
-    """The search, its trials dividing the machine's cores and its GPU."""
+    """The search's command; its trials share the machine's cores and its GPU."""
     share = 1 / at_once
     cpus = np.floor(len(os.sched_getaffinity(0)) * share * 100) / 100
     words = ["--space", str(space), "--storage", str(scratch / "runs"), "--name", name_of(at_once, place)]

@@ -63,7 +63,7 @@ def build_backbone(name: str, weights: str | None = None, size: int | None = Non
 
 
 class _Library(ABC):
-    """A library of networks, asked for the one called `name`."""
+    """A library of networks, used for the one called `name`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -115,7 +115,7 @@ class _Timm(_Library):
         import timm
 
         create = functools.partial(timm.create_model, self.name, in_chans=1, num_classes=1, **options)
-        # Vision transformers take sizes other than their own only when asked to.
+        # Vision transformers take sizes other than their own only with this option.
         try:
             return create(dynamic_img_size=True)
         except TypeError:

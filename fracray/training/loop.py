@@ -109,8 +109,7 @@ def pick_precision(config: Config, device: torch.device) -> torch.dtype:
 def learning_rate(config: TrainConfig, step: int, total: int) -> float:
     """Linear warm-up, then a half cosine to zero (Loshchilov and Hutter 2017, arXiv 1608.03983); step from 0.
 
-    timm's CosineLRScheduler warms up for whole steps from another first rate, and keeps a state to save; its import
-    takes three seconds.
+    timm's CosineLRScheduler can give the same rates, but takes three seconds to import.
     """
     warmup = config.warmup * total
     if step < warmup:

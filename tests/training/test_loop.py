@@ -152,7 +152,7 @@ def test_equal_seeds_give_equal_metrics_and_different_seeds_different_ones():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, precision):
     config = make_config(**{"train.epochs": 4, "train.precision": precision})
-    whole, reports = run(config)
+    uninterrupted, reports = run(config)
     begun = Fit(config, make_stream(config))
     for _ in range(2):
         begun.run_epoch()
@@ -163,10 +163,10 @@ def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, precision):
     assert resumed.epochs_done == 2
     rest = [resumed.run_epoch() for _ in range(2)]
     assert comparable(rest) == comparable(reports[2:])
-    assert resumed.best == whole.best
-    for name, tensor in whole.best_weights.items():
+    assert resumed.best == uninterrupted.best
+    for name, tensor in uninterrupted.best_weights.items():
         assert torch.equal(tensor, resumed.best_weights[name]), name
-    for name, tensor in whole.model.state_dict().items():
+    for name, tensor in uninterrupted.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
     for ours, theirs in zip(rest, reports[2:], strict=True):
         assert np.array_equal(ours.validation.logits, theirs.validation.logits)
@@ -192,8 +192,8 @@ def test_folds_report_the_mean_of_models_trained_alone_and_keep_their_common_bes
 
 def test_resumed_folds_are_the_uninterrupted_ones(tmp_path):
     config = make_config(**{"train.epochs": 4})
-    whole = Folds(make_folds(config))
-    expected = [whole.run_epoch() for _ in range(4)]
+    uninterrupted = Folds(make_folds(config))
+    expected = [uninterrupted.run_epoch() for _ in range(4)]
     first = Folds(make_folds(config))
     for _ in range(2):
         first.run_epoch()
@@ -201,8 +201,8 @@ def test_resumed_folds_are_the_uninterrupted_ones(tmp_path):
     resumed = Folds(make_folds(config))
     resumed.load_state(*load_state(tmp_path / "state.safetensors"))
     assert comparable([resumed.run_epoch() for _ in range(2)]) == comparable(expected[2:])
-    assert resumed.best == whole.best
-    for name, tensor in whole.best_weights.items():
+    assert resumed.best == uninterrupted.best
+    for name, tensor in uninterrupted.best_weights.items():
         assert torch.equal(tensor, resumed.best_weights[name]), name
 
 
@@ -214,6 +214,25 @@ def test_learning_rate_warms_up_and_falls_to_zero():
     assert rates[55] == pytest.approx(0.5)
     assert rates[99] < 0.001
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+
+
+def test_learning_rates_are_those_of_timms_schedule():
+    from timm.scheduler import CosineLRScheduler
+
+    config = make_config(**{"train.lr": 0.01, "train.warmup": 0.15}).train
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.01)
+    warmup = 0.15 * 50
+    theirs = CosineLRScheduler(
+        optimizer,
+        t_initial=50 - warmup,
+        warmup_t=warmup,
+        warmup_lr_init=0.01 / (warmup + 1),
+        warmup_prefix=True,
+        t_in_epochs=False,
+    )
+    for step in range(50):
+        theirs.step_update(step)
+        assert learning_rate(config, step, 50) == pytest.approx(optimizer.param_groups[0]["lr"])
 
 
 def test_weighted_loss_gives_both_classes_the_same_weight():
@@ -393,7 +412,7 @@ def test_two_workers_have_one_workers_loss_curve(two_ranks):
         assert rank["losses"][:steps] == pytest.approx(alone.losses[:steps], abs=1e-3)
 
 
-def test_metrics_are_of_the_whole_set_on_every_rank(two_ranks):
+def test_metrics_are_of_the_complete_set_on_every_rank(two_ranks):
     _, reports, ranks = two_ranks
     assert [{**m} for m in ranks[0]["reports"]] == [{**m} for m in ranks[1]["reports"]]
     first, theirs = reports[0].metrics, ranks[0]["reports"][0]

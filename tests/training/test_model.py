@@ -28,7 +28,7 @@ LITE0 = "tf_efficientnet_lite0"
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread():
-    # Small networks: threads that wait for one another on a shared machine cost more than they give.
+    # Small networks: on a shared machine, threads that wait for one another cost more than they save.
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -67,7 +67,7 @@ def test_fracture_cnn_takes_any_size(size):
     assert build_model(config()).eval()(images(2, size)).shape == (2,)
 
 
-def test_fracture_cnn_is_compact_and_as_wide_as_asked():
+def test_fracture_cnn_is_compact_and_as_wide_as_the_config_says():
     count = sum(parameter.numel() for parameter in build_model(ModelConfig()).parameters())
     assert 300_000 <= count <= 700_000
     assert build_model(config(width=24)).stem[0].out_channels == 24
@@ -83,7 +83,7 @@ def test_normalisation_is_on_the_scale_of_the_buffers():
 
 
 def test_fracture_cnn_learns_a_small_local_cue():
-    # Half of the noise images carry a dark line of 12 pixels somewhere.
+    # Half of the noise images have a dark line of 12 pixels somewhere.
     generator = torch.Generator().manual_seed(0)
 
     def batch(count):
@@ -120,7 +120,7 @@ def test_each_rate_acts_alone_and_in_training_only(name):
 
 
 @pytest.mark.parametrize("name", ["fracture_cnn", LITE0])
-def test_spatial_dropout_drops_whole_maps_between_stages(name):
+def test_spatial_dropout_drops_complete_maps_between_stages(name):
     model = build_model(config(name, dropout=0.0, spatial_dropout=0.5)).train()
     seen = []
     for drop in model.spatial_dropout:
@@ -137,7 +137,7 @@ def test_spatial_dropout_drops_whole_maps_between_stages(name):
 @pytest.mark.parametrize("name", ["fracture_cnn", "resnet10t"])
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_copy_has_its_own_dropouts(name, copied):
-    # An averaged copy in evaluation mode must not be dropped by the original that trains.
+    # The original's dropouts must not act in an averaged copy in evaluation mode.
     model = build_model(config(name, dropout=0.5, spatial_dropout=0.5)).train()
     average = copied(model).eval()
     assert stays_the_same(average, images())
@@ -152,7 +152,7 @@ def test_networks_without_feature_maps_say_so(name):
         build_model(config(name, spatial_dropout=0.1))
 
 
-def test_a_vision_transformer_takes_our_sizes_and_dropout_alone():
+def test_a_vision_transformer_takes_our_sizes_and_head_dropout():
     model = build_model(config("vit_tiny_patch16_224", spatial_dropout=0.0, dropout=0.5), size=64).train()
     assert not stays_the_same(model, images(2))
     assert stays_the_same(model.eval(), images(2))
@@ -167,7 +167,7 @@ def test_a_size_the_network_does_not_take_is_refused():
     ("name", "near"),
     [("resnet181", "resnet18"), ("fracture_cn", "fracture_cnn"), ("resnet18.a1_in2k", r"resnet18\.a1_in1k")],
 )
-def test_an_unknown_name_brings_near_ones(name, near):
+def test_an_unknown_name_is_refused_with_similar_ones(name, near):
     for weights in (None, "imagenet"):
         with pytest.raises(InputError, match=rf"model\.name = '{name}'.*near it: .*{near}\b"):
             build_model(config(name, weights=weights))
@@ -204,11 +204,11 @@ def test_norms_and_biases_do_not_decay(name):
 
 
 def reference_lite0(tensors, x):
-    """EfficientNet-Lite0 as its authors describe it, straight from the package's own tensor names (no timm)."""
+    """EfficientNet-Lite0 as its authors describe it, with the package's own tensor names and without timm."""
 
     def convolve(x, name, stride=1, groups=1):
         weight = tensors[f"{name}.weight"]
-        # TensorFlow's SAME padding: as little as gives ceil(side / stride), the odd pixel at the end.
+        # TensorFlow's SAME padding: the least that gives ceil(side / stride), an odd pixel at the end.
         side, kernel = x.shape[-1], weight.shape[-1]
         total = max((-(-side // stride) - 1) * stride + kernel - side, 0)
         x = F.pad(x, (total // 2, total - total // 2) * 2)
@@ -260,7 +260,7 @@ def test_fracture_cnn_has_no_imagenet_weights():
         build_model(config(weights="imagenet"))
 
 
-def test_weights_load_from_a_file_whatever_its_head(tmp_path):
+def test_weights_load_from_a_file_with_another_head(tmp_path):
     path = tmp_path / "colour.safetensors"
     colour = timm.create_model("mobilenetv3_small_050", num_classes=7)
     save_file(colour.state_dict(), path)
@@ -272,7 +272,7 @@ def test_weights_load_from_a_file_whatever_its_head(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["fracture_cnn", "mobilenetv3_small_050"])
-def test_a_checkpoints_own_weights_serve_as_a_start(tmp_path, name):
+def test_training_can_start_from_a_checkpoints_weights(tmp_path, name):
     first = build_model(config(name)).eval()
     save_file(first.state_dict(), tmp_path / "model.safetensors")
     second = build_model(config(name, weights=str(tmp_path / "model.safetensors"))).eval()
@@ -306,7 +306,7 @@ def hub_cache(monkeypatch, tmp_path):
     for name in [name for name in os.environ if name.lower() in ("no_proxy", "all_proxy")]:
         monkeypatch.delenv(name)
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # no server listens there
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     return tmp_path
@@ -444,7 +444,7 @@ def test_torchvisions_weights_without_a_network_fail_fast_with_the_file_to_get(h
     assert time.monotonic() - start < 20
 
 
-def test_a_misspelt_network_of_torchvision_brings_near_ones():
+def test_a_misspelt_network_of_torchvision_is_refused_with_similar_ones():
     with pytest.raises(InputError, match=r"torchvision/resnet5O': not a classifier.*near it: torchvision/resnet50"):
         build_model(config("torchvision/resnet5O"))
 
