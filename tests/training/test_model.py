@@ -18,8 +18,10 @@ from torchvision import models
 from torchvision.models import regnet
 from torchvision.ops import StochasticDepth
 
-from fracray.config import ModelConfig
+from fracray.config import Config, ModelConfig
 from fracray.errors import InputError
+from fracray.metrics import Calibration
+from fracray.training.checkpoint import CheckpointMetadata, load_checkpoint, save_checkpoint
 from fracray.training.model import FractureCNN, build_model, freeze_norm, parameter_groups
 from fracray.training.pretrained import packaged_imagenet
 
@@ -435,6 +437,16 @@ def test_files_of_torchvisions_hub_fit_also_under_their_old_names(name, hub_cach
         if own[key].shape == given[key].shape:
             assert torch.equal(own[key], given[key]), key
     assert sum(own[key].shape != given[key].shape for key in own) == 3  # the stem, the classifier and its bias
+
+
+def test_a_checkpoint_of_torchvisions_network_opens_without_its_hub(tmp_path, hub_cache):
+    settings = Config().with_leaves({"model.name": "torchvision/mnasnet0_5", "model.weights": "imagenet"})
+    model = build_model(settings.model, load_weights=False).eval()
+    metadata = CheckpointMetadata(settings, 0.5, Calibration(1.0, 0.0), {"val_loss": 0.5}, "abc", 1)
+    save_checkpoint(tmp_path / "best", model.state_dict(), metadata)
+    opened = load_checkpoint(tmp_path / "best").model
+    assert torch.equal(opened(images()), model(images()))
+    assert opened.dropout.p == settings.model.dropout
 
 
 def test_torchvisions_weights_without_a_network_fail_fast_with_the_file_to_get(hub_cache):
