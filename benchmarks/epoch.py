@@ -27,9 +27,10 @@ from fracray.data.loading.augment import Augmenter
 from fracray.data.loading.streams import MemoryStream, Plan
 from fracray.data.phantom.draw import draw_phantom
 from fracray.runtime.console import new_console, new_table
-from fracray.training.loop import Fit, pick_precision
+from fracray.training.loop import pick_precision
+from fracray.training.metered import MeteredFit
 from fracray.training.model import build_model
-from fracray.training.trial import use_cores
+from fracray.training.workers import use_cores
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")
@@ -80,7 +81,9 @@ def compare(model: str, size: int, count: int, epochs: int) -> dict[str, list[fl
     images = np.stack([drawn[index % len(drawn)] for index in range(count)])
     labels = (np.arange(count) % 2).astype(np.float32)
     plan = make_plan(config, labels)
-    fit = Fit(config, MemoryStream(plan, images, config.train.epochs), CPU, meter=use_cores(config, 1))
+    meter = use_cores(config, 1)
+    search = config.search
+    fit = MeteredFit(config, MemoryStream(plan, images, config.train.epochs), CPU, "val_accuracy", search.mode, meter)
     bare = Bare(config)
     augmenter = Augmenter(config.augment, config.train.seed)
     seconds: dict[str, list[float]] = {"fracray": [], "bare": []}

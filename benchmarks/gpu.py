@@ -1,8 +1,9 @@
 """Images per second on one GPU against synthetic tensors on it, and trials per hour with 1 to 16 trials sharing it.
 
-An epoch is `fracray.training.loop.Fit`'s, validation taken out. The plain alternative takes the same steps over one
-batch that lies on the device already: whatever fracray loses against it, it loses to its data. The two take turns, an
-epoch each. Trials are those of `python -m fracray.tune`, from the command's start to its end.
+An epoch is one of `fracray.training.loop.Fit`, without its validation. The plain alternative takes the same steps over
+one batch that is already on the device: the difference is what fracray's data costs. The two take turns, an epoch each.
+The augmentation alone is compared with torchvision's transforms v2. Trials are those of `python -m fracray.tune`, from
+the command's start to its end.
 """
 
 import argparse
@@ -24,8 +25,11 @@ import yaml
 from processes import timed
 from rich.console import Console
 from table import write_results
+from torchvision.transforms.v2 import functional as v2
 
 from fracray.config import Config
+from fracray.data.loading import gpu_stream
+from fracray.data.loading.augment import draw, source_matrices
 from fracray.data.loading.gpu_stream import DeviceBatch, DeviceStream
 from fracray.data.loading.streams import MemoryStream, Plan
 from fracray.data.prepare import prepare
@@ -34,6 +38,7 @@ from fracray.runtime.ray_session import connect
 from fracray.training.loop import Fit, Stream
 
 HERE = Path(__file__).parent
+OURS, V2 = "fracray", "torchvision's transforms v2"
 SYNTHETIC, ON_CPU, ON_DEVICE = "synthetic tensors", "augmented on the CPU", "augmented on the device"
 VAL_IMAGES = 64
 SPACE = {
@@ -49,11 +54,11 @@ def parser() -> argparse.ArgumentParser:
         prog="python benchmarks/gpu.py",
         description="Images per second of fracray's training epoch on one GPU, its radiographs augmented on the CPU "
         "or on the GPU, against the same steps over synthetic tensors on the GPU ('ratio', of the epochs of one "
-        "round); then trials per hour of a search with several trials sharing the GPU. Without a GPU it says so and "
-        "ends.",
+        "round); the augmentation alone, against torchvision's transforms v2; then trials per hour of a search with "
+        "several trials sharing the GPU. Without a GPU it says so and ends.",
     )
     cli.add_argument(
-        "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: try the benchmark out (default cuda)"
+        "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try the benchmark (default cuda)"
     )
     cli.add_argument("--model", default="fracture_cnn", help="as model.name (default %(default)s)")
     cli.add_argument(
@@ -61,16 +66,16 @@ def parser() -> argparse.ArgumentParser:
     )
     cli.add_argument("--batch", type=int, default=256, help="images of a step (default %(default)s)")
     cli.add_argument("--images", type=int, default=4096, help="of the resident set (default %(default)s)")
-    cli.add_argument("--passes", type=int, default=16, help="through the set in an epoch (default %(default)s)")
+    cli.add_argument("--passes", type=int, default=16, help="over the set in an epoch (default %(default)s)")
     cli.add_argument("--precision", nargs="+", choices=("bf16", "fp32"), default=["bf16"], help="default bf16")
     cli.add_argument(
         "--compile", nargs="+", choices=("off", "on"), default=["off", "on"], help="torch.compile (default off on)"
     )
     cli.add_argument(
-        "--rounds", type=int, default=5, help="epochs of each arm, in turn, after one that does not count (default 5)"
+        "--rounds", type=int, default=5, help="epochs of each kind, in turn, after one that does not count (default 5)"
     )
     cli.add_argument(
-        "--sharing", type=int, nargs="*", default=[1, 2, 4, 8, 16], help="trials at a time; none to leave it out"
+        "--sharing", type=int, nargs="*", default=[1, 2, 4, 8, 16], help="trials at a time; none: no searches"
     )
     cli.add_argument("--trials", type=int, default=32, help="of each search (default %(default)s)")
     cli.add_argument("--epochs", type=int, default=3, help="of each trial (default %(default)s)")
@@ -95,6 +100,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings = (str(row["size"]), row["precision"], "on" if row["compile"] else "off")
         spread = (f"{value:,.0f}" for value in (median(rates), min(rates), max(rates)))
         table.add_row(f"images/s, {row['arm']}", *settings, *spread, f"{median(row['ratio']):.3f}")
+    augmentations = [time_augmentation(args, device, size) for size in args.size]
+    for row in augmentations:
+        for name, rates in row["images_per_second"].items():
+            ratio = median(rates) / median(row["images_per_second"][OURS])
+            spread = (f"{value:,.0f}" for value in (median(rates), min(rates), max(rates)))
+            table.add_row(f"images/s, augmentation alone, {name}", str(row["size"]), "", "", *spread, f"{ratio:.3f}")
     searches = time_searches(args, console)
     for row in searches:
         words = f"trials/h, {row['at_once']} at a time, {row['augmented_on']}, efficiency {row['efficiency']:.2f}"
@@ -103,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "settings": {**vars(args), "json": None},
         "epochs": epochs,
+        "augmentation": augmentations,
         "searches": searches,
     }
     write_results(console, "gpu", table, figures, args.json)
@@ -137,14 +149,14 @@ class Synthetic:
 
 @dataclass
 class Arm:
-    """A fit whose epochs are timed, and the rate of each, images a second."""
+    """A fit whose epochs are timed; rates: images a second of each epoch."""
 
     name: str
     fit: Fit
     rates: list[float]
 
     def epoch(self) -> None:
-        """Train an epoch; `advance` validates too, which a second validation is timed for and taken off."""
+        """Train an epoch. `advance` also validates: a second validation is timed and subtracted."""
         begun = time.perf_counter()
         self.fit.advance()
         trained = time.perf_counter()
@@ -196,9 +208,10 @@ def time_epochs(
 
 
 def plan_of(config: Config, images: int, passes: int) -> Plan:
-    """Epochs of several passes through a set, in whole batches.
+    """Epochs of several passes over a set, in complete batches.
 
-    They are long, so that validation is little beside them, and so is what the CPU makes ready in another arm's turn.
+    They are long, so that validation takes little of the time, and so do the batches that the CPU prepares while
+    another arm has its turn.
     """
     val = np.arange(min(VAL_IMAGES, images))
     rows = np.tile(np.arange(images), passes)
@@ -217,11 +230,61 @@ def plan_of(config: Config, images: int, passes: int) -> Plan:
     )
 
 
+# ---------------------------------------------------------------- augmentation alone
+
+
+def time_augmentation(args: argparse.Namespace, device: torch.device, size: int) -> dict[str, Any]:
+    """Images a second of a batch's augmentation on the device, the draws made before, fracray's and torchvision's."""
+    strengths = Config().augment
+    rows = np.arange(args.batch)
+    images = torch.randint(0, 256, (args.batch, size, size), dtype=torch.uint8, device=device)
+    drawn = gpu_stream._DeviceDraws.draw(strengths, 0, 0, rows, device)
+    draws = draw(strengths, 0, 0, rows)
+    warps = source_matrices(draws, size, size)
+    warps[:, :, 2] += 0.5 - 0.5 * warps[:, :, :2].sum(2)  # torchvision's centres of pixels are at halves
+    matrices = warps.reshape(len(rows), 6).tolist()
+    contrast, brightness = (1 + draws.contrast).tolist(), (255 * draws.brightness).tolist()
+    arms = {
+        OURS: lambda: gpu_stream._augment(images, drawn, strengths),
+        V2: lambda: augment_with_v2(images, matrices, contrast, brightness),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in arms}
+    results = {}
+    for turn in range(args.rounds + 1):
+        for name, augment in arms.items():
+            begun = time.perf_counter()
+            results[name] = augment()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if turn:
+                rates[name].append(args.batch / (time.perf_counter() - begun))
+    # Both do the same work: pixels that are interpolated may be rounded to a neighbouring gray level.
+    differences = (results[OURS].int() - results[V2].int()).abs().float()
+    assert differences.mean() < 1, f"the two differ by {differences.mean():.2f} gray levels on average"
+    return {"size": size, "images_per_second": rates, "mean_difference": float(differences.mean())}
+
+
+def augment_with_v2(
+    images: torch.Tensor, matrices: list[list[float]], contrast: list[float], brightness: list[float]
+) -> torch.Tensor:
+    """fracray's warp and gray levels out of torchvision's functions, which take the parameters of a single image.
+
+    Its affine has one scale for both axes, so `perspective` does the warp, flips included.
+    """
+    changed = [
+        v2.perspective(image[None], None, None, coefficients=[*matrix, 0.0, 0.0])
+        for image, matrix in zip(images.float(), matrices, strict=True)
+    ]
+    levels = torch.cat(changed).round_()
+    factors, shifts = (torch.tensor(values, device=images.device)[:, None, None] for values in (contrast, brightness))
+    return (levels * factors + shifts).clamp_(0, 255).to(torch.uint8)
+
+
 # ---------------------------------------------------------------- trials per hour
 
 
 def time_searches(args: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
-    """A search for every number of trials at a time, augmented on the CPU and on the GPU; ratios are to the first."""
+    """A search for each number of trials at a time, augmented on the CPU and on the GPU; ratios are to the first."""
     rows: list[dict[str, Any]] = []
     places = ("cpu", "gpu") if args.device == "cuda" else ("cpu",)
     with tempfile.TemporaryDirectory() as scratch:
@@ -235,14 +298,14 @@ def time_searches(args: argparse.Namespace, console: Console) -> list[dict[str, 
         for at_once, place in product(args.sharing, places):
             seconds = timed(search_command(args, space, Path(scratch), at_once, place))
             rate = args.trials / seconds * 3600
-            told = json.loads((Path(scratch) / "runs" / name_of(at_once, place) / "efficiency.json").read_text())
+            report = json.loads((Path(scratch) / "runs" / name_of(at_once, place) / "efficiency.json").read_text())
             rows.append(
                 {
                     "at_once": at_once,
                     "augmented_on": place,
                     "seconds": seconds,
                     "per_hour": rate,
-                    "efficiency": told["efficiency"],
+                    "efficiency": report["efficiency"],
                 }
             )
             console.print(f"{at_once} trial(s) at a time, augmented on the {place}: {rate:,.0f} trials an hour")
@@ -256,7 +319,7 @@ def name_of(at_once: int, place: str) -> str:
 
 
 def search_command(args: argparse.Namespace, space: Path, scratch: Path, at_once: int, place: str) -> list[str]:
-    """The search, its trials dividing the machine's cores and its GPU."""
+    """The search's command; its trials share the machine's cores and its GPU."""
     share = 1 / at_once
     cpus = np.floor(len(os.sched_getaffinity(0)) * share * 100) / 100
     words = ["--space", str(space), "--storage", str(scratch / "runs"), "--name", name_of(at_once, place)]

@@ -24,7 +24,7 @@ from fracray.config import Config
 from fracray.data.loading.streams import MemoryStream
 from fracray.runtime.console import new_console, new_table
 from fracray.training.loop import Fit
-from fracray.training.trial import use_cores
+from fracray.training.workers import use_cores
 
 HERE = Path(__file__).parent
 
@@ -48,7 +48,8 @@ def work(
     )
     pixels = np.random.default_rng(0).integers(0, 255, (images, size, size), dtype=np.uint8)
     plan = make_plan(config, (np.arange(images) % 2).astype(np.float32), rank, world)
-    fit = Fit(config, MemoryStream(plan, pixels, config.train.epochs), torch.device("cpu"), meter=use_cores(config, 1))
+    use_cores(config, 1)
+    fit = Fit(config, MemoryStream(plan, pixels, config.train.epochs), torch.device("cpu"))
     fit.run_epoch()
     for _ in range(epochs):
         if world > 1:

@@ -210,7 +210,9 @@ class AugmentConfig(Section):
 class ModelConfig(Section):
     """The network and its two dropout rates."""
 
-    name: str = Field("fracture_cnn", description="'fracture_cnn' or the name of any timm backbone")
+    name: str = Field(
+        "fracture_cnn", description="'fracture_cnn', any network of timm, or torchvision/NAME for one of torchvision"
+    )
     weights: str | None = Field(None, description="None (from scratch), 'imagenet', or a .safetensors file")
     dropout: Rate = Field(0.2, description="dropout before the head")
     spatial_dropout: Rate = Field(0.1, description="probability of dropping a whole feature map between stages")

@@ -1,7 +1,7 @@
-"""Where a search's core-seconds go: into training and augmentation, which it is for, or into anything else.
+"""Where a search's core-seconds go: into training and augmentation, its purpose, or into anything else.
 
-A `Meter` counts in one process, by phase; an `Efficiency` adds up what all of them told. Knows nothing of models, of
-data or of Ray.
+A `Meter` counts the seconds of one process by phase; an `EfficiencyTracker` adds up those of all. Knows nothing of
+models, of data or of Ray, and imports Torch only where a GPU is timed.
 """
 
 import threading
@@ -9,19 +9,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-TRAINING = "training"  # forward, backward, optimiser step, moving average
+TRAINING = "training"  # forward, backward, optimiser step, moving average of the weights
 TRANSFORM = "transform"  # the augmentation's own arithmetic
 USEFUL = (TRAINING, TRANSFORM)
-STARTING = "starting"  # from the command to the first epoch, and from a trial to the next in a process
-DATA_WAIT = "data_wait"  # the training thread has no batch
+STARTING = "starting"  # from the command to the first epoch, and between two trials of a process
+DATA_WAIT = "data_wait"  # the training thread waits for a batch
 AUGMENTATION = "augmentation"  # gathering images and handing batches over, around the transform
 VALIDATION = "validation"
 CHECKPOINTING = "checkpointing"
-REPORTING = "reporting"  # from the end of an epoch until the search says what is next
+REPORTING = "reporting"  # from the end of an epoch until the search decides what is next
 FINISHING = "finishing"  # from the last report to the summary
 PHASES = (
     *USEFUL,
@@ -33,7 +34,7 @@ PHASES = (
     REPORTING,
     FINISHING,
 )
-IDLE = "idle"  # and what Ray and whatever else ran on the machine used
+IDLE = "idle"  # also the time used by Ray and by other programs
 WORDS = {
     TRAINING: "forward, backward, optimiser step",
     TRANSFORM: "augmentation's transform",
@@ -48,18 +49,17 @@ WORDS = {
 }
 ASK_SECONDS = 5.0
 
-
-Stretches = list[tuple[torch.cuda.Event, torch.cuda.Event]]  # of a GPU's work: when each began and ended
+Stretches: TypeAlias = "list[tuple[torch.cuda.Event, torch.cuda.Event]]"  # of a GPU's work: when each began and ended
 
 
 class Meter:
     """Core-seconds of one process by phase, or device-seconds where it trains on (a share of) GPUs.
 
-    On CPUs work is counted in CPU time, of the calling thread or, with `threads` > 1, of the whole process less its
-    helper threads, since Torch's own threads then share the work; what Ray's threads in the process use in that time
-    counts with it. Waits, and on GPUs all but the work of helper threads, which costs the device nothing, are counted
-    in wall time, times `cores`: this process's cores, or GPUs. A wait of the training thread in which helpers work
-    counts as both, so that what is left over, and called idle, is rather too small.
+    On CPUs, work is counted in CPU time: of the calling thread or, with `threads` > 1, of the process minus its helper
+    threads, because Torch's own threads then share the work. This includes what Ray's threads use at the same time.
+    Waits are counted in wall time, times `cores`: this process's cores, or GPUs. So is all work on GPUs; helper threads
+    cost the GPU nothing. When helpers work while the training thread waits, both are counted, so that the idle time,
+    which is what remains, is somewhat too small.
     """
 
     def __init__(self, threads: int = 1, cores: float = 1.0, on_gpu: bool = False) -> None:
@@ -67,7 +67,7 @@ class Meter:
         self._threads, self._on_gpu = threads, on_gpu
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._helped = 0.0  # CPU seconds of helpers that have ended
-        self._helpers: dict[int, float] = {}  # the clocks of those at work, and where they stood at the beginning
+        self._helpers: dict[int, float] = {}  # the clocks of running helpers, and their values at the start
         self._lock = threading.Lock()
 
     def add(self, phase: str, seconds: float) -> None:
@@ -81,7 +81,7 @@ class Meter:
 
     @contextmanager
     def work(self, phase: str) -> Iterator[None]:
-        """Count the work of the block; for the training thread."""
+        """Count the work of the block, done by the training thread."""
         if self._on_gpu:
             with self.waiting(phase):
                 yield
@@ -93,15 +93,17 @@ class Meter:
             self.add(phase, self._clock() - begun)
 
     @contextmanager
-    def stretch(self, phase: str, device: torch.device, timed: Stretches) -> Iterator[None]:
-        """Count the work of the block as `work` does; on a GPU keep its two ends in `timed`, to be read afterwards.
+    def stretch(self, phase: str, device: "torch.device", timed: Stretches) -> Iterator[None]:
+        """Count the work of the block as `work` does; on a GPU append its begin and end to `timed`, to be read later.
 
-        A GPU works later than it is told to: only its own clock knows how long.
+        A GPU runs its work later than it gets it: only its own clock knows how long it took.
         """
         if device.type != "cuda":
             with self.work(phase):
                 yield
             return
+        import torch
+
         begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begun.record()
         yield
@@ -110,7 +112,7 @@ class Meter:
 
     @contextmanager
     def helping(self, phase: str) -> Iterator[None]:
-        """Count the work of the block; for a thread beside the training thread."""
+        """Count the work of the block, done by another thread than the training thread."""
         begun = time.thread_time()
         try:
             yield
@@ -118,13 +120,13 @@ class Meter:
             self.help(phase, time.thread_time() - begun)
 
     def help(self, phase: str, seconds: float) -> None:
-        """Count CPU seconds that a helper, here or elsewhere, worked; they cost a GPU nothing."""
+        """Count CPU seconds of a helper, in this process or another; they cost a GPU nothing."""
         if not self._on_gpu:
             self.add(phase, seconds)
 
     @contextmanager
     def waiting(self, phase: str) -> Iterator[None]:
-        """Count the wall time of the block, in which the training thread stands still."""
+        """Count the wall time of the block, in which the training thread waits."""
         begun = time.perf_counter()
         try:
             yield
@@ -133,7 +135,7 @@ class Meter:
 
     @contextmanager
     def helper(self) -> Iterator[None]:
-        """A block run by a thread beside the training thread, whose CPU time is not the training thread's."""
+        """A block run by another thread, whose CPU time must not count as the training thread's."""
         clock = time.pthread_getcpuclockid(threading.get_ident())
         with self._lock:
             self._helpers[clock] = time.clock_gettime(clock)
@@ -159,10 +161,10 @@ class Meter:
 
 @dataclass(frozen=True)
 class Efficiency:
-    """What became of the core-seconds (on GPUs: device-seconds) of a run.
+    """How the core-seconds (on GPUs: device-seconds) of a run were used.
 
-    wall: seconds; cores: of the cluster, or its GPUs, on average. seconds: core-seconds by phase; what is left was
-    idle, or went into Ray and into whatever else ran on the machines.
+    wall: seconds; cores: of the cluster, or its GPUs, on average. seconds: core-seconds by phase; the rest was idle, or
+    used by Ray and by other programs on the machines.
     """
 
     wall: float
@@ -171,24 +173,24 @@ class Efficiency:
     unit: str = "CPU"
 
     @property
-    def whole(self) -> float:
-        """Core-seconds there were to spend."""
+    def available(self) -> float:
+        """Core-seconds that could be used."""
         return self.wall * self.cores
 
     @property
     def value(self) -> float:
-        """Share of the whole spent on training and on the augmentation's transform, 0 to 1."""
+        """Share of the available time spent on training and on the augmentation's transform, 0 to 1."""
         return self.share(*USEFUL)
 
     def share(self, *phases: str) -> float:
-        return sum(self.seconds.get(phase, 0.0) for phase in phases) / self.whole if self.whole else 0.0
+        return sum(self.seconds.get(phase, 0.0) for phase in phases) / self.available if self.available else 0.0
 
     @property
     def idle(self) -> float:
         return max(0.0, 1.0 - self.share(*PHASES))
 
     def shares(self) -> dict[str, float]:
-        """The share of each phase, and of what is left, in the order of PHASES."""
+        """The share of each phase in the order of PHASES, then the idle share."""
         return {**{phase: self.share(phase) for phase in PHASES}, IDLE: self.idle}
 
     def as_dict(self) -> dict[str, Any]:
@@ -203,41 +205,41 @@ class Efficiency:
 
 
 class EfficiencyTracker:
-    """Adds up what the trials of a search tell, from the moment its command began.
+    """Adds up the seconds that the trials of a search report, from the moment its command began.
 
-    `cores` tells what there is to spend at the moment: the cluster's GPUs where trials run on them (`unit`), else its
-    CPUs. It is asked every few seconds, for clusters grow and shrink.
+    `cores` returns what is available now: the cluster's GPUs where trials run on them (`unit`), else its CPUs. It is
+    called every few seconds, because clusters grow and shrink.
     """
 
     def __init__(self, begun: float, cores: Callable[[], float], unit: str) -> None:
-        self._begun = self._counted = begun  # seconds since 1970, as are the others
+        self._begun = self._counted = begun  # seconds since 1970, as are the other times
         self._ask, self._unit = cores, unit
         self._cores = cores()
-        self._whole = 0.0  # core-seconds until _counted
+        self._available = 0.0  # core-seconds until _counted
         self._starting: float | None = None  # core-seconds until the first epoch began
         self._last = begun
         self._seconds = dict.fromkeys(PHASES, 0.0)
 
     def tell(self, core_seconds: Mapping[str, float], took: float) -> None:
-        """Add the phases of an epoch that has just been reported and took so many seconds of wall time."""
+        """Add the phases of an epoch that was just reported; `took`: its seconds of wall time."""
         self._last = time.time()
         if self._starting is None:
             self._count(self._last)
-            self._starting = max(0.0, self._whole - took * self._cores)
+            self._starting = max(0.0, self._available - took * self._cores)
         for phase in PHASES:
             self._seconds[phase] += core_seconds.get(phase, 0.0)
 
     def look(self) -> None:
-        """Ask what there is to spend, where that was some seconds ago; to be called all along."""
+        """Ask again what is available, if the last time was some seconds ago; call it all the time."""
         if (now := time.time()) - self._counted > ASK_SECONDS:
             self._count(now)
 
     def _count(self, now: float) -> None:
-        self._whole += (now - self._counted) * self._cores
+        self._available += (now - self._counted) * self._cores
         self._counted, self._cores = now, self._ask()
 
     def efficiency(self) -> Efficiency | None:
-        """What became of all core-seconds until now; None where no epoch was told of."""
+        """How all core-seconds until now were used; None before the first epoch is reported."""
         if self._starting is None:
             return None
         now = time.time()
@@ -245,4 +247,4 @@ class EfficiencyTracker:
         seconds[STARTING] += self._starting
         seconds[FINISHING] += (now - self._last) * self._cores
         self._count(now)
-        return Efficiency(now - self._begun, self._whole / (now - self._begun), seconds, self._unit)
+        return Efficiency(now - self._begun, self._available / (now - self._begun), seconds, self._unit)

@@ -1,6 +1,6 @@
-"""Cross-validation inside one trial: several models trained in step, each validated on a fold of its own.
+"""Cross-validation inside one trial: several models, trained epoch by epoch, each validated on another fold.
 
-Has the face of `Fit`, so that a trial need not know which it drives. Knows nothing of Ray.
+Same interface as `Fit`, so that a trial can run either. Knows nothing of Ray.
 """
 
 import math
@@ -13,10 +13,10 @@ from fracray.training.loop import EpochReport, Fit
 
 
 class Folds:
-    """One config on several divisions of the same images, an epoch at a time on each.
+    """One config trained on several divisions of the same images, one epoch on each at a time.
 
-    Metrics are the means over the models, the best epoch is that of the best mean, and the weights and validation that
-    are kept are those of the first model. `fits` are of one config, metric and mode.
+    Metrics are the means over the models, and the best epoch is the one with the best mean. The weights and the
+    validation that are kept are those of the first model. All `fits` have the same config, metric and mode.
     """
 
     def __init__(self, fits: Sequence[Fit]) -> None:
@@ -41,7 +41,7 @@ class Folds:
         return self._first.best_weights
 
     def run_epoch(self) -> EpochReport:
-        """Train and validate one epoch of every model; all keep their weights where the mean is the best so far."""
+        """Train and validate one epoch of every model; all keep their weights if the mean is the best so far."""
         reports = [fit.advance() for fit in self._fits]
         diverged = any(report.diverged for report in reports)
         names = set.intersection(*(set(report.metrics) for report in reports))
@@ -64,7 +64,7 @@ class Folds:
         return tensors, {"folds": [meta for _, meta in states]}
 
     def load_state(self, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
-        """Go on where `state` was taken."""
+        """Resume from what `state` returned."""
         for at, (fit, part) in enumerate(zip(self._fits, meta["folds"], strict=True)):
             start = f"{at}/"
             fit.load_state(

@@ -1,16 +1,14 @@
 """The training loop: plain PyTorch, from a stream of uint8 batches to a validated, resumable model.
 
-It knows nothing of Ray. A trial on one worker, a trial on eight and a final training run this very loop and
-differ in who calls `run_epoch` and who gets the report.
+Knows nothing of Ray, nor of how time is measured (see `metered`). A trial on one worker, a trial on eight and a final
+training all run this loop; they differ in who calls `run_epoch` and who gets the report.
 """
 
 import copy
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,13 +18,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from fracray.config import Config, TrainConfig
+from fracray.metric_names import preference
 from fracray.metrics import Calibration, choose_threshold, fit_temperature, over_sets, score
-from fracray.runtime.efficiency import DATA_WAIT, TRAINING, VALIDATION, Meter, Stretches
 from fracray.training.model import build_model, freeze_norm, parameter_groups
 
 
 class Batches(Protocol):
-    """One worker's part of one global batch, see `fracray.data.loading.streams.Batch` and `resident.DeviceBatch`."""
+    """One worker's part of one global batch, see `streams.Batch` and `gpu_stream.DeviceBatch` in data/loading."""
 
     @property
     def images(self) -> np.ndarray | torch.Tensor: ...
@@ -38,18 +36,35 @@ class Batches(Protocol):
     def global_count(self) -> int: ...
 
 
-class Stream(Protocol):
-    """What the loop asks of its data: the same batches for the same epoch, however often it is asked."""
+class TrainingPlan(Protocol):
+    """What the loop reads of the plan of its batches, see `Plan` in data/loading."""
 
     @property
-    def plan(self) -> Any: ...
+    def rank(self) -> int: ...
+    @property
+    def world(self) -> int: ...
+    @property
+    def labels(self) -> np.ndarray: ...
+    @property
+    def train_rows(self) -> np.ndarray: ...
+    @property
+    def val_sets(self) -> dict[str, np.ndarray]: ...
+    @property
+    def steps(self) -> int: ...
+
+
+class Stream(Protocol):
+    """Where the batches come from: always the same ones for the same epoch."""
+
+    @property
+    def plan(self) -> TrainingPlan: ...
     def train(self, epoch: int) -> Iterator[Batches]: ...
     def validation(self) -> Iterator[Batches]: ...
 
 
 @dataclass(frozen=True)
 class Validation:
-    """All validation sets seen once by the averaged weights, the same on every rank.
+    """The averaged weights' logits on all validation sets, each image once; the same on every rank.
 
     rows: (n,) int64 in ascending order; labels: (n,); logits: (n,) float32.
     """
@@ -63,7 +78,7 @@ class Validation:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What one epoch gave: metrics by name, its validation, and whether it is the best so far."""
+    """The result of one epoch: metrics by name, its validation, and whether it is the best so far."""
 
     epoch: int  # counted from 1
     metrics: dict[str, float]
@@ -74,15 +89,15 @@ class EpochReport:
 
 
 def pick_device() -> torch.device:
-    """The first GPU that this process sees, else the CPU."""
+    """The first GPU visible to this process, else the CPU."""
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def pick_precision(config: Config, device: torch.device) -> torch.dtype:
-    """float32, or bfloat16 where asked for or, with 'auto', where this device is faster at it.
+    """float32, or bfloat16 where the config says so or, with 'auto', where it is faster on this device.
 
-    On CPUs that is measured to be so for FractureCNN's dense convolutions where the processor has bf16
-    instructions; depthwise networks, as most mobile backbones are, lose two thirds of their speed there.
+    On CPUs with bf16 instructions it was measured to be faster for FractureCNN's dense convolutions. Depthwise
+    networks, such as most mobile backbones, lose two thirds of their speed with it.
     """
     if config.train.precision != "auto":
         return torch.bfloat16 if config.train.precision == "bf16" else torch.float32
@@ -93,7 +108,10 @@ def pick_precision(config: Config, device: torch.device) -> torch.dtype:
 
 
 def learning_rate(config: TrainConfig, step: int, total: int) -> float:
-    """Linear warm-up, then a half cosine to zero (Loshchilov and Hutter 2017, arXiv 1608.03983); step from 0."""
+    """Linear warm-up, then a half cosine to zero (Loshchilov and Hutter 2017, arXiv 1608.03983); step from 0.
+
+    timm's CosineLRScheduler can give the same rates, but takes three seconds to import.
+    """
     warmup = config.warmup * total
     if step < warmup:
         return config.lr * (step + 1) / (warmup + 1)
@@ -110,20 +128,25 @@ def batch_loss(logits: torch.Tensor, labels: torch.Tensor, config: TrainConfig, 
     losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     if config.loss == "plain":
         return losses
-    # Both classes weigh the same in sum, and the mean weight is 1 whatever the imbalance.
-    weight = torch.where(labels > 0.5, (1 + positive_weight) / 2, (1 + positive_weight) / (2 * positive_weight))
     if config.loss == "focal":
-        probability = torch.sigmoid(logits)
-        missed = torch.where(labels > 0.5, 1 - probability, probability)
+        # torchvision's sigmoid_focal_loss rounds 1 - p to 0 where an image is certain: for focal_gamma below 1 its
+        # gradient is then nan. It would also smooth this factor with the labels.
+        missed = torch.sigmoid((1 - 2 * labels) * logits)
         losses = losses * missed**config.focal_gamma
-    return losses * weight
+    # Both classes have the same total weight, and the mean weight is 1 for any imbalance.
+    return losses * torch.where(labels > 0.5, (1 + positive_weight) / 2, (1 + positive_weight) / (2 * positive_weight))
+
+
+def dropout_seed(seed: int, epoch: int, rank: int) -> int:
+    """The seed of an epoch's dropout: it depends on nothing before the epoch, so that a resumed run repeats it."""
+    return int(np.random.SeedSequence((seed, epoch, rank)).generate_state(1, np.uint64)[0])
 
 
 class Fit:
     """One model's training, an epoch at a time.
 
-    With `world` > 1 a torch.distributed process group must be up; every rank calls the same methods, and all
-    metrics are those of the whole set, the same on every rank.
+    With `world` > 1 a torch.distributed process group must be up, and every rank calls the same methods. Metrics are
+    of the complete set and the same on every rank.
     """
 
     def __init__(
@@ -133,17 +156,15 @@ class Fit:
         device: torch.device | None = None,
         metric: str = "val_accuracy",
         mode: str = "max",
-        meter: Meter | None = None,
     ) -> None:
         self.config = config
-        self.meter = meter or Meter(torch.get_num_threads())
         self.stream = stream
         self.device = device or pick_device()
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # collectives on objects go through the current device
         self.rank, self.world = stream.plan.rank, stream.plan.world
         self.precision = pick_precision(config, self.device)
-        self.metric, self.sign = metric, 1.0 if mode == "max" else -1.0
+        self.metric, self.mode = metric, mode
 
         torch.manual_seed(config.train.seed)
         self.model = build_model(config.model).to(self.device)
@@ -164,7 +185,6 @@ class Fit:
         self.epochs_done = 0
         self.best: dict[str, float] = {}
         self.best_weights: dict[str, torch.Tensor] = {}
-        self._timed: Stretches = []
 
     @property
     def total_steps(self) -> int:
@@ -183,11 +203,10 @@ class Fit:
         return replace(report, is_best=True)
 
     def advance(self) -> EpochReport:
-        """Train one epoch and validate the averaged weights; whether they are kept is for the caller to say."""
+        """Train one epoch and validate the averaged weights; the caller decides whether to keep them."""
         started = time.perf_counter()
         train_loss = self._train_epoch(self.epochs_done)
-        with self.meter.work(VALIDATION):
-            validation, metrics = self.validate()
+        validation, metrics = self.validate()
         self.epochs_done += 1
         diverged = not math.isfinite(train_loss) or not math.isfinite(metrics["val_loss"])
         metrics = {"epoch": float(self.epochs_done), "train_loss": train_loss, "lr": self._rate(), **metrics}
@@ -204,47 +223,21 @@ class Fit:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def is_better(self, metrics: dict[str, float]) -> bool:
-        """Better than the best so far in the metric, or as good with a lower validation loss: accuracies tie often."""
-        if not self.best:
-            return True
-        now, best = self.sign * metrics[self.metric], self.sign * self.best[self.metric]
-        return now > best or (now == best and metrics["val_loss"] < self.best["val_loss"])
+        """Whether these metrics are preferred to the best so far: see `metric_names.preference`."""
+        return not self.best or self._preference(metrics) > self._preference(self.best)
+
+    def _preference(self, metrics: dict[str, float]) -> tuple[float, float]:
+        return preference(metrics[self.metric], metrics["val_loss"], self.mode)
 
     def _train_epoch(self, epoch: int) -> float:
         self._train_mode()
-        # Dropout's draws depend on the epoch alone, so that a resumed run repeats them.
-        torch.manual_seed(hash((self.config.train.seed, epoch, self.rank)) % 2**63)
+        torch.manual_seed(dropout_seed(self.config.train.seed, epoch, self.rank))
         total = torch.zeros((), device=self.device)
-        step = epoch * self.stream.plan.steps
-        batches = self.stream.train(epoch)
-        resident = False
-        while True:
-            # A GPU has steps to do while the next batch is fetched, but for the first of an epoch.
-            with nullcontext() if self._timed else self.meter.waiting(DATA_WAIT):
-                batch = next(batches, None)
-            if batch is None:
-                break
-            resident = isinstance(batch.images, torch.Tensor)
-            with self.meter.stretch(TRAINING, self.device, self._timed):
-                total += self._step(batch, step)
-            step += 1
+        for step, batch in enumerate(self.stream.train(epoch), start=epoch * self.stream.plan.steps):
+            total += self._step(batch, step)
         if self.world > 1:
             dist.all_reduce(total)
-        loss = float(total) / len(self.stream.plan.train_rows)  # waits for a GPU to have done all steps
-        self._count_device_time(resident)
-        return loss
-
-    def _count_device_time(self, resident: bool) -> None:
-        """What the device did in the epoch that has ended: its steps, and waiting for batches between them.
-
-        A set that is `resident` on the device is augmented there between the steps, which its stream counts.
-        """
-        for begun, ended in self._timed:
-            self.meter.add_wall(TRAINING, begun.elapsed_time(ended) / 1000)
-        if not resident:
-            for (_, ended), (begun, _) in pairwise(self._timed):
-                self.meter.add_wall(DATA_WAIT, ended.elapsed_time(begun) / 1000)
-        self._timed.clear()
+        return float(total) / len(self.stream.plan.train_rows)  # waits until a GPU has done all steps
 
     def _train_mode(self) -> None:
         self.model.train()
@@ -256,39 +249,42 @@ class Fit:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config.train, step, self.total_steps)
         images, labels = self._to_device(batch.images), self._to_device(batch.labels)
-        alone = len(labels) < 2
-        if alone:  # one image has no batch statistics
+        too_few = len(labels) < 2
+        if too_few:  # one image has no batch statistics
             freeze_norm(self.model)
         empty = len(labels) == 0
-        if empty:  # an epoch's last batch may be smaller than the world: take part in the reduction with weight 0
+        if empty:  # the last batch may have fewer images than ranks: take part in the reduction with weight 0
             images = torch.zeros((1, *batch.images.shape[1:]), dtype=torch.uint8, device=self.device)
             labels = torch.zeros(1, device=self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision is torch.bfloat16):
             logits = self._forward(images.unsqueeze(1))
         losses = batch_loss(logits.float(), labels, self.config.train, self.positive_weight)
         total = losses.sum() * (0.0 if empty else 1.0)
-        # The gradients are averaged over ranks, so `world` makes them those of the mean over the global batch.
+        # DDP averages the gradients over ranks; times `world` they are those of the mean over the global batch.
         (total * self.world / batch.global_count).backward()
         if self.config.train.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._average(step)
-        if alone:
+        if too_few:
             self._train_mode()
         return total.detach()
 
     def _to_device(self, array: np.ndarray | torch.Tensor) -> torch.Tensor:
-        if isinstance(array, torch.Tensor):  # the stream's images lie on the device already
+        if isinstance(array, torch.Tensor):  # the stream keeps its images on the device
             return array
-        # Ray's shared arrays are read-only; torch only warns of it, and nothing here writes to them.
+        # Ray's shared arrays are read-only, and torch warns about tensors over such memory.
         tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor
 
     def _average(self, step: int) -> None:
-        """Exponential moving average of weights and batch norm statistics, with Adam-like warm-up of its decay."""
+        """Exponential moving average of weights and batch norm statistics, with Adam-like warm-up of its decay.
+
+        timm's ModelEmaV3 does the same arithmetic at the same speed, but takes three seconds to import.
+        """
         decay = min(self.config.train.ema, (1 + step) / (10 + step)) if self.config.train.ema else 0.0
         averaged, current = self.averaged.state_dict(), self.model.state_dict()
         floats = [name for name, tensor in averaged.items() if tensor.is_floating_point()]
@@ -298,7 +294,7 @@ class Fit:
                 averaged[name].copy_(current[name])
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Everything that the next epoch depends on: tensors by name, which no epoch changes, and a JSON-able rest."""
+        """Everything that the next epoch depends on: copies of tensors by name, and the rest as JSON values."""
         moving = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         moving |= {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
@@ -312,7 +308,7 @@ class Fit:
         return tensors, meta
 
     def load_state(self, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
-        """Go on where `state` was taken: the epochs that follow are those of an uninterrupted run."""
+        """Resume from what `state` returned: the epochs that follow are those of an uninterrupted run."""
 
         def part(prefix: str) -> dict[str, torch.Tensor]:
             return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
@@ -329,8 +325,8 @@ class Fit:
 
     @torch.inference_mode()
     def validate(self) -> tuple[Validation, dict[str, float]]:
-        """Score the averaged weights on the whole validation set; every rank gets the same answer."""
-        if self.world > 1:  # batch norm statistics differ between ranks: all validate rank 0's
+        """Score the averaged weights on all validation images; every rank gets the same result."""
+        if self.world > 1:  # batch norm statistics differ between ranks: all use those of rank 0
             for tensor in self.averaged.state_dict().values():
                 dist.broadcast(tensor, 0)
         logits, labels, rows = [], [], []
@@ -350,13 +346,12 @@ class Fit:
             dist.all_gather_object(parts, mine)
             mine = tuple(np.concatenate(column) for column in zip(*parts, strict=True))  # type: ignore[assignment]
         order = np.argsort(mine[0], kind="stable")
-        return self._judge(*(column[order] for column in mine))
+        return self._score(*(column[order] for column in mine))
 
-    def _judge(self, rows: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> tuple[Validation, dict[str, float]]:
-        """Every validation set at the calibration and threshold fixed on 'val', whatever that is in the protocol."""
+    def _score(self, rows: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> tuple[Validation, dict[str, float]]:
+        """Score every validation set, with the calibration and the threshold that are fitted on 'val'."""
         if not np.isfinite(logits).all():
-            nothing = Validation(rows, labels, logits, Calibration(1.0, 0.0), 0.5)
-            return nothing, {"val_loss": math.nan}
+            return Validation(rows, labels, logits, Calibration(1.0, 0.0), 0.5), {"val_loss": math.nan}
         inside = {name: np.searchsorted(rows, members) for name, members in self.stream.plan.val_sets.items()}
         calibration = fit_temperature(labels[inside["val"]], logits[inside["val"]])
         probabilities = calibration.apply(logits)
@@ -366,7 +361,7 @@ class Fit:
         scores = {}
         for name, members in inside.items():
             y, p = labels[members], probabilities[members]
-            # Of the calibrated probabilities: the class weights of the training loss shift the raw ones.
+            # Of the calibrated probabilities: the class weights in the training loss shift the raw ones.
             loss = float(F.binary_cross_entropy(torch.from_numpy(p).float(), torch.from_numpy(y)))
             scores[name] = {"loss": loss, **score(y, p, threshold).as_dict()}
         return Validation(rows, labels, logits, calibration, threshold), over_sets(scores)

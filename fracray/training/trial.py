@@ -32,7 +32,8 @@ from fracray.training.checkpoint import SEEN_COLUMNS, CheckpointMetadata, load_s
 from fracray.training.cross_validation import Folds
 from fracray.training.epochs import EpochResult, write_epochs
 from fracray.training.job import Job
-from fracray.training.loop import EpochReport, Fit, pick_device
+from fracray.training.loop import EpochReport, pick_device
+from fracray.training.metered import MeteredFit
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class TrialRunner:
         device = device or pick_device()
         self._streams = [make_stream(self.config, plan, job, device, self._meter) for plan in plans]
         fits = [
-            Fit(self.config, stream, device, job.metric, job.config.search.mode, self._meter)
+            MeteredFit(self.config, stream, device, job.metric, job.config.search.mode, self._meter)
             for stream in self._streams
         ]
         self._fit = fits[0] if len(fits) == 1 else Folds(fits)

