@@ -24,7 +24,8 @@ from torch.nn import functional as F
 from fracray.config import Config
 from fracray.data.images.letterbox import letterbox
 from fracray.data.loading.augment import Augmenter
-from fracray.data.loading.streams import MemoryStream, Plan
+from fracray.data.loading.plan import Plan
+from fracray.data.loading.streams import MemoryStream
 from fracray.data.phantom.draw import draw_phantom
 from fracray.runtime.show import new_console, new_table
 from fracray.training.loop import Fit, pick_precision

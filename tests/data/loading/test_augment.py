@@ -15,7 +15,7 @@ from fracray.config import AugmentConfig
 from fracray.data.loading.augment import Augmenter, draw, philox
 
 STRONG = AugmentConfig(rotate=25.0, flip=0.5, vertical_flip=0.3, scale=0.2, brightness=0.3, contrast=0.3)
-OFF = AugmentConfig(**dict.fromkeys(AugmentConfig.model_fields, 0.0))
+OFF = AugmentConfig(rotate=0.0, flip=0.0, scale=0.0, brightness=0.0, contrast=0.0)
 
 
 def only(**strengths):

@@ -13,7 +13,8 @@ import pytest
 from fracray.config import Config
 from fracray.data.images.letterbox import letterbox
 from fracray.data.loading.ingest import decode, ingest, open_shards
-from fracray.data.loading.streams import MemoryStream, RayStream, ahead, make_plan
+from fracray.data.loading.plan import make_plan
+from fracray.data.loading.streams import MemoryStream, RayStream, ahead
 from fracray.data.manifest import Manifest
 from fracray.data.prepare import prepare
 from fracray.runtime.efficiency import Meter
@@ -166,7 +167,7 @@ def test_an_error_of_the_augmenting_thread_reaches_the_loop():
         yield "first"
         raise ValueError("no such file")
 
-    batches = ahead(broken, Meter())
+    batches = ahead(broken)
     assert next(batches) == "first"
     with pytest.raises(ValueError, match="no such file"):
         next(batches)
