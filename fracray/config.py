@@ -131,7 +131,7 @@ class SplitConfig(Section):
     def _consistent(self) -> Self:
         if self.train + self.val >= 1:
             raise ValueError(
-                f"train + val = {self.train + self.val:g} leaves nothing for test; lower one of them: the sum must be below 1"
+                f"train + val = {self.train + self.val:g} leaves nothing for test; lower one of them, to a sum below 1"
             )
         if self.protocol == "official":
             raise ValueError(
@@ -209,8 +209,8 @@ class DataConfig(Section):
     def _one_way(self) -> Self:
         if self.augment_on == "gpu" and self.stream == "ray":
             raise ValueError(
-                "augment_on = gpu augments on the GPU, but stream = ray augments in tasks of Ray Data: the two cannot "
-                "go together; set one of the two to its default"
+                "augment_on = gpu augments on the GPU: it cannot go with stream = ray, which augments in tasks of Ray "
+                "Data; set one of the two to its default"
             )
         return self
 
@@ -448,10 +448,10 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
         path = f"{prefix}{key}"
-        if isinstance(value, list) and value and path.startswith(f"{EXTRA}."):
-            value = {str(place): inner for place, inner in enumerate(value)}
         if isinstance(value, Mapping):
             leaves |= _flatten(value, f"{path}.")
+        elif isinstance(value, list) and value and path.startswith(f"{EXTRA}."):
+            leaves |= _flatten({str(place): inner for place, inner in enumerate(value)}, f"{path}.")
         else:
             leaves[path] = value
     return leaves

@@ -1,4 +1,4 @@
-"""The albumentations transforms named in `augment.extra`: which can be used, with which arguments, and how to build one.
+"""The albumentations transforms named in `augment.extra`: which can be used, with which arguments, and how to build.
 
 albumentations is imported only once a transform is named. Knows nothing of the config tree, of data or of training.
 """
@@ -159,7 +159,7 @@ def _transform_class(name: str) -> type["BasicTransform"]:
 
 
 def _signature(kind: type["BasicTransform"]) -> dict[str, inspect.Parameter]:
-    parameters = inspect.signature(kind.__init__).parameters  # type: ignore[misc]
+    parameters = inspect.signature(kind.__init__).parameters
     return {name: parameter for name, parameter in parameters.items() if name not in ("self", "strict")}
 
 

@@ -188,10 +188,10 @@ def space_file(tmp_path, text="space:\n  model.dropout: {float: [0, 0.5]}\n"):
     ("text", "words"),
     [
         ("trails: 3\nspace:\n  model.dropout: {float: [0, 0.5]}\n", "space.yaml:1: unknown key 'trails'"),
-        ("space:\n  model.dropout: {float: [0.5, 0]}\n", "space.yaml:2: model.dropout: the range [0.5, 0] is upside"),
+        ("space:\n  model.dropout: {float: [0.5, 0]}\n", "space.yaml:2: model.dropout: low must be below high"),
         ("space:\n  model.drop: {float: [0, 0.5]}\n", "space.yaml:2: 'model.drop' is not a setting (did you mean"),
     ],
-    ids=["unknown key", "range upside down", "unknown path"],
+    ids=["unknown key", "range from high to low", "unknown path"],
 )
 def test_a_faulty_space_is_refused_before_anything_starts(refuse, tmp_path, text, words):
     assert words in refuse(tune, "--space", space_file(tmp_path, text))

@@ -159,6 +159,6 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
     """Whether a value lies in a distribution; never one of the wrong kind."""
     if isinstance(distribution, CategoricalDistribution):
         return value in distribution.choices
-    if value is None or isinstance(value, str):
+    if not isinstance(value, int | float):
         return False
     return bool(distribution._contains(distribution.to_internal_repr(value)))

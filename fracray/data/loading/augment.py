@@ -132,8 +132,8 @@ class Augmenter:
             for image, into, matrix in zip(images, augmented, matrices, strict=True):
                 warp.apply(image, False, False, matrix, into)  # the flips are part of the matrix
         elif warp:
-            for image, into, *flips in zip(images, augmented, draws.flip, draws.vertical_flip, strict=True):
-                warp.apply(image, *flips, dst=into)
+            for image, into, flip, vertical in zip(images, augmented, draws.flip, draws.vertical_flip, strict=True):
+                warp.apply(image, flip, vertical, None, into)
         if gray_levels:
             before = augmented if warp else images
             for image, into, table in zip(before, augmented, gray_tables(draws), strict=True):

@@ -26,7 +26,8 @@ TASK_CPUS = 0.5  # of Ray's, which must be free besides those of the workers: on
 PREFETCHED_BATCHES = 4
 MEMORY_SHARE = 0.25  # of a machine's memory that the decoded set may fill before Ray Data streams it instead
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class _Ahead(ABC):

@@ -39,7 +39,7 @@ class Warp(A.DualTransform):
         self._strengths = AugmentConfig(**{**OFF, **given})
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        """One draw: `flip`, `vertical_flip`, and the `matrix` (2, 3) from augmented to original pixels, None without."""
+        """One draw: `flip`, `vertical_flip`, and the `matrix` (2, 3) from augmented to original pixels, or None."""
         draws = _one_draw(self._strengths, self.random_generator)
         height, width = params["shape"][:2]
         matrix = source_matrices(draws, height, width)[0]
