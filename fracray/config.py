@@ -4,6 +4,7 @@ A resolved config is immutable and is saved in every run and every checkpoint. S
 settings by dotted path (`model.dropout`). Imports no Torch, Ray, numpy or albumentations.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -410,7 +411,7 @@ class Config(Section):
             node = tree
             for parent in parents:
                 node = node[parent]
-            node[leaf] = value
+            node[leaf] = copy.deepcopy(value)  # the paths that follow may change it
         return resolve(tree, where)
 
     def to_yaml(self) -> str:
@@ -433,7 +434,7 @@ def _set_extra(extra: dict[str, Any], path: str, value: Any, where: str) -> None
         else:
             raise InputError(f"{where}: '{path}' is not a setting; {path.rsplit('.', 1)[0]} is {node!r}")
         if depth == len(keys):
-            node[inner] = value
+            node[inner] = copy.deepcopy(value)
         node = node[inner]
 
 

@@ -141,9 +141,7 @@ class _Reader:
         where = self.where("space", path)
         check_path(path, where)
         if path.startswith(("search.", "data.")) or path in ("train.epochs", "train.seed", "train.operating_point"):
-            raise InputError(
-                f"{where}: {path} cannot be searched: the trials would not be comparable"
-            )
+            raise InputError(f"{where}: {path} cannot be searched: the trials would not be comparable")
         if path not in config.leaves():
             inside = [leaf for leaf in config.leaves() if leaf.startswith(f"{path}.")]
             remedy = f": it is a list or mapping; name one of {', '.join(inside)}" if inside else ""
@@ -191,9 +189,7 @@ class _Reader:
             raise InputError(f"{where}: {path}: {kind} takes two numbers, [low, high]; got {values}")
         low, high = values
         if not -sys.float_info.max <= low < high <= sys.float_info.max:
-            raise InputError(
-                f"{where}: {path}: low must be below high in the range [{low}, {high}]"
-            )
+            raise InputError(f"{where}: {path}: low must be below high in the range [{low}, {high}]")
         log = kind.startswith("log_")
         if log and low <= 0:
             raise InputError(f"{where}: {path}: a logarithmic range must start above 0; got {low}")

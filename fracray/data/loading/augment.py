@@ -152,7 +152,7 @@ class _Reseeded:
     def __init__(self, name: str, transform: "A.BasicTransform") -> None:
         self._transform = transform
         self._block = zlib.crc32(name.encode()) | 2**31  # no block of `draw`
-        self._bits, self._random = np.random.PCG64(), random.Random()
+        self._bits, self._random = np.random.PCG64(0), random.Random()  # 0 fixes the increment, which is not reseeded
         transform.set_random_state(np.random.Generator(self._bits), self._random)
 
     def batch(self, images: np.ndarray, seed: int, epoch: int, rows: Sequence[int] | np.ndarray) -> None:
