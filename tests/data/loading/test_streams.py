@@ -12,6 +12,7 @@ import pytest
 
 from fracray.config import Config
 from fracray.data.images.letterbox import letterbox
+from fracray.data.loading.augment import Augmenter
 from fracray.data.loading.ingest import decode, ingest, open_shards
 from fracray.data.loading.plan import make_plan
 from fracray.data.loading.streams import MemoryStream, RayStream, ahead
@@ -112,6 +113,28 @@ def test_memory_and_ray_data_give_the_same_batches(prepared, rank):
         assert np.array_equal(ours.images, theirs.images)
     memory.close()
     ray_data.close()
+
+
+EXTRA = {"CLAHE": {"p": 0.5}, "GaussNoise": {"p": 0.5}, "CoarseDropout": {"p": 0.5}}
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_extra_transforms_draw_the_same_in_every_stream_and_for_every_number_of_workers(prepared, world):
+    config = make_config(batch_size=24).with_leaves({"augment.extra": EXTRA})
+    images = prepared.shards.load()
+    expected = Augmenter(config.augment, config.train.seed).batch(images, 1, range(len(images)))
+    seen = []
+    for rank in range(world):
+        plan = make_plan(config, prepared.table, prepared.shards, rank, world)
+        for stream in (MemoryStream(plan, images, epochs=2), RayStream(plan, prepared.shards, epochs=2)):
+            for batch in drain(stream, 1):
+                seen += batch.rows.tolist()
+                for row, image in zip(batch.rows, batch.images, strict=True):
+                    assert np.array_equal(image, expected[row])
+            stream.close()
+    assert sorted(seen) == sorted([*prepared.rows("train")] * 2)
+    changed = [not np.array_equal(images[row], expected[row]) for row in seen]
+    assert np.mean(changed) > 0.9
 
 
 def test_training_images_are_augmented_anew_and_validation_never(prepared):
