@@ -175,12 +175,12 @@ def main() -> None:
     for arm, taken in alone.items():
         rates = [1 / second for second in taken]
         table.add_row(f"augmentation, {arm}", f"{median(rates):.0f}", f"{min(rates):.0f}", f"{max(rates):.0f}")
-    told: dict[str, Any] = {"extra": EXTRA, "seconds_an_image": alone}
+    alone_figures: dict[str, Any] = {"extra": EXTRA, "seconds_an_image": alone}
     for arm in ("stock", "one extra"):
         ratios = [fused / other for fused, other in zip(alone["fused"], alone[arm], strict=True)]
         table.add_row(f"ratio, {arm}", f"{median(ratios):.3f}", f"{min(ratios):.3f}", f"{max(ratios):.3f}")
-        told[f"ratio, {arm}"] = median(ratios)
-    figures["augmentation"] = told
+        alone_figures[f"ratio, {arm}"] = median(ratios)
+    figures["augmentation"] = alone_figures
     write_results(new_console(), "epoch", table, figures, args.json)
 
 

@@ -345,7 +345,7 @@ class SchedulerConfig(Section):
         2, ge=1, description="epochs that every trial runs before asha or median may stop it, 1 or more"
     )
     reduction_factor: Annotated[float, Field(gt=1)] = Field(
-        3.0, description="of asha and hyperband: one trial in so many goes on after each rung, above 1"
+        3.0, description="of asha and hyperband: one of this many trials continues after each rung, above 1"
     )
 
 
@@ -462,7 +462,7 @@ LEAVES: tuple[str, ...] = tuple(Config().leaves())  # those of every config; aug
 
 
 def check_path(path: str, where: str) -> None:
-    """InputError unless `path` can name a setting; of those below `augment.extra` only a complete config can say."""
+    """InputError unless `path` can name a setting; paths below `augment.extra` are checked when the config is."""
     known = (*LEAVES, EXTRA)
     if path not in known and not (path.startswith(f"{EXTRA}.") and all(path.split("."))):
         inside = [leaf for leaf in known if leaf.startswith(f"{path}.")]
@@ -473,7 +473,7 @@ def check_path(path: str, where: str) -> None:
 def resolve(tree: Mapping[str, Any], where: str | Callable[[str], str]) -> Config:
     """Validate a nested mapping into a Config.
 
-    Raises InputError with the dotted path of every fault and its place, `where` or what `where` says of the path.
+    Raises InputError with the dotted path and the place of every fault; the place is `where`, or `where(path)`.
     """
     try:
         return Config.model_validate(tree)

@@ -1,6 +1,6 @@
 """The albumentations transforms named in `augment.extra`: which can be used, with which arguments, and how to build.
 
-albumentations is imported only once a transform is named. Knows nothing of the config tree, of data or of training.
+albumentations is imported only where a transform is named. Knows nothing of the config tree, of data or of training.
 """
 
 import functools
@@ -21,7 +21,7 @@ TRIED_SEEDS = 2
 
 
 class SettingError(ValueError):
-    """A wrong value below a setting; `path` leads from the setting to the fault, `value` is what stands there."""
+    """A wrong value below a setting; `path` leads from the setting to the fault, `value` is the wrong value."""
 
     def __init__(self, path: tuple[str, ...], message: str, value: Any = None) -> None:
         super().__init__(message)
@@ -114,13 +114,13 @@ def _freeze(value: Any, path: tuple[str, ...]) -> Any:
         return tuple(_freeze(inner, (*path, str(at))) for at, inner in enumerate(value))
     if isinstance(value, str):
         try:
-            value = float(value)  # YAML 1.1 takes 1e-3 for a word
+            value = float(value)  # YAML 1.1 reads 1e-3 as a string
         except ValueError:
             return value
     if isinstance(value, float) and not math.isfinite(value):
         raise SettingError(path, "must be a finite number", value)
     if not isinstance(value, bool | int | float | None):
-        raise SettingError(path, "must be a number, a word, a list or a mapping", value)
+        raise SettingError(path, "must be a number, a string, a list or a mapping", value)
     return value
 
 
@@ -150,7 +150,7 @@ def _transform_class(name: str) -> type["BasicTransform"]:
     elif issubclass(kind, A.Lambda):
         why = "it takes Python functions, which a config cannot hold"
     elif kind is A.ChannelShuffle:
-        why = "it leaves an image with one channel as it is"
+        why = "it does not change an image with one channel"
     elif given := SIZE_ARGUMENTS & set(_signature(kind)):
         why = f"it sets the size of the image ({', '.join(sorted(given))}), which data.size does"
     if why:
@@ -194,7 +194,7 @@ def _check(name: str, arguments: FrozenMap) -> None:
 
 
 def _refusal(name: str, arguments: FrozenMap, error: Exception) -> SettingError:
-    """albumentations' own words for a value that it does not take, in one line."""
+    """The message of albumentations for a value that it refuses, in one line."""
     from pydantic import ValidationError
 
     cause = error.__cause__

@@ -1,4 +1,4 @@
-"""`augment.extra`: which transforms of albumentations are accepted, and what is said of the others."""
+"""`augment.extra`: which transforms of albumentations are accepted, and the messages for the others."""
 
 import inspect
 import os
@@ -24,7 +24,7 @@ def extra_of(**leaves):
 # ---- what is accepted
 
 
-def test_transforms_keep_their_order_and_say_their_probability():
+def test_transforms_keep_their_order_and_have_a_probability():
     config = Config().with_leaves({"augment.extra": {"GaussNoise": None, **CLAHE}})
     assert thaw(config.augment.extra) == {"GaussNoise": {"p": 0.5}, **CLAHE}
     assert list(config.augment.extra) == ["GaussNoise", "CLAHE"]
@@ -83,7 +83,7 @@ def test_command_line_words_set_a_transform_or_one_argument():
     assert Config().with_leaves({"augment.extra": CLAHE}).with_leaves({"augment.extra": {}}) == Config()
 
 
-def test_numbers_that_yaml_reads_as_words_are_numbers():
+def test_numbers_that_yaml_reads_as_strings_are_numbers():
     assert extra_of(GaussNoise__std_range=["1e-2", "5e-2"]).augment.extra["GaussNoise"]["std_range"] == (0.01, 0.05)
 
 
@@ -134,7 +134,7 @@ def test_every_transform_of_albumentations_is_accepted_or_refused_with_a_reason(
             "RandomFog",
             "cannot be applied to a gray radiograph: This transformation expects 3-channel",
         ),
-        ({"ChannelShuffle": {}}, "ChannelShuffle", "leaves an image with one channel as it is"),
+        ({"ChannelShuffle": {}}, "ChannelShuffle", "does not change an image with one channel"),
         ({"HistogramMatching": {}}, "HistogramMatching", "it needs hm_metadata as well"),
         ({"GridElasticDeform": {"magnitude": 3}}, "GridElasticDeform", "needs the argument 'num_grid_xy'"),
         ({"ShiftScaleRotate": {}}, "ShiftScaleRotate", "Please use Affine transform instead"),

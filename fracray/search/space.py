@@ -131,10 +131,10 @@ class SearchSpace:
             yield {path: values[place] for (path, values), place in zip(grid.items(), places, strict=True)}
 
     def sampler(self, told: int = 0) -> optuna.samplers.BaseSampler:
-        """Optuna's sampler of this search. `told` trials already stand in the study: a resumed search draws on."""
+        """Optuna's sampler of this search. A resumed search, with `told` trials in its study, draws other numbers."""
         settings = self.config.search.sampler
         seed = settings.seed + told
-        if settings.name in ("random", "grid"):  # a grid's points are put in line whole: nothing is left to sample
+        if settings.name in ("random", "grid"):  # all points of a grid are in the queue: nothing is left to sample
             return optuna.samplers.RandomSampler(seed=seed)
         if settings.name == "cmaes":
             return optuna.samplers.CmaEsSampler(n_startup_trials=settings.startup_trials, seed=seed)

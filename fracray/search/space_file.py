@@ -1,7 +1,7 @@
 """Search-space files: YAML to a SearchSpace.
 
-A file names leaves of the config tree by dotted path and nothing else. Everything that can be wrong with it is found
-here, with its line, before anything is launched. Knows nothing of Ray.
+A file names leaves of the config tree by dotted path and nothing else. Every fault is found here, with its
+line, before anything is launched. Knows nothing of Ray.
 """
 
 import itertools

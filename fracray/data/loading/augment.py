@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import albumentations as A
 
 _HALF, _BITS = np.uint64(0xFFFFFFFF), np.uint64(32)
-UNIFORMS = 8  # drawn for a row, at fixed places: a strength that changes leaves the draws of all others as they are
+UNIFORMS = 8  # drawn for a row, at fixed places: changing one strength does not change the draws of the others
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Draws:
     """What happens to each of n images: flips, then zoom, then rotation, all about the centre, then the gray levels."""
 
     flip: np.ndarray  # (n,) bool, left-right
-    vertical_flip: np.ndarray  # (n,) bool, upside down
+    vertical_flip: np.ndarray  # (n,) bool, up-down
     angle: np.ndarray  # (n,) degrees, counter-clockwise
-    scale: np.ndarray  # (n, 2) factors along x and y, drawn apart
+    scale: np.ndarray  # (n, 2) factors along x and y, drawn separately
     brightness: np.ndarray  # (n,) shares of full scale, added
     contrast: np.ndarray  # (n,) relative changes
 
@@ -73,7 +73,7 @@ def source_matrices(draws: Draws, height: int, width: int) -> np.ndarray:
 
 
 def gray_tables(draws: Draws) -> np.ndarray:
-    """(n, 256) uint8: the gray level that each level becomes, cut off at black and white, fractions dropped."""
+    """(n, 256) uint8: the gray level that each level becomes, clipped to black and white, rounded down."""
     levels = np.arange(256, dtype=np.float32) * (1 + draws.contrast).astype(np.float32)[:, None]
     levels += (255 * draws.brightness).astype(np.float32)[:, None]
     return np.minimum(np.maximum(levels, 0, out=levels), 255, out=levels).astype(np.uint8)
@@ -101,8 +101,8 @@ def build_pipeline(strengths: AugmentConfig, **options: Any) -> "A.Compose":
 
 
 class Augmenter:
-    """Applies its strengths to batches of radiographs on the CPU; without extra transforms it holds the interpreter
-    for a few microseconds an image only."""
+    """Augments batches of radiographs on the CPU; without extra transforms it holds the interpreter lock for only a few
+    microseconds per image."""
 
     def __init__(self, strengths: AugmentConfig, seed: int) -> None:
         from fracray.data.loading.transforms import GrayLevels, Warp
@@ -114,13 +114,13 @@ class Augmenter:
         extra = pipeline.transforms[len(pipeline) - len(strengths.extra) :]
         named = zip(strengths.extra, extra, strict=True)
         self._extra = [_Reseeded(name, transform) for name, transform in named if transform.p > 0]
-        cv2.setNumThreads(1)  # the parallelism is that of workers and tasks
+        cv2.setNumThreads(1)  # workers and tasks run in parallel already
 
     def batch(self, images: np.ndarray, epoch: int, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Augment (n, H, W) uint8 images into a new array; an augmentation that is off returns `images` itself.
 
-        `rows` are the images' numbers in the prepared set, `epoch` counts from 0. A warp fills with black what comes
-        from outside the image, and interpolates linearly; flips alone move pixels without changing any.
+        `rows` are the images' numbers in the prepared set, `epoch` counts from 0. A warp interpolates linearly, and
+        what comes from outside the image is black; flips alone move pixels without changing them.
         """
         warp, gray_levels = self._warp, self._gray_levels
         augmented = images
@@ -146,8 +146,8 @@ class Augmenter:
 
 
 class _Reseeded:
-    """A transform of albumentations whose draws are a function of (seed, epoch, row), and of its name: a transform
-    that is added or removed leaves the draws of all others as they are."""
+    """A transform of albumentations whose draws are a function of (seed, epoch, row) and of its name: adding or
+    removing another transform does not change them."""
 
     def __init__(self, name: str, transform: "A.BasicTransform") -> None:
         self._transform = transform

@@ -1,6 +1,6 @@
-"""Which images stand in which batch: arithmetic on (seed, epoch, rank), so that no rank waits for another.
+"""Which images are in which batch: arithmetic on (seed, epoch, rank), so that no rank waits for another.
 
-No image is lost or counted twice where the set does not divide. Imports neither Torch nor Ray.
+Every image is used once in an epoch, also where the set cannot be divided evenly. Imports neither Torch nor Ray.
 """
 
 from dataclasses import dataclass

@@ -22,7 +22,7 @@ from fracray.data.loading.plan import SHUFFLE_WINDOW, Batch, Plan
 from fracray.runtime.efficiency import AUGMENTATION, TRANSFORM, Meter
 
 TASK_BYTES = 32 * 2**20  # of images that one task augments: starting a task costs as much as augmenting some 500
-TASK_CPUS = 0.5  # of Ray's, which must be free besides those of the workers: on one core too
+TASK_CPUS = 0.5  # of a task, free in addition to those of the workers; below 1, so that one core is enough
 PREFETCHED_BATCHES = 4
 MEMORY_SHARE = 0.25  # of a machine's memory that the decoded set may fill before Ray Data streams it instead
 

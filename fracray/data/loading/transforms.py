@@ -24,7 +24,7 @@ class Warp(A.DualTransform):
     rotate: largest angle in degrees, 0 to 180; flip, vertical_flip: probabilities; scale: largest relative zoom of
     width and height separately, 0 to below 1; p: probability of the transform. Takes images (H, W) or (H, W, C), masks
     and bounding boxes. Outside of the image is black (0). Images are interpolated linearly, masks get the value of the
-    nearest pixel, a box becomes the smallest one around its four corners. Flips alone move pixels without changing any.
+    nearest pixel, a box becomes the smallest one around its four corners. Flips alone do not change pixel values.
     Raises ValueError for a strength out of range.
     """
 
@@ -79,7 +79,7 @@ class Warp(A.DualTransform):
             draws = _flips_alone(params["flip"], params["vertical_flip"])
             matrix = source_matrices(draws, height, width)[0]
         forward = cv2.invertAffineTransform(matrix)
-        corners = bboxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]] * (width, height) - 0.5  # centres of pixels are whole
+        corners = bboxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]] * (width, height) - 0.5  # centres of pixels are integers
         moved = (corners @ forward[:, :2].T + forward[:, 2] + 0.5) / (width, height)
         return np.concatenate([moved.min(axis=1), moved.max(axis=1), bboxes[:, 4:]], axis=1)
 
@@ -88,7 +88,7 @@ class GrayLevels(A.ImageOnlyTransform):
     """Contrast, then brightness, in one lookup table for each image; for uint8 images.
 
     brightness: largest shift as a share of full scale, contrast: largest relative change, both 0 to below 1; p:
-    probability of the transform. Levels are cut off at black and white. Raises ValueError for a strength out of range.
+    probability of the transform. Levels are clipped to black and white. Raises ValueError for a strength out of range.
     """
 
     def __init__(self, brightness: float = 0.0, contrast: float = 0.0, p: float = 1.0) -> None:

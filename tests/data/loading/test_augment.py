@@ -34,7 +34,7 @@ def radiographs():
 
 
 def by_albumentations(strengths, image, draws, at):
-    """One image as albumentations augments it, told to draw what we drew."""
+    """One image as albumentations augments it with our draws."""
     angle, brightness, contrast = (float(d[at]) for d in (draws.angle, draws.brightness, draws.contrast))
     x, y = (float(factor) for factor in draws.scale[at])
     transforms = [A.HorizontalFlip(p=float(draws.flip[at])), A.VerticalFlip(p=float(draws.vertical_flip[at]))]
@@ -59,8 +59,8 @@ def by_albumentations(strengths, image, draws, at):
         (only(brightness=0.3), 0, 0.0),
         (only(contrast=0.3), 0, 0.0),
         (only(flip=0.5, vertical_flip=0.5, brightness=0.4, contrast=0.4), 0, 0.0),
-        # Our matrix is inverted, and the flips multiplied into it, in another order than theirs: now and then a value
-        # falls on the other side of a half and is rounded to the next gray level, which contrast can make two.
+        # Our matrix is inverted, and multiplied with the flips, in another order than theirs: some values near a half
+        # are rounded to the next gray level, and contrast can make two levels of one.
         (only(rotate=180.0), 1, 1e-3),
         (only(scale=0.3), 1, 1e-3),
         (only(rotate=25.0, scale=0.2, flip=0.5, vertical_flip=0.5), 1, 1e-3),
@@ -89,7 +89,7 @@ def test_albumentations_left_to_draw_gives_the_same_distribution_of_pixels(radio
             A.RandomBrightnessContrast(brightness_limit=0.3, contrast_limit=0.3, p=1.0),
         ]
     )
-    # Compose(seed=...) seeds every transform alike, and only what is flipped sideways would ever stand on its head.
+    # Compose(seed=...) seeds every transform alike, and only images flipped left-right would be flipped up-down.
     pipeline.set_random_state(np.random.default_rng(0), random.Random(0))
     theirs = np.stack([pipeline(image=image)["image"] for _ in range(count)])
     ours = Augmenter(STRONG, 0).batch(np.broadcast_to(image, (count, *image.shape)), 0, range(count))
@@ -173,7 +173,7 @@ def parameters(draws):
     ).astype(float)
 
 
-def test_draws_are_uniform_within_their_strengths_and_flips_as_probable_as_told():
+def test_draws_are_uniform_within_their_strengths_and_flips_have_their_probability():
     drawn = parameters(draw(STRONG, 0, 0, range(20_000)))
     for name, values in (("flip", drawn[0]), ("vertical_flip", drawn[1])):
         assert stats.binomtest(int(values.sum()), len(values), getattr(STRONG, name)).pvalue > 1e-3
@@ -181,7 +181,7 @@ def test_draws_are_uniform_within_their_strengths_and_flips_as_probable_as_told(
         assert stats.kstest(values, stats.uniform(middle - reach, 2 * reach).cdf).pvalue > 1e-3
 
 
-def test_draws_of_parameters_rows_epochs_and_seeds_have_nothing_to_do_with_one_another():
+def test_draws_of_parameters_rows_epochs_and_seeds_are_uncorrelated():
     count = 10_000
     here = parameters(draw(STRONG, 0, 0, range(count)))
     # The correlation of n independent pairs has a standard deviation of 1 / sqrt(n).
@@ -207,7 +207,7 @@ def test_a_draw_depends_on_seed_epoch_and_row_alone():
         assert not np.isclose(parameters(other)[2:], together[2:]).any(axis=1).all()
 
 
-def test_a_strength_leaves_the_draws_of_the_others_as_they_are():
+def test_a_strength_does_not_change_the_draws_of_the_others():
     rows = range(100)
     all_on, rotation = draw(STRONG, 0, 0, rows), draw(only(rotate=25.0), 0, 0, rows)
     assert np.array_equal(all_on.angle, rotation.angle)
@@ -221,12 +221,12 @@ def test_a_strength_leaves_the_draws_of_the_others_as_they_are():
 def test_batches_of_any_composition_hold_the_same_images(radiographs):
     rows = np.arange(len(radiographs))
     augmenter = Augmenter(STRONG, 3)
-    whole = augmenter.batch(radiographs, 4, rows)
+    complete = augmenter.batch(radiographs, 4, rows)
     order = np.random.default_rng(1).permutation(rows)
-    assert np.array_equal(augmenter.batch(radiographs[order], 4, order), whole[order])
+    assert np.array_equal(augmenter.batch(radiographs[order], 4, order), complete[order])
     parts = [Augmenter(STRONG, 3).batch(radiographs[part], 4, part) for part in np.array_split(rows, 5)]
-    assert np.array_equal(np.concatenate(parts), whole)
-    assert not np.array_equal(augmenter.batch(radiographs, 5, rows), whole)
+    assert np.array_equal(np.concatenate(parts), complete)
+    assert not np.array_equal(augmenter.batch(radiographs, 5, rows), complete)
 
 
 # ---------------------------------------------------------------- what a strength does to a picture
@@ -258,7 +258,7 @@ def test_each_strength_alone_changes_the_image_within_its_range(bar, strength):
             assert np.abs(areas - 1).max() < 0.05
 
 
-def test_angles_turn_against_the_clock(bar):
+def test_angles_are_counter_clockwise(bar):
     turned = Augmenter(only(rotate=25.0), 0).batch(np.broadcast_to(bar, (50, 64, 64)), 0, range(50))
     angles = draw(only(rotate=25.0), 0, 0, range(50)).angle
     ys, xs = np.indices((64, 64)).reshape(2, -1)

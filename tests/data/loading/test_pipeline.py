@@ -150,7 +150,7 @@ def test_draws_of_extra_transforms_depend_on_seed_epoch_and_row_alone(radiograph
         assert not any(np.array_equal(a, b) for a, b in zip(other, complete, strict=True))
 
 
-def test_a_transform_leaves_the_draws_of_the_others_as_they_are(radiographs):
+def test_a_transform_does_not_change_the_draws_of_the_others(radiographs):
     noise = {"GaussNoise": {"p": 0.5}}
     alone, after = (
         Augmenter(strengths(**NOTHING, extra=extra), 0).batch(radiographs, 0, range(24))
@@ -173,7 +173,7 @@ def test_probabilities_and_ranges_are_those_of_the_arguments():
     noisy = spread[spread > 0]
     assert noisy.min() > 0.015
     assert noisy.max() < 0.11
-    assert np.corrcoef(noisy[:-1], noisy[1:])[0, 1] < 0.3  # neighbouring rows have nothing in common
+    assert np.corrcoef(noisy[:-1], noisy[1:])[0, 1] < 0.3  # neighbouring rows are independent
 
 
 @pytest.mark.parametrize(

@@ -71,8 +71,8 @@ def test_every_image_is_in_exactly_one_batch_of_one_rank(prepared, world, batch_
 def test_ranks_together_hold_the_batches_of_one_rank(prepared):
     alone = make_plan(make_config(batch_size=16), prepared.table, prepared.shards)
     pair = [make_plan(make_config(batch_size=16), prepared.table, prepared.shards, rank, 2) for rank in (0, 1)]
-    for whole, left, right in zip(alone.train_slices(1), *(plan.train_slices(1) for plan in pair), strict=True):
-        assert list(whole[0]) == [*left[0], *right[0]]
+    for complete, left, right in zip(alone.train_slices(1), *(plan.train_slices(1) for plan in pair), strict=True):
+        assert list(complete[0]) == [*left[0], *right[0]]
 
 
 def test_order_changes_with_epoch_and_seed_alone(prepared):
@@ -151,13 +151,13 @@ def test_training_images_are_augmented_anew_and_validation_never(prepared):
 
 def test_a_stream_left_in_the_middle_of_an_epoch_can_be_asked_again(prepared):
     plan = make_plan(make_config(batch_size=8), prepared.table, prepared.shards)
-    whole = [drain(MemoryStream(plan, prepared.shards.load(), epochs=2), epoch) for epoch in (0, 1)]
+    complete = [drain(MemoryStream(plan, prepared.shards.load(), epochs=2), epoch) for epoch in (0, 1)]
     for asked in (0, 1):
         stream = MemoryStream(plan, prepared.shards.load(), epochs=2)
         half = stream.train(0)
         next(half)
         half.close()
-        for ours, theirs in zip(drain(stream, asked), whole[asked], strict=True):
+        for ours, theirs in zip(drain(stream, asked), complete[asked], strict=True):
             assert np.array_equal(ours.images, theirs.images)
 
 
@@ -170,11 +170,11 @@ def test_the_next_epoch_is_augmented_while_this_one_ends(prepared):
     deadline = time.monotonic() + 10
     while not (ahead_of_time := meter.take()["seconds_transform"]) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert ahead_of_time > 0  # nobody has asked for epoch 1 yet
+    assert ahead_of_time > 0  # epoch 1 is not asked for until later
     stream.close()
 
 
-def test_a_stream_that_nobody_holds_any_more_ends_its_thread(prepared):
+def test_a_stream_without_references_ends_its_thread(prepared):
     plan = make_plan(make_config(batch_size=8), prepared.table, prepared.shards)
     stream = MemoryStream(plan, prepared.shards.load(), epochs=50)
     before = threading.active_count()
@@ -224,7 +224,7 @@ def test_decode_applies_exif_orientation():
     from PIL import Image
 
     picture = np.zeros((60, 40), dtype=np.uint8)
-    picture[:20] = 255  # bright at the top as stored; orientation 3 shows it upside down
+    picture[:20] = 255  # bright at the top as stored; orientation 3 turns it by 180 degrees
     exif = Image.Exif()
     exif[0x0112] = 3
     buffer = BytesIO()
@@ -249,7 +249,7 @@ def test_shards_hold_the_used_radiographs_in_order_and_are_found_again(prepared,
     assert ingest(prepared.manifest, 48, Folder(cache)).folder != shards.folder
 
 
-def test_a_file_that_vanished_after_the_audit_fails_in_words_and_leaves_no_shards(prepared, tmp_path):
+def test_a_file_that_is_removed_after_the_audit_is_named_and_no_shards_remain(prepared, tmp_path):
     from fracray.errors import RunError
 
     gone = Manifest(prepared.manifest.table.copy(), tmp_path)
