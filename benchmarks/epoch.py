@@ -1,15 +1,19 @@
-"""Images per second of one fracray worker against a bare PyTorch loop over tensors in memory.
+"""Images per second of a fracray worker against a bare PyTorch loop over tensors in memory; of augmentation alone.
 
 fracray's worker gathers, augments and trains, with its learning-rate schedule, gradient clipping and moving average of
 the weights. The bare loop trains the same network at the same precision and batch size on the very same images, which
 were augmented in advance: forward, loss, backward, AdamW. One Torch thread each, in turns, in one process: first with
 all cores of the machine, of which fracray's augmenting thread takes a second one, then pinned to one, as in a search
 that fills the machine.
+
+Augmentation alone is measured on one core, in turns: fracray's, the stock transforms of albumentations of the same
+strengths, and fracray's with one extra transform on every second image. Ratios are to fracray's without extra.
 """
 
 import argparse
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,10 +25,11 @@ import torch
 from table import write_results
 from torch.nn import functional as F
 
-from fracray.config import Config
+from fracray.config import AugmentConfig, Config
 from fracray.data.images.letterbox import letterbox
 from fracray.data.loading.augment import Augmenter
-from fracray.data.loading.streams import MemoryStream, Plan
+from fracray.data.loading.plan import Plan
+from fracray.data.loading.streams import MemoryStream
 from fracray.data.phantom.draw import draw_phantom
 from fracray.runtime.console import new_console, new_table
 from fracray.training.loop import pick_precision
@@ -32,6 +37,7 @@ from fracray.training.metered import MeteredFit
 from fracray.training.model import build_model
 from fracray.training.workers import use_cores
 
+EXTRA = {"CLAHE": {"clip_limit": [1, 4], "p": 0.5}}
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")
 
@@ -105,12 +111,51 @@ def compare(model: str, size: int, count: int, epochs: int) -> dict[str, list[fl
     return seconds
 
 
+def stock(strengths: AugmentConfig) -> Callable[..., dict[str, np.ndarray]]:
+    """A pipeline of albumentations' own transforms that does what the fused ones do."""
+    import albumentations as A
+
+    scale = (1 - strengths.scale, 1 + strengths.scale)
+    pipeline: Callable[..., dict[str, np.ndarray]] = A.Compose(
+        [
+            A.HorizontalFlip(p=strengths.flip),
+            A.Affine(rotate=(-strengths.rotate, strengths.rotate), scale=scale, p=1.0),
+            A.RandomBrightnessContrast(strengths.brightness, strengths.contrast, p=1.0),
+        ]
+    )
+    return pipeline
+
+
+def augmentation(size: int, rounds: int, batch: int = 64) -> dict[str, list[float]]:
+    """CPU seconds an image of augmentation alone, in every round."""
+    config = Config()
+    images = np.stack([letterbox(draw_phantom(index, seed=0).image, size) for index in range(batch)])
+    rows = np.arange(batch)
+    pipeline = stock(config.augment)
+    plain = Augmenter(config.augment, 0)
+    extra = Augmenter(config.with_leaves({"augment.extra": EXTRA}).augment, 0)
+    arms: dict[str, Callable[[int], object]] = {
+        "fused": lambda epoch: plain.batch(images, epoch, rows),
+        "stock": lambda epoch: np.stack([pipeline(image=image)["image"] for image in images]),
+        "one extra": lambda epoch: extra.batch(images, epoch, rows),
+    }
+    seconds: dict[str, list[float]] = {arm: [] for arm in arms}
+    for epoch in range(rounds + 1):
+        for arm, augment in arms.items():
+            begun = time.thread_time()
+            augment(epoch)
+            if epoch:  # the first pays for what is set up once
+                seconds[arm].append((time.thread_time() - begun) / batch)
+    return seconds
+
+
 def main() -> None:
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("--images", type=int, default=1602, help="radiographs (default %(default)s)")
     cli.add_argument("--size", type=int, default=128, help="side in pixels (default %(default)s)")
     cli.add_argument("--model", default="fracture_cnn", help="or a timm backbone (default %(default)s)")
     cli.add_argument("--epochs", type=int, default=12, help="of each, in turns (default %(default)s)")
+    cli.add_argument("--rounds", type=int, default=50, help="of augmentation alone, in turns (default %(default)s)")
     cli.add_argument("--json", type=Path, default=HERE / "results" / "epoch.json", help="default %(default)s")
     args = cli.parse_args()
     cores = sorted(os.sched_getaffinity(0))
@@ -128,6 +173,17 @@ def main() -> None:
         ratios = [plain / ours for plain, ours in zip(seconds["bare"], seconds["fracray"], strict=True)]
         table.add_row(f"ratio, {name}", f"{median(ratios):.3f}", f"{min(ratios):.3f}", f"{max(ratios):.3f}")
         figures[name] = {"ratio": median(ratios), "ratios": ratios, "seconds": seconds}
+    with ProcessPoolExecutor(1, get_context("spawn"), os.sched_setaffinity, (0, cores[:1])) as pool:
+        alone = pool.submit(augmentation, args.size, args.rounds).result()
+    for arm, taken in alone.items():
+        rates = [1 / second for second in taken]
+        table.add_row(f"augmentation, {arm}", f"{median(rates):.0f}", f"{min(rates):.0f}", f"{max(rates):.0f}")
+    alone_figures: dict[str, Any] = {"extra": EXTRA, "seconds_an_image": alone}
+    for arm in ("stock", "one extra"):
+        ratios = [fused / other for fused, other in zip(alone["fused"], alone[arm], strict=True)]
+        table.add_row(f"ratio, {arm}", f"{median(ratios):.3f}", f"{min(ratios):.3f}", f"{max(ratios):.3f}")
+        alone_figures[f"ratio, {arm}"] = median(ratios)
+    figures["augmentation"] = alone_figures
     write_results(new_console(), "epoch", table, figures, args.json)
 
 

@@ -30,8 +30,9 @@ from torchvision.transforms.v2 import functional as v2
 from fracray.config import Config
 from fracray.data.loading import gpu_stream
 from fracray.data.loading.augment import draw, source_matrices
-from fracray.data.loading.gpu_stream import DeviceBatch, DeviceStream
-from fracray.data.loading.streams import MemoryStream, Plan
+from fracray.data.loading.gpu_stream import DeviceStream
+from fracray.data.loading.plan import Batch, Plan
+from fracray.data.loading.streams import MemoryStream
 from fracray.data.prepare import prepare
 from fracray.runtime.console import new_console, new_table
 from fracray.runtime.ray_session import connect
@@ -134,16 +135,14 @@ class Synthetic:
 
         rows, count = plan.train_slices(0)[0]
         labels = torch.from_numpy(plan.labels[rows]).to(device)
-        self._batch = DeviceBatch(noise(rows), labels, rows, count)
-        self._validation = [
-            DeviceBatch(noise(rows), plan.labels[rows], rows, count) for rows, count in plan.val_slices()
-        ]
+        self._batch = Batch(noise(rows), labels, rows, count)
+        self._validation = [Batch(noise(rows), plan.labels[rows], rows, count) for rows, count in plan.val_slices()]
 
-    def train(self, epoch: int) -> Iterator[DeviceBatch]:
+    def train(self, epoch: int) -> Iterator[Batch]:
         for _ in range(self.plan.steps):
             yield self._batch
 
-    def validation(self) -> Iterator[DeviceBatch]:
+    def validation(self) -> Iterator[Batch]:
         yield from self._validation
 
 

@@ -27,7 +27,8 @@ from table import write_results
 
 from fracray.config import Config
 from fracray.data.loading.ingest import ingest
-from fracray.data.loading.streams import MemoryStream, RayStream, make_plan
+from fracray.data.loading.plan import make_plan
+from fracray.data.loading.streams import MemoryStream, RayStream
 from fracray.data.phantom.draw import draw_phantom
 from fracray.data.prepare import Prepared, examined, prepare
 from fracray.data.sources.fracatlas import FLAGS, FOLDERS

@@ -3,6 +3,7 @@
 The public names are loaded when they are first used: `import fracray` alone imports neither Torch nor Ray.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from fracray.training.model import build_model
 
     __version__: str
+
+# albumentations looks for a newer version over the network when it is imported. Every process that uses it through
+# fracray, Ray's workers too, imports this package first.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 __all__ = ["Checkpoint", "Config", "SearchSpace", "__version__", "build_model", "load_checkpoint", "load_space"]
 

@@ -3,9 +3,10 @@
 Knows nothing of radiographs, Torch or Ray.
 """
 
+import difflib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 
 class InputError(Exception):
@@ -17,6 +18,12 @@ class InputError(Exception):
 
 class RunError(Exception):
     """The input was fine, but the run failed: exit code 1."""
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """A hint for a name that is not among `words`: ' (did you mean ...?)', or '' where none is close."""
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
+    return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def run_verb(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:

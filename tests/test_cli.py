@@ -188,10 +188,14 @@ def space_file(tmp_path, text="space:\n  model.dropout: {float: [0, 0.5]}\n"):
     ("text", "words"),
     [
         ("trails: 3\nspace:\n  model.dropout: {float: [0, 0.5]}\n", "space.yaml:1: unknown key 'trails'"),
-        ("space:\n  model.dropout: {float: [0.5, 0]}\n", "space.yaml:2: model.dropout: the range [0.5, 0] is upside"),
+        ("space:\n  model.dropout: {float: [0.5, 0]}\n", "space.yaml:2: model.dropout: low must be below high"),
         ("space:\n  model.drop: {float: [0, 0.5]}\n", "space.yaml:2: 'model.drop' is not a setting (did you mean"),
+        (
+            "space:\n  augment.extra.CLAHE.q: {float: [0, 1]}\n",
+            "space.yaml:2: augment.extra.CLAHE.q: CLAHE has no argument",
+        ),
     ],
-    ids=["unknown key", "range upside down", "unknown path"],
+    ids=["unknown key", "range from high to low", "unknown path", "unknown argument of an extra transform"],
 )
 def test_a_faulty_space_is_refused_before_anything_starts(refuse, tmp_path, text, words):
     assert words in refuse(tune, "--space", space_file(tmp_path, text))
@@ -226,6 +230,7 @@ def test_flags_of_tune_that_cannot_be_are_refused(refuse, tmp_path, flags, words
         (["--workers", "0"], "--workers 0"),
         (["--epochs", "0"], "train.epochs = 0"),
         (["--set", "train.lr=-1"], "train.lr = -1"),
+        (["--set", "augment.extra.CLAHE.p=2"], "augment.extra.CLAHE.p = 2: input should be less than or equal to 1"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: no such config file"),
         (["--resume"], "--resume: name the run"),
     ],

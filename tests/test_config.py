@@ -86,7 +86,7 @@ def test_parts_that_leave_no_test_set_are_refused_with_the_remedy():
         Config().with_leaves({"data.split.train": 0.9})
 
 
-def test_all_faults_are_told_at_once():
+def test_all_faults_are_reported_together():
     with pytest.raises(InputError) as error:
         resolve({"model": {"dropout": 2}, "train": {"epochs": 0}}, "file.yaml")
     assert "model.dropout" in str(error.value)

@@ -64,7 +64,11 @@ def parser() -> argparse.ArgumentParser:
         "--count", type=int, help="radiographs shown (default 48; 12 with --augmented, 2 with --corrupted)"
     )
     drawn = sheet.add_mutually_exclusive_group()
-    drawn.add_argument("--augmented", action="store_true", help="each with three draws of the training augmentation")
+    drawn.add_argument(
+        "--augmented",
+        action="store_true",
+        help="each with three draws of the training augmentation, augment.extra included",
+    )
     drawn.add_argument(
         "--corrupted",
         action="store_true",

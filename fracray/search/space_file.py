@@ -1,22 +1,25 @@
 """Search-space files: YAML to a SearchSpace.
 
-A file names leaves of the config tree by dotted path and nothing else. Everything that can be wrong with it is found
-here, with its line, before anything is launched. Knows nothing of Ray.
+A file names leaves of the config tree by dotted path and nothing else. Every fault is found here, with its
+line, before anything is launched. Knows nothing of Ray.
 """
 
+import itertools
 import math
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fracray.config import Config, SearchConfig, check_path, nearest, read_scalar, resolve
+from fracray.config import EXTRA, Config, SearchConfig, check_path, nearest, read_scalar, resolve
 from fracray.data.splits.set_names import validation_sets
 from fracray.errors import InputError
+from fracray.extra_transforms import SettingError, default_argument, thaw
 from fracray.metric_names import lower_is_better, reported_metrics
 from fracray.runtime.yaml_lines import ParsedFile, read_yaml
 from fracray.search.space import Choices, Dimension, Range, SearchSpace, check_metric
 
+COMBINED = 6  # searched arguments of one extra transform whose ends are tried together in all combinations
 KINDS = ("float", "log_float", "int", "log_int", "categorical")
 SEARCH_KEYS = tuple(name for name in SearchConfig.model_fields)
 TOP_KEYS = (*SEARCH_KEYS, "epochs", "base", "space")
@@ -25,15 +28,16 @@ TOP_KEYS = (*SEARCH_KEYS, "epochs", "base", "space")
 def load_space(path: str | Path, overrides: Mapping[str, Any] | None = None) -> SearchSpace:
     """Read a search-space file; `overrides` are leaves set on the command line, which win over the file.
 
-    Raises InputError naming file, line and key for an unknown key, an unknown path, a range upside down, or values
-    that the setting itself does not admit.
+    A searched transform of `augment.extra` that `base` does not name is added with p = 0, so that the default trial is
+    that of `base`; then its p must be searched too. Raises InputError naming file, line and key for an unknown key or
+    path, a range whose low end is not below its high end, and values that the setting does not accept.
     """
     file = read_yaml(path, "search-space file", f" with the keys {', '.join(TOP_KEYS)}")
     return _Reader(file).read(file.tree, overrides or {})
 
 
 class _Reader:
-    """Turns one parsed file into a SearchSpace, with the line of a fault in every message."""
+    """Turns one parsed file into a SearchSpace; every message has the line of the fault."""
 
     def __init__(self, file: ParsedFile) -> None:
         self._origin, self._lines, self.where = file.origin, file.lines, file.where
@@ -61,7 +65,7 @@ class _Reader:
         base = self._mapping(tree, "base")
         if "search" in base:
             raise InputError(
-                f"{self.where('base', 'search')}: settings of the search stand at the top of the file, not in base"
+                f"{self.where('base', 'search')}: write the settings of the search at the top of the file, not in base"
             )
         base = {**base, "search": {key: tree[key] for key in SEARCH_KEYS if key in tree}}
         train = base.get("train", {})
@@ -70,15 +74,16 @@ class _Reader:
         config = resolve(base, self._place).with_leaves(overrides, "command line")
         space = self._mapping(tree, "space")
         if not space:
-            raise InputError(f"{self.where('space')}: no dimension to search; name at least one setting under space:")
-        dimensions = tuple(
-            self._dimension(str(path), spec, config) for path, spec in space.items() if str(path) not in overrides
-        )
+            raise InputError(f"{self.where('space')}: nothing to search; name at least one setting under space:")
+        searched = {str(path): spec for path, spec in space.items() if not _fixed(str(path), overrides)}
+        config = self._with_searched_extra(config, searched)
+        dimensions = tuple(self._dimension(path, spec, config) for path, spec in searched.items())
         if not dimensions:
             raise InputError(
-                f"{self._origin}: --set fixes every dimension of the space, so that nothing is left to search; "
-                "use fracray.train"
+                f"{self._origin}: --set fixes every dimension of the space, and nothing is left to search; use "
+                "fracray.train"
             )
+        self._check_extra_together(dimensions, config)
         self._check_conditions(dimensions, config, overrides)
         self._check_search(config, dimensions)
         return SearchSpace(config, self._ordered(dimensions), self._origin)
@@ -89,13 +94,51 @@ class _Reader:
             raise InputError(f"{self.where(key)}: {key} must be a mapping")
         return value
 
+    def _with_searched_extra(self, config: Config, paths: Iterable[str]) -> Config:
+        """The config, with what the space names of `augment.extra` and base does not: its defaults, or p = 0."""
+        named = {path: path.removeprefix(f"{EXTRA}.").split(".") for path in paths if path.startswith(f"{EXTRA}.")}
+        for path, (name, *keys) in named.items():
+            where = self.where("space", path)
+            if not keys:
+                raise InputError(f"{where}: '{path}' is a transform; name one of its arguments, such as {path}.p")
+            known = config.augment.extra
+            try:
+                default = thaw(default_argument(name, keys[0]))
+            except SettingError as error:
+                raise InputError(f"{where}: {path}: {error}") from None
+            if name not in known:
+                if f"{EXTRA}.{name}.p" not in named:
+                    raise InputError(
+                        f"{where}: {name} is not in base, so no trial would apply it; search {EXTRA}.{name}.p too, or "
+                        f"write in base: augment: {{extra: {{{name}: {{p: 0.5}}}}}}"
+                    )
+                config = config.with_leaves({f"{EXTRA}.{name}.p": 0.0}, where)
+            if keys[0] not in config.augment.extra[name]:
+                config = config.with_leaves({f"{EXTRA}.{name}.{keys[0]}": default}, where)
+        return config
+
+    def _check_extra_together(self, dimensions: Iterable[Dimension], config: Config) -> None:
+        """InputError where the ends of several searched arguments of one extra transform do not go together."""
+        groups: dict[str, list[Dimension]] = {}
+        for dimension in dimensions:
+            if dimension.path.startswith(f"{EXTRA}."):
+                groups.setdefault(dimension.path.split(".")[2], []).append(dimension)
+        for group in groups.values():
+            paths = [dimension.path for dimension in group]
+            ends = [[dimension.choices[0], dimension.choices[-1]] for dimension in group]
+            if 1 < len(group) <= COMBINED:
+                for values in itertools.product(*ends):
+                    config.with_leaves(dict(zip(paths, values, strict=True)), group[-1].where)
+
     def _dimension(self, path: str, spec: Any, config: Config) -> Dimension:
         where = self.where("space", path)
         check_path(path, where)
         if path.startswith(("search.", "data.")) or path in ("train.epochs", "train.seed", "train.operating_point"):
-            raise InputError(
-                f"{where}: {path} cannot be searched: trials would no longer be compared on the same terms"
-            )
+            raise InputError(f"{where}: {path} cannot be searched: the trials would not be comparable")
+        if path not in config.leaves():
+            inside = [leaf for leaf in config.leaves() if leaf.startswith(f"{path}.")]
+            remedy = f": it is a list or mapping; name one of {', '.join(inside)}" if inside else ""
+            raise InputError(f"{where}: '{path}' is not a setting{remedy}")
         if not isinstance(spec, dict):
             raise InputError(f"{where}: {path}: expected {{kind: [...]}} with a kind of {', '.join(KINDS)}")
         kinds = [key for key in spec if key in KINDS]
@@ -109,8 +152,10 @@ class _Reader:
             raise InputError(f"{where}: {path}: expected exactly one kind of {', '.join(KINDS)}")
         values = spec[kinds[0]]
         if kinds[0] == "categorical" and isinstance(values, list):
-            # As the config itself holds them: 1e-3, which YAML takes for a string, is 0.001 to a float setting.
-            values = [config.with_leaves({path: value}, where).leaves()[path] for value in values]
+            # As the config holds them: 1e-3, a string in YAML, is 0.001 as the value of a float setting.
+            values = [config.with_leaves({path: value}, where).leaves().get(path, value) for value in values]
+            if any(isinstance(value, list | dict) for value in values) and path.startswith(f"{EXTRA}."):
+                raise InputError(f"{where}: {path}: a value cannot be a list here; search the places of the list")
         admitted = self._values(path, kinds[0], values, spec.get("step"), where)
         if isinstance(admitted, Range):
             low, high = admitted.low, admitted.high
@@ -138,25 +183,23 @@ class _Reader:
             raise InputError(f"{where}: {path}: {kind} takes two numbers, [low, high]; got {values}")
         low, high = values
         if not -sys.float_info.max <= low < high <= sys.float_info.max:
-            raise InputError(
-                f"{where}: {path}: the range [{low}, {high}] is upside down or empty; write [low, high] with low < high"
-            )
+            raise InputError(f"{where}: {path}: low must be below high in the range [{low}, {high}]")
         log = kind.startswith("log_")
         if log and low <= 0:
-            raise InputError(f"{where}: {path}: a logarithmic range starts above 0; got {low}")
+            raise InputError(f"{where}: {path}: a logarithmic range must start above 0; got {low}")
         step = read_scalar(step, where) if isinstance(step, str) else step
         number = isinstance(step, int | float) and not isinstance(step, bool)
         if step is not None and (log or not number or not 0 < step <= high - low):
             raise InputError(
-                f"{where}: {path}: step must be a number between 0 and high - low, on a range that is not "
-                f"logarithmic; got {step}"
+                f"{where}: {path}: step must be a number above 0, at most high - low, and the range not logarithmic; "
+                f"got {step}"
             )
-        whole = kind in ("int", "log_int")
-        if whole and not all(isinstance(value, int) for value in (low, high, step or 1)):
-            raise InputError(f"{where}: {path}: {kind} takes whole numbers; got {[*values, *([step] if step else [])]}")
+        integer = kind in ("int", "log_int")
+        if integer and not all(isinstance(value, int) for value in (low, high, step or 1)):
+            raise InputError(f"{where}: {path}: {kind} takes integers; got {[*values, *([step] if step else [])]}")
         if step is not None and abs((high - low) / step - round((high - low) / step)) > 1e-9:
-            raise InputError(f"{where}: {path}: the range [{low}, {high}] is not a whole number of steps of {step}")
-        if whole:
+            raise InputError(f"{where}: {path}: the range [{low}, {high}] is not a multiple of the step {step}")
+        if integer:
             return Range(low, high, step, log, whole=True)
         return Range(float(low), float(high), step, log)
 
@@ -177,27 +220,29 @@ class _Reader:
         return tuple(conditions)
 
     def _check_conditions(self, dimensions: Iterable[Dimension], config: Config, overrides: Mapping[str, Any]) -> None:
-        """InputError for a condition that no trial can meet, unless a setting on the command line made it so."""
+        """InputError for a condition that no trial can meet, except where --set is the reason."""
         searched = {dimension.path: dimension.values for dimension in dimensions}
         leaves = config.leaves()
         for dimension in dimensions:
             for other, allowed in dimension.when:
                 where = self.where("space", dimension.path, "when", other)
+                if other not in leaves:
+                    raise InputError(f"{where}: {dimension.path}: '{other}' is not a setting of this search")
                 if other in searched:
                     never = [value for value in allowed if not searched[other].contains(value)]
                     if never:
                         raise InputError(
-                            f"{where}: {dimension.path}: {other} never is {never[0]!r}; it is searched over "
+                            f"{where}: {dimension.path}: {other} is never {never[0]!r}; it is searched over "
                             f"{searched[other]}"
                         )
-                elif other not in overrides and leaves[other] not in allowed:
+                elif not _fixed(other, overrides) and leaves[other] not in allowed:
                     raise InputError(
                         f"{where}: {dimension.path}: {other} is {leaves[other]!r} in every trial; search it too, or "
                         f"remove {dimension.path}"
                     )
 
     def _ordered(self, dimensions: tuple[Dimension, ...]) -> tuple[Dimension, ...]:
-        """Conditions before what depends on them."""
+        """The dimensions in an order in which each comes after those it depends on."""
         placed: list[Dimension] = []
         waiting = list(dimensions)
         paths = {dimension.path for dimension in dimensions}
@@ -206,8 +251,8 @@ class _Reader:
             ready = [d for d in waiting if all(other in known or other not in paths for other, _ in d.when)]
             if not ready:
                 raise InputError(
-                    f"{waiting[0].where}: the conditions of {', '.join(d.path for d in waiting)} go in a circle; "
-                    "remove one of them"
+                    f"{waiting[0].where}: the conditions of {', '.join(d.path for d in waiting)} depend on each "
+                    "other; remove one of them"
                 )
             placed += ready
             waiting = [dimension for dimension in waiting if dimension not in ready]
@@ -223,7 +268,7 @@ class _Reader:
         wanted = {"min" if lower_is_better(metric) else "max" for metric in metrics}
         if len(wanted) > 1:
             raise InputError(
-                f"{self.where('metric')}: of {', '.join(metrics)} some are better when higher, others when lower; a "
+                f"{self.where('metric')}: some of {', '.join(metrics)} are better when higher, others when lower; a "
                 "search has one mode, so list metrics of one kind"
             )
         if search.mode not in wanted:
@@ -242,3 +287,8 @@ class _Reader:
             )
         if search.sampler.name == "grid":
             SearchSpace(config, dimensions, self._origin).grid()
+
+
+def _fixed(path: str, overrides: Mapping[str, Any]) -> bool:
+    """Whether --set gives this setting, or a transform or list that it belongs to, its value."""
+    return any(path == given or path.startswith(f"{given}.") for given in overrides)

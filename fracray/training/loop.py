@@ -18,48 +18,19 @@ from torch import nn
 from torch.nn import functional as F
 
 from fracray.config import Config, TrainConfig
+from fracray.data.loading.plan import Batch, Plan
 from fracray.metric_names import preference
 from fracray.metrics import Calibration, choose_threshold, fit_temperature, over_sets, score
 from fracray.training.model import build_model, freeze_norm, parameter_groups
-
-
-class Batches(Protocol):
-    """One worker's part of one global batch, see `streams.Batch` and `gpu_stream.DeviceBatch` in data/loading."""
-
-    @property
-    def images(self) -> np.ndarray | torch.Tensor: ...
-    @property
-    def labels(self) -> np.ndarray: ...
-    @property
-    def rows(self) -> np.ndarray: ...
-    @property
-    def global_count(self) -> int: ...
-
-
-class TrainingPlan(Protocol):
-    """What the loop reads of the plan of its batches, see `Plan` in data/loading."""
-
-    @property
-    def rank(self) -> int: ...
-    @property
-    def world(self) -> int: ...
-    @property
-    def labels(self) -> np.ndarray: ...
-    @property
-    def train_rows(self) -> np.ndarray: ...
-    @property
-    def val_sets(self) -> dict[str, np.ndarray]: ...
-    @property
-    def steps(self) -> int: ...
 
 
 class Stream(Protocol):
     """Where the batches come from: always the same ones for the same epoch."""
 
     @property
-    def plan(self) -> TrainingPlan: ...
-    def train(self, epoch: int) -> Iterator[Batches]: ...
-    def validation(self) -> Iterator[Batches]: ...
+    def plan(self) -> Plan: ...
+    def train(self, epoch: int) -> Iterator[Batch]: ...
+    def validation(self) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True)
@@ -244,7 +215,7 @@ class Fit:
         if self.config.model.freeze_norm:
             freeze_norm(self.model)
 
-    def _step(self, batch: Batches, step: int) -> torch.Tensor:
+    def _step(self, batch: Batch, step: int) -> torch.Tensor:
         """One optimiser step; returns the sum of this rank's losses."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config.train, step, self.total_steps)

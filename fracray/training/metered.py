@@ -10,8 +10,9 @@ from itertools import pairwise
 import torch
 
 from fracray.config import Config
+from fracray.data.loading.plan import Batch, Plan
 from fracray.runtime.efficiency import DATA_WAIT, TRAINING, VALIDATION, Meter, Stretches
-from fracray.training.loop import Batches, Fit, Stream, TrainingPlan, Validation
+from fracray.training.loop import Fit, Stream, Validation
 
 
 class MeteredFit(Fit):
@@ -24,7 +25,7 @@ class MeteredFit(Fit):
         self._stream = _MeteredStream(stream, meter)
         super().__init__(config, self._stream, device, metric, mode)
 
-    def _step(self, batch: Batches, step: int) -> torch.Tensor:
+    def _step(self, batch: Batch, step: int) -> torch.Tensor:
         with self._meter.stretch(TRAINING, self.device, self._stream.steps):
             return super()._step(batch, step)
 
@@ -42,12 +43,12 @@ class _MeteredStream:
     """A stream that counts how long the training thread waits for its batches."""
 
     def __init__(self, stream: Stream, meter: Meter) -> None:
-        self.plan: TrainingPlan = stream.plan
+        self.plan: Plan = stream.plan
         self.steps: Stretches = []  # when each step of the epoch began and ended on the GPU
         self._stream, self._meter = stream, meter
         self._resident = False  # the images are on the GPU, and are augmented there between the steps
 
-    def train(self, epoch: int) -> Iterator[Batches]:
+    def train(self, epoch: int) -> Iterator[Batch]:
         batches = self._stream.train(epoch)
         while True:
             # A GPU still has steps to do while the next batch is fetched, except for the first batch of an epoch.
@@ -58,7 +59,7 @@ class _MeteredStream:
             self._resident = isinstance(batch.images, torch.Tensor)
             yield batch
 
-    def validation(self) -> Iterator[Batches]:
+    def validation(self) -> Iterator[Batch]:
         return self._stream.validation()
 
     def count_device_time(self) -> None:

@@ -21,7 +21,8 @@ import torch.distributed as dist
 
 from fracray.config import Config
 from fracray.data.loading.gpu_stream import DeviceStream
-from fracray.data.loading.streams import MemoryStream, Plan, RayStream, make_plan
+from fracray.data.loading.plan import Plan, make_plan
+from fracray.data.loading.streams import MemoryStream, RayStream
 from fracray.data.manifest import part_of
 from fracray.errors import InputError
 from fracray.metric_names import is_validation

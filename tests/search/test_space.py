@@ -170,7 +170,11 @@ FAULTS = {
     "base value out of range": (f"base:\n  model: {{dropout: 2}}\n{DROPOUT}", 2, ["model.dropout = 2", "less than 1"]),
     "base section no mapping": (f"epochs: 3\nbase: {{train: 5}}\n{DROPOUT}", 2, ["train = 5", "dictionary"]),
     "base no mapping": (f"base: [a]\n{DROPOUT}", 1, ["base must be a mapping"]),
-    "search in base": (f"base:\n  search: {{trials: 3}}\n{DROPOUT}", 2, ["stand at the top of the file"]),
+    "search in base": (
+        f"base:\n  search: {{trials: 3}}\n{DROPOUT}",
+        2,
+        ["write the settings of the search at the top of the file"],
+    ),
     "unknown path": (
         "space:\n  model.dropout: {float: [0, 0.5]}\n  model.spatial: {float: [0, 0.5]}\n",
         3,
@@ -179,9 +183,13 @@ FAULTS = {
     "path of a section": ("space:\n  augment: {float: [0, 1]}\n", 2, ["'augment'", "augment.rotate"]),
     "path that cannot be compared": ("space:\n  data.size: {int: [32, 64]}\n", 2, ["data.size cannot be searched"]),
     "searched epochs": ("space:\n  train.epochs: {int: [1, 9]}\n", 2, ["train.epochs cannot be searched"]),
-    "range upside down": ("space:\n  model.dropout: {float: [0.5, 0.1]}\n", 2, ["[0.5, 0.1] is upside down"]),
-    "empty range": ("space:\n  model.dropout: {float: [0.5, 0.5]}\n", 2, ["upside down or empty"]),
-    "infinite range": ("space:\n  train.lr: {float: [0.1, .inf]}\n", 2, ["train.lr", "upside down or empty"]),
+    "range from high to low": (
+        "space:\n  model.dropout: {float: [0.5, 0.1]}\n",
+        2,
+        ["low must be below high in the range [0.5, 0.1]"],
+    ),
+    "empty range": ("space:\n  model.dropout: {float: [0.5, 0.5]}\n", 2, ["low must be below high"]),
+    "infinite range": ("space:\n  train.lr: {float: [0.1, .inf]}\n", 2, ["train.lr", "low must be below high"]),
     "range of one number": ("space:\n  model.dropout: {float: [0.5]}\n", 2, ["two numbers, [low, high]; got [0.5]"]),
     "range of words": ("space:\n  model.dropout: {float: [low, high]}\n", 2, ["two numbers"]),
     "range without a kind": ("space:\n  model.dropout: [0, 0.5]\n", 2, ["{kind: [...]}", "log_float"]),
@@ -193,18 +201,18 @@ FAULTS = {
         2,
         ["train.batch_size = ", "valid integer"],
     ),
-    "int range with fractions": ("space:\n  train.batch_size: {int: [1.5, 3]}\n", 2, ["whole numbers; got [1.5, 3]"]),
-    "log range from 0": ("space:\n  train.lr: {log_float: [0, 0.1]}\n", 2, ["starts above 0; got 0"]),
-    "log_int range from 0": ("space:\n  model.width: {log_int: [0, 64]}\n", 2, ["starts above 0"]),
+    "int range with fractions": ("space:\n  train.batch_size: {int: [1.5, 3]}\n", 2, ["integers; got [1.5, 3]"]),
+    "log range from 0": ("space:\n  train.lr: {log_float: [0, 0.1]}\n", 2, ["must start above 0; got 0"]),
+    "log_int range from 0": ("space:\n  model.width: {log_int: [0, 64]}\n", 2, ["must start above 0"]),
     "step that does not divide": (
         "space:\n  model.dropout: {float: [0, 0.5], step: 0.2}\n",
         2,
-        ["[0, 0.5] is not a whole number of steps of 0.2"],
+        ["[0, 0.5] is not a multiple of the step 0.2"],
     ),
     "int step that does not divide": (
         "space:\n  train.batch_size: {int: [16, 64], step: 10}\n",
         2,
-        ["not a whole number of steps of 10"],
+        ["not a multiple of the step 10"],
     ),
     "step of 0": ("space:\n  model.dropout: {float: [0, 0.5], step: 0}\n", 2, ["step must be", "got 0"]),
     "step on a log range": ("space:\n  train.lr: {log_float: [0.001, 0.1], step: 0.01}\n", 2, ["not logarithmic"]),
@@ -227,7 +235,7 @@ FAULTS = {
         "space:\n  model.freeze_norm: {categorical: [true, false], when: {train.compile: true}}\n"
         "  train.compile: {categorical: [true, false], when: {model.freeze_norm: true}}\n",
         2,
-        ["model.freeze_norm, train.compile go in a circle"],
+        ["model.freeze_norm, train.compile depend on each other"],
     ),
     "its own condition": (
         "space:\n  train.compile: {categorical: [true, false], when: {train.compile: true}}\n",
@@ -253,12 +261,12 @@ FAULTS = {
         "space:\n  train.loss: {categorical: [weighted, focal]}\n"
         "  train.focal_gamma: {float: [1, 3], when: {train.loss: plain}}\n",
         3,
-        ["train.loss never is 'plain'", "['weighted', 'focal']"],
+        ["train.loss is never 'plain'", "['weighted', 'focal']"],
     ),
     "condition value outside a range": (
         "space:\n  model.width: {int: [8, 64]}\n  model.dropout: {float: [0, 0.5], when: {model.width: 100}}\n",
         3,
-        ["model.width never is 100", "[8, 64]"],
+        ["model.width is never 100", "[8, 64]"],
     ),
     "condition on a setting that is fixed otherwise": (
         "space:\n  train.lr: {float: [0.1, 0.2]}\n  model.dropout: {float: [0, 0.5], when: {model.name: resnet18}}\n",
@@ -317,9 +325,9 @@ FAULTS = {
     "tab in YAML": ("space:\n\tmodel.dropout: 3\n", 2, ["not valid YAML"]),
     "object in YAML": ("trials: !!python/object/apply:os.getcwd []\n", 1, ["not valid YAML"]),
     "space that is a list": ("trials: 1\nspace: [model.dropout]\n", 2, ["space must be a mapping"]),
-    "empty space": ("trials: 1\nspace:\n", 2, ["no dimension to search"]),
+    "empty space": ("trials: 1\nspace:\n", 2, ["nothing to search"]),
     # no line to name
-    "no space": ("trials: 3\n", None, ["no dimension to search"]),
+    "no space": ("trials: 3\n", None, ["nothing to search"]),
     "empty file": ("", None, ["expected a mapping with the keys metric, mode, trials"]),
     "list": ("- metric\n", None, ["expected a mapping"]),
     "alias inside itself": ("space: &a\n  model.dropout: *a\n", None, ["alias"]),
@@ -472,6 +480,128 @@ def test_a_grid_that_lacks_the_default_has_one_trial_more(tmp_path):
     space = space_of(tmp_path, "  model.dropout: {categorical: [0.3, 0.4]}", "sampler: {name: grid}")
     assert space.grid_points == 3
     assert space_of(tmp_path, GRID).grid_points is None
+
+
+# ---- transforms of augment.extra
+
+EXTRA = """
+base: {augment: {extra: {CLAHE: {clip_limit: [1, 4], p: 0.2}}}}
+space:
+  augment.extra.CLAHE.p: {float: [0.0, 0.5]}
+  augment.extra.CLAHE.clip_limit.1: {float: [2, 8]}
+  augment.extra.CoarseDropout.p: {float: [0, 0.5]}
+  augment.extra.CoarseDropout.num_holes_range.1: {int: [2, 6]}
+  augment.extra.CoarseDropout.fill: {categorical: [0, random_uniform]}
+"""
+
+
+def test_extra_transforms_are_searched_and_those_not_in_base_are_off_by_default(tmp_path):
+    space = load_space(write(tmp_path, EXTRA))
+    assert (
+        space.config.augment.extra["CLAHE"]
+        == Config().with_leaves({"augment.extra.CLAHE": {"clip_limit": [1, 4], "p": 0.2}}).augment.extra["CLAHE"]
+    )
+    assert space.config.augment.extra["CoarseDropout"]["p"] == 0.0
+    values, outside = space.defaults()
+    assert values["augment.extra.CLAHE.p"] == 0.2
+    assert values["augment.extra.CLAHE.clip_limit.1"] == 4
+    assert values["augment.extra.CoarseDropout.p"] == 0.0
+    assert values["augment.extra.CoarseDropout.fill"] == 0
+    assert outside == [path for path in values if not _inside(space, path, values[path])]
+    searcher = StudySearcher(space, tmp_path / "journal", 12)
+    for trial in range(12):
+        leaves = searcher.suggest(str(trial))["leaves"]
+        changed = space.config.with_leaves(leaves)
+        assert all(changed.leaves()[path] == value for path, value in leaves.items())
+        searcher.on_trial_complete(str(trial), {"best_val_accuracy": 0.5})
+
+
+def _inside(space, path, value):
+    spread = next(dimension.distribution for dimension in space.dimensions if dimension.path == path)
+    return (
+        value in spread.choices if isinstance(spread, CategoricalDistribution) else spread.low <= value <= spread.high
+    )
+
+
+def test_what_is_set_on_the_command_line_is_not_searched_nor_are_its_parts(tmp_path):
+    file = write(tmp_path, EXTRA)
+    space = load_space(file, {"augment.extra.CoarseDropout": {"p": 0.3}, "augment.extra.CLAHE.p": 0.1})
+    assert [dimension.path for dimension in space.dimensions] == ["augment.extra.CLAHE.clip_limit.1"]
+    assert space.config.augment.extra["CoarseDropout"]["p"] == 0.3
+    with pytest.raises(InputError, match="--set fixes every dimension"):
+        load_space(file, {"augment.extra": {}})
+
+
+GPU = "base: {data: {augment_on: gpu}, augment: {extra: {CLAHE: {p: 0.2}}}}\n"
+EXTRA_FAULTS = {
+    "unknown transform in base": (
+        "base:\n  augment:\n    extra:\n      CLAEH: {p: 0.2}\nspace: {model.dropout: {float: [0, 0.5]}}\n",
+        4,
+        ["augment.extra.CLAEH: albumentations has no transform 'CLAEH' (did you mean 'CLAHE'?)"],
+    ),
+    "unknown argument in base": (
+        "base:\n  augment:\n    extra:\n      CLAHE:\n        clip: 2\nspace: {model.dropout: {float: [0, 0.5]}}\n",
+        5,
+        ["augment.extra.CLAHE.clip: CLAHE has no argument 'clip'"],
+    ),
+    "wrong value in base": (
+        "base:\n  augment:\n    extra: {CLAHE: {p: 3}}\nspace: {model.dropout: {float: [0, 0.5]}}\n",
+        3,
+        ["augment.extra.CLAHE.p = 3", "less than or equal to 1"],
+    ),
+    "unknown transform": ("space:\n  augment.extra.CLAEH.p: {float: [0, 1]}\n", 2, ["no transform 'CLAEH'"]),
+    "unknown argument": ("space:\n  augment.extra.CLAHE.q: {float: [0, 1]}\n", 2, ["CLAHE has no argument 'q'"]),
+    "transform without argument": ("space:\n  augment.extra.CLAHE: {float: [0, 1]}\n", 2, ["augment.extra.CLAHE.p"]),
+    "all of extra": ("space:\n  augment.extra: {float: [0, 1]}\n", 2, ["'augment.extra' is not a setting"]),
+    "transform that no trial would apply": (
+        "space:\n  augment.extra.CLAHE.clip_limit: {float: [1, 8]}\n",
+        2,
+        ["CLAHE is not in base, so no trial would apply it; search augment.extra.CLAHE.p too"],
+    ),
+    "list": (
+        "base: {augment: {extra: {CLAHE: {clip_limit: [1, 4]}}}}\n"
+        "space:\n  augment.extra.CLAHE.clip_limit: {float: [1, 8]}\n",
+        3,
+        ["name one of augment.extra.CLAHE.clip_limit.0, augment.extra.CLAHE.clip_limit.1"],
+    ),
+    "place that the list lacks": (
+        "space:\n  augment.extra.GaussNoise.p: {float: [0, 1]}\n"
+        "  augment.extra.GaussNoise.std_range.2: {float: [0, 1]}\n",
+        3,
+        ["'augment.extra.GaussNoise.std_range.2' is not a setting"],
+    ),
+    "range beyond the argument": ("space:\n  augment.extra.CLAHE.p: {float: [0, 1.5]}\n", 2, ["p = 1.5", "less than"]),
+    "ends that cross": (
+        "base: {augment: {extra: {GaussNoise: {std_range: [0.1, 0.2]}}}}\n"
+        "space:\n  augment.extra.GaussNoise.std_range.0: {float: [0, 0.15]}\n"
+        "  augment.extra.GaussNoise.std_range.1: {float: [0.12, 0.3]}\n",
+        4,
+        ["std_range = [0.15, 0.12]", "less than the second"],
+    ),
+    "condition on what is not there": (
+        "space:\n  model.dropout: {float: [0, 1], when: {augment.extra.CLAHE.p: 0.5}}\n".replace("1]", "0.5]"),
+        2,
+        ["'augment.extra.CLAHE.p' is not a setting of this search"],
+    ),
+    "on the gpu": (f"{GPU}space: {{model.dropout: {{float: [0, 0.5]}}}}\n", 1, ["run on the CPU", "augment_on=cpu"]),
+    "searched on the gpu": (
+        "base: {data: {augment_on: gpu}}\nspace:\n  augment.extra.CLAHE.p: {float: [0, 1]}\n",
+        3,
+        ["CLAHE can only run on the CPU", "set data.augment_on=cpu"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", EXTRA_FAULTS)
+def test_a_fault_of_an_extra_transform_is_named_with_file_line_and_argument(tmp_path, case):
+    text, line, words = EXTRA_FAULTS[case]
+    file = write(tmp_path, text)
+    with pytest.raises(InputError) as error:
+        load_space(file)
+    assert str(error.value).startswith(f"{file}:{line}: ")
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
 
 
 # ---- the files that are shipped

@@ -13,7 +13,8 @@ from torch import distributed as dist
 from torch import multiprocessing as mp
 
 from fracray.config import Config
-from fracray.data.loading.streams import MemoryStream, Plan
+from fracray.data.loading.plan import Plan
+from fracray.data.loading.streams import MemoryStream
 from fracray.metrics import score
 from fracray.runtime.efficiency import PHASES, Meter
 from fracray.training.checkpoint import load_state, save_state

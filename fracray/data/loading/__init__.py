@@ -1,1 +1,1 @@
-"""From files to batches: ingest, streams, augmentation."""
+"""From files to batches: ingest, plan, streams, augmentation."""

@@ -1,19 +1,29 @@
-"""Strengths to augmented radiographs: one affine warp and one lookup table each, drawn anew for every epoch.
+"""The training augmentation: strengths become draws, and draws become augmented radiographs.
 
-The draw depends on (seed, epoch, row) alone, never on who augments, on which device, in which order or in how many
-processes: the worker's own memory stream, Ray Data's tasks and a GPU (`gpu_stream`) apply the same draws.
-Imports neither Torch nor Ray.
+The engine is albumentations: `build_pipeline` makes its pipeline, of one affine warp, one lookup table of gray levels,
+and the transforms named in `augment.extra`. In training the draws depend on (seed, epoch, row) alone, never on who
+augments, on which device, in which order or in how many processes: the stream from memory, the tasks of Ray Data and a
+GPU (`gpu_stream`) apply the same draws. Imports neither Torch nor Ray; albumentations, which imports Torch, only where
+a pipeline is built.
 """
 
+import random
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
 from fracray.config import AugmentConfig
+from fracray.extra_transforms import make_transform
 
-UNIFORMS = 8  # drawn for a row, at fixed places: a strength that changes leaves the draws of all others as they are
+if TYPE_CHECKING:
+    import albumentations as A
+
+_HALF, _BITS = np.uint64(0xFFFFFFFF), np.uint64(32)
+UNIFORMS = 8  # drawn for a row, at fixed places: changing one strength does not change the draws of the others
 
 
 @dataclass(frozen=True)
@@ -21,16 +31,21 @@ class Draws:
     """What happens to each of n images: flips, then zoom, then rotation, all about the centre, then the gray levels."""
 
     flip: np.ndarray  # (n,) bool, left-right
-    vertical_flip: np.ndarray  # (n,) bool, upside down
+    vertical_flip: np.ndarray  # (n,) bool, up-down
     angle: np.ndarray  # (n,) degrees, counter-clockwise
-    scale: np.ndarray  # (n, 2) factors along x and y, drawn apart
+    scale: np.ndarray  # (n, 2) factors along x and y, drawn separately
     brightness: np.ndarray  # (n,) shares of full scale, added
     contrast: np.ndarray  # (n,) relative changes
 
 
 def draw(strengths: AugmentConfig, seed: int, epoch: int, rows: Sequence[int] | np.ndarray) -> Draws:
     """The draws of these rows of the prepared set in an epoch (from 0), uniform within each strength."""
-    uniform = _uniforms(seed, epoch, np.asarray(rows, dtype=np.uint64))
+    words = _words(seed, epoch, rows, range(UNIFORMS // 4))
+    return draws_within(strengths, (words.reshape(UNIFORMS, len(rows)).astype(np.float64) + 0.5) / 2**32)
+
+
+def draws_within(strengths: AugmentConfig, uniform: np.ndarray) -> Draws:
+    """The draws that uniform numbers, (UNIFORMS, n) inside (0, 1), give within these strengths."""
     either_way = 2 * uniform - 1
     return Draws(
         flip=uniform[0] < strengths.flip,
@@ -58,73 +73,118 @@ def source_matrices(draws: Draws, height: int, width: int) -> np.ndarray:
 
 
 def gray_tables(draws: Draws) -> np.ndarray:
-    """(n, 256) uint8: the gray level that each level becomes, cut off at black and white, fractions dropped."""
-    levels = np.arange(256, dtype=np.float32)
-    contrast = (1 + draws.contrast).astype(np.float32)[:, None]
-    brightness = (255 * draws.brightness).astype(np.float32)[:, None]
-    return np.clip(levels * contrast + brightness, 0, 255).astype(np.uint8)
+    """(n, 256) uint8: the gray level that each level becomes, clipped to black and white, rounded down."""
+    levels = np.arange(256, dtype=np.float32) * (1 + draws.contrast).astype(np.float32)[:, None]
+    levels += (255 * draws.brightness).astype(np.float32)[:, None]
+    return np.minimum(np.maximum(levels, 0, out=levels), 255, out=levels).astype(np.uint8)
+
+
+def build_pipeline(strengths: AugmentConfig, **options: Any) -> "A.Compose":
+    """The augmentation as a pipeline of albumentations: `build_pipeline(config.augment)(image=image)["image"]`.
+
+    It holds a `Warp`, where the strengths flip or warp, `GrayLevels`, where they change those, and the transforms of
+    `augment.extra` in their order. It takes gray uint8 images (H, W) and draws from its own random state (`seed`).
+    `options` go to `A.Compose`: `bbox_params` for boxes, `seed`, ... `A.to_dict` and `A.from_dict` save and restore it;
+    another process must import `fracray.data.loading.transforms` first.
+    """
+    import albumentations as A
+
+    from fracray.data.loading.transforms import GrayLevels, Warp
+
+    transforms: list[A.BasicTransform] = []
+    if strengths.warps or strengths.flips:
+        transforms.append(Warp(strengths.rotate, strengths.flip, strengths.vertical_flip, strengths.scale))
+    if strengths.regrays:
+        transforms.append(GrayLevels(strengths.brightness, strengths.contrast))
+    transforms += [make_transform(name, arguments) for name, arguments in strengths.extra.items()]
+    return A.Compose(transforms, **options)
 
 
 class Augmenter:
-    """Applies its strengths to batches of radiographs on the CPU, releasing the interpreter for all but a few
-    microseconds an image."""
+    """Augments batches of radiographs on the CPU; without extra transforms it holds the interpreter lock for only a few
+    microseconds per image."""
 
     def __init__(self, strengths: AugmentConfig, seed: int) -> None:
+        from fracray.data.loading.transforms import GrayLevels, Warp
+
         self._strengths, self._seed = strengths, seed
-        cv2.setNumThreads(1)  # the parallelism is that of workers and tasks
+        pipeline = build_pipeline(strengths)
+        self._warp = next((transform for transform in pipeline if isinstance(transform, Warp)), None)
+        self._gray_levels = next((transform for transform in pipeline if isinstance(transform, GrayLevels)), None)
+        extra = pipeline.transforms[len(pipeline) - len(strengths.extra) :]
+        named = zip(strengths.extra, extra, strict=True)
+        self._extra = [_Reseeded(name, transform) for name, transform in named if transform.p > 0]
+        cv2.setNumThreads(1)  # workers and tasks run in parallel already
 
     def batch(self, images: np.ndarray, epoch: int, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Augment (n, H, W) uint8 images into a new array; an augmentation that is off returns `images` itself.
 
-        `rows` are the images' numbers in the prepared set, `epoch` counts from 0. A warp fills with black what comes
-        from outside the image, and interpolates linearly; flips alone move pixels without changing any.
+        `rows` are the images' numbers in the prepared set, `epoch` counts from 0. A warp interpolates linearly, and
+        what comes from outside the image is black; flips alone move pixels without changing them.
         """
-        strengths = self._strengths
-        if not (strengths.warps or strengths.flips or strengths.regrays):
-            return images
-        draws = draw(strengths, self._seed, epoch, rows)
-        height, width = images.shape[1:]
-        augmented = np.empty(images.shape, dtype=np.uint8)
-        if strengths.warps:
-            flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-            matrices = source_matrices(draws, height, width)
+        warp, gray_levels = self._warp, self._gray_levels
+        augmented = images
+        if warp or gray_levels:
+            draws = draw(self._strengths, self._seed, epoch, rows)
+            augmented = np.empty(images.shape, dtype=np.uint8)
+        if warp and self._strengths.warps:
+            matrices = source_matrices(draws, *images.shape[1:])
             for image, into, matrix in zip(images, augmented, matrices, strict=True):
-                cv2.warpAffine(image, matrix, (width, height), into, flags)
-        else:
-            augmented[:] = images
-            augmented[draws.flip] = augmented[draws.flip, :, ::-1]
-            augmented[draws.vertical_flip] = augmented[draws.vertical_flip, ::-1]
-        if strengths.regrays:
-            for image, table in zip(augmented, gray_tables(draws), strict=True):
-                cv2.LUT(image, table, image)
+                warp.apply(image, False, False, matrix, into)  # the flips are part of the matrix
+        elif warp:
+            for image, into, flip, vertical in zip(images, augmented, draws.flip, draws.vertical_flip, strict=True):
+                warp.apply(image, flip, vertical, None, into)
+        if gray_levels:
+            before = augmented if warp else images
+            for image, into, table in zip(before, augmented, gray_tables(draws), strict=True):
+                gray_levels.apply(image, table, into)
+        if self._extra and augmented is images:
+            augmented = images.copy()
+        for transform in self._extra:
+            transform.batch(augmented, self._seed, epoch, rows)
         return augmented
 
 
-def _uniforms(seed: int, epoch: int, rows: np.ndarray) -> np.ndarray:
-    """(UNIFORMS, n) float64 inside (0, 1): the generator is keyed by the seed and counts rows and epochs."""
-    half = np.uint64(0xFFFFFFFF)
-    blocks = UNIFORMS // 4
-    counter = [
-        np.tile(rows & half, blocks),
-        np.tile(rows >> np.uint64(32), blocks),
-        np.full(blocks * len(rows), epoch, dtype=np.uint64),
-        np.repeat(np.arange(blocks, dtype=np.uint64), len(rows)),
-    ]
-    words = philox(counter, (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF))
-    uniform = (np.stack(words).astype(np.float64) + 0.5) / 2**32
-    return uniform.reshape(4, blocks, len(rows)).swapaxes(0, 1).reshape(UNIFORMS, len(rows))
+class _Reseeded:
+    """A transform of albumentations whose draws are a function of (seed, epoch, row) and of its name: adding or
+    removing another transform does not change them."""
+
+    def __init__(self, name: str, transform: "A.BasicTransform") -> None:
+        self._transform = transform
+        self._block = zlib.crc32(name.encode()) | 2**31  # no block of `draw`
+        self._bits, self._random = np.random.PCG64(0), random.Random()  # 0 fixes the increment, which is not reseeded
+        transform.set_random_state(np.random.Generator(self._bits), self._random)
+
+    def batch(self, images: np.ndarray, seed: int, epoch: int, rows: Sequence[int] | np.ndarray) -> None:
+        """Augment (n, H, W) uint8 images in place."""
+        state: Any = self._bits.state
+        for at, words in enumerate(_words(seed, epoch, rows, [self._block])[0].T.tolist()):
+            state["state"]["state"] = sum(word << 32 * place for place, word in enumerate(words))
+            state["has_uint32"] = 0
+            self._bits.state = state
+            self._random.seed(state["state"]["state"])
+            images[at] = self._transform(image=images[at])["image"]
+
+
+def _words(seed: int, epoch: int, rows: Sequence[int] | np.ndarray, blocks: Sequence[int]) -> np.ndarray:
+    """(blocks, 4, n) random 32-bit words in uint64: the generator is keyed by the seed, counts rows, epochs, blocks."""
+    row = np.asarray(rows, dtype=np.uint64)
+    block = np.array(blocks, dtype=np.uint64)[:, None]
+    key = (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)
+    words = philox([row & _HALF, row >> _BITS, np.array([epoch], dtype=np.uint64), block], key)
+    return np.stack(words, axis=1)
 
 
 def philox(counter: Sequence[np.ndarray], key: tuple[int, int]) -> list[np.ndarray]:
     """Philox4x32-10 (Salmon et al. 2011, doi 10.1145/2063384.2063405): four random words for each counter of four.
 
-    All are 32-bit numbers in uint64 arrays. numpy's own Philox takes one counter at a time, at microseconds each.
+    All are 32-bit numbers in uint64 arrays, which are broadcast against each other. numpy's own Philox takes one
+    counter at a time, at microseconds each.
     """
     a, b, c, d = counter
-    half, bits = np.uint64(0xFFFFFFFF), np.uint64(32)
     for turn in range(10):
         left, right = a * np.uint64(0xD2511F53), c * np.uint64(0xCD9E8D57)
         first = np.uint64((key[0] + turn * 0x9E3779B9) & 0xFFFFFFFF)
         second = np.uint64((key[1] + turn * 0xBB67AE85) & 0xFFFFFFFF)
-        a, b, c, d = (right >> bits) ^ b ^ first, right & half, (left >> bits) ^ d ^ second, left & half
+        a, b, c, d = (right >> _BITS) ^ b ^ first, right & _HALF, (left >> _BITS) ^ d ^ second, left & _HALF
     return [a, b, c, d]

@@ -1,12 +1,12 @@
-"""Batches of a set that lives on a GPU whole, augmented there by the very draws of `fracray.data.loading.augment`.
+"""Batches of a set that is kept on a GPU and augmented there, with the draws of `fracray.data.loading.augment`.
 
-Same interface as `streams.MemoryStream`. Runs on any device of Torch, the CPU included; knows nothing of
-models and imports no Ray.
+Same interface as `streams.MemoryStream`. Runs on every device of Torch, the CPU included. Knows nothing of models and
+imports no Ray.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -14,47 +14,31 @@ from torch.nn import functional as F
 
 from fracray.config import AugmentConfig
 from fracray.data.loading.augment import draw, source_matrices
+from fracray.data.loading.plan import Batch, Plan
 from fracray.errors import InputError
 from fracray.runtime.efficiency import TRANSFORM, Meter, Stretches
 
-if TYPE_CHECKING:  # it imports Ray
-    from fracray.data.loading.streams import Plan
-
-FREE_SHARE = 0.5  # of a GPU's free memory that the set may fill; the network and its batches need the rest
-BATCHES_AT_ONCE = 64  # drawn and handed to the device together, so that steps need not wait for either
+FREE_SHARE = 0.5  # of the free memory of a GPU that the set may fill; the network and its batches need the rest
+BATCHES_AT_ONCE = 64  # drawn and sent to the device together, so that steps need not wait for either
 IMAGES_AT_ONCE = 1024  # copied to the device
 
-_held: dict[torch.device, tuple[np.ndarray, torch.Tensor]] = {}  # the set that a process has on a device, once for all
-
-
-@dataclass(frozen=True)
-class DeviceBatch:
-    """One worker's part of one global batch, its images on the device.
-
-    images: (n, S, S) uint8 tensor; labels: (n,) float32 of 0 and 1; rows: (n,) int64, the images' numbers in the
-    shard set; global_count: images in the batch over all workers. n may be 0 in an epoch's last batch.
-    """
-
-    images: torch.Tensor
-    labels: np.ndarray
-    rows: np.ndarray
-    global_count: int
+_held: dict[torch.device, tuple[np.ndarray, torch.Tensor]] = {}  # the set that this process keeps on a device
 
 
 class DeviceStream:
     """The batches of `MemoryStream`, from all images (N, S, S) uint8 kept on `device` and augmented there.
 
-    Flips and gray levels are those of the CPU bit for bit; a warp interpolates in another order of arithmetic, by
-    which one pixel in some 50,000 is rounded to the neighbouring gray level (measured on Torch's CPU). Raises
-    InputError where the set does not fit the device.
+    Flips and gray levels equal those of the CPU bit for bit. A warp interpolates in another order of arithmetic: about
+    one pixel in 50,000 is rounded to the next gray level (measured with Torch on the CPU). Extra transforms run on the
+    CPU only; a config with both is refused. Raises InputError where the set does not fit the device.
     """
 
-    def __init__(self, plan: "Plan", images: np.ndarray, device: torch.device, meter: Meter | None = None) -> None:
+    def __init__(self, plan: Plan, images: np.ndarray, device: torch.device, meter: Meter | None = None) -> None:
         self.plan = plan
         self._device, self._meter = device, meter or Meter()
         self._images = resident(images, device)
 
-    def train(self, epoch: int) -> Iterator[DeviceBatch]:
+    def train(self, epoch: int) -> Iterator[Batch]:
         """This rank's augmented batches of one epoch."""
         plan, slices = self.plan, self.plan.train_slices(epoch)
         timed: Stretches = []
@@ -69,23 +53,23 @@ class DeviceStream:
                 start += len(rows)
                 with self._meter.stretch(TRANSFORM, self._device, timed):
                     images = _augment(self._images[part.rows], part, plan.strengths)
-                yield DeviceBatch(images, plan.labels[rows], rows, count)
+                yield Batch(images, plan.labels[rows], rows, count)
 
         for begun, ended in timed:
             ended.synchronize()
             self._meter.add_wall(TRANSFORM, begun.elapsed_time(ended) / 1000)
 
-    def validation(self) -> Iterator[DeviceBatch]:
-        """This rank's part of the validation set, as it is."""
+    def validation(self) -> Iterator[Batch]:
+        """This rank's part of the validation set, not augmented."""
         for rows, count in self.plan.val_slices():
-            yield DeviceBatch(self._images[_to_device(rows, self._device)], self.plan.labels[rows], rows, count)
+            yield Batch(self._images[_to_device(rows, self._device)], self.plan.labels[rows], rows, count)
 
     def close(self) -> None:
-        """The images stay, for the next trial of this process."""
+        """Keeps the images on the device for the next trial of this process."""
 
 
 def resident(images: np.ndarray, device: torch.device) -> torch.Tensor:
-    """All images on the device: copied there once, kept for every later stream over the same array."""
+    """All images on the device: copied there once, and kept for later streams over the same array."""
     array, tensor = _held.get(device, (None, None))
     if array is images and tensor is not None:
         return tensor
@@ -94,12 +78,12 @@ def resident(images: np.ndarray, device: torch.device) -> torch.Tensor:
         free = torch.cuda.mem_get_info(device)[0]
         if images.nbytes > FREE_SHARE * free:
             raise InputError(
-                f"data.augment_on = gpu keeps the whole set on the GPU: its {images.nbytes / 2**30:.1f} GiB are more "
-                f"than half of the {free / 2**30:.1f} GiB that are free there; set data.augment_on=cpu, or a smaller "
+                f"data.augment_on = gpu keeps all images on the GPU: their {images.nbytes / 2**30:.1f} GiB are more "
+                f"than half of its {free / 2**30:.1f} GiB of free memory; set data.augment_on=cpu, or a smaller "
                 "data.size, or fewer trials on one GPU"
             )
     tensor = torch.empty(images.shape, dtype=torch.uint8, device=device)
-    for first in range(0, len(images), IMAGES_AT_ONCE):  # of an array that may only be read, hence each part a copy
+    for first in range(0, len(images), IMAGES_AT_ONCE):  # a copy of each part: the array may be read-only
         tensor[first : first + IMAGES_AT_ONCE] = torch.tensor(images[first : first + IMAGES_AT_ONCE])
     _held[device] = images, tensor
     return tensor
@@ -133,7 +117,7 @@ class _DeviceDraws:
 
 def _to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     tensor = torch.from_numpy(array)
-    # From pageable memory the copy would wait for all steps that the device has not done yet.
+    # A copy from pageable memory would wait for all steps that the device has not done.
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 

@@ -1,7 +1,7 @@
 """Ray Data: decode, orient, letterbox and resize each radiograph once, into uint8 grayscale shards.
 
-A shard set is a folder of Parquet files keyed by what is in it (files, labels, geometry), on a path or a URI; its
-index is written last and vouches for the rest. Knows nothing of splits or training.
+A shard set is a folder of Parquet files, on a path or a URI, whose name is a hash of what is in it (files, labels,
+geometry). Its index is written last: a set with an index is complete. Knows nothing of splits or training.
 """
 
 import hashlib
@@ -34,12 +34,12 @@ from fracray.runtime.storage import Folder
 INGEST_VERSION = 3  # raise it when the pixels of a shard, or which images share a file, would change
 SHARD_BYTES = 8 * 2**20
 SHARD_ROWS = 2048
-FILE_PIXELS = 64_000_000  # of the radiographs' own in a shard file or more: 0.1 to 0.2 s of decoding
-# A CPU stands still for 0.1 to 0.2 s after every task: Ray Data's executor looks for finished ones ten times a second.
+FILE_PIXELS = 64_000_000  # least number of pixels of the original radiographs in a shard file: 0.1 to 0.2 s of decoding
+# A CPU is idle for 0.1 to 0.2 s after every task: Ray Data's executor looks for finished ones ten times a second.
 TASK_PIXELS = 20 * FILE_PIXELS
-READ_AHEAD = 4  # radiographs that are on their way to a task from the machine that has them
+READ_AHEAD = 4  # radiographs that are being sent to a task from the machine that has them
 INDEX = "index.json"
-SHARDS_WANTED = 64  # of a set that is not large; so many are shuffled with each other
+SHARDS_WANTED = 64  # of a set that is not large; this many are shuffled with each other
 
 Progress = Callable[[int, int], None]
 
@@ -87,9 +87,9 @@ class Shards:
 
 
 def reduction_for(longer_side: int, size: int) -> int:
-    """The scale, one over 1, 2, 4 or 8, at which a JPEG is decoded for a square of this size.
+    """The factor, 1, 2, 4 or 8, by which a JPEG is reduced in decoding for a square of this size.
 
-    The picture is still at least twice the target then, so that the area filter decides.
+    The image is still at least twice as large as the square, so that the area filter determines the result.
     """
     return next((factor for factor in (8, 4, 2) if longer_side >= 2 * factor * size), 1)
 
@@ -97,8 +97,8 @@ def reduction_for(longer_side: int, size: int) -> int:
 def decode(data: bytes, longer_side: int, size: int, known: imagefile.KnownGeometry | None = None) -> np.ndarray:
     """Bytes of an image file to a letterboxed (size, size) uint8 image, by the decoder of the audit.
 
-    A JPEG several times larger than the target is decoded at a half, quarter or eighth of its scale; what is `known` of
-    it is not sought again. Raises ValueError where the bytes are no whole image.
+    A JPEG several times larger than the target is decoded at a half, a quarter or an eighth of its scale; what is
+    `known` of the file is not read again. Raises ValueError where the bytes are not a complete image.
     """
     found = imagefile.decode(data, reduction_for(longer_side, size), known)
     if found.gray is None or found.fault:
@@ -108,7 +108,7 @@ def decode(data: bytes, longer_side: int, size: int, known: imagefile.KnownGeome
 
 @dataclass(frozen=True)
 class _Written:
-    """What became of a shard file, or why there is none. Ray would hand an exception on as a traceback's text."""
+    """A shard file, or why it was not written. Ray would turn an exception into the text of a traceback."""
 
     file: ShardFile
     undecodable: str = ""
@@ -127,13 +127,13 @@ class _Written:
 
 
 class _Reader:
-    """Hands radiographs out from the machine that has them to tasks on machines that do not see them."""
+    """Sends radiographs from the machine that has them to tasks on machines that cannot read them."""
 
     def __init__(self, root: str) -> None:
         self._root = root
 
     def read(self, path: str) -> bytes | str:
-        """The bytes of a file, or what kept them from being read."""
+        """The bytes of a file, or the reason why they cannot be read."""
         try:
             return _read(self._root, path)
         except OSError as error:
@@ -152,7 +152,7 @@ _KNOWN = ("width", "height", "exif_orientation")
 class _WriteShards:
     """The Ray Data task: a block of (row, image_id, label, path, *_KNOWN) to shard files of `rows` each; their names.
 
-    reader: a _Reader on the one machine that sees the radiographs, None where tasks find them below `root`.
+    reader: a _Reader on the only machine that has the radiographs; None where tasks find them below `root`.
     """
 
     root: str
@@ -163,7 +163,7 @@ class _WriteShards:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         cv2.setNumThreads(1)  # the parallelism is Ray Data's
-        warnings.simplefilter("ignore")  # what the decoders have to say of odd files, the audit says
+        warnings.simplefilter("ignore")  # the audit reports what is odd about a file
         written = []
         for start in range(0, len(block), self.rows):
             written.append(self._write(block.slice(start, self.rows)))
@@ -187,7 +187,7 @@ class _WriteShards:
 
     def _write(self, rows: pa.Table) -> _Written:
         first, last = rows["row"][0].as_py(), rows["row"][-1].as_py()
-        # A task that is run again writes the same files again.
+        # A task that runs a second time writes the same files again.
         shard = ShardFile(f"rows-{first:09d}-{last:09d}.parquet", first, len(rows))
         images = np.empty((len(rows), self.size, self.size), dtype=np.uint8)
         paths = rows["path"].to_pylist()
@@ -224,10 +224,10 @@ def ingest(
 ) -> Shards:
     """Find the shards of these radiographs at this size in `place`, or write them there with Ray Data.
 
-    On a cluster of several machines the radiographs need only be seen by this one, which hands them out, and `place`
-    must be reached by all; where it is not `shared`, this machine alone does the work.
-    Raises InputError where no radiograph is usable or the disk is full, RunError where a file changed or vanished
-    meanwhile.
+    On a cluster of several machines only this one needs the radiographs, which it sends to the others; all must be
+    able to write to `place`. Where it is not `shared`, this machine does all the work.
+    Raises InputError where no radiograph is usable or the disk is full, RunError where a file was changed or removed
+    since the data set was examined.
     """
     folder = place.sub(f"shards/{fingerprint(manifest, size)}")
     if not folder.exists(INDEX):
@@ -260,7 +260,7 @@ def _write(manifest: Manifest, size: int, folder: Folder, progress: Progress | N
     blocks = [work.slice(start, count) for start, count in _tasks(used, rows, int(capacity("CPU")))]
     reader, where = None, {}
     if not alone():
-        on_this_machine = {"num_cpus": 0, "scheduling_strategy": here()}  # it may have no CPU for tasks to Ray's mind
+        on_this_machine = {"num_cpus": 0, "scheduling_strategy": here()}  # Ray may count no free CPU on it
         if shared:
             reader = ray.remote(max_concurrency=2 * READ_AHEAD, **on_this_machine)(_Reader).remote(str(manifest.root))
         else:
@@ -285,7 +285,7 @@ def _write(manifest: Manifest, size: int, folder: Folder, progress: Progress | N
                 if progress:
                     progress(sum(file.count for file in files), len(used))
             if (done := sum(file.count for file in files)) != len(used):
-                raise RunError(f"{partial}: {len(used)} radiographs went in, but {done} came out; run again")
+                raise RunError(f"{partial}: {done} of {len(used)} radiographs were written; run again")
             files.sort(key=lambda file: file.first)
             partial.write_json(INDEX, {"size": size, "files": [asdict(file) for file in files]})
     except OSError as error:
@@ -297,16 +297,16 @@ def _write(manifest: Manifest, size: int, folder: Folder, progress: Progress | N
 
 @contextmanager
 def _filling(folder: Folder) -> Iterator[Folder]:
-    """A folder to write a shard set into; on a disk it gets its name when it is whole."""
-    if not folder.is_local:  # its index comes last, and a second writer writes the same files
+    """A folder to write a shard set into; on a disk it gets its final name when it is complete."""
+    if not folder.is_local:  # its index is written last, and a second writer writes the same files
         yield folder
         return
-    whole = Path(folder.location)
-    partial = whole.with_name(f"{whole.name}.{uuid.uuid4().hex[:8]}.partial")
+    complete = Path(folder.location)
+    partial = complete.with_name(f"{complete.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         partial.mkdir(parents=True)
         yield Folder(partial)
-        _rename(partial, whole)
+        _rename(partial, complete)
     finally:
         _remove(partial)
 
@@ -321,19 +321,19 @@ def _remove(folder: Path) -> None:
 
 
 def _rows_per_file(used: pd.DataFrame, size: int) -> int:
-    """Files that fit the caches of streams, and not many files of few images.
+    """Images of a shard file: few enough for the caches of the streams, and enough to have few files.
 
-    Not by the number of CPUs: the order of training follows the files, and must not change with the machine.
+    Does not depend on the number of CPUs: the order of training follows the files and must not change with the machine.
     """
     wanted = max(round(FILE_PIXELS / _mean_pixels(used)), -(-len(used) // SHARDS_WANTED))
     return max(1, min(SHARD_ROWS, SHARD_BYTES // size**2, wanted))
 
 
 def _tasks(used: pd.DataFrame, rows: int, cpus: int) -> list[tuple[int, int]]:
-    """First row and number of rows of every task: whole files, many of them first and few in the end.
+    """First row and number of rows of every task: complete files, many in the first tasks and few in the last ones.
 
-    Each takes half of what would be a CPU's share of the rest, so that all CPUs end together (guided self-scheduling,
-    Polychronopoulos and Kuck 1987, doi:10.1109/TC.1987.5009495).
+    Each task takes half of a CPU's share of what is left, so that all CPUs end at the same time (guided
+    self-scheduling, Polychronopoulos and Kuck 1987, doi:10.1109/TC.1987.5009495).
     """
     most = max(1, round(TASK_PIXELS / (_mean_pixels(used) * rows)))
     tasks, start = [], 0
@@ -353,5 +353,5 @@ def _rename(partial: Path, folder: Path) -> None:
     try:
         os.rename(partial, folder)
     except OSError:
-        if not folder.is_dir():  # otherwise another process was faster with the very same shards
+        if not folder.is_dir():  # otherwise another process has written the same shards first
             raise

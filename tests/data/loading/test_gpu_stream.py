@@ -9,7 +9,8 @@ import torch
 
 from fracray.config import AugmentConfig, Config
 from fracray.data.loading.gpu_stream import BATCHES_AT_ONCE, DeviceStream, resident
-from fracray.data.loading.streams import MemoryStream, Plan
+from fracray.data.loading.plan import Plan
+from fracray.data.loading.streams import MemoryStream
 from fracray.errors import InputError
 from fracray.train import main as train
 from fracray.training.loop import Fit
@@ -18,7 +19,7 @@ from fracray.tune import main as tune
 
 CPU = torch.device("cpu")
 STRONG = AugmentConfig(rotate=25.0, flip=0.5, vertical_flip=0.3, scale=0.2, brightness=0.3, contrast=0.3)
-OFF = AugmentConfig(**dict.fromkeys(AugmentConfig.model_fields, 0.0))
+OFF = AugmentConfig(rotate=0.0, flip=0.0, scale=0.0, brightness=0.0, contrast=0.0)
 COUNT, SIZE = 200, 48
 
 

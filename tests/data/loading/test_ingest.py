@@ -76,15 +76,15 @@ def test_shards_of_a_large_set_are_many_bounded_and_in_order(ray_local, manifest
             [manifest.used.assign(image_id=f"{n}-" + manifest.used["image_id"]) for n in range(4)], ignore_index=True
         ),
     )
-    told = []
-    shards = ingest(many, size, Folder(tmp_path), lambda done, total: told.append((done, total)))
+    reported = []
+    shards = ingest(many, size, Folder(tmp_path), lambda done, total: reported.append((done, total)))
     assert shards.count == len(many.used) == 96
     assert len(shards.files) == 3
     ends = [file.first + file.count for file in shards.files]
     assert [file.first for file in shards.files] == [0, *ends[:-1]]
     assert all(file.count * size * size <= SHARD_BYTES for file in shards.files)
-    assert told[-1] == (96, 96)
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert reported[-1] == (96, 96)
+    assert [done for done, _ in reported] == sorted(done for done, _ in reported)
     images = shards.load()
     for row in (0, 31, 32, 95):
         path = many.root / many.used["path"].iloc[row]
@@ -94,7 +94,7 @@ def test_shards_of_a_large_set_are_many_bounded_and_in_order(ray_local, manifest
 
 @pytest.mark.parametrize(("count", "side"), [(1, 400), (3331, 413), (3331, 2600), (400_000, 413)])
 @pytest.mark.parametrize("cpus", [1, 2, 16, 300])
-def test_tasks_hold_whole_files_ever_fewer_and_keep_all_cpus_busy(count, side, cpus):
+def test_tasks_hold_complete_files_fewer_and_fewer_and_keep_all_cpus_busy(count, side, cpus):
     used = pd.DataFrame({"width": [side] * count, "height": [side] * count})
     tasks = _tasks(used, rows=64, cpus=cpus)
     sizes = [size for _, size in tasks]

@@ -12,8 +12,10 @@ import pytest
 
 from fracray.config import Config
 from fracray.data.images.letterbox import letterbox
+from fracray.data.loading.augment import Augmenter
 from fracray.data.loading.ingest import decode, ingest, open_shards
-from fracray.data.loading.streams import MemoryStream, RayStream, ahead, make_plan
+from fracray.data.loading.plan import make_plan
+from fracray.data.loading.streams import MemoryStream, RayStream, ahead
 from fracray.data.manifest import Manifest
 from fracray.data.prepare import prepare
 from fracray.runtime.console import new_console
@@ -69,8 +71,8 @@ def test_every_image_is_in_exactly_one_batch_of_one_rank(prepared, world, batch_
 def test_ranks_together_hold_the_batches_of_one_rank(prepared):
     alone = make_plan(make_config(batch_size=16), prepared.table, prepared.shards)
     pair = [make_plan(make_config(batch_size=16), prepared.table, prepared.shards, rank, 2) for rank in (0, 1)]
-    for whole, left, right in zip(alone.train_slices(1), *(plan.train_slices(1) for plan in pair), strict=True):
-        assert list(whole[0]) == [*left[0], *right[0]]
+    for complete, left, right in zip(alone.train_slices(1), *(plan.train_slices(1) for plan in pair), strict=True):
+        assert list(complete[0]) == [*left[0], *right[0]]
 
 
 def test_order_changes_with_epoch_and_seed_alone(prepared):
@@ -113,6 +115,28 @@ def test_memory_and_ray_data_give_the_same_batches(prepared, rank):
     ray_data.close()
 
 
+EXTRA = {"CLAHE": {"p": 0.5}, "GaussNoise": {"p": 0.5}, "CoarseDropout": {"p": 0.5}}
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_extra_transforms_draw_the_same_in_every_stream_and_for_every_number_of_workers(prepared, world):
+    config = make_config(batch_size=24).with_leaves({"augment.extra": EXTRA})
+    images = prepared.shards.load()
+    expected = Augmenter(config.augment, config.train.seed).batch(images, 1, range(len(images)))
+    seen = []
+    for rank in range(world):
+        plan = make_plan(config, prepared.table, prepared.shards, rank, world)
+        for stream in (MemoryStream(plan, images, epochs=2), RayStream(plan, prepared.shards, epochs=2)):
+            for batch in drain(stream, 1):
+                seen += batch.rows.tolist()
+                for row, image in zip(batch.rows, batch.images, strict=True):
+                    assert np.array_equal(image, expected[row])
+            stream.close()
+    assert sorted(seen) == sorted([*prepared.rows("train")] * 2)
+    changed = [not np.array_equal(images[row], expected[row]) for row in seen]
+    assert np.mean(changed) > 0.9
+
+
 def test_training_images_are_augmented_anew_and_validation_never(prepared):
     images = prepared.shards.load()
     stream = MemoryStream(make_plan(make_config(), prepared.table, prepared.shards), images, epochs=2)
@@ -127,13 +151,13 @@ def test_training_images_are_augmented_anew_and_validation_never(prepared):
 
 def test_a_stream_left_in_the_middle_of_an_epoch_can_be_asked_again(prepared):
     plan = make_plan(make_config(batch_size=8), prepared.table, prepared.shards)
-    whole = [drain(MemoryStream(plan, prepared.shards.load(), epochs=2), epoch) for epoch in (0, 1)]
+    complete = [drain(MemoryStream(plan, prepared.shards.load(), epochs=2), epoch) for epoch in (0, 1)]
     for asked in (0, 1):
         stream = MemoryStream(plan, prepared.shards.load(), epochs=2)
         half = stream.train(0)
         next(half)
         half.close()
-        for ours, theirs in zip(drain(stream, asked), whole[asked], strict=True):
+        for ours, theirs in zip(drain(stream, asked), complete[asked], strict=True):
             assert np.array_equal(ours.images, theirs.images)
 
 
@@ -146,11 +170,11 @@ def test_the_next_epoch_is_augmented_while_this_one_ends(prepared):
     deadline = time.monotonic() + 10
     while not (ahead_of_time := meter.take()["seconds_transform"]) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert ahead_of_time > 0  # nobody has asked for epoch 1 yet
+    assert ahead_of_time > 0  # epoch 1 is not asked for until later
     stream.close()
 
 
-def test_a_stream_that_nobody_holds_any_more_ends_its_thread(prepared):
+def test_a_stream_without_references_ends_its_thread(prepared):
     plan = make_plan(make_config(batch_size=8), prepared.table, prepared.shards)
     stream = MemoryStream(plan, prepared.shards.load(), epochs=50)
     before = threading.active_count()
@@ -166,7 +190,7 @@ def test_an_error_of_the_augmenting_thread_reaches_the_loop():
         yield "first"
         raise ValueError("no such file")
 
-    batches = ahead(broken, Meter())
+    batches = ahead(broken)
     assert next(batches) == "first"
     with pytest.raises(ValueError, match="no such file"):
         next(batches)
@@ -200,7 +224,7 @@ def test_decode_applies_exif_orientation():
     from PIL import Image
 
     picture = np.zeros((60, 40), dtype=np.uint8)
-    picture[:20] = 255  # bright at the top as stored; orientation 3 shows it upside down
+    picture[:20] = 255  # bright at the top as stored; orientation 3 turns it by 180 degrees
     exif = Image.Exif()
     exif[0x0112] = 3
     buffer = BytesIO()
@@ -225,7 +249,7 @@ def test_shards_hold_the_used_radiographs_in_order_and_are_found_again(prepared,
     assert ingest(prepared.manifest, 48, Folder(cache)).folder != shards.folder
 
 
-def test_a_file_that_vanished_after_the_audit_fails_in_words_and_leaves_no_shards(prepared, tmp_path):
+def test_a_file_that_is_removed_after_the_audit_is_named_and_no_shards_remain(prepared, tmp_path):
     from fracray.errors import RunError
 
     gone = Manifest(prepared.manifest.table.copy(), tmp_path)
