@@ -53,7 +53,7 @@ def test_a_link_leads_to_a_file(page):
 def test_a_path_of_the_repository_that_is_named_exists(page):
     rooms = "fracray|search_spaces|cluster|benchmarks|docs|examples|tests"
     for path in re.findall(rf"`((?:{rooms})/[^` ]*)`", page.read_text(encoding="utf-8")):
-        assert (ROOT / path).exists(), path
+        assert (ROOT / path).exists() or "NAME" in path, path
 
 
 @named

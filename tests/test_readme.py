@@ -1,7 +1,7 @@
 """Every command, search space and piece of Python that README.md and docs/ show is run, in the order of the pages.
 
-One folder is the user's: it has a small FracAtlas.zip, a hospital's folder and so on under the names that the pages use,
-so that each command runs as it is written. Commands of this process share one Ray; what they print is shown on failure.
+One folder is the user's: it has a small FracAtlas.zip, a hospital's folder and so on, under the names that the pages
+use, so each command runs as written. All share this process and one Ray; pytest shows what they print on failure.
 A command that cannot run here is in NOT_RUN with the reason, and its arguments are checked.
 """
 
@@ -49,8 +49,10 @@ NOT_RUN = {
     "python -m fracray.tune --space search_spaces/reg.yaml --address auto --workers-per-trial 4 --cpus-per-trial 2": (
         CLUSTER
     ),
-    "python -m fracray.train --data s3://bucket/FracAtlas --storage s3://bucket/runs --workers 1-4 --address auto": BUCKET,
-    "python -m fracray.tune --space search_spaces/backbone.yaml --data FracAtlas.zip --time-budget 3600 --name transfer": (
+    "python -m fracray.train --data s3://bucket/FracAtlas --storage s3://bucket/runs --workers 1-4 --address auto": (
+        BUCKET
+    ),
+    "python -m fracray.tune --space search_spaces/backbone.yaml --data FracAtlas.zip --time-budget 3600 --name lite": (
         "trains a large network for minutes"
     ),
 }
@@ -139,7 +141,7 @@ def shell(user_folder, ray_local):
                 if command not in NOT_RUN:
                     assert run(command) == (2 if command in REFUSED else 0), command
             for code in blocks(page, "python"):
-                exec(compile(code, page, "exec"), {})  # noqa: S102 - the page's own
+                exec(compile(code, page, "exec"), {})
         done.add(page)
 
     return run_page
