@@ -6,6 +6,7 @@ Names, defaults, ranges and descriptions come from the schema of `fracray.config
 what `page` gives.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ TYPES |= {"array": "list", "object": "mapping", "null": "none"}
 
 def page() -> str:
     """The page as text."""
-    schema = Config.model_json_schema()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydantic warns of a default that JSON has no type for: it is shown as none
+        schema = Config.model_json_schema()
     parts = [HEAD]
     for name, section in schema["properties"].items():
         parts += _section(name, _resolved(section, schema), schema)
