@@ -1,0 +1,118 @@
+"""fracray's data, network and training loop inside Ray's own pattern: a Tuner over a driver that runs a TorchTrainer.
+
+Ray Data decodes the radiographs once and augments them for every epoch, Ray Train runs the workers, Ray Tune with
+Optuna and ASHA searches. It is here to be read, and to be changed into what `fracray tune` does not do. For a search as
+such take `fracray tune`: here every trial starts a trainer of its own, which takes longer than a short trial.
+"""
+
+import argparse
+import os
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.05")  # by default a report waits for up to 2 s
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import ray
+import ray.train.torch
+from ray import tune
+from ray.train import Checkpoint, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from fracray.config import Config
+from fracray.data.loading.streams import RayStream, make_plan
+from fracray.data.prepare import prepare
+from fracray.runtime.console import new_console
+from fracray.training.checkpoint import CheckpointMetadata, save_checkpoint
+from fracray.training.loop import Fit
+
+SPACE = {
+    "model.dropout": tune.uniform(0.0, 0.7),
+    "model.spatial_dropout": tune.uniform(0.0, 0.4),
+    "augment.rotate": tune.uniform(0.0, 30.0),
+    "train.lr": tune.loguniform(1e-4, 1e-2),
+}
+
+
+def train_worker(job):
+    """What every Ray Train worker of a trial runs: fracray's loop, and one report an epoch."""
+    config, context = job["config"], ray.train.get_context()
+    plan = make_plan(config, job["table"], job["shards"], context.get_world_rank(), context.get_world_size())
+    stream = RayStream(plan, job["shards"], config.train.epochs)  # MemoryStream gives the same batches from memory
+    fit = Fit(config, stream, ray.train.torch.get_device(), metric="val_auroc")
+    while not fit.done:
+        report = fit.run_epoch()
+        seen, checkpoint = report.validation, None
+        with TemporaryDirectory() as folder:
+            if report.is_best and context.get_world_rank() == 0:
+                about = CheckpointMetadata(
+                    config, seen.threshold, seen.calibration, report.metrics, job["fingerprint"], report.epoch
+                )
+                save_checkpoint(Path(folder, "best"), fit.best_weights, about)
+                checkpoint = Checkpoint.from_directory(folder)
+            ray.train.report({**report.metrics, "best_val_auroc": fit.best["val_auroc"]}, checkpoint=checkpoint)
+    stream.close()
+
+
+def driver(leaves, job, workers):
+    """One trial of Tune: a trainer of its own, whose reports go on to Tune."""
+    TorchTrainer(
+        train_worker,
+        train_loop_config={**job, "config": job["config"].with_leaves(leaves, "trial")},
+        scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(
+            name=f"train-{tune.get_context().get_trial_id()}",  # a name used twice resumes and trains nothing
+            storage_path=job["storage"],
+            callbacks=[TuneReportCallback()],
+        ),
+    ).fit()
+
+
+def main():
+    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli.add_argument("--data", default="phantom", help="a FracAtlas folder or zip, or an imported set")
+    cli.add_argument("--phantoms", type=int, default=2000, help="phantom radiographs to draw")
+    cli.add_argument("--trials", type=int, default=8)
+    cli.add_argument("--epochs", type=int, default=9)
+    cli.add_argument("--workers", type=int, default=1, help="Ray Train workers of a trial")
+    cli.add_argument("--storage", default="runs/ray-native")
+    args = cli.parse_args()
+    config = Config().with_leaves(
+        {"data.source": args.data, "data.phantom.count": args.phantoms, "train.epochs": args.epochs}
+    )
+    # Ray's dashboard stays on: without it a trial that ASHA stops keeps its workers' CPUs until the end.
+    ray.init(log_to_driver=False)
+    prepared = prepare(config.data, new_console())
+    storage = str(Path(args.storage).absolute())
+    job = {"config": config, "table": prepared.table, "shards": prepared.shards, "storage": storage}
+    job["fingerprint"] = prepared.fingerprint
+    # Drivers only wait. With a CPU each, two of them on two CPUs would wait for their workers for ever.
+    trainable = tune.with_resources(
+        tune.with_parameters(driver, job=job, workers=args.workers), {"node:__internal_head__": 0.001}
+    )
+    cpus = int(ray.cluster_resources()["CPU"])
+    begun = time.time()
+    results = tune.Tuner(
+        trainable,
+        param_space=SPACE,
+        tune_config=tune.TuneConfig(
+            metric="best_val_auroc",
+            mode="max",
+            search_alg=OptunaSearch(),
+            scheduler=ASHAScheduler(max_t=args.epochs, grace_period=max(1, args.epochs // 3), reduction_factor=3),
+            num_samples=args.trials,
+            max_concurrent_trials=max(1, (cpus - 1) // args.workers),  # one CPU is left for Ray Data
+        ),
+        run_config=tune.RunConfig(name=f"search-{int(begun)}", storage_path=storage, verbose=1),
+    ).fit()
+    best = results.get_best_result()
+    print(f"{len(results)} trials in {time.time() - begun:.0f} s; errors: {results.num_errors}")
+    print(f"best validation AUROC {best.metrics['best_val_auroc']:.3f} with {best.config}")
+
+
+if __name__ == "__main__":
+    main()
