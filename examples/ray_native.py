@@ -24,7 +24,8 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from fracray.config import Config
-from fracray.data.loading.streams import RayStream, make_plan
+from fracray.data.loading.plan import make_plan
+from fracray.data.loading.streams import RayStream
 from fracray.data.prepare import prepare
 from fracray.runtime.console import new_console
 from fracray.training.checkpoint import CheckpointMetadata, save_checkpoint
