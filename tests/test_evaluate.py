@@ -14,7 +14,7 @@ from fracray.data.images.corruptions import NAMES
 from fracray.data.phantom.draw import write_phantoms
 from fracray.data.prepare import prepare
 from fracray.errors import InputError
-from fracray.evaluate import main
+from fracray.evaluate import SEVERITIES, main, read_severities
 from fracray.runtime.console import new_console
 from fracray.train import main as train
 from fracray.training.checkpoint import load_checkpoint, read_metadata, read_predictions, save_checkpoint
@@ -294,3 +294,11 @@ def test_real_radiographs_from_folder_to_test_scores(ray_local, tmp_path):
     scores = evaluate(tmp_path / "real/trials/t0000/best", tmp_path, "--data", atlas)
     assert len(scores["predictions"]) == data["parts"]["test"]["images"]
     assert scores["scores"]["auroc"]["value"] > 0.6  # 0.8 after twelve epochs at 128 pixels
+
+
+def test_severities_are_read_and_anything_else_refused():
+    assert read_severities("5, 1,3,3") == (1, 3, 5)
+    assert read_severities(",".join(map(str, SEVERITIES))) == SEVERITIES
+    for wrong in ("0", "6", "1-3", "", "1,,2", "two"):
+        with pytest.raises(InputError, match="--severities"):
+            read_severities(wrong)

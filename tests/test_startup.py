@@ -30,20 +30,19 @@ def loaded(folder, *words):
 @pytest.mark.parametrize(
     "words",
     [
-        ("fracray",),
-        ("fracray.tune",),
-        ("fracray.train",),
-        ("fracray.fetch",),
-        ("fracray.evaluate",),
-        ("fracray.data",),
-        ("fracray.data", "audit"),
-        ("fracray.cluster",),
-        ("fracray.cluster", "submit"),
+        "fracray",
+        "fracray.tune",
+        "fracray.train",
+        "fracray.fetch",
+        "fracray.evaluate",
+        "fracray.data",
+        *(f"fracray.data {verb}" for verb in ("download", "import", "check", "audit", "sheet", "phantom")),
+        "fracray.cluster",
+        *(f"fracray.cluster {verb}" for verb in ("check", "submit", "attach")),
     ],
-    ids=" ".join,
 )
 def test_help_loads_nothing_slow(tmp_path, words):
-    code, said, packages = loaded(tmp_path, *words, "--help")
+    code, said, packages = loaded(tmp_path, *words.split(), "--help")
     assert code == 0
     assert "usage:" in said
     assert not packages & (SLOW | {"numpy", "pyarrow"})
@@ -52,24 +51,38 @@ def test_help_loads_nothing_slow(tmp_path, words):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("fracray.tune", "--space", "nowhere.yaml"), "nowhere.yaml: no such search-space file"),
-        (("fracray.tune", "--space", "misspelt.yaml"), "misspelt.yaml:1: metric 'val_acuracy' is not reported"),
-        (("fracray.tune", "--space", "misspelt.yaml", "--set", "model.dropuot=1"), "did you mean 'model.dropout'?"),
-        (("fracray.tune", "--space", "misspelt.yaml", "--data", "nowhere"), "nowhere: no such file or folder"),
-        (("fracray.train", "--data", "nowhere"), "nowhere: no such file or folder"),
-        (("fracray.train", "--config", "nowhere.yaml"), "nowhere.yaml: no such config file"),
-        (("fracray.train", "--workers", "3-2"), "the minimum must not exceed the maximum"),
-        (("fracray.fetch", "nowhere", "--to", "out"), "nowhere: no such run folder"),
-        (("fracray.evaluate", "nowhere"), "nowhere: no such checkpoint folder or run"),
-        (("fracray.evaluate", "nowhere", "--severities", "3"), "only with --corruptions"),
-        (("fracray.data", "check", "nowhere"), "nowhere"),
-        (("fracray.cluster", "check", "nowhere.yaml"), "nowhere.yaml"),
+        ("tune --space nowhere.yaml", "nowhere.yaml: no such search-space file"),
+        ("tune --space misspelt.yaml", "misspelt.yaml:1: metric 'val_acuracy' is not reported"),
+        ("tune --space misspelt.yaml --set model.dropuot=1", "did you mean 'model.dropout'?"),
+        ("tune --space misspelt.yaml --data nowhere", "nowhere: no such file or folder"),
+        ("train --data nowhere", "nowhere: no such file or folder"),
+        ("train --config nowhere.yaml", "nowhere.yaml: no such config file"),
+        ("train --workers 3-2", "the minimum must not exceed the maximum"),
+        ("fetch nowhere --to out", "nowhere: no such run folder"),
+        ("evaluate nowhere", "nowhere: no such checkpoint folder or run"),
+        ("evaluate nowhere --severities 3", "only with --corruptions"),
+        ("data check nowhere", "nowhere"),
+        ("data audit nowhere", "nowhere"),
+        ("data sheet nowhere --to x.png", "nowhere"),
+        ("data import nowhere --to set", "nowhere"),
+        ("data import nowhere --to set --column label", "--column label"),
+        ("data check phantom --set data.siez=3", "did you mean 'data.size'?"),
+        ("data phantom --count 1 --to phantoms", "data.phantom.count = 1"),
+        ("cluster check nowhere.yaml", "nowhere.yaml: no such cluster file"),
+        ("cluster check broken.yaml", "broken.yaml:2: not valid YAML"),
+        ("cluster check binary.yaml", "binary.yaml: not readable: it is not text"),
+        ("cluster check own.yaml --cpus-per-trial -1", "--cpus-per-trial"),
+        ("cluster submit nowhere.yaml -- tune", "nowhere.yaml: no such cluster file"),
+        ("cluster submit own.yaml -- evaluate", "submit: after -- give tune or train"),
+        ("cluster attach nowhere.yaml", "nowhere.yaml: no such cluster file"),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_a_refusal_loads_nothing_slow(tmp_path, words, message):
     (tmp_path / "misspelt.yaml").write_text(SPACE)
-    code, said, packages = loaded(tmp_path, *words)
+    (tmp_path / "broken.yaml").write_text("provider: {\n")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "own.yaml").write_text("provider: {type: local, head_ip: a, worker_ips: []}\n")
+    code, said, packages = loaded(tmp_path, *f"fracray.{words}".split())
     assert code == 2
     assert message in said
     assert not packages & SLOW

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fracray.data.images.corruptions import NAMES, SEVERITIES, corrupt
+from fracray.data.images.corruptions import NAMES, corrupt
 from fracray.data.loading.ingest import open_shards
 from fracray.errors import InputError, RunError
-from fracray.evaluation.robustness import ModelUnderTest, read_severities, score_corruptions
+from fracray.evaluation.robustness import ModelUnderTest, score_corruptions
 from fracray.runtime.storage import Folder
 
 # Constant radiographs: of ten fractured ones eight are bright (180) and two dark (60), all ten others are dark. Judged
@@ -166,11 +166,3 @@ def test_a_fault_while_classifying_reaches_the_caller(shards):
 
     with pytest.raises(ZeroDivisionError):
         score_corruptions(ModelUnderTest(shards, classify, 0.5), ROWS, IDS, LABELS, GROUPS)
-
-
-def test_severities_are_read_and_anything_else_refused():
-    assert read_severities("5, 1,3,3") == (1, 3, 5)
-    assert read_severities(",".join(map(str, SEVERITIES))) == SEVERITIES
-    for wrong in ("0", "6", "1-3", "", "1,,2", "two"):
-        with pytest.raises(InputError, match="--severities"):
-            read_severities(wrong)
