@@ -73,6 +73,30 @@ def driver(leaves, job, workers):
     ).fit()
 
 
+def search(job, trials, epochs, workers, storage):
+    """The search: one trial after another, or as many at a time as leave Ray Data a CPU."""
+    # Drivers only wait. With a CPU each, two of them on two CPUs would wait for their workers for ever.
+    trainable = tune.with_resources(
+        tune.with_parameters(driver, job=job, workers=workers), {"node:__internal_head__": 0.001}
+    )
+    cpus = int(ray.cluster_resources()["CPU"])
+    results = tune.Tuner(
+        trainable,
+        param_space=SPACE,
+        tune_config=tune.TuneConfig(
+            metric="best_val_auroc",
+            mode="max",
+            search_alg=OptunaSearch(),
+            scheduler=ASHAScheduler(max_t=epochs, grace_period=max(1, epochs // 3), reduction_factor=3),
+            num_samples=trials,
+            max_concurrent_trials=max(1, (cpus - 1) // workers),
+        ),
+        run_config=tune.RunConfig(name=f"search-{int(time.time())}", storage_path=storage, verbose=1),
+    ).fit()
+    best = results.get_best_result()
+    return len(results), results.num_errors, best.metrics["best_val_auroc"], best.config
+
+
 def main():
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("--data", default="phantom", help="a FracAtlas folder or zip, or an imported set")
@@ -85,34 +109,19 @@ def main():
     config = Config().with_leaves(
         {"data.source": args.data, "data.phantom.count": args.phantoms, "train.epochs": args.epochs}
     )
-    # Ray's dashboard stays on: without it a trial that ASHA stops keeps its workers' CPUs until the end.
     ray.init(log_to_driver=False)
     prepared = prepare(config.data, new_console())
     storage = str(Path(args.storage).absolute())
     job = {"config": config, "table": prepared.table, "shards": prepared.shards, "storage": storage}
     job["fingerprint"] = prepared.fingerprint
-    # Drivers only wait. With a CPU each, two of them on two CPUs would wait for their workers for ever.
-    trainable = tune.with_resources(
-        tune.with_parameters(driver, job=job, workers=args.workers), {"node:__internal_head__": 0.001}
-    )
-    cpus = int(ray.cluster_resources()["CPU"])
     begun = time.time()
-    results = tune.Tuner(
-        trainable,
-        param_space=SPACE,
-        tune_config=tune.TuneConfig(
-            metric="best_val_auroc",
-            mode="max",
-            search_alg=OptunaSearch(),
-            scheduler=ASHAScheduler(max_t=args.epochs, grace_period=max(1, args.epochs // 3), reduction_factor=3),
-            num_samples=args.trials,
-            max_concurrent_trials=max(1, (cpus - 1) // args.workers),  # one CPU is left for Ray Data
-        ),
-        run_config=tune.RunConfig(name=f"search-{int(begun)}", storage_path=storage, verbose=1),
-    ).fit()
-    best = results.get_best_result()
-    print(f"{len(results)} trials in {time.time() - begun:.0f} s; errors: {results.num_errors}")
-    print(f"best validation AUROC {best.metrics['best_val_auroc']:.3f} with {best.config}")
+    # A trial that ASHA stops leaves its workers' CPUs to Ray's cleaner. The cleaner needs Ray's dashboard, which is on by
+    # default, and its cluster's address: with two clusters on a machine it fails, and the next trial waits for ever.
+    address = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    searching = ray.remote(num_cpus=0, runtime_env={"env_vars": address})(search)
+    count, errors, auroc, leaves = ray.get(searching.remote(job, args.trials, args.epochs, args.workers, storage))
+    print(f"{count} trials in {time.time() - begun:.0f} s; errors: {errors}")
+    print(f"best validation AUROC {auroc:.3f} with {leaves}")
 
 
 if __name__ == "__main__":
