@@ -29,7 +29,7 @@ from torchvision.transforms.v2 import functional as v2
 
 from fracray.config import Config
 from fracray.data.loading import gpu_stream
-from fracray.data.loading.augment import draw, source_matrices
+from fracray.data.loading.draws import draw, source_matrices
 from fracray.data.loading.gpu_stream import DeviceStream
 from fracray.data.loading.plan import Batch, Plan
 from fracray.data.loading.streams import MemoryStream

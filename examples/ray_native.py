@@ -115,8 +115,8 @@ def main():
     job = {"config": config, "table": prepared.table, "shards": prepared.shards, "storage": storage}
     job["fingerprint"] = prepared.fingerprint
     begun = time.time()
-    # A trial that ASHA stops leaves its workers' CPUs to Ray's cleaner. The cleaner needs Ray's dashboard, which is on by
-    # default, and its cluster's address: with two clusters on a machine it fails, and the next trial waits for ever.
+    # A trial that ASHA stops leaves its workers' CPUs to Ray's cleaner. The cleaner needs Ray's dashboard, which is on
+    # by default, and its cluster's address: with two clusters on a machine it fails, and the next trial waits for ever.
     address = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     searching = ray.remote(num_cpus=0, runtime_env={"env_vars": address})(search)
     count, errors, auroc, leaves = ray.get(searching.remote(job, args.trials, args.epochs, args.workers, storage))

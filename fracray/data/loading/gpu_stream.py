@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from fracray.config import AugmentConfig
-from fracray.data.loading.augment import draw, source_matrices
+from fracray.data.loading.draws import draw, source_matrices
 from fracray.data.loading.plan import Batch, Plan
 from fracray.errors import InputError
 from fracray.runtime.efficiency import TRANSFORM, Meter, Stretches

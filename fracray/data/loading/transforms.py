@@ -12,7 +12,7 @@ import numpy as np
 from albumentations.core.type_definitions import Targets
 
 from fracray.config import AugmentConfig
-from fracray.data.loading.augment import UNIFORMS, Draws, draws_within, gray_tables, source_matrices
+from fracray.data.loading.draws import UNIFORMS, Draws, draws_within, gray_tables, source_matrices
 
 LINEAR, NEAREST = (flag | cv2.WARP_INVERSE_MAP for flag in (cv2.INTER_LINEAR, cv2.INTER_NEAREST))
 OFF = {"rotate": 0.0, "flip": 0.0, "vertical_flip": 0.0, "scale": 0.0, "brightness": 0.0, "contrast": 0.0}

@@ -6,7 +6,6 @@ Must not look at pixels, and must not know of models.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -330,14 +329,3 @@ def _split_from_file(manifest: Manifest, config: SplitConfig, path: str) -> Mani
     sets = [sets_of(cell) for cell in table.loc[known.index, "split"]]
     _check_classes(sets, sets_named(assigned["split"]), known["label"].to_numpy(), config, path)
     return replace(manifest, table=table)
-
-
-@lru_cache(maxsize=8)
-def stored_sets(path: str) -> tuple[str, ...]:
-    found = sets_named(Manifest.read(path).table["split"])
-    if not {"train", "val", "test"} <= set(found):
-        raise InputError(
-            f"{path}: no train, val and test in it; write a split with "
-            f"`python -m fracray.data check DATA --manifest {path}`"
-        )
-    return tuple(name for name in found if name.partition("/")[0] == "val")

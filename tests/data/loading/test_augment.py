@@ -11,7 +11,8 @@ import pytest
 from scipy import stats
 
 from fracray.config import AugmentConfig
-from fracray.data.loading.augment import Augmenter, draw, philox, source_matrices
+from fracray.data.loading.augment import Augmenter
+from fracray.data.loading.draws import draw, philox, source_matrices
 
 STRONG = AugmentConfig(rotate=25.0, flip=0.5, vertical_flip=0.3, scale=0.2, brightness=0.3, contrast=0.3)
 OFF = AugmentConfig(rotate=0.0, flip=0.0, scale=0.0, brightness=0.0, contrast=0.0)

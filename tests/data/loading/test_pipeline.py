@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from fracray.config import Config
-from fracray.data.loading.augment import Augmenter, build_pipeline, draw, source_matrices
+from fracray.data.loading.augment import Augmenter, build_pipeline
+from fracray.data.loading.draws import draw, source_matrices
 from fracray.data.loading.transforms import GrayLevels, Warp
 
 STRONG = {"rotate": 25.0, "flip": 0.5, "vertical_flip": 0.3, "scale": 0.2, "brightness": 0.3, "contrast": 0.3}
