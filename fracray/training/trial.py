@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 
-from fracray.config import Config
+from fracray.config import Config, resolve
 from fracray.data.loading.gpu_stream import DeviceStream
 from fracray.data.loading.plan import Plan, make_plan
 from fracray.data.loading.streams import MemoryStream, RayStream
@@ -98,15 +98,12 @@ class TrialRunner:
             return
         with self._folder.local_copy(STATE) as path:
             tensors, meta = load_state(path)
-        if meta["config"] != self._identity():
+        # Read as a config, so that a setting which is newer than the state has its default.
+        if _identity(resolve(meta["config"], str(self._folder))) != _identity(self.config):
             raise InputError(f"{self._folder}: was started with another config; choose another --name for this run")
         self._fit.load_state(tensors, meta)
         self._history = [EpochResult.from_json(entry) for entry in meta["history"]]
         self._lines = [json.dumps(result.to_json()) for result in self._history]
-
-    def _identity(self) -> dict[str, Any]:
-        """What makes this the same trial: its config, without the settings of the search around it."""
-        return self.config.model_dump(mode="json", exclude={"search"})
 
     def run_epoch(self) -> EpochResult:
         """Train and validate one epoch, keep what is needed, and return the epoch's result.
@@ -163,7 +160,7 @@ class TrialRunner:
             state: _State | None = None
             if everything:
                 tensors, meta = self._fit.state()
-                meta |= {"config": self._identity(), "history": [result.to_json() for result in self._history]}
+                meta |= {"config": _identity(self.config), "history": [result.to_json() for result in self._history]}
                 state = _State(tensors, meta, self._best, self._fit.best_weights)
                 self._best, self._kept, self._kept_epochs = None, time.monotonic(), self.epochs_done
             self._writing = self._writer.submit(self._write, tuple(self._lines), state)
@@ -223,6 +220,11 @@ class TrialRunner:
             self.settle()
         finally:
             self._writer.shutdown()
+
+
+def _identity(config: Config) -> dict[str, Any]:
+    """What makes two trials the same: the config, without the settings of the search around it."""
+    return config.model_dump(mode="json", exclude={"search"})
 
 
 def make_stream(

@@ -10,11 +10,11 @@ import pytest
 
 from fracray.config import Config
 from fracray.data.loading.ingest import ShardFile, Shards
-from fracray.errors import RunError
+from fracray.errors import InputError, RunError
 from fracray.runtime.efficiency import PHASES, TRAINING, TRANSFORM, VALIDATION
 from fracray.runtime.run_folder import BEST, EPOCHS, STATE, trial_folder
 from fracray.runtime.storage import Folder
-from fracray.training.checkpoint import load_state, read_metadata
+from fracray.training.checkpoint import load_state, read_metadata, save_state
 from fracray.training.epochs import read_epochs, saved_epochs
 from fracray.training.job import Job
 from fracray.training.loop import Fit
@@ -227,6 +227,22 @@ def test_a_full_disk_is_told_in_words_and_what_was_kept_before_stays(tmp_path):
     assert epochs_kept(tmp_path) == 1
     assert not [path for path in (tmp_path / "trials/t0000").iterdir() if path.name not in (EPOCHS, STATE, BEST)]
     runner.close()
+
+
+def test_a_state_without_a_setting_that_is_newer_is_resumed(tmp_path):
+    job = make_job(tmp_path, **{"train.keep_seconds": 0})
+    runner = TrialRunner(job, 0, {})
+    runner.run_epoch()
+    runner.close()
+    state = tmp_path / "trials/t0000" / STATE
+    tensors, meta = load_state(state)
+    del meta["config"]["augment"]["extra"]
+    save_state(state, tensors, meta)
+    assert TrialRunner(job, 0, {}).epochs_done == 1
+    meta["config"]["train"]["lr"] = 0.5
+    save_state(state, tensors, meta)
+    with pytest.raises(InputError, match="was started with another config"):
+        TrialRunner(job, 0, {})
 
 
 def test_an_epoch_tells_its_core_seconds_by_phase(tmp_path):
