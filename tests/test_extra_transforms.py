@@ -11,8 +11,8 @@ import albumentations as A
 import pytest
 
 from fracray.config import Config, load_config, parse_assignments
+from fracray.config.extra_transforms import FrozenMap, SettingError, read_extra, thaw
 from fracray.errors import InputError
-from fracray.extra_transforms import FrozenMap, SettingError, read_extra, thaw
 
 CLAHE = {"CLAHE": {"clip_limit": [1, 4], "p": 0.3}}
 

@@ -12,7 +12,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from fracray.cluster.files import ClusterFile
-from fracray.config import nearest
+from fracray.errors import nearest
 from fracray.runtime.yaml_lines import ParsedFile
 
 LARGE_BYTES = 100 * 2**20  # of a file mount, which Ray copies to every node with rsync

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fracray.config import Config, nearest
-from fracray.errors import InputError
+from fracray.config import Config
+from fracray.errors import InputError, nearest
 
 if TYPE_CHECKING:
     import optuna

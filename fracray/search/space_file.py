@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fracray.config import EXTRA, Config, SearchConfig, check_path, nearest, read_scalar, resolve
+from fracray.config import EXTRA, Config, SearchConfig, check_path, read_scalar, resolve
+from fracray.config.extra_transforms import SettingError, default_argument, thaw
 from fracray.data.splits.set_names import validation_sets
-from fracray.errors import InputError
-from fracray.extra_transforms import SettingError, default_argument, thaw
+from fracray.errors import InputError, nearest
 from fracray.metric_names import lower_is_better, reported_metrics
 from fracray.runtime.yaml_lines import ParsedFile, read_yaml
 from fracray.search.space import Choices, Dimension, Range, SearchSpace, check_metric

@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 
 from fracray.config import AugmentConfig
+from fracray.config.extra_transforms import make_transform
 from fracray.data.loading.draws import draw, gray_tables, random_words, source_matrices
-from fracray.extra_transforms import make_transform
 
 if TYPE_CHECKING:
     import albumentations as A

@@ -13,10 +13,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
-from fracray.config import nearest
 from fracray.data.images.dicom_header import view_of
 from fracray.data.sources.label_fields import FIELDS
-from fracray.errors import InputError
+from fracray.errors import InputError, nearest
 
 BLOCK = 2**20  # bytes that are parsed at a time, and the most that a row may have
 

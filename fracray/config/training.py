@@ -1,0 +1,119 @@
+"""The settings `augment`, `model` and `train`: one training."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PlainSerializer, PlainValidator
+
+from fracray.config.extra_transforms import FrozenMap, read_extra, thaw
+from fracray.config.section import Probability, Rate, Section
+
+Extra = Annotated[FrozenMap, PlainValidator(read_extra), PlainSerializer(thaw)]
+
+
+class AugmentConfig(Section):
+    """Strengths of the training augmentation; 0 turns a transform off. Validation and test are never augmented."""
+
+    rotate: Annotated[float, Field(ge=0, le=180)] = Field(
+        10.0, description="largest rotation in degrees, in both directions, 0 to 180; 0: off"
+    )
+    flip: Probability = Field(0.5, description="probability of a left-right flip, 0 to 1; 0: off")
+    vertical_flip: Probability = Field(0.0, description="probability of an up-down flip, 0 to 1; 0: off")
+    scale: Rate = Field(
+        0.1,
+        description="largest relative zoom, in and out, drawn for width and height separately, 0 to below 1; 0: off",
+    )
+    brightness: Rate = Field(
+        0.1, description="largest change of brightness as a share of full scale, 0 to below 1; 0: off"
+    )
+    contrast: Rate = Field(0.1, description="largest relative change of contrast, 0 to below 1; 0: off")
+    extra: Extra = Field(
+        FrozenMap(),
+        description="albumentations transforms that follow, in this order, by name with their arguments, such as "
+        "{CLAHE: {clip_limit: [1, 4], p: 0.3}}; each argument is a setting (augment.extra.CLAHE.p, "
+        "augment.extra.CLAHE.clip_limit.1), and arguments not given have the default of albumentations; {}: none",
+    )
+
+    @property
+    def flips(self) -> bool:
+        return bool(self.flip or self.vertical_flip)
+
+    @property
+    def warps(self) -> bool:
+        """Whether pixels are interpolated; flips are then part of the warp."""
+        return bool(self.rotate or self.scale)
+
+    @property
+    def regrays(self) -> bool:
+        return bool(self.brightness or self.contrast)
+
+
+class ModelConfig(Section):
+    """The network and its two dropout rates."""
+
+    name: str = Field(
+        "fracture_cnn", description="'fracture_cnn', any network of timm, or torchvision/NAME for one of torchvision"
+    )
+    weights: str | None = Field(
+        None, description="start from 'imagenet' or from the path of a .safetensors file; null: from scratch"
+    )
+    dropout: Rate = Field(0.2, description="dropout rate before the head, 0 to below 1; 0: off")
+    spatial_dropout: Rate = Field(
+        0.1, description="probability of dropping a complete feature map between stages, 0 to below 1; 0: off"
+    )
+    width: int = Field(32, ge=4, le=512, description="channels of the first stage of fracture_cnn, 4 to 512")
+    freeze_norm: bool = Field(False, description="keep batch norm in evaluation mode during training")
+
+
+class TrainConfig(Section):
+    """The optimisation of one model."""
+
+    epochs: int = Field(12, ge=1, description="passes over the training images, 1 or more")
+    batch_size: int = Field(64, ge=1, description="images per step, over all workers together, 1 or more")
+    lr: Annotated[float, Field(gt=0)] = Field(2e-3, description="peak learning rate of AdamW, above 0")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        0.02, description="decoupled weight decay of AdamW, 0 or more; none on biases and norms; 0: off"
+    )
+    warmup: Rate = Field(
+        0.1,
+        description="share of all steps with linear warm-up of the learning rate, 0 to below 1, before its cosine "
+        "decay; 0: no warm-up",
+    )
+    loss: Literal["weighted", "focal", "plain"] = Field(
+        "weighted",
+        description="weighted: cross-entropy, both classes with the same total weight; focal: focal loss with these "
+        "weights; plain: cross-entropy",
+    )
+    focal_gamma: Annotated[float, Field(ge=0)] = Field(
+        2.0, description="exponent of the focal loss, 0 or more; 0: the weighted loss; used by loss focal only"
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        0.0, description="distance of the targets from 0 and 1, 0 to below 0.5; 0: off"
+    )
+    clip_norm: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="largest norm of the gradient, 0 or more; 0: no clipping"
+    )
+    ema: Rate = Field(
+        0.98,
+        description="decay per step of the moving average of the weights, which is validated and saved, 0 to below 1; "
+        "0: off",
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="number format of the network's arithmetic; auto: bf16 where it is faster, else fp32"
+    )
+    channels_last: bool = Field(True, description="keep images in memory with the channels last, which is faster")
+    compile: bool = Field(False, description="compile the network with torch.compile")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads of a worker, 1 or more; null: the CPUs that the worker is given"
+    )
+    keep_seconds: Annotated[float, Field(ge=0)] = Field(
+        10.0,
+        description="shortest time in seconds between two writes of what a resumed run needs, at the end of an epoch; "
+        "also written where a trial may end. A killed process loses this time and the current epoch; 0: every epoch",
+    )
+    operating_point: Literal["accuracy", "balanced"] = Field(
+        "accuracy",
+        description="what the decision threshold, fixed on validation, maximises: accuracy or balanced accuracy",
+    )
+    seed: int = Field(
+        0, ge=0, description="seed of the initial weights, the order of the images, augmentation and dropout, 0 or more"
+    )
