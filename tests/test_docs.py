@@ -38,7 +38,7 @@ def test_the_page_of_settings_has_a_row_for_every_setting_with_its_default(gener
 
 def test_a_row_says_what_a_setting_may_be(generator):
     page = generator.page()
-    assert "| number at least 0, below 1 | dropout before the head |" in page
+    assert "| number at least 0, below 1 | dropout rate before the head" in page
     assert "| `auto`, `memory`, `ray` |" in page
     assert re.search(r"`search.time_budget` \| none \| number above 0 or none \|", page)
 
