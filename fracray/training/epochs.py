@@ -56,7 +56,7 @@ class EpochResult:
             metrics={name: flat[name] for name in ("train_loss", "lr") if name in flat}
             | {name: flat[name] for name in names if not name.startswith(AT_BEST)},
             best={name.removeprefix(AT_BEST): flat[name] for name in names if name.startswith(AT_BEST)},
-            seconds=float(flat["seconds"]),
+            seconds=float(flat.get("seconds", 0.0)),
             workers=int(flat.get("workers", 1)),
             core_seconds={name.removeprefix(SPENT): flat[name] for name in flat if name.startswith(SPENT)},
             diverged=bool(flat.get("diverged", False)),

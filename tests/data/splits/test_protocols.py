@@ -301,7 +301,7 @@ def test_settings_may_be_written_as_people_do():
     assert SplitConfig(shifts=["exposure", {"view": "lateral"}]).shifts == ("exposure", "view=lateral")
     assert SplitConfig(protocol="hardware", hold_out=1).hold_out == "1"
     assert Path(SplitConfig(file="split.parquet").file) == Path.cwd() / "split.parquet"
-    with pytest.raises(ValueError, match="no kind of shift"):
+    with pytest.raises(ValueError, match="is not a kind of held-out set"):
         SplitConfig(shifts="devices")
 
 
