@@ -77,7 +77,7 @@ def _values(setting: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
     if "const" in setting:
         return f"`{setting['const']}`"
     bounds = [f"{words} {setting[key]:,.10g}" for key, words in BOUNDS.items() if key in setting]
-    return " ".join([TYPES[setting["type"]] if "type" in setting else "any value", ", ".join(bounds)]).strip()
+    return " ".join([TYPES[setting["type"]], ", ".join(bounds)]).strip()
 
 
 def _shown(default: Any) -> str:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are
     from fracray.metrics import Interval
     from fracray.training.checkpoint import Checkpoint
 
-SEVERITIES = (1, 2, 3, 4, 5)  # those of data.images.corruptions
+SEVERITIES = (1, 2, 3, 4, 5)  # those of data.images.corruptions, which takes long to import; a test compares them
 
 # ---------------------------------------------------------------- the command
 
@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     cli.add_argument(
         "--split",
         metavar="SET",
-        help="default: test, and its shifted sets; val, test/device, ...; all, for data that the training never saw",
+        help="default: test, and its held-out sets; val, test/device, ...; all, for data that the training never saw",
     )
     cli.add_argument("--json", metavar="FILE", help="also write the scores and every image's probability as JSON")
     cli.add_argument(
@@ -214,8 +214,8 @@ def _prepare(
     config: Config, manifest: Manifest, trained_on: str, split: str | None, console: Console
 ) -> tuple[Prepared, str]:
     """The data set and the part of it to score; data that was never seen has no parts and is scored in full."""
-    from fracray.config import nearest
     from fracray.data.prepare import prepare
+    from fracray.errors import nearest
 
     known = manifest.fingerprint() == trained_on
     if split == "all" or (not known and split is None):

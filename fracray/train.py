@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are
     from fracray.training.epochs import EpochResult
 
 TRIAL = 0  # a training is a run of one trial
-SHIFTED_ACCURACY = re.compile(r"(val/[a-z]+|worst_val)_accuracy")
+HELD_OUT_ACCURACY = re.compile(r"(val/[a-z]+|worst_val)_accuracy")
 
 # ---------------------------------------------------------------- the command
 
@@ -174,7 +174,7 @@ def _train(args: argparse.Namespace, config: Config, run: Folder, least: int, mo
     history = read_epochs(trial_folder(run, TRIAL))
     if isnan(history[-1].value("val_loss")):
         raise RunError(
-            f"{run}: the loss was no longer finite in epoch {len(history)}, and no earlier epoch can be used; "
+            f"{run}: the loss became infinite or NaN in epoch {len(history)}, and there is no earlier epoch to keep; "
             "lower train.lr or set train.clip_norm=1, and choose another --name"
         )
     run.copy(f"trials/{trial_name(TRIAL)}/{BEST}", BEST)
@@ -262,7 +262,7 @@ def epoch_line(result: EpochResult, epochs: int) -> str:
     """One epoch in one line."""
     values = result.metrics
     accuracy, auroc = (values.get(name, float("nan")) for name in ("val_accuracy", "val_auroc"))
-    shifted = [f"{name.replace('_', ' ')} {values[name]:.4f}" for name in values if SHIFTED_ACCURACY.fullmatch(name)]
+    held_out = [f"{name.replace('_', ' ')} {values[name]:.4f}" for name in values if HELD_OUT_ACCURACY.fullmatch(name)]
     return "  ".join(
         (
             f"epoch {result.epoch:>3}/{epochs}",
@@ -270,7 +270,7 @@ def epoch_line(result: EpochResult, epochs: int) -> str:
             f"val loss {values['val_loss']:.4f}",
             f"val accuracy {accuracy:.4f}",
             f"val AUROC {auroc:.4f}",
-            *shifted,
+            *held_out,
             f"{result.seconds:.1f} s",
             *([f"{result.workers} workers"] if result.workers > 1 else []),
         )

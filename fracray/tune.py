@@ -68,9 +68,10 @@ FLAGS = {
 
 
 def main(argv: Sequence[str]) -> None:
+    begun = time.time()
     args = parser().parse_args(argv)
     space, run = _resume(args) if args.resume else _begin(args)
-    _search_and_summarise(args, space, run)
+    _search_and_summarise(args, space, run, begun)
 
 
 # ---------------------------------------------------------------- its checks
@@ -144,7 +145,7 @@ def _check_models(space: SearchSpace) -> None:
 # ---------------------------------------------------------------- the search
 
 
-def _search_and_summarise(args: argparse.Namespace, space: SearchSpace, run: Folder) -> None:
+def _search_and_summarise(args: argparse.Namespace, space: SearchSpace, run: Folder, begun: float) -> None:
     import psutil
 
     from fracray.data.prepare import prepare
@@ -158,8 +159,8 @@ def _search_and_summarise(args: argparse.Namespace, space: SearchSpace, run: Fol
     from fracray.search.results import summarise
     from fracray.training.job import make_job
 
-    # The cost of a search counts from the start of its process, if the process runs nothing else: imports are a part.
-    begun = psutil.Process().create_time() if __name__ == "__main__" else time.time()
+    if __name__ == "__main__":  # the process does nothing else, so its start is part of what the search costs
+        begun = psutil.Process().create_time()
     started = time.monotonic()
     console = new_console()
     say_phantom(console, space.config)

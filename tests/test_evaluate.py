@@ -10,6 +10,7 @@ import pytest
 from sklearn.metrics import accuracy_score, average_precision_score, brier_score_loss, roc_auc_score
 
 from fracray.config import Config, PhantomConfig, parse_assignments
+from fracray.data.images import corruptions
 from fracray.data.images.corruptions import NAMES
 from fracray.data.phantom.draw import write_phantoms
 from fracray.data.prepare import prepare
@@ -297,6 +298,7 @@ def test_real_radiographs_from_folder_to_test_scores(ray_local, tmp_path):
 
 
 def test_severities_are_read_and_anything_else_refused():
+    assert SEVERITIES == corruptions.SEVERITIES
     assert read_severities("5, 1,3,3") == (1, 3, 5)
     assert read_severities(",".join(map(str, SEVERITIES))) == SEVERITIES
     for wrong in ("0", "6", "1-3", "", "1,,2", "two"):

@@ -23,8 +23,8 @@ from fracray.metrics import Calibration
 from fracray.runtime.run_folder import BEST, EPOCHS, trial_folder
 from fracray.runtime.storage import Folder
 from fracray.training.checkpoint import CheckpointMetadata, load_checkpoint, read_metadata, save_checkpoint, verify
+from fracray.training.job import Job, TrialRunner
 from fracray.training.model import build_model
-from fracray.training.trial import Job, TrialRunner
 
 CONFIG = Config().with_leaves(
     {"data.size": 32, "model.width": 4, "train.epochs": 2, "train.batch_size": 16, "train.precision": "fp32"}

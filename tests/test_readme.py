@@ -135,6 +135,7 @@ def shell(user_folder, ray_local):
     def run_page(page: str) -> None:
         if page in done:
             return
+        done.add(page)  # also one that fails: the pages that follow need not repeat it
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(user_folder)
             for command in commands(page):
@@ -142,7 +143,6 @@ def shell(user_folder, ray_local):
                     assert run(command) == (2 if command in REFUSED else 0), command
             for code in blocks(page, "python"):
                 exec(compile(code, page, "exec"), {})
-        done.add(page)
 
     return run_page
 

@@ -21,6 +21,7 @@ SECRET_PATH = re.compile(
     r"|secret",
     re.I,
 )
+SPOT_FIRST = "fracray.cluster.aws_spot.SpotFirst"  # only named: it needs boto3, and a check does not
 # What a node type of AWS must set, and what Ray or AWS does without it.
 AWS = {
     "SecurityGroupIds": "Ray would create a group whose SSH port is open to the world",
@@ -31,7 +32,8 @@ AWS = {
 
 
 def ray_up_problems(cluster: ClusterFile) -> Iterator[str]:
-    yield from _schema(cluster.file)
+    found = list(_node_types(cluster.file))
+    yield from found or _schema(cluster.file)  # which would report the same without a line
     yield from _authentication(cluster.file)
     yield from _aws(cluster.file)
     yield from _mounts(cluster.file)
@@ -87,6 +89,18 @@ def _schema(file: ParsedFile) -> Iterator[str]:
         yield f"{file.origin}: Ray cannot use it: {' '.join(str(error).split())}"
 
 
+def _node_types(file: ParsedFile) -> Iterator[str]:
+    """The head's node type must exist, and `max_workers` must allow all machines of one's own."""
+    tree, types = file.tree, file.tree.get("available_node_types") or {}
+    head = tree.get("head_node_type")
+    if types and head not in types:
+        problem = f"'{head}' is not a node type{nearest(str(head), types)}" if head else "head_node_type is missing"
+        yield f"{file.where('head_node_type')}: {problem}; name one of available_node_types: {', '.join(types)}"
+    listed = len(tree["provider"].get("worker_ips") or []) if tree["provider"].get("type") == "local" else 0
+    if isinstance(most := tree.get("max_workers"), int) and most < listed:
+        yield f"{file.where('max_workers')}: max_workers is {most}, but worker_ips lists {listed}; Ray needs as many"
+
+
 def _authentication(file: ParsedFile) -> Iterator[str]:
     """Ray must require its token; where no start command is given, Ray's default command does not."""
     docker = file.tree.get("docker") or {}
@@ -104,9 +118,13 @@ def _authentication(file: ParsedFile) -> Iterator[str]:
 
 def _aws(file: ParsedFile) -> Iterator[str]:
     """Node types of AWS, with Ray's provider or fracray's."""
+    provider = file.tree["provider"]
+    module = str(provider.get("module") or "")
+    if provider.get("type") == "external" and (not module or (module.startswith("fracray.") and module != SPOT_FIRST)):
+        yield f"{file.where('provider', 'module')}: '{module}' is not a node provider; write module: {SPOT_FIRST}"
     for name, settings in (file.tree.get("available_node_types") or {}).items():
         node = (settings or {}).get("node_config") or {}
-        if file.tree["provider"].get("type") != "aws" and "InstanceType" not in node:
+        if provider.get("type") != "aws" and "InstanceType" not in node:
             continue
         for key, otherwise in AWS.items():
             if key not in node and not (key == "SecurityGroupIds" and "NetworkInterfaces" in node):

@@ -2,12 +2,12 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PlainSerializer, PlainValidator
+from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema
 
 from fracray.config.extra_transforms import FrozenMap, read_extra, thaw
 from fracray.config.section import Probability, Rate, Section
 
-Extra = Annotated[FrozenMap, PlainValidator(read_extra), PlainSerializer(thaw)]
+Extra = Annotated[FrozenMap, PlainValidator(read_extra), PlainSerializer(thaw), WithJsonSchema({"type": "object"})]
 
 
 class AugmentConfig(Section):

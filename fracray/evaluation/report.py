@@ -92,7 +92,7 @@ def _summary_cells(summary: Summary) -> list[str]:
 def say_corruptions(console: Console, scores: CorruptionScores) -> None:
     """Print the table of the corruption suite, and a sentence on the corruptions that hurt most."""
     console.print(
-        "\ncorruption suite: balanced error (BE), 0 is perfect and 0.5 is chance, at the same fixed threshold"
+        "\ncorruption suite: balanced error (BE), 0 is perfect and 0.5 is chance, at the threshold fixed on validation"
     )
     console.print(corruptions_table(scores))
     worst, clean = scores.worst(), scores.clean

@@ -1,4 +1,4 @@
-"""Radiographs with a checkpoint's probabilities: a part and its shifted sets, or the pooled folds of one division.
+"""Radiographs with a checkpoint's probabilities: a part and its held-out sets, or the pooled folds of one division.
 
 Images that a checkpoint was trained or validated on are never scored as new. Must not know of the command line.
 """
@@ -46,7 +46,7 @@ class Scored:
 def score_part(
     checkpoint: Checkpoint, prepared: Prepared, part: str, console: Console
 ) -> tuple[Scored, dict[str, Scored]]:
-    """The part, and its shifted sets by name; a radiograph in several of them is scored once."""
+    """The part, and its held-out sets by name; a radiograph in several of them is scored once."""
     metadata = checkpoint.metadata
     sets = {part: prepared.rows(part)} | {
         name: prepared.rows(name) for name in prepared.sets if name.startswith(f"{part}/")

@@ -230,7 +230,7 @@ class EfficiencyTracker:
             self._seconds[phase] += core_seconds.get(phase, 0.0)
 
     def look(self) -> None:
-        """Ask again what is available, if the last time was some seconds ago; call it all the time."""
+        """Ask again what is available, if the last time was some seconds ago; call it often."""
         if (now := time.time()) - self._counted > ASK_SECONDS:
             self._count(now)
 

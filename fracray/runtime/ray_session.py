@@ -112,7 +112,7 @@ def _mute_raylet_logs() -> None:
 def _end_when_killed(server: psutil.Process, closing: threading.Event, remedy: Callable[[], str]) -> None:
     """End this process as soon as a server of its own cluster dies, unless the cluster is closing.
 
-    Ray reports it to the driver only after 15 s to a minute, and Tune then waits for ever for free resources. The
+    Ray reports it to the driver only after 15 s to a minute, and Tune then waits forever for free resources. The
     driver meanwhile blocks in Ray's C++ code, which no exception interrupts. So the process exits at once; what is lost
     is what a killed driver loses, and `--resume` continues from there.
     """

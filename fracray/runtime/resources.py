@@ -22,8 +22,8 @@ GATHER_SECONDS = 1800.0  # longest wait for a machine that is being set up
 class WorkerResources:
     """What one trial or one training gets of the cluster: its workers, and the CPUs and GPUs of each.
 
-    least: the training starts, and continues, with fewer workers, at least so many, while there is no room for
-    `workers`; 0 means all or none.
+    least: the number of workers with which a training can start and continue while there is no room for `workers`; 0
+    means all or none.
     """
 
     workers: int

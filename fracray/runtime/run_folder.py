@@ -40,9 +40,11 @@ def environment() -> dict[str, Any]:
         "torch",
         "torchvision",
         "timm",
+        "albumentations",
         "optuna",
         "numpy",
         "opencv-python-headless",
+        "imagecodecs",
     )
     return {
         "python": sys.version.split()[0],

@@ -46,15 +46,20 @@ def atomic_path(target: Path, replace: bool = True) -> Iterator[Path]:
         target.rename(aside)
         try:
             partial.rename(target)
-        except OSError:
+        except BaseException:  # Ctrl-C too: the old one must not be lost
             aside.rename(target)
             raise
     finally:
-        for path in (partial, aside):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+        _remove(partial)
+        if target.exists():  # else the old one is all there is
+            _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 class Folder:

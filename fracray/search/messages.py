@@ -13,7 +13,7 @@ _RAN, _FAILURE = "ran", "failure"
 
 @dataclass(frozen=True)
 class Suggestion:
-    """What the searcher hands out: a trial by its number in the study, and its settings by dotted path."""
+    """What the searcher suggests: a trial by its number in the study, and its settings by dotted path."""
 
     number: int
     leaves: Mapping[str, Any]
@@ -42,15 +42,15 @@ class TrialReport:
     def reason(self) -> str:
         """Why the trial failed; empty if it did not."""
         if self.result is not None and self.result.diverged:
-            return "its loss is no longer finite; lower train.lr, or clip the gradient with train.clip_norm"
+            return "its loss became infinite or NaN; lower train.lr, or clip the gradient with train.clip_norm"
         return self.failure
 
     def to_tune(self, metrics: Sequence[str]) -> dict[str, Any]:
         """As Tune carries it. A trial that cannot run has nan for the searched metrics, which Tune asks for."""
         if self.result is None:
             return {**{searched(metric): math.nan for metric in metrics}, _FAILURE: self.failure, "done": True}
-        told = self.result.to_json()
-        return {**told, "training_iteration": self.result.epoch, _RAN: self.ran, "done": self.done}
+        flat = self.result.to_json()
+        return {**flat, "training_iteration": self.result.epoch, _RAN: self.ran, "done": self.done}
 
     @classmethod
     def from_tune(cls, result: Mapping[str, Any]) -> "TrialReport":

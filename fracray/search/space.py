@@ -51,7 +51,7 @@ class Choices:
         return value in self.values
 
     def grid(self) -> list[Any] | None:
-        """Every value; None where there is no end to them."""
+        """Every value; None if there are infinitely many."""
         return list(self.values)
 
     def __str__(self) -> str:
@@ -90,7 +90,7 @@ class Range:
         return abs(steps - round(steps)) < 1e-8
 
     def grid(self) -> list[Any] | None:
-        """Every value; None where there is no end to them."""
+        """Every value; None if there are infinitely many."""
         if self.whole and not self.log:
             return list(range(int(self.low), int(self.high) + 1, int(self.step or 1)))
         if not self.whole and self.step is not None:

@@ -1,8 +1,8 @@
 """Optuna's study as a searcher of Ray Tune, kept in a journal file that outlives both.
 
 Ray's own OptunaSearch cannot resume from a persistent storage: after a killed driver it tells a trial twice and
-crashes. Here the study decides: a trial is known by its number in the study, is told once, and is resumed from its
-folder after a killed driver or a lost process.
+crashes. Here the study decides: a trial is known by its number in the study, is reported to Optuna once, and is
+resumed from its folder after a killed driver or a lost process.
 """
 
 import logging
@@ -44,12 +44,12 @@ def open_study(journal: Path, space: SearchSpace) -> optuna.Study:
     _drop_half_entry(journal, lock)
     storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
     begun = bool(storage.get_all_studies())
-    told = len(storage.get_all_trials(storage.get_study_id_from_name(STUDY))) if begun else 0
+    known = len(storage.get_all_trials(storage.get_study_id_from_name(STUDY))) if begun else 0
     study = optuna.create_study(
         storage=storage,
         study_name=STUDY,
         directions=["maximize" if space.config.search.mode == "max" else "minimize"] * len(space.metrics),
-        sampler=sampler(space, told),
+        sampler=sampler(space, known),
         load_if_exists=True,
     )
     with warnings.catch_warnings():
@@ -70,10 +70,10 @@ def _drop_half_entry(journal: Path, lock: JournalFileOpenLock) -> None:
         lock.release()
 
 
-def sampler(space: SearchSpace, told: int = 0) -> optuna.samplers.BaseSampler:
-    """Optuna's sampler of a search. `told`: trials already in the study, so that a resumed search draws others."""
+def sampler(space: SearchSpace, known_trials: int = 0) -> optuna.samplers.BaseSampler:
+    """Optuna's sampler of a search. `known_trials`: those in the study, so that a resumed search draws others."""
     settings = space.config.search.sampler
-    seed = settings.seed + told
+    seed = settings.seed + known_trials
     if settings.name in ("random", "grid"):  # a grid's points are queued one by one: nothing is left to sample
         return optuna.samplers.RandomSampler(seed=seed)
     if settings.name == "cmaes":
@@ -109,7 +109,7 @@ def only_driver(run: Folder) -> Iterator[None]:
     if not run.is_local:
         yield
         return
-    lock = FileLock(run.path(LOCK))
+    lock = FileLock(run.path(LOCK), fallback_to_soft=False)
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -115,5 +115,5 @@ def trainable(job: Job, each: WorkerResources) -> Any:
     if each.workers == 1:
         return tune.with_resources(actor, {"cpu": each.cpus, "gpu": each.gpus})
     # The process that directs a group only waits. If it took a CPU, two of them on two CPUs would wait for their
-    # workers for ever.
+    # workers forever.
     return tune.with_resources(actor, {"node:__internal_head__": 0.001})

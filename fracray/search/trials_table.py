@@ -22,7 +22,7 @@ TRIALS = "trials.parquet"
 
 
 class State(StrEnum):
-    """Where a trial stands."""
+    """The state of a trial."""
 
     RUNNING = "running"
     DONE = "done"

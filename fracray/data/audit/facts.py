@@ -178,7 +178,7 @@ class Findings:
 def find(manifest: Manifest, origin: str, block: int, most_sets: int = 8, seed: int = 0) -> Findings:
     """All findings on an examined manifest; shows `most_sets` near sets, and 3 times as many of conflicts and cuts.
 
-    `block` file numbers are held out together, as `splits.name_groups` does.
+    `block` file numbers are held out together, as `splits.assign.name_groups` does.
     """
     used = name_groups(manifest, SplitConfig(block=block)).used
     return Findings(

@@ -21,7 +21,7 @@ def say_audit(console: Console, findings: Findings, verdicts: Sequence[Verdict])
         say(f"{name}: {', '.join(ids)}")
     alike = findings.duplicates
     counts = {"byte by byte": alike.byte, "pixel by pixel": alike.pixel, "nearly, or more": alike.near}
-    say("alike: " + "; ".join(f"{kind} {c.images:,} images in {c.sets:,} sets" for kind, c in counts.items()))
+    say("similar images: " + "; ".join(f"{kind} {c.images:,} images in {c.sets:,} sets" for kind, c in counts.items()))
     for row in findings.cut.refilled_rows:
         say(f"filled: {row[0]}, the last {row[1]} rows")
     values = new_table("of the used images")

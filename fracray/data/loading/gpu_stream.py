@@ -1,4 +1,4 @@
-"""Batches of a set that is kept on a GPU and augmented there, with the draws of `fracray.data.loading.augment`.
+"""Batches of a set that is kept on a GPU and augmented there, with the draws of `fracray.data.loading.draws`.
 
 Same interface as `streams.MemoryStream`. Runs on every device of Torch, the CPU included. Knows nothing of models and
 imports no Ray.
@@ -91,7 +91,7 @@ def resident(images: np.ndarray, device: torch.device) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class _DeviceDraws:
-    """`fracray.data.loading.augment.Draws` of n images, as a device needs them."""
+    """`fracray.data.loading.draws.Draws` of n images, as a device needs them."""
 
     rows: torch.Tensor  # (n,) int64
     flip: torch.Tensor  # (n,) bool

@@ -1,4 +1,4 @@
-"""Batches for one worker: shuffled, sharded over the workers, augmented anew in each epoch.
+"""Batches for one worker: shuffled, sharded over the workers, augmented again in every epoch.
 
 Two streams give exactly the same batches: `MemoryStream` augments in the worker's own process from an array of all
 images, `RayStream` has tasks of Ray Data read shards and augment them ahead of the worker. Knows nothing of models.

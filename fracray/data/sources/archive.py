@@ -25,7 +25,7 @@ def unpack(path: Path, target: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             _check_members(path, archive.infolist(), target.parent)
-            with atomic_path(target) as folder:
+            with atomic_path(target, replace=False) as folder:
                 folder.mkdir()
                 archive.extractall(folder)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:

@@ -104,6 +104,8 @@ def import_set(
                     if not options.salt and not (manifest.table["patient"] + manifest.table["study"]).any():
                         (partial / SALT).unlink()  # nothing was hashed with it
                     manifest.write(partial / MANIFEST)
+                if to.exists() and any(to.iterdir()):  # filled by another command in the meantime
+                    raise InputError(f"--to {to}: exists already; name a new folder")
             except OSError as error:
                 what = error.filename or source
                 raise InputError(

@@ -12,9 +12,9 @@ from fracray.data.loading.gpu_stream import BATCHES_AT_ONCE, DeviceStream, resid
 from fracray.data.loading.plan import Plan
 from fracray.data.loading.streams import MemoryStream
 from fracray.errors import InputError
+from fracray.runtime.resources import refuse_missing_gpu
 from fracray.train import main as train
 from fracray.training.loop import Fit
-from fracray.training.trial import refuse_missing_gpu
 from fracray.tune import main as tune
 
 CPU = torch.device("cpu")
