@@ -202,3 +202,16 @@ def test_albumentations_looks_for_no_newer_version():
         "Config().with_leaves({'augment.extra.CLAHE.p': 0.5}); print('albumentations' in sys.modules)"
     )
     assert python(code).stdout.splitlines()[-1] == "True"
+
+
+def test_what_was_checked_before_is_read_without_albumentations():
+    """A checkpoint opens for inference also where albumentations is another version, or slow to import."""
+    code = (
+        "import sys; from fracray.config import Config, resolve\n"
+        "tree = Config().model_dump()\n"
+        "tree['augment']['extra'] = {'NoLongerThere': {'clip_limit': [1, 4], 'p': 0.3}}\n"
+        "config = resolve(tree, 'config.json', known_extra=True).with_leaves({'data.size': 64})\n"
+        "assert config.leaves()['augment.extra.NoLongerThere.clip_limit.1'] == 4\n"
+        "assert 'albumentations' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -16,7 +16,7 @@ from fracray.config.data import AXES, PHANTOM, DataConfig, PhantomConfig, SplitC
 from fracray.config.extra_transforms import SettingError, default_argument, thaw
 from fracray.config.search import SamplerConfig, SchedulerConfig, SearchConfig
 from fracray.config.section import Section
-from fracray.config.training import AugmentConfig, ModelConfig, TrainConfig
+from fracray.config.training import KNOWN_EXTRA, AugmentConfig, ModelConfig, TrainConfig
 from fracray.errors import InputError, nearest
 
 __all__ = [
@@ -84,7 +84,7 @@ class Config(Section):
             for parent in parents:
                 node = node[parent]
             node[leaf] = copy.deepcopy(value)  # the paths that follow may change it
-        return resolve(tree, where)
+        return resolve(tree, where, known_extra=not any(path.startswith(EXTRA) for path in values))
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
@@ -142,13 +142,13 @@ def check_path(path: str, where: str) -> None:
         raise InputError(f"{where}: '{path}' is not a setting{remedy}")
 
 
-def resolve(tree: Mapping[str, Any], where: str | Callable[[str], str]) -> Config:
+def resolve(tree: Mapping[str, Any], where: str | Callable[[str], str], known_extra: bool = False) -> Config:
     """Validate a nested mapping into a Config.
 
     Raises InputError with the dotted path and the place of every fault; the place is `where`, or `where(path)`.
     """
     try:
-        return Config.model_validate(tree)
+        return Config.model_validate(tree, context={KNOWN_EXTRA: known_extra})
     except ValidationError as error:
         raise InputError("; ".join(_fault_text(fault, where) for fault in error.errors())) from None
 

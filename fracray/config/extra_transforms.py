@@ -62,10 +62,11 @@ def thaw(value: Any) -> Any:
     return [thaw(inner) for inner in value] if isinstance(value, tuple) else value
 
 
-def read_extra(value: Any) -> FrozenMap:
+def read_extra(value: Any, known: bool = False) -> FrozenMap:
     """`augment.extra` as the user wrote it, checked and frozen; every transform has its `p`.
 
-    Raises SettingError for a transform or an argument that albumentations does not have, a value that it refuses, and a
+    `known`: it was checked before, as in a checkpoint, which must open also where albumentations has changed. Raises
+    SettingError for a transform or an argument that albumentations does not have, a value that it refuses, and a
     transform that does not turn a gray uint8 image into one of the same size.
     """
     if not isinstance(value, Mapping | None):
@@ -76,6 +77,9 @@ def read_extra(value: Any) -> FrozenMap:
         if not isinstance(arguments, Mapping | None):
             raise SettingError((str(name),), "expected a mapping of arguments, such as {p: 0.5}", arguments)
         frozen = _freeze(arguments or {}, (str(name),))
+        if known:
+            extra[str(name)] = frozen
+            continue
         _transform_class(str(name))
         extra[str(name)] = frozen if "p" in frozen else FrozenMap({**frozen, "p": default_argument(str(name), "p")})
         _check(str(name), extra[str(name)])

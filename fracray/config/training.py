@@ -1,13 +1,19 @@
 """The settings `augment`, `model` and `train`: one training."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema
+from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, WithJsonSchema
 
 from fracray.config.extra_transforms import FrozenMap, read_extra, thaw
 from fracray.config.section import Probability, Rate, Section
 
-Extra = Annotated[FrozenMap, PlainValidator(read_extra), PlainSerializer(thaw), WithJsonSchema({"type": "object"})]
+
+def _read_extra(value: Any, info: ValidationInfo) -> FrozenMap:
+    return read_extra(value, known=bool(info.context and info.context.get(KNOWN_EXTRA)))
+
+
+KNOWN_EXTRA = "known_extra"  # in a validation's context: `augment.extra` was checked before
+Extra = Annotated[FrozenMap, PlainValidator(_read_extra), PlainSerializer(thaw), WithJsonSchema({"type": "object"})]
 
 
 class AugmentConfig(Section):

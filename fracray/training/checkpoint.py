@@ -82,7 +82,7 @@ class CheckpointMetadata:
             return cls(
                 **dict(tree)
                 | {
-                    "config": resolve(tree["config"], where),
+                    "config": resolve(tree["config"], where, known_extra=True),
                     "threshold": float(tree["threshold"]),
                     "calibration": Calibration(**tree["calibration"]),
                     "metrics": {name: _from_null(value) for name, value in tree["metrics"].items()},

@@ -99,7 +99,7 @@ class TrialRunner:
         with self._folder.local_copy(STATE) as path:
             tensors, meta = load_state(path)
         # Read as a config, so that a setting which is newer than the state has its default.
-        if _identity(resolve(meta["config"], str(self._folder))) != _identity(self.config):
+        if _identity(resolve(meta["config"], str(self._folder), known_extra=True)) != _identity(self.config):
             raise InputError(f"{self._folder}: was started with another config; choose another --name for this run")
         self._fit.load_state(tensors, meta)
         self._history = [EpochResult.from_json(entry) for entry in meta["history"]]
