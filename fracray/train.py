@@ -84,7 +84,6 @@ def _begin(args: argparse.Namespace) -> tuple[Config, Folder]:
     """The config and the folder of a new run; everything that can be refused early is refused before it is written."""
     from fracray.config import Config, load_config, parse_assignments
     from fracray.runtime.locations import data_source
-    from fracray.runtime.run_folder import begin_run, find_run
 
     leaves = parse_assignments(args.set)
     if args.data:
@@ -99,6 +98,9 @@ def _begin(args: argparse.Namespace) -> tuple[Config, Folder]:
     elif args.config:
         config = load_config(args.config)
     config = config.with_leaves(leaves, "command line")
+
+    from fracray.runtime.run_folder import begin_run, find_run
+
     run = find_run(args.storage, args.name, "train", resume=False)
 
     from fracray.training.model import build_model

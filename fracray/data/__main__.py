@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def parser() -> argparse.ArgumentParser:
-    from fracray.data.sources.download import API, RELEASES
+    from fracray.data.sources.releases import API, RELEASES
 
     cli = argparse.ArgumentParser(
         prog="python -m fracray.data",
@@ -162,7 +162,8 @@ def _require_path(path: str, wanted: str) -> None:
 
 
 def _download(args: argparse.Namespace) -> None:
-    from fracray.data.sources.download import RELEASES, download
+    from fracray.data.sources.download import download
+    from fracray.data.sources.releases import RELEASES
     from fracray.runtime.console import new_console
 
     console = new_console()

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
@@ -17,26 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from fracray.data.sources.http import RetryPolicy, TransferError, append_rest, is_web, read_text, size_of
+from fracray.data.sources.releases import API, DOI, Release
 from fracray.errors import InputError, RunError
 
-API = "https://api.figshare.com/v2/articles/22363012"
-DOI = "https://doi.org/10.6084/m9.figshare.22363012"
 NAME = "FracAtlas.zip"  # in a folder
-
-
-@dataclass(frozen=True)
-class Release:
-    """A version of FracAtlas as published: figshare's version number, md5 and, if known, bytes of the archive."""
-
-    version: int
-    md5: str
-    size: int | None = None
-
-
-RELEASES = {
-    7: Release(7, "fe9da2c7c285915ebee69dfdab8fd396", 338_436_460),
-    6: Release(6, "931dd40ad6e070bb0724d66cfbbef9f0"),
-}
 
 
 def download(

@@ -19,8 +19,9 @@ import pytest
 from rich.console import Console
 
 from fracray.data import __main__ as data
-from fracray.data.sources.download import DOI, RELEASES, Release, download
+from fracray.data.sources.download import download
 from fracray.data.sources.http import CHUNK, PROGRESS, RetryPolicy
+from fracray.data.sources.releases import DOI, RELEASES, Release
 from fracray.errors import InputError, RunError, run_verb
 
 CONTENT = bytes(range(256)) * 1200 + b"the end"  # several chunks, and no round number
