@@ -215,7 +215,10 @@ OWN = {
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [([("max_workers", 1)], "max_workers is 1, but worker_ips lists 2"), ([("provider/head_ip", None)], "supply a `head_ip`")],
+    [
+        ([("max_workers", 1)], "max_workers is 1, but worker_ips lists 2"),
+        ([("provider/head_ip", None)], "supply a `head_ip`"),
+    ],
 )
 def test_what_ray_refuses_of_own_machines_is_reported(changes, words, tmp_path, capsys):
     assert check(tmp_path, capsys, base=OWN)[1] == []
