@@ -2,8 +2,8 @@
 
 Both search the same space on the phantoms with `python -m fracray.tune`, several seeds each, beginning with the default
 configuration. Compute is counted in epochs trained over all trials, in the order in which they were reported, so that
-the machine's load does not matter. Said is the share of the random search's compute after which TPE with ASHA has
-reached the accuracy that the random search ends with; it is given at most the same compute. The curve is drawn.
+the machine's load does not matter. The result is the share of the random search's compute after which TPE with
+ASHA has reached the accuracy that the random search ends with; it gets at most the same compute. The curve is drawn.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def space(method: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     if method == "random":
         tree |= {"trials": args.trials, "scheduler": {"name": "none"}}
     else:
-        # A third goes on from each rung: that many use up about the same compute.
+        # A third continues from each rung: that many use about the same compute.
         tree |= {
             "trials": 4 * args.trials,
             "scheduler": {**SCHEDULE, "grace_epochs": args.grace},
@@ -48,7 +48,7 @@ def space(method: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
 def curve(run: Path, epochs: int) -> np.ndarray:
     """Best value so far after each epoch that any trial reported, at most `epochs` of them.
 
-    The journal holds them in order: a value for every epoch but a trial's last, which is told as the trial's own.
+    The journal holds them in order: a value for every epoch but a trial's last, which is stored as the trial's value.
     """
     best, values = -np.inf, []
     for line in (run / JOURNAL).read_text().splitlines():

@@ -1,6 +1,6 @@
 """How fast radiographs are ingested: fracray's Ray Data stage against OpenCV's decoder alone on all cores.
 
-The plain alternative does as little as can be done: the files' bytes lie in the memory of a pool of processes, one a
+The plain alternative does as little as can be done: the files' bytes are in the memory of a pool of processes, one a
 core, each decodes (`cv2.imdecode` to gray), resizes into the square, and forgets the result; once at full scale, as
 one would write it, and once at the reduced scale at which fracray decodes. fracray reads the files, decodes and judges
 them in Ray Data's tasks, and writes shards to disk.
@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
 
 # ---------------------------------------------------------------- OpenCV alone
 
-WORKER_NICENESS = 15  # Ray's default for its workers: on a machine with other work both shall yield to it alike
+WORKER_NICENESS = 15  # Ray's default for its workers: on a machine with other work both get the same low priority
 
 _held: list[tuple[bytes, int]] = []
 
@@ -171,7 +171,7 @@ def compare(manifest: Manifest, size: int, seconds: float, repetitions: int, say
                 say(f"  turn {turn + 1}: {speeds}")
         finally:
             pool.close()
-        with PeakMemory() as memory:  # in a turn of its own: looking costs time
+        with PeakMemory() as memory:  # in a separate turn, because measuring memory takes time
             ingest(many, size, Folder(scratch))
     return Figures(
         total, plain, alone, warm, alone_cpu, warm_cpu, count / first, memory.before, memory.peak, total * size * size

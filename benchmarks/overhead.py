@@ -1,6 +1,6 @@
-"""What fracray's search costs beside training: an empty trial, an empty epoch, a report, a checkpoint.
+"""What fracray's search costs in addition to training: an empty trial, an empty epoch, a report, a checkpoint.
 
-Empty means a handful of tiny phantoms and a tiny network, through the whole of `python -m fracray.tune`. A trial costs
+Empty means a handful of tiny phantoms and a tiny network, through the complete `python -m fracray.tune`. A trial costs
 what each further one adds to a search; whether it grows with their number is read from the times at which Optuna's
 journal holds them finished. Reports are timed in the trial's process, from the end of an epoch to the beginning of the
 next. Checkpoints are of the default network, in CPU time of all threads.
@@ -42,7 +42,7 @@ EARLY = 50  # trials at the beginning and at the end of a search that are compar
 def search(
     scratch: Path, name: str, trials: int, epochs: int, sampler: str = "tpe", *options: str
 ) -> tuple[Path, float]:
-    """Run a search of empty trials; its folder and the seconds that the whole command took."""
+    """Run a search of empty trials; its folder and the seconds that the complete command took."""
     tree = yaml.safe_load((HERE.parent / "search_spaces" / "reg.yaml").read_text())
     tree |= {"trials": trials, "epochs": epochs, "scheduler": {"name": "none"}, "base": TINY}
     tree["sampler"]["name"] = sampler
@@ -79,14 +79,14 @@ def checkpoint(scratch: Path) -> dict[str, float]:
     images = np.zeros((66, 128, 128), dtype=np.uint8)
     plan = make_plan(config, (np.arange(66) % 2).astype(np.float32))
     fit = Fit(config, MemoryStream(plan, images, 1), torch.device("cpu"))
-    report = fit.run_epoch()
-    told = report.validation
+    epoch = fit.run_epoch()
+    results = epoch.validation
     seen = pd.DataFrame({"image_id": [str(row) for row in range(66)], "split": "train", "pixel_hash": "0" * 64})
     predictions = pd.DataFrame(
-        {"image_id": seen["image_id"].iloc[told.rows], "group": "g", "label": told.labels, "split": "val"}
-    ).assign(logit=told.logits)
+        {"image_id": seen["image_id"].iloc[results.rows], "group": "g", "label": results.labels, "split": "val"}
+    ).assign(logit=results.logits)
     metadata = CheckpointMetadata(
-        config, told.threshold, told.calibration, report.metrics, data_fingerprint="", epoch=1, trial="t0000"
+        config, results.threshold, results.calibration, epoch.metrics, data_fingerprint="", epoch=1, trial="t0000"
     )
     spent: dict[str, list[float]] = {"copied": [], "written": [], "best": []}
     for turn in range(20):
@@ -103,7 +103,7 @@ def checkpoint(scratch: Path) -> dict[str, float]:
 
 
 def groups(scratch: Path, epochs: int) -> dict[str, float]:
-    """Seconds that a search on groups of two workers takes beside one without: to start, a trial, an epoch."""
+    """Seconds that a search on groups of two workers takes compared with one without: to start, a trial, an epoch."""
     two = ("--workers-per-trial", "2", "--concurrent", "1")
     _, alone = search(scratch, "alone", 2, 1, "tpe", "--concurrent", "1")
     _, few = search(scratch, "few", 2, 1, "tpe", *two)
@@ -126,7 +126,7 @@ def main() -> None:
         random, _ = search(scratch, "random", args.trials, 1, sampler="random")
         grown = {"tpe": growth(tpe, space), "random": growth(random, space)}
         _, short = search(scratch, "short", 2, 10)
-        epochs, whole = search(scratch, "epochs", 2, args.epochs)
+        epochs, many = search(scratch, "epochs", 2, args.epochs)
         quiet, _ = search(scratch, "quiet", 1, args.epochs, "tpe", "--concurrent", "1")
         reports = {"report_s": report(quiet), "report_of_two_s": report(epochs)}
         on_two = groups(scratch, args.epochs // 2)
@@ -137,24 +137,24 @@ def main() -> None:
         "trial_s": (long - ten) / (args.trials - 10),
         "growth": grown,
         # Two trials run side by side.
-        "epoch_s": (whole - short) / (args.epochs - 10),
+        "epoch_s": (many - short) / (args.epochs - 10),
         **reports,
         "group_of_two_s": on_two,
         "checkpoint_s": states,
     }
     table = new_table("what", "seconds", "")
-    table.add_row("a search of ten empty trials", f"{ten:.1f}", "the whole command: start-up")
+    table.add_row("a search of ten empty trials", f"{ten:.1f}", "the complete command: start-up")
     table.add_row(
         "an empty trial", f"{figures['trial_s']:.4f}", f"of {args.trials}, as many at a time as there are cores"
     )
-    for name, told in grown.items():
-        words = f"from {told['early']:.4f} in the first {EARLY} to {told['late']:.4f} in the last"
-        table.add_row(f"  growth, {name}", f"x {told['ratio']:.2f}", words)
+    for name, results in grown.items():
+        words = f"from {results['early']:.4f} in the first {EARLY} to {results['late']:.4f} in the last"
+        table.add_row(f"  growth, {name}", f"x {results['ratio']:.2f}", words)
     table.add_row("an empty epoch", f"{figures['epoch_s']:.4f}", "reporting and an epoch of 42 tiny images")
     for name, words in (("report_s", "one trial at a time"), ("report_of_two_s", "two, which keep the driver busy")):
         table.add_row("a report", f"{figures[name]['median']:.4f}", f"mean {figures[name]['mean']:.4f}; {words}")
     for name, words in (
-        ("start", "of a search on two workers a trial, beside one on one"),
+        ("start", "of a search on two workers a trial, compared with one worker"),
         ("trial", "an empty one, the group kept"),
         ("epoch", "an empty one, on both"),
     ):

@@ -149,7 +149,7 @@ def main():
         **parts,
     }
     tuner = tune.Tuner(
-        # A CPU for the driver, one for the worker and none left for Ray Data would wait for ever on two cores.
+        # A CPU for the driver, one for the worker and none left for Ray Data would wait forever on two cores.
         tune.with_resources(driver, {"node:__internal_head__": 0.001}),
         param_space=space,
         tune_config=tune.TuneConfig(

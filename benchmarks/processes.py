@@ -12,7 +12,7 @@ EVERY = 0.25  # seconds between two looks
 
 
 def timed(command: Sequence[str]) -> float:
-    """Wall seconds of a command; SystemExit with its last words where it failed."""
+    """Wall seconds of a command; SystemExit with its last output if it failed."""
     begun = time.perf_counter()
     done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:

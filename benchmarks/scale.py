@@ -1,8 +1,8 @@
 """Whether cost per radiograph stays what it is while a set grows a hundredfold: ingest, second start, epochs, memory.
 
 Drawing 400,000 phantoms would take hours. A few hundred are drawn and shrunk; each picture of the set is one of them,
-turned, zoomed and shifted at random, under a random smooth shadow and noise of its own, so that no two are duplicates
-or near ones. What is trained on them does not matter here: nothing is scored.
+turned, zoomed and shifted at random, under a random smooth shadow and its own noise, so that no two are duplicates
+or near duplicates. What is trained on them does not matter here: nothing is scored.
 """
 
 import argparse
@@ -153,7 +153,7 @@ def measure(work: Callable[[], object]) -> Spent:
 
 
 def cost_of(count: int, size: int, scratch: Path) -> Cost:
-    """Draw a set, prepare it twice, and train on it; to be called in a process of its own, for its memory's sake."""
+    """Draw a set, prepare it twice, and train on it; in a separate process, whose memory can be measured."""
     begun = time.perf_counter()
     root = write_set(scratch / "set", count, size)
     draw = time.perf_counter() - begun
@@ -232,7 +232,7 @@ def main() -> None:
     cli.add_argument(
         "--counts",
         default="4000,40000,400000",
-        help="sizes of the sets, by commas (default %(default)s, which takes 3 GB of disk and a quarter of an hour)",
+        help="sizes, separated by commas (default %(default)s, which takes 3 GB of disk and a quarter of an hour)",
     )
     cli.add_argument("--size", type=int, default=32, help="side of the pictures, px (default %(default)s)")
     cli.add_argument("--scratch", type=Path, help="folder for the sets (default the system's for temporary files)")

@@ -1,9 +1,9 @@
 """Trials per hour and efficiency of fracray's search against the plain recipe of Ray's guides (`plain_recipe.py`).
 
 Both search the same seven settings on the same radiographs, parts, network, precision and epochs, without early
-stopping, each in a process of its own, one after the other in turns. Efficiency is the CPU time inside forward,
-backward and optimiser steps and inside the augmentation's transform, over wall time times cores, of the whole command:
-starting Ray and Python included. fracray's data set has been ingested before; the recipe decodes in every epoch.
+stopping, each in a separate process, one after the other in turns. Efficiency is the CPU time inside forward,
+backward and optimiser steps and inside the augmentation's transform, over wall time times cores, of the complete
+command: starting Ray and Python included. fracray's data set is ingested before; the recipe decodes in every epoch.
 """
 
 import argparse
@@ -64,8 +64,8 @@ def run_recipe(parts: Path, trials: int, epochs: int, scratch: Path) -> dict[str
     command = [sys.executable, str(HERE / "plain_recipe.py"), "--parts", str(parts), "--to", str(target)]
     command += ["--trials", str(trials), "--epochs", str(epochs), "--storage", str(scratch / "plain")]
     wall = timed(command)
-    told = json.loads(target.read_text())
-    useful = told["training"] + told["transform"]
+    results = json.loads(target.read_text())
+    useful = results["training"] + results["transform"]
     return {"wall": wall, "per_hour": trials / wall * 3600, "efficiency": useful / (wall * cores())}
 
 
@@ -73,15 +73,15 @@ def run_fracray(source: str, space: Path, trials: int, scratch: Path, name: str)
     command = [sys.executable, "-m", "fracray.tune", "--space", str(space), "--data", source]
     command += ["--trials", str(trials), "--storage", str(scratch), "--name", name]
     wall = timed(command)
-    told = json.loads((scratch / name / "efficiency.json").read_text())
-    # The command's own wall time, which goes on a little after it has said how efficient it was.
-    share = told["wall_seconds"] / wall
-    shares = {phase: value * share for phase, value in told["shares"].items()}
+    report = json.loads((scratch / name / "efficiency.json").read_text())
+    # The command's wall time, which is a little longer than the time that its efficiency covers.
+    share = report["wall_seconds"] / wall
+    shares = {phase: value * share for phase, value in report["shares"].items()}
     shares[FINISHING] += 1 - share
     return {
         "wall": wall,
         "per_hour": trials / wall * 3600,
-        "efficiency": told["efficiency"] * share,
+        "efficiency": report["efficiency"] * share,
         "shares": shares,
     }
 

@@ -1,4 +1,4 @@
-"""What every benchmark does at its end: print one table, write one JSON beside the machine it was measured on."""
+"""What every benchmark does at its end: print one table, write one JSON with the machine."""
 
 import json
 import platform

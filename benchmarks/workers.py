@@ -1,9 +1,9 @@
-"""Images per second of two DDP workers against one, the batch of each worker fixed, each pinned to a core of its own.
+"""Images per second of two DDP workers against one, the batch of each worker fixed, each pinned to its own core.
 
 Every worker runs fracray's own loop over its part of the set, augmentation included; the gradients are averaged by
-gloo over loopback. The processes start before the clock does. Beside them, in turns, two workers run that have nothing
-to do with each other: what those lose against twice one is not the averaging's but the machine's, whose cores share
-caches and memory.
+gloo over loopback. The processes start before the clock does. In turn with them, two workers run separate trainings:
+what those lose against twice one worker is not due to the averaging but to the machine, whose cores share caches and
+memory.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def free_port() -> int:
 
 
 def work(
-    rank: int, world: int, port: int, images: int, size: int, epochs: int, cores: list[int], told: mp.Queue
+    rank: int, world: int, port: int, images: int, size: int, epochs: int, cores: list[int], results: mp.Queue
 ) -> None:
     """One worker: `epochs` epochs and one before them, which pays for what is set up once."""
     os.sched_setaffinity(0, {cores[rank]})
@@ -57,21 +57,21 @@ def work(
         begun = time.perf_counter()
         fit.run_epoch()
         if rank == 0:
-            told.put(len(plan.train_rows) / (time.perf_counter() - begun))
+            results.put(len(plan.train_rows) / (time.perf_counter() - begun))
     if world > 1:
         dist.destroy_process_group()
 
 
 def rate(world: int, args: argparse.Namespace, apart: bool = False) -> float:
-    """Images per second of `world` workers together, in one training or each in one of its own; the median epoch."""
+    """Images per second of `world` workers together, in one training or each in its own; the median epoch."""
     context = mp.get_context("spawn")
-    told = context.Queue()
+    results = context.Queue()
     cores = sorted(os.sched_getaffinity(0))
     settings = (free_port(), args.images, args.size, args.epochs)
     if apart:
-        jobs = [(0, 1, *settings, [core], told) for core in cores[:world]]
+        jobs = [(0, 1, *settings, [core], results) for core in cores[:world]]
     else:
-        jobs = [(rank, world, *settings, cores, told) for rank in range(world)]
+        jobs = [(rank, world, *settings, cores, results) for rank in range(world)]
     workers = [context.Process(target=work, args=job) for job in jobs]
     for worker in workers:
         worker.start()
@@ -79,7 +79,7 @@ def rate(world: int, args: argparse.Namespace, apart: bool = False) -> float:
         worker.join()
         if worker.exitcode:
             raise SystemExit(f"a worker of {world} ended with {worker.exitcode}")
-    counted = [told.get() for _ in range(args.epochs * (world if apart else 1))]
+    counted = [results.get() for _ in range(args.epochs * (world if apart else 1))]
     return median(counted) * (world if apart else 1)
 
 

@@ -1,8 +1,8 @@
 """fracray's data, network and training loop inside Ray's own pattern: a Tuner over a driver that runs a TorchTrainer.
 
 Ray Data decodes the radiographs once and augments them for every epoch, Ray Train runs the workers, Ray Tune with
-Optuna and ASHA searches. It is here to be read, and to be changed into what `fracray tune` does not do. For a search as
-such take `fracray tune`: here every trial starts a trainer of its own, which takes longer than a short trial.
+Optuna and ASHA searches. Read it, and change it into what `fracray tune` does not do. To search, use
+`fracray tune`: here every trial starts its own trainer, which takes longer than a short trial.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def train_worker(job):
 
 
 def driver(leaves, job, workers):
-    """One trial of Tune: a trainer of its own, whose reports go on to Tune."""
+    """One trial of Tune: its own trainer, whose reports are passed to Tune."""
     TorchTrainer(
         train_worker,
         train_loop_config={**job, "config": job["config"].with_leaves(leaves, "trial")},
@@ -75,7 +75,7 @@ def driver(leaves, job, workers):
 
 def search(job, trials, epochs, workers, storage):
     """The search: one trial after another, or as many at a time as leave Ray Data a CPU."""
-    # Drivers only wait. With a CPU each, two of them on two CPUs would wait for their workers for ever.
+    # Drivers only wait. With a CPU each, two of them on two CPUs would wait for their workers forever.
     trainable = tune.with_resources(
         tune.with_parameters(driver, job=job, workers=workers), {"node:__internal_head__": 0.001}
     )
@@ -116,7 +116,7 @@ def main():
     job["fingerprint"] = prepared.fingerprint
     begun = time.time()
     # A trial that ASHA stops leaves its workers' CPUs to Ray's cleaner. The cleaner needs Ray's dashboard, which is on
-    # by default, and its cluster's address: with two clusters on a machine it fails, and the next trial waits for ever.
+    # by default, and its cluster's address: with two clusters on a machine it fails, and the next trial waits forever.
     address = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     searching = ray.remote(num_cpus=0, runtime_env={"env_vars": address})(search)
     count, errors, auroc, leaves = ray.get(searching.remote(job, args.trials, args.epochs, args.workers, storage))

@@ -45,10 +45,10 @@ def say_split(console: Console, prepared: Prepared) -> None:
     console.print(f"split ({protocol}): {', '.join(sets)}", soft_wrap=True)
     for note in prepared.split_notes:
         console.print(f"  {note}", soft_wrap=True)
-    straddling = leaks(prepared.table)
-    if straddling:
+    divided = leaks(prepared.table)
+    if divided:
         console.print(
-            f"note: {len(straddling)} groups, patients or sets of duplicates are in two parts, so scores are "
+            f"note: {len(divided)} groups, patients or sets of duplicates are in two parts, so scores are "
             "optimistic; data.split.protocol=grouped keeps each in one part",
             style="yellow",
             soft_wrap=True,

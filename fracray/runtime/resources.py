@@ -93,10 +93,10 @@ def gather(say: Callable[[str], None]) -> None:
 
 
 def _expected() -> int:
-    told = os.environ.get(EXPECTED, "0")
-    if not told.isdecimal():
-        raise InputError(f"{EXPECTED}: {told}: expected the number of machines")
-    return int(told)
+    text = os.environ.get(EXPECTED, "0")
+    if not text.isdecimal():
+        raise InputError(f"{EXPECTED}: {text}: expected the number of machines")
+    return int(text)
 
 
 def alone() -> bool:

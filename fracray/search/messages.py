@@ -1,4 +1,4 @@
-"""What the searcher, a trial's process and the progress table tell each other. Only at Ray's door is it a dict."""
+"""The messages between the searcher, a trial's process and the progress table; a dict only where Ray carries them."""
 
 import math
 from collections.abc import Mapping, Sequence

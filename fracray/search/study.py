@@ -1,6 +1,6 @@
 """Optuna's study as a searcher of Ray Tune, kept in a journal file that outlives both.
 
-Ray's own OptunaSearch cannot resume from a persistent storage: after a killed driver it tells a trial twice and
+Ray's own OptunaSearch cannot resume from a persistent storage: after a killed driver it reports a trial twice and
 crashes. Here the study decides: a trial is known by its number in the study, is reported to Optuna once, and is
 resumed from its folder after a killed driver or a lost process.
 """
@@ -125,7 +125,7 @@ def only_driver(run: Folder) -> Iterator[None]:
 
 
 class StudySearcher(Searcher):
-    """Passes Optuna's suggestions to Tune and tells Optuna the values of each trial's best epoch.
+    """Passes Optuna's suggestions to Tune and reports the values of each trial's best epoch to Optuna.
 
     The first trial is always the default configuration. Trials that a former driver left unfinished, or that lost their
     process, are handed out again before new ones; `budget` trials (of a grid, at most its points) are finished in all,
@@ -187,7 +187,7 @@ class StudySearcher(Searcher):
 
     def _choose(self, trial: optuna.Trial) -> dict[str, Any]:
         if trial.number == 0 and self._space.defaults()[1]:
-            return {}  # the default is outside the space: it runs all the same, but Optuna is not told its value
+            return {}  # the default is outside the space: it runs all the same, but its value is not reported to Optuna
         return self._space.suggest(trial)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -205,7 +205,7 @@ class StudySearcher(Searcher):
             trial.report(value, epoch)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell Optuna how a trial ended; one that ended with an error is handed out again, RETRIES times in a row."""
+        """Report to Optuna how a trial ended; one that failed is handed out again, RETRIES times in a row."""
         trial, epoch = self._running.pop(trial_id, None), self._epochs.pop(trial_id, 0)
         if trial is None or self._now(trial).state.is_finished():
             return

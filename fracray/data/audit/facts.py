@@ -100,7 +100,7 @@ class Duplicates:
 
 @dataclass(frozen=True)
 class Conflicts:
-    """Images left out because their labels contradict each other or the evidence, with all that show the same."""
+    """Images left out because their labels contradict each other or the evidence, together with identical images."""
 
     images: int
     sets: tuple[PictureSet, ...]

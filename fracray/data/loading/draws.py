@@ -46,8 +46,10 @@ def draws_within(strengths: AugmentConfig, uniform: np.ndarray) -> Draws:
 
 
 def source_matrices(draws: Draws, height: int, width: int) -> np.ndarray:
-    """(n, 2, 3) float64: from a pixel (x, y, 1) of the augmented image to its place in the original; centres of pixels
-    are whole numbers."""
+    """(n, 2, 3) float64: from a pixel (x, y, 1) of the augmented image to its place in the original.
+
+    Pixel centres have integer coordinates.
+    """
     angle = np.deg2rad(draws.angle)
     matrices = np.empty((len(angle), 2, 3))
     matrices[:, 0, 0] = matrices[:, 1, 1] = np.cos(angle)
@@ -68,7 +70,7 @@ def gray_tables(draws: Draws) -> np.ndarray:
 
 
 def random_words(seed: int, epoch: int, rows: Sequence[int] | np.ndarray, blocks: Sequence[int]) -> np.ndarray:
-    """(blocks, 4, n) random 32-bit words in uint64: the generator is keyed by the seed, counts rows, epochs, blocks."""
+    """(blocks, 4, n) random 32-bit words in uint64: the key is the seed, the counter (row, epoch, block)."""
     row = np.asarray(rows, dtype=np.uint64)
     block = np.array(blocks, dtype=np.uint64)[:, None]
     key = (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)

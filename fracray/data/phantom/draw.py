@@ -293,7 +293,7 @@ def write_phantoms(folder: Path, config: PhantomConfig, progress: Callable[[int,
         return folder
     try:
         with suppress(FileNotFoundError):
-            folder.rmdir()  # an empty one is no other set
+            folder.rmdir()  # an empty folder may be used
         with atomic_path(folder, replace=False) as partial:
             for name in ("Fractured", "Non_fractured"):
                 (partial / "images" / name).mkdir(parents=True)

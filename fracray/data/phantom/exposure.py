@@ -16,7 +16,7 @@ class Device:
 
     `size` (width, height) in pixels; `dose` photons per pixel in the open beam; `blur` of the detector in pixels;
     `scatter` share of the beam; `gamma`, `floor` and `white` of the display curve; `edge` detail enhancement; `bands`
-    read-out banding; `shutter` what lies outside the collimated field, white (no dose) or black (masked); `marker`
+    read-out banding; `shutter` the area outside the collimated field, white (no dose) or black (masked); `marker`
     chance of a side letter; `share` of the studies that it makes.
     """
 
@@ -49,7 +49,7 @@ _Blade = tuple[str, float, float, float]  # of the collimator: edge of the film,
 
 
 def _cut_off(picture: np.ndarray, blades: list[_Blade], leak: float) -> None:
-    """Dim, in place, what lies behind the blades to the share `leak`."""
+    """Dim, in place, the area behind the blades to `leak` of its brightness."""
     for edge, inset, tilt, soft in blades:
         # Written for the top edge; the other three are views of the same array, turned.
         views = {"top": picture, "bottom": picture[::-1], "left": picture.T, "right": picture.T[::-1]}

@@ -1,4 +1,4 @@
-"""Who lies under the simulated device: the patient, the injury and the pose, drawn at random.
+"""The simulated patient: injury and pose, drawn at random.
 
 Knows the frequencies of regions, fractures and implants; nothing of X-rays or files.
 """
@@ -19,7 +19,7 @@ _REGION_SHARES = (0.37, 0.48, 0.04, 0.04, 0.07)
 # How often a study of each region is one of a fracture; not every picture of such a study shows it.
 _FRACTURE_SHARES = {"hand": 0.46, "leg": 0.34, "hip": 0.38, "shoulder": 0.40, "mixed": 0.44}
 SHOWN = 0.85
-_CHUNK = 12  # ids are dealt into studies chunk by chunk, so that any picture can be drawn without the others
+_CHUNK = 12  # ids are assigned to studies chunk by chunk, so that any picture can be drawn without the others
 
 
 @dataclass(frozen=True)

@@ -250,7 +250,7 @@ def _find_table(root: Path, options: ImportOptions) -> LabelTable | None:
         tables = sorted(entry for entry in root.iterdir() if entry.suffix.lower() == ".csv" and entry.is_file())
         if len(tables) > 1:
             names = ", ".join(entry.name for entry in tables)
-            raise InputError(f"{root}: several tables: {names}; say which holds the labels with --labels")
+            raise InputError(f"{root}: several tables: {names}; choose the one with the labels by --labels")
         if not tables:
             if options.of_a_table:
                 raise InputError(f"{root}: no CSV in it; name the table of labels with --labels FILE.csv")

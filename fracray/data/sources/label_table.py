@@ -84,7 +84,7 @@ class LabelTable:
     def records(self) -> Iterator[Record]:
         """The rows, block by block; equal rows of a block come once.
 
-        InputError for a table that cannot be parsed, is not UTF-8, or holds a label that is neither.
+        InputError for a table that cannot be parsed, is not UTF-8, or holds an unknown label.
         """
         wanted = sorted(set(self.columns.values()))
         inner = [f"column{at}" for at in range(len(wanted))]  # the table may have a column 'row' too
@@ -147,9 +147,9 @@ class LabelTable:
         if not word:
             return None
         raise InputError(
-            f"{self.path}, row {row}: {self.columns['label']} is {quoted(text)}, which is neither fractured "
-            f"({_listed(self.positive)}) nor not ({_listed(self.negative)}); say what it means with --positive or "
-            "--negative"
+            f"{self.path}, row {row}: {self.columns['label']} is {quoted(text)}, which is not among the values "
+            f"for fractured ({_listed(self.positive)}) or for not fractured ({_listed(self.negative)}); add it with "
+            "--positive or --negative"
         )
 
 
@@ -174,7 +174,9 @@ def open_table(
             columns[field] = known
     for field, what in (("image", "names the image file"), ("label", "says whether it is fractured")):
         if field not in columns:
-            raise InputError(f"{path}: which column {what}? It has {_shown(header)}; say --column {field}=NAME")
+            raise InputError(
+                f"{path}: no column {what}; the table has {_shown(header)}; name one with --column {field}=NAME"
+            )
     yes, no = frozenset(map(_word, positive)), frozenset(map(_word, negative))
     if yes & no:
         raise InputError(f"--positive and --negative: '{min(yes & no)}' cannot be both")

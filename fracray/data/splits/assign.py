@@ -77,7 +77,7 @@ def assign_splits(manifest: Manifest, config: SplitConfig, rotation: int = 0) ->
     else:
         part, wanted = _deal(label, group, held, config, rotation, rng)
     if config.protocol == "blocks":
-        part = _without_straddling(used, part)
+        part = _without_divided_ties(used, part)
     _check_sizes(part, wanted, config, where, len(set(group)))
     sets = _cut_sets(label, part, held, config)
     if config.training_budget is not None:
@@ -110,8 +110,8 @@ def leaks(table: pd.DataFrame) -> list[str]:
     ):
         named = assigned.loc[assigned[column] != "", [column, "part"]]
         parts_of = named.drop_duplicates()[column].value_counts(sort=False)
-        straddling = named[named[column].isin(parts_of.index[parts_of > 1])]
-        for name, parts in straddling.groupby(column)["part"]:
+        divided = named[named[column].isin(parts_of.index[parts_of > 1])]
+        for name, parts in divided.groupby(column)["part"]:
             counts = parts.value_counts()
             spread = ", ".join(f"{counts[part]} in {part}" for part in PARTS if part in counts)
             found.append(f"{word} {name}: {spread}")
@@ -176,7 +176,7 @@ def _first_of_group(used: pd.DataFrame, config: SplitConfig) -> np.ndarray:
     return start[number_of]
 
 
-def _without_straddling(used: pd.DataFrame, part: np.ndarray) -> np.ndarray:
+def _without_divided_ties(used: pd.DataFrame, part: np.ndarray) -> np.ndarray:
     """The parts, with -1 for an image whose duplicates or patient are in a later part as well."""
     part = part.copy()
     for column in _TIES:

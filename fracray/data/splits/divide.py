@@ -1,7 +1,7 @@
 """The split of a data set: groups, parts, held-out sets, and the scores of no-pixel predictors on them.
 
-Read from the cache where manifest, settings of the split and rules are the same. Knows what is computed and where it is
-kept; not how groups are assigned (`assign`) or predictors fitted (`baselines`).
+Read from the cache if the manifest, the settings of the split and the rules are the same. Knows what is computed and
+where it is stored, but not how groups are assigned (`assign`) or how predictors are fitted (`baselines`).
 """
 
 import hashlib
@@ -53,7 +53,7 @@ class DataSplit:
     """A manifest with `group` and `split` filled.
 
     rotations: the split column of the used rows in each rotation a trial trains on, the first as in the manifest; empty
-    where no part was assigned. notes: what the split holds out, leaves unused or borrows.
+    if no part was assigned. notes: what the split holds out, leaves unused or borrows.
     """
 
     manifest: Manifest

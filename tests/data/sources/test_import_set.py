@@ -358,11 +358,11 @@ def test_a_copied_file_is_the_same_a_changed_or_vanished_one_is_named(stored, tm
 @pytest.mark.parametrize(
     ("csv", "said"),
     [
-        ("picture,verdict\na,1\n", "which column names the image file? It has picture, verdict; say --column"),
-        ("image,verdict\na,1\n", "which column says whether it is fractured? It has image, verdict"),
-        ("image,label\na,1\nb,perhaps\n", "row 2: label is 'perhaps', which is neither fractured ('1', 'abnormal'"),
+        ("picture,verdict\na,1\n", "no column names the image file; the table has picture, verdict; name one"),
+        ("image,verdict\na,1\n", "no column says whether it is fractured; the table has image, verdict"),
+        ("image,label\na,1\nb,perhaps\n", "row 2: label is 'perhaps', which is not among the values for fractured ('1'"),
         ("image,label\na,1\nb\n", "row 2: 'b' has 1 cells, and the header 2; repair the row"),
-        ("image,label\na,1\nb,\"per\nhaps\"\n", "row 2: label is 'per\\nhaps', which is neither"),
+        ("image,label\na,1\nb,\"per\nhaps\"\n", "row 2: label is 'per\\nhaps', which is not among"),
         ("image,label\na,1\n\"b\nc\",1,2\n", "row 2: '\"b\\nc\",1,2' has 3 cells"),
         ("image,label,label\na,1,1\n", "the column 'label' appears twice"),
         ("image,label\nq,1\n", "none of its rows names a file in"),
@@ -416,7 +416,7 @@ def test_invalid_sources_and_targets_are_refused(refuse, tmp_path):
     (tmp_path / "short").write_bytes(b"0" * 8)
     assert "8 bytes, not the 64 hex digits" in refuse(hospital(tmp_path / "h", csv=FOUR), "--salt", tmp_path / "short")
     (tmp_path / "h" / "more.csv").write_text(FOUR)
-    assert "several tables: labels.csv, more.csv" in refuse(tmp_path / "h")
+    assert "several tables: labels.csv, more.csv; choose the one with the labels by --labels" in refuse(tmp_path / "h")
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "mine").write_text("")
     assert "exists already; name a new folder" in refuse(tmp_path / "h", "--labels", "more.csv")
