@@ -1,8 +1,8 @@
 """fracray's data, network and training loop inside Ray's own pattern: a Tuner over a driver that runs a TorchTrainer.
 
 Ray Data decodes the radiographs once and augments them for every epoch, Ray Train runs the workers, Ray Tune with
-Optuna and ASHA searches. Read it, and change it into what `fracray tune` does not do. To search, use
-`fracray tune`: here every trial starts its own trainer, which takes longer than a short trial.
+Optuna and ASHA searches. Read it, and change it into what `fracray tune` does not do. To search, use `fracray tune`:
+here every trial starts its own trainer, which takes longer than a short trial.
 """
 
 import argparse

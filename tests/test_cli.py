@@ -103,7 +103,7 @@ def test_the_command_is_installed():
     assert done.stdout == ""
 
 
-# Frozen, so that an option is added on purpose: it must be worth its line in --help for ever.
+# Frozen, so that an option is added on purpose: its line stays in --help forever.
 FLAGS = {
     "tune": "--space --trials --concurrent --workers-per-trial --cpus-per-trial --gpus-per-trial --time-budget "
     "--data --epochs --set --storage --name --resume --address",
@@ -159,12 +159,12 @@ def test_an_unknown_flag_is_refused(capsys):
     assert "usage: python -m fracray.fetch" in capsys.readouterr().err
 
 
-# ---- bad input: exit code 2, one message that names the culprit, no traceback
+# ---- bad input: exit code 2, one message that names the faulty input, no traceback
 
 
 @pytest.fixture
 def refuse(capsys, tmp_path, monkeypatch):
-    """Runs a verb in an empty folder, and sees to it that it refuses; returns the message."""
+    """Runs a verb in an empty folder, checks that it refuses, and returns the message."""
     monkeypatch.chdir(tmp_path)
 
     def run(module, *words):
@@ -264,7 +264,7 @@ def test_more_than_the_cluster_has_is_refused(ray_local, refuse, tmp_path, cache
 
 
 def test_from_a_shell_a_search_that_asks_for_too_much_ends_at_once(tmp_path):
-    """The whole way, with a Ray of its own: exit code, one line on stderr, nothing that waits."""
+    """The complete command, with its own Ray: exit code, one line on stderr, no process that waits."""
     done = subprocess.run(
         [sys.executable, "-m", "fracray.tune", "--space", space_file(tmp_path), "--concurrent", "5000"],
         capture_output=True,

@@ -79,7 +79,7 @@ def test_validation_scores_are_the_trainings_own(run, tmp_path):
     assert np.abs(ours - metadata.calibration.apply(kept["logit"].to_numpy())).max() < 0.02
 
 
-def test_data_that_was_never_seen_is_scored_whole(run, tmp_path, capsys):
+def test_data_that_was_never_seen_is_scored_completely(run, tmp_path, capsys):
     other = write_phantoms(tmp_path / "other hospital", PhantomConfig(count=60, seed=9))
     scores = evaluate(run, tmp_path, "--data", str(other))
     assert scores["split"] == "all"
@@ -106,7 +106,7 @@ def test_images_of_the_training_are_left_out_of_data_that_is_not_quite_the_same(
     assert f"{len(seen)} of 170 radiographs were trained or validated on" in capsys.readouterr().out
 
 
-def test_shifted_sets_are_scored_beside_the_test_part(ray_local, tmp_path, capsys):
+def test_shifted_sets_are_scored_next_to_the_test_part(ray_local, tmp_path, capsys):
     shifts = ["--set", "data.split.shifts=[exposure, severity]", "--set", "data.phantom.count=300"]
     train([*SMALL, *shifts, "--epochs", "2", "--storage", str(tmp_path), "--name", "run", "--cpus-per-worker", "1"])
     run = tmp_path / "run"
@@ -153,8 +153,8 @@ def test_a_split_that_changed_since_the_training_is_refused(ray_local, tmp_path)
     divide(0)
     stored = [*SMALL, "--set", f"data.split.file={split}", "--cpus-per-worker", "1", "--storage", str(tmp_path)]
     train([*stored, "--epochs", "1", "--name", "run"])
-    whole = evaluate(tmp_path / "run", tmp_path)
-    assert whole["split"] == "test"
+    complete = evaluate(tmp_path / "run", tmp_path)
+    assert complete["split"] == "test"
     divide(7)
     with pytest.raises(InputError, match=r"split\.parquet has changed since the training.*trained or validated on"):
         main([str(tmp_path / "run")])
@@ -165,7 +165,7 @@ def test_a_split_that_changed_since_the_training_is_refused(ray_local, tmp_path)
         main([str(tmp_path / "run")])
 
 
-def test_the_folds_of_one_division_are_pooled_each_scored_by_the_checkpoint_that_never_saw_it(run, tmp_path):
+def test_the_folds_of_one_split_are_pooled_each_scored_by_the_checkpoint_that_never_saw_it(run, tmp_path):
     folds = ["--set", "data.split.protocol=kfold", "--set", "data.split.folds=3"]
     for fold in range(3):
         where = ["--storage", str(tmp_path), "--name", f"fold{fold}", "--cpus-per-worker", "1"]
@@ -235,12 +235,12 @@ def made_of(run, folder, leaves, seen=None):
 
 def test_a_reference_of_another_size_is_shown_the_same_radiographs(run, tmp_path):
     larger = made_of(run, tmp_path / "larger", {"data.size": 40})
-    beside = evaluate(run, tmp_path, "--corruptions", "--severities", "3", "--reference", str(larger))["corruptions"][
+    compared = evaluate(run, tmp_path, "--corruptions", "--severities", "3", "--reference", str(larger))["corruptions"][
         "reference"
     ]
     alone = evaluate(larger, tmp_path, "--corruptions", "--severities", "3")["corruptions"]
-    assert beside["clean"] == alone["clean"]
-    assert beside["corruptions"] == alone["corruptions"]
+    assert compared["clean"] == alone["clean"]
+    assert compared["corruptions"] == alone["corruptions"]
 
 
 def test_a_reference_that_has_seen_the_radiographs_is_refused(run, tmp_path):

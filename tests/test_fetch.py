@@ -1,4 +1,4 @@
-"""Fetching checkpoints out of runs on a disk and in an object store: the right ones, whole, or nothing."""
+"""Fetching checkpoints out of runs on a disk and in an object store: the right ones, complete, or nothing."""
 
 import json
 import math
@@ -23,8 +23,9 @@ from fracray.metrics import Calibration
 from fracray.runtime.run_folder import BEST, EPOCHS, trial_folder
 from fracray.runtime.storage import Folder
 from fracray.training.checkpoint import CheckpointMetadata, load_checkpoint, read_metadata, save_checkpoint, verify
-from fracray.training.job import Job, TrialRunner
+from fracray.training.job import Job
 from fracray.training.model import build_model
+from fracray.training.trial import TrialRunner
 
 CONFIG = Config().with_leaves(
     {"data.size": 32, "model.width": 4, "train.epochs": 2, "train.batch_size": 16, "train.precision": "fp32"}
@@ -109,7 +110,7 @@ def test_the_best_come_first_in_the_metric_asked_for(run, tmp_path, capsys, metr
     assert places == sorted(places)
 
 
-def test_what_is_fetched_is_whole_and_opens_alone(run, tmp_path, capsys):
+def test_what_is_fetched_is_complete_and_opens_alone(run, tmp_path, capsys):
     assert fetch(run, "--to", tmp_path / "out") == 0
     shutil.rmtree(run.location)
     target = tmp_path / "out" / "t0001"
@@ -195,7 +196,7 @@ def test_a_damaged_checkpoint_arrives_under_no_name(run, tmp_path, capsys, name,
     assert fetch(run, "--to", tmp_path / "out") == 2
     error = capsys.readouterr().err
     assert words in error
-    assert f"{run}/trials/t0001/{BEST}/{name}" in error  # the culprit is in the run, not a scratch folder
+    assert f"{run}/trials/t0001/{BEST}/{name}" in error  # the faulty file is in the run, not in a scratch folder
     assert error.count("\n") == 1
     assert names(tmp_path / "out") == []
 
@@ -228,7 +229,7 @@ def test_bad_flags_are_named(run, tmp_path, capsys, words, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_is_no_run_and_a_run_without_checkpoints_are_told_apart(run, tmp_path, capsys):
+def test_a_folder_that_is_no_run_and_a_run_without_checkpoints_have_different_errors(run, tmp_path, capsys):
     assert fetch(tmp_path, "--to", tmp_path / "out") == 2
     assert "not a run folder" in capsys.readouterr().err
     shutil.rmtree(Path(run.location) / "trials")
@@ -258,9 +259,9 @@ PODS = {"kind": "RayCluster", "metadata": {"annotations": {"fracray/storage": "/
 def cluster_file(tmp_path):
     """A function that writes a cluster file, with another storage if that is given, and returns its path."""
 
-    def write(tree, **told):
+    def write(tree, **metadata):
         path = tmp_path / "cluster.yaml"
-        path.write_text(yaml.safe_dump({**tree, "metadata": told} if told else tree))
+        path.write_text(yaml.safe_dump({**tree, "metadata": metadata} if metadata else tree))
         return path
 
     return write
@@ -288,7 +289,7 @@ def test_where_a_run_is_as_the_machines_of_the_cluster_name_it(cluster_file, tre
     assert place_of(read_cluster(cluster_file(tree)), run) == place
 
 
-def test_a_name_without_a_storage_and_a_head_without_ssh_are_told(cluster_file, tmp_path, capsys):
+def test_a_name_without_a_storage_and_a_head_without_ssh_are_reported(cluster_file, tmp_path, capsys):
     assert fetch("atlas", "--cluster", cluster_file(LOCAL, data="/x"), "--to", tmp_path / "out") == 2
     assert "does not say where runs are kept" in capsys.readouterr().err
     assert fetch("atlas", "--cluster", cluster_file(PODS), "--to", tmp_path / "out") == 2
@@ -308,7 +309,7 @@ def test_what_is_not_installed_is_named(cluster_file, tmp_path, capsys, monkeypa
 
 
 @pytest.mark.skipif(shutil.which("ssh") is None, reason="not installed here: ssh")
-def test_a_cluster_that_is_not_up_is_told_in_one_line(cluster_file, tmp_path, capsys, monkeypatch):
+def test_a_cluster_that_is_not_up_is_reported_in_one_line(cluster_file, tmp_path, capsys, monkeypatch):
     for name in ("TMPDIR", "RAY_TMPDIR"):  # where Ray notes what is up
         monkeypatch.setenv(name, str(tmp_path))
     file = cluster_file(LOCAL)

@@ -131,7 +131,7 @@ def test_no_threshold_beats_the_chosen_one(case, operating_point):
     assert getattr(score(labels, probabilities, chosen), metric) == pytest.approx(best, abs=1e-12)
 
 
-def test_threshold_lies_midway_and_ties_go_towards_one_half():
+def test_the_threshold_is_midway_and_of_equal_ones_the_nearest_to_one_half():
     assert choose_threshold([0, 0, 1, 1], [0.1, 0.2, 0.4, 0.9], "accuracy") == pytest.approx(0.3)
     # Cuts at 0.2 and at 0.55 make one mistake each; 0.55 is nearer to 0.5.
     assert choose_threshold([0, 1, 0, 1], [0.1, 0.3, 0.5, 0.6], "accuracy") == pytest.approx(0.55)
@@ -278,7 +278,7 @@ def test_calibration_is_unpenalised_logistic_regression_and_undoes_a_weighted_lo
 def test_auroc_over_folds_is_the_mean_of_scikit_learns():
     rng = np.random.default_rng(0)
     labels, fold = rng.integers(0, 2, 400), np.arange(400) // 80
-    probabilities = rng.random(400) + 0.3 * labels + fold  # each fold's predictor on a scale of its own
+    probabilities = rng.random(400) + 0.3 * labels + fold  # each fold's predictor has its own scale
     groups = np.arange(400) // 4
     found = auroc_over_folds(labels, probabilities, groups, fold)
     each = [sk.roc_auc_score(labels[fold == k], probabilities[fold == k]) for k in range(5)]

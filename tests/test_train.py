@@ -72,7 +72,7 @@ def one_worker(ray_local, tmp_path_factory):
     return train(tmp_path_factory.mktemp("runs"), "one", "--epochs", "3")
 
 
-def test_a_training_leaves_a_whole_run_folder(one_worker):
+def test_a_training_leaves_a_complete_run_folder(one_worker):
     names = {path.name for path in one_worker.iterdir()}
     assert {"config.yaml", "environment.json", "data.json", "DATASHEET.md", "manifest.parquet", "trials"} <= names
     data = json.loads((one_worker / "data.json").read_text())
@@ -91,23 +91,23 @@ def test_ray_data_streaming_gives_the_same_metrics_as_memory(one_worker, tmp_pat
     assert metrics(streamed) == metrics(one_worker)
 
 
-def test_a_training_that_diverges_fails_in_words(ray_local, tmp_path):
+def test_a_training_that_diverges_fails_with_a_message(ray_local, tmp_path):
     wild = ["--set", "train.lr=1e30", "--set", "train.clip_norm=0", "--set", "train.ema=0"]
     with pytest.raises(RunError, match=r"became infinite or NaN.*train\.lr"):
         train(tmp_path, "wild", "--epochs", "3", *wild)
 
 
-def test_two_workers_see_the_whole_set(one_worker, tmp_path):
+def test_two_workers_see_the_complete_set(one_worker, tmp_path):
     pair = train(tmp_path, "pair", "--epochs", "2", "--workers", "2")
     assert len(history(pair)) == 2
     assert history(pair)[0]["val_n"] == history(one_worker)[0]["val_n"]
     assert history(pair)[0]["train_loss"] == pytest.approx(history(one_worker)[0]["train_loss"], abs=0.05)
 
 
-def test_resume_goes_on_where_the_run_stopped(ray_local, tmp_path):
+def test_resume_continues_where_the_run_stopped(ray_local, tmp_path):
     """Killed with SIGKILL; the epochs that follow are those of an uninterrupted run of the same seed.
 
-    Its cluster lives on and is the one that the run is taken up again on.
+    Its cluster stays up, and the run resumes on it.
     """
     process = start(tmp_path, "killed", "--epochs", "20", "--cpus-per-worker", "1", "--set", "train.keep_seconds=0")
     run = tmp_path / "killed"
@@ -120,7 +120,7 @@ def test_resume_goes_on_where_the_run_stopped(ray_local, tmp_path):
     # Every epoch but the last, whose state may not have been written, ran once: its wall-clock time is the same.
     assert history(run)[: len(kept) - 1] == kept[:-1]
     assert [entry["epoch"] for entry in history(run)] == list(range(1, 21))
-    assert metrics(run) == metrics(train(tmp_path, "whole", "--epochs", "20"))
+    assert metrics(run) == metrics(train(tmp_path, "complete", "--epochs", "20"))
 
 
 def test_a_killed_worker_process_costs_what_was_not_kept_yet(ray_local, tmp_path):

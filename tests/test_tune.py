@@ -101,7 +101,7 @@ def wait_until(condition, process=None, seconds=240):
         time.sleep(0.05)
 
 
-def told(run):
+def reported(run):
     if not (run / "optuna.journal").exists():
         return 0
     try:
@@ -112,7 +112,7 @@ def told(run):
 
 
 def on_cpus(cpus, *arguments, seconds=240):
-    """The command on a cluster of its own that has so many CPUs, whatever the machine has."""
+    """The command on its own cluster with this number of CPUs, whatever the machine has."""
     script = (
         f"import sys, ray; from fracray.runtime.ray_session import set_environment; set_environment(); "
         f"ray.init(num_cpus={cpus}, include_dashboard=False, log_to_driver=False); "
@@ -123,7 +123,7 @@ def on_cpus(cpus, *arguments, seconds=240):
     )
 
 
-# ---------------------------------------------------------------- a whole search
+# ---------------------------------------------------------------- a complete search
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["reused-process", "worker-group"])
@@ -140,7 +140,7 @@ def test_the_first_trial_is_the_default_configuration(searched):
     assert first.params == {"model.dropout": 0.2, "model.spatial_dropout": 0.1, "augment.rotate": 10.0}
 
 
-def test_every_trial_is_told_its_best_epoch(searched):
+def test_the_best_epoch_of_every_trial_is_reported(searched):
     trials, kept = study_of(searched).trials, histories(searched)
     assert len(trials) == len(kept) == 4
     for trial in trials:
@@ -161,16 +161,16 @@ def test_trials_parquet_has_a_row_per_trial_and_epoch(searched):
 
 
 def test_the_run_says_where_its_time_went(searched):
-    told = json.loads((searched / "efficiency.json").read_text())
-    shares = told["shares"]
+    efficiency = json.loads((searched / "efficiency.json").read_text())
+    shares = efficiency["shares"]
     for phase in ("training", "transform", "starting", "validation", "checkpointing", "reporting", "finishing"):
         assert 0 < shares[phase] < 1, phase
     assert shares["starting"] > shares["training"]  # Ray and Python, for four tiny trials
     assert sum(shares.values()) == pytest.approx(1, abs=0.05)
-    # What the trials told, before the command added its own starting and finishing.
-    rows, whole = pd.read_parquet(searched / "trials.parquet"), told["wall_seconds"] * told["cores"]
+    # What the trials reported, before the command added its starting and finishing.
+    rows, total = pd.read_parquet(searched / "trials.parquet"), efficiency["wall_seconds"] * efficiency["cores"]
     for phase in ("training", "transform", "validation", "checkpointing", "reporting"):
-        assert shares[phase] == pytest.approx(rows[f"seconds_{phase}"].sum() / whole)
+        assert shares[phase] == pytest.approx(rows[f"seconds_{phase}"].sum() / total)
     assert (rows["seconds_training"] > 0).all()
 
 
@@ -318,10 +318,12 @@ def test_a_cross_validated_search_reports_the_mean_over_the_folds(ray_local, tmp
     predicted = pd.read_parquet(run / "trials/t0000/best/val_predictions.parquet")
     assert len(predicted) == first["val_n"]  # the model kept is the one validated on the fold after the test fold
     tested = json.loads((run / "data.json").read_text())["parts"]["test"]["images"]
-    assert best["val_n"] == (150 - tested) / 2  # the mean over the two models, which share out all but the test fold
+    assert (
+        best["val_n"] == (150 - tested) / 2
+    )  # the mean over the two models, which divide all but the test fold between them
 
 
-def test_a_time_budget_ends_the_search_and_resume_goes_on(ray_local, tmp_path, capsys):
+def test_a_time_budget_ends_the_search_and_it_can_resume(ray_local, tmp_path, capsys):
     space = write_space(tmp_path, trials=150, epochs=3)
     main(["--space", str(space), "--storage", str(tmp_path), "--name", "budget", "--time-budget", "15"])
     out = capsys.readouterr().out
@@ -330,7 +332,7 @@ def test_a_time_budget_ends_the_search_and_resume_goes_on(ray_local, tmp_path, c
     assert len(study_of(tmp_path / "budget").trials) < 150
 
 
-def test_a_trial_that_diverges_fails_and_the_search_goes_on(ray_local, tmp_path, capsys):
+def test_a_trial_that_diverges_fails_and_the_search_continues(ray_local, tmp_path, capsys):
     text = write_space(tmp_path, trials=4, epochs=2, scheduler="asha").read_text()
     text = text.split("space:\n")[0].replace("{width: 8}", "{width: 8}\n  train: {clip_norm: 0, ema: 0}")
     (tmp_path / "wild.yaml").write_text(text + "space:\n  train.lr: {categorical: [0.002, 1.0e+30]}\n")
@@ -345,7 +347,7 @@ def test_a_trial_that_diverges_fails_and_the_search_goes_on(ray_local, tmp_path,
 WILD = ["--set", "train.lr=1e30", "--set", "train.clip_norm=0", "--set", "train.ema=0"]
 
 
-def test_a_search_in_which_every_trial_diverges_fails_in_words(ray_local, tmp_path):
+def test_a_search_in_which_every_trial_diverges_fails_with_a_message(ray_local, tmp_path):
     space = write_space(tmp_path, trials=2, epochs=2)
     with pytest.raises(RunError, match="no trial"):
         main(["--space", str(space), "--storage", str(tmp_path), "--name", "lost", *WILD, *ALONE])
@@ -360,7 +362,7 @@ def test_stopped_it_keeps_everything_says_how_to_resume_and_resume_finishes(ray_
     cluster = ray.get_runtime_context().gcs_address
     process = begin("stopped", "--space", str(space), "--address", cluster)
     run = tmp_path / "stopped"
-    wait_until(lambda: told(run) >= 1, process)
+    wait_until(lambda: reported(run) >= 1, process)
     process.send_signal(word)
     code, out = finish(process)
     assert code == 130, out
@@ -368,18 +370,18 @@ def test_stopped_it_keeps_everything_says_how_to_resume_and_resume_finishes(ray_
     assert "Traceback" not in out
     before = Snapshot(run)
     assert 1 <= len(before.done) < 6
-    # How the search around them is run may change; the trials under way go on all the same.
+    # How the search around them is run may change; the running trials continue all the same.
     main([*resume_arguments(out), "--trials", "7", *ALONE])
-    before.assert_kept_and_whole(trials=7, epochs=8)
+    before.assert_kept_and_complete(trials=7, epochs=8)
 
 
 @pytest.mark.parametrize("victim", ["driver", "raylet"])
-def test_a_search_goes_on_after_kill_nine_of_its(ray_local, tmp_path, begin, victim):
-    """The command with a cluster of its own; it ends at once and in one line, and so does all that it had started."""
+def test_a_search_resumes_after_kill_nine_of_its(ray_local, tmp_path, begin, victim):
+    """The command with its own cluster; it ends at once and in one line, and so do all processes that it started."""
     space = write_space(tmp_path, trials=6, epochs=8)
     process = begin("hit", "--space", str(space), "--set", "train.keep_seconds=0")
     run = tmp_path / "hit"
-    wait_until(lambda: told(run) >= 1, process)
+    wait_until(lambda: reported(run) >= 1, process)
     family = psutil.Process(process.pid).children(recursive=True)
     writers = [child for child in family if re.search("Trainable|TrialActor", title(child))]
     assert writers
@@ -396,19 +398,19 @@ def test_a_search_goes_on_after_kill_nine_of_its(ray_local, tmp_path, begin, vic
         assert "(raylet)" not in out
         again = resume_arguments(out)
     _, alive = psutil.wait_procs(writers, timeout=30)
-    assert not alive, "processes that go on writing into a run that is taken up again"
+    assert not alive, "processes that continue to write into a run that is resumed"
     before = Snapshot(run)
     assert 1 <= len(before.done) < 6
     main(again)
-    before.assert_kept_and_whole(trials=6, epochs=8, every_epoch=True)
+    before.assert_kept_and_complete(trials=6, epochs=8, every_epoch=True)
 
 
-def test_a_search_goes_on_after_kill_nine_of_a_trial_process(ray_local, tmp_path, capsys):
+def test_a_search_resumes_after_kill_nine_of_a_trial_process(ray_local, tmp_path, capsys):
     run = tmp_path / "hit"
     before = []
 
     def kill():
-        wait_until(lambda: told(run) >= 1)
+        wait_until(lambda: reported(run) >= 1)
         trial_processes()[0].kill()
         before.append(Snapshot(run))
 
@@ -421,7 +423,7 @@ def test_a_search_goes_on_after_kill_nine_of_a_trial_process(ray_local, tmp_path
     said = capsys.readouterr()
     assert "will be resumed: its process ended" in said.out
     assert "Traceback" not in said.out + said.err
-    before[0].assert_kept_and_whole(trials=6, epochs=8, every_epoch=True)
+    before[0].assert_kept_and_complete(trials=6, epochs=8, every_epoch=True)
 
 
 def test_a_process_that_dies_between_two_trials_costs_no_trial(ray_local, tmp_path, monkeypatch):
@@ -437,7 +439,7 @@ def test_a_process_that_dies_between_two_trials_costs_no_trial(ray_local, tmp_pa
     monkeypatch.setattr("fracray.search.trainable.TrialActor", Dying)
     main(["--space", str(write_space(tmp_path, trials=4, epochs=2)), "--storage", str(tmp_path), "--name", "hit"])
     assert mark.exists()
-    Snapshot(tmp_path / "hit").assert_kept_and_whole(trials=4, epochs=2)
+    Snapshot(tmp_path / "hit").assert_kept_and_complete(trials=4, epochs=2)
 
 
 def test_a_trial_that_cannot_run_fails_once_with_its_reason(ray_local, tmp_path, capsys):
@@ -495,7 +497,7 @@ class Snapshot:
     def files_of(self, number: int) -> list[Path]:
         return [path for path in (self.run / f"trials/t{number:04d}").rglob("*") if path.is_file()]
 
-    def assert_kept_and_whole(self, trials: int, epochs: int, every_epoch: bool = False) -> None:
+    def assert_kept_and_complete(self, trials: int, epochs: int, every_epoch: bool = False) -> None:
         """All trials are there, once; what was finished before is as it was, to the byte."""
         study, now = study_of(self.run), histories(self.run)
         assert [trial.number for trial in study.trials] == list(range(trials))
@@ -510,8 +512,8 @@ class Snapshot:
         for file, content in self.files.items():
             assert file.read_bytes() == content, file
         for name, entries in self.kept.items():
-            # A trial under way goes on from the state that was last kept, and comes by the same epochs.
-            assert without_time(now[name][: len(entries)]) == without_time(entries), f"{name} went another way"
+            # A running trial continues from the state that was last kept, and runs the same epochs.
+            assert without_time(now[name][: len(entries)]) == without_time(entries), f"{name} has other metrics"
             if every_epoch:  # but the last, whose state may not have been written yet; their times show which ran once
                 assert now[name][: len(entries) - 1] == entries[:-1], f"{name} lost a finished epoch"
         for name, entries in now.items():

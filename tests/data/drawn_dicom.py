@@ -1,4 +1,4 @@
-"""Writes DICOM files whose every pixel is known, and compresses them with GDCM or pydicom."""
+"""Writes DICOM files whose pixels are all known, and compresses them with GDCM or pydicom."""
 
 import io
 from pathlib import Path

@@ -13,7 +13,7 @@ COLUMNS = ["image_id", *FLAGS, "fracture_count", "frontal", "lateral", "oblique"
 
 
 def picture(seed: int, width: int = 160, height: int = 200) -> np.ndarray:
-    """A gray picture unlike that of any other seed: smooth shadows and a few bright bars."""
+    """A gray picture, different for every seed: smooth shadows and a few bright bars."""
     rng = np.random.default_rng(seed)
     coarse = rng.uniform(0, 170, (9, 7)).astype(np.float32)
     image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -33,7 +33,7 @@ def jpeg(image: np.ndarray, quality: int = 92, orientation: int | None = None) -
 
 
 class Atlas:
-    """A FracAtlas folder in the making: `add` images, then `write` the tables."""
+    """A FracAtlas folder that is being built: `add` images, then `write` the tables."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

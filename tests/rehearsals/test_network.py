@@ -35,7 +35,7 @@ def ip(*words):
 
 
 class Network:
-    """Namespaces joined by a bridge, which has a namespace of its own."""
+    """Namespaces joined by a bridge, which has its own namespace."""
 
     def __init__(self):
         self._mark = f"fr{os.getpid()}"

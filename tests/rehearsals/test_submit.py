@@ -74,9 +74,9 @@ def test_a_failed_job_ends_the_command_with_an_error(head, cluster_file, tmp_pat
 
 
 def test_no_job_without_the_token(head, cluster_file, tmp_path):
-    stranger = replace(head, environment={**head.environment, "RAY_AUTH_TOKEN": "f" * 64})
+    other = replace(head, environment={**head.environment, "RAY_AUTH_TOKEN": "f" * 64})
     for words in (["attach"], ["submit", "--", "tune"]):
-        process = command(stranger, words[0], cluster_file, *words[1:])
+        process = command(other, words[0], cluster_file, *words[1:])
         out, _ = process.communicate(timeout=60)
         assert process.returncode == 1, out
         assert "put the cluster's token into ~/.ray/auth_token" in out

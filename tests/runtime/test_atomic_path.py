@@ -1,4 +1,4 @@
-"""The one atomic write: a reader finds the old or the new file or folder, never a part, and no scrap is left."""
+"""The one atomic write: a reader finds the old or the new file or folder, never a part, and nothing is left over."""
 
 import pytest
 
@@ -32,7 +32,7 @@ def test_a_folder_replaces_another(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_an_error_leaves_the_old_one_and_no_scrap(tmp_path, kind):
+def test_an_error_leaves_the_old_one_and_nothing_else(tmp_path, kind):
     target = tmp_path / "target"
 
     def write(path):

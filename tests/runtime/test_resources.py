@@ -64,8 +64,13 @@ def on(monkeypatch, *machines):
         ([Machine(2, 0, 1)], (1, 0.25, 0), 0.5, 6),
         ([Machine(0, 0, 1), Machine(8, 1, 3), Machine(8, 1, 1)], (1, 1, 0.25), 0, 16),
         ([Machine(0, 0, 1), Machine(8, 1, 4)], (1, 4, 0.25), 0, 8),
-        ([Machine(0, 0, 1), Machine(8, 1, 4)], (2, 8, 1), 0, 2),  # the workers of a trial may stand on two machines
-        ([Machine(4, 0, 1), Machine(8, 1, 1)], (1, 3, 0), 0, 3),  # what no machine has whole is not counted
+        ([Machine(0, 0, 1), Machine(8, 1, 4)], (2, 8, 1), 0, 2),  # the workers of a trial may be on two machines
+        (
+            [Machine(4, 0, 1), Machine(8, 1, 1)],
+            (1, 3, 0),
+            0,
+            3,
+        ),  # parts of a worker on several machines are not counted
     ],
 )
 def test_trials_are_packed_machine_by_machine(machines, trial, spare, fit, monkeypatch):

@@ -87,7 +87,7 @@ def test_names_are_those_directly_inside_and_sorted(run):
 
 
 @BOTH
-def test_a_write_replaces_the_whole_file(run):
+def test_a_write_replaces_the_complete_file(run):
     run.write("file", b"a long first content")
     run.write("file", b"short")
     assert run.read("file") == b"short"
@@ -239,12 +239,12 @@ def test_a_bucket_that_is_not_there_is_named(s3):
 
 
 @BOTH
-def test_a_run_begins_once_and_goes_on_by_resume(storage):
+def test_a_run_begins_once_and_continues_by_resume(storage):
     run = started(storage, "atlas", "tune", resume=False)
     about = run.read_json("environment.json")
     assert about["packages"].keys() >= {"fracray", "ray", "torch", "optuna"}
     assert about["cpus"] == os.cpu_count()
-    again = started(storage, "atlas", "tune", resume=False)  # nothing but its environment stands there yet
+    again = started(storage, "atlas", "tune", resume=False)  # only its environment is there so far
     again.write("config.yaml", Config().to_yaml())
     with pytest.raises(InputError, match=r"atlas.*: this run exists already; continue it with --resume"):
         started(storage, "atlas", "tune", resume=False)
@@ -252,7 +252,7 @@ def test_a_run_begins_once_and_goes_on_by_resume(storage):
     assert resumed.location == run.location == open_run(run.location).location
 
 
-def test_a_run_goes_on_by_the_way_that_it_was_begun(tmp_path, monkeypatch):
+def test_a_run_continues_with_the_command_that_began_it(tmp_path, monkeypatch):
     run = started(str(tmp_path), "atlas", "tune", resume=False)
     run.write("config.yaml", Config().to_yaml())
     said = f"--name atlas --storage {tmp_path} --resume"

@@ -18,17 +18,17 @@ RAYS = {"trial_id": "a", "timestamp": 1, "time_this_iter_s": 2.0, "node_ip": "12
 
 def test_a_report_survives_the_way_through_tune():
     for report in (TrialReport(RESULT), TrialReport(RESULT, ran=False, done=True)):
-        told = report.to_tune(["val_accuracy"])
-        assert TrialReport.from_tune({**RAYS, **told}) == report
-        assert told[searched("val_accuracy")] == 0.8
-        assert told["training_iteration"] == 3
+        flat = report.to_tune(["val_accuracy"])
+        assert TrialReport.from_tune({**RAYS, **flat}) == report
+        assert flat[searched("val_accuracy")] == 0.8
+        assert flat["training_iteration"] == 3
 
 
 def test_a_trial_that_cannot_run_reports_its_reason_and_nan():
     report = TrialReport(None, failure="model.width: too large", done=True)
-    told = report.to_tune(["val_accuracy", "val_auroc"])
-    assert all(isnan(told[searched(metric)]) for metric in ("val_accuracy", "val_auroc"))
-    assert TrialReport.from_tune({**RAYS, **told}) == report
+    flat = report.to_tune(["val_accuracy", "val_auroc"])
+    assert all(isnan(flat[searched(metric)]) for metric in ("val_accuracy", "val_auroc"))
+    assert TrialReport.from_tune({**RAYS, **flat}) == report
     assert report.reason == "model.width: too large"
 
 

@@ -15,7 +15,7 @@ from fracray.search.study import StudySearcher, sampler
 
 SHIPPED = sorted((Path(__file__).parent.parent.parent / "search_spaces").glob("*.yaml"))
 
-WHOLE = """
+COMPLETE = """
 metric: val_auroc
 mode: max
 trials: 9
@@ -51,7 +51,7 @@ def space_of(tmp_path, body, top=""):
 
 
 def test_a_file_becomes_a_config_and_optuna_distributions(tmp_path):
-    space = load_space(write(tmp_path, WHOLE))
+    space = load_space(write(tmp_path, COMPLETE))
     config = space.config
     assert space.metrics == ("val_auroc",)
     assert (config.search.trials, config.train.epochs, config.search.concurrent) == (9, 7, 3)
@@ -74,7 +74,7 @@ def test_what_the_file_leaves_out_keeps_its_default(tmp_path):
 
 
 def test_the_command_line_wins_over_the_file_and_fixes_a_dimension(tmp_path):
-    space = load_space(write(tmp_path, WHOLE), {"search.trials": 2, "model.dropout": 0.15})
+    space = load_space(write(tmp_path, COMPLETE), {"search.trials": 2, "model.dropout": 0.15})
     assert space.config.search.trials == 2
     assert space.config.model.dropout == 0.15
     assert "model.dropout" not in [dimension.path for dimension in space.dimensions]
@@ -87,12 +87,12 @@ def test_fixing_every_dimension_leaves_no_search(tmp_path):
 
 
 def test_fixing_a_condition_away_is_no_fault_of_the_file(tmp_path):
-    space = load_space(write(tmp_path, WHOLE), {"train.loss": "weighted"})
+    space = load_space(write(tmp_path, COMPLETE), {"train.loss": "weighted"})
     assert "train.focal_gamma" not in space.suggest(optuna.create_study().ask())
 
 
 def test_defaults_are_the_configs_own_values_of_what_is_searched(tmp_path):
-    values, outside = load_space(write(tmp_path, WHOLE)).defaults()
+    values, outside = load_space(write(tmp_path, COMPLETE)).defaults()
     default = Config()
     assert values == {
         "model.dropout": default.model.dropout,
@@ -115,7 +115,7 @@ def test_defaults_are_the_configs_own_values_of_what_is_searched(tmp_path):
         ("train.threads: {int: [1, 2]}", "train.threads"),  # the default is null
     ],
 )
-def test_a_default_outside_the_space_is_told(tmp_path, dimension, path):
+def test_a_default_outside_the_space_is_reported(tmp_path, dimension, path):
     assert space_of(tmp_path, f"  {dimension}").defaults()[1] == [path]
 
 
@@ -142,7 +142,7 @@ def test_a_condition_stands_before_what_depends_on_it(tmp_path):
     ]
 
 
-# ---- faults: the file's text, the line that is at fault, words that must stand in the message
+# ---- faults: the file's text, the line that is at fault, words that must be in the message
 
 DROPOUT = "space:\n  model.dropout: {float: [0, 0.5]}\n"
 FAULTS = {
@@ -339,7 +339,7 @@ def test_a_fault_is_named_with_file_line_and_key(tmp_path, case):
     text, line, words = FAULTS[case]
     file = write(tmp_path, text)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # optuna would warn and go on with something else
+        warnings.simplefilter("error")  # optuna would warn and continue with another value
         with pytest.raises(InputError) as error:
             load_space(file)
     message = str(error.value)
@@ -361,7 +361,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
 
 def test_a_bad_override_is_blamed_on_the_command_line(tmp_path):
     with pytest.raises(InputError, match=r"^command line: search\.trials = 0"):
-        load_space(write(tmp_path, WHOLE), {"search.trials": 0})
+        load_space(write(tmp_path, COMPLETE), {"search.trials": 0})
 
 
 SHIFTED = """

@@ -41,13 +41,13 @@ def journal(tmp_path):
 def result(epoch, accuracy, **more):
     """An epoch's result as Tune hands it on; `more` are other metrics at the best epoch."""
     best = {"val_accuracy": accuracy, **more}
-    told = EpochResult(epoch, {"val_accuracy": accuracy}, best, seconds=1.0)
-    return TrialReport(told).to_tune(["val_accuracy"])
+    epoch_result = EpochResult(epoch, {"val_accuracy": accuracy}, best, seconds=1.0)
+    return TrialReport(epoch_result).to_tune(["val_accuracy"])
 
 
 def without(metric):
-    told = result(1, 0.5)
-    return {name: value for name, value in told.items() if name != f"best_{metric}"}
+    flat = result(1, 0.5)
+    return {name: value for name, value in flat.items() if name != f"best_{metric}"}
 
 
 def failure(reason):
@@ -102,7 +102,7 @@ def test_the_end_is_not_said_while_a_trial_may_still_come_back(space, journal):
     assert searcher.suggest("e") == Searcher.FINISHED
 
 
-def test_a_default_outside_the_space_runs_and_optuna_is_not_told(tmp_path, journal):
+def test_a_default_outside_the_space_runs_and_is_not_reported_to_optuna(tmp_path, journal):
     space = space_of(tmp_path, "sampler: {name: random}\nspace:\n  model.dropout: {float: [0.4, 0.6]}\n")
     searcher = StudySearcher(space, journal, 2)
     assert searcher.suggest("a") == {"number": 0, "leaves": {}}
@@ -113,10 +113,10 @@ def test_a_default_outside_the_space_runs_and_optuna_is_not_told(tmp_path, journ
     assert (first.state, first.params, first.user_attrs[LEAVES]) == (TrialState.FAIL, {}, {})
 
 
-# ---- what is told
+# ---- what is reported
 
 
-def test_the_best_epochs_value_is_told_and_every_epoch_is_reported(space, journal):
+def test_the_best_epochs_value_and_every_epoch_are_reported(space, journal):
     searcher = StudySearcher(space, journal, 6)
     searcher.suggest("a")
     searcher.on_trial_result("a", result(1, 0.6))
@@ -152,7 +152,7 @@ def test_the_study_opens_by_its_names_and_direction(tmp_path, journal):
     ],
     ids=["nan", "infinite", "without the metric", "no result", "failure"],
 )
-def test_a_trial_without_a_value_fails_and_the_search_goes_on(space, journal, outcome):
+def test_a_trial_without_a_value_fails_and_the_search_continues(space, journal, outcome):
     searcher = StudySearcher(space, journal, 6)
     searcher.suggest("a")
     searcher.on_trial_result("a", result(1, math.nan))
@@ -164,7 +164,7 @@ def test_a_trial_without_a_value_fails_and_the_search_goes_on(space, journal, ou
     assert (second.state, second.value) == (TrialState.COMPLETE, 0.4)
 
 
-def test_a_trial_told_twice_keeps_its_first_value(space, journal):
+def test_a_trial_reported_twice_keeps_its_first_value(space, journal):
     searcher = StudySearcher(space, journal, 6)
     searcher.suggest("a")
     searcher.on_trial_complete("a", result(1, 0.7))
@@ -175,8 +175,8 @@ def test_a_trial_told_twice_keeps_its_first_value(space, journal):
     assert trial.value == 0.7
 
 
-def test_two_searchers_that_tell_the_same_trial_do_no_harm(space, journal):
-    """A driver that was thought dead tells its trial after the next driver has."""
+def test_two_searchers_may_report_the_same_trial(space, journal):
+    """A driver that was thought dead reports its trial after the next driver has."""
     old = StudySearcher(space, journal, 6)
     old.suggest("a")
     new = StudySearcher(space, journal, 6)
@@ -187,7 +187,7 @@ def test_two_searchers_that_tell_the_same_trial_do_no_harm(space, journal):
     assert trial.value == 0.8
 
 
-def test_all_of_several_metrics_are_told(tmp_path, journal):
+def test_all_of_several_metrics_are_reported(tmp_path, journal):
     space = space_of(tmp_path, "metric: [val_auroc, val_f1]\nscheduler: {name: none}\nsampler: {name: tpe}\n" + DROPOUT)
     searcher = StudySearcher(space, journal, 4)
     values = [(0.9, 0.5), (0.8, 0.7), (0.7, 0.6), (0.6, math.nan)]
@@ -243,7 +243,7 @@ def test_deaths_are_counted_over_resumes_and_only_between_finished_epochs(space,
     searcher.suggest("a")
     searcher.on_trial_result("a", result(1, 0.5))
     searcher.on_trial_complete("a", error=True)
-    assert lose(searcher, RETRIES) == [0] * RETRIES  # the finished epoch had set the count to nought, this loss to one
+    assert lose(searcher, RETRIES) == [0] * RETRIES  # the finished epoch had set the count to 0, this loss to 1
     assert trials_of(journal, space)[0].state is TrialState.FAIL
 
 
@@ -308,7 +308,7 @@ def test_a_grid_runs_every_point_once_and_ends(tmp_path, journal):
     assert all(trial.state is TrialState.COMPLETE for trial in trials_of(journal, space))
 
 
-def test_a_grid_that_lacks_the_default_runs_it_beside_its_points(tmp_path, journal):
+def test_a_grid_that_lacks_the_default_runs_it_in_addition_to_its_points(tmp_path, journal):
     space = space_of(tmp_path, "sampler: {name: grid}\nspace:\n  model.dropout: {categorical: [0.3, 0.4, 0.5]}\n")
     leaves = run_all(StudySearcher(space, journal, 40))
     assert leaves[0] == {}
@@ -319,13 +319,13 @@ def test_a_grid_in_parts_over_resumes_runs_every_point_once(tmp_path, journal):
     space = space_of(tmp_path, f"sampler: {{name: grid}}\nspace:\n{GRID}")
     leaves = run_all(StudySearcher(space, journal, 2))
     searcher = StudySearcher(space, journal, 40)
-    leaves.append(searcher.suggest("in flight")["leaves"])  # never told: the driver is killed
+    leaves.append(searcher.suggest("in flight")["leaves"])  # never reported: the driver is killed
     rest = run_all(StudySearcher(space, journal, 40))
     assert rest[0] == leaves.pop()
     assert sorted(map(str, leaves + rest)) == sorted(map(str, space.points()))
 
 
-# ---- taking a search up again
+# ---- resuming a search
 
 
 @pytest.mark.filterwarnings("error")
@@ -367,7 +367,7 @@ def test_a_search_is_repeated_by_its_seed(tmp_path, space):
     assert run_all(StudySearcher(space, tmp_path / "two", 5)) == first
 
 
-def test_a_default_outside_the_space_is_taken_up_again_as_itself(tmp_path, journal):
+def test_a_default_outside_the_space_resumes_unchanged(tmp_path, journal):
     space = space_of(tmp_path, "sampler: {name: random}\nspace:\n  model.dropout: {float: [0.4, 0.6]}\n")
     StudySearcher(space, journal, 3).suggest("a")
     assert StudySearcher(space, journal, 3).suggest("b") == {"number": 0, "leaves": {}}
@@ -392,8 +392,8 @@ from fracray.search.study import StudySearcher
 from fracray.training.epochs import EpochResult
 
 def result(accuracy):
-    told = EpochResult(1, {"val_accuracy": accuracy}, {"val_accuracy": accuracy}, seconds=1.0)
-    return TrialReport(told).to_tune(["val_accuracy"])
+    epoch_result = EpochResult(1, {"val_accuracy": accuracy}, {"val_accuracy": accuracy}, seconds=1.0)
+    return TrialReport(epoch_result).to_tune(["val_accuracy"])
 
 searcher = StudySearcher(load_space(sys.argv[1]), Path(sys.argv[2]), 6)
 for name, accuracy in (("a", 0.5), ("b", 0.6)):

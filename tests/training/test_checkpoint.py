@@ -108,7 +108,7 @@ def test_the_card_and_the_predictions_come_back(folder):
     verify(folder)
 
 
-def test_the_json_tells_a_stranger_what_the_network_expects(folder, model):
+def test_the_json_says_what_the_network_expects(folder, model):
     tree = json.loads((folder / "config.json").read_text(), parse_constant=pytest.fail)  # NaN is not JSON
     assert tree["input"]["shape"] == ["batch", 1, 32, 32]
     assert tree["input"]["mean"] == model.mean.item()
@@ -116,7 +116,7 @@ def test_the_json_tells_a_stranger_what_the_network_expects(folder, model):
     assert set(tree["sha256"]) == {"model.safetensors", "val_predictions.parquet"}
 
 
-def test_saving_again_replaces_the_whole_folder(folder, model):
+def test_saving_again_replaces_the_complete_folder(folder, model):
     (folder / "stale.txt").write_text("left by something else")
     save_checkpoint(folder, model.state_dict(), METADATA)
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]

@@ -106,11 +106,11 @@ def test_what_is_kept_while_the_next_epoch_trains_is_the_epoch_before(tmp_path):
 
 
 @pytest.mark.parametrize("closed", [True, False], ids=["closed", "killed"])
-def test_a_trial_taken_up_again_goes_on_as_if_it_had_never_stopped(tmp_path, closed):
-    whole = TrialRunner(make_job(tmp_path / "whole"), 0, {})
-    while not whole.done:
-        whole.run_epoch()
-    whole.close()
+def test_a_resumed_trial_continues_as_if_it_had_never_stopped(tmp_path, closed):
+    complete = TrialRunner(make_job(tmp_path / "complete"), 0, {})
+    while not complete.done:
+        complete.run_epoch()
+    complete.close()
 
     first = TrialRunner(make_job(tmp_path / "cut"), 0, {})
     first.run_epoch()
@@ -124,9 +124,9 @@ def test_a_trial_taken_up_again_goes_on_as_if_it_had_never_stopped(tmp_path, clo
     while not second.done:
         second.run_epoch()
     second.close()
-    found = [json.loads(trial_folder(Folder(tmp_path / name), 0).read(EPOCHS)) for name in ("whole", "cut")]
+    found = [json.loads(trial_folder(Folder(tmp_path / name), 0).read(EPOCHS)) for name in ("complete", "cut")]
     assert without_time(found[0]) == without_time(found[1])
-    saved = [read_metadata(tmp_path / name / "trials/t0000" / BEST) for name in ("whole", "cut")]
+    saved = [read_metadata(tmp_path / name / "trials/t0000" / BEST) for name in ("complete", "cut")]
     assert saved[0].epoch == saved[1].epoch
     assert saved[0].metrics == saved[1].metrics
 
@@ -212,7 +212,7 @@ def test_may_stop_knows_the_rungs(name, grace, factor, epochs):
     assert {epoch for epoch in range(1, 12) if may_stop(config, epoch)} == epochs - {12}
 
 
-def test_a_full_disk_is_told_in_words_and_what_was_kept_before_stays(tmp_path):
+def test_a_full_disk_is_reported_and_what_was_kept_before_stays(tmp_path):
     runner = TrialRunner(make_job(tmp_path, **{"train.keep_seconds": 0}), 0, {})
     runner.run_epoch()
     runner.settle()
@@ -245,12 +245,12 @@ def test_a_state_without_a_setting_that_is_newer_is_resumed(tmp_path):
         TrialRunner(job, 0, {})
 
 
-def test_an_epoch_tells_its_core_seconds_by_phase(tmp_path):
+def test_an_epoch_reports_its_core_seconds_by_phase(tmp_path):
     runner = TrialRunner(make_job(tmp_path), 0, {})
     runner.run_epoch()
-    told = runner.run_epoch()
+    report = runner.run_epoch()
     runner.close()
-    assert all(told.core_seconds[phase] >= 0 for phase in PHASES)
-    assert 0 < told.core_seconds[TRAINING] < told.seconds * 1.5
-    assert told.core_seconds[VALIDATION] > 0
-    assert told.core_seconds[TRANSFORM] > 0
+    assert all(report.core_seconds[phase] >= 0 for phase in PHASES)
+    assert 0 < report.core_seconds[TRAINING] < report.seconds * 1.5
+    assert report.core_seconds[VALIDATION] > 0
+    assert report.core_seconds[TRANSFORM] > 0

@@ -176,15 +176,15 @@ def saved_again(data: bytes, share: float, fill: int) -> tuple[bytes, int]:
 
 @pytest.mark.parametrize(("share", "fill"), [(0.5, 10), (0.9, 150), (0.97, 90)])
 def test_a_cut_picture_saved_again_is_found_by_its_repeated_block(atlas, share, fill):
-    whole = [atlas.add(number, data=jpeg(picture(number, 373, 454))) for number in range(1, 6)]
+    complete = [atlas.add(number, data=jpeg(picture(number, 373, 454))) for number in range(1, 6)]
     flat = picture(6, 373, 454)
     flat[300:] = 20
-    whole += [atlas.add(6, data=jpeg(flat)), atlas.add(7, data=jpeg(np.full((454, 373), 9, np.uint8)))]
+    complete += [atlas.add(6, data=jpeg(flat)), atlas.add(7, data=jpeg(np.full((454, 373), 9, np.uint8)))]
     data, rows = saved_again(jpeg(picture(8, 373, 454)), share, fill)
     refilled = atlas.add(8, data=data)
     table = examined(atlas)
     assert table.loc[refilled, "refilled"] == rows
-    assert (table.loc[whole, "refilled"] == 0).all()
+    assert (table.loc[complete, "refilled"] == 0).all()
 
 
 def test_missing_files_stay_missing(atlas):
@@ -304,15 +304,15 @@ def test_a_picture_encoded_again_with_the_other_label_is_a_conflict(atlas):
 def test_a_truncated_twin_with_the_other_label_is_a_conflict(atlas, share):
     """IMG0002617 and IMG0004028 of FracAtlas: the complete one cannot be trusted, the cut one stays truncated."""
     data = jpeg(picture(7))
-    whole = atlas.add(1, 1, data=data)
+    complete = atlas.add(1, 1, data=data)
     twin = atlas.add(2, 0, data=data[: int(len(data) * share)])
     friendly = atlas.add(3, 0, data=jpeg(picture(3)))
     atlas.add(4, 0, data=jpeg(picture(3))[:-300])
     manifest = examine(read_fracatlas(atlas.write()))
     table = manifest.table.set_index("image_id")
     assert table["status"].tolist() == ["conflict", "truncated", "ok", "truncated"]
-    assert table["component"].tolist() == [whole, whole, friendly, friendly]
-    assert twin in table.loc[whole, "note"]
+    assert table["component"].tolist() == [complete, complete, friendly, friendly]
+    assert twin in table.loc[complete, "note"]
     flow = manifest.flow()
     assert (flow.truncated, flow.conflict, flow.used) == (2, 1, 1)
 

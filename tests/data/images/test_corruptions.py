@@ -1,4 +1,4 @@
-"""Corruptions against closed forms and the libraries that define them; their severities, their draws, their sheet."""
+"""Corruptions against formulas and the libraries that define them; their severities, draws and contact sheet."""
 
 import hashlib
 import os
@@ -28,14 +28,14 @@ def level(gray, size=224):
 
 
 def spot(x, y, size=224, ground=10):
-    """A bright 9x9 square about (x, y) on dark gray."""
+    """A bright 9x9 square around (x, y) on dark gray."""
     image = level(ground, size)
     image[y - 4 : y + 5, x - 4 : x + 5] = 255
     return image
 
 
 def moments(image, ground=10):
-    """Mass, centre and covariance of what is brighter than the ground."""
+    """Mass, centre and covariance of the pixels brighter than the ground."""
     weight = image.astype(float) - ground
     weight[weight < 0] = 0
     y, x = np.mgrid[: len(image), : len(image)]
@@ -44,10 +44,10 @@ def moments(image, ground=10):
     return weight.sum(), mean, np.cov(points, aweights=weight.ravel(), ddof=0)
 
 
-# ---- the suite as a whole
+# ---- all corruptions
 
 
-def test_every_corruption_is_named_once_and_has_five_parameters_in_order():
+def test_every_corruption_has_a_unique_name_and_five_parameters_in_order():
     assert len(set(NAMES)) == len(CORRUPTIONS) == 21
     for corruption in CORRUPTIONS:
         steps = np.sign(np.diff(corruption.values))
@@ -74,7 +74,7 @@ def test_distortion_grows_with_severity(phantoms, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_any_square_gives_a_square_of_bytes_and_is_left_as_it_was(name):
+def test_any_square_gives_a_uint8_square_and_is_not_changed(name):
     images = [level(gray, size) for gray in (0, 1, 128, 255) for size in (32, 33, 100)]
     images.append(np.random.default_rng(0).integers(0, 256, (300, 300), np.uint8))
     for image in images:
@@ -87,7 +87,7 @@ def test_any_square_gives_a_square_of_bytes_and_is_left_as_it_was(name):
         assert np.array_equal(image, before)
 
 
-def test_a_draw_depends_on_image_seed_and_corruption_alone(phantoms):
+def test_a_draw_depends_only_on_image_seed_and_corruption(phantoms):
     square = letterbox(phantoms[0], 64)
     keys = [f"IMG{i:07d}" for i in range(6)]
 
@@ -101,7 +101,7 @@ def test_a_draw_depends_on_image_seed_and_corruption_alone(phantoms):
         assert any(first[key, name] != other for (key, _), other in all_of(keys, [name], 7).items()), name
 
 
-def test_another_process_draws_the_same():
+def test_another_process_gives_the_same_draws():
     script = (
         "import hashlib, numpy as np\n"
         "from fracray.data.images.corruptions import NAMES, SEVERITIES, corrupt\n"
@@ -120,13 +120,13 @@ def test_another_process_draws_the_same():
     assert done.stdout.strip() == ours
 
 
-# Noise is drawn per pixel, so its grain differs (its strength is tested below), and what a codec does to detail that
-# the small image never had differs too.
+# Noise is drawn per pixel, so its grain differs (its strength is tested below). A codec also changes detail that the
+# small image does not have.
 @pytest.mark.parametrize(
     "name", [name for name in NAMES if "noise" not in name and name not in ("pixelate", "jpeg_compression")]
 )
 def test_a_parameter_means_the_same_at_any_size(phantoms, name):
-    """Corrupted at 224 pixels and shrunk is shrunk to 112 and corrupted, but for little of what the corruption does."""
+    """Corrupting at 224 pixels and shrinking to 112 gives nearly the same as shrinking first and corrupting then."""
     rest, done = 0.0, 0.0
     for i, image in enumerate(phantoms):
         large = letterbox(image, 224)
@@ -154,7 +154,7 @@ def test_the_picture_in_a_letterbox_is_found(height, width):
     assert (rows.stop - rows.start, columns.stop - columns.start) == (round(height * scale), round(width * scale))
 
 
-def test_black_on_one_side_is_picture():
+def test_black_on_one_side_belongs_to_the_picture():
     image = level(9, 50)
     image[:12] = 0
     assert content(image) == (slice(0, 50), slice(0, 50))
@@ -167,14 +167,14 @@ GRAYS = np.arange(256, dtype=np.uint8).repeat(4).reshape(32, 32)
 
 
 @pytest.mark.parametrize("name", ["gamma_corr_up", "gamma_corr_down"])
-def test_gamma_is_its_lookup(name):
+def test_gamma_equals_its_formula(name):
     for severity in SEVERITIES:
         expected = np.rint(255 * (GRAYS / 255) ** BY_NAME[name].values[severity - 1])
         assert np.array_equal(corrupt(GRAYS, name, severity, 0, "x"), expected)
 
 
 @pytest.mark.parametrize("name", ["contrast_up", "contrast_down"])
-def test_contrast_is_pillows_as_in_medmnist_c(name):
+def test_contrast_equals_pillows_as_in_medmnist_c(name):
     for severity in SEVERITIES:
         pillow = ImageEnhance.Contrast(Image.fromarray(GRAYS)).enhance(BY_NAME[name].values[severity - 1])
         ours = corrupt(GRAYS, name, severity, 0, "x").astype(int)
@@ -192,7 +192,7 @@ def test_a_stop_of_exposure_halves_the_odds_and_the_opposite_restores_them():
         assert np.abs(again.astype(int) - GRAYS).max() <= 3
 
 
-def test_inversion_is_of_its_share_of_the_images_and_grows_image_by_image():
+def test_inversion_affects_its_share_of_the_images_and_a_higher_severity_adds_images():
     keys = [str(i) for i in range(2000)]
     before = np.zeros(2000, bool)
     for severity in SEVERITIES:
@@ -207,7 +207,7 @@ def test_inversion_is_of_its_share_of_the_images_and_grows_image_by_image():
 
 
 @pytest.mark.parametrize("size", [112, 224])
-def test_quantum_noise_has_the_variance_of_its_mean(size):
+def test_the_variance_of_quantum_noise_equals_its_mean(size):
     out = corrupt(level(100, size), "shot_noise", 1, 0, "x")
     photons = out.astype(float) / 255 * 200 * (224 / size) ** 2
     assert photons.mean() == pytest.approx(200 * (224 / size) ** 2 * 100 / 255, rel=0.005)
@@ -215,7 +215,7 @@ def test_quantum_noise_has_the_variance_of_its_mean(size):
 
 
 @pytest.mark.parametrize(("name", "scale"), [("gaussian_noise", 1.0), ("speckle_noise", 128 / 255)])
-def test_noise_has_its_strength_and_falls_with_the_side_as_an_average_over_a_pixel_does(name, scale):
+def test_noise_has_its_strength_and_is_halved_at_half_the_side_as_by_averaging_pixels(name, scale):
     value = BY_NAME[name].values[1]
     large, small = (corrupt(level(128, size), name, 2, 0, "x").astype(float) / 255 for size in (224, 112))
     assert large.std() == pytest.approx(value * scale, rel=0.03)
@@ -227,7 +227,7 @@ def test_noise_has_its_strength_and_falls_with_the_side_as_an_average_over_a_pix
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
-def test_motion_blurs_along_a_line_of_its_length(severity):
+def test_motion_blurs_along_a_line_of_the_given_length(severity):
     mass, centre, spread = moments(corrupt(spot(100, 120), "motion_blur", severity, 0, "x"))
     _, _, before = moments(spot(100, 120))
     widths = np.linalg.eigvalsh(spread - before)
@@ -239,7 +239,7 @@ def test_motion_blurs_along_a_line_of_its_length(severity):
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
-def test_defocus_blurs_over_a_disc_of_its_radius(severity):
+def test_defocus_blurs_over_a_disc_of_the_given_radius(severity):
     mass, centre, spread = moments(corrupt(spot(100, 120), "defocus_blur", severity, 0, "x"))
     _, _, before = moments(spot(100, 120))
     radius = 224 * BY_NAME["defocus_blur"].values[severity - 1]
@@ -255,7 +255,7 @@ def test_pixelation_is_the_mean_of_each_cell():
     assert np.abs(out - cells.repeat(4, 0).repeat(4, 1)).max() <= 0.51
 
 
-def test_jpeg_is_opencvs_own_at_the_reference_side(phantoms):
+def test_jpeg_equals_opencvs_at_the_reference_side(phantoms):
     image = letterbox(phantoms[0], 224)
     for severity in SEVERITIES:
         data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, BY_NAME["jpeg_compression"].values[severity - 1]])
@@ -277,7 +277,7 @@ def test_jpeg_changes_as_much_at_another_side(phantoms):
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
-def test_a_dot_is_turned_moved_and_scaled_to_where_it_should_be(severity):
+def test_a_dot_is_rotated_moved_and_scaled_to_the_expected_place(severity):
     image, middle, offset = spot(140, 90, ground=0), np.array([111.5, 111.5]), np.array([140, 90]) - 111.5
 
     def found(name):
@@ -293,7 +293,7 @@ def test_a_dot_is_turned_moved_and_scaled_to_where_it_should_be(severity):
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
-def test_the_collimated_field_has_its_share_and_outside_is_black(severity):
+def test_the_collimated_field_has_the_given_share_and_is_black_outside(severity):
     out = corrupt(level(200), "collimation", severity, 0, "x")
     share = BY_NAME["collimation"].values[severity - 1]
     assert out.mean() / 200 == pytest.approx(share**2, rel=0.03)
@@ -301,7 +301,7 @@ def test_the_collimated_field_has_its_share_and_outside_is_black(severity):
     assert (out == 0).mean() > 0.8 * (1 - share**2) - 0.05
 
 
-def test_the_marker_is_as_high_as_it_says_near_a_corner_and_bright():
+def test_the_marker_is_bright_near_a_corner_and_has_the_given_height():
     corners = set()
     for key in map(str, range(30)):
         for severity in SEVERITIES:
@@ -317,7 +317,7 @@ def test_the_marker_is_as_high_as_it_says_near_a_corner_and_bright():
     assert len(corners) == 4
 
 
-def test_a_crop_keeps_its_share_of_one_side_and_is_letterboxed_again():
+def test_a_crop_keeps_the_given_share_of_one_side_and_is_letterboxed_again():
     ramp = np.tile(np.arange(1, 225, dtype=np.uint8), (224, 1))
     for key in map(str, range(10)):
         out = corrupt(ramp, "letterboxed_crop", 5, 0, key)

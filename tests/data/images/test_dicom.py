@@ -253,13 +253,13 @@ def test_files_without_a_radiograph_say_so(name, said):
 def test_a_file_cut_anywhere_is_truncated_or_has_no_picture(tmp_path):
     stored = np.random.default_rng(0).integers(0, 4096, (40, 60)).astype(np.uint16)
     made = dataset(stored, bits=12)
-    whole = as_bytes(made)
-    for length in (len(whole) - 2, len(whole) - stored.nbytes + 1):
-        assert fault(whole[:length]) == ("truncated", "the file ends within its picture")
+    complete = as_bytes(made)
+    for length in (len(complete) - 2, len(complete) - stored.nbytes + 1):
+        assert fault(complete[:length]) == ("truncated", "the file ends within its picture")
     packed = compressed(made, JPEGLSLossless, tmp_path)
     assert fault(packed[: len(packed) // 2])[0] == "truncated"
-    for length in range(132, len(whole) - stored.nbytes, 7):
-        assert fault(whole[:length])[0] in ("truncated", "unreadable")
+    for length in range(132, len(complete) - stored.nbytes, 7):
+        assert fault(complete[:length])[0] in ("truncated", "unreadable")
 
 
 def announcing(rows: int, columns: int, frames: int | None = None) -> Dataset:
@@ -354,17 +354,17 @@ def test_a_complete_file_with_a_cut_codestream_has_no_picture(tmp_path, syntax):
 def test_damaged_codestreams_do_not_end_the_process(tmp_path, syntax, start):
     """Some decoders abort their process on such files (GDCM does)."""
     stored = np.random.default_rng(0).integers(0, 4096, (40, 60)).astype(np.uint16)
-    whole = compressed(dataset(stored, bits=12), syntax, tmp_path)
-    first = whole.index(start)
+    complete = compressed(dataset(stored, bits=12), syntax, tmp_path)
+    first = complete.index(start)
     rng = np.random.default_rng(1)
     faults = set()
     for _ in range(25):
-        damaged = bytearray(whole)
+        damaged = bytearray(complete)
         for at in rng.integers(first + 10, first + 60, 4):
             damaged[at] = rng.integers(256)
         faults.add(decode(bytes(damaged)).fault)
     assert "unreadable" in faults
-    assert decode(whole).fault == ""
+    assert decode(complete).fault == ""
 
 
 # ---------------------------------------------------------------- one decoder for audit and ingest
@@ -397,7 +397,7 @@ def header(tmp_path: Path, **tags: object) -> Header:
     return read_header(tmp_path / "h.dcm", MAX_BYTES)
 
 
-def test_a_header_is_read_where_its_fields_stand(tmp_path):
+def test_a_header_is_read_where_its_fields_are(tmp_path):
     read = header(
         tmp_path, instance="1.2.9", StudyInstanceUID="1.5", AccessionNumber="A7", PatientID=" P1 ", PatientSex="F",
         Manufacturer="Agfa ", ManufacturerModelName="DX-D  300", ViewPosition="LL", BodyPartExamined="HAND",

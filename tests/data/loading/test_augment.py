@@ -108,7 +108,7 @@ def test_albumentations_left_to_draw_gives_the_same_distribution_of_pixels(radio
     ids=str,
 )
 def test_pixels_are_those_of_the_first_version(strengths, digest):
-    """What moves pixels and looks gray levels up is exact on every machine; the warp has a test of its own."""
+    """What moves pixels and looks gray levels up is exact on every machine; the warp has its own test."""
     pixels = hashlib.sha256()
     images = np.random.default_rng(7).integers(0, 256, (40, 64, 64), dtype=np.uint8)
     for seed, epoch, first in ((0, 0, 0), (5, 3, 1000), (2**40 + 1, 17, 2**33)):

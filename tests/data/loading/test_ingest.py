@@ -123,7 +123,7 @@ def test_a_file_cut_after_it_was_examined_is_named(ray_local, manifest, tmp_path
 def test_machines_that_see_neither_radiographs_nor_cache_write_the_same_shards(
     ray_local, manifest, s3, tmp_path, monkeypatch
 ):
-    """As on a cluster: the radiographs are handed out by an actor here, the shards lie at a URI."""
+    """As on a cluster: an actor here sends the radiographs, and the shards are at a URI."""
     here = ingest(manifest, 64, Folder(tmp_path))
     monkeypatch.setenv(*promise([Machine(2, 0, 2)]).popitem())
     place = Folder(s3("cluster"))
@@ -143,7 +143,7 @@ def test_machines_that_see_neither_radiographs_nor_cache_write_the_same_shards(
 # ---------------------------------------------------------------- the manifest is found again
 
 
-def test_the_manifest_is_examined_anew_when_a_file_changes_appears_or_moves(tmp_path):
+def test_the_manifest_is_examined_again_when_a_file_changes_appears_or_moves(tmp_path):
     atlas = Atlas(tmp_path / "set")
     for number in range(4):
         atlas.add(number, label=number % 2)
@@ -183,6 +183,6 @@ def test_near_duplicates_are_those_of_comparing_all_pairs(monkeypatch):
     hashes = np.array([int(str(imagehash.phash(Image.fromarray(thumb))), 16) for thumb in thumbs], dtype=np.uint64)
     found = {(a, b) for a, b, _ in duplicates.near_duplicates(thumbs, hashes)}
     assert found == {(at, 40 + at) for at in range(16)}
-    whole = duplicates.near_duplicates(thumbs, hashes)
+    expected = duplicates.near_duplicates(thumbs, hashes)
     monkeypatch.setattr(duplicates, "_PAIRS", 200)  # a few rows at a time
-    assert duplicates.near_duplicates(thumbs, hashes) == whole
+    assert duplicates.near_duplicates(thumbs, hashes) == expected

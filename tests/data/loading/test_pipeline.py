@@ -192,7 +192,7 @@ def test_probabilities_and_ranges_are_those_of_the_arguments():
     ],
 )
 def test_each_transform_draws_from_the_state_it_is_given(radiographs, name):
-    """No transform has a random state of its own: two runs agree, other rows do not."""
+    """No transform keeps its own random state: two runs agree, other rows do not."""
     assert name in dict(inspect.getmembers(A))
     given = strengths(**NOTHING, extra={name: {"p": 1.0}})
     first, again, other = (

@@ -137,7 +137,7 @@ def test_extra_transforms_draw_the_same_in_every_stream_and_for_every_number_of_
     assert np.mean(changed) > 0.9
 
 
-def test_training_images_are_augmented_anew_and_validation_never(prepared):
+def test_training_images_are_augmented_again_each_epoch_and_validation_never(prepared):
     images = prepared.shards.load()
     stream = MemoryStream(make_plan(make_config(), prepared.table, prepared.shards), images, epochs=2)
     first, second = (

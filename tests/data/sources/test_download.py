@@ -1,4 +1,4 @@
-"""FracAtlas downloaded from a real HTTP server on loopback that breaks off, redirects, stalls or lies."""
+"""FracAtlas downloaded from a real HTTP server on loopback that breaks off, redirects, stalls or sends wrong data."""
 
 import hashlib
 import json
@@ -67,7 +67,7 @@ class Figshare:
     def answer(self, request):
         self.asked.append((request.path, request.headers.get("Range"), request.headers.get("If-Range")))
         plan = self.script if request.path.startswith("/file") else self.listings
-        act = plan.pop(0) if plan else (self.whole if plan is self.script else self.listing)
+        act = plan.pop(0) if plan else (self.complete if plan is self.script else self.listing)
         act(request)
 
     def reply(self, request, status, body=b"", cut=None, **headers):
@@ -87,7 +87,7 @@ class Figshare:
         ours = {"name": "FracAtlas.zip", "size": self.size, "supplied_md5": self.md5, "computed_md5": ""}
         self.reply(request, 200, json.dumps({"files": [others, ours | {"download_url": f"{self.url}/file"}]}).encode())
 
-    def whole(self, request, cut=None, **headers):
+    def complete(self, request, cut=None, **headers):
         """The file or the range of it that was asked for, as a good server sends it."""
         start = re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range", ""))
         if start is None or request.headers.get("If-Range", self.etag) != self.etag:
@@ -99,7 +99,7 @@ class Figshare:
         return self.reply(request, 206, self.content[first:], cut, **(given | headers))
 
     def breaking_off(self, cut=HALF):
-        return lambda request: self.whole(request, cut)
+        return lambda request: self.complete(request, cut)
 
     def ignoring_ranges(self, cut=None):
         return lambda request: self.reply(request, 200, self.content, cut)
@@ -232,7 +232,7 @@ def test_a_later_run_resumes_from_the_partial_file(fetch, figshare, tmp_path):
 
 def test_a_connection_that_is_reset_is_resumed(fetch, figshare, tmp_path):
     def reset(request):
-        figshare.whole(request, HALF)
+        figshare.complete(request, HALF)
         request.wfile.flush()
         request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         request.connection.close()
@@ -247,7 +247,7 @@ def test_a_server_that_falls_silent_is_asked_again(fetch, figshare, tmp_path):
     done = threading.Event()
 
     def stall(request):
-        figshare.whole(request, HALF)
+        figshare.complete(request, HALF)
         request.wfile.flush()
         done.wait(10)
 
@@ -308,7 +308,7 @@ def test_a_server_that_ignores_ranges_and_always_breaks_off_is_given_up(fetch, f
     ids=["from 0", "one late", "beyond the end", "end before start", "no numbers", "no header", "another file"],
 )
 def test_a_range_that_was_not_asked_for_is_not_mixed_in(fetch, figshare, tmp_path, given):
-    figshare.script = [figshare.breaking_off(), lambda request: figshare.whole(request, **given)]
+    figshare.script = [figshare.breaking_off(), lambda request: figshare.complete(request, **given)]
     fetch()
     assert left(tmp_path) == {"FracAtlas.zip": CONTENT}
     assert figshare.ranges == [None, f"bytes={HALF}-", None]
@@ -317,13 +317,13 @@ def test_a_range_that_was_not_asked_for_is_not_mixed_in(fetch, figshare, tmp_pat
 def test_a_file_that_changed_on_the_server_starts_from_zero(fetch, figshare, tmp_path):
     def then_changes(request):
         figshare.content = b"x" * len(CONTENT)
-        figshare.whole(request, HALF)
+        figshare.complete(request, HALF)
         figshare.content, figshare.etag = CONTENT, '"two"'
 
     figshare.script = [then_changes]
     fetch()
     assert left(tmp_path) == {"FracAtlas.zip": CONTENT}
-    assert figshare.ranges == [None, f"bytes={HALF}-"]  # If-Range: the server itself sends it whole
+    assert figshare.ranges == [None, f"bytes={HALF}-"]  # If-Range: the server itself sends the complete file
 
 
 def test_a_weak_etag_is_not_sent_back(fetch, figshare, tmp_path):
@@ -575,7 +575,7 @@ def test_two_downloads_do_not_write_one_file(fetch, figshare, tmp_path):
             fetch()
         except InputError as error:
             refused.append(str(error))
-        figshare.whole(request)
+        figshare.complete(request)
 
     figshare.script = [meanwhile]
     fetch()

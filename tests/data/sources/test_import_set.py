@@ -36,7 +36,7 @@ def bring(tmp_path, capsys):
 
 @pytest.fixture
 def refuse(tmp_path, capsys):
-    """Sees to it that an import is refused with exit code 2, one error and nothing left behind; returns the error."""
+    """Checks that an import is refused with exit code 2, one error and nothing left behind; returns the error."""
 
     def run(source, *words):
         before = sorted(tmp_path.iterdir())
@@ -68,7 +68,7 @@ FOUR = "image,label\na,1\nb,0\nc,1\nd,0\n"
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["folder", "zip"])
-def test_an_imported_fracatlas_equals_the_one_that_is_read(bring, tmp_path, packed):
+def test_an_imported_fracatlas_equals_a_fracatlas_that_is_read_directly(bring, tmp_path, packed):
     atlas = Atlas(tmp_path / "FracAtlas")
     for number in range(1, 5):
         atlas.box(atlas.add(number, number % 2, multiscan=1), (1, 2, 3, 4)) if number % 2 else atlas.add(number)
@@ -80,7 +80,7 @@ def test_an_imported_fracatlas_equals_the_one_that_is_read(bring, tmp_path, pack
     for column in ("path", "label", "region", "view", "multiscan", "csv_fractured"):
         assert table[column].tolist() == expected[column].tolist()
     assert (table["sha256"] != "").all()
-    assert not (tmp_path / "set" / SALT).exists()  # there was nobody to hash
+    assert not (tmp_path / "set" / SALT).exists()  # no patient, so no salt
     if packed:
         assert (tmp_path / "set" / "files").is_dir()
         shutil.rmtree(root)
@@ -94,7 +94,7 @@ def test_an_imported_fracatlas_equals_the_one_that_is_read(bring, tmp_path, pack
 # ---------------------------------------------------------------- a table of labels
 
 
-def test_columns_are_known_by_name_and_by_option(bring, tmp_path):
+def test_columns_are_found_by_name_and_by_option(bring, tmp_path):
     csv = (
         "File Name;finding;Patient-ID;projection;Body Part;Gender;Age;metal\n"
         "a.jpg;Break;P1;lateral;Hand, Wrist;f;45;1\nb.jpg;fissure;P1;;;M;x;0\nc.jpg;none;P2;;;;;\nd.jpg;NONE;;;;;;\n"
@@ -127,7 +127,7 @@ def test_columns_are_known_by_name_and_by_option(bring, tmp_path):
     assert "P1" not in table.to_csv()
 
 
-def test_an_empty_cell_is_no_label_unless_an_option_says_so(bring, tmp_path):
+def test_an_empty_cell_is_a_label_only_with_an_option(bring, tmp_path):
     """GRAZPEDWRI-DX writes 1 or nothing."""
     root = hospital(tmp_path / "h", csv="filestem,fracture_visible\na,1.0\nb,\nc,\nd,1.0\n")
     assert bring(root)["status"].tolist() == ["ok", "unlisted", "unlisted", "ok"]
@@ -160,7 +160,7 @@ def test_a_path_is_tried_unchanged_before_the_folders_name_is_removed(bring, tmp
     assert bring(root).set_index("path")["label"].to_dict() == {"a.jpg": 0, "h/a.jpg": 1, "b.jpg": 1}
 
 
-def test_views_of_a_table_are_those_of_headers(bring, tmp_path):
+def test_a_table_may_name_views_as_dicom_headers_do(bring, tmp_path):
     root = hospital(tmp_path / "h", csv="image,label,view\na,1,AP\nb,0,LL;PA\nc,1,Sunrise\nd,0,\n")
     assert bring(root)["view"].tolist() == ["frontal", "frontal+lateral", "sunrise", ""]
 
@@ -168,8 +168,8 @@ def test_views_of_a_table_are_those_of_headers(bring, tmp_path):
 ODD = ("with space", "Röntgen-手", "line\nbreak", 'comma,quote"s', "é")
 
 
-def test_odd_names_are_names(ray_local, bring, tmp_path, capsys):
-    """Spaces, Unicode, newlines and quotes; the table composed, the disk decomposed, as macOS has it."""
+def test_unusual_file_names_are_accepted(ray_local, bring, tmp_path, capsys):
+    """Spaces, Unicode, newlines and quotes; composed in the table and decomposed on the disk, as on macOS."""
     import unicodedata
 
     root = tmp_path / "a folder, ö\n"
@@ -187,7 +187,7 @@ def test_odd_names_are_names(ray_local, bring, tmp_path, capsys):
 # ---------------------------------------------------------------- a folder per class
 
 
-def test_class_folders_are_known_by_usual_names_at_any_depth(bring, tmp_path):
+def test_class_folders_are_found_by_their_usual_names_at_any_depth(bring, tmp_path):
     names = ("train/Fractured/a", "train/not fractured/b", "val/Fractured/c", "val/NORMAL/s1/d", "other/e")
     table = bring(hospital(tmp_path / "h", names))
     assert table["label"][["a", "b", "c", "d"]].tolist() == [1, 0, 1, 0]
@@ -219,7 +219,7 @@ def radiograph(root: Path, name: str, seed: int, **tags: object) -> Path:
     return file
 
 
-def test_dicom_is_labelled_by_every_identifier_and_names_nobody(bring, tmp_path):
+def test_dicom_is_labelled_by_every_identifier_and_no_identifier_is_stored(bring, tmp_path):
     root = tmp_path / "h"
     for seed in range(8):
         radiograph(
@@ -246,7 +246,7 @@ def test_dicom_is_labelled_by_every_identifier_and_names_nobody(bring, tmp_path)
     assert salt.read_bytes().strip() not in (tmp_path / "set" / MANIFEST).read_bytes()
 
 
-def test_an_accession_number_that_is_another_files_name_labels_no_wrong_file(bring, refuse, tmp_path):
+def test_an_accession_number_equal_to_another_files_name_is_refused(bring, refuse, tmp_path):
     root = tmp_path / "h"
     radiograph(root, "100.dcm", 1, AccessionNumber="200")
     radiograph(root, "200.dcm", 2, AccessionNumber="100")
@@ -261,7 +261,7 @@ def test_an_accession_number_that_is_another_files_name_labels_no_wrong_file(bri
         shutil.rmtree(tmp_path / "set")
 
 
-def test_files_are_one_patients_by_any_identifier_of_table_or_header(bring, tmp_path):
+def test_files_belong_to_one_patient_by_any_identifier_of_table_or_header(bring, tmp_path):
     root = tmp_path / "h"
     headers = [("P", "1.0"), ("P", "1.1"), ("Q", "1.2"), ("R", "1.2"), ("S", "1.3"), ("", "1.4"), ("", "1.4")]
     for seed, (patient, study) in enumerate(headers):
@@ -277,7 +277,7 @@ def test_files_are_one_patients_by_any_identifier_of_table_or_header(bring, tmp_
 
 
 @pytest.mark.parametrize("ids", [("", "X", "X", "X"), ("X", "X", "X", "X")], ids=["one empty", "all"])
-def test_a_placeholder_in_headers_is_none_in_the_table(bring, tmp_path, ids):
+def test_a_placeholder_in_headers_may_be_a_patient_in_the_table(bring, tmp_path, ids):
     root = tmp_path / "h"
     for seed, patient in enumerate(ids):
         radiograph(root, f"{seed}.dcm", seed, PatientID=patient, StudyInstanceUID=f"1.{seed}")
@@ -288,7 +288,7 @@ def test_a_placeholder_in_headers_is_none_in_the_table(bring, tmp_path, ids):
     assert patient[3] == ""
 
 
-def test_hashes_are_equal_by_one_salt_and_differ_by_another(tmp_path):
+def test_hashes_are_equal_with_the_same_salt_and_differ_with_another(tmp_path):
     root = tmp_path / "h"
     for seed, folder in enumerate(("normal", "normal", "fractured", "fractured")):
         radiograph(root, f"{folder}/{seed}.dcm", seed, PatientID=f"P{seed % 2}", StudyInstanceUID=f"1.{seed}")
@@ -312,7 +312,7 @@ def test_one_patient_id_in_all_studies_is_a_placeholder(bring, tmp_path):
     assert table["study"].nunique() == 4
 
 
-def test_copies_and_files_without_a_picture_have_their_status(bring, tmp_path):
+def test_copies_and_files_without_a_picture_get_a_status(bring, tmp_path):
     root = tmp_path / "h"
     radiograph(root, "normal/1.dcm", 1)
     shutil.copy(radiograph(root, "fractured/2.dcm", 2), root / "fractured" / "again.dcm")
@@ -336,12 +336,12 @@ def stored(bring, tmp_path):
     return tmp_path / "set"
 
 
-def test_a_copied_file_is_the_same_a_changed_or_vanished_one_is_named(stored, tmp_path):
+def test_a_file_with_a_new_time_is_accepted_and_a_changed_or_missing_one_is_named(stored, tmp_path):
     file = tmp_path / "h" / "p3.jpg"
     os.utime(file, ns=(1, 1))
     open_imported(stored)  # another time, the same bytes
-    whole = file.read_bytes()
-    file.write_bytes(whole[:-1] + b"x")
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + b"x")
     with pytest.raises(InputError, match=r"h/p3\.jpg has changed since the import; restore it, or import"):
         open_imported(stored)
     file.unlink()
@@ -358,9 +358,15 @@ def test_a_copied_file_is_the_same_a_changed_or_vanished_one_is_named(stored, tm
 @pytest.mark.parametrize(
     ("csv", "said"),
     [
-        ("picture,verdict\na,1\n", "no column names the image file; the table has picture, verdict; name one"),
+        (
+            "picture,verdict\na,1\n",
+            "no column names the image file; the table has picture, verdict; name one with --column image=NAME",
+        ),
         ("image,verdict\na,1\n", "no column says whether it is fractured; the table has image, verdict"),
-        ("image,label\na,1\nb,perhaps\n", "row 2: label is 'perhaps', which is not among the values for fractured"),
+        (
+            "image,label\na,1\nb,perhaps\n",
+            "row 2: label is 'perhaps', which is not among the values for fractured ('1', 'abnormal'",
+        ),
         ("image,label\na,1\nb\n", "row 2: 'b' has 1 cells, and the header 2; repair the row"),
         ("image,label\na,1\nb,\"per\nhaps\"\n", "row 2: label is 'per\\nhaps', which is not among"),
         ("image,label\na,1\n\"b\nc\",1,2\n", "row 2: '\"b\\nc\",1,2' has 3 cells"),
@@ -452,8 +458,8 @@ def test_names_that_are_not_utf8_are_refused(refuse, tmp_path):
     assert "its name is not UTF-8" in refuse(table.parent)
 
 
-def test_folders_may_be_nested_deeper_than_calls(tmp_path):
-    """A plain descent, so that what pytest and Python do with such folders is not tried with it."""
+def test_folders_may_be_nested_deeper_than_the_recursion_limit(tmp_path):
+    """Only `list_images`, because pytest and Python themselves fail on such folders."""
     folder = root = tmp_path / "h"
     hospital(root, ("b", "e"))
     try:
@@ -473,7 +479,7 @@ def test_a_failed_import_leaves_none_of_the_folders_it_made(tmp_path):
     assert list((tmp_path / "p1").iterdir()) == []
 
 
-def test_what_cannot_be_read_is_not_blamed_on_the_target(refuse, tmp_path):
+def test_an_unreadable_file_is_not_reported_as_a_fault_of_the_target(refuse, tmp_path):
     root = hospital(tmp_path / "h", csv=FOUR)
     (root / "long").symlink_to("y" * 300)
     assert f"{root / 'long'}: cannot be read: File name too long; repair it, or leave it out" in refuse(root)
@@ -496,7 +502,7 @@ def test_several_folders_of_fracatlas_are_refused(refuse, tmp_path):
     assert "several folders of FracAtlas: one, two; name one of them" in refuse(tmp_path / "both")
 
 
-def test_a_link_that_leads_back_is_refused_and_links_elsewhere_are_followed(bring, refuse, tmp_path):
+def test_a_link_to_a_parent_folder_is_refused_and_other_links_are_followed(bring, refuse, tmp_path):
     root = hospital(tmp_path / "h", csv=FOUR + "e,1\n")
     loop = root / "deep" / "loop"
     loop.parent.mkdir()
@@ -510,7 +516,7 @@ def test_a_link_that_leads_back_is_refused_and_links_elsewhere_are_followed(brin
     assert table["status"].to_dict() == {**dict.fromkeys("abcd", "ok"), "e": "ok", "itself": "unlisted"}
 
 
-def test_what_cannot_be_read_is_counted_and_never_waited_for(bring, refuse, tmp_path):
+def test_unreadable_files_are_counted_and_never_block(bring, refuse, tmp_path):
     names = ("fractured/a", "normal/b")
     root = hospital(tmp_path / "h", names)
     os.mkfifo(root / "normal" / "pipe.jpg")
@@ -540,7 +546,7 @@ def test_zip_bombs_and_damaged_zips_are_refused(refuse, tmp_path):
     assert "neither a folder nor a complete zip" in refuse(tmp_path / "cut.zip")
 
 
-# ---------------------------------------------------------------- more than memory, or than the disk
+# ---------------------------------------------------------------- larger than memory or the disk
 
 MEASURED = """
 import resource, sys
@@ -554,7 +560,7 @@ raise SystemExit(code)
 ROWS = 1_000_000
 
 
-@pytest.mark.parametrize("matched", [True, False], ids=["of the files that are there", "of other files"])
+@pytest.mark.parametrize("matched", [True, False], ids=["of existing files", "of other files"])
 def test_a_table_of_millions_of_rows_is_read_in_bounded_memory(tmp_path, matched):
     root = hospital(tmp_path / "h", [f"p{n}" for n in range(4)])
     with open(root / "labels.csv", "w") as csv:
@@ -587,7 +593,7 @@ raise SystemExit(run_verb(main, sys.argv[2:]))
 
 @pytest.mark.parametrize(("packed", "limit"), [(False, 8_000), (True, 6_000)], ids=["at the manifest", "at the files"])
 def test_a_full_disk_leaves_no_partial_set(bring, tmp_path, packed, limit):
-    """Files that may not grow stand for the disk that is full."""
+    """A limit on file sizes simulates a full disk."""
     root = source = hospital(tmp_path / "h", csv=FOUR)
     if packed:
         source = Path(shutil.make_archive(str(tmp_path / "h"), "zip", root))
@@ -605,7 +611,7 @@ def test_a_full_disk_leaves_no_partial_set(bring, tmp_path, packed, limit):
 
 
 def test_shards_of_a_full_disk_do_not_count_as_complete(ray_local, stored, cache, monkeypatch, capsys):
-    """Ray's tasks write the shards, on a small file system of its own; with room the same command completes."""
+    """Ray's tasks write the shards to a separate small file system; with more space the same command completes."""
     mount = cache / "small"
     mount.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", mount], check=False).returncode:

@@ -50,7 +50,7 @@ def test_every_column_of_the_csv_is_kept_and_tags_are_joined(atlas):
     assert table.loc[plain, "path"] == f"images/Non_fractured/{plain}.jpg"
 
 
-def test_a_box_and_the_folder_correct_the_csv(atlas):
+def test_a_box_and_the_folder_override_the_csv(atlas):
     """IMG0003298 of FracAtlas: 0 in dataset.csv, in Fractured/ and with a box."""
     image_id = atlas.add(3298, 0, folders=(1,))
     atlas.box(image_id, (1, 2, 3, 4))
@@ -73,7 +73,7 @@ def test_a_file_in_both_folders_takes_the_label_that_csv_and_box_agree_on(atlas,
     assert "both class folders" in found["note"]
 
 
-def test_without_coco_nothing_settles_a_file_in_both_folders(atlas):
+def test_without_coco_a_file_in_both_folders_is_a_conflict(atlas):
     image_id = atlas.add(3375, 1, folders=(0, 1))
     assert row(atlas.write(coco=False), image_id)["status"] == "conflict"
 
@@ -136,7 +136,7 @@ def test_a_label_outside_0_and_1_is_named_with_its_line(atlas):
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "a/b.jpg", "a\\b.jpg", ""])
-def test_an_image_id_that_is_no_bare_name_is_refused(atlas, name):
+def test_an_image_id_that_is_not_a_bare_file_name_is_refused(atlas, name):
     atlas.add(1)
     root = atlas.write()
     (root / "dataset.csv").write_text((root / "dataset.csv").read_text().replace("IMG0000001.jpg", name))
@@ -184,7 +184,7 @@ def test_a_folder_is_found_itself_or_one_level_down(atlas, tmp_path):
     assert not cache.exists()
 
 
-def test_a_zip_is_unpacked_once_and_reads_like_its_folder(atlas, tmp_path):
+def test_a_zip_is_unpacked_once_and_gives_the_same_as_its_folder(atlas, tmp_path):
     atlas.box(atlas.add(1, 1), (1, 2, 3, 4))
     root = atlas.write()
     archive = zipped(root, tmp_path / "FracAtlas.zip")
@@ -210,7 +210,7 @@ def test_a_changed_zip_is_unpacked_again(atlas, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../evil.txt", "a/../../evil.txt", "/evil.txt", "..\\evil.txt", "C:\\evil.txt"])
-def test_members_that_lead_out_of_the_folder_are_refused(tmp_path, name):
+def test_zip_members_outside_the_folder_are_refused(tmp_path, name):
     archive = tmp_path / "slip.zip"
     with zipfile.ZipFile(archive, "w") as out:
         out.writestr("dataset.csv", "image_id\n")
@@ -252,7 +252,7 @@ def test_a_damaged_zip_leaves_nothing_behind(atlas, tmp_path):
     assert list((tmp_path / "cache" / "archives").iterdir()) == []
 
 
-def test_paths_that_are_no_source_are_refused(tmp_path):
+def test_paths_that_are_not_a_source_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "note.txt").write_text("hello")
     for name, fault in (
@@ -276,7 +276,7 @@ def test_two_sets_below_one_folder_are_refused(tmp_path):
 
 
 def sent(root: Path, uri: str) -> Folder:
-    """The files of a folder, put at a URI."""
+    """The files of a folder, copied to a URI."""
     place = Folder(uri)
     for file in root.rglob("*"):
         if file.is_file():
@@ -287,28 +287,28 @@ def sent(root: Path, uri: str) -> Folder:
 def test_a_folder_at_a_uri_is_copied_once_and_again_when_it_changes(atlas, s3, tmp_path):
     atlas.box(atlas.add(1, 1), (1, 2, 3, 4))
     root = atlas.write()
-    place, cache, told = sent(root, s3("brought/FracAtlas")), tmp_path / "cache", []
-    here = open_source(place.location, cache, lambda done, total: told.append((done, total)))
+    place, cache, steps = sent(root, s3("copied/FracAtlas")), tmp_path / "cache", []
+    here = open_source(place.location, cache, lambda done, total: steps.append((done, total)))
     assert read_fracatlas(here).table.equals(read_fracatlas(root).table)
-    assert len(told) == sum(file.is_file() for file in root.rglob("*"))
-    assert open_source(place.location, cache, lambda *step: told.append(step)) == here
-    assert len(told) == sum(file.is_file() for file in root.rglob("*"))
+    assert len(steps) == sum(file.is_file() for file in root.rglob("*"))
+    assert open_source(place.location, cache, lambda *step: steps.append(step)) == here
+    assert len(steps) == sum(file.is_file() for file in root.rglob("*"))
     place.write("dataset.csv", (root / "dataset.csv").read_bytes() + b"\n")
     again = open_source(place.location, cache)
     assert again != here
     assert again.joinpath("dataset.csv").read_bytes().endswith(b"\n\n")
 
 
-def test_a_zip_at_a_uri_reads_like_its_folder(atlas, s3, tmp_path):
+def test_a_zip_at_a_uri_gives_the_same_as_its_folder(atlas, s3, tmp_path):
     atlas.add(1)
     root = atlas.write()
-    place = Folder(s3("brought"))
+    place = Folder(s3("copied"))
     place.write("atlas.zip", zipped(root, tmp_path / "atlas.zip").read_bytes())
     here = open_source(place.sub("atlas.zip").location, tmp_path / "cache")
     assert read_fracatlas(here).table.equals(read_fracatlas(root).table)
 
 
-def test_files_of_a_broken_copy_are_kept(atlas, s3, tmp_path, monkeypatch):
+def test_files_of_an_interrupted_copy_are_kept(atlas, s3, tmp_path, monkeypatch):
     for number in range(12):
         atlas.add(number)
     root = atlas.write()
@@ -327,7 +327,7 @@ def test_files_of_a_broken_copy_are_kept(atlas, s3, tmp_path, monkeypatch):
         open_source(place.location, cache)
     here = open_source(place.location, cache)
     assert read_fracatlas(here).table.equals(read_fracatlas(root).table)
-    assert len(asked) == sum(file.is_file() for file in root.rglob("*")) + 1  # the one that broke came again
+    assert len(asked) == sum(file.is_file() for file in root.rglob("*")) + 1  # the interrupted file is copied again
 
 
 def test_a_file_with_missing_bytes_is_not_kept(atlas, s3, tmp_path, monkeypatch):

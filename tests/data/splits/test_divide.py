@@ -8,7 +8,7 @@ import pytest
 
 from fracray.config import DataConfig, SplitConfig
 from fracray.data.prepare import examined
-from fracray.data.splits import divide as division
+from fracray.data.splits import divide as module
 from fracray.data.splits.divide import divide
 from fracray.errors import InputError
 from fracray.runtime.console import new_console
@@ -40,15 +40,13 @@ def assert_same(one, other):
         (SplitConfig(block=5, protocol="view"), True),
     ],
 )
-def test_a_division_is_found_again_as_it_was_and_needs_no_column_but_those_of_its_key(
-    manifest, tmp_path, config, parts
-):
+def test_a_cached_split_is_read_unchanged_and_needs_only_the_columns_of_its_key(manifest, tmp_path, config, parts):
     first = divide(manifest, config, parts, tmp_path)
     (kept,) = (tmp_path / "divisions").iterdir()
     written = kept.stat().st_mtime_ns
     assert_same(divide(manifest, config, parts, tmp_path), first)
     assert [(path, path.stat().st_mtime_ns) for path in (tmp_path / "divisions").iterdir()] == [(kept, written)]
-    bare = replace(manifest, table=manifest.table[[*division._READ, "group", "split"]])
+    bare = replace(manifest, table=manifest.table[[*module._READ, "group", "split"]])
     computed = divide(bare, config, parts, tmp_path / "bare")
     assert [path.name for path in (tmp_path / "bare" / "divisions").iterdir()] == [kept.name]
     assert_same(computed, replace(first, manifest=replace(manifest, table=first.manifest.table[list(bare.table)])))
@@ -65,21 +63,21 @@ def test_a_division_is_found_again_as_it_was_and_needs_no_column_but_those_of_it
         lambda table: table.iloc[:-1],
     ],
 )
-def test_another_manifest_is_divided_anew(manifest, tmp_path, change):
+def test_another_manifest_is_split_again(manifest, tmp_path, change):
     config = SplitConfig(**BLOCK)
     divide(manifest, config, True, tmp_path)
     divide(replace(manifest, table=change(manifest.table)), config, True, tmp_path)
     assert len(list((tmp_path / "divisions").iterdir())) == 2
 
 
-def test_other_settings_give_another_division(manifest, tmp_path):
+def test_other_settings_give_another_split(manifest, tmp_path):
     one, other = (divide(manifest, SplitConfig(**BLOCK, seed=seed), True, tmp_path) for seed in (0, 1))
     assert not np.array_equal(one.rotations[0], other.rotations[0])
     assert divide(manifest, SplitConfig(**BLOCK), False, tmp_path).rotations == ()
     assert len(list((tmp_path / "divisions").iterdir())) == 3
 
 
-def test_a_damaged_division_is_made_anew(manifest, tmp_path):
+def test_a_damaged_cached_split_is_computed_again(manifest, tmp_path):
     config = SplitConfig(**BLOCK)
     first = divide(manifest, config, True, tmp_path)
     (kept,) = (tmp_path / "divisions").iterdir()

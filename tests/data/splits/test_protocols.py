@@ -61,10 +61,10 @@ def counts(manifest: Manifest) -> dict[str, tuple[int, int]]:
 @st.composite
 def configs(draw: st.DrawFn) -> SplitConfig:
     protocol = draw(st.sampled_from(PROTOCOLS))
-    beside = draw(st.lists(st.sampled_from([axis for axis in AXES if axis != protocol]), max_size=2, unique=True))
+    shifts = draw(st.lists(st.sampled_from([axis for axis in AXES if axis != protocol]), max_size=2, unique=True))
     return SplitConfig(
         protocol=protocol,
-        shifts=tuple(beside),
+        shifts=tuple(shifts),
         block=draw(st.sampled_from((None, 5, 20))),
         fold=draw(st.integers(0, 4)),
         budget=draw(st.sampled_from((None, 60))) if protocol != "budget" else 60,
@@ -74,7 +74,7 @@ def configs(draw: st.DrawFn) -> SplitConfig:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(st.integers(0, 10_000), st.booleans(), configs())
-def test_no_protocol_leaks_and_each_keeps_its_word(seed, patients, config):
+def test_no_protocol_leaks_and_each_does_what_it_promises(seed, patients, config):
     manifest = drawn(seed, patients=patients)
     try:
         divided = assign_splits(manifest, config)
@@ -93,7 +93,7 @@ def test_no_protocol_leaks_and_each_keeps_its_word(seed, patients, config):
         block = used["image_id"].map(lambda name: file_number(name)[1] // config.block_size)
         assert (part[part != ""].groupby(block[part != ""]).nunique() == 1).all()
 
-    # only used images are dealt, and each set is there with both classes
+    # only used images are assigned, and each set has both classes
     assert (table.loc[table["status"] != "ok", "split"] == "").all()
     sets = set(sets_named(split))
     named = validation_sets(config)
@@ -101,7 +101,7 @@ def test_no_protocol_leaks_and_each_keeps_its_word(seed, patients, config):
     for name in sets:
         assert used.loc[in_set(split, name), "label"].nunique() == 2
 
-    # what is held out never trains, and stands in the set of its name
+    # what is held out is never trained on, and is in the set of its name
     held = hold_out(used, config, "drawn")
     train = in_set(split, "train")
     for axis in held:
@@ -120,12 +120,12 @@ def test_no_protocol_leaks_and_each_keeps_its_word(seed, patients, config):
     if config.training_budget is not None:
         assert train.sum() == config.training_budget
     if config.protocol != "budget" and config.budget is not None:
-        whole = assign_splits(manifest, config.model_copy(update={"budget": None})).used
-        pool = whole[in_set(whole["split"], "train")]
+        complete = assign_splits(manifest, config.model_copy(update={"budget": None})).used
+        pool = complete[in_set(complete["split"], "train")]
         assert set(used.loc[train, "image_id"]) <= set(pool["image_id"])
         assert abs(used.loc[train, "label"].sum() - config.budget * pool["label"].mean()) <= 0.5
 
-    # the same again is the same, in whatever order the files were listed
+    # the split is the same when repeated, in whatever order the files were listed
     shuffled = replace(manifest, table=manifest.table.sample(frac=1, random_state=seed))
     again = assign_splits(shuffled, config).table.loc[table.index]
     pd.testing.assert_frame_equal(table, again)
