@@ -139,7 +139,11 @@ def _check_models(space: SearchSpace) -> None:
         for path in ("model.weights", "model.spatial_dropout"):
             if path in dimensions and dimensions[path].active({**space.config.leaves(), **leaves}):
                 leaves[path] = dimensions[path].choices[-1]
-        build_model(space.config.with_leaves(leaves, space.origin).model, size=space.config.data.size)
+        try:
+            build_model(space.config.with_leaves(leaves, space.origin).model, size=space.config.data.size)
+        except InputError as error:
+            where = dimensions["model.name"].where if "model.name" in dimensions else space.origin
+            raise InputError(f"{where}: {error}") from None
 
 
 # ---------------------------------------------------------------- the search

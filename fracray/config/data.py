@@ -34,7 +34,7 @@ class SplitConfig(Section):
         "grouped",
         description="grouped keeps duplicates, patients and blocks of file numbers together; random is for comparison "
         "only; blocks: contiguous stretches of file numbers; kfold: see folds; budget: few training images; device, "
-        "view, region, hardware, severity, exposure: train on one kind of radiograph, validate and test on the others",
+        "view, region, hardware, severity, exposure: train without one kind of radiograph, validate and test on it",
     )
     train: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.70, description="share of the images used for training, above 0 and below 1"

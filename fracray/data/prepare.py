@@ -31,7 +31,7 @@ from fracray.runtime.storage import Folder
 
 PHANTOM_LICENCE = "drawn by fracray; no rights reserved, no patient data"
 PHANTOM_NOTICE = (
-    "No data named: using the embedded phantom radiographs, which are synthetic. For FracAtlas "
+    "Using the embedded phantom radiographs, which are synthetic. For FracAtlas "
     "(https://doi.org/10.6084/m9.figshare.22363012), run `python -m fracray.data download --to FracAtlas.zip` and pass "
     "its folder or zip with --data PATH."
 )

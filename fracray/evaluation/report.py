@@ -41,7 +41,7 @@ def scores_table(scores: Mapping[str, float | Interval], baselines: Sequence[Bas
         if value is None:
             continue
         if isinstance(value, Interval):
-            cells = [f"{value.value:.3f}", f"[{value.low:.3f}, {value.high:.3f}]"]
+            cells = [f"{value.value:.3f}", "" if isnan(value.low) else f"[{value.low:.3f}, {value.high:.3f}]"]
         else:
             cells = [f"{value:.3f}"]
         table.add_row(heading, *cells, *(score_cell(getattr(baseline, name, None)) for baseline in others))
@@ -140,8 +140,10 @@ def sets_table(scores: Mapping[str, Mapping[str, float | Interval]], prepared: P
 
 
 def _with_interval(value: float | Interval | None) -> str:
-    interval = f" [{score_cell(value.low)}, {score_cell(value.high)}]" if isinstance(value, Interval) else ""
-    return f"{score_cell(_value(value))}{interval}"
+    text = score_cell(_value(value))
+    if isinstance(value, Interval) and not isnan(value.low):
+        text += f" [{score_cell(value.low)}, {score_cell(value.high)}]"
+    return text
 
 
 def _value(value: float | Interval | None) -> float | None:
@@ -159,5 +161,7 @@ def say_validation(console: Console, prepared: Prepared, best: Mapping[str, floa
 def say_few_groups(console: Console, groups: Iterable[str]) -> None:
     """Warn where too few groups (one name per image) were bootstrapped for an interval."""
     count = len(set(groups))
-    if count < FEW_GROUPS:
+    if count < 2:
+        console.print("note: there is only one group, and an interval needs at least two")
+    elif count < FEW_GROUPS:
         console.print(f"note: only {count} groups, so the intervals are too narrow")
