@@ -214,10 +214,10 @@ def _follow(args: argparse.Namespace, cluster: ClusterFile, job: str, console: "
                     lost = False
                     status = follower.follow(client)
             except RunError as error:
-                if not lost:
+                first, lost = not lost, True  # before the message: Ctrl-C may come as soon as it is read
+                if first:
                     message = f"\n{error}\ntrying again for {minutes:.0f} minutes; the job does not depend on it"
                     console.print(message, soft_wrap=True, markup=False, highlight=False)
-                lost = True
             if status == "SUCCEEDED":
                 return
             if status is not None:
