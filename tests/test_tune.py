@@ -461,7 +461,7 @@ def test_a_trial_that_cannot_run_fails_once_with_its_reason(ray_local, tmp_path,
     assert capsys.readouterr().out.count("t0001 failed: ") == 1
     trials = study_of(tmp_path / "mixed").trials
     assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "COMPLETE"]
-    assert "begun with another config" in trials[1].user_attrs["reason"]
+    assert "was started with another config" in trials[1].user_attrs["reason"]
 
 
 def resume_arguments(out):
