@@ -142,3 +142,13 @@ def finished(process, seconds=300):
         raise AssertionError(f"not finished after {seconds} s: {process.communicate()[0]}") from None
     assert process.returncode == 0, out
     return out
+
+
+def read_until(process, words):
+    """The output of a command up to the line with these words, which must come."""
+    output = ""
+    while words not in output:
+        line = process.stdout.readline()
+        assert line, output
+        output += line
+    return output

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from faulty_proxy import CUT, HANG, INTERNAL, LATE, LOST, RESET, SLOW_DOWN, Fault, faulty_proxy
-from heads import space
+from heads import read_until, space
 from optuna.trial import TrialState
 
 from fracray.errors import InputError, RunError
@@ -189,12 +189,3 @@ def tune(folder, *words):
     return subprocess.Popen(
         line, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-
-
-def read_until(process, words):
-    output = ""
-    while words not in output:
-        line = process.stdout.readline()
-        assert line, output
-        output += line
-    return output

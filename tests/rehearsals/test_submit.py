@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import yaml
-from heads import end, fracray, space, started_head
+from heads import end, fracray, read_until, space, started_head
 
 pytestmark = pytest.mark.cluster
 
@@ -19,16 +19,6 @@ def head(tmp_path_factory):
 
 def command(head, verb, *words, **options):
     return fracray(head, "cluster", verb, "--address", head.url, *words, **options)
-
-
-def read_until(process, words):
-    """The output of a command up to the line with these words, which must come."""
-    output = ""
-    while words not in output:
-        line = process.stdout.readline()
-        assert line, output
-        output += line
-    return output
 
 
 @pytest.fixture
