@@ -38,10 +38,10 @@ def read_batch(path: str | Path) -> ParsedFile:
         raise unreadable(origin, error) from None
     tree: dict[str, Any] = {OPTIONS: {}, LATE: [], COMMANDS: []}
     lines: dict[tuple[str, ...], int] = {}
-    goes_on = False
+    continued = False
     for number, line in enumerate(text.splitlines(), start=1):
         words = line.strip()
-        if goes_on:
+        if continued:
             tree[COMMANDS][-1] += " " + words.removesuffix("\\").rstrip()
         elif words.startswith(OPTIONS) and tree[COMMANDS]:
             lines[LATE, str(len(tree[LATE]))] = number
@@ -58,7 +58,7 @@ def read_batch(path: str | Path) -> ParsedFile:
         else:
             lines[COMMANDS, str(len(tree[COMMANDS]))] = number
             tree[COMMANDS].append(words.removesuffix("\\").rstrip())
-        goes_on = words.endswith("\\")
+        continued = words.endswith("\\")
     return ParsedFile(origin, tree, lines)
 
 

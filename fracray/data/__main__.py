@@ -8,14 +8,11 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fracray.config import PHANTOM, Config, PhantomConfig, parse_assignments
 from fracray.data.sources.label_fields import FIELDS
 from fracray.errors import InputError, run_verb
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 def parser() -> argparse.ArgumentParser:
@@ -306,10 +303,8 @@ def _sheet(args: argparse.Namespace) -> None:
     config = _config(args)
 
     import cv2
-    import numpy as np
 
-    from fracray.data.images.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-    from fracray.data.loading.augment import Augmenter
+    from fracray.data.contact_sheet import draw_augmented, draw_corrupted, draw_plain
     from fracray.data.prepare import prepare
     from fracray.runtime.console import new_console
     from fracray.runtime.ray_session import connect
@@ -317,50 +312,16 @@ def _sheet(args: argparse.Namespace) -> None:
     console = new_console()
     with connect(args.address):
         prepared = prepare(config.data, console)
-    images = prepared.shards.load()
-    names = prepared.table["image_id"].tolist()
     count = (12 if args.augmented else 2 if args.corrupted else 48) if args.count is None else max(1, args.count)
-    rows = np.sort(np.random.default_rng(config.train.seed).permutation(len(images))[:count])
-    seed, columns = config.train.seed, 8
-    tiles, captions = [], []
-    if args.corrupted:
-        columns = len(rows) * (1 + len(SEVERITIES))
-        for corruption in CORRUPTIONS:
-            for row in rows:
-                tiles.append(images[row])
-                captions.append(corruption.name)
-                for severity in SEVERITIES:
-                    tiles.append(corrupt(images[row], corruption.name, severity, seed, names[row]))
-                    captions.append(f"{severity}: {corruption.values[severity - 1]:.3g}")
-    else:
-        augmenter = Augmenter(config.augment, seed)
-        epochs = [augmenter.batch(images[rows], epoch, rows) for epoch in range(3 if args.augmented else 0)]
-        for at, row in enumerate(rows):
-            tiles.append(images[row])
-            captions.append(f"{names[row]} {'fractured' if prepared.table['label'].iloc[row] else ''}")
-            for epoch, augmented in enumerate(epochs, start=1):
-                tiles.append(augmented[at])
-                captions.append(f"epoch {epoch}")
+    draw = draw_corrupted if args.corrupted else draw_augmented if args.augmented else draw_plain
+    sheet = draw(prepared, config, count)
     try:
-        written = cv2.imwrite(args.to, contact_sheet(tiles, columns, captions))
+        written = cv2.imwrite(args.to, sheet)
     except cv2.error:  # the file name's ending is not that of a picture
         written = False
     if not written:
         raise InputError(f"--to {args.to}: cannot be written as a picture; name a .png in a folder that exists")
     console.print(f"written: {args.to}")
-
-
-def contact_sheet(images: "Sequence[np.ndarray]", columns: int, captions: Sequence[str]) -> "np.ndarray":
-    """Tile gray images, (H, W) uint8 of one size, into one uint8 picture, each with its caption below it."""
-    import cv2
-    import numpy as np
-    import torch
-    from torchvision.utils import make_grid
-
-    tiles = np.pad(np.stack(images), ((0, 0), (0, 16), (0, 0)))
-    for tile, caption in zip(tiles, captions, strict=True):
-        cv2.putText(tile, caption, (3, len(tile) - 4), cv2.FONT_HERSHEY_SIMPLEX, 0.36, 230, 1, cv2.LINE_AA)
-    return make_grid(torch.from_numpy(tiles)[:, None], columns)[0].numpy()
 
 
 def _phantom(args: argparse.Namespace) -> None:

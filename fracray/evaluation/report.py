@@ -8,6 +8,7 @@ from rich.table import Table
 
 from fracray.data.baselines import Baseline
 from fracray.data.prepare import Prepared
+from fracray.data.splits.set_names import is_validation
 from fracray.evaluation.robustness import CorruptionScores, Summary
 from fracray.metrics import Interval, by_set
 from fracray.runtime.console import new_table, score_cell
@@ -152,7 +153,7 @@ def _value(value: float | Interval | None) -> float | None:
 
 def say_validation(console: Console, prepared: Prepared, best: Mapping[str, float]) -> None:
     """Print the best epoch's metrics (by reported name) on 'val', and on all validation sets if there are several."""
-    scores = by_set(best, [name for name in prepared.sets if name.startswith("val")])
+    scores = by_set(best, [name for name in prepared.sets if is_validation(name)])
     console.print(scores_table(scores["val"], prepared.baselines, "val"))
     if len(scores) > 1:
         console.print(sets_table(scores, prepared))

@@ -146,8 +146,8 @@ def score_corruptions(
     for place in reversed(range(len(models))):
         part = slice(place * width, (place + 1) * width)
         aurocs = np.array([score(labels, p, models[place].threshold).auroc for p in probabilities[place]])
-        beside = (values[width:], drawn[:, width:]) if place == 0 and reference is not None else None
-        scored = _scored((values[part], drawn[:, part]), aurocs, severities, beside, scored)
+        paired = (values[width:], drawn[:, width:]) if place == 0 and reference is not None else None
+        scored = _scored((values[part], drawn[:, part]), aurocs, severities, paired, scored)
     assert scored is not None
     return scored
 
@@ -225,7 +225,7 @@ def _scored(
     errors: tuple[Array, Array],
     aurocs: Array,
     severities: Sequence[int],
-    beside: tuple[Array, Array] | None,
+    paired: tuple[Array, Array] | None,
     reference: CorruptionScores | None,
 ) -> CorruptionScores:
     """Cells and summaries from balanced errors (k,) with their resamples (r, k), and the reference's, if any."""
@@ -233,8 +233,8 @@ def _scored(
     count = len(severities)
     # The values come before their resamples, so the same arithmetic serves both.
     stacked = _statistics(np.concatenate([values[None], drawn]), count)
-    if beside is not None and reference is not None:
-        other = _statistics(np.concatenate([beside[0][None], beside[1]]), count)
+    if paired is not None and reference is not None:
+        other = _statistics(np.concatenate([paired[0][None], paired[1]]), count)
         clear = np.array([row.summary.excess.low > 0 for row in reference.rows])
         with np.errstate(divide="ignore", invalid="ignore"):
             stacked["normalised"] = stacked["mean"] / other["mean"]

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from math import isnan
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # rich takes a while to import, and a command that refuses its arguments needs none of it
     from rich.console import Console
     from rich.table import Table
+
+LINE_SECONDS = 15.0  # between two lines of progress in a log
 
 
 def new_console() -> "Console":
@@ -58,7 +61,10 @@ def refresh_rate(console: "Console") -> float:
 
 
 class progress_bar:  # noqa: N801 - used as `with progress_bar(...)`, like the functions of contextlib
-    """A progress bar that appears with its first step and disappears when the work is done."""
+    """A progress bar that appears with its first step and disappears when the work is done.
+
+    Where the output goes to a file there is no bar, but a line every LINE_SECONDS.
+    """
 
     def __init__(self, console: "Console", what: str) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -74,10 +80,17 @@ class progress_bar:  # noqa: N801 - used as `with progress_bar(...)`, like the f
             disable=not console.is_terminal,
         )
         self._task = self._bar.add_task(what, total=None)
+        self._what, self._said = what, time.monotonic()
 
     def __enter__(self) -> Callable[[int, int], None]:
         self._bar.start()
-        return lambda done, total: self._bar.update(self._task, completed=done, total=total)
+        return self._step
+
+    def _step(self, done: int, total: int) -> None:
+        self._bar.update(self._task, completed=done, total=total)
+        if self._bar.disable and time.monotonic() - self._said > LINE_SECONDS:
+            self._bar.console.print(f"{self._what}: {done:,} of {total:,}")
+            self._said = time.monotonic()
 
     def __exit__(self, *exc: object) -> None:
         self._bar.stop()

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from fracray.data.manifest import in_set
 from fracray.data.prepare import Prepared
+from fracray.data.splits.set_names import is_validation
 from fracray.errors import RunError
 from fracray.evaluation.report import say_few_groups, say_validation
 from fracray.metric_names import METRICS, bare_metric
@@ -40,7 +41,7 @@ def summarise(
         rows = collect(run, study, space.config.train.epochs)
         importances = _importances(study)
     metric, mode = space.metrics[0], space.config.search.mode
-    sets = [name for name in prepared.sets if name.startswith("val")]
+    sets = [name for name in prepared.sets if is_validation(name)]
     best = best_row(rows.values(), metric, mode)
     if best is None:
         if any(row.state is State.FAILED for row in rows.values()):

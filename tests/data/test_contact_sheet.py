@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fracray.data.__main__ import contact_sheet
+from fracray.data.contact_sheet import contact_sheet
 
 
 def test_a_contact_sheet_shows_each_image_in_reading_order_with_its_caption() -> None:

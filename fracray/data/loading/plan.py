@@ -10,6 +10,7 @@ import numpy as np
 
 from fracray.config import AugmentConfig, Config
 from fracray.data.manifest import in_set, part_of, sets_named
+from fracray.data.splits.set_names import is_validation
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,7 +85,7 @@ def make_plan(config: Config, table: "pd.DataFrame", shards: "Shards", rank: int
     return Plan(
         train_rows=np.flatnonzero(in_set(split, "train")),
         val_rows=np.flatnonzero((part_of(split) == "val").to_numpy()),
-        val_sets={name: np.flatnonzero(in_set(split, name)) for name in sets_named(split) if name[:3] == "val"},
+        val_sets={name: np.flatnonzero(in_set(split, name)) for name in sets_named(split) if is_validation(name)},
         labels=table["label"].to_numpy().astype(np.float32),
         batch_size=config.train.batch_size,
         strengths=config.augment,

@@ -4,7 +4,6 @@ Finds the folder, and copies it to the cache where it is on a URI. Must not know
 or know of splits.
 """
 
-import fcntl
 import hashlib
 import shutil
 import zipfile
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import pyarrow.fs as pafs
+from filelock import FileLock
 
 from fracray.data.manifest import MANIFEST
 from fracray.data.sources.archive import unpack
@@ -82,12 +82,14 @@ def _locked(copy: Path) -> Iterator[None]:
     """Runs the block in one process of this machine at a time: two would write the same files."""
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(copy.with_name(f"{copy.name}.lock"), "w")  # noqa: SIM115 - closed below
+        lock = FileLock(copy.with_name(f"{copy.name}.lock"))
+        lock.acquire()
     except OSError as error:
         raise InputError(f"{copy.parent}: {error.strerror}; choose another data.cache") from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _copy(place: Folder, files: dict[str, pafs.FileInfo], copy: Path, progress: Callable[[int, int], None]) -> None:

@@ -27,4 +27,9 @@ def _stored_sets(path: str) -> tuple[str, ...]:
             f"{path}: no train, val and test in it; write a split with "
             f"`python -m fracray.data check DATA --manifest {path}`"
         )
-    return tuple(name for name in found if name.partition("/")[0] == "val")
+    return tuple(name for name in found if is_validation(name))
+
+
+def is_validation(name: str) -> bool:
+    """Whether a set is for choosing: 'val', or 'val/...', which is held out."""
+    return name.partition("/")[0] == "val"
