@@ -9,6 +9,8 @@ import pytest
 
 from fracray.training.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.pages
+
 EXAMPLE = Path(__file__).parent.parent / "examples/ray_native.py"
 
 

@@ -24,6 +24,8 @@ from fracray.config import Config, parse_assignments
 from fracray.errors import run_verb
 from fracray.search.space_file import load_space
 
+pytestmark = pytest.mark.pages
+
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", *(f"docs/{name}.md" for name in ("data", "search", "splits", "robustness", "run-folder")))
 VERBS = {
