@@ -72,7 +72,8 @@ def examine(
     pictures, all members get the status 'conflict', because nothing shows which label is wrong; truncated members keep
     their status, but their label counts. Of readable files with equal pixels and label, the first in the table is used
     and the others are its duplicates. Near duplicates (perceptual hash, then tile by tile) only get the same
-    `component`, as do all of the above. `opposed` is set as in `polarity`. Raises nothing for bad files. `progress` is called with (files done, files).
+    `component`, as do all of the above. `opposed` is set as in `polarity`. Raises nothing for
+    bad files. `progress` is called with (files done, files).
     """
     table = manifest.table.copy()
     cells: _Cells = {name: table[name].tolist() for name in ("image_id", "label", *_FILLED)}

@@ -11,9 +11,10 @@ import numpy as np
 # further than _NEAR gray levels from their median.
 _SIDE = 32
 _NEAR = 4  # gray levels
-_MARK = 0.04  # share of the inner cells that a letter or another mark may cover ...
-_APART = 12  # ... whose pixels differ by more than this many gray levels from the median ...
-_ONE_VALUE = 0.6  # ... and of which this share lies within _NEAR levels: a small finger in a large field has many grays
+_MARK = 0.04  # share of the inner cells that a letter or another mark may cover; its pixels ...
+_APART = 12  # ... differ by more than this many gray levels from the median ...
+_CLEAR = 48  # ... and most of them have one gray value that differs by this many levels at least:
+_ONE_VALUE = 0.6  # this share of them lies within _NEAR levels of it. A small finger in a large field has many grays.
 
 
 def nothing_shown(gray: np.ndarray) -> str:
@@ -37,5 +38,6 @@ def _is_mark(gray: np.ndarray, middle: int) -> bool:
     top, left = -(-height // _SIDE), -(-width // _SIDE)
     counts = np.bincount(gray[top : height - top, left : width - left].ravel(), minlength=256)
     counts[max(middle - _APART, 0) : middle + _APART + 1] = 0
-    alike = np.convolve(counts, np.ones(2 * _NEAR + 1, dtype=counts.dtype))
-    return bool(counts.any()) and alike.max() >= _ONE_VALUE * counts.sum()
+    alike = np.convolve(counts, np.ones(2 * _NEAR + 1, dtype=counts.dtype), mode="same")
+    value = int(alike.argmax())
+    return abs(value - middle) >= _CLEAR and alike[value] >= _ONE_VALUE * counts.sum()

@@ -48,7 +48,8 @@ def show_gray(pixels: np.ndarray, form: PixelFormat, fields: Fields) -> np.ndarr
     padding = _padding(values, counts, fields)
     counts[padding] = 0
     inverted = _inverted(form, fields)
-    first, hiding = None, []
+    first: np.ndarray | None = None
+    hiding: list[str] = []
     for words, display in _ways(values, counts, form, fields):
         with np.errstate(all="ignore"):
             brightness = np.nan_to_num(display(), nan=0.0)

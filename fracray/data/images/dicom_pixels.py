@@ -4,6 +4,7 @@ Knows how values are stored, and nothing of how they are shown.
 """
 
 import struct
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -61,22 +62,20 @@ def _check_length(fields: Fields, stored: StoredBytes, form: PixelFormat) -> Non
 
 
 def _by_pydicom(fields: Fields, stored: StoredBytes, form: PixelFormat, syntax: UID, plugin: str = "") -> np.ndarray:
-    pixels, _ = get_decoder(syntax).as_array(
-        stored.data,
-        index=0,
-        decoding_plugin=plugin,
-        rows=form.rows,
-        columns=form.columns,
-        number_of_frames=1,
-        samples_per_pixel=form.samples,
-        photometric_interpretation=form.kind,
-        planar_configuration=form.planar,
-        bits_allocated=form.allocated,
-        bits_stored=form.stored,
-        pixel_representation=int(form.signed),
-        pixel_keyword="PixelData",
-        pixel_vr=fields.dataset["PixelData"].VR,
-    )
+    options: dict[str, Any] = {
+        "rows": form.rows,
+        "columns": form.columns,
+        "number_of_frames": 1,
+        "samples_per_pixel": form.samples,
+        "photometric_interpretation": form.kind,
+        "planar_configuration": form.planar,
+        "bits_allocated": form.allocated,
+        "bits_stored": form.stored,
+        "pixel_representation": int(form.signed),
+        "pixel_keyword": "PixelData",
+        "pixel_vr": fields.dataset["PixelData"].VR,
+    }
+    pixels, _ = get_decoder(syntax).as_array(stored.data, index=0, decoding_plugin=plugin, **options)
     return pixels
 
 
