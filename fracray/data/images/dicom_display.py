@@ -76,13 +76,10 @@ def _codes(pixels: np.ndarray, form: PixelFormat, fields: Fields) -> tuple[np.nd
         bits, shift = most, 0
     count = 2**bits
     # Bits above the stored ones may hold an overlay or a copied sign: neither is part of the value.
-    whole = pixels.view(f"u{pixels.itemsize}") >> shift
-    codes = whole & (count - 1)
+    codes = (pixels.view(f"u{pixels.itemsize}") >> shift) & (count - 1)
     values = np.arange(count, dtype=np.int32)
     if form.signed:
         values[count // 2 :] -= count
-    elif bits + shift < most and int(whole.max()) >= count:
-        fields.note("HighBit", f"is {bits + shift - 1}, but values have bits above it: these are left out")
     return codes, values
 
 

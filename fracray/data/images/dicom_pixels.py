@@ -30,6 +30,10 @@ def decode_pixels(fields: Fields, stored: StoredBytes, form: PixelFormat, syntax
         raise DicomError("unreadable", f"{named('PixelData')} is empty")
     if not syntax.is_compressed:
         _check_length(fields, stored, form)
+        if form.allocated == 16:
+            _note_high_bits(
+                np.frombuffer(stored.data[: form.nbytes], "<u2" if syntax.is_little_endian else ">u2"), form, fields
+            )
         pixels = _by_pydicom(fields, stored, form, syntax)
     else:
         try:
@@ -47,6 +51,8 @@ def decode_pixels(fields: Fields, stored: StoredBytes, form: PixelFormat, syntax
             pixels = _by_pydicom(fields, stored, form, syntax)
         else:
             pixels = _from_codestream(frame, fields, stored, form, syntax)
+            if form.allocated == 8 * pixels.itemsize:
+                _note_high_bits(pixels, form, fields)
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
 
@@ -61,7 +67,14 @@ def _check_length(fields: Fields, stored: StoredBytes, form: PixelFormat) -> Non
         fields.note("PixelData", f"has {size:,} bytes, but {announced}: the rest is not shown")
 
 
+def _note_high_bits(values: np.ndarray, form: PixelFormat, fields: Fields) -> None:
+    """Note that values have bits above the highest that the header names: an overlay, or a wrong header."""
+    if not form.signed and form.high < form.allocated - 1 and int(values.max()) >= 2 ** (form.high + 1):
+        fields.note("HighBit", f"is {form.high}, but values have bits above it: these are left out")
+
+
 def _by_pydicom(fields: Fields, stored: StoredBytes, form: PixelFormat, syntax: UID, plugin: str = "") -> np.ndarray:
+    data = stored.data if syntax.is_compressed else stored.data[: form.nbytes + form.nbytes % 2]
     options: dict[str, Any] = {
         "rows": form.rows,
         "columns": form.columns,
@@ -75,7 +88,7 @@ def _by_pydicom(fields: Fields, stored: StoredBytes, form: PixelFormat, syntax: 
         "pixel_keyword": "PixelData",
         "pixel_vr": fields.dataset["PixelData"].VR,
     }
-    pixels, _ = get_decoder(syntax).as_array(stored.data, index=0, decoding_plugin=plugin, **options)
+    pixels, _ = get_decoder(syntax).as_array(data, index=0, decoding_plugin=plugin, **options)
     return pixels
 
 
