@@ -164,10 +164,9 @@ def _grays(findings: Findings) -> Verdict:
     if opposed.images:
         ids = findings.grays.opposed_ids
         more = f" and {len(ids) - MOST_NAMED:,} more" if len(ids) > MOST_NAMED else ""
-        looks = _count(opposed.images, "picture is", "pictures are")
-        said.append(
-            f"{looks} dark where most of the set is bright, {_of(opposed)}: {', '.join(ids[:MOST_NAMED])}{more}"
-        )
+        looks = _count(opposed.images, "picture looks", "pictures look")
+        named = f"{', '.join(ids[:MOST_NAMED])}{more}"
+        said.append(f"{looks} inverted against the rest of the set, {_of(opposed)}: {named}")
         done.append("fracray uses what looks inverted as it is: look at it, and correct the file or leave it out.")
     return Verdict("grays", "look", f"{'; '.join(said)}.", " ".join(done))
 
