@@ -245,7 +245,7 @@ def _check(args: argparse.Namespace) -> None:
         prepared = prepare(config.data, console)
     say_flow(console, prepared)
     table = prepared.manifest.table
-    for status in ("truncated", "missing", "unreadable", "unlisted"):
+    for status in ("truncated", "blank", "missing", "unreadable", "unlisted"):
         names = table["image_id"][table["status"] == status]
         if len(names):
             console.print(f"{status}: {', '.join(names)}", soft_wrap=True)

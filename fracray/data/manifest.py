@@ -22,7 +22,7 @@ from fracray.runtime.storage import atomic_path
 
 Box = tuple[float, float, float, float]
 
-STATUSES = ("ok", "truncated", "conflict", "missing", "unreadable", "unlisted")
+STATUSES = ("ok", "truncated", "blank", "conflict", "missing", "unreadable", "unlisted")
 MANIFEST = "manifest.parquet"  # in an imported set and in a run
 PARTS = ("train", "val", "test")
 # Why an image that was found is not used, by the step of the flow.
@@ -31,6 +31,7 @@ REASONS = {
     "unlisted": "a file without a label",
     "unreadable": "not an image, or too large",
     "truncated": "the file is cut short",
+    "blank": "the picture shows nothing",
     "conflict": "evidence or identical pictures disagree on the label",
     "duplicate": "identical to an image that is used",
 }
@@ -60,19 +61,22 @@ SCHEMA = pa.schema(
         ("age", pa.float32()),  # years at the examination; nan when unknown
         ("sex", pa.string()),  # F, M, O (DICOM's codes), or ''
         ("brightness", pa.float32()),  # mean gray of the displayed picture, 0 to 255; nan until examined
+        ("opposed", pa.int8()),  # 1 when dark and bright look exchanged, against the rest of the set
         ("mode", pa.string()),  # how the file stores its pixels, as Pillow names it: L, RGB ...; '' until examined
         *((border, pa.int32()) for border in BORDERS),
         ("refilled", pa.int32()),  # rows at the bottom that only repeat one block: a truncated JPEG, saved again
         ("boxes", pa.list_(pa.list_(pa.float64()))),  # fractures as x, y, w, h in pixels of boxes_width x boxes_height
         ("boxes_width", pa.int32()),  # size of the picture that the boxes refer to; width and height once examined
         ("boxes_height", pa.int32()),
-        ("note", pa.string()),  # why a label was corrected or an image is not used
+        ("note", pa.string()),  # why a label was corrected or an image is not used; what is odd about its header
         ("sha256", pa.string()),  # of the file's bytes; '' until examined
         ("pixel_hash", pa.string()),  # sha256 of size and gray pixels as displayed; '' when not decodable
     ]
 )
 _ROOT = b"fracray.root"
 _LICENCE = b"fracray.licence"
+_AUDIT = b"fracray.audit"
+_LATER = ("opposed",)  # columns that manifests of older versions lack
 
 
 @dataclass(frozen=True)
@@ -84,12 +88,13 @@ class Flow:
     unlisted: int
     unreadable: int
     truncated: int
+    blank: int
     conflict: int
     duplicate: int
     used: int
 
     def __post_init__(self) -> None:
-        left_out = self.missing + self.unlisted + self.unreadable + self.truncated + self.conflict + self.duplicate
+        left_out = sum(getattr(self, name) for name in REASONS)
         assert self.found == left_out + self.used, f"the counts do not add up: {self}"
 
     def lines(self) -> tuple[str, ...]:
@@ -100,6 +105,7 @@ class Flow:
             (-self.unlisted, f"unlisted: {REASONS['unlisted']}", False),
             (-self.unreadable, f"unreadable: {REASONS['unreadable']}", False),
             (-self.truncated, "truncated files", False),
+            (-self.blank, f"blank: {REASONS['blank']}", False),
             (-self.conflict, f"conflict: {REASONS['conflict']}", False),
             (-self.duplicate, f"duplicate: {REASONS['duplicate']}", False),
             (self.used, "images used", True),
@@ -120,11 +126,13 @@ class Manifest:
 
     root: the folder that its paths are relative to.
     licence: the terms of use as text, '' when not stated.
+    audit: the version of the audit that examined it, 0 where that is not known.
     """
 
     table: pd.DataFrame
     root: Path
     licence: str = ""
+    audit: int = 0
 
     @property
     def used(self) -> pd.DataFrame:
@@ -155,7 +163,9 @@ class Manifest:
         core = pa.Table.from_pandas(self.table[SCHEMA.names], schema=SCHEMA, preserve_index=False)
         for name in extra.column_names:
             core = core.append_column(name, extra[name])
-        core = core.replace_schema_metadata({_ROOT: str(self.root).encode(), _LICENCE: self.licence.encode()})
+        core = core.replace_schema_metadata(
+            {_ROOT: str(self.root).encode(), _LICENCE: self.licence.encode(), _AUDIT: str(self.audit).encode()}
+        )
         with atomic_path(Path(path)) as partial:
             pq.write_table(core, partial)
 
@@ -170,6 +180,10 @@ class Manifest:
             raise InputError(f"{path}: not readable as a Parquet manifest: {error}") from None
         remedy = "create it again from its data"
         metadata = arrow.schema.metadata or {}
+        for name in _LATER:
+            if name not in arrow.column_names:
+                field = SCHEMA.field(name)
+                arrow = arrow.append_column(field, pa.array([_unknown(field)] * len(arrow), field.type))
         absent = [name for name in SCHEMA.names if name not in arrow.column_names]
         if absent or _ROOT not in metadata:
             raise InputError(f"{path}: not a manifest: it lacks {', '.join(absent) or 'its root'}; {remedy}")
@@ -188,7 +202,8 @@ class Manifest:
             raise InputError(f"{path}: unknown status or split {', '.join(sorted(unknown))}; {remedy}")
         if table["image_id"].duplicated().any():
             raise InputError(f"{path}: image_id is not unique; {remedy}")
-        return cls(table, Path(metadata[_ROOT].decode()), metadata.get(_LICENCE, b"").decode())
+        audit = int(metadata.get(_AUDIT, b"0"))
+        return cls(table, Path(metadata[_ROOT].decode()), metadata.get(_LICENCE, b"").decode(), audit)
 
 
 def build(rows: Sequence[dict[str, Any]], root: Path) -> Manifest:

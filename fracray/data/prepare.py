@@ -212,11 +212,15 @@ def _phantom(config: DataConfig, cache: Path, console: Console) -> Path:
 def _manifest(root: Path, cache: Path, console: Console) -> Manifest:
     """The examined manifest of a folder: its own if it was imported, else from the cache where no file changed."""
     if (root / MANIFEST).is_file():
-        return open_imported(root)
+        return _imported(root, cache, console)
     path = cache / "manifests" / f"{_listing_key(root)}.parquet"
     if path.exists():
         return replace(Manifest.read(path), root=root)
-    manifest = read_fracatlas(root)
+    return _examine(read_fracatlas(root), path, console)
+
+
+def _examine(manifest: Manifest, path: Path, console: Console) -> Manifest:
+    """The manifest examined, and kept at `path`."""
     with progress_bar(console, "examining radiographs") as step:
         manifest = examine(manifest, step)
     try:
@@ -224,6 +228,30 @@ def _manifest(root: Path, cache: Path, console: Console) -> Manifest:
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error}; free space, or choose another data.cache") from None
     return manifest
+
+
+def _imported(root: Path, cache: Path, console: Console) -> Manifest:
+    """The manifest of an imported set; examined again, once, where another version did that at its import.
+
+    What was left out stays out, for its first status may be lost; what is found now is left out too.
+    """
+    manifest = open_imported(root)
+    if manifest.audit == AUDIT_VERSION:
+        return manifest
+    digest = hashlib.sha256((root / MANIFEST).read_bytes())
+    digest.update(f"{AUDIT_VERSION}:{root}".encode())
+    path = cache / "manifests" / f"{digest.hexdigest()[:32]}.parquet"
+    again = replace(Manifest.read(path), root=manifest.root) if path.exists() else _examine(manifest, path, console)
+    blank = again.flow().blank
+    shown = f"{blank:,} of its pictures show{'s' * (blank == 1)} nothing and {'is' if blank == 1 else 'are'} left out"
+    console.print(
+        f"note: {root} was imported by another version of fracray, so it was examined again"
+        f"{f': {shown}' if blank else ''}; import it again to keep the result with it",
+        style="yellow",
+        soft_wrap=True,
+        markup=False,
+    )
+    return again
 
 
 def _listing_key(root: Path) -> str:

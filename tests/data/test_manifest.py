@@ -46,21 +46,38 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
 
 
 def test_the_flow_counts_each_image_once():
-    statuses = ["ok", "ok", "ok", "truncated", "conflict", "conflict", "missing", "unreadable", "unlisted"]
+    statuses = ["ok", "ok", "ok", "truncated", "conflict", "conflict", "missing", "unreadable", "unlisted", "blank"]
     listed = [{"image_id": str(n), "label": 0, "status": status, "boxes": ()} for n, status in enumerate(statuses)]
     listed[1]["duplicate_of"] = "0"
     manifest = build(listed, ROOT)
     flow = manifest.flow()
-    assert flow == Flow(found=9, missing=1, unlisted=1, unreadable=1, truncated=1, conflict=2, duplicate=1, used=2)
+    assert flow == Flow(
+        found=10, missing=1, unlisted=1, unreadable=1, truncated=1, blank=1, conflict=2, duplicate=1, used=2
+    )
     assert manifest.used["image_id"].tolist() == ["0", "2"]
-    assert flow.lines()[0].split()[0] == "9"
+    assert flow.lines()[0].split()[0] == "10"
     assert flow.lines()[-1].split() == ["2", "images", "used"]
     assert sum(int(line.split()[0]) for line in flow.lines()[:-1]) == flow.used
 
 
 def test_a_flow_that_loses_an_image_cannot_be_made():
     with pytest.raises(AssertionError, match="do not add up"):
-        Flow(found=3, missing=0, unlisted=0, unreadable=0, truncated=0, conflict=0, duplicate=0, used=2)
+        Flow(found=3, missing=0, unlisted=0, unreadable=0, truncated=0, blank=0, conflict=0, duplicate=0, used=2)
+
+
+def test_a_manifest_of_an_older_version_is_read(tmp_path):
+    """Before pictures were compared with the rest of the set, and before the version of the audit was kept."""
+    manifest = replace(build(rows(), ROOT), audit=7)
+    path = tmp_path / "m.parquet"
+    manifest.write(path)
+    assert Manifest.read(path).audit == 7
+    new = pq.read_table(path)
+    metadata = {key: value for key, value in new.schema.metadata.items() if key != b"fracray.audit"}
+    pq.write_table(new.drop_columns(["opposed"]).replace_schema_metadata(metadata), path)
+    old = Manifest.read(path)
+    assert old.audit == 0
+    assert old.table["opposed"].tolist() == [0, 0, 0, 0]
+    assert old.fingerprint() == manifest.fingerprint()
 
 
 def test_the_fingerprint_follows_files_and_labels_but_not_the_folder():

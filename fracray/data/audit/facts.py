@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 
 from fracray.config import SplitConfig
+from fracray.data.audit.grays import Grays, find_grays
+from fracray.data.audit.shares import FractureShare, PictureSet, fracture_share, picture_set, shares
 from fracray.data.baselines import IdLeak, Shortcut, score_leak, score_shortcuts
 from fracray.data.manifest import STATUSES, Flow, Manifest, file_number
 from fracray.data.splits.assign import name_groups
@@ -22,36 +24,6 @@ MOST_VALUES = 12
 MOST_BLOCKS = 24
 BLOCK_SIZES = tuple(step * 10**power for power in range(17) for step in (10, 25, 50))
 LEAK_BLOCKS = (1, 10, 50, 200)  # 1: row by row, like a random split
-
-
-@dataclass(frozen=True)
-class FractureShare:
-    """Images with something in common, and their share of fractured ones, 0 to 1, with its 95% Wilson interval."""
-
-    name: str
-    images: int
-    fractured: int
-    share: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class ListedImage:
-    """One image as a report shows it; `label` is 1 for fractured, `used` whether it may be trained on."""
-
-    image_id: str
-    label: int
-    status: str
-    used: bool
-
-
-@dataclass(frozen=True)
-class PictureSet:
-    """Images that belong together; `words` says why."""
-
-    images: tuple[ListedImage, ...]
-    words: str
 
 
 @dataclass(frozen=True)
@@ -167,6 +139,7 @@ class Findings:
     duplicates: Duplicates
     conflicts: Conflicts
     cut: CutPictures
+    grays: Grays
     prevalence: Prevalence
     shortcuts: Shortcuts
 
@@ -189,6 +162,7 @@ def find(manifest: Manifest, origin: str, block: int, most_sets: int = 8, seed: 
         duplicates=_duplicates(manifest, most_sets),
         conflicts=_conflicts(manifest, 3 * most_sets),
         cut=_cut(manifest, 3 * most_sets),
+        grays=find_grays(manifest, 3 * most_sets),
         prevalence=_prevalence(manifest),
         shortcuts=_shortcuts(manifest, used, block, seed),
     )
@@ -200,27 +174,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def fracture_share(name: str, labels: pd.Series) -> FractureShare:
-    """The share of fractured among labels in {0, 1}; nan without a label."""
-    images, fractured = len(labels), int(labels.sum())
-    if not images:
-        return FractureShare(name, 0, 0, math.nan, math.nan, math.nan)
-    from scipy.stats import binomtest  # takes a third of a second to import
-
-    interval = binomtest(fractured, images).proportion_ci(method="wilson")
-    return FractureShare(name, images, fractured, fractured / images, float(interval.low), float(interval.high))
-
-
-def _shares(names: pd.Series, labels: pd.Series, most: int) -> tuple[FractureShare, ...]:
-    """One share for each name, the most frequent first, those beyond `most` as 'other'."""
-    counts = names.value_counts()
-    order = sorted(counts.index, key=lambda name: (-counts[name], name))
-    kept = order if len(order) <= most else order[: most - 1]
-    shares = [fracture_share(str(name), labels[names == name]) for name in kept]
-    rest = ~names.isin(kept)
-    return (*shares, fracture_share("other", labels[rest])) if rest.any() else tuple(shares)
 
 
 # ---------------------------------------------------------------- files and formats
@@ -242,11 +195,11 @@ def _formats(table: pd.DataFrame) -> Formats:
     size = table["width"].astype(str) + "x" + table["height"].astype(str)
     longer = table[["width", "height"]].max(axis=1)
     return Formats(
-        sizes=_shares(size, table["label"], MOST_SIZES),
+        sizes=shares(size, table["label"], MOST_SIZES),
         smallest=int(longer.min()) if len(table) else 0,
         largest=int(longer.max()) if len(table) else 0,
-        modes=_shares(table["mode"], table["label"], MOST_VALUES),
-        orientations=_shares(table["exif_orientation"].astype(str), table["label"], MOST_VALUES),
+        modes=shares(table["mode"], table["label"], MOST_VALUES),
+        orientations=shares(table["exif_orientation"].astype(str), table["label"], MOST_VALUES),
         turned=tuple(table["image_id"][table["exif_orientation"] > 1]),
     )
 
@@ -255,14 +208,14 @@ def _formats(table: pd.DataFrame) -> Formats:
 
 
 def _duplicates(manifest: Manifest, most: int) -> Duplicates:
-    table = manifest.table
+    table = manifest.table[manifest.table["status"] != "blank"]  # all alike, without being copies
     components = table[table["component"] != ""].groupby("component", sort=False)
     largest = sorted(components.groups.items(), key=lambda item: (-len(item[1]), item[0]))[:most]
     return Duplicates(
         byte=_set_count(table["sha256"]),
         pixel=_set_count(table["pixel_hash"]),
         near=_set_count(table["component"]),
-        shown=tuple(_picture_set(manifest, table.loc[rows], _likeness(table.loc[rows])) for _, rows in largest),
+        shown=tuple(picture_set(table.loc[rows], _likeness(table.loc[rows])) for _, rows in largest),
     )
 
 
@@ -296,7 +249,7 @@ def _conflicts(manifest: Manifest, most: int) -> Conflicts:
         sets.append((tuple(table.index[alike]), row.note))
     unique = dict(reversed(sets))  # the note of the first of each set
     ordered = sorted(unique.items())[:most]
-    return Conflicts(len(contradicted), tuple(_picture_set(manifest, table.loc[list(r)], why) for r, why in ordered))
+    return Conflicts(len(contradicted), tuple(picture_set(table.loc[list(r)], why) for r, why in ordered))
 
 
 def _cut(manifest: Manifest, most: int) -> CutPictures:
@@ -309,19 +262,13 @@ def _cut(manifest: Manifest, most: int) -> CutPictures:
         words = f"{row.image_id}: {row.refilled} of {row.height} rows filled; " + (
             "the same exposure is shown next to it" if twins else "no other picture of this exposure"
         )
-        shown.append(_picture_set(manifest, table[alike], words))
+        shown.append(picture_set(table[alike], words))
     return CutPictures(
         truncated=fracture_share("truncated files", table["label"][table["status"] == "truncated"]),
         refilled=fracture_share("filled and saved again", refilled["label"]),
         refilled_rows=tuple(zip(refilled["image_id"], refilled["refilled"].astype(int).tolist(), strict=True)),
         shown=tuple(shown),
     )
-
-
-def _picture_set(manifest: Manifest, rows: pd.DataFrame, words: str) -> PictureSet:
-    usable = (rows["status"] == "ok") & (rows["duplicate_of"] == "")
-    images = zip(rows["image_id"], rows["label"].astype(int), rows["status"], usable, strict=True)
-    return PictureSet(tuple(ListedImage(i, int(label), status, bool(used)) for i, label, status, used in images), words)
 
 
 # ---------------------------------------------------------------- prevalence and shortcuts
@@ -346,7 +293,7 @@ def _prevalence(manifest: Manifest) -> Prevalence:
         "lower end": (used["refilled"] > 0).map({False: "complete", True: "filled"}),
     }
     breakdowns = tuple(
-        Breakdown(name, _shares(values.replace("", "unknown"), used["label"], MOST_VALUES))
+        Breakdown(name, shares(values.replace("", "unknown"), used["label"], MOST_VALUES))
         for name, values in known.items()
         if values.nunique() > 1
     )

@@ -16,7 +16,8 @@ import cv2
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from fracray.data.audit.facts import Blocks, Findings, PictureSet
+from fracray.data.audit.facts import Blocks, Findings
+from fracray.data.audit.shares import PictureSet
 from fracray.data.audit.verdicts import Verdict, sum_up
 from fracray.data.images.decode import preview
 from fracray.data.manifest import Manifest
@@ -33,6 +34,7 @@ HEADINGS = {
     "duplicates": "Duplicates",
     "conflicts": "Contradicting labels",
     "cut": "Pictures without their lower end",
+    "grays": "Blank or inverted pictures",
     "prevalence": "Prevalence",
     "shortcuts": "Shortcuts",
 }
@@ -59,7 +61,7 @@ def as_html(findings: Findings, verdicts: Sequence[Verdict], manifest: Manifest)
         lstrip_blocks=True,
     )
     tree = findings.as_dict()
-    sets = (*findings.duplicates.shown, *findings.conflicts.sets, *findings.cut.shown)
+    sets = (*findings.duplicates.shown, *findings.conflicts.sets, *findings.cut.shown, *findings.grays.shown)
     return environment.get_template("audit.html").render(
         findings=findings,
         overall=sum_up(verdicts),

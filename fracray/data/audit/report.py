@@ -11,6 +11,8 @@ from fracray.data.audit.verdicts import Verdict, sum_up
 from fracray.metrics import Interval
 from fracray.runtime.console import new_table
 
+MOST_NOTES = 20  # notes on images that are printed
+
 
 def say_audit(console: Console, findings: Findings, verdicts: Sequence[Verdict]) -> None:
     """Print the flow, the prevalence, the scores of the no-pixel predictors, and one verdict per section."""
@@ -24,6 +26,12 @@ def say_audit(console: Console, findings: Findings, verdicts: Sequence[Verdict])
     say("similar images: " + "; ".join(f"{kind} {c.images:,} images in {c.sets:,} sets" for kind, c in counts.items()))
     for row in findings.cut.refilled_rows:
         say(f"filled: {row[0]}, the last {row[1]} rows")
+    if findings.grays.opposed_ids:
+        say(f"look inverted: {', '.join(findings.grays.opposed_ids)}")
+    for note in findings.files.notes[:MOST_NOTES]:
+        say(f"note: {note}")
+    if len(findings.files.notes) > MOST_NOTES:
+        say(f"and notes on {len(findings.files.notes) - MOST_NOTES:,} more images: see --json, or `check`")
     values = new_table("of the used images")
     for heading in ("images", "fractured", "95% interval"):
         values.add_column(heading, justify="right")

@@ -1,4 +1,4 @@
-"""The audit: decodes every file once and finds truncated, unreadable, identical, similar and contradictory ones.
+"""The audit: decodes every file once and finds truncated, unreadable, blank, identical, similar, contradictory ones.
 
 Fills the manifest's sizes, modes, borders, hashes, statuses and duplicate components. Must not know of splits, of
 models, or of Ray.
@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fracray.data.audit.polarity import opposed
 from fracray.data.duplicates import THUMB, Pair, connected_sets, equal, near_duplicates
 from fracray.data.images.decode import HEAD, FileInspection, fit_boxes, inspect_file
 from fracray.data.manifest import BORDERS, Manifest
 from fracray.errors import InputError
 
 # Part of the key of cached audits: raise it when the same files would get another result.
-AUDIT_VERSION = 6
+AUDIT_VERSION = 7
 
 MOST_NAMED = 5  # images named in one note
 _AT_ONCE = 4096  # files passed to the threads at a time
@@ -48,6 +49,7 @@ _FILLED = (
     "sha256",
     "pixel_hash",
     "brightness",
+    "opposed",
     "mode",
     *BORDERS,
     "refilled",
@@ -63,13 +65,15 @@ def examine(
     """Decode every file once, on `workers` threads (default: one per CPU); check each alone and against the others.
 
     Each file alone: truncated; unreadable (not JPEG, PNG or DICOM, or declared too large and therefore not decoded);
-    else its size, orientation, hashes, and its boxes scaled and turned to the picture as displayed.
+    blank (it shows nothing: see `images.blank`); else its size, orientation, hashes, and its boxes scaled and turned to
+    the picture as displayed. A blank picture is compared with no other one: all of its kind are alike.
     Against the others: the *same picture* has equal pixels as displayed, or is a truncated file whose bytes begin
     another file, or a copy that agrees in every textured tile (encoded again). Where labels differ within a set of same
     pictures, all members get the status 'conflict', because nothing shows which label is wrong; truncated members keep
     their status, but their label counts. Of readable files with equal pixels and label, the first in the table is used
     and the others are its duplicates. Near duplicates (perceptual hash, then tile by tile) only get the same
-    `component`, as do all of the above. Raises nothing for bad files. `progress` is called with (files done, files).
+    `component`, as do all of the above. `opposed` is set as in `polarity`. Raises nothing for
+    bad files. `progress` is called with (files done, files).
     """
     table = manifest.table.copy()
     cells: _Cells = {name: table[name].tolist() for name in ("image_id", "label", *_FILLED)}
@@ -82,15 +86,22 @@ def examine(
         warnings.simplefilter("ignore")
         for start in range(0, len(paths), _AT_ONCE):
             for seen in pool.map(inspect_file, paths[start : start + _AT_ONCE]):
-                thumbnails.keep(len(inspections), seen)
+                if seen.fault != "blank":
+                    thumbnails.keep(len(inspections), seen)
                 inspections.append(replace(seen, thumb=None))
                 if progress:
                     progress(len(inspections), len(paths))
     for row, seen in zip(rows, inspections, strict=True):
         _fill(cells, row, seen)
+    # Blank pictures are all alike, without being copies of each other.
+    inspections = [
+        replace(seen, sha256="", head="", pixel_hash="") if seen.fault == "blank" else seen for seen in inspections
+    ]
     exact = equal(seen.pixel_hash for seen in inspections)
     twins = _cut_from(paths, inspections)
-    copies = thumbnails.copies()
+    copies, inverted = thumbnails.compared(inspections)
+    for at in inverted | {other for first, other in exact if first in inverted}:
+        cells["opposed"][rows[at]] = 1
     same = exact + twins + [(a, b) for a, b, share in copies if share == 1.0]
     for members in connected_sets(len(rows), same):
         _find_conflict(cells, [rows[member] for member in members])
@@ -104,7 +115,7 @@ def examine(
             cells["component"][rows[member]] = cells["image_id"][rows[members[0]]]
     for name in _FILLED:
         table[name] = pd.Series(cells[name], index=table.index, dtype=table[name].dtype)
-    return replace(manifest, table=table)
+    return replace(manifest, table=table, audit=AUDIT_VERSION)
 
 
 def _fill(cells: _Cells, row: int, seen: FileInspection) -> None:
@@ -112,7 +123,7 @@ def _fill(cells: _Cells, row: int, seen: FileInspection) -> None:
     cells["sha256"][row], cells["pixel_hash"][row] = seen.sha256, seen.pixel_hash
     cells["width"][row], cells["height"][row] = seen.width, seen.height
     cells["exif_orientation"][row], cells["brightness"][row] = seen.orientation, seen.brightness
-    cells["mode"][row], cells["refilled"][row] = seen.mode, seen.refilled
+    cells["mode"][row], cells["refilled"][row], cells["opposed"][row] = seen.mode, seen.refilled, 0
     for name, width in zip(BORDERS, seen.borders, strict=True):
         cells[name][row] = width
     cells["duplicate_of"][row] = cells["component"][row] = ""
@@ -124,7 +135,13 @@ def _fill(cells: _Cells, row: int, seen: FileInspection) -> None:
         cells["boxes_width"][row], cells["boxes_height"][row] = shown
     if seen.fault:
         cells["status"][row] = seen.fault
-        _add_note(cells, row, seen.note)
+    if seen.fault == "blank":  # an older audit compared blank pictures with each other
+        kept = [part for part in cells["note"][row].split("; ") if _SAME_PICTURE not in part]
+        cells["note"][row] = "; ".join(kept)
+    _add_note(cells, row, seen.note)
+
+
+_SAME_PICTURE = "but the same picture as"
 
 
 def _add_note(cells: _Cells, row: int, text: str) -> None:
@@ -141,7 +158,7 @@ def _find_conflict(cells: _Cells, same: Sequence[int]) -> None:
         if others := by_label[1 - label[row]]:
             more = f" and {len(others) - MOST_NAMED:,} more" if len(others) > MOST_NAMED else ""
             named = f"{', '.join(others[:MOST_NAMED])}{more}"
-            _add_note(cells, row, f"labelled {label[row]}, but the same picture as {named}, with the other label")
+            _add_note(cells, row, f"labelled {label[row]}, {_SAME_PICTURE} {named}, with the other label")
             if cells["status"][row] == "ok":
                 cells["status"][row] = "conflict"
 
@@ -186,16 +203,19 @@ class _ThumbnailFile:
         self._at.append(at)
         self._hashes.append(seen.phash)
 
-    def copies(self) -> list[tuple[int, int, float]]:
-        """Pairs of files that show the same exposure, with the share of tiles that agree; call it once."""
+    def compared(self, seen: Sequence[FileInspection]) -> tuple[list[tuple[int, int, float]], set[int]]:
+        """Pairs of files that show the same exposure, with the share of tiles that agree, and the files whose dark and
+        bright look exchanged; call it once."""
         with self._file:
             if not self._at:
-                return []
+                return [], set()
             with _full_disk():
                 self._file.flush()
             thumbs = np.memmap(self._file, np.uint8, "r", shape=(len(self._at), THUMB, THUMB))
             pairs = near_duplicates(thumbs, np.array(self._hashes, dtype=np.uint64))
-        return [(self._at[a], self._at[b], share) for a, b, share in pairs]
+            whole = np.flatnonzero([not seen[at].fault for at in self._at])
+            inverted = whole[opposed(thumbs, whole)]
+        return [(self._at[a], self._at[b], share) for a, b, share in pairs], {self._at[at] for at in inverted}
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fracray.data.audit.facts import Blocks, Breakdown, Findings, FractureShare
+from fracray.data.audit.facts import Blocks, Breakdown, Findings
+from fracray.data.audit.shares import FractureShare
 from fracray.data.baselines import IdLeak, Shortcut
 
 Level = Literal["ok", "look", "stop"]
@@ -19,6 +20,7 @@ CONTRADICTED = 0.05  # share of files in conflict above which all labels are in 
 DIFFERENT = 0.10  # difference from the overall prevalence that is worth a look ...
 ENOUGH = 30  # ... in at least this many images, with an interval that excludes the overall prevalence
 SEEN = 0.60  # AUROC of a shortcut that is worth a look if its interval excludes chance
+MOST_NAMED = 10  # files named in one verdict
 STRONG = 0.80  # AUROC of a shortcut that could explain a classifier's own score
 
 
@@ -37,13 +39,14 @@ class Verdict:
 
 
 def judge(findings: Findings) -> tuple[Verdict, ...]:
-    """One verdict each on files, formats, duplicates, conflicts, cut, prevalence and shortcuts, in this order."""
+    """One verdict each on files, formats, duplicates, conflicts, cut, grays, prevalence, shortcuts, in this order."""
     return (
         _files(findings),
         _formats(findings),
         _duplicates(findings),
         _conflicts(findings),
         _cut(findings),
+        _grays(findings),
         _prevalence(findings),
         _shortcuts(findings),
     )
@@ -76,6 +79,7 @@ def _files(findings: Findings) -> Verdict:
         "not listed": flow.unlisted,
         "unreadable": flow.unreadable,
         "truncated": flow.truncated,
+        "blank": flow.blank,
     }
     words = ", ".join(f"{count:,} {name}" for name, count in lost.items() if count)
     if not words:
@@ -147,6 +151,24 @@ def _cut(findings: Findings) -> Verdict:
     why = f"{'; '.join(words)}: a filled lower end can reveal the label."
     done = "fracray leaves truncated files out and keeps filled ones, in one group with their complete copies."
     return Verdict("cut", "look", why, done)
+
+
+def _grays(findings: Findings) -> Verdict:
+    blank, opposed = findings.grays.blank, findings.grays.opposed
+    if not blank.images and not opposed.images:
+        return Verdict("grays", "ok", "Every picture shows something, and none looks inverted.", "")
+    said, done = [], []
+    if blank.images:
+        said.append(f"{_count(blank.images, 'picture shows', 'pictures show')} nothing, {_of(blank)}")
+        done.append("fracray leaves blank pictures out.")
+    if opposed.images:
+        ids = findings.grays.opposed_ids
+        more = f" and {len(ids) - MOST_NAMED:,} more" if len(ids) > MOST_NAMED else ""
+        looks = _count(opposed.images, "picture looks", "pictures look")
+        named = f"{', '.join(ids[:MOST_NAMED])}{more}"
+        said.append(f"{looks} inverted against the rest of the set, {_of(opposed)}: {named}")
+        done.append("fracray uses what looks inverted as it is: look at it, and correct the file or leave it out.")
+    return Verdict("grays", "look", f"{'; '.join(said)}.", " ".join(done))
 
 
 def _of(share: FractureShare) -> str:

@@ -17,6 +17,9 @@ from PIL import Image, ImageFile
 
 from fracray.data.duplicates import THUMB
 from fracray.data.images import dicom
+from fracray.data.images.blank import nothing_shown
+from fracray.data.images.dicom_display import stretch
+from fracray.data.images.dicom_fields import DicomError
 from fracray.data.images.margins import borders, refilled
 from fracray.data.manifest import BORDERS, Box
 
@@ -40,13 +43,14 @@ REDUCED = {
 class FileInspection:
     """What reading and decoding one file shows.
 
-    width and height are as displayed. pixel_hash is sha256 of size and gray pixels as displayed, '' for a fault.
-    thumb, (THUMB, THUMB) uint8, and phash, its DCT hash, show what could be decoded; thumb is None if nothing. head is
-    sha256 of the first HEAD bytes. brightness is the mean gray of the whole picture, 0 to 255; nan for a fault.
-    mode is the file's own (Pillow's name). borders (px, order of BORDERS) and refilled (rows) are 0 for a fault.
+    width and height are as displayed. pixel_hash is sha256 of size and gray pixels as displayed, '' where they cannot
+    all be decoded. thumb, (THUMB, THUMB) uint8, and phash, its DCT hash, show what could be decoded; thumb is None if
+    nothing. head is sha256 of the first HEAD bytes. brightness is the mean gray of the whole picture, 0 to 255; nan
+    where it cannot all be decoded. mode is the file's own (Pillow's name). borders (px, order of BORDERS) and refilled
+    (rows) are 0 there.
     """
 
-    fault: str = ""  # '', 'truncated' or 'unreadable'
+    fault: str = ""  # '', 'truncated', 'unreadable' or 'blank'
     note: str = ""
     sha256: str = ""
     head: str = ""
@@ -66,8 +70,9 @@ class FileInspection:
 class DecodedImage:
     """The result of `decode`.
 
-    gray: the picture as displayed, (height, width) uint8, or the part that could be decoded; None if nothing. width,
-    height: as displayed, of the full picture; 0 if the header is not readable. orientation: EXIF's.
+    gray: the picture as displayed, (height, width) uint8, or the part that could be decoded; None if nothing. note: why
+    there is a fault, or what of a DICOM header was not followed. width, height: as displayed, of the full picture; 0 if
+    the header is not readable. orientation: EXIF's.
     """
 
     gray: np.ndarray | None = None
@@ -119,8 +124,11 @@ def inspect_file(path: Path) -> FileInspection:
         return replace(seen, thumb=thumb, phash=phash)
     size = f"{found.gray.shape[1]}x{found.gray.shape[0]}:".encode()
     pixels = hashlib.sha256(size + np.ascontiguousarray(found.gray).tobytes()).hexdigest()
+    why = nothing_shown(found.gray)
     return replace(
         seen,
+        fault="blank" if why else "",
+        note="; ".join(filter(None, [why, seen.note])),
         pixel_hash=pixels,
         thumb=thumb,
         phash=phash,
@@ -209,13 +217,14 @@ def decode(data: bytes, reduction: int = 1, known: KnownGeometry | None = None) 
 def _decode_dicom(data: bytes) -> DecodedImage:
     try:
         picture = dicom.open_image(data, MAX_PIXELS)
-    except dicom.DicomError as error:
+    except DicomError as error:
         return DecodedImage(fault=error.fault, note=str(error))
     seen = DecodedImage(width=picture.width, height=picture.height, orientation=1)
     try:
-        return replace(seen, gray=dicom.gray(picture))
-    except dicom.DicomError as error:
-        return replace(seen, fault=error.fault, note=str(error))
+        shown = dicom.gray(picture)
+    except DicomError as error:
+        return replace(seen, fault=error.fault, note="; ".join([str(error), *picture.notes]))
+    return replace(seen, gray=shown, note="; ".join(picture.notes))
 
 
 def _has_end(data: bytes) -> bool | None:
@@ -232,7 +241,7 @@ def _load_quickly(data: bytes, image: ImageFile.ImageFile, reduction: int) -> np
     flag = cv2.IMREAD_UNCHANGED if image.mode.startswith("I;16") else REDUCED[reduction]
     decoded = _by_opencv(data, flag)
     if decoded is not None and decoded.dtype == np.uint16:
-        shown = dicom.stretch(np.arange(2**16), np.bincount(decoded.ravel(), minlength=2**16))
+        shown = stretch(np.arange(2**16), np.bincount(decoded.ravel(), minlength=2**16))
         decoded = np.rint(np.clip(shown, 0, 1) * 255).astype(np.uint8)[decoded]
     return decoded
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from pydicom.dataset import Dataset
 from pydicom.filereader import dcmread
 
-from fracray.data.images.dicom import DicomError, as_dicom_errors, inflated_header, is_deflated
+from fracray.data.images.dicom import inflated_header, is_deflated
+from fracray.data.images.dicom_fields import DicomError, as_dicom_errors
 
 _HEADER_TAGS = (
     "SpecificCharacterSet", "SOPInstanceUID", "StudyInstanceUID", "AccessionNumber", "PatientID", "PatientName",

@@ -166,6 +166,7 @@ def test_copies_conflicts_and_lost_ends_are_counted_and_shown(tmp_path):
         "duplicates": "look",
         "conflicts": "look",
         "cut": "look",
+        "grays": "ok",
         "prevalence": "ok",
         "shortcuts": levels(findings)["shortcuts"],
     }

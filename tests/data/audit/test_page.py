@@ -129,7 +129,7 @@ def test_the_page_is_one_file_that_loads_nothing(manifest):
     images = page.all("img")
     shown = {
         image["image_id"]
-        for kind in (("duplicates", "shown"), ("conflicts", "sets"), ("cut", "shown"))
+        for kind in (("duplicates", "shown"), ("conflicts", "sets"), ("cut", "shown"), ("grays", "shown"))
         for each in tree["findings"][kind[0]][kind[1]]
         for image in each["images"]
     }

@@ -31,7 +31,8 @@ from pydicom.uid import (
 )
 
 from fracray.data.images.decode import MAX_BYTES, MAX_PIXELS, decode, inspect_file
-from fracray.data.images.dicom import DicomError, gray, is_dicom, open_image
+from fracray.data.images.dicom import gray, is_dicom, open_image
+from fracray.data.images.dicom_fields import DicomError
 from fracray.data.images.dicom_header import Header, read_header
 from fracray.data.loading.ingest import decode as decode_for_shard
 from fracray.data.loading.ingest import letterbox
