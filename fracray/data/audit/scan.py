@@ -24,7 +24,7 @@ from fracray.data.manifest import BORDERS, Manifest
 from fracray.errors import InputError
 
 # Part of the key of cached audits: raise it when the same files would get another result.
-AUDIT_VERSION = 6
+AUDIT_VERSION = 7
 
 MOST_NAMED = 5  # images named in one note
 _AT_ONCE = 4096  # files passed to the threads at a time
@@ -62,7 +62,7 @@ def examine(
 ) -> Manifest:
     """Decode every file once, on `workers` threads (default: one per CPU); check each alone and against the others.
 
-    Each file alone: truncated; unreadable (not JPEG, PNG or DICOM, or declared too large and therefore not decoded);
+    Each file alone: truncated; unreadable (of no kind that is read, or declared too large and therefore not decoded);
     else its size, orientation, hashes, and its boxes scaled and turned to the picture as displayed.
     Against the others: the *same picture* has equal pixels as displayed, or is a truncated file whose bytes begin
     another file, or a copy that agrees in every textured tile (encoded again). Where labels differ within a set of same

@@ -31,7 +31,7 @@ from fracray.errors import InputError, RunError
 from fracray.runtime.resources import alone, capacity, here
 from fracray.runtime.storage import Folder
 
-INGEST_VERSION = 3  # raise it when the pixels of a shard, or which images share a file, would change
+INGEST_VERSION = 4  # raise it when the pixels of a shard, or which images share a file, would change
 SHARD_BYTES = 8 * 2**20
 SHARD_ROWS = 2048
 FILE_PIXELS = 64_000_000  # least number of pixels of the original radiographs in a shard file: 0.1 to 0.2 s of decoding

@@ -1,0 +1,141 @@
+"""JPEG and PNG whose samples OpenCV and Pillow do not show rightly: of more than 8 bits, or transparent.
+
+Both cut 16 bits of colour to 8 and drop what is transparent, and neither reads JPEG of 12 bits. imagecodecs gives the
+samples as stored. Knows nothing of folders, labels or manifests.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import imagecodecs
+import numpy as np
+from PIL import Image
+
+from fracray.data.images.exif import orientation_of
+from fracray.data.images.samples import PictureError, check_size, over_black, shown
+
+_EXIF = b"Exif\0\0"
+_MODES = {1: "I", 3: "RGB", 4: "CMYK"}
+_ALPHA_TYPES = (4, 6)  # PNG's colour types with an opacity of their own
+
+
+@dataclass(frozen=True, slots=True)
+class DeepJpeg:
+    """A JPEG of more than 8 bits, whose size was checked and which is not decoded; width and height as stored, px."""
+
+    data: bytes
+    width: int
+    height: int
+    bits: int
+    components: int
+
+    @property
+    def mode(self) -> str:
+        return f"{_MODES.get(self.components, self.components)};{self.bits}"
+
+    @property
+    def orientation(self) -> int:
+        return orientation_of(self._exif)
+
+    def _exif(self) -> Image.Exif:
+        exif = Image.Exif()
+        blocks = (self.data[at:end] for marker, at, end in _segments(self.data) if marker == 0xE1)
+        exif.load(next((block for block in blocks if block.startswith(_EXIF)), b""))
+        return exif
+
+    def gray(self) -> np.ndarray:
+        """The picture as a viewer shows it, before it is turned: (height, width) uint8. PictureError where damaged."""
+        if b"\xff\xd9" not in self.data[-64:]:
+            raise PictureError("truncated", "")
+        try:
+            samples = imagecodecs.jpeg8_decode(self.data)
+        except Exception as error:  # whatever a decoder raises on unknown bytes
+            raise PictureError("unreadable", f"its pixels cannot be decoded: {error}") from None
+        if samples.shape[:2] != (self.height, self.width) or samples.shape[2:] not in ((), (3,)):
+            raise PictureError("unreadable", "its picture is not of the announced size, or neither gray nor RGB")
+        return shown(samples)
+
+
+def open_deep_jpeg(data: bytes) -> DeepJpeg | None:
+    """The picture of a JPEG of more than 8 bits; None for any other. PictureError where it is too large."""
+    for marker, at, _ in _segments(data):
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            try:
+                bits, height, width, components = struct.unpack_from(">BHHB", data, at)
+            except struct.error:
+                return None
+            if bits <= 8:
+                return None
+            check_size(width, height)
+            return DeepJpeg(data, width, height, bits, components)
+    return None
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, first and end byte of the content of each segment of a JPEG before the data of its picture."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        if marker == 0xDA:
+            return
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        yield marker, at + 4, at + 2 + length
+        at += 2 + length
+
+
+@dataclass(frozen=True, slots=True)
+class PngHead:
+    """What the chunks before the pixels of a PNG say: bits a sample, whether it may be transparent, animated frames."""
+
+    bits: int
+    colour: bool
+    transparent: bool
+    frames: int
+
+    @property
+    def special(self) -> bool:
+        return self.bits > 8 or self.transparent
+
+    def mode(self, pillows: str) -> str:
+        """How the pixels are stored; `pillows` is Pillow's word, which does not know 16 bits of colour."""
+        if self.bits <= 8 or not (self.colour or self.transparent):
+            return pillows
+        return f"{'RGB' if self.colour else 'L'}{'A' * self.transparent};{self.bits}"
+
+    def gray(self, data: bytes, plain: np.ndarray | None) -> np.ndarray | None:
+        """The picture as a viewer shows it: uint8. plain: the same without transparency, as OpenCV decodes it.
+
+        None where it cannot be decoded.
+        """
+        if self.bits <= 8 and plain is None:
+            return None
+        try:
+            samples = imagecodecs.png_decode(data)
+        except Exception:  # whatever a decoder raises on unknown bytes; the caller asks Pillow why
+            return None
+        samples = samples if samples.ndim == 3 else samples[..., None]
+        alpha = samples[..., -1] if samples.shape[2] in (2, 4) else None
+        if self.bits <= 8:
+            return plain if alpha is None or plain is None else over_black(plain, alpha)
+        return shown(samples[..., :3] if samples.shape[2] > 2 else samples[..., 0], alpha)
+
+
+def png_head(data: bytes) -> PngHead | None:
+    """The head of a PNG; None where it is cut or damaged."""
+    transparent, frames, at = False, 1, 33
+    if len(data) < at:
+        return None
+    bits, kind = data[24], data[25]
+    while at + 8 <= len(data):
+        length, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        if name == b"IDAT":
+            break
+        transparent |= name == b"tRNS"
+        if name == b"acTL":
+            frames = int.from_bytes(data[at + 8 : at + 12], "big")
+        at += 12 + length
+    return PngHead(bits, bool(kind & 2), transparent or kind in _ALPHA_TYPES, frames)
