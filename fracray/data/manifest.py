@@ -5,6 +5,7 @@ know where the rows come from, how images are decoded, or how splits are drawn.
 """
 
 import hashlib
+import json
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -29,7 +30,7 @@ PARTS = ("train", "val", "test")
 REASONS = {
     "missing": "listed, but no file",
     "unlisted": "a file without a label",
-    "unreadable": "not an image, or too large",
+    "unreadable": "not a picture of a kind that is read, damaged, or too large",
     "truncated": "the file is cut short",
     "conflict": "evidence or identical pictures disagree on the label",
     "duplicate": "identical to an image that is used",
@@ -73,6 +74,7 @@ SCHEMA = pa.schema(
 )
 _ROOT = b"fracray.root"
 _LICENCE = b"fracray.licence"
+_REMARKS = b"fracray.remarks"
 
 
 @dataclass(frozen=True)
@@ -120,11 +122,13 @@ class Manifest:
 
     root: the folder that its paths are relative to.
     licence: the terms of use as text, '' when not stated.
+    remarks: sentences on the set as a whole, such as what its folder holds beside pictures.
     """
 
     table: pd.DataFrame
     root: Path
     licence: str = ""
+    remarks: tuple[str, ...] = ()
 
     @property
     def used(self) -> pd.DataFrame:
@@ -143,6 +147,17 @@ class Manifest:
         noted = self.table[self.table["note"] != ""]
         return tuple(f"{row.image_id}: {row.note}" for row in noted.itertuples())
 
+    def causes(self, status: str, most: int = 10) -> tuple[str, ...]:
+        """Why images have a status, the most frequent cause first: 'unreadable: 12 (scan7 ...): of kind HEIC ...'."""
+        rows = self.table[self.table["status"] == status]
+        causes = sorted(rows.groupby("note")["image_id"], key=lambda cause: -len(cause[1]))
+        lines = [
+            f"{status}: {len(ids):,} ({ids.iloc[0]}{' ...' * (len(ids) > 1)}): {note or 'its cause is not known'}"
+            for note, ids in causes[:most]
+        ]
+        rest = sum(len(ids) for _, ids in causes[most:])
+        return (*lines, f"{status}: {rest:,} of other causes") if rest else tuple(lines)
+
     def fingerprint(self) -> str:
         """sha256 (hex) over image_id, file hash and label of every row: equal for equal data in any folder."""
         columns = (self.table[name].tolist() for name in ("image_id", "sha256", "label"))
@@ -155,7 +170,13 @@ class Manifest:
         core = pa.Table.from_pandas(self.table[SCHEMA.names], schema=SCHEMA, preserve_index=False)
         for name in extra.column_names:
             core = core.append_column(name, extra[name])
-        core = core.replace_schema_metadata({_ROOT: str(self.root).encode(), _LICENCE: self.licence.encode()})
+        core = core.replace_schema_metadata(
+            {
+                _ROOT: str(self.root).encode(),
+                _LICENCE: self.licence.encode(),
+                _REMARKS: json.dumps(self.remarks).encode(),
+            }
+        )
         with atomic_path(Path(path)) as partial:
             pq.write_table(core, partial)
 
@@ -188,7 +209,12 @@ class Manifest:
             raise InputError(f"{path}: unknown status or split {', '.join(sorted(unknown))}; {remedy}")
         if table["image_id"].duplicated().any():
             raise InputError(f"{path}: image_id is not unique; {remedy}")
-        return cls(table, Path(metadata[_ROOT].decode()), metadata.get(_LICENCE, b"").decode())
+        return cls(
+            table,
+            Path(metadata[_ROOT].decode()),
+            metadata.get(_LICENCE, b"").decode(),
+            tuple(json.loads(metadata.get(_REMARKS, b"[]"))),
+        )
 
 
 def build(rows: Sequence[dict[str, Any]], root: Path) -> Manifest:

@@ -177,8 +177,9 @@ def decode(data: bytes, reduction: int = 1, known: KnownGeometry | None = None) 
     except PictureError as error:
         return DecodedImage(fault=error.fault, note=str(error))
     if kind:
-        return DecodedImage(fault="unreadable", note=f"a file of kind {kind.name}: {kinds.READ} is read")
-    return DecodedImage(fault="unreadable", note=f"not {kinds.READ}" if data else "an empty file")
+        return DecodedImage(fault="unreadable", note=f"{kind.name} is not read: convert it to PNG, TIFF or DICOM")
+    why = f"its first bytes are not those of {kinds.READ}" if data else "an empty file"
+    return DecodedImage(fault="unreadable", note=why)
 
 
 def _shown(picture: "tiff.TiffPage | by_pillow.PillowImage | DeepJpeg") -> DecodedImage:

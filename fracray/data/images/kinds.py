@@ -89,7 +89,7 @@ PICTURE_SUFFIXES = frozenset(
     }
 )  # fmt: skip
 # Of files without a known mark: their names by suffix where it is not simply the suffix.
-_BY_SUFFIX = {"": "unknown", ".htm": "HTML", ".yml": "YAML", ".text": "TXT"}
+_BY_SUFFIX = {".htm": "HTML", ".yml": "YAML", ".text": "TXT"}
 
 
 def kind_of(head: bytes, name: str = "") -> Kind | None:
@@ -121,7 +121,9 @@ def other_name(name: str, head: bytes) -> str:
     if not head:
         return "empty"
     suffix = PurePosixPath(name).suffix.lower()
-    return _BY_SUFFIX.get(suffix, suffix[1:].upper())
+    if suffix in PICTURE_SUFFIXES:
+        return "unknown"
+    return _BY_SUFFIX.get(suffix) or (suffix[1:].upper() if suffix[1:].isalnum() and len(suffix) < 10 else "unknown")
 
 
 def promises_picture(name: str) -> bool:

@@ -227,7 +227,7 @@ def _opacity(alpha: np.ndarray) -> np.ndarray:
     if alpha.dtype in (np.uint8, np.uint16):
         return alpha
     if alpha.dtype.kind == "f":
-        return np.rint(np.clip(np.nan_to_num(alpha), 0, 1) * 65535).astype(np.uint16)
+        return np.rint(np.clip(np.nan_to_num(alpha.astype(np.float32)), 0, 1) * 65535).astype(np.uint16)
     if alpha.itemsize <= 2:
         return alpha.view(f"u{alpha.itemsize}")
     return (alpha >> (8 * alpha.itemsize - 16)).astype(np.uint16)
