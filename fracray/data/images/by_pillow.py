@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from fracray.data.images.exif import orientation_of
-from fracray.data.images.samples import TOO_LARGE, PictureError, check_size, shown
+from fracray.data.images.samples import TOO_LARGE, PictureError, check_size, said, shown
 
 _MOST_COUNTED = 2**26  # bytes of a file whose frames are counted: it may have millions
 
@@ -69,9 +69,7 @@ def open_image(data: bytes, kind: str) -> PillowImage:
 
 def _fault(error: Exception) -> PictureError:
     """What an error of Pillow on unknown bytes means."""
-    said = str(error) or type(error).__name__
-    if isinstance(error, EOFError) or "truncated" in said:
+    words = said(error)
+    if isinstance(error, EOFError) or "truncated" in words:
         return PictureError("truncated", "")
-    if "object at 0x" in said:  # 'cannot identify image file <_io.BytesIO object at 0x7f...>'
-        said = "its header is damaged, or of an unknown version"
-    return PictureError("unreadable", f"its pixels cannot be decoded: {said}")
+    return PictureError("unreadable", f"its pixels cannot be decoded: {words}")

@@ -209,21 +209,23 @@ def _decode_png(data: bytes) -> DecodedImage:
     if head and head.frames > 1:
         why = f"{head.frames:,} frames: a radiograph has one; save each as a file of its own"
         raise PictureError("unreadable", why)
-
-    def load() -> np.ndarray | None:
-        plain = None if head and head.bits > 8 else _by_opencv(data, cv2.IMREAD_GRAYSCALE)
-        return head.gray(data, plain) if head and head.special else plain
-
-    found = _decode_checked(data, "PNG", complete, load, special=head is not None and head.special)
-    return replace(found, mode=head.mode(found.mode)) if head and found.mode else found
+    if not head:
+        raise PictureError("truncated", "")
+    found = _decode_checked(data, "PNG", complete, lambda: head.gray(data), head.special, head.described)
+    return replace(found, mode=head.mode(found.mode)) if found.mode else found
 
 
 def _decode_checked(
-    data: bytes, kind: str, complete: bool, load: Callable[[], np.ndarray | None], special: bool = False
+    data: bytes,
+    kind: str,
+    complete: bool,
+    load: Callable[[], np.ndarray | None],
+    special: bool = False,
+    described: bool = True,
 ) -> DecodedImage:
     """A JPEG or PNG, opened by Pillow and decoded by `load`.
 
-    complete: it has its end mark. special: what Pillow decodes is not what is shown.
+    complete: it has its end mark. special: what Pillow decodes is not what is shown. described: it may hold EXIF.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=(kind,))
@@ -237,15 +239,17 @@ def _decode_checked(
         if not complete:
             raise PictureError("truncated", "") from None
         raise PictureError("unreadable", f"a {kind} whose header is damaged: {type(error).__name__}") from None
-    orientation, mode = orientation_of(image.getexif), image.mode  # before any decoding, which may change the mode
-    if orientation >= 5:
-        width, height = height, width
+    mode = image.mode  # before any decoding, which may change it
     # OpenCV is twice as fast, but depending on its version it refuses a truncated file or returns gray rows. So a file
     # without end mark (in FracAtlas 59 truncated ones, and 20 complete ones with extra bytes at the end) is first
-    # decoded by Pillow, which reports whether the picture is complete.
+    # decoded by Pillow, which reports whether the picture is complete. So is a PNG whose EXIF may lie behind its
+    # pixels: Pillow would decode it to look there, and would keep what is wrong with it to itself.
     gray, fault = None, ""
-    if not complete:
+    if not complete or (described and kind == "PNG"):
         gray, fault = _load_slowly(image)
+    orientation = orientation_of(image.getexif) if described else 1
+    if orientation >= 5:
+        width, height = height, width
     if not fault:
         decoded = load()
         if decoded is not None:

@@ -1,7 +1,7 @@
-"""JPEG and PNG whose samples OpenCV and Pillow do not show rightly: of more than 8 bits, or transparent.
+"""PNG, and JPEG of more than 8 bits, whose samples imagecodecs gives as they are stored.
 
-Both cut 16 bits of colour to 8 and drop what is transparent, and neither reads JPEG of 12 bits. imagecodecs gives the
-samples as stored. Knows nothing of folders, labels or manifests.
+OpenCV and Pillow cut 16 bits of colour to 8 and drop what is transparent, and neither reads JPEG of 12 bits. OpenCV
+shows the part before a damage of a PNG as if it were all. Knows nothing of folders, labels or manifests.
 """
 
 import struct
@@ -13,11 +13,13 @@ import numpy as np
 from PIL import Image
 
 from fracray.data.images.exif import orientation_of
-from fracray.data.images.samples import PictureError, check_size, over_black, shown
+from fracray.data.images.samples import PictureError, check_size, over_black, said, shown
 
 _EXIF = b"Exif\0\0"
 _MODES = {1: "I", 3: "RGB", 4: "CMYK"}
 _ALPHA_TYPES = (4, 6)  # PNG's colour types with an opacity of their own
+_DESCRIPTIONS = frozenset({b"eXIf", b"tEXt", b"zTXt", b"iTXt"})
+_ROWS = 256  # that are converted at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class DeepJpeg:
         try:
             samples = imagecodecs.jpeg8_decode(self.data)
         except Exception as error:  # whatever a decoder raises on unknown bytes
-            raise PictureError("unreadable", f"its pixels cannot be decoded: {error}") from None
+            raise PictureError("unreadable", f"its pixels cannot be decoded: {said(error)}") from None
         if samples.shape[:2] != (self.height, self.width) or samples.shape[2:] not in ((), (3,)):
             raise PictureError("unreadable", "its picture is not of the announced size, or neither gray nor RGB")
         return shown(samples)
@@ -89,15 +91,17 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 @dataclass(frozen=True, slots=True)
 class PngHead:
-    """What the chunks before the pixels of a PNG say: bits a sample, whether it may be transparent, animated frames."""
+    """What the chunks of a PNG say; bits of a sample, frames of an animation, and whether it may hold EXIF."""
 
     bits: int
     colour: bool
     transparent: bool
     frames: int
+    described: bool
 
     @property
     def special(self) -> bool:
+        """Whether Pillow, which decodes what imagecodecs refuses, would not show the picture."""
         return self.bits > 8 or self.transparent
 
     def mode(self, pillows: str) -> str:
@@ -106,36 +110,46 @@ class PngHead:
             return pillows
         return f"{'RGB' if self.colour else 'L'}{'A' * self.transparent};{self.bits}"
 
-    def gray(self, data: bytes, plain: np.ndarray | None) -> np.ndarray | None:
-        """The picture as a viewer shows it: uint8. plain: the same without transparency, as OpenCV decodes it.
-
-        None where it cannot be decoded.
-        """
-        if self.bits <= 8 and plain is None:
-            return None
+    def gray(self, data: bytes) -> np.ndarray | None:
+        """The picture as a viewer shows it: uint8. None where it is damaged."""
         try:
             samples = imagecodecs.png_decode(data)
         except Exception:  # whatever a decoder raises on unknown bytes; the caller asks Pillow why
             return None
         samples = samples if samples.ndim == 3 else samples[..., None]
         alpha = samples[..., -1] if samples.shape[2] in (2, 4) else None
-        if self.bits <= 8:
-            return plain if alpha is None or plain is None else over_black(plain, alpha)
-        return shown(samples[..., :3] if samples.shape[2] > 2 else samples[..., 0], alpha)
+        if samples.dtype == np.uint16:
+            return shown(samples[..., :3] if samples.shape[2] > 2 else samples[..., 0], alpha)
+        gray = _luma(samples) if samples.shape[2] > 2 else np.ascontiguousarray(samples[..., 0])
+        return gray if alpha is None else over_black(gray, alpha)
+
+
+def _luma(colours: np.ndarray) -> np.ndarray:
+    """Gray of RGB, (H, W, 3 or 4) uint8, as OpenCV's decoder has it, to the bit: sets keep their pixels."""
+    gray = np.empty(colours.shape[:2], np.uint8)
+    for first in range(0, len(gray), _ROWS):
+        red, green, blue = np.moveaxis(colours[first : first + _ROWS, :, :3].astype(np.uint32), -1, 0)
+        gray[first : first + _ROWS] = (9797 * red + 19234 * green + 3737 * blue) >> 15
+    return gray
 
 
 def png_head(data: bytes) -> PngHead | None:
-    """The head of a PNG; None where it is cut or damaged."""
-    transparent, frames, at = False, 1, 33
+    """What the chunks of a PNG say; None where it ends within its header."""
+    at = 33
     if len(data) < at:
         return None
-    bits, kind = data[24], data[25]
+    bits, kind, frames = data[24], data[25], 1
+    names = set()
     while at + 8 <= len(data):
         length, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        if name == b"IDAT":
-            break
-        transparent |= name == b"tRNS"
         if name == b"acTL":
             frames = int.from_bytes(data[at + 8 : at + 12], "big")
+        names.add(name)
         at += 12 + length
-    return PngHead(bits, bool(kind & 2), transparent or kind in _ALPHA_TYPES, frames)
+    return PngHead(
+        bits=bits,
+        colour=bool(kind & 2),
+        transparent=b"tRNS" in names or kind in _ALPHA_TYPES,
+        frames=frames,
+        described=bool(names & _DESCRIPTIONS),
+    )

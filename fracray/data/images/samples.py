@@ -25,6 +25,13 @@ class PictureError(ValueError):
         self.fault = fault
 
 
+def said(error: Exception) -> str:
+    """The words of a decoder's error on damaged bytes, for a note."""
+    words = str(error).splitlines()[0] if str(error) else type(error).__name__
+    # 'cannot identify image file <_io.BytesIO object at 0x7f...>'
+    return "its header is damaged, or of an unknown version" if "object at 0x" in words else words
+
+
 def check_size(width: int, height: int) -> None:
     """PictureError for a size, as announced by a file's header, that is not decoded."""
     if width < 1 or height < 1:

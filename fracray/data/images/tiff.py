@@ -14,7 +14,7 @@ import imagecodecs
 import numpy as np
 from PIL import Image
 
-from fracray.data.images.samples import MAX_DECODED, PictureError, check_size, shown
+from fracray.data.images.samples import MAX_DECODED, PictureError, check_size, said, shown
 
 MAX_PAGES = 10_000  # directories that are followed
 
@@ -103,8 +103,7 @@ class TiffPage:
             else:
                 stored = imagecodecs.tiff_decode(self.data, index=self.index)
         except Exception as error:  # whatever a decoder raises on unknown bytes
-            said = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise PictureError("unreadable", f"its pixels cannot be decoded: {said}") from None
+            raise PictureError("unreadable", f"its pixels cannot be decoded: {said(error)}") from None
         if stored.ndim == 3 and self.number(_PLANAR, 1) == 2 and self.kind not in _BY_PILLOW:
             stored = np.moveaxis(stored, 0, -1)
         if stored.shape[:2] != (self.height, self.width):
