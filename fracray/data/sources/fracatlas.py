@@ -87,7 +87,8 @@ def read_fracatlas(root: Path) -> Manifest:
     taken = listed | {PurePosixPath(row["path"]).name for row in rows.values()}
     beside = sorted((name, label) for label in (0, 1) for name in folders[label] - taken)
     kinds = {(name, label): what_is(root / "images" / FOLDERS[label] / name) for name, label in beside}
-    unlisted = sorted({name for (name, _), (_, picture) in kinds.items() if picture})
+    further = [name for (name, _), (_, picture) in kinds.items() if picture]
+    unlisted = sorted(set(further))
     for name in unlisted:
         image_id = name if Path(name).stem in rows else Path(name).stem
         rows[image_id] = {
@@ -98,10 +99,8 @@ def read_fracatlas(root: Path) -> Manifest:
             "note": "not in dataset.csv",
             "boxes": (),
         }
-    others = Counter(kind for kind, picture in kinds.values() if not picture)
-    words = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common())
-    remarks = (f"in its folders of images, and no pictures: {words}",) if others else ()
-    return replace(build(list(rows.values()), root), licence=LICENCE, remarks=remarks)
+    remark = _contents(sum(map(len, folders)), [kind for kind, picture in kinds.values() if not picture], len(further))
+    return replace(build(list(rows.values()), root), licence=LICENCE, remarks=(remark,))
 
 
 def _read_table(path: Path) -> pd.DataFrame:
@@ -139,6 +138,14 @@ def _list_folder(folder: Path) -> frozenset[str]:
     if not folder.is_dir():
         return frozenset()
     return frozenset(file.name for file in folder.iterdir() if not file.name.startswith(".") and file.is_file())
+
+
+def _contents(files: int, others: Sequence[str], unlisted: int) -> str:
+    """What the folders of images hold, so that the counts add up; `others`: the kinds of what is no picture."""
+    parts = [f"{files - len(others) - unlisted:,} of pictures in dataset.csv"]
+    parts += [f"{unlisted:,} other pictures"] if unlisted else []
+    parts += [f"{count:,} {kind}" for kind, count in Counter(others).most_common()]
+    return f"{files:,} files in the folders of images: {', '.join(parts)}"
 
 
 def _by_stem(names: frozenset[str]) -> dict[str, list[str]]:

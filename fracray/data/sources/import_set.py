@@ -39,6 +39,11 @@ from fracray.runtime.storage import atomic_path
 
 SALT, FILES = "salt", "files"
 
+_EARLIER = (
+    "imported by an earlier version, which left out TIFF, BMP, WebP and GIF without a word and cut colour of 16 bits "
+    "to 8; to have them right, import the set again"
+)
+
 # In addition to the manifest's own columns: a file's state at import, so that a change is seen without reading it.
 _BYTES, _MODIFIED = "bytes", "modified_ns"
 
@@ -153,6 +158,8 @@ def open_imported(folder: Path) -> Manifest:
         raise InputError(f"{folder / MANIFEST}: not the manifest of an imported set; import it again")
     if not manifest.root.is_dir():
         raise InputError(f"{folder}: the folder of its files, {manifest.root}, does not exist; {remedy}")
+    if not manifest.remarks:
+        manifest = replace(manifest, remarks=(_EARLIER,))
     examined = table[table["sha256"] != ""]
     columns = (examined[name] for name in ("path", _BYTES, _MODIFIED, "sha256"))
     for path, size, modified, digest in zip(*columns, strict=True):

@@ -6,6 +6,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from drawn_dicom import as_bytes, dataset
 from drawn_files import png, shade, tiff
@@ -16,6 +17,7 @@ from fracray.data import __main__ as data
 from fracray.data.audit.scan import examine
 from fracray.data.manifest import MANIFEST, Manifest
 from fracray.data.sources.fracatlas import read_fracatlas
+from fracray.data.sources.import_set import open_imported
 from fracray.errors import run_verb
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 100
@@ -114,6 +116,18 @@ def test_check_repeats_what_the_folder_held(ray_local, tmp_path, capsys):
     words = ["check", str(tmp_path / "set"), "--set", "data.size=32", "--set", "data.split.block=1"]
     assert run_verb(data.main, words) == 0
     assert capsys.readouterr().out.count("13 files: 12 pictures (12 TIFF), 1 PDF (x.pdf)") == 2
+
+
+def test_a_set_of_an_earlier_version_works_and_says_what_it_may_lack(bring, tmp_path):
+    root = put(tmp_path / "h", fractured__a_jpg=jpeg(picture(1)), normal__b_jpg=jpeg(picture(2)))
+    bring(root)
+    path = tmp_path / "set" / MANIFEST
+    table = pq.read_table(path)
+    kept = {name: text for name, text in table.schema.metadata.items() if name != b"fracray.remarks"}
+    pq.write_table(table.replace_schema_metadata(kept), path)
+    earlier = open_imported(tmp_path / "set")
+    assert len(earlier.used) == 2
+    assert "imported by an earlier version" in earlier.remarks[0]
 
 
 def test_a_folder_without_a_picture_says_what_it_holds(tmp_path, capsys):
@@ -229,4 +243,6 @@ def test_files_of_fracatlas_are_told_by_their_first_bytes_too(tmp_path):
     }  # fmt: skip
     assert table.loc["IMG0000001", "note"] == "the file is IMG0000001.jfif"
     assert table.loc["IMG0000002", "note"].startswith("HEIC is not read")
-    assert manifest.remarks == ("in its folders of images, and no pictures: 1 TXT",)
+    assert manifest.remarks == (
+        "8 files in the folders of images: 5 of pictures in dataset.csv, 2 other pictures, 1 TXT",
+    )
