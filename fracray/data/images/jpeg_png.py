@@ -5,6 +5,7 @@ shows the part before a damage of a PNG as if it were all. Knows nothing of fold
 """
 
 import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from fracray.data.images.samples import PictureError, check_size, over_black, sa
 _EXIF = b"Exif\0\0"
 _MODES = {1: "I", 3: "RGB", 4: "CMYK"}
 _ALPHA_TYPES = (4, 6)  # PNG's colour types with an opacity of their own
+_CHECKED = (b"IHDR", b"PLTE", b"IDAT", b"tRNS")
 _DESCRIPTIONS = frozenset({b"eXIf", b"tEXt", b"zTXt", b"iTXt"})
 _ROWS = 256  # that are converted at once
 
@@ -134,14 +136,24 @@ def _luma(colours: np.ndarray) -> np.ndarray:
 
 
 def png_head(data: bytes) -> PngHead | None:
-    """What the chunks of a PNG say; None where it ends within its header."""
-    at = 33
-    if len(data) < at:
+    """What the chunks of a PNG say; None where it ends within its header.
+
+    PictureError where the checksum of a chunk that matters is wrong: decoders do not check the last of the pixels'.
+    """
+    at = 8
+    if len(data) < 33:
         return None
     bits, kind, frames = data[24], data[25], 1
     names = set()
-    while at + 8 <= len(data):
+    while at + 12 <= len(data) and b"IEND" not in names:
         length, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        end = at + 8 + length
+        if end + 4 > len(data):
+            break
+        if name in _CHECKED and zlib.crc32(memoryview(data)[at + 4 : end]) != int.from_bytes(
+            data[end : end + 4], "big"
+        ):
+            raise PictureError("unreadable", f"its part {name.decode()} is damaged: the checksum is wrong")
         if name == b"acTL":
             frames = int.from_bytes(data[at + 8 : at + 12], "big")
         names.add(name)

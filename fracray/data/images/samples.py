@@ -70,7 +70,7 @@ def shown(
         gray = _stretched_words(_luma(samples), lit)
     else:
         with np.errstate(all="ignore"):
-            values = samples if samples.ndim == 2 else samples.astype(np.float64) @ (0.299, 0.587, 0.114)
+            values = samples if samples.ndim == 2 else _weighted(samples)
         finite = np.isfinite(values)
         lit = finite if lit is None else lit & finite
         gray = _stretched(values, lit)
@@ -97,6 +97,15 @@ def _luma(samples: np.ndarray) -> np.ndarray:
     return samples if samples.ndim == 2 else cv2.cvtColor(np.ascontiguousarray(samples), cv2.COLOR_RGB2GRAY)
 
 
+def _weighted(colours: np.ndarray) -> np.ndarray:
+    """Gray of RGB of many values: (H, W) float64."""
+    gray = np.empty(colours.shape[:2])
+    for rows in _blocks(gray):
+        red, green, blue = np.moveaxis(colours[rows].astype(np.float64), -1, 0)
+        gray[rows] = 0.299 * red + 0.587 * green + 0.114 * blue
+    return gray
+
+
 def _stretched_words(gray: np.ndarray, lit: np.ndarray | None) -> np.ndarray:
     counts = np.bincount((gray if lit is None else gray[lit]).ravel(), minlength=2**16)
     display = stretch(np.arange(2**16), counts)
@@ -106,12 +115,13 @@ def _stretched_words(gray: np.ndarray, lit: np.ndarray | None) -> np.ndarray:
 def _stretched(values: np.ndarray, lit: np.ndarray) -> np.ndarray:
     """As `stretch`, for values of which there are too many to count each."""
     gray = np.zeros(values.shape, np.uint8)
-    seen = np.sort(values[lit])
+    seen = values[lit]
     if not len(seen):
         return gray
-    low, high = (float(seen[max(math.ceil(len(seen) * tail / 100) - 1, 0)]) for tail in TAILS)
+    ranks = [max(math.ceil(len(seen) * tail / 100) - 1, 0) for tail in TAILS]
+    low, high = (float(value) for value in np.partition(seen, ranks)[ranks])
     if high <= low:
-        low, high = float(seen[0]), float(seen[-1])
+        low, high = float(seen.min()), float(seen.max())
     if high > low:
         for rows in _blocks(values):
             # Halves, because the difference of two large numbers may not be a number.

@@ -118,6 +118,18 @@ def test_what_lies_below_a_transparent_ground_is_not_shown():
         assert shown[~hidden].max() > 230
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA"])
+def test_a_damaged_png_is_not_shown_as_far_as_it_goes(mode):
+    """OpenCV shows what comes before the damage and black below it, and says nothing."""
+    stream = io.BytesIO()
+    Image.fromarray(np.rint(channels(3) * 255).astype(np.uint8)).convert(mode).save(stream, "PNG")
+    data = stream.getvalue()
+    first, last = data.index(b"IDAT") + 4, data.index(b"IEND") - 8
+    for at in range(first, last, max(1, (last - first) // 60)):
+        seen = decode(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
+        assert (seen.fault, seen.note) == ("unreadable", "its part IDAT is damaged: the checksum is wrong")
+
+
 def test_gamma_is_not_applied():
     samples = np.rint(shade() * 255).astype(int)
     assert (decode(png(samples, 8, 0, before=[(b"gAMA", struct.pack(">I", 100_000))])).gray == samples).all()
