@@ -87,9 +87,9 @@ def parser() -> argparse.ArgumentParser:
 def _add_import(verbs: Any) -> None:
     cli = verbs.add_parser(
         "import",
-        help="make a set for --data from your radiographs (JPEG, PNG, DICOM; folder or zip)",
-        description="Read labelled radiographs (JPEG, PNG, DICOM), examine each, and write what is known of them into\n"
-        "a new folder, which --data of every command accepts. The files of a folder stay where they are.\n"
+        help="make a set for --data from your radiographs (JPEG, PNG, TIFF, BMP, WebP, GIF, DICOM; folder or zip)",
+        description="Read labelled radiographs, known by their first bytes, examine each, and write what is known of\n"
+        "them into a new folder, which --data of every command accepts. The files of a folder stay where they are.\n"
         "Labels come from FracAtlas' tables, from a CSV, or from a folder per class, whichever is found.",
         epilog="examples:\n"
         "  python -m fracray.data import FracAtlas.zip --to fracatlas-set\n"
@@ -196,7 +196,11 @@ def _import(args: argparse.Namespace) -> None:
     with progress_bar(console, "examining radiographs") as step:
         manifest = import_set(args.path, args.to, options, step)
     used = manifest.used
+    for remark in manifest.remarks:
+        console.print(remark, markup=False, soft_wrap=True)
     console.print("\n".join(manifest.flow().lines()))
+    for line in manifest.causes("unreadable"):
+        console.print(line, markup=False, soft_wrap=True)
     known = used["patient"][used["patient"] != ""]
     console.print(f"fractured: {used['label'].mean():.1%}; patients known: {known.nunique()}, of {len(known)} images")
     if manifest.notes():
@@ -244,6 +248,8 @@ def _check(args: argparse.Namespace) -> None:
     with connect(args.address):
         prepared = prepare(config.data, console)
     say_flow(console, prepared)
+    for remark in prepared.manifest.remarks:
+        console.print(remark, markup=False, soft_wrap=True)
     table = prepared.manifest.table
     for status in ("truncated", "blank", "missing", "unreadable", "unlisted"):
         names = table["image_id"][table["status"] == status]

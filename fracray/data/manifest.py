@@ -5,6 +5,7 @@ know where the rows come from, how images are decoded, or how splits are drawn.
 """
 
 import hashlib
+import json
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -29,7 +30,7 @@ PARTS = ("train", "val", "test")
 REASONS = {
     "missing": "listed, but no file",
     "unlisted": "a file without a label",
-    "unreadable": "not an image, or too large",
+    "unreadable": "not a picture of a kind that is read, damaged, or too large",
     "truncated": "the file is cut short",
     "blank": "the picture shows nothing",
     "conflict": "evidence or identical pictures disagree on the label",
@@ -77,6 +78,7 @@ _ROOT = b"fracray.root"
 _LICENCE = b"fracray.licence"
 _AUDIT = b"fracray.audit"
 _LATER = ("opposed",)  # columns that manifests of older versions lack
+_REMARKS = b"fracray.remarks"
 
 
 @dataclass(frozen=True)
@@ -127,12 +129,14 @@ class Manifest:
     root: the folder that its paths are relative to.
     licence: the terms of use as text, '' when not stated.
     audit: the version of the audit that examined it, 0 where that is not known.
+    remarks: sentences on the set as a whole, such as what its folder holds beside pictures.
     """
 
     table: pd.DataFrame
     root: Path
     licence: str = ""
     audit: int = 0
+    remarks: tuple[str, ...] = ()
 
     @property
     def used(self) -> pd.DataFrame:
@@ -151,6 +155,17 @@ class Manifest:
         noted = self.table[self.table["note"] != ""]
         return tuple(f"{row.image_id}: {row.note}" for row in noted.itertuples())
 
+    def causes(self, status: str, most: int = 10) -> tuple[str, ...]:
+        """Why images have a status, the most frequent cause first: 'unreadable: 12 (scan7 ...): of kind HEIC ...'."""
+        rows = self.table[self.table["status"] == status]
+        causes = sorted(rows.groupby("note")["image_id"], key=lambda cause: -len(cause[1]))
+        lines = [
+            f"{status}: {len(ids):,} ({ids.iloc[0]}{' ...' * (len(ids) > 1)}): {note or 'its cause is not known'}"
+            for note, ids in causes[:most]
+        ]
+        rest = sum(len(ids) for _, ids in causes[most:])
+        return (*lines, f"{status}: {rest:,} of other causes") if rest else tuple(lines)
+
     def fingerprint(self) -> str:
         """sha256 (hex) over image_id, file hash and label of every row: equal for equal data in any folder."""
         columns = (self.table[name].tolist() for name in ("image_id", "sha256", "label"))
@@ -164,7 +179,12 @@ class Manifest:
         for name in extra.column_names:
             core = core.append_column(name, extra[name])
         core = core.replace_schema_metadata(
-            {_ROOT: str(self.root).encode(), _LICENCE: self.licence.encode(), _AUDIT: str(self.audit).encode()}
+            {
+                _ROOT: str(self.root).encode(),
+                _LICENCE: self.licence.encode(),
+                _AUDIT: str(self.audit).encode(),
+                _REMARKS: json.dumps(self.remarks).encode(),
+            }
         )
         with atomic_path(Path(path)) as partial:
             pq.write_table(core, partial)
@@ -202,8 +222,13 @@ class Manifest:
             raise InputError(f"{path}: unknown status or split {', '.join(sorted(unknown))}; {remedy}")
         if table["image_id"].duplicated().any():
             raise InputError(f"{path}: image_id is not unique; {remedy}")
-        audit = int(metadata.get(_AUDIT, b"0"))
-        return cls(table, Path(metadata[_ROOT].decode()), metadata.get(_LICENCE, b"").decode(), audit)
+        return cls(
+            table,
+            Path(metadata[_ROOT].decode()),
+            metadata.get(_LICENCE, b"").decode(),
+            int(metadata.get(_AUDIT, b"0")),
+            tuple(json.loads(metadata.get(_REMARKS, b"[]"))),
+        )
 
 
 def build(rows: Sequence[dict[str, Any]], root: Path) -> Manifest:

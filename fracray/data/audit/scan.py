@@ -64,7 +64,7 @@ def examine(
 ) -> Manifest:
     """Decode every file once, on `workers` threads (default: one per CPU); check each alone and against the others.
 
-    Each file alone: truncated; unreadable (not JPEG, PNG or DICOM, or declared too large and therefore not decoded);
+    Each file alone: truncated; unreadable (of no kind that is read, or declared too large and therefore not decoded);
     blank (it shows nothing: see `images.blank`); else its size, orientation, hashes, and its boxes scaled and turned to
     the picture as displayed. A blank picture is compared with no other one: all of its kind are alike.
     Against the others: the *same picture* has equal pixels as displayed, or is a truncated file whose bytes begin

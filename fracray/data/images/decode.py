@@ -1,4 +1,4 @@
-"""One image file (JPEG, PNG or DICOM): read, checked and decoded to the gray picture for audit and training.
+"""One image file: known by its first bytes, read, checked and decoded to the gray picture for audit and training.
 
 Knows nothing of other files, labels or manifests.
 """
@@ -7,7 +7,7 @@ import hashlib
 import io
 import math
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,20 +16,18 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from fracray.data.duplicates import THUMB
-from fracray.data.images import dicom
+from fracray.data.images import by_pillow, dicom, kinds, tiff
 from fracray.data.images.blank import nothing_shown
-from fracray.data.images.dicom_display import stretch
 from fracray.data.images.dicom_fields import DicomError
+from fracray.data.images.exif import orientation_of
+from fracray.data.images.jpeg_png import DeepJpeg, open_deep_jpeg, png_head
 from fracray.data.images.margins import borders, refilled
+from fracray.data.images.samples import MAX_PIXELS, TOO_LARGE, PictureError, check_size
 from fracray.data.manifest import BORDERS, Box
 
-MAX_PIXELS = 80_000_000  # a 43 cm detector at 50 µm has 74 million
-MAX_SIDE = 65_535  # px, JPEG's own limit
 MAX_BYTES = 2**29
 HEAD = 1024  # bytes: past the tables of a JPEG, into its picture
 
-_JPEG = b"\xff\xd8"
-_EXIF_ORIENTATION = 0x0112
 _BACK = {6: 8, 8: 6}  # the orientation that undoes another, where it is not itself
 REDUCED = {
     1: cv2.IMREAD_GRAYSCALE,
@@ -166,44 +164,105 @@ def _read(path: Path) -> tuple[bytes | None, str]:
 def decode(data: bytes, reduction: int = 1, known: KnownGeometry | None = None) -> DecodedImage:
     """Decode the bytes of a file: the same for audit and ingest.
 
-    JPEG and PNG are turned as EXIF says; PNG of 16 bits and DICOM are reduced to 8 as in `data.images.dicom`.
+    The picture is what a viewer shows, in gray: turned as EXIF says, what is transparent over black, more than 8 bits
+    as in `data.images.samples` and DICOM as in `data.images.dicom`. Gamma and colour profiles are not applied.
     `reduction` 2, 4 or 8 lets a JPEG be decoded at a half, quarter or eighth of its scale, which its format allows at
     less cost. A complete JPEG of the `known` geometry is not checked again. Raises nothing; see `fault` and `note`.
     """
-    if dicom.is_dicom(data):
-        return _decode_dicom(data)
-    complete = _has_end(data)
-    if known and complete and data.startswith(_JPEG):
+    kind = kinds.kind_of(data[: kinds.HEAD])
+    try:
+        if kind == kinds.DICOM:
+            return _decode_dicom(data)
+        if kind == kinds.TIFF:
+            return _shown(tiff.open_page(data))
+        if kind in (kinds.BMP, kinds.WEBP, kinds.GIF):
+            return _shown(by_pillow.open_image(data, kind.name.upper()))
+        if kind == kinds.JPEG:
+            return _shown(deep) if (deep := open_deep_jpeg(data)) else _decode_jpeg(data, reduction, known)
+        if kind == kinds.PNG:
+            return _decode_png(data)
+    except PictureError as error:
+        return DecodedImage(fault=error.fault, note=str(error))
+    if kind:
+        return DecodedImage(fault="unreadable", note=f"{kind.name} is not read: convert it to PNG, TIFF or DICOM")
+    why = f"its first bytes are not those of {kinds.READ}" if data else "an empty file"
+    return DecodedImage(fault="unreadable", note=why)
+
+
+def _shown(picture: "tiff.TiffPage | by_pillow.PillowImage | DeepJpeg") -> DecodedImage:
+    """What a picture that was opened, and whose size was checked, shows."""
+    orientation = picture.orientation
+    width, height = (picture.width, picture.height)[:: -1 if orientation >= 5 else 1]
+    seen = DecodedImage(width=width, height=height, orientation=orientation, mode=picture.mode)
+    try:
+        return replace(seen, gray=upright(picture.gray(), orientation))
+    except PictureError as error:
+        return replace(seen, fault=error.fault, note=str(error))
+
+
+def _decode_jpeg(data: bytes, reduction: int, known: KnownGeometry | None) -> DecodedImage:
+    complete = data.rstrip(b"\0").endswith(b"\xff\xd9")
+    if known and complete:
         stored = _by_opencv(data, REDUCED[reduction])
         if stored is not None and known.fits(stored, reduction):
             return DecodedImage(
                 upright(stored, known.orientation), "", "", known.width, known.height, known.orientation
             )
+    return _decode_checked(data, "JPEG", complete, lambda: _by_opencv(data, REDUCED[reduction]))
+
+
+def _decode_png(data: bytes) -> DecodedImage:
+    complete, head = b"IEND" in data[-64:], png_head(data)
+    if head and head.frames > 1:
+        why = f"{head.frames:,} frames: a radiograph has one; save each as a file of its own"
+        raise PictureError("unreadable", why)
+    if not head:
+        raise PictureError("truncated", "")
+    found = _decode_checked(data, "PNG", complete, lambda: head.gray(data), head.special, head.described)
+    return replace(found, mode=head.mode(found.mode)) if found.mode else found
+
+
+def _decode_checked(
+    data: bytes,
+    kind: str,
+    complete: bool,
+    load: Callable[[], np.ndarray | None],
+    special: bool = False,
+    described: bool = True,
+) -> DecodedImage:
+    """A JPEG or PNG, opened by Pillow and decoded by `load`.
+
+    complete: it has its end mark. special: what Pillow decodes is not what is shown. described: it may hold EXIF.
+    """
     try:
-        image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
+        image = Image.open(io.BytesIO(data), formats=(kind,))
         width, height = image.size
-        if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-            raise Image.DecompressionBombError
+        check_size(width, height)
     except Image.DecompressionBombError:
-        note = f"header announces more than {MAX_PIXELS:,} pixels, or {MAX_SIDE:,} on a side: not decoded"
-        return DecodedImage(fault="unreadable", note=note)
-    except (OSError, SyntaxError, ValueError) as error:
-        if complete is False:
-            return DecodedImage(fault="truncated")
-        return DecodedImage(fault="unreadable", note=f"not a JPEG, PNG or DICOM image: {type(error).__name__}")
-    orientation, mode = _orientation(image), image.mode  # before any decoding, which may change the mode
-    if orientation >= 5:
-        width, height = height, width
+        raise PictureError("unreadable", TOO_LARGE) from None
+    except PictureError:
+        raise
+    except Exception as error:  # whatever Pillow raises on unknown bytes
+        if not complete:
+            raise PictureError("truncated", "") from None
+        raise PictureError("unreadable", f"a {kind} whose header is damaged: {type(error).__name__}") from None
+    mode = image.mode  # before any decoding, which may change it
     # OpenCV is twice as fast, but depending on its version it refuses a truncated file or returns gray rows. So a file
     # without end mark (in FracAtlas 59 truncated ones, and 20 complete ones with extra bytes at the end) is first
-    # decoded by Pillow, which reports whether the picture is complete.
+    # decoded by Pillow, which reports whether the picture is complete. So is a PNG whose EXIF may lie behind its
+    # pixels: Pillow would decode it to look there, and would keep what is wrong with it to itself.
     gray, fault = None, ""
-    if not complete:
+    if not complete or (described and kind == "PNG"):
         gray, fault = _load_slowly(image)
+    orientation = orientation_of(image.getexif) if described else 1
+    if orientation >= 5:
+        width, height = height, width
     if not fault:
-        decoded = _load_quickly(data, image, reduction)
+        decoded = load()
         if decoded is not None:
             gray = decoded
+        elif special:
+            gray, fault = None, _load_slowly(image)[1] or "its pixels cannot be decoded"
         elif gray is None:
             gray, fault = _load_slowly(image)
     seen = DecodedImage(width=width, height=height, orientation=orientation, mode=mode)
@@ -227,25 +286,6 @@ def _decode_dicom(data: bytes) -> DecodedImage:
     return replace(seen, gray=shown, note="; ".join(picture.notes))
 
 
-def _has_end(data: bytes) -> bool | None:
-    """Whether the file has the end mark of its format; None for other formats."""
-    if data.startswith(_JPEG):
-        return data.rstrip(b"\0").endswith(b"\xff\xd9")
-    if data.startswith(b"\x89PNG"):
-        return b"IEND" in data[-64:]
-    return None
-
-
-def _load_quickly(data: bytes, image: ImageFile.ImageFile, reduction: int) -> np.ndarray | None:
-    """Gray pixels as stored, by OpenCV; None where it refuses."""
-    flag = cv2.IMREAD_UNCHANGED if image.mode.startswith("I;16") else REDUCED[reduction]
-    decoded = _by_opencv(data, flag)
-    if decoded is not None and decoded.dtype == np.uint16:
-        shown = stretch(np.arange(2**16), np.bincount(decoded.ravel(), minlength=2**16))
-        decoded = np.rint(np.clip(shown, 0, 1) * 255).astype(np.uint8)[decoded]
-    return decoded
-
-
 def _by_opencv(data: bytes, flag: int) -> np.ndarray | None:
     return cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
 
@@ -263,14 +303,6 @@ def _load_slowly(image: ImageFile.ImageFile) -> tuple[np.ndarray | None, str]:
         return np.asarray(image.convert("L")), fault
     except (OSError, SyntaxError, ValueError, EOFError):
         return None, fault
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        value = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except (OSError, SyntaxError, ValueError, TypeError):
-        return 1
-    return value if value in range(1, 9) else 1
 
 
 def upright(image: np.ndarray, orientation: int) -> np.ndarray:

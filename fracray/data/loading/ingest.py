@@ -278,7 +278,10 @@ def _write(manifest: Manifest, size: int, folder: Folder, progress: Progress | N
             for batch in written.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 for one in _Written.read(batch):
                     if one.undecodable:
-                        raise RunError(f"{one.undecodable}; it was readable when the data set was examined")
+                        raise RunError(
+                            f"{one.undecodable}; it was readable when the data set was examined: restore the file, or "
+                            "import the set again"
+                        )
                     if one.unwritable:
                         raise OSError(one.unwritable)
                     files.append(one.file)

@@ -1,17 +1,21 @@
 """FracAtlas' layout: its table, its two class folders and its boxes, read into manifest rows and reconciled.
 
-Reads metadata only. Must not decode an image, and must not know of other layouts or of splits.
+Reads metadata, and the first bytes of files that no table lists. Must not decode an image, and must not know of other
+layouts or of splits.
 """
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
 
+from fracray.data.images.kinds import promises_picture
 from fracray.data.manifest import Box, Manifest, build
+from fracray.data.sources.image_folder import what_is
 from fracray.errors import InputError
 
 REGIONS = ("hand", "leg", "hip", "shoulder")
@@ -23,7 +27,6 @@ LICENCE = (
 )
 FOLDERS = ("Non_fractured", "Fractured")  # indexed by label
 COCO = Path("Annotations", "COCO JSON", "COCO_fracture_masks.json")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 
 
 def fracatlas_folders(folder: Path) -> list[Path]:
@@ -44,7 +47,7 @@ class _CocoImage:
 
 
 def read_fracatlas(root: Path) -> Manifest:
-    """Read dataset.csv, the two class folders and the COCO boxes into a manifest; no image is opened.
+    """Read dataset.csv, the two class folders and the COCO boxes into a manifest; no image is decoded.
 
     The label is dataset.csv's where the folder agrees. If they disagree, a box means fractured. A file in both folders
     takes dataset.csv's label where that agrees with the boxes. Everything else gets status 'conflict', as does a box on
@@ -55,6 +58,8 @@ def read_fracatlas(root: Path) -> Manifest:
     root = Path(root)
     csv = _read_table(root / "dataset.csv")
     folders = [_list_folder(root / "images" / name) for name in FOLDERS]
+    stems = [_by_stem(names) for names in folders]
+    listed = frozenset(csv["image_id"])
     if not any(folders):
         raise InputError(f"{root / 'images'}: no image in {' or '.join(FOLDERS)}; name the folder of FracAtlas")
     drawings = _read_coco(root / COCO)
@@ -68,7 +73,8 @@ def read_fracatlas(root: Path) -> Manifest:
             raise InputError(
                 f"{root / 'dataset.csv'}, line {line}: '{name}' and '{names[image_id]}' share an id; rename one"
             )
-        row = _reconcile(name, int(record["fractured"]), folders, drawings)
+        file = name if any(name in folder for folder in folders) else _renamed(name, stems, listed)
+        row = _reconcile(name, file, int(record["fractured"]), folders, drawings)
         row |= {
             "image_id": image_id,
             "region": _tags(record, REGIONS) or _tags(record, ("mixed",)),
@@ -78,7 +84,11 @@ def read_fracatlas(root: Path) -> Manifest:
             **{f"csv_{column}": values.iloc[index] for column, values in numeric.items()},
         }
         rows[image_id] = _listed_again(rows[image_id], row) if image_id in rows else row
-    unlisted = sorted((set(folders[0]) | set(folders[1])) - set(names.values()))
+    taken = listed | {PurePosixPath(row["path"]).name for row in rows.values()}
+    beside = sorted((name, label) for label in (0, 1) for name in folders[label] - taken)
+    kinds = {(name, label): what_is(root / "images" / FOLDERS[label] / name) for name, label in beside}
+    further = [name for (name, _), (_, picture) in kinds.items() if picture]
+    unlisted = sorted(set(further))
     for name in unlisted:
         image_id = name if Path(name).stem in rows else Path(name).stem
         rows[image_id] = {
@@ -89,7 +99,8 @@ def read_fracatlas(root: Path) -> Manifest:
             "note": "not in dataset.csv",
             "boxes": (),
         }
-    return replace(build(list(rows.values()), root), licence=LICENCE)
+    remark = _contents(sum(map(len, folders)), [kind for kind, picture in kinds.values() if not picture], len(further))
+    return replace(build(list(rows.values()), root), licence=LICENCE, remarks=(remark,))
 
 
 def _read_table(path: Path) -> pd.DataFrame:
@@ -126,7 +137,32 @@ def _as_numbers(values: pd.Series) -> pd.Series:
 def _list_folder(folder: Path) -> frozenset[str]:
     if not folder.is_dir():
         return frozenset()
-    return frozenset(file.name for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+    return frozenset(file.name for file in folder.iterdir() if not file.name.startswith(".") and file.is_file())
+
+
+def _contents(files: int, others: Sequence[str], unlisted: int) -> str:
+    """What the folders of images hold, so that the counts add up; `others`: the kinds of what is no picture."""
+    parts = [f"{files - len(others) - unlisted:,} of pictures in dataset.csv"]
+    parts += [f"{unlisted:,} other pictures"] if unlisted else []
+    parts += [f"{count:,} {kind}" for kind, count in Counter(others).most_common()]
+    return f"{files:,} files in the folders of images: {', '.join(parts)}"
+
+
+def _by_stem(names: frozenset[str]) -> dict[str, list[str]]:
+    stems: dict[str, list[str]] = {}
+    for name in names:
+        stems.setdefault(PurePosixPath(name).stem, []).append(name)
+    return stems
+
+
+def _renamed(name: str, stems: Sequence[Mapping[str, list[str]]], listed: frozenset[str]) -> str:
+    """The file that has a listed name but for the suffix, as IMG1.png for IMG1.jpg; the name itself where none has.
+
+    A file that is listed itself, one of several, and one that is not named like a picture are not meant.
+    """
+    stem = PurePosixPath(name).stem
+    files = {file for folder in stems for file in folder.get(stem, ()) if file == stem or promises_picture(file)}
+    return files.pop() if len(files) == 1 and promises_picture(name) and not files & listed else name
 
 
 def _read_coco(path: Path) -> dict[str, _CocoImage] | None:
@@ -151,11 +187,11 @@ def _read_coco(path: Path) -> dict[str, _CocoImage] | None:
 
 
 def _reconcile(
-    name: str, listed: int, folders: list[frozenset[str]], drawings: Mapping[str, _CocoImage] | None
+    name: str, file: str, listed: int, folders: list[frozenset[str]], drawings: Mapping[str, _CocoImage] | None
 ) -> dict[str, Any]:
-    """Label, status, path and boxes of one listed image, from csv, folder and box."""
+    """Label, status, path and boxes of one listed image, from csv, folder and box; `file` is the name of its file."""
     drawing = (drawings or {}).get(name, _CocoImage(0, 0, ()))
-    in_folder = [label for label in (0, 1) if name in folders[label]]
+    in_folder = [label for label in (0, 1) if file in folders[label]]
     label, status, note = listed, "ok", ""
     boxed = bool(drawing.boxes)
     count = f"{len(drawing.boxes)} box{'es' * (len(drawing.boxes) > 1)}"
@@ -172,9 +208,11 @@ def _reconcile(
         label, note = 1, f"dataset.csv says {listed}, folder {FOLDERS[in_folder[0]]}, {count}: taken as fractured"
     else:
         status, note = "conflict", f"dataset.csv says {listed}, folder {FOLDERS[in_folder[0]]}, no box"
+    if in_folder and file != name:
+        note = f"{note}; the file is {file}" if note else f"the file is {file}"
     place = in_folder[0] if len(in_folder) == 1 else label
     return {
-        "path": f"images/{FOLDERS[place]}/{name}" if in_folder else "",
+        "path": f"images/{FOLDERS[place]}/{file}" if in_folder else "",
         "label": label,
         "status": status,
         "note": note,

@@ -1,6 +1,6 @@
-"""A folder of radiographs: its image files, their ids, and the classes that folder names mean.
+"""A folder of radiographs: its files, the ids of its pictures, and the classes that folder names mean.
 
-Opens DICOM headers, but no picture. Must not know of tables, manifests or salts.
+Opens DICOM headers and the first bytes of other files, but no picture. Must not know of tables, manifests or salts.
 """
 
 import hashlib
@@ -13,16 +13,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
+from fracray.data.images import kinds
 from fracray.data.images.decode import MAX_BYTES
-from fracray.data.images.dicom import is_dicom
 from fracray.data.images.dicom_header import Header, read_header
 from fracray.errors import InputError
-
-PICTURES = frozenset({".jpg", ".jpeg", ".png", ".dcm", ".dicom"})
-# Never DICOM files, so that they need not be opened to check.
-OTHERS = frozenset(
-    {".csv", ".tsv", ".txt", ".json", ".xml", ".html", ".pdf", ".zip", ".md", ".py", ".xlsx", ".parquet"}
-)
 
 CLASSES = (
     ("non_fractured", "not_fractured", "nonfractured", "unfractured", "no_fracture", "normal", "negative", "healthy"),
@@ -32,23 +26,26 @@ CLASSES = (
 
 @dataclass(frozen=True)
 class RadiographFile:
-    """A file that may hold a picture: its path below the folder, with '/', and its header where it is DICOM."""
+    """A file: its path below the folder, with '/', its header where it is DICOM, and what it is, as 'PNG' or 'PDF'."""
 
     path: str
     header: Header | None
+    kind: str = ""
 
     @property
     def stem(self) -> str:
         return PurePosixPath(self.path).stem
 
 
-def list_images(root: Path) -> list[RadiographFile]:
-    """The JPEG, PNG and DICOM files below `root`, by path; DICOM is recognised by its first bytes, not its name.
+def list_images(root: Path) -> tuple[list[RadiographFile], list[RadiographFile]]:
+    """The pictures below `root`, by path, and all other files; both are told by their first bytes.
 
-    Links are followed. Names that start with a dot are skipped. InputError for links to a folder that contains them,
-    folders that cannot be listed, and names that are not UTF-8.
+    Pictures of kinds that are not read are among the pictures, and so is a file that is none but is named like one: the
+    audit says what is wrong with it. Links are followed. Names that start with a dot are skipped. InputError for links
+    to a folder that contains them, folders that cannot be listed, and pictures whose names are not UTF-8.
     """
-    found: list[RadiographFile] = []
+    pictures: list[RadiographFile] = []
+    others: list[RadiographFile] = []
     waiting: list[tuple[Path, frozenset[tuple[int, int]]]] = [
         (root, frozenset())
     ]  # the next one last, each with the folders that contain it
@@ -68,12 +65,41 @@ def list_images(root: Path) -> list[RadiographFile]:
             within = above | {here}
             waiting += ((path / name, within) for name in names if not name.startswith(".") and name != "__MACOSX")
             continue
-        dicom = _is_dicom(path)
-        if dicom or path.suffix.lower() in PICTURES:
+        kind, is_picture = what_is(path)
+        if is_picture:
             require_utf8(path)
-            below = path.relative_to(root).as_posix()
-            found.append(RadiographFile(below, read_header(path, MAX_BYTES) if dicom else None))
-    return found
+        below = os.fsencode(path.relative_to(root).as_posix()).decode(errors="replace")
+        header = read_header(path, MAX_BYTES) if kind == kinds.DICOM.name else None
+        (pictures if is_picture else others).append(RadiographFile(below, header, kind))
+    return pictures, others
+
+
+def what_is(path: Path) -> tuple[str, bool]:
+    """What a file is, as 'PNG' or 'PDF', and whether it is a picture, or at least named like one."""
+    named = kinds.promises_picture(path.name)
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return "not a file", named
+        with open(path, "rb") as file:
+            head = file.read(kinds.HEAD)
+    except OSError:
+        return "not readable", named
+    kind = kinds.kind_of(head, path.name)
+    return (kind.name, kind.picture or named) if kind else (kinds.other_name(path.name, head), named)
+
+
+def contents(pictures: Sequence[RadiographFile], others: Sequence[RadiographFile]) -> str:
+    """What a folder holds, so that the counts add up: '5 files: 3 pictures (2 JPEG, 1 HEIC), 2 CSV (labels.csv)'.
+
+    Each kind of what is no picture comes with an example.
+    """
+    of_pictures = Counter(file.kind for file in pictures).most_common()
+    examples = {file.kind: file.path for file in reversed(others)}
+    of_others = Counter(file.kind for file in others).most_common()
+    parts = [f"{len(pictures):,} pictures ({', '.join(f'{count:,} {kind}' for kind, count in of_pictures)})"]
+    parts += [f"{count:,} {kind} ({examples[kind]})" for kind, count in of_others]
+    parts = parts if pictures else parts[1:]
+    return f"{len(pictures) + len(others):,} files{': ' if parts else ''}{', '.join(parts)}"
 
 
 def require_utf8(path: Path, flag: str = "") -> None:
@@ -82,18 +108,6 @@ def require_utf8(path: Path, flag: str = "") -> None:
         str(path).encode()
     except UnicodeEncodeError:
         raise InputError(f"{flag}{os.fsencode(path)!r}: its name is not UTF-8; rename it") from None
-
-
-def _is_dicom(path: Path) -> bool:
-    if path.suffix.lower() in OTHERS or path.name == "DICOMDIR":
-        return False
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            return False
-        with open(path, "rb") as file:
-            return is_dicom(file.read(132))
-    except OSError:
-        return False  # the audit reports it as unreadable if it has an image's suffix
 
 
 def name_images(files: Sequence[RadiographFile]) -> list[str]:
@@ -142,6 +156,11 @@ class FileIndex:
         headers = [file.header or Header() for file in files]
         self.instances = _numbers([header.instance] for header in headers)
         self.studies = _numbers({header.study, header.accession} for header in headers)
+
+    def under_another_suffix(self, key: str) -> int | None:
+        """The one file that has this name but for the suffix, as x.png for 'x.jpg'; None where there are 0 or more."""
+        at = self.named.get(key.rpartition(".")[0], ()) if kinds.promises_picture(key) else ()
+        return at[0] if len(at) == 1 else None
 
 
 def _numbers(keys: Iterable[Iterable[str]]) -> dict[str, tuple[int, ...]]:

@@ -21,10 +21,12 @@ from hashlib import file_digest
 from pathlib import Path
 
 from fracray.data.audit.scan import examine
+from fracray.data.images.kinds import READ
 from fracray.data.manifest import MANIFEST, Manifest, build
 from fracray.data.sources.archive import unpack
 from fracray.data.sources.fracatlas import FOLDERS, fracatlas_folders, read_fracatlas
 from fracray.data.sources.image_folder import (
+    contents,
     list_images,
     name_images,
     require_utf8,
@@ -36,6 +38,11 @@ from fracray.errors import InputError
 from fracray.runtime.storage import atomic_path
 
 SALT, FILES = "salt", "files"
+
+_EARLIER = (
+    "imported by an earlier version, which left out TIFF, BMP, WebP and GIF without a word and cut colour of 16 bits "
+    "to 8; to have them right, import the set again"
+)
 
 # In addition to the manifest's own columns: a file's state at import, so that a change is seen without reading it.
 _BYTES, _MODIFIED = "bytes", "modified_ns"
@@ -71,7 +78,7 @@ def import_set(
     """Read the radiographs at `source` into the new folder `to`, completely or not at all; return their manifest.
 
     `source` is a folder or zip: of FracAtlas; with a table of labels; or with a folder per class. Its images are
-    JPEG, PNG and DICOM. InputError names what is wrong with them; also for a full disk.
+    of the kinds in `data.images.kinds`. InputError names what is wrong with them; also for a full disk.
     """
     source, to = user_path("PATH", str(source)).absolute(), user_path("--to", str(to)).absolute()
     if options.classes and options.of_a_table:
@@ -151,6 +158,8 @@ def open_imported(folder: Path) -> Manifest:
         raise InputError(f"{folder / MANIFEST}: not the manifest of an imported set; import it again")
     if not manifest.root.is_dir():
         raise InputError(f"{folder}: the folder of its files, {manifest.root}, does not exist; {remedy}")
+    if not manifest.remarks:
+        manifest = replace(manifest, remarks=(_EARLIER,))
     examined = table[table["sha256"] != ""]
     columns = (examined[name] for name in ("path", _BYTES, _MODIFIED, "sha256"))
     for path, size, modified, digest in zip(*columns, strict=True):
@@ -219,14 +228,20 @@ def _read(root: Path, options: ImportOptions, pseudonyms: Pseudonyms) -> Manifes
         if atlases:
             require_utf8(atlases[0])
             return read_fracatlas(atlases[0])
-    files = list_images(root)
+    files, others = list_images(root)
     if not files:
-        raise InputError(f"{root}: no JPEG, PNG or DICOM file in it")
+        raise InputError(f"{root}: no picture in it ({contents(files, others)}); {READ} is read")
+    held = contents(files, others)
     ids = name_images(files)
     private = any(file.header for file in files)
     table = None if options.classes else _find_table(root, options)
     if table:
-        found, missing = by_table(table, files, root)
+        found, missing = by_table(table, files, root, others)
+        # Files that are named as radiographs and are none get a row, which the audit calls unreadable.
+        named = [at for at in sorted(found) if at >= len(files)]
+        found |= {len(files) + place: found.pop(at) for place, at in enumerate(named)}
+        files += [others[at - len(ids)] for at in named]
+        ids += [file.path for file in files[len(ids) :]]
     else:
         found, missing = by_folder(files, root, options.classes), {}
     ids_of = link_patients(files, found)
@@ -240,7 +255,7 @@ def _read(root: Path, options: ImportOptions, pseudonyms: Pseudonyms) -> Manifes
         image_id = f"row {record.row}" if private or key in taken else key
         note = f"row {record.row} of {table.path.name if table else ''} names no file"
         rows.append({"image_id": image_id, "label": record.label or 0, "status": "missing", "note": note})
-    return build(rows, root)
+    return replace(build(rows, root), remarks=(held,))
 
 
 def _find_table(root: Path, options: ImportOptions) -> LabelTable | None:

@@ -51,11 +51,16 @@ def by_folder(
 
 
 def by_table(
-    table: LabelTable, files: Sequence[RadiographFile], root: Path
+    table: LabelTable, files: Sequence[RadiographFile], root: Path, others: Sequence[RadiographFile] = ()
 ) -> tuple[dict[int, LabelMatch], dict[str, Record]]:
-    """Matches by table, by index of the file, and the rows without a file by what they name."""
+    """Matches by table, by index of the file, and the rows without a file by what they name.
+
+    Indices from len(files) on are those of `others`, which are no pictures: a row may name one by its path or name.
+    """
     index = FileIndex(files)
+    no_pictures = {key: at for at, file in enumerate(others, len(files)) for key in _names_of(file)}
     found: dict[int, LabelMatch] = {}
+    renamed: dict[int, dict[str, LabelMatch]] = {}  # by file and the name in the table, which has another suffix
     missing: dict[str, Record] = {}
     for record in table.records():
         key = ""
@@ -63,9 +68,15 @@ def by_table(
         for key in _spellings(record.image, root):
             if at := _files_of(key, index, table, record):
                 break
+            if key in no_pictures:
+                at = (no_pictures[key],)
+                break
         for one in at:
             found[one] = _another_match(found[one], record) if one in found else _first_match(record)
-        if not at:
+        if not at and (another := index.under_another_suffix(key)) is not None:
+            rows = renamed.setdefault(another, {})
+            rows[key] = _another_match(rows[key], record) if key in rows else _first_match(record)
+        elif not at:
             missing.setdefault(key or f"row {record.row}", record)
             if len(missing) > MAX_MISSING:
                 first = next(iter(missing))
@@ -73,6 +84,7 @@ def by_table(
                     f"{table.path}: more than {MAX_MISSING:,} rows name no file in {root} (the first is "
                     f"{quoted(first)}); name the folder of its images, or remove the other rows from the table"
                 )
+    _settle(renamed, files, found, missing)
     if not found:
         first = next(iter(missing), "none")
         raise InputError(
@@ -81,6 +93,35 @@ def by_table(
             "image=NAME"
         )
     return found, missing
+
+
+def _names_of(file: RadiographFile) -> tuple[str, str]:
+    path = plain_path(file.path)
+    return path, path.rpartition("/")[2]
+
+
+def _settle(
+    renamed: Mapping[int, Mapping[str, LabelMatch]],
+    files: Sequence[RadiographFile],
+    found: dict[int, LabelMatch],
+    missing: dict[str, Record],
+) -> None:
+    """Decide for each file that rows name with another suffix: pictures are often converted after the table is made.
+
+    The rows stay without a file where the file has a row of its own, where two names mean it, or where it lies in
+    another folder than the files that are named exactly: that folder may hold masks.
+    """
+    folders = {files[at].path.rpartition("/")[0] for at in found if at < len(files)}
+    for at, rows in renamed.items():
+        folder = files[at].path.rpartition("/")[0]
+        if at in found or len(rows) > 1 or (folders and folder not in folders):
+            for key, match in rows.items():
+                if match.record:
+                    missing.setdefault(key, match.record)
+        else:
+            ((key, match),) = rows.items()
+            note = f"{match.note}; the table names {key}" if match.note else f"the table names {key}"
+            found[at] = replace(match, note=note)
 
 
 def _spellings(image: str, root: Path) -> list[str]:

@@ -115,7 +115,7 @@ def test_a_file_cut_after_it_was_examined_is_named(ray_local, manifest, tmp_path
         copy.write_bytes((manifest.root / path).read_bytes())
     cut = tmp_path / "set" / first
     cut.write_bytes(cut.read_bytes()[:-2000])
-    with pytest.raises(RunError, match=f"{cut.name}: .*; it was readable when the data set was examined$"):
+    with pytest.raises(RunError, match=f"{cut.name}: .*; it was readable when the data set was examined: restore"):
         ingest(replace(manifest, root=tmp_path / "set"), 32, Folder(tmp_path / "cache"))
     assert list((tmp_path / "cache" / "shards").iterdir()) == []
 

@@ -1,0 +1,16 @@
+"""EXIF's orientation: which way up a picture is shown. Knows nothing of pixels."""
+
+from collections.abc import Callable
+
+from PIL import Image
+
+_ORIENTATION = 0x0112
+
+
+def orientation_of(read: Callable[[], Image.Exif]) -> int:
+    """The orientation, 1 to 8, in what `read` returns; 1 where it says nothing that can be understood."""
+    try:
+        value = read().get(_ORIENTATION, 1)
+    except Exception:  # whatever Pillow raises on unknown bytes
+        return 1
+    return value if value in range(1, 9) else 1
