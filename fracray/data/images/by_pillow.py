@@ -39,7 +39,9 @@ class PillowImage:
             samples = np.asarray(self.image.convert("RGBA"))
         except Exception as error:
             raise _fault(error) from None
-        return shown(samples[..., :3], samples[..., 3])
+        # The fourth byte of a BMP is often left at 0 by programs that know no opacity.
+        unused = self.image.format == "BMP" and not samples[..., 3].any()
+        return shown(samples[..., :3], None if unused else samples[..., 3])
 
 
 def open_image(data: bytes, kind: str) -> PillowImage:

@@ -196,6 +196,15 @@ def test_further_samples_of_a_tiff_without_a_meaning_are_left_out():
     assert (decode(tiff(np.dstack([colours, colours[..., :1] // 2]), extra=(0,))).gray == plain).all()
 
 
+def test_tags_that_a_tiff_may_leave_out_or_repeat_in_short():
+    picture = np.rint(channels(3) * 65535).astype(np.uint16)
+    plain = decode(tiff(picture)).gray
+    assert (decode(tiff(picture, tags=[(258, 3, [16])])).gray == plain).all()  # one depth for all samples
+    assert "sampleformat 4" in decode(tiff(picture, tags=[(339, 3, [4, 4, 4])])).note  # numbers of no stated kind
+    gray = picture[..., :1]
+    assert (decode(tiff(gray, tags=[(262, 3, [1])])).gray == decode(tiff(gray)).gray).all()
+
+
 def test_numbers_of_a_tiff_that_are_not_finite_are_black():
     samples = channels(1).astype(np.float32)
     samples[3, 4], samples[5, 6], samples[7, 8] = np.nan, np.inf, -np.inf
@@ -313,6 +322,18 @@ def test_every_format_of_pillow_shows_the_same_picture(kind, mode):
     stored = Image.open(io.BytesIO(data)).convert("RGBA")
     black = Image.new("RGBA", stored.size, (0, 0, 0, 255))
     agrees(data, np.asarray(Image.alpha_composite(black, stored).convert("L")).astype(float), 2)
+
+
+def test_the_fourth_byte_of_a_bmp_is_opacity_only_where_it_is_used():
+    rgba = np.dstack([np.rint(channels(3) * 255), np.rint(opacity((40, 56)) * 255)]).astype(np.uint8)
+    unused = rgba * np.uint8([1, 1, 1, 0])
+    for pixels, alpha in ((rgba, rgba[..., 3] / 255), (unused, None)):
+        body = pixels[::-1, :, [2, 1, 0, 3]].tobytes()
+        masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+        head = struct.pack("<IiiHHIIiiII", 108, 56, 40, 1, 32, 3, len(body), 2835, 2835, 0, 0) + masks + b"BGRs"
+        head += b"\0" * (108 - len(head))
+        data = struct.pack("<2sIHHI", b"BM", 14 + len(head) + len(body), 0, 0, 14 + len(head)) + head + body
+        agrees(data, expected(rgba[..., :3], 255, alpha), 1.5)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
