@@ -14,7 +14,7 @@ from drawn_files import PACKED, exif, layouts, png, shade, tiff
 from PIL import Image, ImageOps
 
 from fracray.data.images.decode import decode, upright
-from fracray.data.images.dicom import TAILS
+from fracray.data.images.dicom_display import TAILS
 
 LUMA = np.array((0.299, 0.587, 0.114))
 
