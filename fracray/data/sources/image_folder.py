@@ -16,6 +16,8 @@ from pathlib import Path, PurePosixPath
 from fracray.data.images.decode import MAX_BYTES
 from fracray.data.images.dicom import is_dicom
 from fracray.data.images.dicom_header import Header, read_header
+from fracray.data.sources.clutter import is_clutter
+from fracray.data.sources.label_words import label_word
 from fracray.errors import InputError
 
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".dcm", ".dicom"})
@@ -25,7 +27,7 @@ OTHERS = frozenset(
 )
 
 CLASSES = (
-    ("non_fractured", "not_fractured", "nonfractured", "unfractured", "no_fracture", "normal", "negative", "healthy"),
+    ("non fractured", "not fractured", "nonfractured", "unfractured", "no fracture", "normal", "negative", "healthy"),
     ("fractured", "fracture", "fractures", "abnormal", "positive"),
 )
 
@@ -45,7 +47,7 @@ class RadiographFile:
 def list_images(root: Path) -> list[RadiographFile]:
     """The JPEG, PNG and DICOM files below `root`, by path; DICOM is recognised by its first bytes, not its name.
 
-    Links are followed. Names that start with a dot are skipped. InputError for links to a folder that contains them,
+    Links are followed. What `is_clutter` names is skipped. InputError for links to a folder that contains them,
     folders that cannot be listed, and names that are not UTF-8.
     """
     found: list[RadiographFile] = []
@@ -66,7 +68,7 @@ def list_images(root: Path) -> list[RadiographFile]:
             except OSError as error:
                 raise InputError(f"{path}: cannot be listed: {error.strerror}; repair it, or leave it out") from None
             within = above | {here}
-            waiting += ((path / name, within) for name in names if not name.startswith(".") and name != "__MACOSX")
+            waiting += ((path / name, within) for name in names if not is_clutter(name))
             continue
         dicom = _is_dicom(path)
         if dicom or path.suffix.lower() in PICTURES:
@@ -139,9 +141,16 @@ class FileIndex:
         )
         for way in ways:
             self.named = _numbers([way(file)] for file in files) | self.named
+        self._folded: dict[str, set[int]] = {}
+        for name, numbers in self.named.items():
+            self._folded.setdefault(name.casefold(), set()).update(numbers)
         headers = [file.header or Header() for file in files]
         self.instances = _numbers([header.instance] for header in headers)
         self.studies = _numbers({header.study, header.accession} for header in headers)
+
+    def in_another_case(self, key: str) -> tuple[int, ...]:
+        """The files with a name that differs from `key` in upper and lower case only."""
+        return tuple(sorted(self._folded.get(plain_path(key).casefold(), ())))
 
 
 def _numbers(keys: Iterable[Iterable[str]]) -> dict[str, tuple[int, ...]]:
@@ -166,7 +175,8 @@ def classes_of(path: str, patterns: tuple[Sequence[str], Sequence[str]] | None) 
     """
     folders = [str(parent) for parent in PurePosixPath(path).parents if str(parent) != "."]
     if patterns is None:
-        return {label for folder in folders for label in (0, 1) if _plain(folder) in CLASSES[label]}
+        words = [label_word(PurePosixPath(folder).name) for folder in folders]
+        return {label for word in words for label in (0, 1) if word in CLASSES[label]}
     return {
         label
         for folder in folders
@@ -174,7 +184,3 @@ def classes_of(path: str, patterns: tuple[Sequence[str], Sequence[str]] | None) 
         for pattern in patterns[label]
         if fnmatchcase(folder, pattern) or fnmatchcase(PurePosixPath(folder).name, pattern)
     }
-
-
-def _plain(folder: str) -> str:
-    return "_".join(PurePosixPath(folder).name.lower().replace("-", " ").replace("_", " ").split())
