@@ -117,6 +117,16 @@ def _add_import(verbs: Any) -> None:
     )
     cli.add_argument("--negative", metavar="VALUE[,VALUE]", help="values that mean not fractured; '' for an empty cell")
     cli.add_argument(
+        "--ignore",
+        metavar="VALUE[,VALUE]",
+        help="values that mean neither: counted as uncertain and never used; with a sign, write --ignore=-1,-2",
+    )
+    cli.add_argument(
+        "--one-class",
+        action="store_true",
+        help="accept labels of one class only: for sets that are evaluated or predicted, not trained on",
+    )
+    cli.add_argument(
         "--classes",
         nargs="+",
         metavar="CLASS=FOLDER[,FOLDER]",
@@ -173,13 +183,15 @@ def _import(args: argparse.Namespace) -> None:
     columns = dict(_pair(word, "--column", FIELDS) for word in args.column)
     positive = () if args.positive is None else _values("--positive", args.positive)
     negative = () if args.negative is None else _values("--negative", args.negative)
-    classes = _classes(args.classes) if args.classes else None
+    ignore = () if args.ignore is None else _values("--ignore", args.ignore)
+    classes = _classes(args.classes, args.one_class) if args.classes else None
     try:
         args.licence.encode()
     except UnicodeEncodeError:
         raise InputError(f"--licence {args.licence!r}: not UTF-8; write it in UTF-8") from None
     _require_path(args.path, "a folder or a zip of radiographs")
 
+    from fracray.data.report import say_ignored
     from fracray.data.sources.import_set import ImportOptions, import_set, user_path
     from fracray.runtime.console import new_console, progress_bar
 
@@ -189,6 +201,8 @@ def _import(args: argparse.Namespace) -> None:
         columns=columns,
         positive=positive,
         negative=negative,
+        ignore=ignore,
+        one_class=args.one_class,
         classes=classes,
         salt=user_path("--salt", args.salt) if args.salt else None,
         licence=args.licence,
@@ -197,6 +211,9 @@ def _import(args: argparse.Namespace) -> None:
         manifest = import_set(args.path, args.to, options, step)
     used = manifest.used
     console.print("\n".join(manifest.flow().lines()))
+    say_ignored(console, manifest)
+    for remark in manifest.remarks:
+        console.print(remark, markup=False, soft_wrap=True)
     known = used["patient"][used["patient"] != ""]
     console.print(f"fractured: {used['label'].mean():.1%}; patients known: {known.nunique()}, of {len(known)} images")
     if manifest.notes():
@@ -221,12 +238,14 @@ def _values(flag: str, text: str) -> tuple[str, ...]:
     return values
 
 
-def _classes(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _classes(words: Sequence[str], one: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
     names = ("NOT_FRACTURED", "FRACTURED")
     folders = dict(_pair(word, "--classes", names) for word in words)
-    if len(folders) < 2 or len(words) > 2:
-        raise InputError("--classes: name each class once: NOT_FRACTURED=FOLDER FRACTURED=FOLDER")
-    first, second = (_values(f"--classes {name}", folders[name]) for name in names)
+    if len(folders) < len(words) or (len(folders) < 2 and not one):
+        raise InputError(
+            "--classes: name each class once: NOT_FRACTURED=FOLDER FRACTURED=FOLDER (or one class, with --one-class)"
+        )
+    first, second = (_values(f"--classes {name}", folders[name]) if name in folders else () for name in names)
     return first, second
 
 
@@ -245,7 +264,9 @@ def _check(args: argparse.Namespace) -> None:
         prepared = prepare(config.data, console)
     say_flow(console, prepared)
     table = prepared.manifest.table
-    for status in ("truncated", "missing", "unreadable", "unlisted"):
+    for remark in prepared.manifest.remarks:
+        console.print(remark, markup=False, soft_wrap=True)
+    for status in ("truncated", "missing", "unreadable", "unlisted", "uncertain"):
         names = table["image_id"][table["status"] == status]
         if len(names):
             console.print(f"{status}: {', '.join(names)}", soft_wrap=True)

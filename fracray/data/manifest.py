@@ -5,6 +5,7 @@ know where the rows come from, how images are decoded, or how splits are drawn.
 """
 
 import hashlib
+import json
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -17,18 +18,20 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fracray.errors import InputError
+from fracray.errors import InputError, RunError
 from fracray.runtime.storage import atomic_path
 
 Box = tuple[float, float, float, float]
 
-STATUSES = ("ok", "truncated", "conflict", "missing", "unreadable", "unlisted")
+STATUSES = ("ok", "truncated", "conflict", "missing", "unreadable", "unlisted", "uncertain")
+UNLABELLED = ("unlisted", "uncertain")  # the label of their rows is 0 and means nothing
 MANIFEST = "manifest.parquet"  # in an imported set and in a run
 PARTS = ("train", "val", "test")
 # Why an image that was found is not used, by the step of the flow.
 REASONS = {
     "missing": "listed, but no file",
     "unlisted": "a file without a label",
+    "uncertain": "its label is a value of --ignore",
     "unreadable": "not an image, or too large",
     "truncated": "the file is cut short",
     "conflict": "evidence or identical pictures disagree on the label",
@@ -41,7 +44,7 @@ SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),  # unique: the file's name, its path where names repeat, letters for DICOM
         ("path", pa.string()),  # relative to the root, with forward slashes; '' when missing
-        ("label", pa.int8()),  # 1 fractured, 0 not
+        ("label", pa.int8()),  # 1 fractured, 0 not; 0 where the status is one of UNLABELLED
         ("group", pa.string()),  # in one part only of a grouped split; '' until splits are assigned
         ("split", pa.string()),  # its sets: train; val, val/view, ... joined by '+'; test, ...; '' when unused
         ("status", pa.string()),  # one of STATUSES
@@ -73,15 +76,21 @@ SCHEMA = pa.schema(
 )
 _ROOT = b"fracray.root"
 _LICENCE = b"fracray.licence"
+_IGNORED = b"fracray.ignored"
+_REMARKS = b"fracray.remarks"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Flow:
-    """Counts from images found (listed or on disk) to images used; each image is counted once."""
+    """Counts from images found (listed or on disk) to images used; each image is counted once.
+
+    RunError where found is not used and every reason of REASONS together: then an image was lost, or counted twice.
+    """
 
     found: int
     missing: int
     unlisted: int
+    uncertain: int = 0
     unreadable: int
     truncated: int
     conflict: int
@@ -89,22 +98,18 @@ class Flow:
     used: int
 
     def __post_init__(self) -> None:
-        left_out = self.missing + self.unlisted + self.unreadable + self.truncated + self.conflict + self.duplicate
-        assert self.found == left_out + self.used, f"the counts do not add up: {self}"
+        counts = self.as_dict()
+        if self.found != self.used + sum(counts[name] for name in REASONS) or min(counts.values()) < 0:
+            raise RunError(
+                f"the counts of the images do not add up: {counts}; please report this as a fault of fracray"
+            )
 
     def lines(self) -> tuple[str, ...]:
         """The flow for printing, one count and its meaning per line, without reasons that removed nothing."""
-        steps = (
-            (self.found, "images found", True),
-            (-self.missing, f"missing: {REASONS['missing']}", False),
-            (-self.unlisted, f"unlisted: {REASONS['unlisted']}", False),
-            (-self.unreadable, f"unreadable: {REASONS['unreadable']}", False),
-            (-self.truncated, "truncated files", False),
-            (-self.conflict, f"conflict: {REASONS['conflict']}", False),
-            (-self.duplicate, f"duplicate: {REASONS['duplicate']}", False),
-            (self.used, "images used", True),
-        )
-        return tuple(f"{count:>7,} {meaning}" for count, meaning, always in steps if count or always)
+        counts = self.as_dict()
+        reasons = ((-counts[name], f"{name}: {why}") for name, why in REASONS.items() if counts[name])
+        steps = ((self.found, "images found"), *reasons, (self.used, "images used"))
+        return tuple(f"{count:>7,} {meaning}" for count, meaning in steps)
 
     def summary(self) -> str:
         """The flow in one line, for errors."""
@@ -120,11 +125,15 @@ class Manifest:
 
     root: the folder that its paths are relative to.
     licence: the terms of use as text, '' when not stated.
+    ignored: files beside the images that belong to an operating system, and are not among the images found.
+    remarks: sentences on the set as a whole, such as how its labels were read.
     """
 
     table: pd.DataFrame
     root: Path
     licence: str = ""
+    ignored: int = 0
+    remarks: tuple[str, ...] = ()
 
     @property
     def used(self) -> pd.DataFrame:
@@ -155,7 +164,14 @@ class Manifest:
         core = pa.Table.from_pandas(self.table[SCHEMA.names], schema=SCHEMA, preserve_index=False)
         for name in extra.column_names:
             core = core.append_column(name, extra[name])
-        core = core.replace_schema_metadata({_ROOT: str(self.root).encode(), _LICENCE: self.licence.encode()})
+        core = core.replace_schema_metadata(
+            {
+                _ROOT: str(self.root).encode(),
+                _LICENCE: self.licence.encode(),
+                _IGNORED: str(self.ignored).encode(),
+                _REMARKS: json.dumps(self.remarks).encode(),
+            }
+        )
         with atomic_path(Path(path)) as partial:
             pq.write_table(core, partial)
 
@@ -188,7 +204,13 @@ class Manifest:
             raise InputError(f"{path}: unknown status or split {', '.join(sorted(unknown))}; {remedy}")
         if table["image_id"].duplicated().any():
             raise InputError(f"{path}: image_id is not unique; {remedy}")
-        return cls(table, Path(metadata[_ROOT].decode()), metadata.get(_LICENCE, b"").decode())
+        return cls(
+            table,
+            Path(metadata[_ROOT].decode()),
+            metadata.get(_LICENCE, b"").decode(),
+            int(metadata.get(_IGNORED, b"0")),
+            tuple(json.loads(metadata.get(_REMARKS, b"[]"))),
+        )
 
 
 def build(rows: Sequence[dict[str, Any]], root: Path) -> Manifest:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from fracray.config import SplitConfig
 from fracray.data.baselines import IdLeak, Shortcut, score_leak, score_shortcuts
-from fracray.data.manifest import STATUSES, Flow, Manifest, file_number
+from fracray.data.manifest import STATUSES, UNLABELLED, Flow, Manifest, file_number
 from fracray.data.splits.assign import name_groups
 
 MOST_SIZES = 10
@@ -126,7 +126,7 @@ class Breakdown:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Prevalence by file number in the series `prefix`, in blocks of `size`; all files listed, used or not.
+    """Prevalence by file number in the series `prefix`, in blocks of `size`; all files with a label, used or not.
 
     run: the longest series of consecutive listed images that are all fractured, as (first id, last id, images).
     """
@@ -329,6 +329,7 @@ def _picture_set(manifest: Manifest, rows: pd.DataFrame, words: str) -> PictureS
 
 def _prevalence(manifest: Manifest) -> Prevalence:
     used = manifest.used
+    labelled = manifest.table[~manifest.table["status"].isin(UNLABELLED)]
     known: dict[str, pd.Series] = {
         "region": used["region"],
         "view": used["view"],
@@ -350,7 +351,7 @@ def _prevalence(manifest: Manifest) -> Prevalence:
         for name, values in known.items()
         if values.nunique() > 1
     )
-    return Prevalence(fracture_share("all used images", used["label"]), breakdowns, _blocks(manifest.table))
+    return Prevalence(fracture_share("all used images", used["label"]), breakdowns, _blocks(labelled))
 
 
 def _blocks(table: pd.DataFrame) -> Blocks | None:

@@ -20,11 +20,11 @@ import pandas as pd
 
 from fracray.data.duplicates import THUMB, Pair, connected_sets, equal, near_duplicates
 from fracray.data.images.decode import HEAD, FileInspection, fit_boxes, inspect_file
-from fracray.data.manifest import BORDERS, Manifest
+from fracray.data.manifest import BORDERS, UNLABELLED, Manifest
 from fracray.errors import InputError
 
 # Part of the key of cached audits: raise it when the same files would get another result.
-AUDIT_VERSION = 6
+AUDIT_VERSION = 7
 
 MOST_NAMED = 5  # images named in one note
 _AT_ONCE = 4096  # files passed to the threads at a time
@@ -73,7 +73,7 @@ def examine(
     """
     table = manifest.table.copy()
     cells: _Cells = {name: table[name].tolist() for name in ("image_id", "label", *_FILLED)}
-    rows = [row for row, path in enumerate(table["path"]) if path and cells["status"][row] != "unlisted"]
+    rows = [row for row, path in enumerate(table["path"]) if path and cells["status"][row] not in UNLABELLED]
     paths = [manifest.root / table["path"].iloc[row] for row in rows]
     inspections: list[FileInspection] = []
     thumbnails = _ThumbnailFile()

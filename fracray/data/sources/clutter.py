@@ -45,7 +45,7 @@ def beside(root: Path) -> Beside:
             continue
         ignored += sum(map(is_clutter, files))
         archives += [
-            str(below / name)
+            os.fsencode(below / name).decode(errors="replace")
             for name in files
             if not is_clutter(name) and PurePosixPath(name.lower()).suffix in _ARCHIVES
         ]

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from fracray.data.manifest import Box, Manifest, build
+from fracray.data.sources.clutter import is_clutter
 from fracray.errors import InputError
 
 REGIONS = ("hand", "leg", "hip", "shoulder")
@@ -30,7 +31,7 @@ def fracatlas_folders(folder: Path) -> list[Path]:
     """The folders that hold a dataset.csv: `folder` alone, or else those directly below it, sorted."""
     if (folder / "dataset.csv").is_file():
         return [folder]
-    below = sorted(child for child in folder.iterdir() if child.is_dir() and child.name != "__MACOSX")
+    below = sorted(child for child in folder.iterdir() if child.is_dir() and not is_clutter(child.name))
     return [child for child in below if (child / "dataset.csv").is_file()]
 
 
@@ -126,7 +127,11 @@ def _as_numbers(values: pd.Series) -> pd.Series:
 def _list_folder(folder: Path) -> frozenset[str]:
     if not folder.is_dir():
         return frozenset()
-    return frozenset(file.name for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+    return frozenset(
+        file.name
+        for file in folder.iterdir()
+        if file.suffix.lower() in SUFFIXES and file.is_file() and not is_clutter(file.name)
+    )
 
 
 def _read_coco(path: Path) -> dict[str, _CocoImage] | None:

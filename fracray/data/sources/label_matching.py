@@ -60,7 +60,14 @@ def by_folder(
                     f"{'; if one class is all there is, add --one-class' if found else ''}"
                 )
             raise InputError(f"--classes {option}={','.join(patterns[label])}: no picture there; they are in: {shown}")
-    return {at: LabelMatch(frozenset(classes)) for at, classes in found.items()}
+    matches = {at: LabelMatch(frozenset(classes)) for at, classes in found.items()}
+    if patterns:
+        lower = tuple(tuple(pattern.casefold() for pattern in those) for those in patterns)
+        note = "no label: its folder and --classes differ in upper and lower case"
+        for at, file in enumerate(files):
+            if at not in matches and classes_of(file.path.casefold(), (lower[0], lower[1])):
+                matches[at] = LabelMatch(note=note)
+    return matches
 
 
 def by_table(
@@ -160,6 +167,8 @@ def _another_match(match: LabelMatch, record: Record) -> LabelMatch:
 
 
 def _again(labels: frozenset[int]) -> str:
+    if not labels:
+        return "listed again, without a label"
     return f"listed again with the {'other' if len(labels) == 2 else 'same'} label"
 
 
@@ -225,7 +234,7 @@ def row_of(
         status = "uncertain"
         note = f"uncertain in one row, labelled {max(match.labels)} in another" if match.labels else "uncertain"
     elif not match.labels:
-        status, note = "unlisted", "no label"
+        status, note = "unlisted", note or "no label"
     if match.another_case:
         named = f"named {quoted(match.another_case)} in the table" if not header else "named in another case"
         note = f"{note}; {named}" if note else named
