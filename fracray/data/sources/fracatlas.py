@@ -4,7 +4,7 @@ Reads metadata only. Must not decode an image, and must not know of other layout
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -59,6 +59,9 @@ def read_fracatlas(root: Path) -> Manifest:
     if not any(folders):
         raise InputError(f"{root / 'images'}: no image in {' or '.join(FOLDERS)}; name the folder of FracAtlas")
     drawings = _read_coco(root / COCO)
+    in_any_case: dict[str, list[str]] = {}
+    for name in sorted(folders[0] | folders[1]):
+        in_any_case.setdefault(name.casefold(), []).append(name)
     rows: dict[str, dict[str, Any]] = {}
     names: dict[str, str] = {}
     numeric = {column: _as_numbers(csv[column]) for column in csv}
@@ -69,7 +72,8 @@ def read_fracatlas(root: Path) -> Manifest:
             raise InputError(
                 f"{root / 'dataset.csv'}, line {line}: '{name}' and '{names[image_id]}' share an id; rename one"
             )
-        row = _reconcile(name, int(record["fractured"]), folders, drawings)
+        file = _file_of(name, in_any_case)
+        row = _reconcile(name, file, int(record["fractured"]), folders, drawings)
         row |= {
             "image_id": image_id,
             "region": _tags(record, REGIONS) or _tags(record, ("mixed",)),
@@ -79,7 +83,8 @@ def read_fracatlas(root: Path) -> Manifest:
             **{f"csv_{column}": values.iloc[index] for column, values in numeric.items()},
         }
         rows[image_id] = _listed_again(rows[image_id], row) if image_id in rows else row
-    unlisted = sorted((set(folders[0]) | set(folders[1])) - set(names.values()))
+    listed = {PurePosixPath(row["path"]).name for row in rows.values()}
+    unlisted = sorted((folders[0] | folders[1]) - listed)
     for name in unlisted:
         image_id = name if Path(name).stem in rows else Path(name).stem
         rows[image_id] = {
@@ -156,11 +161,11 @@ def _read_coco(path: Path) -> dict[str, _CocoImage] | None:
 
 
 def _reconcile(
-    name: str, listed: int, folders: list[frozenset[str]], drawings: Mapping[str, _CocoImage] | None
+    name: str, file: str, listed: int, folders: list[frozenset[str]], drawings: Mapping[str, _CocoImage] | None
 ) -> dict[str, Any]:
-    """Label, status, path and boxes of one listed image, from csv, folder and box."""
+    """Label, status, path and boxes of one listed image, from csv, folder and box; `file` is its name in the folder."""
     drawing = (drawings or {}).get(name, _CocoImage(0, 0, ()))
-    in_folder = [label for label in (0, 1) if name in folders[label]]
+    in_folder = [label for label in (0, 1) if file in folders[label]]
     label, status, note = listed, "ok", ""
     boxed = bool(drawing.boxes)
     count = f"{len(drawing.boxes)} box{'es' * (len(drawing.boxes) > 1)}"
@@ -178,8 +183,10 @@ def _reconcile(
     else:
         status, note = "conflict", f"dataset.csv says {listed}, folder {FOLDERS[in_folder[0]]}, no box"
     place = in_folder[0] if len(in_folder) == 1 else label
+    if file != name:
+        note = f"{note}{'; ' if note else ''}the file is named {file!r}"
     return {
-        "path": f"images/{FOLDERS[place]}/{name}" if in_folder else "",
+        "path": f"images/{FOLDERS[place]}/{file}" if in_folder else "",
         "label": label,
         "status": status,
         "note": note,
@@ -187,6 +194,12 @@ def _reconcile(
         "boxes_width": drawing.width,
         "boxes_height": drawing.height,
     }
+
+
+def _file_of(name: str, in_any_case: Mapping[str, Sequence[str]]) -> str:
+    """The name of an image's file: `name`, or the only one that differs from it in upper and lower case."""
+    alike = in_any_case.get(name.casefold(), ())
+    return alike[0] if name not in alike and len(alike) == 1 else name
 
 
 def _tags(record: Mapping[Any, Any], names: tuple[str, ...]) -> str:
