@@ -8,11 +8,16 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fracray.config import PHANTOM, Config, PhantomConfig, parse_assignments
 from fracray.data.sources.label_fields import FIELDS
 from fracray.errors import InputError, run_verb
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fracray.data.prepare import Prepared
 
 
 def parser() -> argparse.ArgumentParser:
@@ -249,11 +254,18 @@ def _classes(words: Sequence[str], one: bool) -> tuple[tuple[str, ...], tuple[st
     return first, second
 
 
+def _prepared(config: Config, console: "Console") -> "Prepared":
+    """The prepared set, without a split where its images are all of one class."""
+    from fracray.data.prepare import examined, prepare
+
+    manifest = examined(config.data, console)
+    return prepare(config.data, console, split=manifest.used["label"].nunique() != 1, manifest=manifest)
+
+
 def _check(args: argparse.Namespace) -> None:
     config = _config(args)
 
     from fracray.data.datasheet import datasheet
-    from fracray.data.prepare import prepare
     from fracray.data.report import say_flow, say_phantom, say_split
     from fracray.runtime.console import new_console
     from fracray.runtime.ray_session import connect
@@ -261,7 +273,7 @@ def _check(args: argparse.Namespace) -> None:
     console = new_console()
     say_phantom(console, config)
     with connect(args.address):
-        prepared = prepare(config.data, console)
+        prepared = _prepared(config, console)
     say_flow(console, prepared)
     table = prepared.manifest.table
     for remark in prepared.manifest.remarks:
@@ -274,7 +286,11 @@ def _check(args: argparse.Namespace) -> None:
         console.print(f"duplicate: {copy.image_id} of {copy.duplicate_of}")
     for note in prepared.notes:
         console.print(f"note: {note}", soft_wrap=True)
-    say_split(console, prepared)
+    if prepared.sets:
+        say_split(console, prepared)
+    else:
+        word = "fractured" if prepared.table["label"].all() else "not fractured"
+        console.print(f"split: none, because all used images are {word}; such a set can be evaluated, not trained on")
     if args.manifest:
         try:
             prepared.manifest.write(args.manifest)
@@ -326,13 +342,12 @@ def _sheet(args: argparse.Namespace) -> None:
     import cv2
 
     from fracray.data.contact_sheet import draw_augmented, draw_corrupted, draw_plain
-    from fracray.data.prepare import prepare
     from fracray.runtime.console import new_console
     from fracray.runtime.ray_session import connect
 
     console = new_console()
     with connect(args.address):
-        prepared = prepare(config.data, console)
+        prepared = _prepared(config, console)
     count = (12 if args.augmented else 2 if args.corrupted else 48) if args.count is None else max(1, args.count)
     draw = draw_corrupted if args.corrupted else draw_augmented if args.augmented else draw_plain
     sheet = draw(prepared, config, count)

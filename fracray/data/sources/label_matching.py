@@ -47,9 +47,8 @@ def by_folder(
     """
     found = {at: classes for at, file in enumerate(files) if (classes := classes_of(file.path, patterns))}
     for label, option in enumerate(("NOT_FRACTURED", "FRACTURED")):
-        if one_class and found and not (patterns and patterns[label]):
-            continue
-        if not any(label in classes for classes in found.values()):
+        expected = bool(patterns[label]) if patterns is not None else not (one_class and found)
+        if expected and not any(label in classes for classes in found.values()):
             folders = sorted({file.path.rpartition("/")[0] or "." for file in files})
             shown = ", ".join(folders[:20]) + (f" and {len(folders) - 20} more" if len(folders) > 20 else "")
             if patterns is None:
