@@ -38,7 +38,7 @@ def unpack(path: Path, target: Path) -> None:
                 folder.mkdir()
                 for member, name in members.items():
                     _extract(path, archive, member, name, folder)
-    except (zipfile.BadZipFile, struct.error, EOFError, ValueError) as error:
+    except (zipfile.BadZipFile, struct.error, EOFError, ValueError, NotImplementedError, OverflowError) as error:
         raise InputError(f"{path}: cannot be unpacked: {error}; download it again, or unpack it yourself") from None
     except OSError as error:
         raise InputError(
