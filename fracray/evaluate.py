@@ -116,7 +116,7 @@ def _evaluate(args: argparse.Namespace, severities: tuple[int, ...]) -> None:
     from fracray.data.prepare import examined, prepare, shards_at
     from fracray.data.report import say_flow, say_phantom
     from fracray.evaluation.inference import half_the_cpus
-    from fracray.evaluation.report import say_corruptions, say_few_groups, scores_table, sets_table
+    from fracray.evaluation.report import say_corruptions, say_few_groups, say_one_class, scores_table, sets_table
     from fracray.evaluation.robustness import score_corruptions
     from fracray.evaluation.scoring import check_folds, pool_folds, refuse_seen, score_part
     from fracray.runtime.console import new_console, progress_bar
@@ -159,6 +159,7 @@ def _evaluate(args: argparse.Namespace, severities: tuple[int, ...]) -> None:
     all_sets = {part: intervals} | {name: found.intervals(args.seed) for name, found in sets.items()}
     if sets:
         console.print(sets_table(all_sets, prepared))
+    say_one_class(console, pooled.labels)
     say_few_groups(console, pooled.groups)
     if part == "all" and prepared.fingerprint == metadata.data_fingerprint:
         console.print(

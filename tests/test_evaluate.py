@@ -10,6 +10,7 @@ import pytest
 from sklearn.metrics import accuracy_score, average_precision_score, brier_score_loss, roc_auc_score
 
 from fracray.config import Config, PhantomConfig, parse_assignments
+from fracray.data.__main__ import main as data
 from fracray.data.images import corruptions
 from fracray.data.images.corruptions import NAMES
 from fracray.data.phantom.draw import write_phantoms
@@ -88,6 +89,30 @@ def test_data_that_was_never_seen_is_scored_completely(run, tmp_path, capsys):
     assert {baseline["part"] for baseline in scores["data"]["baselines"]} == {"all"}
     with pytest.raises(InputError, match="--split all"):
         main([str(run), "--data", str(other), "--split", "test"])
+
+
+@pytest.mark.parametrize(
+    ("folder", "word", "undefined"),
+    [("Fractured", "fractured", "specificity"), ("Non_fractured", "not fractured", "sensitivity")],
+)
+def test_a_set_of_one_class_is_checked_and_evaluated_and_not_trained_on(run, tmp_path, capsys, folder, word, undefined):
+    other = write_phantoms(tmp_path / "other", PhantomConfig(count=60, seed=9))
+    shutil.copytree(other / "images" / folder, tmp_path / "own" / folder)
+    data(["import", str(tmp_path / "own"), "--to", str(tmp_path / "set"), "--one-class"])
+    capsys.readouterr()
+    data(["check", str(tmp_path / "set"), "--set", "data.size=32"])
+    assert f"split: none, because all used images are {word}; such a set can be evaluated" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"not of both classes .* can be evaluated, not trained on"):
+        train([*SMALL, "--epochs", "1", "--data", str(tmp_path / "set"), "--storage", str(tmp_path), "--name", "one"])
+    scores = evaluate(run, tmp_path, "--data", str(tmp_path / "set"))["scores"]
+    for name in ("auroc", "balanced_accuracy", undefined):
+        assert scores[name] == {"value": None, "low": None, "high": None}
+    assert 0 <= scores["accuracy"]["value"] <= 1
+    out = capsys.readouterr().out
+    assert f"note: all of these radiographs are {word}: {undefined}, balanced accuracy" in out
+    assert "nan" not in out
+    with pytest.raises(InputError, match=r"--corruptions: all radiographs are of one class"):
+        evaluate(run, tmp_path, "--data", str(tmp_path / "set"), "--corruptions", "--severities", "1")
 
 
 def test_a_copy_of_the_training_data_elsewhere_is_known_again(run, tmp_path):

@@ -8,11 +8,16 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fracray.config import PHANTOM, Config, PhantomConfig, parse_assignments
 from fracray.data.sources.label_fields import FIELDS
 from fracray.errors import InputError, run_verb
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fracray.data.prepare import Prepared
 
 
 def parser() -> argparse.ArgumentParser:
@@ -117,6 +122,16 @@ def _add_import(verbs: Any) -> None:
     )
     cli.add_argument("--negative", metavar="VALUE[,VALUE]", help="values that mean not fractured; '' for an empty cell")
     cli.add_argument(
+        "--ignore",
+        metavar="VALUE[,VALUE]",
+        help="values that mean neither: counted as uncertain and never used; with a sign, write --ignore=-1,-2",
+    )
+    cli.add_argument(
+        "--one-class",
+        action="store_true",
+        help="accept labels of one class only: for sets that are evaluated or predicted, not trained on",
+    )
+    cli.add_argument(
         "--classes",
         nargs="+",
         metavar="CLASS=FOLDER[,FOLDER]",
@@ -173,13 +188,15 @@ def _import(args: argparse.Namespace) -> None:
     columns = dict(_pair(word, "--column", FIELDS) for word in args.column)
     positive = () if args.positive is None else _values("--positive", args.positive)
     negative = () if args.negative is None else _values("--negative", args.negative)
-    classes = _classes(args.classes) if args.classes else None
+    ignore = () if args.ignore is None else _values("--ignore", args.ignore)
+    classes = _classes(args.classes, args.one_class) if args.classes else None
     try:
         args.licence.encode()
     except UnicodeEncodeError:
         raise InputError(f"--licence {args.licence!r}: not UTF-8; write it in UTF-8") from None
     _require_path(args.path, "a folder or a zip of radiographs")
 
+    from fracray.data.report import say_ignored
     from fracray.data.sources.import_set import ImportOptions, import_set, user_path
     from fracray.runtime.console import new_console, progress_bar
 
@@ -189,6 +206,8 @@ def _import(args: argparse.Namespace) -> None:
         columns=columns,
         positive=positive,
         negative=negative,
+        ignore=ignore,
+        one_class=args.one_class,
         classes=classes,
         salt=user_path("--salt", args.salt) if args.salt else None,
         licence=args.licence,
@@ -201,6 +220,7 @@ def _import(args: argparse.Namespace) -> None:
     console.print("\n".join(manifest.flow().lines()))
     for line in manifest.causes("unreadable"):
         console.print(line, markup=False, soft_wrap=True)
+    say_ignored(console, manifest)
     known = used["patient"][used["patient"] != ""]
     console.print(f"fractured: {used['label'].mean():.1%}; patients known: {known.nunique()}, of {len(known)} images")
     if manifest.notes():
@@ -225,20 +245,29 @@ def _values(flag: str, text: str) -> tuple[str, ...]:
     return values
 
 
-def _classes(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _classes(words: Sequence[str], one: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
     names = ("NOT_FRACTURED", "FRACTURED")
     folders = dict(_pair(word, "--classes", names) for word in words)
-    if len(folders) < 2 or len(words) > 2:
-        raise InputError("--classes: name each class once: NOT_FRACTURED=FOLDER FRACTURED=FOLDER")
-    first, second = (_values(f"--classes {name}", folders[name]) for name in names)
+    if len(folders) < len(words) or (len(folders) < 2 and not one):
+        raise InputError(
+            "--classes: name each class once: NOT_FRACTURED=FOLDER FRACTURED=FOLDER (or one class, with --one-class)"
+        )
+    first, second = (_values(f"--classes {name}", folders[name]) if name in folders else () for name in names)
     return first, second
+
+
+def _prepared(config: Config, console: "Console") -> "Prepared":
+    """The prepared set, without a split where its images are all of one class."""
+    from fracray.data.prepare import examined, prepare
+
+    manifest = examined(config.data, console)
+    return prepare(config.data, console, split=manifest.used["label"].nunique() != 1, manifest=manifest)
 
 
 def _check(args: argparse.Namespace) -> None:
     config = _config(args)
 
     from fracray.data.datasheet import datasheet
-    from fracray.data.prepare import prepare
     from fracray.data.report import say_flow, say_phantom, say_split
     from fracray.runtime.console import new_console
     from fracray.runtime.ray_session import connect
@@ -246,12 +275,12 @@ def _check(args: argparse.Namespace) -> None:
     console = new_console()
     say_phantom(console, config)
     with connect(args.address):
-        prepared = prepare(config.data, console)
+        prepared = _prepared(config, console)
     say_flow(console, prepared)
     for remark in prepared.manifest.remarks:
         console.print(remark, markup=False, soft_wrap=True)
     table = prepared.manifest.table
-    for status in ("truncated", "blank", "missing", "unreadable", "unlisted"):
+    for status in ("truncated", "blank", "missing", "unreadable", "unlisted", "uncertain"):
         names = table["image_id"][table["status"] == status]
         if len(names):
             console.print(f"{status}: {', '.join(names)}", soft_wrap=True)
@@ -259,7 +288,11 @@ def _check(args: argparse.Namespace) -> None:
         console.print(f"duplicate: {copy.image_id} of {copy.duplicate_of}")
     for note in prepared.notes:
         console.print(f"note: {note}", soft_wrap=True)
-    say_split(console, prepared)
+    if prepared.sets:
+        say_split(console, prepared)
+    else:
+        word = "fractured" if prepared.table["label"].all() else "not fractured"
+        console.print(f"split: none, because all used images are {word}; such a set can be evaluated, not trained on")
     if args.manifest:
         try:
             prepared.manifest.write(args.manifest)
@@ -311,13 +344,12 @@ def _sheet(args: argparse.Namespace) -> None:
     import cv2
 
     from fracray.data.contact_sheet import draw_augmented, draw_corrupted, draw_plain
-    from fracray.data.prepare import prepare
     from fracray.runtime.console import new_console
     from fracray.runtime.ray_session import connect
 
     console = new_console()
     with connect(args.address):
-        prepared = prepare(config.data, console)
+        prepared = _prepared(config, console)
     count = (12 if args.augmented else 2 if args.corrupted else 48) if args.count is None else max(1, args.count)
     draw = draw_corrupted if args.corrupted else draw_augmented if args.augmented else draw_plain
     sheet = draw(prepared, config, count)

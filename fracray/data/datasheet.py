@@ -22,6 +22,9 @@ def datasheet(summary: Mapping[str, Any]) -> str:
         "## From files found to images used",
         _table(("images", "outcome"), [(f"{count:,}", _MEANING[name]) for name, count in _flow(summary)]),
     ]
+    if summary["ignored"]:
+        parts.append(f"- {summary['ignored']:,} files of operating systems beside them are ignored")
+    parts += [f"- {_cell(remark)}" for remark in summary["remarks"]]
     if summary["parts"]:
         parts += ["## Parts", _parts(summary)]
         parts += [f"- {note}" for note in summary["split"]]

@@ -18,18 +18,20 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fracray.errors import InputError
+from fracray.errors import InputError, RunError
 from fracray.runtime.storage import atomic_path
 
 Box = tuple[float, float, float, float]
 
-STATUSES = ("ok", "truncated", "blank", "conflict", "missing", "unreadable", "unlisted")
+STATUSES = ("ok", "truncated", "blank", "conflict", "missing", "unreadable", "unlisted", "uncertain")
+UNLABELLED = ("unlisted", "uncertain")  # the label of their rows is 0 and means nothing
 MANIFEST = "manifest.parquet"  # in an imported set and in a run
 PARTS = ("train", "val", "test")
 # Why an image that was found is not used, by the step of the flow.
 REASONS = {
     "missing": "listed, but no file",
     "unlisted": "a file without a label",
+    "uncertain": "its label is a value of --ignore",
     "unreadable": "not a picture of a kind that is read, damaged, or too large",
     "truncated": "the file is cut short",
     "blank": "the picture shows nothing",
@@ -43,7 +45,7 @@ SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),  # unique: the file's name, its path where names repeat, letters for DICOM
         ("path", pa.string()),  # relative to the root, with forward slashes; '' when missing
-        ("label", pa.int8()),  # 1 fractured, 0 not
+        ("label", pa.int8()),  # 1 fractured, 0 not; 0 where the status is one of UNLABELLED
         ("group", pa.string()),  # in one part only of a grouped split; '' until splits are assigned
         ("split", pa.string()),  # its sets: train; val, val/view, ... joined by '+'; test, ...; '' when unused
         ("status", pa.string()),  # one of STATUSES
@@ -78,16 +80,21 @@ _ROOT = b"fracray.root"
 _LICENCE = b"fracray.licence"
 _AUDIT = b"fracray.audit"
 _LATER = ("opposed",)  # columns that manifests of older versions lack
+_IGNORED = b"fracray.ignored"
 _REMARKS = b"fracray.remarks"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Flow:
-    """Counts from images found (listed or on disk) to images used; each image is counted once."""
+    """Counts from images found (listed or on disk) to images used; each image is counted once.
+
+    RunError where found is not used and every reason of REASONS together: then an image was lost, or counted twice.
+    """
 
     found: int
     missing: int
     unlisted: int
+    uncertain: int = 0
     unreadable: int
     truncated: int
     blank: int
@@ -96,23 +103,18 @@ class Flow:
     used: int
 
     def __post_init__(self) -> None:
-        left_out = sum(getattr(self, name) for name in REASONS)
-        assert self.found == left_out + self.used, f"the counts do not add up: {self}"
+        counts = self.as_dict()
+        if self.found != self.used + sum(counts[name] for name in REASONS) or min(counts.values()) < 0:
+            raise RunError(
+                f"the counts of the images do not add up: {counts}; please report this as a fault of fracray"
+            )
 
     def lines(self) -> tuple[str, ...]:
         """The flow for printing, one count and its meaning per line, without reasons that removed nothing."""
-        steps = (
-            (self.found, "images found", True),
-            (-self.missing, f"missing: {REASONS['missing']}", False),
-            (-self.unlisted, f"unlisted: {REASONS['unlisted']}", False),
-            (-self.unreadable, f"unreadable: {REASONS['unreadable']}", False),
-            (-self.truncated, "truncated files", False),
-            (-self.blank, f"blank: {REASONS['blank']}", False),
-            (-self.conflict, f"conflict: {REASONS['conflict']}", False),
-            (-self.duplicate, f"duplicate: {REASONS['duplicate']}", False),
-            (self.used, "images used", True),
-        )
-        return tuple(f"{count:>7,} {meaning}" for count, meaning, always in steps if count or always)
+        counts = self.as_dict()
+        reasons = ((-counts[name], f"{name}: {why}") for name, why in REASONS.items() if counts[name])
+        steps = ((self.found, "images found"), *reasons, (self.used, "images used"))
+        return tuple(f"{count:>7,} {meaning}" for count, meaning in steps)
 
     def summary(self) -> str:
         """The flow in one line, for errors."""
@@ -129,13 +131,15 @@ class Manifest:
     root: the folder that its paths are relative to.
     licence: the terms of use as text, '' when not stated.
     audit: the version of the audit that examined it, 0 where that is not known.
-    remarks: sentences on the set as a whole, such as what its folder holds beside pictures.
+    ignored: files beside the images that belong to an operating system, and are not among the images found.
+    remarks: sentences on the set as a whole, such as what its folder holds, and how its labels were read.
     """
 
     table: pd.DataFrame
     root: Path
     licence: str = ""
     audit: int = 0
+    ignored: int = 0
     remarks: tuple[str, ...] = ()
 
     @property
@@ -183,6 +187,7 @@ class Manifest:
                 _ROOT: str(self.root).encode(),
                 _LICENCE: self.licence.encode(),
                 _AUDIT: str(self.audit).encode(),
+                _IGNORED: str(self.ignored).encode(),
                 _REMARKS: json.dumps(self.remarks).encode(),
             }
         )
@@ -227,6 +232,7 @@ class Manifest:
             Path(metadata[_ROOT].decode()),
             metadata.get(_LICENCE, b"").decode(),
             int(metadata.get(_AUDIT, b"0")),
+            int(metadata.get(_IGNORED, b"0")),
             tuple(json.loads(metadata.get(_REMARKS, b"[]"))),
         )
 

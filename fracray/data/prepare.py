@@ -19,6 +19,7 @@ from fracray.data.baselines import Baseline
 from fracray.data.loading.ingest import Shards, ingest
 from fracray.data.manifest import MANIFEST, Flow, Manifest, in_set, sets_named
 from fracray.data.phantom.draw import DRAWING, write_phantoms
+from fracray.data.sources.clutter import beside
 from fracray.data.sources.fracatlas import read_fracatlas
 from fracray.data.sources.import_set import open_imported
 from fracray.data.sources.locate import open_source
@@ -27,7 +28,7 @@ from fracray.data.splits.divide import divide
 from fracray.errors import InputError
 from fracray.runtime.console import progress_bar
 from fracray.runtime.resources import alone
-from fracray.runtime.storage import Folder
+from fracray.runtime.storage import Folder, errors_name
 
 PHANTOM_LICENCE = "drawn by fracray; no rights reserved, no patient data"
 PHANTOM_NOTICE = (
@@ -103,6 +104,8 @@ class Prepared:
             ),
             "flow": self.flow.as_dict(),
             "fractured": int(table["label"].sum()),
+            "ignored": self.manifest.ignored,
+            "remarks": list(self.manifest.remarks),
             "notes": list(self.notes),
             "parts": {name: self._counts(self.rows(name)) for name in self.sets},
             "unused": int((table["split"] == "").sum()) if self.sets else 0,
@@ -189,10 +192,13 @@ def examined(config: DataConfig, console: Console) -> Manifest:
     """
     cache = cache_folder(config)
     if config.source == PHANTOM:
-        return _manifest(_phantom(config, cache, console), cache, console)
+        drawn = _phantom(config, cache, console)
+        return _manifest(drawn, cache, console, drawn)
     with progress_bar(console, f"downloading {config.source} (MiB)") as step:
         root = open_source(config.source, cache, step)
-    return _manifest(root, cache, console)
+    copied = _copied_to(root, cache)
+    with errors_name(config.source, copied or root):
+        return _manifest(root, cache, console, copied or root)
 
 
 def shards_at(prepared: Prepared, size: int, console: Console) -> Shards:
@@ -209,14 +215,25 @@ def _phantom(config: DataConfig, cache: Path, console: Console) -> Path:
         return write_phantoms(folder, config.phantom, step)
 
 
-def _manifest(root: Path, cache: Path, console: Console) -> Manifest:
-    """The examined manifest of a folder: its own if it was imported, else from the cache where no file changed."""
+def _copied_to(root: Path, cache: Path) -> Path | None:
+    """The folder of the cache that a zip or a URI was copied to, if `root` is in one."""
+    for place in (cache / "archives", cache / "downloads"):
+        if root.is_relative_to(place):
+            return place / root.relative_to(place).parts[0]
+    return None
+
+
+def _manifest(root: Path, cache: Path, console: Console, outer: Path) -> Manifest:
+    """The examined manifest of a folder: its own if it was imported, else from the cache where no file changed.
+
+    outer: `root`, or the folder around it that was made for it.
+    """
     if (root / MANIFEST).is_file():
         return _imported(root, cache, console)
     path = cache / "manifests" / f"{_listing_key(root)}.parquet"
     if path.exists():
         return replace(Manifest.read(path), root=root)
-    return _examine(read_fracatlas(root), path, console)
+    return _examine(replace(read_fracatlas(root), ignored=beside(outer).ignored), path, console)
 
 
 def _examine(manifest: Manifest, path: Path, console: Console) -> Manifest:

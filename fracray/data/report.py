@@ -8,7 +8,9 @@ from rich.console import Console
 
 from fracray.config import PHANTOM, Config
 from fracray.data.baselines import Baseline
+from fracray.data.manifest import Manifest
 from fracray.data.prepare import PHANTOM_NOTICE, Prepared
+from fracray.data.sources.clutter import CLUTTER
 from fracray.data.splits.assign import leaks
 
 
@@ -22,6 +24,13 @@ def say_flow(console: Console, prepared: Prepared) -> None:
     """Where the radiographs come from, and the flow from files found to images used."""
     console.print(f"data: {prepared.origin}", soft_wrap=True)
     console.print(f"flow: {prepared.flow.summary()}", soft_wrap=True)
+    say_ignored(console, prepared.manifest)
+
+
+def say_ignored(console: Console, manifest: Manifest) -> None:
+    """How many files beside the radiographs are not looked at, if any."""
+    if manifest.ignored:
+        console.print(f"ignored: {manifest.ignored:,} files of operating systems ({CLUTTER})", soft_wrap=True)
 
 
 def say_prepared(console: Console, prepared: Prepared) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from math import isnan
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -42,9 +43,9 @@ def scores_table(scores: Mapping[str, float | Interval], baselines: Sequence[Bas
         if value is None:
             continue
         if isinstance(value, Interval):
-            cells = [f"{value.value:.3f}", "" if isnan(value.low) else f"[{value.low:.3f}, {value.high:.3f}]"]
+            cells = [score_cell(value.value), "" if isnan(value.low) else f"[{value.low:.3f}, {value.high:.3f}]"]
         else:
-            cells = [f"{value:.3f}"]
+            cells = [score_cell(value)]
         table.add_row(heading, *cells, *(score_cell(getattr(baseline, name, None)) for baseline in others))
     return table
 
@@ -157,6 +158,17 @@ def say_validation(console: Console, prepared: Prepared, best: Mapping[str, floa
     console.print(scores_table(scores["val"], prepared.baselines, "val"))
     if len(scores) > 1:
         console.print(sets_table(scores, prepared))
+
+
+def say_one_class(console: Console, labels: np.ndarray) -> None:
+    """Say which scores mean nothing where all labels, (n,) in {0, 1}, are equal."""
+    if len(labels) and labels.min() == labels.max():
+        word, undefined = (
+            ("fractured", "specificity, balanced accuracy and AUROC are not defined, and average precision is always 1")
+            if labels[0]
+            else ("not fractured", "sensitivity, balanced accuracy, average precision and AUROC are not defined")
+        )
+        console.print(f"note: all of these radiographs are {word}: {undefined}", style="yellow", soft_wrap=True)
 
 
 def say_few_groups(console: Console, groups: Iterable[str]) -> None:

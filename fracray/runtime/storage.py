@@ -235,7 +235,7 @@ class Folder:
             copy.mkdir()
             for file in self.names():
                 (copy / file).write_bytes(self.read(file))
-            with _errors_name(self.location, copy):
+            with errors_name(self.location, copy):
                 yield copy
 
     @contextmanager
@@ -247,7 +247,7 @@ class Folder:
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / Path(name).name
             path.write_bytes(self.read(name))
-            with _errors_name(f"{self}/{name}", path):
+            with errors_name(f"{self}/{name}", path):
                 yield path
 
 
@@ -266,7 +266,7 @@ def _opened(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 @contextmanager
-def _errors_name(place: str, copy: Path) -> Iterator[None]:
+def errors_name(place: str, copy: Path) -> Iterator[None]:
     """InputErrors about a copy name the original instead: the copy no longer exists when they are read."""
     try:
         yield

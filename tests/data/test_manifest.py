@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fracray.data.manifest import Flow, Manifest, build, file_number
-from fracray.errors import InputError
+from fracray.errors import InputError, RunError
 
 ROOT = Path("somewhere")
 
@@ -61,7 +61,7 @@ def test_the_flow_counts_each_image_once():
 
 
 def test_a_flow_that_loses_an_image_cannot_be_made():
-    with pytest.raises(AssertionError, match="do not add up"):
+    with pytest.raises(RunError, match="do not add up"):
         Flow(found=3, missing=0, unlisted=0, unreadable=0, truncated=0, blank=0, conflict=0, duplicate=0, used=2)
 
 

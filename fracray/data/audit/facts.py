@@ -16,7 +16,7 @@ from fracray.config import SplitConfig
 from fracray.data.audit.grays import Grays, find_grays
 from fracray.data.audit.shares import FractureShare, PictureSet, fracture_share, picture_set, shares
 from fracray.data.baselines import IdLeak, Shortcut, score_leak, score_shortcuts
-from fracray.data.manifest import STATUSES, Flow, Manifest, file_number
+from fracray.data.manifest import STATUSES, UNLABELLED, Flow, Manifest, file_number
 from fracray.data.splits.assign import name_groups
 
 MOST_SIZES = 10
@@ -98,7 +98,7 @@ class Breakdown:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Prevalence by file number in the series `prefix`, in blocks of `size`; all files listed, used or not.
+    """Prevalence by file number in the series `prefix`, in blocks of `size`; all files with a label, used or not.
 
     run: the longest series of consecutive listed images that are all fractured, as (first id, last id, images).
     """
@@ -276,6 +276,7 @@ def _cut(manifest: Manifest, most: int) -> CutPictures:
 
 def _prevalence(manifest: Manifest) -> Prevalence:
     used = manifest.used
+    labelled = manifest.table[~manifest.table["status"].isin(UNLABELLED)]
     known: dict[str, pd.Series] = {
         "region": used["region"],
         "view": used["view"],
@@ -297,7 +298,7 @@ def _prevalence(manifest: Manifest) -> Prevalence:
         for name, values in known.items()
         if values.nunique() > 1
     )
-    return Prevalence(fracture_share("all used images", used["label"]), breakdowns, _blocks(manifest.table))
+    return Prevalence(fracture_share("all used images", used["label"]), breakdowns, _blocks(labelled))
 
 
 def _blocks(table: pd.DataFrame) -> Blocks | None:

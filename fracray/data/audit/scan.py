@@ -21,7 +21,7 @@ import pandas as pd
 from fracray.data.audit.polarity import opposed
 from fracray.data.duplicates import THUMB, Pair, connected_sets, equal, near_duplicates
 from fracray.data.images.decode import HEAD, FileInspection, fit_boxes, inspect_file
-from fracray.data.manifest import BORDERS, Manifest
+from fracray.data.manifest import BORDERS, UNLABELLED, Manifest
 from fracray.errors import InputError
 
 # Part of the key of cached audits: raise it when the same files would get another result.
@@ -77,7 +77,7 @@ def examine(
     """
     table = manifest.table.copy()
     cells: _Cells = {name: table[name].tolist() for name in ("image_id", "label", *_FILLED)}
-    rows = [row for row, path in enumerate(table["path"]) if path and cells["status"][row] != "unlisted"]
+    rows = [row for row, path in enumerate(table["path"]) if path and cells["status"][row] not in UNLABELLED]
     paths = [manifest.root / table["path"].iloc[row] for row in rows]
     inspections: list[FileInspection] = []
     thumbnails = _ThumbnailFile()

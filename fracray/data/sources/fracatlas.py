@@ -15,6 +15,7 @@ import pandas as pd
 
 from fracray.data.images.kinds import promises_picture
 from fracray.data.manifest import Box, Manifest, build
+from fracray.data.sources.clutter import is_clutter
 from fracray.data.sources.image_folder import what_is
 from fracray.errors import InputError
 
@@ -33,7 +34,7 @@ def fracatlas_folders(folder: Path) -> list[Path]:
     """The folders that hold a dataset.csv: `folder` alone, or else those directly below it, sorted."""
     if (folder / "dataset.csv").is_file():
         return [folder]
-    below = sorted(child for child in folder.iterdir() if child.is_dir() and child.name != "__MACOSX")
+    below = sorted(child for child in folder.iterdir() if child.is_dir() and not is_clutter(child.name))
     return [child for child in below if (child / "dataset.csv").is_file()]
 
 
@@ -63,6 +64,9 @@ def read_fracatlas(root: Path) -> Manifest:
     if not any(folders):
         raise InputError(f"{root / 'images'}: no image in {' or '.join(FOLDERS)}; name the folder of FracAtlas")
     drawings = _read_coco(root / COCO)
+    in_any_case: dict[str, list[str]] = {}
+    for name in sorted(folders[0] | folders[1]):
+        in_any_case.setdefault(name.casefold(), []).append(name)
     rows: dict[str, dict[str, Any]] = {}
     names: dict[str, str] = {}
     numeric = {column: _as_numbers(csv[column]) for column in csv}
@@ -73,7 +77,8 @@ def read_fracatlas(root: Path) -> Manifest:
             raise InputError(
                 f"{root / 'dataset.csv'}, line {line}: '{name}' and '{names[image_id]}' share an id; rename one"
             )
-        file = name if any(name in folder for folder in folders) else _renamed(name, stems, listed)
+        file = _file_of(name, in_any_case)
+        file = file if any(file in folder for folder in folders) else _renamed(name, stems, listed)
         row = _reconcile(name, file, int(record["fractured"]), folders, drawings)
         row |= {
             "image_id": image_id,
@@ -137,7 +142,7 @@ def _as_numbers(values: pd.Series) -> pd.Series:
 def _list_folder(folder: Path) -> frozenset[str]:
     if not folder.is_dir():
         return frozenset()
-    return frozenset(file.name for file in folder.iterdir() if not file.name.startswith(".") and file.is_file())
+    return frozenset(file.name for file in folder.iterdir() if not is_clutter(file.name) and file.is_file())
 
 
 def _contents(files: int, others: Sequence[str], unlisted: int) -> str:
@@ -211,6 +216,8 @@ def _reconcile(
     if in_folder and file != name:
         note = f"{note}; the file is {file}" if note else f"the file is {file}"
     place = in_folder[0] if len(in_folder) == 1 else label
+    if file != name:
+        note = f"{note}{'; ' if note else ''}the file is named {file!r}"
     return {
         "path": f"images/{FOLDERS[place]}/{file}" if in_folder else "",
         "label": label,
@@ -220,6 +227,12 @@ def _reconcile(
         "boxes_width": drawing.width,
         "boxes_height": drawing.height,
     }
+
+
+def _file_of(name: str, in_any_case: Mapping[str, Sequence[str]]) -> str:
+    """The name of an image's file: `name`, or the only one that differs from it in upper and lower case."""
+    alike = in_any_case.get(name.casefold(), ())
+    return alike[0] if name not in alike and len(alike) == 1 else name
 
 
 def _tags(record: Mapping[Any, Any], names: tuple[str, ...]) -> str:

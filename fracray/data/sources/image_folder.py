@@ -16,10 +16,12 @@ from pathlib import Path, PurePosixPath
 from fracray.data.images import kinds
 from fracray.data.images.decode import MAX_BYTES
 from fracray.data.images.dicom_header import Header, read_header
+from fracray.data.sources.clutter import is_clutter
+from fracray.data.sources.label_words import label_word
 from fracray.errors import InputError
 
 CLASSES = (
-    ("non_fractured", "not_fractured", "nonfractured", "unfractured", "no_fracture", "normal", "negative", "healthy"),
+    ("non fractured", "not fractured", "nonfractured", "unfractured", "no fracture", "normal", "negative", "healthy"),
     ("fractured", "fracture", "fractures", "abnormal", "positive"),
 )
 
@@ -41,8 +43,8 @@ def list_images(root: Path) -> tuple[list[RadiographFile], list[RadiographFile]]
     """The pictures below `root`, by path, and all other files; both are told by their first bytes.
 
     Pictures of kinds that are not read are among the pictures, and so is a file that is none but is named like one: the
-    audit says what is wrong with it. Links are followed. Names that start with a dot are skipped. InputError for links
-    to a folder that contains them, folders that cannot be listed, and pictures whose names are not UTF-8.
+    audit says what is wrong with it. Links are followed. What `is_clutter` names is skipped. InputError for links to a
+    folder that contains them, folders that cannot be listed, and pictures whose names are not UTF-8.
     """
     pictures: list[RadiographFile] = []
     others: list[RadiographFile] = []
@@ -63,7 +65,7 @@ def list_images(root: Path) -> tuple[list[RadiographFile], list[RadiographFile]]
             except OSError as error:
                 raise InputError(f"{path}: cannot be listed: {error.strerror}; repair it, or leave it out") from None
             within = above | {here}
-            waiting += ((path / name, within) for name in names if not name.startswith(".") and name != "__MACOSX")
+            waiting += ((path / name, within) for name in names if not is_clutter(name))
             continue
         kind, is_picture = what_is(path)
         if is_picture:
@@ -153,6 +155,9 @@ class FileIndex:
         )
         for way in ways:
             self.named = _numbers([way(file)] for file in files) | self.named
+        self._folded: dict[str, set[int]] = {}
+        for name, numbers in self.named.items():
+            self._folded.setdefault(name.casefold(), set()).update(numbers)
         headers = [file.header or Header() for file in files]
         self.instances = _numbers([header.instance] for header in headers)
         self.studies = _numbers({header.study, header.accession} for header in headers)
@@ -161,6 +166,10 @@ class FileIndex:
         """The one file that has this name but for the suffix, as x.png for 'x.jpg'; None where there are 0 or more."""
         at = self.named.get(key.rpartition(".")[0], ()) if kinds.promises_picture(key) else ()
         return at[0] if len(at) == 1 else None
+
+    def in_another_case(self, key: str) -> tuple[int, ...]:
+        """The files with a name that differs from `key` in upper and lower case only."""
+        return tuple(sorted(self._folded.get(plain_path(key).casefold(), ())))
 
 
 def _numbers(keys: Iterable[Iterable[str]]) -> dict[str, tuple[int, ...]]:
@@ -185,7 +194,8 @@ def classes_of(path: str, patterns: tuple[Sequence[str], Sequence[str]] | None) 
     """
     folders = [str(parent) for parent in PurePosixPath(path).parents if str(parent) != "."]
     if patterns is None:
-        return {label for folder in folders for label in (0, 1) if _plain(folder) in CLASSES[label]}
+        words = [label_word(PurePosixPath(folder).name) for folder in folders]
+        return {label for word in words for label in (0, 1) if word in CLASSES[label]}
     return {
         label
         for folder in folders
@@ -193,7 +203,3 @@ def classes_of(path: str, patterns: tuple[Sequence[str], Sequence[str]] | None) 
         for pattern in patterns[label]
         if fnmatchcase(folder, pattern) or fnmatchcase(PurePosixPath(folder).name, pattern)
     }
-
-
-def _plain(folder: str) -> str:
-    return "_".join(PurePosixPath(folder).name.lower().replace("-", " ").replace("_", " ").split())

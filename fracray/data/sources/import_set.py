@@ -14,7 +14,7 @@ Must not decode a picture itself, and must not know of splits.
 
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import file_digest
@@ -24,18 +24,22 @@ from fracray.data.audit.scan import examine
 from fracray.data.images.kinds import READ
 from fracray.data.manifest import MANIFEST, Manifest, build
 from fracray.data.sources.archive import unpack
+from fracray.data.sources.clutter import Beside, beside, is_clutter
+from fracray.data.sources.csv_file import quoted
 from fracray.data.sources.fracatlas import FOLDERS, fracatlas_folders, read_fracatlas
 from fracray.data.sources.image_folder import (
+    RadiographFile,
+    classes_of,
     contents,
     list_images,
     name_images,
     require_utf8,
 )
 from fracray.data.sources.label_matching import LabelMatch, by_folder, by_table, link_patients, row_of
-from fracray.data.sources.label_table import LabelTable, open_table, quoted
+from fracray.data.sources.label_table import LabelTable, open_table
 from fracray.data.sources.pseudonyms import Pseudonyms, new_salt, read_salt
-from fracray.errors import InputError
-from fracray.runtime.storage import atomic_path
+from fracray.errors import InputError, RunError
+from fracray.runtime.storage import atomic_path, errors_name
 
 SALT, FILES = "salt", "files"
 
@@ -52,21 +56,24 @@ _BYTES, _MODIFIED = "bytes", "modified_ns"
 class ImportOptions:
     """What the user says about a source; None or empty: find it out.
 
-    columns: by field of `labels.FIELDS`. positive, negative: values of the label. classes: shell patterns of folders,
-    not fractured first. salt: a file. licence: the terms of use.
+    columns: by field of `labels.FIELDS`. positive, negative, ignore: values of the label. one_class: labels of one
+    class only are no error. classes: shell patterns of folders, not fractured first; one may be empty with `one_class`.
+    salt: a file. licence: the terms of use.
     """
 
     labels: Path | None = None
     columns: Mapping[str, str] | None = None
     positive: tuple[str, ...] = ()
     negative: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    one_class: bool = False
     classes: tuple[tuple[str, ...], tuple[str, ...]] | None = None
     salt: Path | None = None
     licence: str = ""
 
     @property
     def of_a_table(self) -> bool:
-        return bool(self.labels or self.columns or self.positive or self.negative)
+        return bool(self.labels or self.columns or self.positive or self.negative or self.ignore)
 
 
 # ---------------------------------------------------------------- the set
@@ -91,20 +98,13 @@ def import_set(
             try:
                 with _writing(to):
                     partial.mkdir(parents=True)
-                root = _open(source, partial)
                 if options.salt:
                     salt = read_salt(options.salt)
                 else:
                     with _writing(to):
                         salt = new_salt(partial / SALT)
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # pydicom's warnings about odd headers quote their text
-                    manifest = _read(root, options, Pseudonyms(salt))
-                manifest = replace(_stamped(examine(manifest, progress)), licence=options.licence or manifest.licence)
-                if manifest.used.empty:
-                    raise InputError(
-                        f"{source}: no usable radiograph in it ({manifest.flow().summary()}){_first_note(manifest)}"
-                    )
+                with errors_name(str(source), partial / FILES):
+                    manifest = _examined(source, partial, options, Pseudonyms(salt), progress)
                 if manifest.root.is_relative_to(partial):
                     manifest = replace(manifest, root=manifest.root.relative_to(partial))
                 with _writing(to):
@@ -114,7 +114,7 @@ def import_set(
                 if to.exists() and any(to.iterdir()):  # filled by another command in the meantime
                     raise InputError(f"--to {to}: exists already; name a new folder")
             except OSError as error:
-                what = error.filename or source
+                what = str(error.filename or source).replace(str(partial / FILES), str(source))
                 raise InputError(
                     f"{what}: cannot be read: {error.strerror or error}; repair it, or leave it out"
                 ) from None
@@ -179,22 +179,69 @@ def _digest(path: Path) -> str:
         return file_digest(file, "sha256").hexdigest()
 
 
-def _open(source: Path, partial: Path) -> Path:
-    """The folder `source`, or its content extracted into `partial`; if that holds one folder only, the one."""
+def _examined(
+    source: Path,
+    partial: Path,
+    options: ImportOptions,
+    pseudonyms: Pseudonyms,
+    progress: Callable[[int, int], None] | None,
+) -> Manifest:
+    """The manifest of what is in the folder or zip `source`, with every file decoded once."""
+    folder, root = _open(source, partial, options)
+    around = beside(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's warnings about odd headers quote their text
+        manifest = _read(root, options, pseudonyms, around)
+    _refuse_one_class(manifest, source, options)
+    rows = len(manifest.table)
+    manifest = _stamped(examine(manifest, progress))
+    if len(manifest.table) != rows:
+        raise RunError(f"{source}: {rows} rows before they were examined, {len(manifest.table)} after")
+    if manifest.used.empty:
+        raise InputError(f"{source}: no usable radiograph in it ({manifest.flow().summary()}){_first_note(manifest)}")
+    _refuse_one_class(manifest, source, options)
+    return replace(manifest, licence=options.licence or manifest.licence, ignored=around.ignored)
+
+
+def _refuse_one_class(manifest: Manifest, source: Path, options: ImportOptions) -> None:
+    """InputError where the used images are all of one class, unless the user said that they are."""
+    labels = manifest.used["label"].unique()
+    if options.one_class or len(labels) != 1:
+        return
+    word, other = ("fractured", "not fractured") if labels[0] else ("not fractured", "fractured")
+    said = "".join(f"; {remark}" for remark in manifest.remarks[:2])
+    raise InputError(
+        f"{source}: all {len(manifest.used):,} usable radiographs are {word}, and none is {other} "
+        f"({manifest.flow().summary()}){said}. A classifier needs both: correct --column label=NAME, --positive, "
+        "--negative ('' is an empty cell) or --classes. If it is so (a set that is only evaluated or predicted), add "
+        "--one-class"
+    )
+
+
+def _open(source: Path, partial: Path, options: ImportOptions) -> tuple[Path, Path]:
+    """The folder `source`, or the one with its content, extracted into `partial`; and the folder of the radiographs.
+
+    That is the only folder in it, unless its name is what says the class of all.
+    """
     if source.is_dir():
         folder = source
     elif not source.is_file():
         raise InputError(f"{source}: no such file or folder; name a folder or a zip of radiographs")
     elif not zipfile.is_zipfile(source):
-        raise InputError(f"{source}: neither a folder nor a complete zip; name the folder that holds the radiographs")
+        raise InputError(
+            f"{source}: neither a folder nor a complete zip; name the folder that holds the radiographs, or their zip"
+        )
     else:
         folder = partial / FILES
         unpack(source, folder)
     require_utf8(folder)
-    inside = [entry for entry in folder.iterdir() if entry.name != "__MACOSX" and not entry.name.startswith(".")]
-    root = inside[0] if len(inside) == 1 and inside[0].is_dir() and not inside[0].is_symlink() else folder
+    inside = [entry for entry in folder.iterdir() if not is_clutter(entry.name)]
+    if len(inside) != 1 or not inside[0].is_dir() or inside[0].is_symlink():
+        return folder, folder
+    root = inside[0]
     require_utf8(root)
-    return root
+    labelled_inside = options.of_a_table or _tables_in(root)
+    return folder, folder if not labelled_inside and classes_of(f"{root.name}/any", options.classes) else root
 
 
 def _stamped(manifest: Manifest) -> Manifest:
@@ -217,7 +264,8 @@ def _first_note(manifest: Manifest) -> str:
 # ---------------------------------------------------------------- its rows
 
 
-def _read(root: Path, options: ImportOptions, pseudonyms: Pseudonyms) -> Manifest:
+def _read(root: Path, options: ImportOptions, pseudonyms: Pseudonyms, around: Beside) -> Manifest:
+    remarks = _on_archives(around)
     if not options.classes and not options.of_a_table:
         atlases = [
             folder for folder in fracatlas_folders(root) if any((folder / "images" / name).is_dir() for name in FOLDERS)
@@ -227,11 +275,13 @@ def _read(root: Path, options: ImportOptions, pseudonyms: Pseudonyms) -> Manifes
             raise InputError(f"{root}: several folders of FracAtlas: {names}; name one of them")
         if atlases:
             require_utf8(atlases[0])
-            return read_fracatlas(atlases[0])
+            atlas = read_fracatlas(atlases[0])
+            return replace(atlas, remarks=(*atlas.remarks, *remarks))
     files, others = list_images(root)
     if not files:
-        raise InputError(f"{root}: no picture in it ({contents(files, others)}); {READ} is read")
-    held = contents(files, others)
+        packed = f"; unpack {', '.join(around.archives[:5])}, and name the folder" if around.archives else ""
+        raise InputError(f"{root}: no picture in it ({contents(files, others)}); {READ} is read{packed}")
+    remarks = [contents(files, others), *remarks]
     ids = name_images(files)
     private = any(file.header for file in files)
     table = None if options.classes else _find_table(root, options)
@@ -242,8 +292,9 @@ def _read(root: Path, options: ImportOptions, pseudonyms: Pseudonyms) -> Manifes
         found |= {len(files) + place: found.pop(at) for place, at in enumerate(named)}
         files += [others[at - len(ids)] for at in named]
         ids += [file.path for file in files[len(ids) :]]
+        remarks = [remarks[0], *_on_table(table, found), *remarks[1:]]
     else:
-        found, missing = by_folder(files, root, options.classes), {}
+        found, missing = by_folder(files, root, options.classes, options.one_class), {}
     ids_of = link_patients(files, found)
     rows = [
         row_of(file, image_id, found.get(at, LabelMatch()), ids_of[at], pseudonyms)
@@ -253,16 +304,54 @@ def _read(root: Path, options: ImportOptions, pseudonyms: Pseudonyms) -> Manifes
     for key, record in missing.items():
         # The key of a row may be an accession number: with DICOM files it is not repeated.
         image_id = f"row {record.row}" if private or key in taken else key
-        note = f"row {record.row} of {table.path.name if table else ''} names no file"
+        note = f"line {record.line} of {table.path.name if table else ''} names no file"
         rows.append({"image_id": image_id, "label": record.label or 0, "status": "missing", "note": note})
-    return replace(build(rows, root), remarks=(held,))
+    return replace(build(rows, root), remarks=tuple(remarks + _on_names(files)))
+
+
+def _on_table(table: LabelTable, found: Mapping[int, LabelMatch]) -> list[str]:
+    """How the table was read: its columns, the values of the label, and what was not understood."""
+    columns = ", ".join(f"{name} from {quoted(column)}" for name, column in table.columns.items())
+    tally = table.tally
+    values = ", ".join(
+        f"{quoted(text)} {meaning} in {count:,}" for (text, meaning), count in tally.values.most_common()
+    )
+    remarks = [f"{table.path.name}, {tally.rows:,} rows: {columns}", f"values of the label: {values}"]
+    remarks += [
+        f"{count:,} cells of {name} are not understood and left out, such as {quoted(tally.examples[name])}"
+        for name, count in tally.unread.items()
+    ]
+    if another := sum(bool(match.another_case) for match in found.values()):
+        remarks.append(f"{another:,} files are named in the table with other upper and lower case")
+    return remarks
+
+
+def _on_archives(around: Beside) -> list[str]:
+    if not around.archives:
+        return []
+    more = f" and {len(around.archives) - 5:,} more" if len(around.archives) > 5 else ""
+    return [
+        f"archives that are not opened: {', '.join(around.archives[:5])}{more}; unpack them to have what is in them"
+    ]
+
+
+def _on_names(files: Sequence[RadiographFile]) -> list[str]:
+    """Files that are one on the disks of Windows and macOS."""
+    alike: dict[str, list[str]] = {}
+    for file in files:
+        alike.setdefault(file.path.casefold(), []).append(file.path)
+    several = [paths for paths in alike.values() if len(paths) > 1]
+    if not several:
+        return []
+    shown = "; ".join(" and ".join(paths[:3]) for paths in several[:3])
+    return [f"names that differ in upper and lower case only, in {len(several):,} cases: {shown}"]
 
 
 def _find_table(root: Path, options: ImportOptions) -> LabelTable | None:
     """The table that is named, or the only one in the folder; None where there is none."""
     path = options.labels
     if path is None:
-        tables = sorted(entry for entry in root.iterdir() if entry.suffix.lower() == ".csv" and entry.is_file())
+        tables = _tables_in(root)
         if len(tables) > 1:
             names = ", ".join(entry.name for entry in tables)
             raise InputError(f"{root}: several tables: {names}; choose the one with the labels by --labels")
@@ -274,4 +363,12 @@ def _find_table(root: Path, options: ImportOptions) -> LabelTable | None:
     elif not path.is_file() and (root / path).is_file():
         path = root / path
     require_utf8(path)
-    return open_table(path, options.columns or {}, options.positive, options.negative)
+    return open_table(path, options.columns or {}, options.positive, options.negative, options.ignore)
+
+
+def _tables_in(folder: Path) -> list[Path]:
+    return sorted(
+        entry
+        for entry in folder.iterdir()
+        if entry.suffix.lower() == ".csv" and entry.is_file() and not is_clutter(entry.name)
+    )

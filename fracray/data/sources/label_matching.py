@@ -11,33 +11,44 @@ from typing import Any
 
 from fracray.data.duplicates import Pair, connected_sets, equal
 from fracray.data.images.dicom_header import Header
+from fracray.data.sources.csv_file import quoted
 from fracray.data.sources.image_folder import FileIndex, RadiographFile, classes_of, plain_path
-from fracray.data.sources.label_table import LabelTable, Record, quoted
+from fracray.data.sources.label_table import LabelTable, Record
+from fracray.data.sources.label_words import identifier, is_empty
 from fracray.data.sources.pseudonyms import Pseudonyms
-from fracray.errors import InputError
+from fracray.errors import InputError, RunError
 
 MAX_MISSING = 100_000  # rows of a table without a file; a table with more belongs to another folder
 
 
 @dataclass(frozen=True)
 class LabelMatch:
-    """What table or folders say about one file: its labels (none, one or both), the first record, and a note."""
+    """What table or folders say about one file: its labels (none, one or both), the first record, and notes.
+
+    uncertain: a row has a value of --ignore. another_case: the name in the table, where that differs in case.
+    """
 
     labels: frozenset[int] = frozenset()
     record: Record | None = None
     note: str = ""
+    uncertain: bool = False
+    another_case: str = ""
 
 
 def by_folder(
-    files: Sequence[RadiographFile], root: Path, patterns: tuple[tuple[str, ...], tuple[str, ...]] | None
+    files: Sequence[RadiographFile],
+    root: Path,
+    patterns: tuple[tuple[str, ...], tuple[str, ...]] | None,
+    one_class: bool = False,
 ) -> dict[int, LabelMatch]:
     """Matches by folder, by index of the file; `patterns` are those of each class, None for the usual names.
 
-    InputError where no picture is of a class.
+    InputError where no picture is of a class; with `one_class`, where none is of any, or of one with patterns.
     """
     found = {at: classes for at, file in enumerate(files) if (classes := classes_of(file.path, patterns))}
     for label, option in enumerate(("NOT_FRACTURED", "FRACTURED")):
-        if not any(label in classes for classes in found.values()):
+        expected = bool(patterns[label]) if patterns is not None else not (one_class and found)
+        if expected and not any(label in classes for classes in found.values()):
             folders = sorted({file.path.rpartition("/")[0] or "." for file in files})
             shown = ", ".join(folders[:20]) + (f" and {len(folders) - 20} more" if len(folders) > 20 else "")
             if patterns is None:
@@ -45,9 +56,17 @@ def by_folder(
                     f"{root}: no dataset.csv of FracAtlas, no table of labels, and no folder with a known name for "
                     f"{option.lower().replace('_', ' ')} radiographs; its pictures are in: {shown}. Name a table with "
                     "--labels FILE.csv, or the folders with --classes NOT_FRACTURED=FOLDER FRACTURED=FOLDER"
+                    f"{'; if one class is all there is, add --one-class' if found else ''}"
                 )
             raise InputError(f"--classes {option}={','.join(patterns[label])}: no picture there; they are in: {shown}")
-    return {at: LabelMatch(frozenset(classes)) for at, classes in found.items()}
+    matches = {at: LabelMatch(frozenset(classes)) for at, classes in found.items()}
+    if patterns:
+        lower = tuple(tuple(pattern.casefold() for pattern in those) for those in patterns)
+        note = "no label: its folder and --classes differ in upper and lower case"
+        for at, file in enumerate(files):
+            if at not in matches and classes_of(file.path.casefold(), (lower[0], lower[1])):
+                matches[at] = LabelMatch(note=note)
+    return matches
 
 
 def by_table(
@@ -62,22 +81,29 @@ def by_table(
     found: dict[int, LabelMatch] = {}
     renamed: dict[int, dict[str, LabelMatch]] = {}  # by file and the name in the table, which has another suffix
     missing: dict[str, Record] = {}
+    rows = 0
     for record in table.records():
-        key = ""
+        rows += record.times
+        keys = _spellings(record.image, root)
+        key, another_case = keys[-1], ""
         at: tuple[int, ...] = ()
-        for key in _spellings(record.image, root):
+        for key in keys:
             if at := _files_of(key, index, table, record):
                 break
             if key in no_pictures:
                 at = (no_pictures[key],)
                 break
+        else:
+            at = _files_in_another_case(keys, index, table, record)
+            another_case = record.image if at else ""
         for one in at:
-            found[one] = _another_match(found[one], record) if one in found else _first_match(record)
+            match = found.get(one)
+            found[one] = _another_match(match, record) if match else _first_match(record, another_case)
         if not at and (another := index.under_another_suffix(key)) is not None:
-            rows = renamed.setdefault(another, {})
-            rows[key] = _another_match(rows[key], record) if key in rows else _first_match(record)
+            match = renamed.setdefault(another, {}).get(key)
+            renamed[another][key] = _another_match(match, record) if match else _first_match(record, "")
         elif not at:
-            missing.setdefault(key or f"row {record.row}", record)
+            missing.setdefault(f"row {record.row}" if is_empty(key) else key, record)
             if len(missing) > MAX_MISSING:
                 first = next(iter(missing))
                 raise InputError(
@@ -92,6 +118,8 @@ def by_table(
             f"and one file is {files[0].path}; name the column of file names or paths with --column "
             "image=NAME"
         )
+    if rows != table.tally.rows:
+        raise RunError(f"{table.path}: {table.tally.rows} rows were read, and {rows} compared; please report this")
     return found, missing
 
 
@@ -134,7 +162,7 @@ def _spellings(image: str, root: Path) -> list[str]:
 def _files_of(key: str, index: FileIndex, table: LabelTable, record: Record) -> tuple[int, ...]:
     """The files that a key means: one by its name or SOP instance UID, or all of a study; InputError if ambiguous."""
     named, instance, study = index.named.get(key, ()), index.instances.get(key, ()), index.studies.get(key, ())
-    files, where = index.files, f"{table.path}, row {record.row}: {quoted(record.image)}"
+    files, where = index.files, f"{table.path}, line {record.line}: {quoted(record.image)}"
     by_header = instance or study
     if named and by_header and set(named) != set(by_header):
         if table.names_files is None:
@@ -154,24 +182,39 @@ def _files_of(key: str, index: FileIndex, table: LabelTable, record: Record) -> 
     return one or study
 
 
-def _first_match(record: Record) -> LabelMatch:
+def _files_in_another_case(keys: Sequence[str], index: FileIndex, table: LabelTable, record: Record) -> tuple[int, ...]:
+    """The file whose name differs from a key in upper and lower case only; InputError if there are several."""
+    at = next((one for key in keys if (one := index.in_another_case(key))), ())
+    if len(at) > 1:
+        alike = " and ".join(index.files[one].path for one in at[:2])
+        raise InputError(
+            f"{table.path}, line {record.line}: {quoted(record.image)} differs from {alike} in upper and lower case "
+            "only; write the name as it is in the folder"
+        )
+    return at
+
+
+def _first_match(record: Record, another_case: str) -> LabelMatch:
     labels = frozenset() if record.label is None else frozenset({record.label})
-    return LabelMatch(labels, record, _again(labels) if record.times > 1 else "")
+    note = _again(labels) if record.times > 1 else ""
+    return LabelMatch(labels, record, note, record.uncertain, another_case)
 
 
 def _another_match(match: LabelMatch, record: Record) -> LabelMatch:
     """The first record is kept; every label counts."""
     labels = match.labels | (frozenset() if record.label is None else {record.label})
-    return replace(match, labels=labels, note=_again(labels))
+    return replace(match, labels=labels, note=_again(labels), uncertain=match.uncertain or record.uncertain)
 
 
 def _again(labels: frozenset[int]) -> str:
+    if not labels:
+        return "listed again, without a label"
     return f"listed again with the {'other' if len(labels) == 2 else 'same'} label"
 
 
 def _placeholder(files: Sequence[RadiographFile]) -> str:
     """The patient id, if the headers of several studies share one ('ANONYMOUS' or the like): it links nothing."""
-    headers = [file.header for file in files if file.header and file.header.patient]
+    headers = [file.header for file in files if file.header and identifier(file.header.patient)]
     patients = {header.patient for header in headers}
     return patients.pop() if len(patients) == 1 and len({header.study for header in headers}) > 1 else ""
 
@@ -198,7 +241,7 @@ def link_patients(files: Sequence[RadiographFile], found: Mapping[int, LabelMatc
     ids_of = []
     for at, file in enumerate(files):
         record, header = found.get(at, LabelMatch()).record, file.header or Header()
-        by_header = "" if header.patient == placeholder else header.patient
+        by_header = "" if header.patient == placeholder else identifier(header.patient)
         ids_of.append(
             PatientIds(
                 (record.patient if record else "", by_header),
@@ -225,10 +268,16 @@ def row_of(
     record, header = match.record, file.header
     age = header.age if header and (record is None or isnan(record.age)) else record.age if record else float("nan")
     status, note = "ok", match.note
-    if not match.labels:
-        status, note = "unlisted", "no label"
-    elif len(match.labels) == 2:
+    if len(match.labels) == 2:
         status, note = "conflict", note or "in folders of both classes"
+    elif match.uncertain:
+        status = "uncertain"
+        note = f"uncertain in one row, labelled {max(match.labels)} in another" if match.labels else "uncertain"
+    elif not match.labels:
+        status, note = "unlisted", note or "no label"
+    if match.another_case:
+        named = f"named {quoted(match.another_case)} in the table" if not header else "named in another case"
+        note = f"{note}; {named}" if note else named
     return {
         "image_id": image_id,
         "path": file.path,

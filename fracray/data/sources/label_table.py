@@ -4,57 +4,44 @@ A table may be larger than memory: only one block is held, plus what the reader 
 """
 
 import math
-import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.csv as pacsv
-
 from fracray.data.images.dicom_header import view_of
+from fracray.data.sources.csv_file import CsvFile, open_csv, quoted
 from fracray.data.sources.label_fields import FIELDS
+from fracray.data.sources.label_words import WORDS, identifier, is_empty, label_word
 from fracray.errors import InputError, nearest
 
-BLOCK = 2**20  # bytes that are parsed at a time, and the most that a row may have
+BLOCK = 2**20  # characters of the rows that are compared at a time
+MOST_VALUES = 50  # of the label, that are counted one by one
 
 # What the column of images holds for sure, by its name: file names, or identifiers of DICOM.
 _OF_FILES = frozenset({"filename", "file", "filestem", "path", "filepath", "imagepath", "imagename"})
 _OF_DICOM = frozenset({"sopinstanceuid", "accessionnumber", "accession", "studyinstanceuid"})
 
-WORDS = (
-    frozenset(
-        {
-            "0",
-            "false",
-            "no",
-            "n",
-            "negative",
-            "neg",
-            "normal",
-            "non fractured",
-            "not fractured",
-            "no fracture",
-            "healthy",
-        }
-    ),
-    frozenset({"1", "true", "yes", "y", "positive", "pos", "abnormal", "fractured", "fracture"}),
-)
 _SEXES = {"f": "F", "female": "F", "w": "F", "m": "M", "male": "M", "o": "O", "other": "O", "d": "O"}
+_AGE = re.compile(r"(?P<number>[0-9]{1,6}([.,][0-9]{1,9})?) *(?P<unit>y|yrs?|years?|m|months?|w|weeks?|d|days?)?")
+_UNITS = {"": 1.0, "y": 1.0, "m": 1 / 12, "w": 7 / 365.25, "d": 1 / 365.25}  # of an age, as DICOM writes it: 006M
 
 
 @dataclass(frozen=True)
 class Record:
-    """What the table says about an image; `row` is its first row (1 is the first below the header); '' for empty cells.
+    """What the table says about an image; '' for empty cells.
 
-    times: how many rows are equal. label: 1 fractured, 0 not, None where the cell is empty. age: years, or nan.
+    row: its first row, 1 is the first below the header. line: the line of the file where that begins. times: how many
+    rows are equal. label: 1 fractured, 0 not, None where the cell is empty or `uncertain`. age: years, or nan.
     """
 
     row: int
+    line: int
     times: int
     image: str
     label: int | None
+    uncertain: bool
     patient: str
     study: str
     region: str
@@ -65,15 +52,34 @@ class Record:
     sex: str
 
 
+@dataclass
+class Tally:
+    """What was met while the rows were read.
+
+    values: rows by the label's cell, as written, and its meaning. unread: cells of other columns that were not
+    understood, by field, and the first of each.
+    """
+
+    rows: int = 0
+    values: Counter[tuple[str, str]] = field(default_factory=Counter)
+    unread: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class LabelTable:
-    """A CSV with a header line; `columns` by field of FIELDS, `positive` and `negative` in the form of `_word`."""
+    """A CSV with a header line; `columns` by field of FIELDS, the values of the label in the form of `label_word`."""
 
-    path: Path
-    delimiter: str
+    file: CsvFile
     columns: Mapping[str, str]
     positive: frozenset[str]
     negative: frozenset[str]
+    ignored: frozenset[str] = frozenset()
+    tally: Tally = field(default_factory=Tally, compare=False)
+
+    @property
+    def path(self) -> Path:
+        return self.file.path
 
     @property
     def names_files(self) -> bool | None:
@@ -84,148 +90,161 @@ class LabelTable:
     def records(self) -> Iterator[Record]:
         """The rows, block by block; equal rows of a block come once.
 
-        InputError for a table that cannot be parsed, is not UTF-8, or holds an unknown label.
+        InputError, with the line, for a table that cannot be parsed, is not UTF-8, or holds an unknown label.
         """
-        wanted = sorted(set(self.columns.values()))
-        inner = [f"column{at}" for at in range(len(wanted))]  # the table may have a column 'row' too
-        odd: list[pacsv.InvalidRow] = []
+        block: dict[tuple[str, ...], list[int]] = {}
+        size = 0
+        for row, line, cells in self.file.rows(list(self.columns.values())):
+            self.tally.rows += 1
+            if known := block.get(cells):
+                known[2] += 1
+                continue
+            block[cells] = [row, line, 1]
+            size += 64 + sum(map(len, cells))
+            if size > BLOCK:
+                yield from self._records(block)
+                block, size = {}, 0
+        yield from self._records(block)
 
-        def refuse(row: pacsv.InvalidRow) -> str:
-            odd.append(row)
-            return "error"
+    def _records(self, block: Mapping[tuple[str, ...], Sequence[int]]) -> Iterator[Record]:
+        for cells, (row, line, times) in block.items():
+            said = dict.fromkeys(FIELDS, "") | dict(zip(self.columns, cells, strict=True))
+            meaning = self._meaning(said["label"])
+            if meaning is None:
+                raise self._unknown_label(line, said["label"])
+            values = self.tally.values
+            value = (said["label"], meaning)
+            values[value if value in values or len(values) < MOST_VALUES else ("other values", meaning)] += times
+            said |= {name: "" for name, text in said.items() if name not in ("image", "label") and is_empty(text)}
+            yield Record(
+                row=row,
+                line=line,
+                times=times,
+                image=said["image"],
+                label={"fractured": 1, "not fractured": 0}.get(meaning),
+                uncertain=meaning == "uncertain",
+                patient=identifier(said["patient"]),
+                study=identifier(said["study"]),
+                region=_tags(said["region"]),
+                view=_tags("+".join(view_of(tag) for tag in _split(said["view"]))),
+                batch=said["batch"],
+                hardware=self._hardware(said["hardware"]),
+                age=self._age(said["age"]),
+                sex=self._sex(said["sex"]),
+            )
 
-        start = 1
-        try:
-            with pacsv.open_csv(
-                self.path,
-                pacsv.ReadOptions(block_size=BLOCK, use_threads=False),  # with threads, an invalid row has no number
-                pacsv.ParseOptions(delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=refuse),
-                pacsv.ConvertOptions(column_types=dict.fromkeys(wanted, pa.string()), include_columns=wanted),
-            ) as reader:
-                for batch in reader:
-                    table = pa.Table.from_batches([batch]).select(wanted).rename_columns(inner)
-                    table = table.append_column("row", pa.array(range(start, start + len(table)), pa.int64()))
-                    start += len(table)
-                    firsts = table.group_by(inner, use_threads=False).aggregate([("row", "min"), ("row", "count")])
-                    for cells in firsts.to_pylist():
-                        by_column = {column: cells[name] for column, name in zip(wanted, inner, strict=True)}
-                        yield self._record(cells["row_min"], cells["row_count"], by_column)
-        except (pa.ArrowInvalid, OSError) as error:
-            said = str(error).splitlines()[0]
-            if "UTF8" in said:
-                raise InputError(f"{self.path}: not UTF-8; save the table as CSV in UTF-8") from None
-            if odd:
-                row = odd[0]
-                raise InputError(
-                    f"{self.path}, row {row.number - 1}: {quoted(row.text)} has {row.actual_columns} cells, and the "
-                    f"header {row.expected_columns}; repair the row, and put cells with a {self.delimiter!r} in quotes"
-                ) from None
-            raise InputError(f"{self.path}, after row {start - 1}: not readable as CSV: {said}") from None
+    # ------------------------------------------------------------ cells
 
-    def _record(self, row: int, times: int, cells: Mapping[str, str]) -> Record:
-        said = {field: cells[self.columns[field]].strip() if field in self.columns else "" for field in FIELDS}
-        return Record(
-            row=row,
-            times=times,
-            image=said["image"],
-            label=self._label(row, said["label"]),
-            patient=said["patient"],
-            study=said["study"],
-            region=_tags(said["region"]),
-            view=_tags("+".join(view_of(tag) for tag in _split(said["view"]))),
-            batch=said["batch"],
-            hardware=int(_word(said["hardware"]) in WORDS[1]),
-            age=_years(said["age"]),
-            sex=_SEXES.get(said["sex"].lower(), ""),
+    def _meaning(self, text: str) -> str | None:
+        """'fractured', 'not fractured', 'uncertain', 'no label', or None where the value is not known."""
+        word = label_word(text, decimal_comma=self.file.delimiter != ",")
+        words = (word, "") if is_empty(text) else (word,)
+        for known, meaning in (
+            (self.positive, "fractured"),
+            (self.negative, "not fractured"),
+            (self.ignored, "uncertain"),
+        ):
+            if known.intersection(words):
+                return meaning
+        return "no label" if "" in words else None
+
+    def _unknown_label(self, line: int, text: str) -> InputError:
+        """The error for the first unknown value, which also counts all of them."""
+        at = list(self.columns).index("label")
+        unknown: Counter[str] = Counter()
+        rows = 0
+        for _, _, cells in self.file.rows(list(self.columns.values())):
+            rows += 1
+            if self._meaning(cells[at]) is None and (cells[at] in unknown or len(unknown) < MOST_VALUES):
+                unknown[cells[at]] += 1
+        others = [f"{quoted(value, 20)} ({count:,})" for value, count in unknown.most_common() if value != text]
+        more = ""
+        if others:
+            more = f"; other such values: {', '.join(others[:5])}{' and more' if len(others) > 5 else ''}"
+        if len(others) > 5:
+            more += "; if this is not the column of labels, name it with --column label=NAME"
+        return InputError(
+            f"{self.path}, line {line}: {self.columns['label']} is {quoted(text)}, which is not among the values for "
+            f"fractured ({_listed(self.positive)}) or for not fractured ({_listed(self.negative)}), in "
+            f"{unknown[text]:,} of {rows:,} rows; say what it means with --positive, --negative or --ignore, such as "
+            f"--ignore={quoted(text)}{more}"
         )
 
-    def _label(self, row: int, text: str) -> int | None:
-        word = _word(text)
-        for label, words in ((1, self.positive), (0, self.negative)):
-            if word in words:
-                return label
-        if not word:
-            return None
-        raise InputError(
-            f"{self.path}, row {row}: {self.columns['label']} is {quoted(text)}, which is not among the values "
-            f"for fractured ({_listed(self.positive)}) or for not fractured ({_listed(self.negative)}); add it with "
-            "--positive or --negative"
-        )
+    def _hardware(self, text: str) -> int:
+        word = label_word(text)
+        if word and word not in WORDS[0] | WORDS[1]:
+            self._unread("hardware", text)
+        return int(word in WORDS[1])
+
+    def _age(self, text: str) -> float:
+        years = _years(text)
+        if text and math.isnan(years):
+            self._unread("age", text)
+        return years
+
+    def _sex(self, text: str) -> str:
+        if text and text.lower() not in _SEXES:
+            self._unread("sex", text)
+        return _SEXES.get(text.lower(), "")
+
+    def _unread(self, name: str, text: str) -> None:
+        self.tally.unread[name] += 1
+        self.tally.examples.setdefault(name, text)
 
 
 def open_table(
-    path: Path, given: Mapping[str, str], positive: Sequence[str] = (), negative: Sequence[str] = ()
+    path: Path,
+    given: Mapping[str, str],
+    positive: Sequence[str] = (),
+    negative: Sequence[str] = (),
+    ignored: Sequence[str] = (),
 ) -> LabelTable:
     """Find delimiter and columns of a table in its first line; `given` names columns by field of FIELDS.
 
-    Without `positive` and `negative`, labels are the usual words (WORDS); words given for one side are removed
-    from the other. InputError if it is not a file or lacks a column, listing its columns.
+    Without `positive` and `negative`, labels are the usual words (WORDS); words given for one meaning are removed
+    from the others. InputError if it is not a file or lacks a column, listing its columns; and where several columns
+    may be the label.
     """
-    header, delimiter = _header(path)
+    file = open_csv(path)
+    header = file.header
     columns = dict(given)
-    for field, column in given.items():
+    for name, column in given.items():
         if column not in header:
             hint = nearest(column, header)
-            raise InputError(f"--column {field}={column}: {path} has no such column{hint}; it has {_shown(header)}")
+            raise InputError(f"--column {name}={column}: {path} has no such column{hint}; it has {_shown(header)}")
     plain = {_plain(column): column for column in reversed(header)}
-    for field, names in FIELDS.items():
-        known = next((plain[name] for name in names if name in plain and plain[name] not in columns.values()), None)
-        if known and field not in columns:
-            columns[field] = known
-    for field, what in (("image", "names the image file"), ("label", "says whether it is fractured")):
-        if field not in columns:
+    for name, names in FIELDS.items():
+        known = [plain[one] for one in names if one in plain and plain[one] not in columns.values()]
+        if known and name not in columns:
+            columns[name] = known[0]
+            alike = [column for column in header if _plain(column) == _plain(known[0])]
+            if len(alike) > 1 or (name == "label" and len(known) > 1):
+                may = alike if len(alike) > 1 else known
+                raise InputError(
+                    f"{path}: the columns {', '.join(may)} may all be the {name}; choose one with --column {name}=NAME"
+                )
+    for name, what in (("image", "names the image file"), ("label", "says whether it is fractured")):
+        if name not in columns:
             raise InputError(
-                f"{path}: no column {what}; the table has {_shown(header)}; name one with --column {field}=NAME"
+                f"{path}: no column {what}; the table has {_shown(header)}; name one with --column {name}=NAME"
             )
-    yes, no = frozenset(map(_word, positive)), frozenset(map(_word, negative))
-    if yes & no:
-        raise InputError(f"--positive and --negative: '{min(yes & no)}' cannot be both")
-    return LabelTable(path, delimiter, columns, yes or WORDS[1] - no, no or WORDS[0] - yes)
+    yes, no, neither = (frozenset(map(label_word, words)) for words in (positive, negative, ignored))
+    for one, other, flags in (
+        (yes, no, "--positive and --negative"),
+        (yes, neither, "--positive and --ignore"),
+        (no, neither, "--negative and --ignore"),
+    ):
+        if one & other:
+            raise InputError(f"{flags}: '{min(one & other)}' cannot be both")
+    columns = {name: columns[name] for name in FIELDS if name in columns}
+    return LabelTable(file, columns, yes or WORDS[1] - no - neither, no or WORDS[0] - yes - neither, neither)
 
 
-def _header(path: Path) -> tuple[list[str], str]:
-    try:
-        if not path.is_file():
-            raise InputError(f"{path}: no such table; name a CSV file with --labels")
-        with open(path, "rb") as file:
-            start = file.read(BLOCK)
-    except OSError as error:
-        raise InputError(f"{path}: not readable: {os.strerror(error.errno or 0)}") from None
-    line = start.removeprefix(b"\xef\xbb\xbf").partition(b"\n")[0]
-    try:
-        text = line.decode()
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8; save the table as CSV in UTF-8") from None
-    if not text.strip() or "\0" in text:
-        raise InputError(f"{path}: not readable as CSV: no header line with the names of its columns")
-    delimiter = max(",;\t", key=text.count)
-    try:
-        with pacsv.open_csv(
-            pa.py_buffer(start.removeprefix(b"\xef\xbb\xbf")[: len(line)] + b"\n"),
-            parse_options=pacsv.ParseOptions(delimiter=delimiter),
-        ) as reader:
-            header = list(reader.schema.names)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: not readable as CSV: {str(error).splitlines()[0]}") from None
-    twice = sorted({column for column in header if header.count(column) > 1})
-    if twice:
-        raise InputError(f"{path}: the column '{twice[0]}' appears twice; rename one")
-    return header, delimiter
+# ---------------------------------------------------------------- texts
 
 
 def _plain(column: str) -> str:
     return re.sub(r"[\W_]", "", column.lower())
-
-
-def quoted(text: str, most: int = 60) -> str:
-    """A text of a table for a message: in quotes, on one line, shortened."""
-    return repr(text if len(text) <= most else f"{text[:most]}...")
-
-
-def _word(text: str) -> str:
-    """A label for comparison: lower case, '-' and '_' as spaces, 1.0 as 1."""
-    word = " ".join(re.sub(r"[-_]", " ", text.lower()).split())
-    return word[:-2] if re.fullmatch(r"\d+\.0", word) else word
 
 
 def _listed(words: frozenset[str]) -> str:
@@ -245,8 +264,9 @@ def _tags(text: str) -> str:
 
 
 def _years(text: str) -> float:
-    try:
-        years = float(text)
-    except ValueError:
+    """An age in years, from a number (of years) or DICOM's form (045Y, 006M); nan for other texts, and beyond 130."""
+    found = _AGE.fullmatch(text.lower())
+    if not found:
         return math.nan
-    return years if 0 <= years <= 130 else math.nan
+    years = float(found["number"].replace(",", ".")) * _UNITS[(found["unit"] or "")[:1]]
+    return years if years <= 130 else math.nan

@@ -63,7 +63,7 @@ def assign_splits(manifest: Manifest, config: SplitConfig, rotation: int = 0) ->
     if len(set(label)) < 2:
         raise InputError(
             f"{where}: the {len(used)} used images are not of both classes ({manifest.flow().summary()}); "
-            "a classifier needs fractured and not fractured ones"
+            "a classifier needs fractured and not fractured ones. A set of one class can be evaluated, not trained on"
         )
     if config.file is not None:
         return _split_from_file(manifest, config, config.file)

@@ -130,26 +130,26 @@ def test_columns_are_found_by_name_and_by_option(bring, tmp_path):
 def test_an_empty_cell_is_a_label_only_with_an_option(bring, tmp_path):
     """GRAZPEDWRI-DX writes 1 or nothing."""
     root = hospital(tmp_path / "h", csv="filestem,fracture_visible\na,1.0\nb,\nc,\nd,1.0\n")
-    assert bring(root)["status"].tolist() == ["ok", "unlisted", "unlisted", "ok"]
+    assert bring(root, "--one-class")["status"].tolist() == ["ok", "unlisted", "unlisted", "ok"]
     shutil.rmtree(tmp_path / "set")
     assert bring(root, "--negative", "")["label"].tolist() == [1, 0, 0, 1]
 
 
 def test_files_without_a_row_and_rows_without_a_file_are_counted(bring, tmp_path):
     root = hospital(tmp_path / "h", csv="image,label\na,1\nb,0\nx,1\ny.jpg,0\na,1\nb,1\n")
-    table = bring(root)
+    table = bring(root, "--one-class")
     status = table["status"]
     assert status.to_dict() == {
         "a": "ok", "b": "conflict", "c": "unlisted", "d": "unlisted", "x": "missing", "y.jpg": "missing",
     }  # fmt: skip
     assert "listed again with the same label" in table.loc["a", "note"]
-    assert "row 3 of labels.csv" in table.loc["x", "note"]
+    assert "line 4 of labels.csv" in table.loc["x", "note"]
 
 
 def test_files_are_named_by_path_where_names_repeat(bring, refuse, tmp_path):
     names = ("one/x", "one/y", "two/x", "two/z")
     root = hospital(tmp_path / "h", names, "image,label\nx,1\n")
-    assert "row 1: 'x' may be any of 2 files, one/x.jpg and two/x.jpg among them" in refuse(root)
+    assert "line 2: 'x' may be any of 2 files, one/x.jpg and two/x.jpg among them" in refuse(root)
     (root / "labels.csv").write_text("image,label\nh/one/x.jpg,1\none\\y.jpg,0\n./two/x,0\nz,1\n")
     assert bring(root)["label"].to_dict() == {"one/x.jpg": 1, "y": 0, "two/x.jpg": 0, "z": 1}
 
@@ -254,7 +254,7 @@ def test_an_accession_number_equal_to_another_files_name_is_refused(bring, refus
     csv = root / "labels.csv"
     csv.write_text("id,label\n100,1\n200,0\n300,0\n")
     error = refuse(root)
-    assert "row 1: '100' is the name of 100.dcm, and an identifier in the header of 200.dcm; name the column" in error
+    assert "line 2: '100' is the name of 100.dcm, and an identifier in the header of 200.dcm; name the column" in error
     for column, labels in (("accession", [0, 1, 0]), ("filename", [1, 0, 0])):
         csv.write_text(f"{column},label\n100,1\n200,0\n300,0\n")
         assert bring(root).sort_values("path")["label"].tolist() == labels
@@ -365,11 +365,11 @@ def test_a_file_with_a_new_time_is_accepted_and_a_changed_or_missing_one_is_name
         ("image,verdict\na,1\n", "no column says whether it is fractured; the table has image, verdict"),
         (
             "image,label\na,1\nb,perhaps\n",
-            "row 2: label is 'perhaps', which is not among the values for fractured ('1', 'abnormal'",
+            "line 3: label is 'perhaps', which is not among the values for fractured ('1', 'abnormal'",
         ),
-        ("image,label\na,1\nb\n", "row 2: 'b' has 1 cells, and the header 2; repair the row"),
-        ("image,label\na,1\nb,\"per\nhaps\"\n", "row 2: label is 'per\\nhaps', which is not among"),
-        ("image,label\na,1\n\"b\nc\",1,2\n", "row 2: '\"b\\nc\",1,2' has 3 cells"),
+        ("image,label\na,1\nb\n", "line 3: 'b' has 1 cells, and the header 2; repair the line"),
+        ("image,label\na,1\nb,\"per\nhaps\"\n", "line 3: label is 'per\\nhaps', which is not among"),
+        ("image,label\na,1\n\"b\nc\",1,2\n", "line 3: 'b\\nc,1,2' has 3 cells"),
         ("image,label,label\na,1,1\n", "the column 'label' appears twice"),
         ("image,label\nq,1\n", "none of its rows names a file in"),
         ("image,label\n", "none of its rows names a file in"),
@@ -382,11 +382,13 @@ def test_a_bad_table_is_refused(refuse, tmp_path, csv, said):
     assert "labels.csv" in error
 
 
-@pytest.mark.parametrize("text", ["image,label\nRöntgen,1\n", "Bild Röntgen,label\na,1\n"], ids=["row", "header"])
-def test_a_table_that_is_not_utf8_is_refused(refuse, tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "line"), [("image,label\nRöntgen,1\n", 2), ("Bild Röntgen,label\na,1\n", 1)], ids=["row", "header"]
+)
+def test_a_table_that_is_not_utf8_is_refused(refuse, tmp_path, text, line):
     root = hospital(tmp_path / "h")
     (root / "labels.csv").write_bytes(text.encode("latin-1"))
-    assert "labels.csv: not UTF-8; save the table as CSV in UTF-8" in refuse(root)
+    assert f"labels.csv, line {line}: not UTF-8; save the table as CSV in UTF-8" in refuse(root)
 
 
 @pytest.mark.parametrize(
