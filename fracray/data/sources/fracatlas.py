@@ -213,8 +213,6 @@ def _reconcile(
         label, note = 1, f"dataset.csv says {listed}, folder {FOLDERS[in_folder[0]]}, {count}: taken as fractured"
     else:
         status, note = "conflict", f"dataset.csv says {listed}, folder {FOLDERS[in_folder[0]]}, no box"
-    if in_folder and file != name:
-        note = f"{note}; the file is {file}" if note else f"the file is {file}"
     place = in_folder[0] if len(in_folder) == 1 else label
     if file != name:
         note = f"{note}{'; ' if note else ''}the file is named {file!r}"

@@ -98,10 +98,11 @@ def contents(pictures: Sequence[RadiographFile], others: Sequence[RadiographFile
     of_pictures = Counter(file.kind for file in pictures).most_common()
     examples = {file.kind: file.path for file in reversed(others)}
     of_others = Counter(file.kind for file in others).most_common()
-    parts = [f"{len(pictures):,} pictures ({', '.join(f'{count:,} {kind}' for kind, count in of_pictures)})"]
+    some, many = "" if len(pictures) == 1 else "s", "" if len(pictures) + len(others) == 1 else "s"
+    parts = [f"{len(pictures):,} picture{some} ({', '.join(f'{count:,} {kind}' for kind, count in of_pictures)})"]
     parts += [f"{count:,} {kind} ({examples[kind]})" for kind, count in of_others]
     parts = parts if pictures else parts[1:]
-    return f"{len(pictures) + len(others):,} files{': ' if parts else ''}{', '.join(parts)}"
+    return f"{len(pictures) + len(others):,} file{many}{': ' if parts else ''}{', '.join(parts)}"
 
 
 def require_utf8(path: Path, flag: str = "") -> None:

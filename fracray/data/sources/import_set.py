@@ -209,7 +209,7 @@ def _refuse_one_class(manifest: Manifest, source: Path, options: ImportOptions) 
     if options.one_class or len(labels) != 1:
         return
     word, other = ("fractured", "not fractured") if labels[0] else ("not fractured", "fractured")
-    said = "".join(f"; {remark}" for remark in manifest.remarks[:2])
+    said = "".join(f"; {remark}" for remark in manifest.remarks[:3])
     raise InputError(
         f"{source}: all {len(manifest.used):,} usable radiographs are {word}, and none is {other} "
         f"({manifest.flow().summary()}){said}. A classifier needs both: correct --column label=NAME, --positive, "

@@ -241,7 +241,7 @@ def test_files_of_fracatlas_are_told_by_their_first_bytes_too(tmp_path):
         "IMG0000001": "ok", "IMG0000002": "unreadable", "IMG0000003": "missing", "IMG0000004": "ok",
         "IMG0000005": "ok", "IMG0000006": "ok", "extra": "unlisted", "IMG0000003.json": "unlisted",
     }  # fmt: skip
-    assert table.loc["IMG0000001", "note"] == "the file is IMG0000001.jfif"
+    assert table.loc["IMG0000001", "note"] == "the file is named 'IMG0000001.jfif'"
     assert table.loc["IMG0000002", "note"].startswith("HEIC is not read")
     assert manifest.remarks == (
         "8 files in the folders of images: 5 of pictures in dataset.csv, 2 other pictures, 1 TXT",
