@@ -224,10 +224,8 @@ def test_zips_in_a_zip_are_named_and_not_opened(tmp_path, capsys):
     inner = packed(tmp_path / "inner.zip", pictures()).read_bytes()
     code, error = imported(packed(tmp_path / "only.zip", {"a/inner.zip": inner}), tmp_path / "set", capsys)
     assert code == 2
-    assert (
-        "no picture in it (1 file: 1 ZIP (inner.zip)); JPEG, PNG, TIFF, BMP, WebP, GIF or DICOM is read; unpack a/inner.zip"
-        in error
-    )
+    assert "no picture in it (1 file: 1 ZIP (inner.zip))" in error
+    assert "unpack a/inner.zip" in error
     code, said = imported(packed(tmp_path / "both.zip", pictures() | {"set/more.zip": inner}), tmp_path / "set", capsys)
     assert code == 0
     assert "archives that are not opened: set/more.zip; unpack them to have what is in them" in said
