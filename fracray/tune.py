@@ -210,7 +210,7 @@ def _search(space: SearchSpace, job: Job, tracker: EfficiencyTracker, console: C
     from fracray.data.loading.streams import TASK_CPUS
     from fracray.search.messages import searched
     from fracray.search.progress import SearchProgress
-    from fracray.search.schedulers import scheduler
+    from fracray.search.schedulers import StudyScheduler
     from fracray.search.study import StudySearcher, local_journal, only_driver
     from fracray.search.trainable import trainable
 
@@ -238,7 +238,7 @@ def _search(space: SearchSpace, job: Job, tracker: EfficiencyTracker, console: C
                 metric=searched(space.metrics[0]),
                 mode=search.mode,
                 search_alg=searcher,
-                scheduler=scheduler(space.config),
+                scheduler=StudyScheduler(searcher.stops),
                 num_samples=-1,  # the searcher ends the search: a trial that lost its process is one sample more
                 max_concurrent_trials=concurrent,
                 time_budget_s=search.time_budget,

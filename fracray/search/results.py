@@ -44,8 +44,8 @@ def summarise(
     sets = [name for name in prepared.sets if is_validation(name)]
     best = best_row(rows.values(), metric, mode)
     if best is None:
-        if any(row.state is State.FAILED for row in rows.values()):
-            raise RunError(f"{run}: no trial finished an epoch; the reasons are above")
+        if any(row.state in (State.FAILED, State.DIVERGED) for row in rows.values()):
+            raise RunError(f"{run}: no trial succeeded; the reasons are above")
         console.print("no trial has finished an epoch yet")
         return
     with tempfile.TemporaryDirectory() as scratch:

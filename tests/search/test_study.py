@@ -125,7 +125,7 @@ def test_the_best_epochs_value_and_every_epoch_are_reported(space, journal):
     (trial,) = trials_of(journal, space)
     assert trial.state is TrialState.COMPLETE
     assert trial.value == 0.8
-    assert trial.intermediate_values == {1: 0.6, 2: 0.8}
+    assert trial.intermediate_values == {1: 0.6, 2: 0.8, 3: 0.8}
     assert trial.params == trial.user_attrs[LEAVES] == DEFAULTS
 
 
@@ -225,7 +225,7 @@ def test_a_trial_whose_process_died_comes_first_again_as_itself(space, journal):
     searcher.on_trial_complete("b", result(2, 0.7))
     again, other = trials_of(journal, space)
     assert (again.state, again.value, other.state) == (TrialState.COMPLETE, 0.7, TrialState.RUNNING)
-    assert again.intermediate_values == {1: 0.5}
+    assert again.intermediate_values == {1: 0.5, 2: 0.7}
 
 
 def test_a_trial_that_always_dies_is_given_up_with_its_reason(space, journal):
