@@ -59,6 +59,7 @@ def summarise(
             trial_folder(run, 0).download(BEST, default)
             gains = _gains(winner, default, metric, sets)
     ended = sum(row.state.finished for row in rows.values())
+    full = sum(row.state is State.DONE for row in rows.values())
     reached = f"{best.name}, {metric} {best.best(metric):.4f} at its best epoch"
     if best.state.finished:
         console.print(f"\nbest of {ended} finished trials: {reached}")
@@ -81,8 +82,7 @@ def summarise(
         console.print(_front_table(space, study, rows))
     if importances:
         console.print(
-            f"\nimportance of each setting (fANOVA over {ended} trials; "
-            "a trial that was stopped early counts with its best value until then):",
+            f"\nimportance of each setting (fANOVA over the {full} trials that ran all epochs):",
             soft_wrap=True,
         )
         console.print(_importance_table(importances))

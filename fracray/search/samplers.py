@@ -32,6 +32,13 @@ def _tpe(startup_trials: int, seed: int) -> BaseSampler:
         return TPESampler(n_startup_trials=startup_trials, multivariate=True, group=True, constant_liar=True, seed=seed)
 
 
+def _cmaes(startup_trials: int, seed: int) -> BaseSampler:
+    with warnings.catch_warnings():  # `consider_pruned_trials` is marked experimental
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        # Without the stopped trials, which are most, hardly a generation becomes complete; docs/search.md has figures.
+        return CmaEsSampler(n_startup_trials=startup_trials, consider_pruned_trials=True, seed=seed)
+
+
 class _Repeatable(BaseSampler):
     """A sampler that begins its random numbers anew for every trial, and for every setting that it draws alone.
 
@@ -68,7 +75,7 @@ class _CmaEs(_Repeatable):
 
     def __init__(self, space: SearchSpace) -> None:
         settings = space.config.search.sampler
-        super().__init__(settings.seed, lambda seed: CmaEsSampler(n_startup_trials=settings.startup_trials, seed=seed))
+        super().__init__(settings.seed, lambda seed: _cmaes(settings.startup_trials, seed))
         self._modelled = {
             dimension.path: dimension.distribution
             for dimension in space.dimensions
