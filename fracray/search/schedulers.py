@@ -6,6 +6,7 @@ study's journal holds, by the trial's number, so a search that was interrupted d
 """
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,27 +32,25 @@ def stopping_rule(config: Config) -> Rule:
     """The rule that `search.scheduler` names; it is asked after each epoch but a trial's last."""
     settings = config.search.scheduler
     steps = rungs(config)
-    if settings.name == "asha":
-        return lambda number, epoch, curves: (
-            epoch in steps and _below_rung(number, epoch, curves, settings.reduction_factor)
-        )
-    if settings.name == "hyperband":
+    factor, grace = settings.reduction_factor, settings.grace_epochs
 
-        def hyperband(number: int, epoch: int, curves: Mapping[int, Curve]) -> bool:
-            bracket = bracket_of(number, len(steps), settings.reduction_factor)
-            if epoch not in steps[bracket:]:
-                return False
-            rivals = {
-                other: curve
-                for other, curve in curves.items()
-                if bracket_of(other, len(steps), settings.reduction_factor) == bracket
-            }
-            return _below_rung(number, epoch, rivals, settings.reduction_factor)
+    def asha(number: int, epoch: int, curves: Mapping[int, Curve]) -> bool:
+        return epoch in steps and _below_rung(number, epoch, curves, factor)
 
-        return hyperband
-    if settings.name == "median":
-        return lambda number, epoch, curves: _below_median(number, epoch, curves, settings.grace_epochs)
-    return lambda number, epoch, curves: False
+    def hyperband(number: int, epoch: int, curves: Mapping[int, Curve]) -> bool:
+        bracket = bracket_of(number, len(steps), factor)
+        if epoch not in steps[bracket:]:
+            return False
+        rivals = {other: curves[other] for other in curves if bracket_of(other, len(steps), factor) == bracket}
+        return _below_rung(number, epoch, rivals, factor)
+
+    def median(number: int, epoch: int, curves: Mapping[int, Curve]) -> bool:
+        return epoch >= grace and _below_median(number, epoch, curves, grace)
+
+    def none(number: int, epoch: int, curves: Mapping[int, Curve]) -> bool:
+        return False
+
+    return {"asha": asha, "hyperband": hyperband, "median": median, "none": none}[settings.name]
 
 
 def _below_rung(number: int, epoch: int, curves: Mapping[int, Curve], factor: float) -> bool:
@@ -66,7 +65,7 @@ def _below_median(number: int, epoch: int, curves: Mapping[int, Curve], grace: i
     A mean is taken over the epochs from `grace` to `epoch`, of each trial that has come as far.
     """
     others = [curve for other, curve in curves.items() if other != number and epoch in curve]
-    if epoch < grace or len(others) < FEWEST:
+    if len(others) < FEWEST:
         return False
     means = [np.mean([value for at, value in curve.items() if grace <= at <= epoch]) for curve in others]
     return bool(curves[number][epoch] < np.median(means))
@@ -78,14 +77,21 @@ def bracket_of(number: int, steps: int, factor: float) -> int:
     Bracket 0 stops trials from the first rung on; a trial in the last one, number `steps`, is never stopped. The trials
     are dealt out in the proportions of Hyperband's brackets (Li et al. 2018, JMLR 18-185), evenly over their numbers.
     """
+    order = _dealt(steps, factor)
+    return order[number % len(order)]
+
+
+@cache
+def _dealt(steps: int, factor: float) -> tuple[int, ...]:
+    """The brackets of as many trials as all brackets of one Hyperband take, each evenly spread."""
     sizes = np.array([np.ceil((steps + 1) / (left + 1) * factor**left) for left in range(steps, -1, -1)])
-    shares = sizes / sizes.sum()
-    dealt = np.zeros(len(shares))
-    bracket = 0
-    for place in range(number + 1):
-        bracket = int(np.argmax(shares * (place + 1) - dealt))
-        dealt[bracket] += 1
-    return bracket
+    total = int(sizes.sum())
+    given, order = np.zeros(len(sizes)), []
+    for place in range(1, total + 1):
+        bracket = int(np.argmax(sizes * place / total - given))
+        given[bracket] += 1
+        order.append(bracket)
+    return tuple(order)
 
 
 class StudyScheduler(FIFOScheduler):

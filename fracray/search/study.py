@@ -29,6 +29,7 @@ from fracray.search.messages import Suggestion, TrialReport, searched
 from fracray.search.samplers import sampler
 from fracray.search.schedulers import stopping_rule
 from fracray.search.space import SearchSpace
+from fracray.training.rungs import may_stop
 
 RETRIES = 2  # in a row without progress, of a trial whose process died or whose code failed
 LEAVES, REASON = "leaves", "reason"  # a trial's settings, and why it failed, as user attributes
@@ -187,6 +188,8 @@ class StudySearcher(Searcher):
         if trial is None or report.result is None or len(self._space.metrics) > 1:
             return False
         epoch, value = report.result.epoch, report.result.value(self._space.metrics[0])
+        if not may_stop(self._space.config, epoch):
+            return False
         trials = self.study.get_trials(deepcopy=False)
         before = trials[trial.number]
         if STOPPED in before.user_attrs:
