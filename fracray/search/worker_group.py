@@ -82,7 +82,7 @@ class Mailbox:
             return False
 
     async def result(self, seconds: float) -> TrialReport | None:
-        """Rank 0's answer, or that of a rank that failed, once all have answered; None if it takes more `seconds`."""
+        """Once all ranks have answered: rank 0's answer, or that of one that failed. None after so many seconds."""
         async with self._changed:
             try:
                 await asyncio.wait_for(self._changed.wait_for(lambda: len(self._answers) == self._world), seconds)
