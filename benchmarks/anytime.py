@@ -48,13 +48,13 @@ def space(method: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
 def curve(run: Path, epochs: int) -> np.ndarray:
     """Best value so far after each epoch that any trial reported, at most `epochs` of them.
 
-    The journal holds them in order: a value for every epoch but a trial's last, which is stored as the trial's value.
+    The journal holds them in order.
     """
     best, values = -np.inf, []
     for line in (run / JOURNAL).read_text().splitlines():
         entry = json.loads(line)
-        for value in [entry[INTERMEDIATE]] if INTERMEDIATE in entry else entry.get("values") or []:
-            best = max(best, value)
+        if INTERMEDIATE in entry:
+            best = max(best, entry[INTERMEDIATE])
             values.append(best)
     return np.array(values[:epochs])
 

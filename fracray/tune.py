@@ -84,9 +84,10 @@ def _begin(args: argparse.Namespace) -> tuple[SearchSpace, Folder]:
     leaves = _leaves(args)
     space = _load(args.space, leaves)
     from fracray.runtime.run_folder import begin_run, find_run
+    from fracray.search.model_check import check_models
 
     run = find_run(args.storage, args.name, "tune", resume=False)
-    _check_models(space)
+    check_models(space)
     begin_run(run, args.storage)
     run.write(SPACE, Path(args.space).read_bytes())
     run.write_json(OVERRIDES, leaves)
@@ -127,23 +128,6 @@ def _load(file: str | Path, leaves: dict[str, Any]) -> SearchSpace:
     space = load_space(file, leaves)
     refuse_missing_gpu(space.config.data.augment_on, space.config.search.gpus_per_trial > 0)
     return space
-
-
-def _check_models(space: SearchSpace) -> None:
-    """Build each network that the space can ask for: an unknown name or missing weights are refused before launch."""
-    from fracray.training.model import build_model
-
-    dimensions = {dimension.path: dimension for dimension in space.dimensions}
-    for name in dimensions["model.name"].choices if "model.name" in dimensions else (space.config.model.name,):
-        leaves = {"model.name": name}
-        for path in ("model.weights", "model.spatial_dropout"):
-            if path in dimensions and dimensions[path].active({**space.config.leaves(), **leaves}):
-                leaves[path] = dimensions[path].choices[-1]
-        try:
-            build_model(space.config.with_leaves(leaves, space.origin).model, size=space.config.data.size)
-        except InputError as error:
-            where = dimensions["model.name"].where if "model.name" in dimensions else space.origin
-            raise InputError(f"{where}: {error}") from None
 
 
 # ---------------------------------------------------------------- the search
@@ -210,9 +194,10 @@ def _search(space: SearchSpace, job: Job, tracker: EfficiencyTracker, console: C
     from fracray.data.loading.streams import TASK_CPUS
     from fracray.search.messages import searched
     from fracray.search.progress import SearchProgress
-    from fracray.search.schedulers import scheduler
+    from fracray.search.schedulers import StudyScheduler
     from fracray.search.study import StudySearcher, local_journal, only_driver
     from fracray.search.trainable import trainable
+    from fracray.training.rungs import stopping_epochs
 
     search = space.config.search
     spare = 0.0 if job.images is not None else TASK_CPUS
@@ -231,6 +216,17 @@ def _search(space: SearchSpace, job: Job, tracker: EfficiencyTracker, console: C
             f"up to {space.config.train.epochs} epochs each; run folder {job.run}",
             soft_wrap=True,
         )
+        if search.scheduler.name != "none" and not stopping_epochs(space.config):
+            console.print(
+                f"note: {search.scheduler.name} can stop no trial: grace_epochs is {search.scheduler.grace_epochs}, "
+                f"and a trial has {space.config.train.epochs} epochs",
+                soft_wrap=True,
+            )
+        if space.unmodelled:
+            console.print(
+                f"note: cmaes models ranges without a condition; {', '.join(space.unmodelled)}: drawn at random",
+                soft_wrap=True,
+            )
         progress = SearchProgress(space, job.run, searcher.study, journal, concurrent, budget, tracker, console)
         tuner = tune.Tuner(
             trainable(job, each),
@@ -238,7 +234,7 @@ def _search(space: SearchSpace, job: Job, tracker: EfficiencyTracker, console: C
                 metric=searched(space.metrics[0]),
                 mode=search.mode,
                 search_alg=searcher,
-                scheduler=scheduler(space.config),
+                scheduler=StudyScheduler(searcher.stops),
                 num_samples=-1,  # the searcher ends the search: a trial that lost its process is one sample more
                 max_concurrent_trials=concurrent,
                 time_budget_s=search.time_budget,

@@ -22,7 +22,7 @@ import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from fracray.errors import RunError
+from fracray.errors import InputError, RunError
 from fracray.runtime.run_folder import STATE
 from fracray.runtime.storage import Folder
 from fracray.search.trainable import TrialActor
@@ -243,16 +243,20 @@ def test_the_same_seed_searches_and_finds_the_same(ray_local, tmp_path):
 
 @pytest.mark.parametrize("scheduler", ["asha", "median", "hyperband"])
 def test_schedulers_stop_trials_early_and_every_trial_is_accounted_for(ray_local, tmp_path, scheduler):
-    space = write_space(tmp_path, trials=8, epochs=4, scheduler=scheduler)
-    main(["--space", str(space), "--storage", str(tmp_path), "--name", scheduler])
+    space = write_space(tmp_path, trials=12, epochs=9, scheduler=scheduler)
+    space.write_text(space.read_text() + "  train.lr: {log_float: [1.0e-5, 1.0e-1]}\n")
+    main(["--space", str(space), "--storage", str(tmp_path), "--name", scheduler, "--concurrent", "2"])
     trials = study_of(tmp_path / scheduler).trials
-    assert len(trials) == 8
-    assert all(trial.state is optuna.trial.TrialState.COMPLETE for trial in trials)
-    lengths = [len(entries) for entries in histories(tmp_path / scheduler).values()]
-    assert len(lengths) == 8
-    assert max(lengths) == 4
-    if scheduler == "asha":
-        assert min(lengths) < 4
+    kept = histories(tmp_path / scheduler)
+    lengths = [len(kept[f"t{number:04d}"]) for number in range(12)]
+    assert max(lengths) == 9
+    assert min(lengths) < 9
+    names = {True: "COMPLETE", False: "PRUNED"}
+    assert [trial.state.name for trial in trials] == [names[length == 9] for length in lengths]
+    assert [max(trial.intermediate_values) for trial in trials] == lengths
+    table = pd.read_parquet(tmp_path / scheduler / "trials.parquet").drop_duplicates("number").sort_values("number")
+    states = {True: "done", False: "stopped early"}
+    assert list(table["state"]) == [states[length == 9] for length in lengths]
 
 
 def test_grid_and_pareto_searches_end_by_themselves(ray_local, tmp_path, capsys):
@@ -339,12 +343,27 @@ def test_a_trial_that_diverges_fails_and_the_search_continues(ray_local, tmp_pat
     main(["--space", str(tmp_path / "wild.yaml"), "--storage", str(tmp_path), "--name", "wild", *ALONE])
     out = capsys.readouterr().out
     states = {trial.params["train.lr"]: trial.state for trial in study_of(tmp_path / "wild").trials}
-    assert states == {0.002: optuna.trial.TrialState.COMPLETE, 1e30: optuna.trial.TrialState.FAIL}
-    assert "became infinite or NaN" in out
+    assert states == {0.002: optuna.trial.TrialState.COMPLETE, 1e30: optuna.trial.TrialState.PRUNED}
+    assert re.search(r"t000\d diverged: its loss became infinite or NaN", out)
+    table = pd.read_parquet(tmp_path / "wild/trials.parquet")
+    assert set(zip(table["train.lr"], table["state"], strict=True)) == {(0.002, "done"), (1e30, "diverged")}
     assert load_checkpoint(tmp_path / "wild/best").metadata.config.train.lr == 0.002
 
 
 WILD = ["--set", "train.lr=1e30", "--set", "train.clip_norm=0", "--set", "train.ema=0"]
+
+
+@pytest.mark.parametrize("choices", ["[gone.safetensors, null]", "[null, gone.safetensors, imagenet]"])
+def test_every_choice_of_weights_is_tried_before_launch(tmp_path, choices):
+    """Only the last one was."""
+    space = write_space(tmp_path)
+    space.write_text(
+        space.read_text().split("space:\n")[0].replace("{width: 8}", "{name: tf_efficientnet_lite0}")
+        + f"space:\n  model.weights: {{categorical: {choices}}}\n"
+    )
+    with pytest.raises(InputError, match=r"space\.yaml:12: gone\.safetensors: no such file"):
+        main(["--space", str(space), "--storage", str(tmp_path), "--name", "gone"])
+    assert not (tmp_path / "gone").exists()
 
 
 def test_a_search_in_which_every_trial_diverges_fails_with_a_message(ray_local, tmp_path):
@@ -442,7 +461,8 @@ def test_a_process_that_dies_between_two_trials_costs_no_trial(ray_local, tmp_pa
     Snapshot(tmp_path / "hit").assert_kept_and_complete(trials=4, epochs=2)
 
 
-def test_a_trial_that_cannot_run_fails_once_with_its_reason(ray_local, tmp_path, capsys):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_trial_that_cannot_run_fails_once_with_its_reason(ray_local, tmp_path, capsys, workers):
     """Its folder holds the state of another config: that is an error in any process."""
     folder = tmp_path / "mixed/trials/t0001"
     folder.mkdir(parents=True)
@@ -455,10 +475,15 @@ def test_a_trial_that_cannot_run_fails_once_with_its_reason(ray_local, tmp_path,
             str(tmp_path),
             "--name",
             "mixed",
+            "--workers-per-trial",
+            str(workers),
             *ALONE,
         ]
     )
-    assert capsys.readouterr().out.count("t0001 failed: ") == 1
+    out = capsys.readouterr().out
+    assert out.count("t0001 failed: ") == 1
+    assert "will be resumed" not in out
+    assert not list((tmp_path / "mixed/ray").glob("group-*/*/error*"))
     trials = study_of(tmp_path / "mixed").trials
     assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "COMPLETE"]
     assert "was started with another config" in trials[1].user_attrs["reason"]

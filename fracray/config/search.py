@@ -23,11 +23,9 @@ class SchedulerConfig(Section):
     """How poor trials are stopped early."""
 
     name: Literal["asha", "median", "hyperband", "none"] = Field(
-        "asha", description="scheduler of Ray Tune; none: every trial runs all epochs"
+        "asha", description="rule by which Ray Tune stops trials early; none: every trial runs all epochs"
     )
-    grace_epochs: int = Field(
-        2, ge=1, description="epochs that every trial runs before asha or median may stop it, 1 or more"
-    )
+    grace_epochs: int = Field(2, ge=1, description="epochs that every trial runs before it may be stopped, 1 or more")
     reduction_factor: Annotated[float, Field(gt=1)] = Field(
         3.0, description="of asha and hyperband: one of this many trials continues after each rung, above 1"
     )

@@ -5,7 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fracray.errors import InputError
 from fracray.training.epochs import AT_BEST, EpochResult
+
+MISTAKES = (InputError, ValueError)  # what a trial raises that cannot run in any process
 
 _NUMBER, _LEAVES = "number", "leaves"
 _RAN, _FAILURE = "ran", "failure"
@@ -38,12 +41,19 @@ class TrialReport:
     failure: str = ""
     done: bool = False
 
-    @property
-    def reason(self) -> str:
-        """Why the trial failed; empty if it did not."""
-        if self.result is not None and self.result.diverged:
+    def reason(self, metrics: Sequence[str]) -> str:
+        """Why a trial that ended with this report failed, given the searched metrics; empty if it did not."""
+        if self.result is None:
+            return self.failure
+        if self.result.diverged:
             return "its loss became infinite or NaN; lower train.lr, or clip the gradient with train.clip_norm"
-        return self.failure
+        undefined = [metric for metric in metrics if not math.isfinite(self.result.value(metric))]
+        return f"{undefined[0]} has no value in any epoch" if undefined else ""
+
+    @classmethod
+    def failed(cls, mistake: Exception) -> "TrialReport":
+        """The report of a trial that cannot run in any process."""
+        return cls(None, failure=" ".join(str(mistake).split()), done=True)
 
     def to_tune(self, metrics: Sequence[str]) -> dict[str, Any]:
         """As Tune carries it. A trial that cannot run has nan for the searched metrics, which Tune asks for."""

@@ -21,7 +21,7 @@ from fracray.runtime.efficiency import EfficiencyTracker
 from fracray.runtime.storage import Folder
 from fracray.search.messages import Suggestion, TrialReport
 from fracray.search.space import SearchSpace
-from fracray.search.study import JOURNAL
+from fracray.search.study import JOURNAL, REASON
 from fracray.search.trials_table import State, TrialRow, best_row, collect, write_trials
 
 ROWS_SHOWN = 18
@@ -98,25 +98,28 @@ class SearchProgress(tune.Callback):
         if report.result is None:
             return
         number = Suggestion.from_tune(trial.config).number
-        self.rows[number] = self.rows[number].with_epoch(report.result)
-        self._ran += 1
+        row = self.rows[number]
+        if report.ran or report.result.epoch > len(row.history):  # a trial taken up again repeats what is known
+            self.rows[number] = row.with_epoch(report.result)
         if report.ran:
+            self._ran += 1
             self._tracker.tell(report.result.core_seconds, result["time_this_iter_s"])
         self._save()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = Suggestion.from_tune(trial.config).number
-        reason = TrialReport.from_tune(trial.last_result).reason
-        row = self.rows[number].ended(self._epochs, failed=bool(reason))
+        frozen = self._study.get_trials(deepcopy=False)[number]  # Tune has told the searcher before
+        row, reason = self.rows[number].ended(frozen, self._epochs), frozen.user_attrs.get(REASON)
         if reason:
-            self._console.print(f"{row.name} failed: {reason}", soft_wrap=True)
+            self._console.print(f"{row.name} {row.state}: {reason}", soft_wrap=True)
         self._finished(row)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         lost = Suggestion.from_tune(trial.config)
         # The process may have failed before Tune said that the trial has started.
         row = self.rows.get(lost.number) or TrialRow(lost.number, lost.leaves, State.INTERRUPTED)
-        if not self._study.get_trials(deepcopy=False)[lost.number].state.is_finished():
+        frozen = self._study.get_trials(deepcopy=False)[lost.number]
+        if not frozen.state.is_finished():
             self.rows[lost.number] = TrialRow(lost.number, lost.leaves, State.INTERRUPTED, row.history)
             self._console.print(
                 f"{row.name} was lost in epoch {len(row.history) + 1} and will be resumed: {_reason(trial)}",
@@ -124,7 +127,7 @@ class SearchProgress(tune.Callback):
             )
             return
         self._console.print(f"{row.name} failed: {_reason(trial)}", soft_wrap=True)
-        self._finished(row.ended(self._epochs, failed=True))
+        self._finished(row.ended(frozen, self._epochs))
 
     def _finished(self, row: TrialRow) -> None:
         self.rows[row.number] = row
@@ -156,7 +159,7 @@ class SearchProgress(tune.Callback):
         return best_row(self.rows.values(), self._metric, self._mode)
 
     def _ended(self) -> int:
-        return sum(row.state.finished or row.state is State.FAILED for row in self.rows.values())
+        return sum(row.state.ended for row in self.rows.values())
 
     def _left(self) -> str:
         """Estimated time left, from the epochs that a trial takes so far and the epochs finished per second."""
@@ -195,7 +198,7 @@ class SearchProgress(tune.Callback):
             rows = [row for row in rows if row.number in keep]
         for row in rows:
             value = row.best(self._metric)
-            dim = row.state in (State.FAILED, State.INTERRUPTED)
+            dim = row.state in (State.FAILED, State.DIVERGED, State.INTERRUPTED)
             table.add_row(
                 row.name,
                 row.state,

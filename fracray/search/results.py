@@ -44,8 +44,8 @@ def summarise(
     sets = [name for name in prepared.sets if is_validation(name)]
     best = best_row(rows.values(), metric, mode)
     if best is None:
-        if any(row.state is State.FAILED for row in rows.values()):
-            raise RunError(f"{run}: no trial finished an epoch; the reasons are above")
+        if any(row.state in (State.FAILED, State.DIVERGED) for row in rows.values()):
+            raise RunError(f"{run}: no trial succeeded; the reasons are above")
         console.print("no trial has finished an epoch yet")
         return
     with tempfile.TemporaryDirectory() as scratch:
@@ -59,6 +59,7 @@ def summarise(
             trial_folder(run, 0).download(BEST, default)
             gains = _gains(winner, default, metric, sets)
     ended = sum(row.state.finished for row in rows.values())
+    full = sum(row.state is State.DONE for row in rows.values())
     reached = f"{best.name}, {metric} {best.best(metric):.4f} at its best epoch"
     if best.state.finished:
         console.print(f"\nbest of {ended} finished trials: {reached}")
@@ -81,8 +82,7 @@ def summarise(
         console.print(_front_table(space, study, rows))
     if importances:
         console.print(
-            f"\nimportance of each setting (fANOVA over {ended} trials; "
-            "a trial that was stopped early counts with its best value until then):",
+            f"\nimportance of each setting (fANOVA over the {full} trials that ran all epochs):",
             soft_wrap=True,
         )
         console.print(_importance_table(importances))

@@ -147,6 +147,15 @@ class SearchSpace:
     def metrics(self) -> tuple[str, ...]:
         return self.config.search.metrics
 
+    @property
+    def unmodelled(self) -> tuple[str, ...]:
+        """The settings that are drawn at random whatever the results: CMA-ES models ranges that every trial has."""
+        if self.config.search.sampler.name != "cmaes":
+            return ()
+        return tuple(
+            dimension.path for dimension in self.dimensions if isinstance(dimension.values, Choices) or dimension.when
+        )
+
     def suggest(self, trial: "optuna.Trial") -> dict[str, Any]:
         """Ask Optuna for the settings of one trial; conditions are respected."""
         chosen: dict[str, Any] = {}

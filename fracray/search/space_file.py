@@ -285,8 +285,13 @@ class _Reader:
             raise InputError(
                 f"{self._first('sampler')}: cmaes searches one metric; use tpe or random for a Pareto front"
             )
+        space = SearchSpace(config, dimensions, self._origin)
         if search.sampler.name == "grid":
-            SearchSpace(config, dimensions, self._origin).grid()
+            space.grid()
+        if len(space.unmodelled) == len(dimensions):
+            raise InputError(
+                f"{self._first('sampler')}: cmaes searches ranges without a condition, and the space has none; use tpe"
+            )
 
 
 def _fixed(path: str, overrides: Mapping[str, Any]) -> bool:

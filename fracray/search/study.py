@@ -10,7 +10,7 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,15 @@ from ray.tune.search import Searcher
 from fracray.errors import InputError
 from fracray.runtime.storage import Folder
 from fracray.search.messages import Suggestion, TrialReport, searched
+from fracray.search.samplers import sampler
+from fracray.search.schedulers import stopping_rule
 from fracray.search.space import SearchSpace
+from fracray.training.rungs import may_stop
 
 RETRIES = 2  # in a row without progress, of a trial whose process died or whose code failed
 LEAVES, REASON = "leaves", "reason"  # a trial's settings, and why it failed, as user attributes
+STOPPED = "stopped"  # the epoch after which the scheduler stopped a trial
+DIVERGED = "diverged"  # Optuna's constraint that a trial broke whose loss became infinite or NaN
 TRIES, REACHED = "tries", "reached"  # how often in a row a trial was lost, and its last finished epoch
 JOURNAL = "optuna.journal"
 LOCK = "search.lock"
@@ -43,13 +48,11 @@ def open_study(journal: Path, space: SearchSpace) -> optuna.Study:
     lock = JournalFileOpenLock(str(journal))
     _drop_half_entry(journal, lock)
     storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
-    begun = bool(storage.get_all_studies())
-    known = len(storage.get_all_trials(storage.get_study_id_from_name(STUDY))) if begun else 0
     study = optuna.create_study(
         storage=storage,
         study_name=STUDY,
         directions=["maximize" if space.config.search.mode == "max" else "minimize"] * len(space.metrics),
-        sampler=sampler(space, known),
+        sampler=sampler(space),
         load_if_exists=True,
     )
     with warnings.catch_warnings():
@@ -68,22 +71,6 @@ def _drop_half_entry(journal: Path, lock: JournalFileOpenLock) -> None:
         os.truncate(journal, entries.rfind(b"\n") + 1)
     finally:
         lock.release()
-
-
-def sampler(space: SearchSpace, known_trials: int = 0) -> optuna.samplers.BaseSampler:
-    """Optuna's sampler of a search. `known_trials`: those in the study, so that a resumed search draws others."""
-    settings = space.config.search.sampler
-    seed = settings.seed + known_trials
-    if settings.name in ("random", "grid"):  # a grid's points are queued one by one: nothing is left to sample
-        return optuna.samplers.RandomSampler(seed=seed)
-    if settings.name == "cmaes":
-        return optuna.samplers.CmaEsSampler(n_startup_trials=settings.startup_trials, seed=seed)
-    with warnings.catch_warnings():  # `group` is marked experimental, and has been since 2021
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        # group: conditional dimensions are modelled jointly too; constant_liar: running trials repel new ones
-        return optuna.samplers.TPESampler(
-            n_startup_trials=settings.startup_trials, multivariate=True, group=True, constant_liar=True, seed=seed
-        )
 
 
 @contextmanager
@@ -125,7 +112,7 @@ def only_driver(run: Folder) -> Iterator[None]:
 
 
 class StudySearcher(Searcher):
-    """Passes Optuna's suggestions to Tune and reports the values of each trial's best epoch to Optuna.
+    """Passes Optuna's suggestions to Tune, reports each trial's epochs to Optuna, and decides which trials stop early.
 
     The first trial is always the default configuration. Trials that a former driver left unfinished, or that lost their
     process, are handed out again before new ones; `budget` trials (of a grid, at most its points) are finished in all,
@@ -139,6 +126,7 @@ class StudySearcher(Searcher):
         super().__init__(metric=searched(space.metrics[0]), mode=space.config.search.mode)
         self._space, self._budget = space, min(budget, space.grid_points or budget)
         self.study = open_study(journal, space)
+        self._stops = stopping_rule(space.config)
         self._running: dict[str, optuna.Trial] = {}
         self._epochs: dict[str, int] = {}  # finished epochs of running trials
         self._unfinished = list(self.study.get_trials(states=(TrialState.RUNNING,)))
@@ -190,38 +178,89 @@ class StudySearcher(Searcher):
             return {}  # the default is outside the space: it runs all the same, but its value is not reported to Optuna
         return self._space.suggest(trial)
 
+    def stops(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """Whether a trial stops after this result, before its last epoch; asked before `on_trial_result`.
+
+        An epoch is judged once, when it is first reported, among all that the journal holds. A trial that is taken up
+        again reports its epochs once more: for those the journal holds the decision too.
+        """
+        trial, report = self._running.get(trial_id), TrialReport.from_tune(result)
+        if trial is None or report.result is None or len(self._space.metrics) > 1:
+            return False
+        epoch, value = report.result.epoch, report.result.value(self._space.metrics[0])
+        if not may_stop(self._space.config, epoch):
+            return False
+        trials = self.study.get_trials(deepcopy=False)
+        before = trials[trial.number]
+        if STOPPED in before.user_attrs:
+            return epoch >= int(before.user_attrs[STOPPED])
+        if epoch in before.intermediate_values or not math.isfinite(value):
+            return False
+        sign = 1.0 if self.mode == "max" else -1.0
+        curves = {
+            known.number: {at: sign * reported for at, reported in known.intermediate_values.items()}
+            for known in trials
+        }
+        curves[trial.number][epoch] = sign * value
+        stops = self._stops(trial.number, epoch, curves)
+        if stops:
+            # Before its value: a driver killed in between repeats the decision, for the epoch is not reported yet.
+            trial.set_user_attr(STOPPED, epoch)
+        return stops
+
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         trial, report = self._running.get(trial_id), TrialReport.from_tune(result)
         if trial is None or report.result is None:
             return
         epoch = self._epochs[trial_id] = report.result.epoch
-        before = self._now(trial).user_attrs
-        if before.get(TRIES) and epoch > before[REACHED]:  # repeating a lost epoch is no progress
+        before = self._now(trial)
+        if before.user_attrs.get(TRIES) and epoch > before.user_attrs[REACHED]:  # repeating a lost epoch is no progress
             trial.set_user_attr(TRIES, 0)
-        # A resumed trial may report an epoch twice; Optuna would warn about it on the user's screen.
-        known = epoch in self._now(trial).intermediate_values
+        # A resumed trial reports its epochs again; Optuna would warn about it on the user's screen.
+        known = epoch in before.intermediate_values
         value = report.result.value(self._space.metrics[0])
         if len(self._space.metrics) == 1 and math.isfinite(value) and not known:
             trial.report(value, epoch)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Report to Optuna how a trial ended; one that failed is handed out again, RETRIES times in a row."""
-        trial, epoch = self._running.pop(trial_id, None), self._epochs.pop(trial_id, 0)
+        """Report to Optuna how a trial ended; one that was lost is handed out again, RETRIES times in a row.
+
+        COMPLETE: it ran all epochs. PRUNED: the scheduler stopped it, or it diverged, which is a broken constraint as
+        well. FAIL: it could not run, or its metric has no value; and a default outside the space, which has no settings
+        that Optuna could learn from.
+        """
+        trial = self._running.get(trial_id)
         if trial is None or self._now(trial).state.is_finished():
+            self._forget(trial_id)
             return
         if error:
-            self._put_back(trial, epoch)
+            self._put_back(trial, self._epochs.get(trial_id, 0))
+            self._forget(trial_id)
             return
+        self.on_trial_result(trial_id, result or {})  # Tune tells a searcher of the last epoch only here
+        self._forget(trial_id)
         report = TrialReport.from_tune(result or {})
-        values = [report.result.value(metric) for metric in self._space.metrics] if report.result else [math.nan]
-        # A default outside the space has no parameters: Optuna could learn nothing from its value.
+        reason = report.reason(self._space.metrics)
+        if reason:
+            trial.set_user_attr(REASON, reason)
         drawn = bool(trial.params) and set(trial.params) == set(trial.user_attrs[LEAVES])
-        if drawn and all(map(math.isfinite, values)):
-            self.study.tell(trial, values)
-            return
-        if report.reason:
-            trial.set_user_attr(REASON, report.reason)
-        self.study.tell(trial, state=TrialState.FAIL)
+        if report.result is None or not drawn:
+            self.study.tell(trial, state=TrialState.FAIL)
+        elif report.result.diverged:
+            # A sampler that was told of a failure would learn nothing, and go on proposing what diverges.
+            if not self._now(trial).constraints:
+                trial.set_constraint(DIVERGED, 1.0)
+            self.study.tell(trial, state=TrialState.PRUNED)
+        elif reason:
+            self.study.tell(trial, state=TrialState.FAIL)
+        elif STOPPED in self._now(trial).user_attrs:
+            self.study.tell(trial, state=TrialState.PRUNED)
+        else:
+            self.study.tell(trial, [report.result.value(metric) for metric in self._space.metrics])
+
+    def _forget(self, trial_id: str) -> None:
+        self._running.pop(trial_id, None)
+        self._epochs.pop(trial_id, None)
 
     def _put_back(self, trial: optuna.Trial, epoch: int) -> None:
         before = self._now(trial).user_attrs

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from ray import tune
 
-from fracray.errors import InputError
 from fracray.runtime.efficiency import REPORTING, STARTING, Meter
 from fracray.runtime.resources import WorkerResources
-from fracray.search.messages import Suggestion, TrialReport
+from fracray.search.messages import MISTAKES, Suggestion, TrialReport
 from fracray.search.worker_group import WorkerGroup
 from fracray.training.job import Job
 from fracray.training.loop import pick_device
@@ -22,7 +21,8 @@ from fracray.training.workers import use_cores
 class TrialActor(tune.Trainable):
     """Trains in its own process with one worker; with several it directs a group of Ray Train's workers.
 
-    A trial's folder holds all of its state, so what Tune saves when it pauses a trial can stay empty.
+    A trial's folder holds all of its state, so what Tune saves when it pauses a trial can stay empty. A trial that is
+    taken up again reports the epochs that its folder holds once more, one per step, before it trains the next.
     """
 
     def setup(self, config: dict[str, Any], job: Job, each: WorkerResources) -> None:
@@ -44,7 +44,7 @@ class TrialActor(tune.Trainable):
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._trial = Suggestion.from_tune(config)
-        self._next: int | None = None
+        self._next = 1  # the epoch that is reported next
         self._pause = STARTING
         self._close()
 
@@ -56,10 +56,10 @@ class TrialActor(tune.Trainable):
         else:
             try:
                 report = self._epoch()
-            except (InputError, ValueError) as error:
+            except MISTAKES as error:
                 # The trial would fail in any process, and this one still works: raising would make Tune end it.
                 self._close()
-                report = TrialReport(None, failure=" ".join(str(error).split()), done=True)
+                report = TrialReport.failed(error)
         if report.result is not None:
             self._next = report.result.epoch + 1
             ended = report.result.diverged or self._next > self._job.config.train.epochs
@@ -74,8 +74,8 @@ class TrialActor(tune.Trainable):
                 self._runner = TrialRunner(
                     self._job, self._trial.number, dict(self._trial.leaves), device=device, meter=self._meter
                 )
-        if self._runner.done:
-            return TrialReport(self._runner.last(), ran=False)
+        if self._next <= self._runner.epochs_done:
+            return TrialReport(self._runner.result(self._next), ran=False)
         return TrialReport(self._runner.run_epoch())
 
     def _group_epoch(self, group: WorkerGroup) -> TrialReport:
@@ -84,11 +84,11 @@ class TrialActor(tune.Trainable):
         report = group.epoch(self._trial, self._next)
         self._group_started = True
         result = report.result
-        assert result is not None, "a worker of a group reports an epoch or fails"
-        if report.ran:
-            known = result.seconds + result.core_seconds.get(STARTING, 0.0) / self._meter.cores
-            overhead = time.perf_counter() - begun - known
-            self._meter.add_wall(STARTING if first else REPORTING, max(0.0, overhead))
+        if result is None or not report.ran:
+            return report
+        known = result.seconds + result.core_seconds.get(STARTING, 0.0) / self._meter.cores
+        overhead = time.perf_counter() - begun - known
+        self._meter.add_wall(STARTING if first else REPORTING, max(0.0, overhead))
         spent = {phase: seconds + result.core_seconds.get(phase, 0.0) for phase, seconds in self._meter.take().items()}
         return replace(report, result=replace(result, core_seconds=spent))
 

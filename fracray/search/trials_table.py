@@ -10,12 +10,12 @@ import optuna
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from fracray.metric_names import preference
 from fracray.runtime.run_folder import trial_folder, trial_name
 from fracray.runtime.storage import Folder
-from fracray.search.study import LEAVES
+from fracray.search.study import LEAVES, REASON
 from fracray.training.epochs import EpochResult, read_epochs, saved_epochs
 
 TRIALS = "trials.parquet"
@@ -27,6 +27,7 @@ class State(StrEnum):
     RUNNING = "running"
     DONE = "done"
     STOPPED = "stopped early"
+    DIVERGED = "diverged"
     FAILED = "failed"
     INTERRUPTED = "interrupted"
 
@@ -34,6 +35,11 @@ class State(StrEnum):
     def finished(self) -> bool:
         """Whether the trial ended with a result."""
         return self in (State.DONE, State.STOPPED)
+
+    @property
+    def ended(self) -> bool:
+        """Whether no epoch follows."""
+        return self not in (State.RUNNING, State.INTERRUPTED)
 
 
 @dataclass(frozen=True)
@@ -58,9 +64,16 @@ class TrialRow:
         earlier = tuple(old for old in self.history if old.epoch < result.epoch)
         return replace(self, history=(*earlier, result))
 
-    def ended(self, epochs: int, failed: bool = False) -> "TrialRow":
-        """The row of a trial that has ended, of which `epochs` epochs were planned."""
-        state = State.FAILED if failed else State.DONE if len(self.history) >= epochs else State.STOPPED
+    def ended(self, frozen: FrozenTrial, epochs: int) -> "TrialRow":
+        """The row of a trial that has ended as the study holds it, of which `epochs` epochs were planned."""
+        # A default outside the searched ranges runs too, but the study can only hold it as failed.
+        outside = frozen.number == 0 and not self.leaves and len(self.history) > 0
+        if self.history and self.history[-1].diverged:
+            state = State.DIVERGED
+        elif frozen.state is TrialState.FAIL and not (outside and REASON not in frozen.user_attrs):
+            state = State.FAILED
+        else:
+            state = State.DONE if len(self.history) >= epochs else State.STOPPED
         return replace(self, state=state)
 
 
@@ -72,20 +85,23 @@ def collect(run: Folder, study: optuna.Study, epochs: int) -> dict[int, TrialRow
             continue
         folder = trial_folder(run, frozen.number)
         row = TrialRow(frozen.number, frozen.user_attrs.get(LEAVES, {}), State.INTERRUPTED)
-        history = tuple(read_epochs(folder))
-        # A default outside the searched ranges runs too, but the study can only hold it as failed.
-        default_ran = frozen.number == 0 and not row.leaves and len(history) > 0
-        if frozen.state is TrialState.COMPLETE or default_ran:
-            rows[frozen.number] = replace(row, history=history).ended(epochs)
-        else:
-            row = replace(row, history=tuple(saved_epochs(folder)))
-            rows[frozen.number] = row if frozen.state is TrialState.RUNNING else replace(row, state=State.FAILED)
+        if frozen.state is TrialState.RUNNING:
+            rows[frozen.number] = replace(row, history=tuple(saved_epochs(folder)))
+            continue
+        ended = replace(row, history=tuple(read_epochs(folder))).ended(frozen, epochs)
+        # The last epochs of a trial that failed may have no checkpoint.
+        kept = tuple(saved_epochs(folder)) if ended.state is State.FAILED else ended.history
+        rows[frozen.number] = replace(ended, history=kept)
     return rows
 
 
 def best_row(rows: Iterable[TrialRow], metric: str, mode: str) -> TrialRow | None:
-    """The best trial by the metric at its best epoch, then by validation loss; None before the first finished epoch."""
-    finished = [row for row in rows if not isnan(row.best(metric))]
+    """The best trial by the metric at its best epoch, then by validation loss; None before the first finished epoch.
+
+    A trial that failed or diverged is none, whatever its epochs before reached.
+    """
+    lost = (State.FAILED, State.DIVERGED)
+    finished = [row for row in rows if row.state not in lost and not isnan(row.best(metric))]
     return max(finished, key=lambda row: preference(row.best(metric), row.best("val_loss"), mode), default=None)
 
 

@@ -7,6 +7,7 @@ of a place in the search: its workers run one epoch at a time, of the trial that
 import asyncio
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,22 +16,23 @@ import ray
 from fracray.errors import RunError
 from fracray.runtime.efficiency import STARTING
 from fracray.runtime.resources import WorkerResources
-from fracray.search.messages import Suggestion, TrialReport
+from fracray.search.messages import MISTAKES, Suggestion, TrialReport
 from fracray.training.job import Job
 from fracray.training.trial import TrialRunner
 from fracray.training.workers import run_workers, use_cores
 
 POLL_SECONDS = 1.0
 STOP_SECONDS = 30.0
+AGREE_SECONDS = 20.0  # for all ranks to find the same mistake
 
 
 @dataclass(frozen=True)
 class Order:
-    """What all workers do next: train `trial` up to `epoch` finished epochs (None: one more), or stop."""
+    """What all workers do next: report the epoch `epoch` of `trial`, trained if need be, or stop."""
 
     serial: int
     trial: Suggestion = field(default_factory=lambda: Suggestion(-1, {}))
-    epoch: int | None = None
+    epoch: int = 0
     stop: bool = False
 
 
@@ -60,14 +62,34 @@ class Mailbox:
                 self._answers[rank] = report
                 self._changed.notify_all()
 
+    async def fail(self, serial: int, rank: int, report: TrialReport) -> bool:
+        """Answer that the trial cannot run. False when the others do not answer: they wait for this rank.
+
+        Then the order is closed: the workers have to be restarted, and are not to take it up again.
+        """
+        await self.answer(serial, rank, report)
+        async with self._changed:
+            with suppress(TimeoutError):
+                everyone = self._changed.wait_for(
+                    lambda: serial != self._order.serial or len(self._answers) == self._world
+                )
+                await asyncio.wait_for(everyone, AGREE_SECONDS)
+                return True
+            if serial == self._order.serial:
+                self._order = Order(serial=0)
+                self._answers = dict.fromkeys(range(self._world), report)
+                self._changed.notify_all()
+            return False
+
     async def result(self, seconds: float) -> TrialReport | None:
-        """Rank 0's answer, once all ranks have answered; None if that takes longer than `seconds`."""
+        """Once all ranks have answered: rank 0's answer, or that of one that failed. None after so many seconds."""
         async with self._changed:
             try:
                 await asyncio.wait_for(self._changed.wait_for(lambda: len(self._answers) == self._world), seconds)
             except TimeoutError:
                 return None
-            return self._answers[0]
+            failed = [report for report in self._answers.values() if report.failure]
+            return failed[0] if failed else self._answers[0]
 
 
 class WorkerGroup:
@@ -87,8 +109,8 @@ class WorkerGroup:
         except BaseException as error:
             self._error = error
 
-    def epoch(self, trial: Suggestion, epoch: int | None) -> TrialReport:
-        """Train a trial up to `epoch` finished epochs and return its report; RunError when the workers have failed."""
+    def epoch(self, trial: Suggestion, epoch: int) -> TrialReport:
+        """The report of a trial's epoch, trained if need be; RunError when the workers have failed."""
         self._serial += 1
         ray.get(self._mailbox.post.remote(Order(self._serial, trial, epoch)))
         while (report := ray.get(self._mailbox.result.remote(POLL_SECONDS))) is None:
@@ -112,21 +134,29 @@ def _serve(settings: Mapping[str, Any]) -> None:
     job: Job = ray.get(settings["job"])
     meter = use_cores(job.config, settings["each"].cpus, settings["each"].gpus)
     runner: TrialRunner | None = None
-    number, serial = -1, 0
+    serial = 0
     while not (order := ray.get(settings["mailbox"].after.remote(serial))).stop:
         serial, trial = order.serial, order.trial
-        if runner is None or number != trial.number:
+        try:
+            if runner is None or runner.number != trial.number:
+                if runner is not None:
+                    runner.close()
+                    runner = None
+                device = ray.train.torch.get_device()
+                with meter.waiting(STARTING):
+                    runner = TrialRunner(job, trial.number, dict(trial.leaves), rank, world, device, meter)
+            ran = runner.epochs_done < order.epoch
+            while runner.epochs_done < order.epoch:
+                runner.run_epoch()
+            report = TrialReport(runner.result(order.epoch), ran=ran)
+        except MISTAKES as error:
+            # The trial would fail in any process. Raised, the error would restart the group and be taken for a crash.
             if runner is not None:
                 runner.close()
-            device = ray.train.torch.get_device()
-            with meter.waiting(STARTING):
-                runner = TrialRunner(job, trial.number, dict(trial.leaves), rank, world, device, meter)
-            number = trial.number
-        target = runner.epochs_done + 1 if order.epoch is None else order.epoch
-        before = runner.epochs_done
-        while runner.epochs_done < target and not runner.done:
-            runner.run_epoch()
-        report = TrialReport(runner.last(), ran=runner.epochs_done > before)
+                runner = None
+            if not ray.get(settings["mailbox"].fail.remote(serial, rank, TrialReport.failed(error))):
+                raise
+            continue
         ray.get(settings["mailbox"].answer.remote(serial, rank, report))
     if runner is not None:
         runner.close()

@@ -35,6 +35,7 @@ from fracray.training.epochs import EpochResult, write_epochs
 from fracray.training.job import Job
 from fracray.training.loop import EpochReport, pick_device
 from fracray.training.metered import MeteredFit
+from fracray.training.rungs import may_stop
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class TrialRunner:
         device: torch.device | None = None,
         meter: Meter | None = None,
     ) -> None:
-        self._job, self._number = job, number
+        self._job, self.number = job, number
         self._meter = meter or Meter(torch.get_num_threads())
         self.config = job.config.with_leaves(leaves, f"trial {trial_name(number)}")
         plans = [
@@ -82,8 +83,6 @@ class TrialRunner:
         self._resume()
         self._kept, self._kept_epochs = time.monotonic(), self.epochs_done
         self._between_epochs = True  # during an epoch, weights and optimiser are no state to resume from
-        # ASHA sees a resumed trial under a new id and judges its first report as the report of a rung.
-        self._resumed = self.epochs_done > 0
 
     @property
     def done(self) -> bool:
@@ -128,8 +127,7 @@ class TrialRunner:
         if report.is_best:
             self._best = report
         if self._fit.rank == 0:
-            may_end = self.done or report.diverged or self._resumed or may_stop(self._job.config, report.epoch)
-            self._resumed = False
+            may_end = self.done or report.diverged or may_stop(self._job.config, report.epoch)
             self._keep(may_end or time.monotonic() - self._kept > self.config.train.keep_seconds)
             if may_end:
                 self.settle()
@@ -149,9 +147,9 @@ class TrialRunner:
         found = {name: value for name, value in self._fit.best.items() if is_validation(name)}
         return {**dict.fromkeys(self._job.metrics, math.nan), **found}
 
-    def last(self) -> EpochResult:
-        """The last finished epoch."""
-        return self._history[-1]
+    def result(self, epoch: int) -> EpochResult:
+        """A finished epoch, counted from 1."""
+        return self._history[epoch - 1]
 
     def _keep(self, everything: bool) -> None:
         """Let the thread write the metrics so far, and with `everything` what resumption needs; one write at a time."""
@@ -206,7 +204,7 @@ class TrialRunner:
             metrics={"epoch": float(report.epoch), **report.metrics},
             data_fingerprint=self._job.fingerprint,
             epoch=report.epoch,
-            trial=trial_name(self._number),
+            trial=trial_name(self.number),
         )
         save_checkpoint(folder, weights, metadata, predictions, self._seen)
 
@@ -237,17 +235,3 @@ def make_stream(
         return MemoryStream(plan, job.images, config.train.epochs, meter)
     refuse_missing_gpu(config.data.augment_on, device.type != "cpu")
     return DeviceStream(plan, job.images, device, meter)
-
-
-def may_stop(config: Config, epoch: int) -> bool:
-    """Whether the search's scheduler may stop a trial after this epoch (counted from 1), before its last one.
-
-    A test compares it with the rungs of Ray's scheduler.
-    """
-    scheduler = config.search.scheduler
-    if scheduler.name == "asha":
-        rung = float(min(scheduler.grace_epochs, config.train.epochs))
-        while math.ceil(rung) < epoch:
-            rung *= scheduler.reduction_factor
-        return math.ceil(rung) == epoch
-    return scheduler.name != "none"

@@ -29,12 +29,14 @@ def test_a_trial_that_cannot_run_reports_its_reason_and_nan():
     flat = report.to_tune(["val_accuracy", "val_auroc"])
     assert all(isnan(flat[searched(metric)]) for metric in ("val_accuracy", "val_auroc"))
     assert TrialReport.from_tune({**RAYS, **flat}) == report
-    assert report.reason == "model.width: too large"
+    assert report.reason(["val_accuracy"]) == "model.width: too large"
 
 
 def test_a_trial_that_ended_before_its_first_report_has_no_result():
     assert TrialReport.from_tune(RAYS) == TrialReport(None)
-    assert TrialReport.from_tune({}).reason == ""
+    assert TrialReport.from_tune({}).reason(["val_accuracy"]) == ""
+    assert TrialReport(RESULT).reason(["val_accuracy"]) == ""
+    assert TrialReport(RESULT).reason(["val_accuracy", "val_auroc"]) == "val_auroc has no value in any epoch"
 
 
 def test_a_suggestion_survives_the_way_through_tune():

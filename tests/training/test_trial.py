@@ -18,7 +18,7 @@ from fracray.training.checkpoint import load_state, read_metadata, save_state
 from fracray.training.epochs import read_epochs, saved_epochs
 from fracray.training.job import Job
 from fracray.training.loop import Fit
-from fracray.training.trial import TrialRunner, may_stop
+from fracray.training.trial import TrialRunner
 
 TRAIN, VAL, SIZE = 48, 24, 32
 
@@ -168,19 +168,6 @@ def test_the_saved_epochs_are_those_whose_best_epoch_is_the_checkpoint(tmp_path)
     runner.close()
 
 
-def test_the_first_epoch_of_a_resumed_trial_is_kept_before_it_is_reported(tmp_path):
-    """ASHA sees a new trial, and judges its first report as that of the rung below."""
-    asha = {"search.scheduler.name": "asha", "search.scheduler.grace_epochs": 2, "train.keep_seconds": 3600}
-    runner = TrialRunner(make_job(tmp_path, **asha), 0, {})
-    for _ in (1, 2):
-        runner.run_epoch()
-    runner.close()
-    again = TrialRunner(make_job(tmp_path, **asha), 0, {})
-    again.run_epoch()
-    assert epochs_kept(tmp_path) == 3
-    again.close()
-
-
 def test_a_trial_that_the_scheduler_may_stop_is_kept_before_it_is_reported(tmp_path):
     asha = {"search.scheduler.name": "asha", "search.scheduler.grace_epochs": 2}
     runner = TrialRunner(make_job(tmp_path, **asha), 0, {})
@@ -189,27 +176,6 @@ def test_a_trial_that_the_scheduler_may_stop_is_kept_before_it_is_reported(tmp_p
     runner.run_epoch()
     assert epochs_kept(tmp_path) == 2
     runner.close()
-
-
-@pytest.mark.parametrize(
-    ("name", "grace", "factor", "epochs"),
-    [
-        ("asha", 3, 3, {3, 9, 12}),
-        ("asha", 2, 2.5, {2, 5, 12}),
-        ("median", 2, 3, set(range(1, 13))),
-        ("none", 1, 3, set()),
-    ],
-)
-def test_may_stop_knows_the_rungs(name, grace, factor, epochs):
-    config = Config().with_leaves(
-        {
-            "train.epochs": 12,
-            "search.scheduler.name": name,
-            "search.scheduler.grace_epochs": grace,
-            "search.scheduler.reduction_factor": factor,
-        }
-    )
-    assert {epoch for epoch in range(1, 12) if may_stop(config, epoch)} == epochs - {12}
 
 
 def test_a_full_disk_is_reported_and_what_was_kept_before_stays(tmp_path):

@@ -1,0 +1,52 @@
+"""Every network that a space can ask for is built before launch."""
+
+import pytest
+
+from fracray.errors import InputError
+from fracray.search.model_check import check_models
+from fracray.search.space_file import load_space
+
+NAMES = "  model.name: {categorical: [fracture_cnn, tf_efficientnet_lite0]}\n"
+WHEN = "when: {model.name: [tf_efficientnet_lite0]}"
+FAULTS = {
+    "the first of several": (
+        f"  model.weights: {{categorical: [gone.safetensors, imagenet, null], {WHEN}}}\n",
+        "space.yaml:4: gone.safetensors: no such file",
+    ),
+    "in the middle": (
+        f"  model.weights: {{categorical: [null, gone.safetensors, imagenet], {WHEN}}}\n",
+        "space.yaml:4: gone.safetensors: no such file",
+    ),
+    "under a condition that the default does not meet": (
+        "  model.weights: {categorical: [gone.safetensors, null], when: {train.loss: [focal]}}\n"
+        "  train.loss: {categorical: [weighted, focal]}\n",
+        "space.yaml:4: gone.safetensors: no such file",
+    ),
+    "that one network does not have": (
+        "  model.weights: {categorical: [imagenet, null]}\n",
+        "space.yaml:4: model.weights = 'imagenet': fracture_cnn has no ImageNet weights",
+    ),
+}
+
+
+def space_of(tmp_path, text):
+    file = tmp_path / "space.yaml"
+    file.write_text(f"base: {{data: {{size: 32}}}}\nspace:\n{text}")
+    return load_space(file)
+
+
+@pytest.mark.parametrize(("text", "words"), FAULTS.values(), ids=FAULTS)
+def test_weights_are_refused_with_their_line(tmp_path, text, words):
+    with pytest.raises(InputError) as refused:
+        check_models(space_of(tmp_path, NAMES + text))
+    assert words in str(refused.value)
+
+
+def test_an_unknown_network_is_refused_with_its_line(tmp_path):
+    with pytest.raises(InputError, match=r"space\.yaml:3: .*no_such_net"):
+        check_models(space_of(tmp_path, "  model.name: {categorical: [fracture_cnn, no_such_net]}\n"))
+
+
+def test_a_space_whose_networks_can_all_be_had_is_taken(tmp_path):
+    text = f"{NAMES}  model.weights: {{categorical: [null, imagenet], {WHEN}}}\n  model.width: {{int: [4, 16]}}\n"
+    check_models(space_of(tmp_path, text + "  model.spatial_dropout: {float: [0.0, 0.4]}\n"))
