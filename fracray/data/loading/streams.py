@@ -83,7 +83,8 @@ def _augmented(plan: Plan, images: np.ndarray, epochs: Sequence[int], meter: Met
         augment = _counted(Augmenter(plan.strengths, plan.seed).batch, meter, TRANSFORM)
         for epoch in epochs:
             for rows, count in plan.train_slices(epoch):
-                yield Batch(augment(gather(rows), epoch, rows), plan.labels[rows], rows, count)
+                images = augment(gather(rows), epoch, rows, plan.pictures.of(rows))
+                yield Batch(images, plan.labels[rows], rows, count)
 
 
 def _counted(function: Callable[P, R], meter: Meter, phase: str) -> Callable[P, R]:
@@ -179,7 +180,9 @@ def _load_and_augment(items: dict[str, np.ndarray], plan: Any, shards: Shards) -
         rows = np.concatenate([rows for rows, _ in slices])
         raw = _gather(shards, rows)
         since = time.thread_time()
-        images.append(Augmenter(plan.strengths, plan.seed).batch(raw, int(epoch), rows) if training else raw)
+        if training:
+            raw = Augmenter(plan.strengths, plan.seed).batch(raw, int(epoch), rows, plan.pictures.of(rows))
+        images.append(raw)
         transform += time.thread_time() - since
     block = {"image": np.concatenate(images)}
     # CPU seconds of this task, spread over its rows: Ray Data may cut the block.
