@@ -20,6 +20,7 @@ from fracray.data.loading.augment import Augmenter
 from fracray.data.loading.ingest import ShardFile, Shards
 from fracray.data.loading.plan import SHUFFLE_WINDOW, Batch, Plan
 from fracray.runtime.efficiency import AUGMENTATION, TRANSFORM, Meter
+from fracray.runtime.resources import smallest_memory
 
 TASK_BYTES = 32 * 2**20  # of images that one task augments: starting a task costs as much as augmenting some 500
 TASK_CPUS = 0.5  # of a task, free in addition to those of the workers; below 1, so that one core is enough
@@ -242,7 +243,5 @@ def ahead(produce: Callable[[], Iterator[Batch]], depth: int = PREFETCHED_BATCHE
 
 
 def fits_in_memory(shards: Shards) -> bool:
-    """Whether a worker may keep the decoded set: it fills at most a quarter of the machine's memory."""
-    import psutil
-
-    return shards.nbytes <= MEMORY_SHARE * psutil.virtual_memory().total
+    """Whether workers may keep the decoded set: it fills at most a quarter of the smallest machine's memory."""
+    return shards.nbytes <= MEMORY_SHARE * smallest_memory()

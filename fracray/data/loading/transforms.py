@@ -96,8 +96,9 @@ class GrayLevels(A.ImageOnlyTransform):
     """Contrast about the mean, then brightness, in one lookup table for each image.
 
     Takes uint8 images (H, W) or (H, W, C). Inside the picture only: equal black bands on two opposite sides, as a
-    letterbox has them, stay black. brightness: largest shift as a share of full scale, contrast: largest relative change, both 0 to below 1; p:
-    probability of the transform. Levels are clipped to black and white. Raises ValueError for a strength out of range.
+    letterbox has them, stay black. brightness: largest shift as a share of full scale, contrast: largest relative
+    change, both 0 to below 1; p: probability of the transform. Levels are clipped to black and white. Raises ValueError
+    for a strength out of range.
     """
 
     def __init__(self, brightness: float = 0.0, contrast: float = 0.0, p: float = 1.0) -> None:
