@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from fracray.config import AugmentConfig, Config
 from fracray.data.images.letterbox import letterbox
 from fracray.data.loading.augment import Augmenter
+from fracray.data.loading.draws import Pictures
 from fracray.data.loading.plan import Plan
 from fracray.data.loading.streams import MemoryStream
 from fracray.data.phantom.draw import draw_phantom
@@ -42,14 +43,15 @@ HERE = Path(__file__).parent
 CPU = torch.device("cpu")
 
 
-def make_plan(config: Config, labels: np.ndarray, rank: int = 0, world: int = 1) -> Plan:
-    """All images but the last two train: validation is not what is measured."""
-    count = len(labels)
+def make_plan(config: Config, images: np.ndarray, rank: int = 0, world: int = 1) -> Plan:
+    """All images but the last two train: validation is not what is measured. Every other image is fractured."""
+    count = len(images)
     return Plan(
         train_rows=np.arange(count - 2),
         val_rows=np.arange(count - 2, count),
         val_sets={"val": np.arange(count - 2, count)},
-        labels=labels,
+        labels=(np.arange(count) % 2).astype(np.float32),
+        pictures=Pictures.of_images(images),
         batch_size=config.train.batch_size,
         strengths=config.augment,
         seed=config.train.seed,
@@ -85,8 +87,7 @@ def compare(model: str, size: int, count: int, epochs: int) -> dict[str, list[fl
     config = Config().with_leaves({"train.epochs": epochs + 1, "data.size": size, "model.name": model}, "benchmark")
     drawn = [letterbox(draw_phantom(index, seed=0).image, size) for index in range(min(count, 64))]
     images = np.stack([drawn[index % len(drawn)] for index in range(count)])
-    labels = (np.arange(count) % 2).astype(np.float32)
-    plan = make_plan(config, labels)
+    plan = make_plan(config, images)
     meter = use_cores(config, 1)
     search = config.search
     fit = MeteredFit(config, MemoryStream(plan, images, config.train.epochs), CPU, "val_accuracy", search.mode, meter)
@@ -96,8 +97,8 @@ def compare(model: str, size: int, count: int, epochs: int) -> dict[str, list[fl
     for epoch in range(epochs + 1):
         batches = [
             (
-                torch.from_numpy(augmenter.batch(images[rows], epoch, rows)).unsqueeze(1),
-                torch.from_numpy(labels[rows]),
+                torch.from_numpy(augmenter.batch(images[rows], epoch, rows, plan.pictures.of(rows))).unsqueeze(1),
+                torch.from_numpy(plan.labels[rows]),
             )
             for rows, _ in plan.train_slices(epoch)
         ]
@@ -120,7 +121,8 @@ def stock(strengths: AugmentConfig) -> Callable[..., dict[str, np.ndarray]]:
         [
             A.HorizontalFlip(p=strengths.flip),
             A.Affine(rotate=(-strengths.rotate, strengths.rotate), scale=scale, p=1.0),
-            A.RandomBrightnessContrast(strengths.brightness, strengths.contrast, p=1.0),
+            A.RandomBrightnessContrast(strengths.brightness, 0.0, p=1.0),
+            A.ColorJitter((1, 1), (1 - strengths.contrast, 1 + strengths.contrast), (1, 1), (0, 0), p=1.0),
         ]
     )
     return pipeline
@@ -132,12 +134,13 @@ def augmentation(size: int, rounds: int, batch: int = 64) -> dict[str, list[floa
     images = np.stack([letterbox(draw_phantom(index, seed=0).image, size) for index in range(batch)])
     rows = np.arange(batch)
     pipeline = stock(config.augment)
+    pictures = Pictures.of_images(images)
     plain = Augmenter(config.augment, 0)
     extra = Augmenter(config.with_leaves({"augment.extra": EXTRA}).augment, 0)
     arms: dict[str, Callable[[int], object]] = {
-        "fused": lambda epoch: plain.batch(images, epoch, rows),
+        "fused": lambda epoch: plain.batch(images, epoch, rows, pictures),
         "stock": lambda epoch: np.stack([pipeline(image=image)["image"] for image in images]),
-        "one extra": lambda epoch: extra.batch(images, epoch, rows),
+        "one extra": lambda epoch: extra.batch(images, epoch, rows, pictures),
     }
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
     for epoch in range(rounds + 1):

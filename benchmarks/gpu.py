@@ -29,7 +29,7 @@ from torchvision.transforms.v2 import functional as v2
 
 from fracray.config import Config
 from fracray.data.loading import gpu_stream
-from fracray.data.loading.draws import draw, source_matrices
+from fracray.data.loading.draws import Pictures, draw, gray_lines, source_matrices
 from fracray.data.loading.gpu_stream import DeviceStream
 from fracray.data.loading.plan import Batch, Plan
 from fracray.data.loading.streams import MemoryStream
@@ -178,8 +178,8 @@ def time_epochs(
             "train.epochs": args.rounds + 1,
         }
     )
-    plan = plan_of(config, args.images, args.passes)
     images = np.random.default_rng(0).integers(0, 256, (args.images, size, size), dtype=np.uint8)
+    plan = plan_of(config, images, args.passes)
     from_memory = MemoryStream(plan, images, config.train.epochs)
     streams: dict[str, Stream] = {
         SYNTHETIC: Synthetic(plan, size, device),
@@ -206,14 +206,14 @@ def time_epochs(
     ]
 
 
-def plan_of(config: Config, images: int, passes: int) -> Plan:
+def plan_of(config: Config, images: np.ndarray, passes: int) -> Plan:
     """Epochs of several passes over a set, in complete batches.
 
     They are long, so that validation takes little of the time, and so do the batches that the CPU prepares while
     another arm has its turn.
     """
-    val = np.arange(min(VAL_IMAGES, images))
-    rows = np.tile(np.arange(images), passes)
+    val = np.arange(min(VAL_IMAGES, len(images)))
+    rows = np.tile(np.arange(len(images)), passes)
     batch = config.train.batch_size
     if len(rows) < batch:
         raise SystemExit(f"--batch {batch} is more than the {len(rows)} images of an epoch (--images times --passes)")
@@ -221,7 +221,8 @@ def plan_of(config: Config, images: int, passes: int) -> Plan:
         train_rows=rows[: len(rows) // batch * batch],
         val_rows=val,
         val_sets={"val": val},
-        labels=(np.arange(images) % 3 == 0).astype(np.float32),
+        labels=(np.arange(len(images)) % 3 == 0).astype(np.float32),
+        pictures=Pictures.of_images(images),
         batch_size=batch,
         strengths=config.augment,
         seed=0,
@@ -237,15 +238,16 @@ def time_augmentation(args: argparse.Namespace, device: torch.device, size: int)
     strengths = Config().augment
     rows = np.arange(args.batch)
     images = torch.randint(0, 256, (args.batch, size, size), dtype=torch.uint8, device=device)
-    drawn = gpu_stream._DeviceDraws.draw(strengths, 0, 0, rows, device)
+    pictures = Pictures.of_images(images.cpu().numpy())
+    drawn = gpu_stream._DeviceDraws.draw(strengths, 0, 0, rows, pictures, device)
     draws = draw(strengths, 0, 0, rows)
     warps = source_matrices(draws, size, size)
     warps[:, :, 2] += 0.5 - 0.5 * warps[:, :, :2].sum(2)  # torchvision's centres of pixels are at halves
     matrices = warps.reshape(len(rows), 6).tolist()
-    contrast, brightness = (1 + draws.contrast).tolist(), (255 * draws.brightness).tolist()
+    slopes, offsets = (values.tolist() for values in gray_lines(draws, pictures.means))
     arms = {
         OURS: lambda: gpu_stream._augment(images, drawn, strengths),
-        V2: lambda: augment_with_v2(images, matrices, contrast, brightness),
+        V2: lambda: augment_with_v2(images, matrices, slopes, offsets),
     }
     rates: dict[str, list[float]] = {name: [] for name in arms}
     results = {}
@@ -264,19 +266,20 @@ def time_augmentation(args: argparse.Namespace, device: torch.device, size: int)
 
 
 def augment_with_v2(
-    images: torch.Tensor, matrices: list[list[float]], contrast: list[float], brightness: list[float]
+    images: torch.Tensor, matrices: list[list[float]], slopes: list[float], offsets: list[float]
 ) -> torch.Tensor:
-    """fracray's warp and gray levels out of torchvision's functions, which take the parameters of a single image.
+    """fracray's gray levels, of pictures without black bands, and warp out of torchvision's functions, which take the
+    parameters of a single image.
 
     Its affine has one scale for both axes, so `perspective` does the warp, flips included.
     """
+    factors, shifts = (torch.tensor(values, device=images.device)[:, None, None] for values in (slopes, offsets))
+    levels = (images * factors + shifts).clamp_(0, 255).floor_()
     changed = [
         v2.perspective(image[None], None, None, coefficients=[*matrix, 0.0, 0.0])
-        for image, matrix in zip(images.float(), matrices, strict=True)
+        for image, matrix in zip(levels, matrices, strict=True)
     ]
-    levels = torch.cat(changed).round_()
-    factors, shifts = (torch.tensor(values, device=images.device)[:, None, None] for values in (contrast, brightness))
-    return (levels * factors + shifts).clamp_(0, 255).to(torch.uint8)
+    return torch.cat(changed).round_().to(torch.uint8)
 
 
 # ---------------------------------------------------------------- trials per hour

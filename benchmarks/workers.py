@@ -47,7 +47,7 @@ def work(
         {"train.epochs": epochs + 1, "train.batch_size": batch, "data.size": size}, "benchmark"
     )
     pixels = np.random.default_rng(0).integers(0, 255, (images, size, size), dtype=np.uint8)
-    plan = make_plan(config, (np.arange(images) % 2).astype(np.float32), rank, world)
+    plan = make_plan(config, pixels, rank, world)
     use_cores(config, 1)
     fit = Fit(config, MemoryStream(plan, pixels, config.train.epochs), torch.device("cpu"))
     fit.run_epoch()

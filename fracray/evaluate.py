@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fracray.config import PHANTOM
 from fracray.errors import InputError, run_verb
 from fracray.runtime.arguments import add_address, command
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are
     from fracray.evaluation.robustness import CorruptionScores, ModelUnderTest
     from fracray.evaluation.scoring import Scored
     from fracray.metrics import Interval
-    from fracray.training.checkpoint import Checkpoint
+    from fracray.training.checkpoint import Checkpoint, CheckpointMetadata
 
 SEVERITIES = (1, 2, 3, 4, 5)  # those of data.images.corruptions, which takes long to import; a test compares them
 
@@ -52,7 +53,8 @@ def parser() -> argparse.ArgumentParser:
     cli.add_argument(
         "--data",
         metavar="PATH",
-        help="FracAtlas-layout folder or zip, or an imported set (default: what it was trained on)",
+        help="FracAtlas-layout folder or zip, or an imported set (default: what its run was trained on; a "
+        "checkpoint outside of its run needs it)",
     )
     cli.add_argument(
         "--split",
@@ -120,7 +122,6 @@ def _evaluate(args: argparse.Namespace, severities: tuple[int, ...]) -> None:
     from fracray.evaluation.robustness import score_corruptions
     from fracray.evaluation.scoring import check_folds, pool_folds, refuse_seen, score_part
     from fracray.runtime.console import new_console, progress_bar
-    from fracray.runtime.locations import data_source
     from fracray.runtime.ray_session import connect
 
     checkpoints = [open_checkpoint(location) for location in args.checkpoint]
@@ -128,8 +129,7 @@ def _evaluate(args: argparse.Namespace, severities: tuple[int, ...]) -> None:
     if len(checkpoints) > 1:
         check_folds(args.checkpoint, [checkpoint.metadata for checkpoint in checkpoints])
     reference = open_checkpoint(args.reference) if args.reference else None
-    source = data_source(args.data) if args.data else metadata.config.data.source
-    config = metadata.config.with_leaves({"data.source": source}, "--data")
+    config = metadata.config.with_leaves(_paths(args.data, args.checkpoint[0], metadata), "--data")
     console = new_console()
     if not args.data:
         say_phantom(console, config)
@@ -184,6 +184,22 @@ def _evaluate(args: argparse.Namespace, severities: tuple[int, ...]) -> None:
     if args.json:
         _write_json(Path(args.json), args.checkpoint, checkpoints, part, pooled, all_sets, corruptions)
         console.print(f"written: {args.json}")
+
+
+def _paths(data: str | None, location: str, metadata: CheckpointMetadata) -> dict[str, str | None]:
+    """Where the data and the cache are. A checkpoint from elsewhere does not choose which paths are opened."""
+    from fracray.runtime.locations import data_source
+    from fracray.runtime.run_folder import is_in_run
+
+    trained_on = metadata.config.data.source
+    if is_in_run(location):
+        return {"data.source": data_source(data) if data else trained_on}
+    if not data and trained_on != PHANTOM:
+        raise InputError(
+            f"{location}: was trained on {trained_on!r}; name the data with --data: only a run, or a checkpoint inside "
+            "of its run, chooses what is opened"
+        )
+    return {"data.source": data_source(data) if data else PHANTOM, "data.cache": None}
 
 
 def _who(checkpoints: Sequence[Checkpoint]) -> str:

@@ -124,14 +124,12 @@ def _resume(args: argparse.Namespace) -> tuple[Config, Folder]:
 
 
 def _train(args: argparse.Namespace, config: Config, run: Folder, least: int, most: int) -> None:
-    import ray
-
     from fracray.data.loading.streams import TASK_CPUS
     from fracray.data.prepare import prepare
     from fracray.data.report import say_phantom, say_prepared
     from fracray.evaluation.report import say_validation
     from fracray.runtime.console import new_console
-    from fracray.runtime.ray_session import connect
+    from fracray.runtime.ray_session import Shared, connect
     from fracray.runtime.resources import (
         gather,
         refuse_missing_gpu,
@@ -168,7 +166,7 @@ def _train(args: argparse.Namespace, config: Config, run: Folder, least: int, mo
         )
         with _EpochLines(trial_folder(run, TRIAL), config.train.epochs, console):
             try:
-                run_workers(run, trial_name(TRIAL), _work, {"job": ray.put(job), "each": each}, each)
+                run_workers(run, trial_name(TRIAL), _work, {"job": Shared(job), "each": each}, each)
             except KeyboardInterrupt:
                 remedy = how_to_continue("train", args.storage, run)
                 console.print(f"\nthe training is not finished; {remedy}", soft_wrap=True)
@@ -211,7 +209,7 @@ def _work(settings: dict[str, Any]) -> None:
     from fracray.training.workers import use_cores
 
     context = ray.train.get_context()
-    job = ray.get(settings["job"])
+    job = settings["job"].get()
     meter = use_cores(job.config, settings["each"].cpus, settings["each"].gpus)
     rank, world = context.get_world_rank(), context.get_world_size()
     runner = TrialRunner(job, TRIAL, {}, rank, world, ray.train.torch.get_device(), meter)

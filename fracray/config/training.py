@@ -26,12 +26,18 @@ class AugmentConfig(Section):
     vertical_flip: Probability = Field(0.0, description="probability of an up-down flip, 0 to 1; 0: off")
     scale: Rate = Field(
         0.1,
-        description="largest relative zoom, in and out, drawn for width and height separately, 0 to below 1; 0: off",
+        description="largest relative zoom, in and out, of width and height together, 0 to below 1; 0: off",
+    )
+    stretch: Rate = Field(
+        0.0, description="largest relative stretch of width against height, both ways, 0 to below 1; 0: off"
     )
     brightness: Rate = Field(
-        0.1, description="largest change of brightness as a share of full scale, 0 to below 1; 0: off"
+        0.1,
+        description="largest change of brightness as a share of full scale, inside the picture, 0 to below 1; 0: off",
     )
-    contrast: Rate = Field(0.1, description="largest relative change of contrast, 0 to below 1; 0: off")
+    contrast: Rate = Field(
+        0.1, description="largest relative change of contrast, about the picture's mean gray, 0 to below 1; 0: off"
+    )
     extra: Extra = Field(
         FrozenMap(),
         description="albumentations transforms that follow, in this order, by name with their arguments, such as "
@@ -46,7 +52,7 @@ class AugmentConfig(Section):
     @property
     def warps(self) -> bool:
         """Whether pixels are interpolated; flips are then part of the warp."""
-        return bool(self.rotate or self.scale)
+        return bool(self.rotate or self.scale or self.stretch)
 
     @property
     def regrays(self) -> bool:

@@ -13,6 +13,7 @@ from torchvision.utils import make_grid
 from fracray.config import Config
 from fracray.data.images.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from fracray.data.loading.augment import Augmenter
+from fracray.data.loading.plan import make_plan
 from fracray.data.prepare import Prepared
 
 COLUMNS, EPOCHS = 8, 3
@@ -28,7 +29,8 @@ def draw_augmented(prepared: Prepared, config: Config, count: int) -> np.ndarray
     """Each of `count` radiographs, followed by EPOCHS draws of the training augmentation."""
     rows = _chosen(prepared, config, count)
     images, augmenter = prepared.shards.load()[rows], Augmenter(config.augment, config.train.seed)
-    drawn = [augmenter.batch(images, epoch, rows) for epoch in range(EPOCHS)]
+    pictures = make_plan(config, prepared.table, prepared.shards).pictures.of(rows)
+    drawn = [augmenter.batch(images, epoch, rows, pictures) for epoch in range(EPOCHS)]
     tiles = np.stack([images, *drawn], axis=1).reshape(-1, *images.shape[1:])
     epochs = [f"epoch {epoch}" for epoch in range(1, EPOCHS + 1)]
     return contact_sheet(tiles, COLUMNS, [words for name in _names(prepared, rows) for words in (name, *epochs)])

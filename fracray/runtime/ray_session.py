@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Generic, TypeVar
 
 import psutil
 
@@ -29,6 +30,7 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
+T = TypeVar("T")
 SERVERS = ("raylet", "gcs_server")  # a local cluster cannot run without either of them
 ENDING = threading.Lock()  # only the first thread reports the failure
 
@@ -37,6 +39,24 @@ def set_environment() -> None:
     """Set the variables that Ray reads at import or start, unless the user has set them."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+
+
+class Shared(Generic[T]):
+    """An object that is put into Ray's store once, and handed on by reference: a machine holds it once.
+
+    The arrays of what `get` returns may only be read. It exists as long as the process that made it.
+    """
+
+    def __init__(self, value: T) -> None:
+        import ray
+
+        self._reference = ray.put(value)
+
+    def get(self) -> T:
+        import ray
+
+        value: T = ray.get(self._reference)
+        return value
 
 
 @contextmanager

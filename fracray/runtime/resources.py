@@ -8,7 +8,9 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from fracray.errors import InputError
@@ -102,6 +104,47 @@ def _expected() -> int:
 def alone() -> bool:
     """Whether this machine is the entire cluster, now and later: then all its processes see the same files."""
     return max(_expected(), sum(machine.count for machine in machines())) == 1
+
+
+def memory_limit(control_groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of memory that this process may use: the machine's, or fewer where its container has a limit.
+
+    The limits of Linux' control groups, version 2 and 1, of the process' group and of those around it.
+    """
+    import psutil
+
+    limits = [psutil.virtual_memory().total]
+    try:
+        groups = [line.split(":", 2) for line in control_groups.read_text().splitlines()]
+    except OSError:  # no Linux
+        groups = []
+    for _, controllers, path in groups:
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, name = (mounted / "memory", "memory.limit_in_bytes") if controllers else (mounted, "memory.max")
+        # Inside a container the group's own folder is often mounted as the root.
+        inside = root / path.lstrip("/")
+        for folder in {root, inside, *(parent for parent in inside.parents if parent.is_relative_to(root))}:
+            with suppress(OSError, ValueError):  # no such folder there, or "max"
+                limits.append(int((folder / name).read_text()))
+    return min(limits)
+
+
+def smallest_memory() -> int:
+    """Bytes of memory of the smallest machine that is up, this one included, by `memory_limit`."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = _alive()
+    others = [node["NodeID"] for node in nodes if node["NodeID"] != ray.get_runtime_context().get_node_id()]
+    ask = ray.remote(memory_limit).options(num_cpus=0)
+    limits = [memory_limit()]
+    for node in others:
+        with suppress(ray.exceptions.RayError):  # lost since
+            limits.append(
+                ray.get(ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, False)).remote())
+            )
+    return min(limits)
 
 
 def capacity(resource: str) -> float:

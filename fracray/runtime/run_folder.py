@@ -13,6 +13,7 @@ import shlex
 import sys
 import time
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from fracray.config import PHANTOM, Config, parse_config
@@ -107,6 +108,17 @@ def open_run(location: str) -> Folder:
             f"{location}: not a run folder (no config.yaml in it); give the folder that tune or train named"
         )
     return run
+
+
+def is_in_run(location: str) -> bool:
+    """Whether a location is a run folder or, on a disk, lies in one: `RUN/best`, `RUN/trials/t0007/best`."""
+    folders = [location] if "://" in location else [str(path) for path in _with_parents(location)]
+    return any(Folder(folder).exists("config.yaml") and Folder(folder).exists("trials") for folder in folders)
+
+
+def _with_parents(location: str) -> list[Path]:
+    path = Path(location).expanduser().absolute()
+    return [path, *path.parents][:4]
 
 
 def next_steps(run: Folder, checkpoint: str, source: str) -> str:

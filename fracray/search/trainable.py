@@ -9,6 +9,7 @@ import torch
 from ray import tune
 
 from fracray.runtime.efficiency import REPORTING, STARTING, Meter
+from fracray.runtime.ray_session import Shared
 from fracray.runtime.resources import WorkerResources
 from fracray.search.messages import MISTAKES, Suggestion, TrialReport
 from fracray.search.worker_group import WorkerGroup
@@ -25,15 +26,15 @@ class TrialActor(tune.Trainable):
     taken up again reports the epochs that its folder holds once more, one per step, before it trains the next.
     """
 
-    def setup(self, config: dict[str, Any], job: Job, each: WorkerResources) -> None:
-        self._job, self._each = job, each
+    def setup(self, config: dict[str, Any], shared: Shared[Job], each: WorkerResources) -> None:
+        self._job, self._each = shared.get(), each
         self._runner: TrialRunner | None = None
         self._group: WorkerGroup | None = None
         self._group_started = False  # whether the group has answered an order
         if each.workers == 1:
-            self._meter = use_cores(job.config, each.cpus, each.gpus)
+            self._meter = use_cores(self._job.config, each.cpus, each.gpus)
         else:
-            self._group = WorkerGroup(job, each)
+            self._group = WorkerGroup(shared, each)
             self._meter = Meter(cores=each.workers * (each.gpus or each.cpus))
         self._begin(config)
         self._ended = time.perf_counter()
@@ -111,7 +112,7 @@ class TrialActor(tune.Trainable):
 
 def trainable(job: Job, each: WorkerResources) -> Any:
     """The trainable of a search, with the resources of one place."""
-    actor = tune.with_parameters(TrialActor, job=job, each=each)
+    actor = tune.with_parameters(TrialActor, shared=Shared(job), each=each)
     if each.workers == 1:
         return tune.with_resources(actor, {"cpu": each.cpus, "gpu": each.gpus})
     # The process that directs a group only waits. If it took a CPU, two of them on two CPUs would wait for their

@@ -15,7 +15,9 @@ import ray
 
 from fracray.errors import RunError
 from fracray.runtime.efficiency import STARTING
+from fracray.runtime.ray_session import Shared
 from fracray.runtime.resources import WorkerResources
+from fracray.runtime.storage import Folder
 from fracray.search.messages import MISTAKES, Suggestion, TrialReport
 from fracray.training.job import Job
 from fracray.training.trial import TrialRunner
@@ -95,17 +97,17 @@ class Mailbox:
 class WorkerGroup:
     """The workers of one place in the search, and the thread that waits for their trainer."""
 
-    def __init__(self, job: Job, each: WorkerResources) -> None:
+    def __init__(self, shared: Shared[Job], each: WorkerResources) -> None:
         self._mailbox = ray.remote(Mailbox).options(num_cpus=0).remote(each.workers)
         self._serial = 0
         self._error: BaseException | None = None
-        settings = {"job": ray.put(job), "mailbox": self._mailbox, "each": each}
-        self._thread = threading.Thread(target=self._run, args=(job, each, settings), daemon=True)
+        settings = {"job": shared, "mailbox": self._mailbox, "each": each}
+        self._thread = threading.Thread(target=self._run, args=(shared.get().run, each, settings), daemon=True)
         self._thread.start()
 
-    def _run(self, job: Job, each: WorkerResources, settings: dict[str, Any]) -> None:
+    def _run(self, run: Folder, each: WorkerResources, settings: dict[str, Any]) -> None:
         try:
-            run_workers(job.run, "group", _serve, settings, each)
+            run_workers(run, "group", _serve, settings, each)
         except BaseException as error:
             self._error = error
 
@@ -131,7 +133,7 @@ def _serve(settings: Mapping[str, Any]) -> None:
 
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    job: Job = ray.get(settings["job"])
+    job: Job = settings["job"].get()
     meter = use_cores(job.config, settings["each"].cpus, settings["each"].gpus)
     runner: TrialRunner | None = None
     serial = 0

@@ -79,7 +79,7 @@ class CheckpointMetadata:
     def from_json(cls, tree: Mapping[str, Any], where: str) -> "CheckpointMetadata":
         """Inverse of `to_json`; InputError naming `where` for a missing, unknown or wrong entry."""
         try:
-            return cls(
+            card = cls(
                 **dict(tree)
                 | {
                     "config": resolve(tree["config"], where, known_extra=True),
@@ -97,6 +97,32 @@ class CheckpointMetadata:
             raise InputError(f"{where}: {error} is missing; the file was changed after fracray wrote it") from None
         except (TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{where}: {error}; the file was changed after fracray wrote it") from None
+        faults = card.faults()
+        if faults:
+            raise InputError(f"{where}: {faults[0]}; the file was changed after fracray wrote it")
+        return card
+
+    def faults(self) -> list[str]:
+        """What no training writes: numbers that are none, infinite or out of range, and texts that are none."""
+        names = (*self.classes, self.trial, self.data_fingerprint, *self.versions.values())
+        intervals = [(f"intervals.{name}", interval) for name, interval in self.intervals.items()]
+        numbers = [(f"metrics.{name}", value) for name, value in self.metrics.items()]
+        numbers += [(f"{at}.{part}", value) for at, interval in intervals for part, value in asdict(interval).items()]
+        temperature, bias = self.calibration.temperature, self.calibration.bias
+        checks = [
+            ("threshold", self.threshold, "a number from 0 to 1", _between(self.threshold, 0, math.nextafter(1, 2))),
+            ("calibration.temperature", temperature, "a finite number above 0", _between(temperature, 1e-300, 1e300)),
+            ("calibration.bias", bias, "a finite number", _between(bias, -1e300, 1e300)),
+            ("epoch", self.epoch, "a whole number from 0", type(self.epoch) is int and self.epoch >= 0),
+            ("classes", self.classes, "two names", len(self.classes) == 2),
+            ("classes, trial, data_fingerprint or versions", names, "text", all(isinstance(n, str) for n in names)),
+            *((at, value, "a number or null", math.isnan(value) or math.isfinite(value)) for at, value in numbers),
+        ]
+        return [f"{at} is {value!r}, and must be {must}" for at, value, must, sound in checks if not sound]
+
+
+def _between(value: Any, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
 @dataclass(frozen=True)
@@ -143,12 +169,10 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     """Open a checkpoint folder.
 
     Raises InputError for missing files, a pickle, a file that is not the one that was saved (by sha256), tensors that
-    do not match the config, damaged JSON, and a format newer than this fracray's.
+    do not match the config, damaged JSON, values out of range, and a format newer than this fracray's.
     """
     folder = Path(folder)
-    tree = _read_json(folder)
-    metadata = _metadata(tree, folder)
-    _check_hash(folder, WEIGHTS, _hashes(tree, folder))
+    metadata = verify(folder)
     tensors = read_tensors(folder / WEIGHTS).tensors
     with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: keep the caller's random state
         model = build_model(metadata.config.model, load_weights=False)
@@ -164,23 +188,45 @@ def read_metadata(folder: str | Path) -> CheckpointMetadata:
 
 def read_predictions(folder: str | Path) -> pd.DataFrame | None:
     """The predictions on all validation sets saved with a checkpoint, with PREDICTION_COLUMNS; None without any."""
-    path = Path(folder) / PREDICTIONS
-    return pd.read_parquet(path) if path.is_file() else None
+    return _read_table(Path(folder) / PREDICTIONS, PREDICTION_COLUMNS)
 
 
 def read_seen(folder: str | Path) -> pd.DataFrame | None:
     """The images that a checkpoint was trained and validated on: image_id, split, pixel_hash; None if not saved."""
-    path = Path(folder) / SEEN
-    return pd.read_parquet(path) if path.is_file() else None
+    return _read_table(Path(folder) / SEEN, SEEN_COLUMNS)
 
 
-def verify(folder: str | Path) -> None:
-    """Compare every file of a checkpoint with the sha256 saved beside it; InputError for one missing or different."""
-    tree = _read_json(Path(folder))
-    _metadata(tree, Path(folder))
-    hashes = _hashes(tree, Path(folder))
+def _read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame | None:
+    if not path.is_file():
+        return None
+    try:
+        table = pd.read_parquet(path)
+    except (OSError, ValueError) as error:  # pyarrow's errors are among these
+        raise InputError(f"{path}: not readable as Parquet: {error}; copy the checkpoint folder again") from None
+    missing = [column for column in columns if column not in table]
+    if missing or table.empty:
+        what = f"has no column {missing[0]}" if missing else "is empty"
+        raise InputError(f"{path}: {what}; the file was changed after fracray wrote it")
+    return table
+
+
+def verify(folder: str | Path) -> CheckpointMetadata:
+    """Compare every file of a checkpoint with the sha256 in its JSON, and return the metadata.
+
+    InputError for a file that is missing, different or not listed.
+    """
+    folder = Path(folder)
+    tree = _read_json(folder)
+    metadata = _metadata(tree, folder)
+    hashes = _hashes(tree, folder)
     for name in hashes:
-        _check_hash(Path(folder), name, hashes)
+        _check_hash(folder, name, hashes)
+    for name in (PREDICTIONS, SEEN):
+        if name not in hashes and (folder / name).exists():
+            raise InputError(
+                f"{folder / name}: is not listed in {METADATA}; put the files of one checkpoint together again"
+            )
+    return metadata
 
 
 def save_state(path: str | Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:

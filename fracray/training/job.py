@@ -18,13 +18,15 @@ from fracray.data.prepare import Prepared
 from fracray.errors import InputError
 from fracray.runtime.storage import Folder
 
+KEPT = ("image_id", "group", "label", "split", "pixel_hash", "width", "height", "brightness")
+
 
 @dataclass(frozen=True)
 class Job:
     """What all trials of a run share.
 
-    images: (N, S, S) uint8, shared read-only; None: Ray Data streams the shards instead. table: image_id, group, label,
-    split and pixel_hash of every shard row. rotations: the split column of each division that a trial trains on.
+    images: (N, S, S) uint8, shared read-only; None: Ray Data streams the shards instead. table: the columns
+    KEPT of every shard row. rotations: the split column of each division that a trial trains on.
     """
 
     config: Config
@@ -61,7 +63,7 @@ def make_job(config: Config, run: Folder, prepared: Prepared) -> Job:
         config=config,
         run=run,
         shards=prepared.shards,
-        table=prepared.table[["image_id", "group", "label", "split", "pixel_hash"]],
+        table=prepared.table[[*KEPT]],
         fingerprint=prepared.fingerprint,
         rotations=prepared.rotations,
         metrics=config.search.metrics,

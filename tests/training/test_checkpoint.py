@@ -1,5 +1,6 @@
 """Checkpoint folders: what is saved comes back to the bit, and what should be refused is, by name."""
 
+import hashlib
 import json
 import math
 import pickle
@@ -178,11 +179,43 @@ def test_refuses_a_truncated_or_altered_file(folder):
         verify(folder)
 
 
-def test_verify_looks_at_the_predictions_too(folder):
-    (folder / "val_predictions.parquet").unlink()
-    load_checkpoint(folder)
-    with pytest.raises(InputError, match=r"val_predictions\.parquet: missing"):
-        verify(folder)
+SEEN = pd.DataFrame({"image_id": ["a", "b"], "split": ["train", "val"], "pixel_hash": ["0" * 64, "1" * 64]})
+
+
+@pytest.fixture
+def complete(model, tmp_path):
+    save_checkpoint(tmp_path / "complete", model.state_dict(), METADATA, PREDICTIONS, SEEN)
+    return tmp_path / "complete"
+
+
+@pytest.mark.parametrize("name", ["val_predictions.parquet", "seen.parquet"])
+def test_every_listed_file_is_checked(complete, name):
+    load_checkpoint(complete)
+    content = (complete / name).read_bytes()
+    (complete / name).unlink()
+    refused(rf"{name}: missing", complete)
+    for changed in (content[: len(content) // 2], b"", content + b"x"):
+        (complete / name).write_bytes(changed)
+        refused(rf"{name}: sha256 differs", complete)
+
+
+def test_a_file_that_is_not_listed_is_refused(folder):
+    SEEN.to_parquet(folder / "seen.parquet", index=False)
+    refused(r"seen\.parquet: is not listed", folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [(SEEN.iloc[:0], "is empty"), (SEEN.drop(columns="pixel_hash"), "no column pixel_hash"), (b"PAR1", "not readable")],
+    ids=["empty", "column", "damaged"],
+)
+def test_a_list_of_seen_images_that_lists_nothing_is_refused(complete, content, match):
+    """With a hash that fits: emptied, it would switch off the guard against scoring what was trained on."""
+    path = complete / "seen.parquet"
+    path.write_bytes(content) if isinstance(content, bytes) else content.to_parquet(path, index=False)
+    hashes = json.loads((complete / "config.json").read_text())["sha256"]
+    edit(complete, sha256=hashes | {"seen.parquet": hashlib.sha256(path.read_bytes()).hexdigest()})
+    refused(match, complete)
 
 
 def test_refuses_tensors_that_do_not_match_the_config(folder, model):
@@ -209,6 +242,18 @@ def test_refuses_a_newer_format_and_damaged_json(folder):
     [
         ({"config": {"model": {"widht": 8}}}, r"config\.json: 'model\.widht' is not a setting.*model\.width"),
         ({"threshold": "high"}, r"config\.json: could not convert"),
+        ({"threshold": math.nan}, "threshold is nan, and must be a number from 0 to 1"),
+        ({"threshold": 1.5}, "threshold is 1.5"),
+        ({"calibration": {"temperature": "x", "bias": 0.0}}, "temperature is 'x', and must be a finite number"),
+        ({"calibration": {"temperature": 0.0, "bias": 0.0}}, "temperature is 0.0"),
+        ({"calibration": {"temperature": 1.0, "bias": math.inf}}, "bias is inf"),
+        ({"calibration": {"temperature": True, "bias": 0.0}}, "temperature is True"),
+        ({"epoch": "three"}, "epoch is 'three'"),
+        ({"epoch": -1}, "epoch is -1"),
+        ({"metrics": {"val_accuracy": math.inf}}, r"metrics\.val_accuracy is inf"),
+        ({"metrics": {"val_accuracy": "good"}}, r"config\.json: could not convert"),
+        ({"classes": ["fractured"]}, "must be two names"),
+        ({"trial": 7}, "must be text"),
         ({"calibration": {"slope": 1}}, r"config\.json: .*slope"),
         ({"extra": 1}, r"config\.json: .*extra"),
         ({"sha256": {"../../x": "0", "model.safetensors": "0"}}, "sha256 does not list"),

@@ -13,6 +13,7 @@ from torch import distributed as dist
 from torch import multiprocessing as mp
 
 from fracray.config import Config
+from fracray.data.loading.draws import Pictures
 from fracray.data.loading.plan import Plan
 from fracray.data.loading.streams import MemoryStream
 from fracray.metrics import score
@@ -61,6 +62,7 @@ def make_stream(config, rank=0, world=1, train=120, count=COUNT):
         val_rows=np.arange(train, count),
         val_sets={"val": np.arange(train, count)},
         labels=labels,
+        pictures=Pictures.of_images(images),
         batch_size=config.train.batch_size,
         strengths=config.augment,
         seed=config.train.seed,
@@ -81,6 +83,7 @@ def make_folds(config):
             val_rows=third,
             val_sets={"val": third},
             labels=labels,
+            pictures=Pictures.of_images(images),
             batch_size=config.train.batch_size,
             strengths=config.augment,
             seed=config.train.seed,

@@ -13,15 +13,23 @@ def letterbox(image: np.ndarray, size: int) -> np.ndarray:
     Shrinking averages over areas, so that thin lines stay visible; enlarging is linear.
     """
     height, width = image.shape
-    scale = size / max(height, width)
-    new_width, new_height = max(1, round(width * scale)), max(1, round(height * scale))
+    rows, columns = frame(width, height, size)
     resized = cv2.resize(
-        image, (new_width, new_height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        image,
+        (columns.stop - columns.start, rows.stop - rows.start),
+        interpolation=cv2.INTER_AREA if size < max(height, width) else cv2.INTER_LINEAR,
     )
     square = np.zeros((size, size), dtype=np.uint8)
-    top, left = (size - new_height) // 2, (size - new_width) // 2
-    square[top : top + new_height, left : left + new_width] = resized
+    square[rows, columns] = resized
     return square
+
+
+def frame(width: int, height: int, size: int) -> tuple[slice, slice]:
+    """Rows and columns of the (size, size) square where `letterbox` puts a picture of this width and height."""
+    scale = size / max(height, width)
+    new_width, new_height = max(1, round(width * scale)), max(1, round(height * scale))
+    top, left = (size - new_height) // 2, (size - new_width) // 2
+    return slice(top, top + new_height), slice(left, left + new_width)
 
 
 def content(square: np.ndarray) -> tuple[slice, slice]:

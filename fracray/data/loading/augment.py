@@ -1,6 +1,6 @@
 """The training augmentation: strengths become draws, and draws become augmented radiographs.
 
-The engine is albumentations: `build_pipeline` makes its pipeline, of one affine warp, one lookup table of gray levels,
+The engine is albumentations: `build_pipeline` makes its pipeline, of one lookup table of gray levels, one affine warp,
 and the transforms named in `augment.extra`. In training the draws depend on (seed, epoch, row) alone, never on who
 augments, on which device, in which order or in how many processes: the stream from memory, the tasks of Ray Data and a
 GPU (`gpu_stream`) apply the same draws. Imports neither Torch nor Ray; albumentations, which imports Torch, only where
@@ -17,7 +17,7 @@ import numpy as np
 
 from fracray.config import AugmentConfig
 from fracray.config.extra_transforms import make_transform
-from fracray.data.loading.draws import draw, gray_tables, random_words, source_matrices
+from fracray.data.loading.draws import Pictures, draw, gray_tables, random_words, source_matrices
 
 if TYPE_CHECKING:
     import albumentations as A
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def build_pipeline(strengths: AugmentConfig, **options: Any) -> "A.Compose":
     """The augmentation as a pipeline of albumentations: `build_pipeline(config.augment)(image=image)["image"]`.
 
-    It holds a `Warp`, where the strengths flip or warp, `GrayLevels`, where they change those, and the transforms of
+    It holds `GrayLevels`, where the strengths change those, a `Warp`, where they flip or warp, and the transforms of
     `augment.extra` in their order. It takes gray uint8 images (H, W) and draws from its own random state (`seed`).
     `options` go to `A.Compose`: `bbox_params` for boxes, `seed`, ... `A.to_dict` and `A.from_dict` save and restore it;
     another process must import `fracray.data.loading.transforms` first.
@@ -36,10 +36,11 @@ def build_pipeline(strengths: AugmentConfig, **options: Any) -> "A.Compose":
     from fracray.data.loading.transforms import GrayLevels, Warp
 
     transforms: list[A.BasicTransform] = []
-    if strengths.warps or strengths.flips:
-        transforms.append(Warp(strengths.rotate, strengths.flip, strengths.vertical_flip, strengths.scale))
-    if strengths.regrays:
+    if strengths.regrays:  # first: what comes from outside the picture must not tell the draw
         transforms.append(GrayLevels(strengths.brightness, strengths.contrast))
+    if strengths.warps or strengths.flips:
+        flips = strengths.flip, strengths.vertical_flip
+        transforms.append(Warp(strengths.rotate, *flips, strengths.scale, strengths.stretch))
     transforms += [make_transform(name, arguments) for name, arguments in strengths.extra.items()]
     return A.Compose(transforms, **options)
 
@@ -60,10 +61,13 @@ class Augmenter:
         self._extra = [_Reseeded(name, transform) for name, transform in named if transform.p > 0]
         cv2.setNumThreads(1)  # workers and tasks run in parallel already
 
-    def batch(self, images: np.ndarray, epoch: int, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+    def batch(
+        self, images: np.ndarray, epoch: int, rows: Sequence[int] | np.ndarray, pictures: Pictures | None = None
+    ) -> np.ndarray:
         """Augment (n, H, W) uint8 images into a new array; an augmentation that is off returns `images` itself.
 
-        `rows` are the images' numbers in the prepared set, `epoch` counts from 0. A warp interpolates linearly, and
+        `rows` are the images' numbers in the prepared set, `epoch` counts from 0, `pictures` says where in the images
+        the pictures are (None: look). Gray levels change inside the picture only. A warp interpolates linearly, and
         what comes from outside the image is black; flips alone move pixels without changing them.
         """
         warp, gray_levels = self._warp, self._gray_levels
@@ -71,17 +75,20 @@ class Augmenter:
         if warp or gray_levels:
             draws = draw(self._strengths, self._seed, epoch, rows)
             augmented = np.empty(images.shape, dtype=np.uint8)
+        before = images
+        if gray_levels:
+            pictures = pictures or Pictures.of_images(images)
+            tables, frames = gray_tables(draws, pictures.means), pictures.frames.tolist()
+            before = np.empty(images.shape, dtype=np.uint8) if warp else augmented
+            for image, into, table, frame in zip(images, before, tables, frames, strict=True):
+                gray_levels.apply(image, table, frame, into)
         if warp and self._strengths.warps:
             matrices = source_matrices(draws, *images.shape[1:])
-            for image, into, matrix in zip(images, augmented, matrices, strict=True):
+            for image, into, matrix in zip(before, augmented, matrices, strict=True):
                 warp.apply(image, False, False, matrix, into)  # the flips are part of the matrix
         elif warp:
-            for image, into, flip, vertical in zip(images, augmented, draws.flip, draws.vertical_flip, strict=True):
+            for image, into, flip, vertical in zip(before, augmented, draws.flip, draws.vertical_flip, strict=True):
                 warp.apply(image, flip, vertical, None, into)
-        if gray_levels:
-            before = augmented if warp else images
-            for image, into, table in zip(before, augmented, gray_tables(draws), strict=True):
-                gray_levels.apply(image, table, into)
         if self._extra and augmented is images:
             augmented = images.copy()
         for transform in self._extra:

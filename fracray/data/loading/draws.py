@@ -3,25 +3,58 @@
 The stream from memory, the tasks of Ray Data and a GPU apply the same draws. Imports neither Torch nor Ray.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
 from fracray.config import AugmentConfig
+from fracray.data.images.letterbox import content, frame
 
 _HALF, _BITS = np.uint64(0xFFFFFFFF), np.uint64(32)
 UNIFORMS = 8  # drawn for a row, at fixed places: changing one strength does not change the draws of the others
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """Where the picture of each of n letterboxed images is, and its mean gray: gray levels change inside it only."""
+
+    frames: np.ndarray  # (n, 4) int32: first row, row after the last, first column, column after the last
+    means: np.ndarray  # (n,) float32, 0 to 255
+
+    @classmethod
+    def of_sizes(cls, widths: Iterable[int], heights: Iterable[int], means: np.ndarray, size: int) -> Self:
+        """Of pictures of these widths and heights in squares of `size` pixels a side.
+
+        Raises ValueError for a mean that is not a number from 0 to 255.
+        """
+        if not ((means >= 0) & (means <= 255)).all():
+            raise ValueError("the mean gray of a picture is not known")
+        placed = [frame(width, height, size) for width, height in zip(widths, heights, strict=True)]
+        edges = [(rows.start, rows.stop, columns.start, columns.stop) for rows, columns in placed]
+        return cls(np.array(edges, dtype=np.int32).reshape(-1, 4), means.astype(np.float32))
+
+    @classmethod
+    def of_images(cls, images: np.ndarray) -> Self:
+        """As found in the images themselves, (n, H, W) uint8: equal black bands on opposite sides are no picture."""
+        placed = [content(image) for image in images]
+        edges = [(rows.start, rows.stop, columns.start, columns.stop) for rows, columns in placed]
+        means = [image[where].mean() for image, where in zip(images, placed, strict=True)]
+        return cls(np.array(edges, dtype=np.int32).reshape(-1, 4), np.array(means, dtype=np.float32))
+
+    def of(self, rows: Sequence[int] | np.ndarray) -> "Pictures":
+        return Pictures(self.frames[rows], self.means[rows])
+
+
+@dataclass(frozen=True)
 class Draws:
-    """What happens to each of n images: flips, then zoom, then rotation, all about the centre, then the gray levels."""
+    """What happens to each of n images: the gray levels, then flips, zoom and rotation, all about the centre."""
 
     flip: np.ndarray  # (n,) bool, left-right
     vertical_flip: np.ndarray  # (n,) bool, up-down
     angle: np.ndarray  # (n,) degrees, counter-clockwise
-    scale: np.ndarray  # (n, 2) factors along x and y, drawn separately
+    scale: np.ndarray  # (n, 2) factors along x and y: zoom times stretch
     brightness: np.ndarray  # (n,) shares of full scale, added
     contrast: np.ndarray  # (n,) relative changes
 
@@ -35,11 +68,12 @@ def draw(strengths: AugmentConfig, seed: int, epoch: int, rows: Sequence[int] | 
 def draws_within(strengths: AugmentConfig, uniform: np.ndarray) -> Draws:
     """The draws that uniform numbers, (UNIFORMS, n) inside (0, 1), give within these strengths."""
     either_way = 2 * uniform - 1
+    zoom, aspect = 1 + strengths.scale * either_way[3], np.sqrt(1 + strengths.stretch * either_way[4])
     return Draws(
         flip=uniform[0] < strengths.flip,
         vertical_flip=uniform[1] < strengths.vertical_flip,
         angle=strengths.rotate * either_way[2],
-        scale=1 + strengths.scale * either_way[3:5].T,
+        scale=np.stack([zoom * aspect, zoom / aspect], axis=1),
         brightness=strengths.brightness * either_way[5],
         contrast=strengths.contrast * either_way[6],
     )
@@ -62,10 +96,20 @@ def source_matrices(draws: Draws, height: int, width: int) -> np.ndarray:
     return matrices
 
 
-def gray_tables(draws: Draws) -> np.ndarray:
+def gray_lines(draws: Draws, means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Slope and offset, each (n,) float32, of the line from a gray level to its new one.
+
+    Brightness is added as a share of full scale (as RandomBrightnessContrast of albumentations has it); contrast
+    multiplies the distance from the picture's mean gray (as its ColorJitter has it), which stays.
+    """
+    offsets = 255 * draws.brightness - draws.contrast * means
+    return (1 + draws.contrast).astype(np.float32), offsets.astype(np.float32)
+
+
+def gray_tables(draws: Draws, means: np.ndarray) -> np.ndarray:
     """(n, 256) uint8: the gray level that each level becomes, clipped to black and white, rounded down."""
-    levels = np.arange(256, dtype=np.float32) * (1 + draws.contrast).astype(np.float32)[:, None]
-    levels += (255 * draws.brightness).astype(np.float32)[:, None]
+    slopes, offsets = gray_lines(draws, means)
+    levels = np.arange(256, dtype=np.float32) * slopes[:, None] + offsets[:, None]
     return np.minimum(np.maximum(levels, 0, out=levels), 255, out=levels).astype(np.uint8)
 
 

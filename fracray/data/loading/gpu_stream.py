@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from fracray.config import AugmentConfig
-from fracray.data.loading.draws import draw, source_matrices
+from fracray.data.loading.draws import Pictures, draw, gray_lines, source_matrices
 from fracray.data.loading.plan import Batch, Plan
 from fracray.errors import InputError
 from fracray.runtime.efficiency import TRANSFORM, Meter, Stretches
@@ -44,9 +44,8 @@ class DeviceStream:
         timed: Stretches = []
         for first in range(0, len(slices), BATCHES_AT_ONCE):
             chunk = slices[first : first + BATCHES_AT_ONCE]
-            drawn = _DeviceDraws.draw(
-                plan.strengths, plan.seed, epoch, np.concatenate([rows for rows, _ in chunk]), self._device
-            )
+            rows = np.concatenate([rows for rows, _ in chunk])
+            drawn = _DeviceDraws.draw(plan.strengths, plan.seed, epoch, rows, plan.pictures.of(rows), self._device)
             start = 0
             for rows, count in chunk:
                 part = drawn.part(start, start + len(rows))
@@ -97,18 +96,26 @@ class _DeviceDraws:
     flip: torch.Tensor  # (n,) bool
     vertical_flip: torch.Tensor  # (n,) bool
     source: torch.Tensor  # (n, 2, 3), from places in the augmented image to places in the original, corners at -1 and 1
-    contrast: torch.Tensor  # (n,) factors
-    brightness: torch.Tensor  # (n,) gray levels
+    slope: torch.Tensor  # (n,) from a gray level to its new one
+    offset: torch.Tensor  # (n,)
+    frames: torch.Tensor  # (n, 4) int32, see `Pictures`
 
     @classmethod
-    def draw(cls, strengths: AugmentConfig, seed: int, epoch: int, rows: np.ndarray, device: torch.device) -> Self:
+    def draw(
+        cls,
+        strengths: AugmentConfig,
+        seed: int,
+        epoch: int,
+        rows: np.ndarray,
+        pictures: Pictures,
+        device: torch.device,
+    ) -> Self:
         draws = draw(strengths, seed, epoch, rows)
         # About the centre, which is Torch's origin, and along equal sides: the matrix of pixels without its shift.
         source = np.zeros((len(rows), 2, 3), dtype=np.float32)
         source[:, :, :2] = source_matrices(draws, 2, 2)[:, :, :2]
-        contrast = (1 + draws.contrast).astype(np.float32)
-        brightness = (255 * draws.brightness).astype(np.float32)
-        arrays = (rows, draws.flip, draws.vertical_flip, source, contrast, brightness)
+        slope, offset = gray_lines(draws, pictures.means)
+        arrays = (rows, draws.flip, draws.vertical_flip, source, slope, offset, pictures.frames)
         return cls(*(_to_device(array, device) for array in arrays))
 
     def part(self, start: int, stop: int) -> "_DeviceDraws":
@@ -125,16 +132,20 @@ def _augment(images: torch.Tensor, drawn: _DeviceDraws, strengths: AugmentConfig
     """Augment (n, S, S) uint8 images, as `fracray.data.loading.augment.Augmenter` does."""
     if not len(images):
         return images
-    if not strengths.warps:
-        images = torch.where(drawn.flip[:, None, None], images.flip(2), images)
-        images = torch.where(drawn.vertical_flip[:, None, None], images.flip(1), images)
-        if not strengths.regrays:
-            return images
-    levels = images.float()
+    if strengths.regrays:
+        levels = images * drawn.slope[:, None, None] + drawn.offset[:, None, None]
+        images = torch.where(_inside(drawn.frames, images), levels.clamp_(0, 255).to(torch.uint8), images)
     if strengths.warps:
         grid = F.affine_grid(drawn.source, [len(images), 1, *images.shape[1:]], align_corners=True)
-        levels = F.grid_sample(levels[:, None], grid, mode="bilinear", padding_mode="zeros", align_corners=True)
-        levels = levels[:, 0].round_()
-    if strengths.regrays:
-        levels = levels * drawn.contrast[:, None, None] + drawn.brightness[:, None, None]
-    return levels.clamp_(0, 255).to(torch.uint8)
+        levels = images.float()[:, None]
+        levels = F.grid_sample(levels, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+        return levels[:, 0].round_().clamp_(0, 255).to(torch.uint8)
+    images = torch.where(drawn.flip[:, None, None], images.flip(2), images)
+    return torch.where(drawn.vertical_flip[:, None, None], images.flip(1), images)
+
+
+def _inside(frames: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """(n, H, W) bool: the pixels of the pictures."""
+    top, bottom, left, right = (edge[:, None] for edge in frames.unbind(1))
+    rows, columns = (torch.arange(length, device=images.device) for length in images.shape[1:])
+    return ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None]

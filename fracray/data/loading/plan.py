@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fracray.config import AugmentConfig, Config
+from fracray.data.loading.draws import Pictures
 from fracray.data.manifest import in_set, part_of, sets_named
 from fracray.data.splits.set_names import is_validation
 
@@ -44,6 +45,7 @@ class Plan:
     val_rows: np.ndarray  # of all validation sets, each row once
     val_sets: dict[str, np.ndarray]  # the rows of each set by its name: 'val', 'val/view', ...
     labels: np.ndarray  # of every row of the shard set, (N,) float32
+    pictures: Pictures  # of every row
     batch_size: int  # over all ranks
     strengths: AugmentConfig
     seed: int
@@ -87,6 +89,7 @@ def make_plan(config: Config, table: "pd.DataFrame", shards: "Shards", rank: int
         val_rows=np.flatnonzero((part_of(split) == "val").to_numpy()),
         val_sets={name: np.flatnonzero(in_set(split, name)) for name in sets_named(split) if is_validation(name)},
         labels=table["label"].to_numpy().astype(np.float32),
+        pictures=Pictures.of_sizes(table["width"], table["height"], table["brightness"].to_numpy(), shards.size),
         batch_size=config.train.batch_size,
         strengths=config.augment,
         seed=config.train.seed,

@@ -20,6 +20,7 @@ from fracray.data.loading.augment import Augmenter
 from fracray.data.loading.ingest import ShardFile, Shards
 from fracray.data.loading.plan import SHUFFLE_WINDOW, Batch, Plan
 from fracray.runtime.efficiency import AUGMENTATION, TRANSFORM, Meter
+from fracray.runtime.resources import smallest_memory
 
 TASK_BYTES = 32 * 2**20  # of images that one task augments: starting a task costs as much as augmenting some 500
 TASK_CPUS = 0.5  # of a task, free in addition to those of the workers; below 1, so that one core is enough
@@ -83,7 +84,8 @@ def _augmented(plan: Plan, images: np.ndarray, epochs: Sequence[int], meter: Met
         augment = _counted(Augmenter(plan.strengths, plan.seed).batch, meter, TRANSFORM)
         for epoch in epochs:
             for rows, count in plan.train_slices(epoch):
-                yield Batch(augment(gather(rows), epoch, rows), plan.labels[rows], rows, count)
+                images = augment(gather(rows), epoch, rows, plan.pictures.of(rows))
+                yield Batch(images, plan.labels[rows], rows, count)
 
 
 def _counted(function: Callable[P, R], meter: Meter, phase: str) -> Callable[P, R]:
@@ -179,7 +181,9 @@ def _load_and_augment(items: dict[str, np.ndarray], plan: Any, shards: Shards) -
         rows = np.concatenate([rows for rows, _ in slices])
         raw = _gather(shards, rows)
         since = time.thread_time()
-        images.append(Augmenter(plan.strengths, plan.seed).batch(raw, int(epoch), rows) if training else raw)
+        if training:
+            raw = Augmenter(plan.strengths, plan.seed).batch(raw, int(epoch), rows, plan.pictures.of(rows))
+        images.append(raw)
         transform += time.thread_time() - since
     block = {"image": np.concatenate(images)}
     # CPU seconds of this task, spread over its rows: Ray Data may cut the block.
@@ -239,7 +243,5 @@ def ahead(produce: Callable[[], Iterator[Batch]], depth: int = PREFETCHED_BATCHE
 
 
 def fits_in_memory(shards: Shards) -> bool:
-    """Whether a worker may keep the decoded set: it fills at most a quarter of the machine's memory."""
-    import psutil
-
-    return shards.nbytes <= MEMORY_SHARE * psutil.virtual_memory().total
+    """Whether workers may keep the decoded set: it fills at most a quarter of the smallest machine's memory."""
+    return shards.nbytes <= MEMORY_SHARE * smallest_memory()

@@ -4,6 +4,7 @@ Each does the work of several stock transforms in one pass. In a pipeline of alb
 from its random state; the `Augmenter` calls `apply` with the parameters it has drawn.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import albumentations as A
@@ -12,30 +13,37 @@ import numpy as np
 from albumentations.core.type_definitions import Targets
 
 from fracray.config import AugmentConfig
-from fracray.data.loading.draws import UNIFORMS, Draws, draws_within, gray_tables, source_matrices
+from fracray.data.loading.draws import UNIFORMS, Draws, Pictures, draws_within, gray_tables, source_matrices
 
 LINEAR, NEAREST = (flag | cv2.WARP_INVERSE_MAP for flag in (cv2.INTER_LINEAR, cv2.INTER_NEAREST))
-OFF = {"rotate": 0.0, "flip": 0.0, "vertical_flip": 0.0, "scale": 0.0, "brightness": 0.0, "contrast": 0.0}
+OFF = dict.fromkeys(("rotate", "flip", "vertical_flip", "scale", "stretch", "brightness", "contrast"), 0.0)
 
 
 class Warp(A.DualTransform):
     """Flips, then zoom, then rotation, all about the centre of the image, in one affine warp.
 
-    rotate: largest angle in degrees, 0 to 180; flip, vertical_flip: probabilities; scale: largest relative zoom of
-    width and height separately, 0 to below 1; p: probability of the transform. Takes images (H, W) or (H, W, C), masks
-    and bounding boxes. Outside of the image is black (0). Images are interpolated linearly, masks get the value of the
-    nearest pixel, a box becomes the smallest one around its four corners. Flips alone do not change pixel values.
-    Raises ValueError for a strength out of range.
+    rotate: largest angle in degrees, 0 to 180; flip, vertical_flip: probabilities; scale: largest relative zoom, 0 to
+    below 1; stretch: largest relative change of width against height, 0 to below 1; p: probability of the transform.
+    Takes images (H, W) or (H, W, C), masks and bounding boxes. Outside of the image is black (0). Images are
+    interpolated linearly, masks get the value of the nearest pixel, a box becomes the smallest one around its four
+    corners. Flips alone do not change pixel values. Raises ValueError for a strength out of range.
     """
 
     _targets = (Targets.IMAGE, Targets.MASK, Targets.BBOXES)
 
     def __init__(
-        self, rotate: float = 0.0, flip: float = 0.0, vertical_flip: float = 0.0, scale: float = 0.0, p: float = 1.0
+        self,
+        rotate: float = 0.0,
+        flip: float = 0.0,
+        vertical_flip: float = 0.0,
+        scale: float = 0.0,
+        stretch: float = 0.0,
+        p: float = 1.0,
     ) -> None:
         super().__init__(p=p)
-        self.rotate, self.flip, self.vertical_flip, self.scale = rotate, flip, vertical_flip, scale
-        given = {"rotate": rotate, "flip": flip, "vertical_flip": vertical_flip, "scale": scale}
+        self.rotate, self.flip, self.vertical_flip = rotate, flip, vertical_flip
+        self.scale, self.stretch = scale, stretch
+        given = {"rotate": rotate, "flip": flip, "vertical_flip": vertical_flip, "scale": scale, "stretch": stretch}
         self._strengths = AugmentConfig(**{**OFF, **given})
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
@@ -85,10 +93,12 @@ class Warp(A.DualTransform):
 
 
 class GrayLevels(A.ImageOnlyTransform):
-    """Contrast, then brightness, in one lookup table for each image; for uint8 images.
+    """Contrast about the mean, then brightness, in one lookup table for each image.
 
-    brightness: largest shift as a share of full scale, contrast: largest relative change, both 0 to below 1; p:
-    probability of the transform. Levels are clipped to black and white. Raises ValueError for a strength out of range.
+    Takes uint8 images (H, W) or (H, W, C). Inside the picture only: equal black bands on two opposite sides, as a
+    letterbox has them, stay black. brightness: largest shift as a share of full scale, contrast: largest relative
+    change, both 0 to below 1; p: probability of the transform. Levels are clipped to black and white. Raises ValueError
+    for a strength out of range.
     """
 
     def __init__(self, brightness: float = 0.0, contrast: float = 0.0, p: float = 1.0) -> None:
@@ -96,17 +106,30 @@ class GrayLevels(A.ImageOnlyTransform):
         self.brightness, self.contrast = brightness, contrast
         self._strengths = AugmentConfig(**{**OFF, "brightness": brightness, "contrast": contrast})
 
-    def get_params(self) -> dict[str, Any]:
-        """One draw: the `table` (256,) uint8 of the gray level that each level becomes."""
-        return {"table": gray_tables(_one_draw(self._strengths, self.random_generator))[0]}
-
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        """Nothing depends on the image."""
-        return {}
+        """One draw: the `table` (256,) uint8 of the gray level that each level becomes, and the picture's `frame`."""
+        image = data["image"]
+        picture = Pictures.of_images((image if image.ndim == 2 else image.mean(axis=2).astype(np.uint8))[None])
+        table = gray_tables(_one_draw(self._strengths, self.random_generator), picture.means)[0]
+        return {"table": table, "frame": picture.frames[0].tolist()}
 
-    def apply(self, img: np.ndarray, table: np.ndarray, dst: np.ndarray | None = None, **params: Any) -> np.ndarray:
-        """The image in its new gray levels, written into `dst` where that is given."""
-        return cv2.LUT(img, table, dst) if dst is not None else cv2.LUT(img, table).reshape(img.shape)
+    def apply(
+        self,
+        img: np.ndarray,
+        table: np.ndarray,
+        frame: Sequence[int],
+        dst: np.ndarray | None = None,
+        **params: Any,
+    ) -> np.ndarray:
+        """The image with new gray levels inside `frame` (see `Pictures`); into `dst` where that is given."""
+        if dst is None:
+            dst = np.empty_like(img)
+        top, bottom, left, right = frame
+        if (bottom - top, right - left) != img.shape[:2]:
+            dst[:] = img
+        inside = img[top:bottom, left:right]
+        dst[top:bottom, left:right] = cv2.LUT(inside, table).reshape(inside.shape)
+        return dst
 
 
 def _one_draw(strengths: AugmentConfig, random: np.random.Generator) -> Draws:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fracray.config import AugmentConfig, Config
+from fracray.data.loading.draws import Pictures
 from fracray.data.loading.gpu_stream import BATCHES_AT_ONCE, DeviceStream, resident
 from fracray.data.loading.plan import Plan
 from fracray.data.loading.streams import MemoryStream
@@ -21,6 +22,10 @@ CPU = torch.device("cpu")
 STRONG = AugmentConfig(rotate=25.0, flip=0.5, vertical_flip=0.3, scale=0.2, brightness=0.3, contrast=0.3)
 OFF = AugmentConfig(rotate=0.0, flip=0.0, scale=0.0, brightness=0.0, contrast=0.0)
 COUNT, SIZE = 200, 48
+# Upright, lying and square pictures; the images hold no black bands, so that a table outside of a frame is seen.
+PICTURES = Pictures.of_sizes(
+    np.tile([300, 200, 100, 100], 50), np.tile([200, 300, 100, 101], 50), np.linspace(0, 255, COUNT), SIZE
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +43,7 @@ def make_plan(strengths=STRONG, rank=0, world=1, batch_size=24):
         val_rows=val,
         val_sets={"val": val},
         labels=(np.arange(COUNT) % 3 == 0).astype(np.float32),
+        pictures=PICTURES,
         batch_size=batch_size,
         strengths=strengths,
         seed=3,

@@ -122,7 +122,8 @@ EXTRA = {"CLAHE": {"p": 0.5}, "GaussNoise": {"p": 0.5}, "CoarseDropout": {"p": 0
 def test_extra_transforms_draw_the_same_in_every_stream_and_for_every_number_of_workers(prepared, world):
     config = make_config(batch_size=24).with_leaves({"augment.extra": EXTRA})
     images = prepared.shards.load()
-    expected = Augmenter(config.augment, config.train.seed).batch(images, 1, range(len(images)))
+    pictures = make_plan(config, prepared.table, prepared.shards).pictures
+    expected = Augmenter(config.augment, config.train.seed).batch(images, 1, range(len(images)), pictures)
     seen = []
     for rank in range(world):
         plan = make_plan(config, prepared.table, prepared.shards, rank, world)
