@@ -333,6 +333,9 @@ def test_the_best_epoch_of_real_trials_is_fetched(tmp_path):
             "label": labels,
             "split": ["train"] * 48 + ["val"] * 32,
             "pixel_hash": [f"p{row}" for row in range(80)],
+            "width": 32,
+            "height": 32,
+            "brightness": images.mean(axis=(1, 2)),
         }
     )
     run = Folder(tmp_path / "run")

@@ -45,6 +45,9 @@ def make_job(folder, **leaves):
             "label": labels,
             "split": ["train"] * TRAIN + ["val"] * VAL,
             "pixel_hash": "",
+            "width": SIZE,
+            "height": SIZE,
+            "brightness": images.mean(axis=(1, 2)),
         }
     )
     return Job(
