@@ -14,7 +14,9 @@ import pandas as pd
 
 from fracray.config import SplitConfig
 from fracray.data.baselines import IdLeak, Shortcut, score_leak, score_shortcuts
-from fracray.data.manifest import STATUSES, Flow, Manifest, file_number
+from fracray.data.file_numbers import file_number, number_files
+from fracray.data.manifest import STATUSES, Flow, Manifest
+from fracray.data.patients import KnownPatients, known_patients
 from fracray.data.splits.assign import name_groups
 
 MOST_SIZES = 10
@@ -169,6 +171,7 @@ class Findings:
     cut: CutPictures
     prevalence: Prevalence
     shortcuts: Shortcuts
+    patients: KnownPatients
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: NaN (no interval, not scored) becomes None."""
@@ -191,6 +194,7 @@ def find(manifest: Manifest, origin: str, block: int, most_sets: int = 8, seed: 
         cut=_cut(manifest, 3 * most_sets),
         prevalence=_prevalence(manifest),
         shortcuts=_shortcuts(manifest, used, block, seed),
+        patients=known_patients(used),
     )
 
 
@@ -355,17 +359,17 @@ def _prevalence(manifest: Manifest) -> Prevalence:
 
 def _blocks(table: pd.DataFrame) -> Blocks | None:
     """None unless most files have running numbers of one series."""
-    numbers = [file_number(image_id) for image_id in table["image_id"]]
-    prefixes = pd.Series([found[0] for found in numbers if found])
-    if 2 * len(prefixes) < len(table) or prefixes.empty:
+    files = number_files(table)
+    ordered = files[files["ordered"]]
+    if ordered.empty:
         return None
-    prefix = prefixes.mode()[0]
-    if 2 * (prefixes == prefix).sum() < len(table):
+    mine = ordered[ordered["series"] == ordered["series"].mode()[0]]
+    if 2 * len(mine) < len(table):
         return None
-    series = [(found[1], at) for at, found in enumerate(numbers) if found and found[0] == prefix]
-    series.sort()
-    number = pd.Series([n for n, _ in series])
-    rows = table.iloc[[at for _, at in series]].reset_index(drop=True)
+    names = table["path"].where(table["path"] != "", table["image_id"])[mine.index]
+    prefix = pd.Series([found[0] for name in names if (found := file_number(name))]).mode()[0]
+    order = mine["number"].sort_values(kind="stable")
+    number, rows = order.reset_index(drop=True), table.loc[order.index].reset_index(drop=True)
     size = next(step for step in BLOCK_SIZES if (number.iloc[-1] // step) - (number.iloc[0] // step) < MOST_BLOCKS)
     block = number // size
     values = tuple(

@@ -33,6 +33,7 @@ HEADINGS = {
     "duplicates": "Duplicates",
     "conflicts": "Contradicting labels",
     "cut": "Pictures without their lower end",
+    "patients": "Patients",
     "prevalence": "Prevalence",
     "shortcuts": "Shortcuts",
 }

@@ -29,8 +29,10 @@ from fracray.data.sources.image_folder import (
     name_images,
     require_utf8,
 )
-from fracray.data.sources.label_matching import LabelMatch, by_folder, by_table, link_patients, row_of
+from fracray.data.sources.label_fields import patient_column
+from fracray.data.sources.label_matching import LabelMatch, by_folder, by_table, row_of
 from fracray.data.sources.label_table import LabelTable, open_table, quoted
+from fracray.data.sources.patient_links import link_patients
 from fracray.data.sources.pseudonyms import Pseudonyms, new_salt, read_salt
 from fracray.errors import InputError
 from fracray.runtime.storage import atomic_path
@@ -46,7 +48,8 @@ class ImportOptions:
     """What the user says about a source; None or empty: find it out.
 
     columns: by field of `labels.FIELDS`. positive, negative: values of the label. classes: shell patterns of folders,
-    not fractured first. salt: a file. licence: the terms of use.
+    not fractured first. patient_from: a pattern of `PatientPattern`. some_without_patient: files that it does not fit
+    have no patient. salt: a file. licence: the terms of use.
     """
 
     labels: Path | None = None
@@ -54,6 +57,8 @@ class ImportOptions:
     positive: tuple[str, ...] = ()
     negative: tuple[str, ...] = ()
     classes: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+    patient_from: str = ""
+    some_without_patient: bool = False
     salt: Path | None = None
     licence: str = ""
 
@@ -66,12 +71,17 @@ class ImportOptions:
 
 
 def import_set(
-    source: str | Path, to: str | Path, options: ImportOptions, progress: Callable[[int, int], None] | None = None
+    source: str | Path,
+    to: str | Path,
+    options: ImportOptions,
+    progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Manifest:
     """Read the radiographs at `source` into the new folder `to`, completely or not at all; return their manifest.
 
     `source` is a folder or zip: of FracAtlas; with a table of labels; or with a folder per class. Its images are
-    JPEG, PNG and DICOM. InputError names what is wrong with them; also for a full disk.
+    JPEG, PNG and DICOM. `say` receives what is doubtful, a line each. InputError names what is wrong with them; also
+    for a full disk.
     """
     source, to = user_path("PATH", str(source)).absolute(), user_path("--to", str(to)).absolute()
     if options.classes and options.of_a_table:
@@ -92,7 +102,7 @@ def import_set(
                         salt = new_salt(partial / SALT)
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # pydicom's warnings about odd headers quote their text
-                    manifest = _read(root, options, Pseudonyms(salt))
+                    manifest = _read(root, options, Pseudonyms(salt), say)
                 manifest = replace(_stamped(examine(manifest, progress)), licence=options.licence or manifest.licence)
                 if manifest.used.empty:
                     raise InputError(
@@ -208,7 +218,7 @@ def _first_note(manifest: Manifest) -> str:
 # ---------------------------------------------------------------- its rows
 
 
-def _read(root: Path, options: ImportOptions, pseudonyms: Pseudonyms) -> Manifest:
+def _read(root: Path, options: ImportOptions, pseudonyms: Pseudonyms, say: Callable[[str], None]) -> Manifest:
     if not options.classes and not options.of_a_table:
         atlases = [
             folder for folder in fracatlas_folders(root) if any((folder / "images" / name).is_dir() for name in FOLDERS)
@@ -218,7 +228,18 @@ def _read(root: Path, options: ImportOptions, pseudonyms: Pseudonyms) -> Manifes
             raise InputError(f"{root}: several folders of FracAtlas: {names}; name one of them")
         if atlases:
             require_utf8(atlases[0])
-            return read_fracatlas(atlases[0])
+            if options.patient_from:
+                raise InputError(
+                    f"--patient-from: {atlases[0]} is read as FracAtlas, which knows no patient; name its table too, "
+                    "with --labels dataset.csv"
+                )
+            atlas = read_fracatlas(atlases[0])
+            if column := patient_column(name.removeprefix("csv_") for name in atlas.table if name.startswith("csv_")):
+                say(
+                    f"dataset.csv has the column '{column}', but a FracAtlas folder is read without patients; to keep "
+                    "them, import with --labels dataset.csv"
+                )
+            return atlas
     files = list_images(root)
     if not files:
         raise InputError(f"{root}: no JPEG, PNG or DICOM file in it")
@@ -229,9 +250,21 @@ def _read(root: Path, options: ImportOptions, pseudonyms: Pseudonyms) -> Manifes
         found, missing = by_table(table, files, root)
     else:
         found, missing = by_folder(files, root, options.classes), {}
-    ids_of = link_patients(files, found)
+    ids_of = link_patients(files, found, options.patient_from, options.some_without_patient, say)
+    if (
+        table
+        and "patient" in table.columns
+        and not any(match.record and match.record.patient for match in found.values())
+    ):
+        say(f"{table.path.name}: the column of patients, '{table.columns['patient']}', is empty for every file")
     rows = [
-        row_of(file, image_id, found.get(at, LabelMatch()), ids_of[at], pseudonyms)
+        row_of(
+            file,
+            image_id,
+            found.get(at, LabelMatch()),
+            pseudonyms("patient", ids_of[at].patient),
+            pseudonyms("study", ids_of[at].study),
+        )
         for at, (file, image_id) in enumerate(zip(files, ids, strict=True))
     ]
     taken = set(ids)

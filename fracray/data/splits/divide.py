@@ -22,11 +22,12 @@ from fracray.errors import InputError
 from fracray.runtime.storage import atomic_path
 
 # Part of the key of cached splits: raise it when the same manifest would be split or described differently.
-DIVISION_VERSION = 2
+DIVISION_VERSION = 3
 
 # The columns that splits, their explanation and the predictors read.
 _READ = (
     "image_id",
+    "path",
     "label",
     "status",
     "duplicate_of",
