@@ -87,16 +87,18 @@ def _series(paths: Sequence[str], before: Sequence[str], number: np.ndarray, com
 
 
 def small_folders(paths: Sequence[str]) -> list[str]:
-    """The folder of each file that may be of one patient or study, '' where there is none.
+    """The name of the folder above each file that may be of one patient or study, '' where there is none.
 
-    It is at the outermost level with at least FOLDERS folders, of which nearly all hold at most FOLDER files; the
-    larger ones are left out. Names that differ only in case are one folder.
+    It is at the outermost level with at least FOLDERS names, whose folders nearly all hold at most FOLDER files; the
+    larger ones are left out. Folders of one name are one, as a patient may be in a folder of each class or part; so are
+    names that differ only in case.
     """
     folders = [path.casefold().split("/")[:-1] for path in paths]
     for level in range(1, max(map(len, folders), default=0) + 1):
-        above = pd.Series(["/".join(one[:level]) for one in folders], dtype=object)
-        held = above[above != ""].value_counts()
+        inside = pd.Series(["/".join(one[:level]) if len(one) >= level else "" for one in folders], dtype=object)
+        names = inside.str.rpartition("/")[2]
+        held = inside[inside != ""].value_counts()
         small = held.index[held <= FOLDER]
-        if len(held) >= FOLDERS and len(small) >= _NEARLY_ALL * len(held):
-            return above.where(above.isin(small), "").tolist()
+        if names[inside != ""].nunique() >= FOLDERS and len(small) >= _NEARLY_ALL * len(held):
+            return names.where(inside.isin(small), "").tolist()
     return [""] * len(paths)

@@ -160,9 +160,13 @@ def _patients(findings: Findings) -> Verdict:
     known = findings.patients
     if not known.images:
         return Verdict("patients", "look", "There is no usable image.", "")
-    warning = known.warning()
-    level: Level = "ok" if not warning else "stop" if known.nothing > LOST * known.images else "look"
-    why = warning or known.words().removeprefix("patients: ")
+    if known.named == known.images:
+        return Verdict("patients", "ok", f"All {_count(known.images, 'image')} have a patient.", "")
+    level: Level = "stop" if known.nothing > LOST * known.images else "look"
+    why = known.warning() or (
+        "no patient is known: one at the edge of a block of file numbers, or examined again later, may lie in training "
+        "and test at once"
+    )
     kept = [f"blocks of {findings.shortcuts.block} file numbers"] * bool(known.numbered + known.restarted)
     kept = ["patients"] * bool(known.named) + ["studies"] * bool(known.study) + kept
     done = f"fracray keeps {' and '.join(kept)} in one part." if kept else ""

@@ -29,7 +29,7 @@ _MOSTLY = 0.8
 FEW = 10  # images of a class below which a set is called small
 
 _PERSON = ("patient", "study")  # where known
-_TIES = ("component", *_PERSON, "folder")
+_TIES = ("component", *_PERSON)
 
 
 # ---------------------------------------------------------------- the split
@@ -45,8 +45,8 @@ def assign_splits(manifest: Manifest, config: SplitConfig, rotation: int = 0) ->
     joined blocks too, single copies in FracAtlas would chain 17 blocks into two groups of 550 and 510 images with
     nearly all large pictures, which fit only into train; 145 of the 149 files in its series of copies have a twin, so
     little is lost.)
-    'blocks' does not join blocks that share a duplicate: images whose duplicates or patient are in two parts are left
-    out of the part that comes first in train, val, test.
+    'blocks' does not join blocks that share a duplicate, and takes a small folder for a block: images whose duplicates
+    or patient are in two parts are left out of the part that comes first in train, val, test.
     'kfold' makes `config.folds` equal parts: `config.fold` is test, the next one val (or, by `rotation`, one of the
     others), the rest train.
 
@@ -155,11 +155,7 @@ def explain(manifest: Manifest, config: SplitConfig) -> tuple[str, ...]:
             if 0 < count < FEW:
                 notes.append(f"{name} has only {count} images {word}: its scores are imprecise")
     if left := int((~shifted & (split == "")).sum()):
-        reasons = (
-            ["share duplicates, a patient, a study or a folder with a later part"]
-            if config.protocol == "blocks"
-            else []
-        )
+        reasons = ["share duplicates, a patient or a study with a later part"] if config.protocol == "blocks" else []
         if config.training_budget is not None:
             reasons.append(f"exceed the training budget of {config.training_budget}")
         notes.append(f"{left} images {' or '.join(reasons)} and are unused")
@@ -176,7 +172,7 @@ def _in_order(manifest: Manifest) -> pd.DataFrame:
 
 
 def _small_folders(used: pd.DataFrame) -> pd.Series:
-    """The folder of each image that may be one patient's; '' where there is none, or where its patients are known."""
+    """The folder of each image that may be a patient's; '' where its patients are several, or all known."""
     folder = pd.Series(small_folders(used["path"].tolist()), used.index, dtype=object)
     known = used["patient"][used["patient"] != ""]
     several = known.groupby(folder[known.index]).nunique()
@@ -190,11 +186,13 @@ def _first_of_group(used: pd.DataFrame, config: SplitConfig) -> np.ndarray:
     pairs: list[Pair] = []
     joined = config.protocol != "blocks"
     files = number_files(used)
-    columns = (files["series"], files["number"], *(used[tie] for tie in _TIES))
-    for at, (series, number, *ids) in enumerate(zip(*columns, strict=True)):
+    columns = (files["series"], files["number"], used["folder"], *(used[tie] for tie in _TIES))
+    for at, (series, number, folder, *ids) in enumerate(zip(*columns, strict=True)):
         keys = [(tie, value, 0) for tie, value in zip(_TIES, ids, strict=True) if value and joined]
         person_known = any(tie in _PERSON for tie, _, _ in keys)
-        if not person_known and number >= 0:
+        if folder:
+            keys.append(("folder", folder, 0))
+        if not person_known and number >= 0 and (joined or not folder):
             keys.append(("block", series, number // config.block_size))
         pairs += [(first.setdefault(key, at), at) for key in keys]
     number_of = components(len(used), pairs)
