@@ -10,6 +10,7 @@ import pytest
 from sklearn.metrics import accuracy_score, average_precision_score, brier_score_loss, roc_auc_score
 
 from fracray.config import Config, PhantomConfig, parse_assignments
+from fracray.data.__main__ import main as data_main
 from fracray.data.images import corruptions
 from fracray.data.images.corruptions import NAMES
 from fracray.data.phantom.draw import write_phantoms
@@ -48,6 +49,7 @@ def test_scores_of_the_test_split_are_those_of_its_predictions(run, tmp_path, ca
     scores = evaluate(run, tmp_path)
     out = capsys.readouterr().out
     assert scores["split"] == "test"
+    assert scores["warnings"] == []
     prepared = prepare(read_metadata(run).config.data, new_console())
     expected = prepared.table.iloc[prepared.rows("test")]
     assert [p["image_id"] for p in scores["predictions"]] == list(expected["image_id"])
@@ -88,6 +90,19 @@ def test_data_that_was_never_seen_is_scored_completely(run, tmp_path, capsys):
     assert {baseline["part"] for baseline in scores["data"]["baselines"]} == {"all"}
     with pytest.raises(InputError, match="--split all"):
         main([str(run), "--data", str(other), "--split", "test"])
+
+
+def test_unknown_patients_are_said_with_what_they_make_of_the_intervals(run, tmp_path, capsys):
+    other = write_phantoms(tmp_path / "drawn", PhantomConfig(count=60, seed=9))
+    for folder in ("Non_fractured", "Fractured"):
+        (tmp_path / "unnamed" / folder).mkdir(parents=True)
+        for file, name in zip(sorted((other / "images" / folder).iterdir()), "abcdefgh", strict=False):
+            shutil.copy(file, tmp_path / "unnamed" / folder / f"{folder[0]}{name}{file.suffix}")
+    data_main(["import", str(tmp_path / "unnamed"), "--to", str(tmp_path / "set")])
+    (warning,) = evaluate(run, tmp_path, "--data", str(tmp_path / "set"))["warnings"]
+    assert warning.startswith("no patient and no file number is known: ")
+    assert "intervals may be too narrow" in warning
+    assert f"warning: {warning}" in capsys.readouterr().out
 
 
 def test_a_copy_of_the_training_data_elsewhere_is_known_again(run, tmp_path):
