@@ -1,6 +1,6 @@
 """What is known of the patients of a data set, and what may leak between training and test where they are not known.
 
-Reads the manifest's table only. Must not know how a split keeps images together (`splits.assign`).
+Reads the manifest's table only. Must not know how a split keeps images together (`splits.groups`).
 """
 
 from dataclasses import asdict, dataclass

@@ -12,7 +12,8 @@ from fracray.data.manifest import Manifest, build, part_of
 from fracray.data.patients import known_patients
 from fracray.data.sources.image_folder import RadiographFile, name_images
 from fracray.data.sources.patient_names import patients_by_pattern
-from fracray.data.splits.assign import assign_splits, leaks, name_groups
+from fracray.data.splits.assign import assign_splits, leaks
+from fracray.data.splits.groups import name_groups
 from fracray.errors import InputError
 
 

@@ -17,7 +17,7 @@ from fracray.data.baselines import IdLeak, Shortcut, score_leak, score_shortcuts
 from fracray.data.file_numbers import file_number, number_files
 from fracray.data.manifest import STATUSES, Flow, Manifest
 from fracray.data.patients import KnownPatients, known_patients
-from fracray.data.splits.assign import name_groups
+from fracray.data.splits.groups import name_groups
 
 MOST_SIZES = 10
 MOST_VALUES = 12
@@ -181,7 +181,7 @@ class Findings:
 def find(manifest: Manifest, origin: str, block: int, most_sets: int = 8, seed: int = 0) -> Findings:
     """All findings on an examined manifest; shows `most_sets` near sets, and 3 times as many of conflicts and cuts.
 
-    `block` file numbers are held out together, as `splits.assign.name_groups` does.
+    `block` file numbers are held out together, as `splits.groups.name_groups` does.
     """
     used = name_groups(manifest, SplitConfig(block=block)).used
     return Findings(

@@ -1,8 +1,6 @@
 """Splits: which used radiographs train, validate and test, so that training reveals nothing about a test image.
 
-Groups are inferred where patients are unknown: duplicate components joined with small folders and with blocks of
-neighbouring file numbers.
-Must not look at pixels, and must not know of models.
+Groups are those of `groups.name_groups`. Must not look at pixels, and must not know of models.
 """
 
 from collections.abc import Sequence
@@ -12,9 +10,8 @@ import numpy as np
 import pandas as pd
 
 from fracray.config import AXES, SplitConfig
-from fracray.data.duplicates import Pair, components
-from fracray.data.file_numbers import number_files, small_folders
 from fracray.data.manifest import PARTS, Manifest, in_set, part_of, sets_named, sets_of
+from fracray.data.splits.groups import TIES, in_order, name_groups
 from fracray.data.splits.held_out import HeldOutSet, hold_out
 from fracray.data.splits.set_names import UNSHIFTED, validation_sets
 from fracray.data.splits.stratify import deal_groups, deal_rows
@@ -28,9 +25,6 @@ _MOSTLY = 0.8
 
 FEW = 10  # images of a class below which a set is called small
 
-_PERSON = ("patient", "study")  # where known
-_TIES = ("component", *_PERSON)
-
 
 # ---------------------------------------------------------------- the split
 
@@ -39,7 +33,7 @@ def assign_splits(manifest: Manifest, config: SplitConfig, rotation: int = 0) ->
     """Fill `group` and `split` of the used rows, stratified by label; '' in the others and where a row stays unused.
 
     First, groups are assigned to three parts, each group to one (except in protocol 'random'). A group joins images
-    by duplicate component, patient, study, small folder (`_small_folders`) and, for images with neither patient nor
+    by duplicate component, patient, study, small folder (`groups.in_order`) and, for images with neither patient nor
     study, block of file numbers; it is named after its first image. Components include unused files: two images similar
     to a third one are joined even if that one is not used. Blocks and folders join only used images. (If unused files
     joined blocks too, single copies in FracAtlas would chain 17 blocks into two groups of 550 and 510 images with
@@ -61,7 +55,7 @@ def assign_splits(manifest: Manifest, config: SplitConfig, rotation: int = 0) ->
     wanted size by more than a factor of two.
     """
     where = str(manifest.root)
-    used = _in_order(manifest)
+    used = in_order(manifest)
     label = used["label"].to_numpy()
     if len(set(label)) < 2:
         raise InputError(
@@ -95,15 +89,6 @@ def assign_splits(manifest: Manifest, config: SplitConfig, rotation: int = 0) ->
     names = ("train", *names, *(name.replace("val", "test", 1) for name in names))
     _check_classes(sets, names, label, config, where, patients)
     table.loc[used.index, "split"] = ["+".join(names) for names in sets]
-    return replace(manifest, table=table)
-
-
-def name_groups(manifest: Manifest, config: SplitConfig) -> Manifest:
-    """Fill `group` of the used rows, as `assign_splits` explains, and clear `split`: for data that is not split."""
-    table = manifest.table.copy()
-    table["split"] = table["group"] = ""
-    used = _in_order(manifest)
-    table.loc[used.index, "group"] = used["image_id"].to_numpy()[_first_of_group(used, config)]
     return replace(manifest, table=table)
 
 
@@ -162,48 +147,10 @@ def explain(manifest: Manifest, config: SplitConfig) -> tuple[str, ...]:
     return tuple(notes)
 
 
-# ---------------------------------------------------------------- groups
-
-
-def _in_order(manifest: Manifest) -> pd.DataFrame:
-    """The used rows by image_id, so that a split does not depend on the order of the files, with their `folder`."""
-    used = manifest.used.sort_values("image_id")
-    return used.assign(folder=_small_folders(used))
-
-
-def _small_folders(used: pd.DataFrame) -> pd.Series:
-    """The folder of each image that may be a patient's; '' where its patients are several, or all known."""
-    folder = pd.Series(small_folders(used["path"].tolist()), used.index, dtype=object)
-    known = used["patient"][used["patient"] != ""]
-    several = known.groupby(folder[known.index]).nunique()
-    complete = (used["patient"] != "").groupby(folder).all()
-    return folder.where(~folder.isin([*several.index[several > 1], *complete.index[complete]]), "")
-
-
-def _first_of_group(used: pd.DataFrame, config: SplitConfig) -> np.ndarray:
-    """For each row, the position of the first row of its group."""
-    first: dict[tuple[str, str, int], int] = {}
-    pairs: list[Pair] = []
-    joined = config.protocol != "blocks"
-    files = number_files(used)
-    columns = (files["series"], files["number"], used["folder"], *(used[tie] for tie in _TIES))
-    for at, (series, number, folder, *ids) in enumerate(zip(*columns, strict=True)):
-        keys = [(tie, value, 0) for tie, value in zip(_TIES, ids, strict=True) if value and joined]
-        person_known = any(tie in _PERSON for tie, _, _ in keys)
-        if folder:
-            keys.append(("folder", folder, 0))
-        if not person_known and number >= 0 and (joined or not folder):
-            keys.append(("block", series, number // config.block_size))
-        pairs += [(first.setdefault(key, at), at) for key in keys]
-    number_of = components(len(used), pairs)
-    _, start = np.unique(number_of, return_index=True)
-    return start[number_of]
-
-
 def _without_divided_ties(used: pd.DataFrame, part: np.ndarray) -> np.ndarray:
     """The parts, with -1 for an image whose duplicates or patient are in a later part as well."""
     part = part.copy()
-    for column in _TIES:
+    for column in TIES:
         last = pd.Series(part, index=used.index).groupby(used[column]).transform("max").to_numpy()
         part[(used[column] != "").to_numpy() & (part < last)] = -1
     return part

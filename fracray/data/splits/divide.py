@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from fracray.config import SplitConfig
 from fracray.data.baselines import Baseline, cross_fitted_baselines, no_pixel_baselines
 from fracray.data.manifest import Manifest
-from fracray.data.splits.assign import assign_splits, explain, name_groups
+from fracray.data.splits.assign import assign_splits, explain
+from fracray.data.splits.groups import name_groups
 from fracray.errors import InputError
 from fracray.runtime.storage import atomic_path
 
