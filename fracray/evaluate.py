@@ -285,7 +285,8 @@ def _write_json(
             }
             for location, checkpoint in zip(locations, checkpoints, strict=True)
         ],
-        "data": scored.prepared.summary(),
+        "data": (data := scored.prepared.summary()),
+        "warnings": data["warnings"],
         "split": part,
         "images": len(table),
         "groups": int(table["group"].nunique()),

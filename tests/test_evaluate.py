@@ -49,6 +49,7 @@ def test_scores_of_the_test_split_are_those_of_its_predictions(run, tmp_path, ca
     scores = evaluate(run, tmp_path)
     out = capsys.readouterr().out
     assert scores["split"] == "test"
+    assert scores["warnings"] == []
     prepared = prepare(read_metadata(run).config.data, new_console())
     expected = prepared.table.iloc[prepared.rows("test")]
     assert [p["image_id"] for p in scores["predictions"]] == list(expected["image_id"])
@@ -113,6 +114,19 @@ def test_a_set_of_one_class_is_checked_and_evaluated_and_not_trained_on(run, tmp
     assert "nan" not in out
     with pytest.raises(InputError, match=r"--corruptions: all radiographs are of one class"):
         evaluate(run, tmp_path, "--data", str(tmp_path / "set"), "--corruptions", "--severities", "1")
+
+
+def test_unknown_patients_are_said_with_what_they_make_of_the_intervals(run, tmp_path, capsys):
+    other = write_phantoms(tmp_path / "drawn", PhantomConfig(count=60, seed=9))
+    for folder in ("Non_fractured", "Fractured"):
+        (tmp_path / "unnamed" / folder).mkdir(parents=True)
+        for file, name in zip(sorted((other / "images" / folder).iterdir()), "abcdefgh", strict=False):
+            shutil.copy(file, tmp_path / "unnamed" / folder / f"{folder[0]}{name}{file.suffix}")
+    data(["import", str(tmp_path / "unnamed"), "--to", str(tmp_path / "set")])
+    (warning,) = evaluate(run, tmp_path, "--data", str(tmp_path / "set"))["warnings"]
+    assert warning.startswith("no patient and no file number is known: ")
+    assert "intervals may be too narrow" in warning
+    assert f"warning: {warning}" in capsys.readouterr().out
 
 
 def test_a_copy_of_the_training_data_elsewhere_is_known_again(run, tmp_path):

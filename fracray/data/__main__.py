@@ -100,9 +100,12 @@ def _add_import(verbs: Any) -> None:
         "  python -m fracray.data import FracAtlas.zip --to fracatlas-set\n"
         "  python -m fracray.data import hospital --to hospital-set --column label=finding --positive break,fissure\n"
         "  python -m fracray.data import pictures --to pictures-set --classes NOT_FRACTURED=sound FRACTURED=broken\n"
+        "  python -m fracray.data import pictures --to pictures-set --patient-from '(P*)_*'\n"
         "  python -m fracray.data import second --to second-set --salt hospital-set/salt\n\n"
         "A row of the CSV names a file by path or name, a DICOM file also by SOP instance UID, and all files of a\n"
-        "study by study instance UID or accession number. Device, view, body part, age and sex are kept from DICOM\n"
+        "study by study instance UID or accession number. --patient-from fits a complete folder name, or else a file\n"
+        "name: * is any text, ? one character, [ab] one of these, ( ) marks the patient, and with / the pattern fits\n"
+        "folders in each other ('site*/patient*'). Device, view, body part, age and sex are kept from DICOM\n"
         "headers; patient and study only as hashes with a secret salt. File names are kept: make sure that they do\n"
         "not name patients.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -136,6 +139,16 @@ def _add_import(verbs: Any) -> None:
         nargs="+",
         metavar="CLASS=FOLDER[,FOLDER]",
         help="NOT_FRACTURED=... FRACTURED=...: folders by name, path or pattern (default: the usual names)",
+    )
+    cli.add_argument(
+        "--patient-from",
+        default="",
+        metavar="PATTERN",
+        help="folders or file names that say who the patient is, as a shell pattern: 'patient*', or '(P*)_*' for P0123 "
+        "in P0123_hand_1.png",
+    )
+    cli.add_argument(
+        "--some-without-patient", action="store_true", help="accept files that --patient-from does not fit"
     )
     cli.add_argument("--licence", default="", metavar="TEXT", help="terms of use, kept for the datasheet")
     cli.add_argument("--salt", metavar="FILE", help="the salt of another import: equal patients then have equal hashes")
@@ -190,12 +203,15 @@ def _import(args: argparse.Namespace) -> None:
     negative = () if args.negative is None else _values("--negative", args.negative)
     ignore = () if args.ignore is None else _values("--ignore", args.ignore)
     classes = _classes(args.classes, args.one_class) if args.classes else None
+    if args.some_without_patient and not args.patient_from:
+        raise InputError("--some-without-patient: only with --patient-from")
     try:
         args.licence.encode()
     except UnicodeEncodeError:
         raise InputError(f"--licence {args.licence!r}: not UTF-8; write it in UTF-8") from None
     _require_path(args.path, "a folder or a zip of radiographs")
 
+    from fracray.data.patients import known_patients, say_patients
     from fracray.data.report import say_ignored
     from fracray.data.sources.import_set import ImportOptions, import_set, user_path
     from fracray.runtime.console import new_console, progress_bar
@@ -209,11 +225,14 @@ def _import(args: argparse.Namespace) -> None:
         ignore=ignore,
         one_class=args.one_class,
         classes=classes,
+        patient_from=args.patient_from,
+        some_without_patient=args.some_without_patient,
         salt=user_path("--salt", args.salt) if args.salt else None,
         licence=args.licence,
     )
+    said: list[str] = []
     with progress_bar(console, "examining radiographs") as step:
-        manifest = import_set(args.path, args.to, options, step)
+        manifest = import_set(args.path, args.to, options, step, said.append)
     used = manifest.used
     for remark in manifest.remarks:
         console.print(remark, markup=False, soft_wrap=True)
@@ -221,8 +240,10 @@ def _import(args: argparse.Namespace) -> None:
     for line in manifest.causes("unreadable"):
         console.print(line, markup=False, soft_wrap=True)
     say_ignored(console, manifest)
-    known = used["patient"][used["patient"] != ""]
-    console.print(f"fractured: {used['label'].mean():.1%}; patients known: {known.nunique()}, of {len(known)} images")
+    console.print(f"fractured: {used['label'].mean():.1%}")
+    for text in said:
+        console.print(f"note: {text}", style="yellow", markup=False, soft_wrap=True)
+    say_patients(console, known_patients(used))
     if manifest.notes():
         console.print(f"notes on {len(manifest.notes())} images: see the next command")
     console.print(f"written: {args.to}", markup=False, soft_wrap=True)

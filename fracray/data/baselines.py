@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from fracray.data.manifest import BORDERS, file_number, in_set, sets_named
+from fracray.data.file_numbers import number_files
+from fracray.data.manifest import BORDERS, in_set, sets_named
 from fracray.metrics import Interval, auroc_over_folds
 
 # Of 3 to 200 neighbours, weighted or not, the most predictive over both protocols on FracAtlas: mean AUROC 0.89 where
@@ -56,9 +57,10 @@ def no_pixel_baselines(table: pd.DataFrame, sets: Sequence[str] | None = None, s
 
     majority: the more frequent label. tags: logistic regression on region, view, hardware and multiscan. id neighbours:
     the share of fractured among the NEIGHBOURS training images of nearest file number, weighted by 1/distance; omitted
-    where a file of the table has no number. Fractured is predicted where the probability exceeds 0.5. Sets without rows
-    are omitted; without training rows the result is empty.
+    where a file of the table has no number in a series (`number_files`). Fractured is predicted where the probability
+    exceeds 0.5. Sets without rows are omitted; without training rows the result is empty.
     """
+    table = _with_numbers(table)
     train = table[in_set(table["split"], "train")]
     if train.empty:
         return ()
@@ -81,7 +83,7 @@ def cross_fitted_baselines(table: pd.DataFrame, seed: int = 0, folds: int = FOLD
     fold = _deal(table["group"].to_numpy(), folds, seed)
     if fold is None:
         return ()
-    label = table["label"].to_numpy()
+    table, label = _with_numbers(table), table["label"].to_numpy()
     found = []
     for name, probability in _cross_fit(table, _baselines(table), fold, seed).items():
         baseline = asdict(_baseline(name, "all", label, probability))
@@ -166,6 +168,7 @@ def score_shortcuts(table: pd.DataFrame, seed: int = 0) -> tuple[Shortcut, ...]:
     table: rows of an examined manifest with `group`. Each is cross-fitted over FOLDS folds of groups: gradient boosting
     for numbers and modes, the predictors of `no_pixel_baselines` for tags and id neighbours.
     """
+    table = _with_numbers(table)
     columns: dict[str, tuple[str, Features]] = {
         "size": (_SIZE, _size),
         "mode": (_MODE, lambda rows: pd.get_dummies(rows["mode"], dtype=float)),
@@ -201,8 +204,9 @@ def score_shortcuts(table: pd.DataFrame, seed: int = 0) -> tuple[Shortcut, ...]:
 def score_leak(table: pd.DataFrame, groups: Mapping[int, np.ndarray], seed: int = 0) -> tuple[IdLeak, ...]:
     """The AUROC of id neighbours for each block size; `groups` gives the rows held out together for each size.
 
-    Empty where a file has no number; sizes with fewer than two groups are omitted.
+    Empty where a file has no number in a series; sizes with fewer than two groups are omitted.
     """
+    table = _with_numbers(table)
     if not _numbered(table):
         return ()
     label = table["label"].to_numpy()
@@ -287,13 +291,21 @@ def _neighbours(train: pd.DataFrame, seed: int) -> Scorer:
     return lambda rows: np.zeros(len(rows)) if fractured is None else model.predict_proba(_numbers(rows))[:, fractured]
 
 
+def _with_numbers(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with what `_numbered` and `_numbers` need of `number_files`, which a part of its rows does not tell."""
+    files = number_files(table)
+    found = table.assign(number=files["number"], ordered=files["ordered"])
+    return found.assign(series=pd.factorize(files["series"])[0]) if files["series"].nunique() > 1 else found
+
+
 def _numbered(table: pd.DataFrame) -> bool:
-    return all(file_number(image_id) for image_id in table["image_id"])
+    return bool(table["ordered"].all())
 
 
 def _numbers(rows: pd.DataFrame) -> pd.DataFrame:
-    numbers = [found[1] for name in rows["image_id"] if (found := file_number(name))]
-    return pd.DataFrame({"number": np.array(numbers, dtype=float)}, rows.index)
+    """The number, and the series, if there are several, so that another one is farther than any number."""
+    numbers = pd.DataFrame({"number": rows["number"].astype(float)})
+    return numbers.assign(series=rows["series"] * 1e19) if "series" in rows else numbers
 
 
 def _one_hot(rows: pd.DataFrame) -> pd.DataFrame:

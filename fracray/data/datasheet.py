@@ -43,6 +43,7 @@ def _facts(summary: Mapping[str, Any]) -> str:
         ("split (sha256 of ids and sets)", f"`{summary['split_fingerprint']}`"),
         ("images used", f"{summary['flow']['used']:,}"),
         ("fractured", f"{summary['fractured']:,} ({summary['fractured'] / summary['flow']['used']:.1%})"),
+        ("patients known", f"{summary['patients']['patients']:,}, of {summary['patients']['named']:,} images"),
         ("groups", f"{summary['groups']:,}"),
         ("prepared as", f"gray, letterboxed to {summary['size']} x {summary['size']} pixels, 8 bit"),
     ]
@@ -83,7 +84,8 @@ def _baselines(baselines: Sequence[Mapping[str, Any]]) -> str:
 
 def _defects(summary: Mapping[str, Any]) -> list[str]:
     flow = summary["flow"]
-    found = [f"- {flow[name]:,} {name}: {why}" for name, why in REASONS.items() if flow[name]]
+    found = [f"- {_cell(warning)}" for warning in summary["warnings"]]
+    found += [f"- {flow[name]:,} {name}: {why}" for name, why in REASONS.items() if flow[name]]
     if summary["near_duplicates"]["sets"]:
         near = summary["near_duplicates"]
         found.append(f"- {near['sets']:,} sets of exact or near duplicates among {near['images']:,} used images")

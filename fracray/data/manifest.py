@@ -7,7 +7,6 @@ know where the rows come from, how images are decoded, or how splits are drawn.
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -287,9 +286,3 @@ def sets_named(split: pd.Series) -> tuple[str, ...]:
     """The names of all sets, in the order train, val, the other sets of val, test, the other sets of test."""
     found = {name for cell in split.unique() for name in sets_of(cell)}
     return tuple(sorted(found, key=lambda name: (PARTS.index(name.partition("/")[0]), name)))
-
-
-def file_number(image_id: str) -> tuple[str, int] | None:
-    """The series and running number of a file, ('IMG', 123) for 'IMG0000123'; None without digits at its end."""
-    found = re.search(r"^(.*?)(\d{1,18})$", image_id)
-    return (found[1], int(found[2])) if found else None

@@ -6,6 +6,7 @@ Every step is read from the cache when its input has not changed. Knows nothing 
 import hashlib
 import os
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fracray.data.audit.scan import AUDIT_VERSION, examine
 from fracray.data.baselines import Baseline
 from fracray.data.loading.ingest import Shards, ingest
 from fracray.data.manifest import MANIFEST, Flow, Manifest, in_set, sets_named
+from fracray.data.patients import KnownPatients, known_patients
 from fracray.data.phantom.draw import DRAWING, write_phantoms
 from fracray.data.sources.clutter import beside
 from fracray.data.sources.fracatlas import read_fracatlas
@@ -86,6 +88,16 @@ class Prepared:
         return sets_named(self.table["split"])
 
     @property
+    def divided(self) -> bool:
+        """Whether there are parts; there are none where a set is only evaluated."""
+        return bool(self.sets)
+
+    @cached_property
+    def patients(self) -> KnownPatients:
+        """What keeps images of one patient together."""
+        return known_patients(self.table)
+
+    @property
     def licence(self) -> str:
         """The terms of use of the radiographs, as text."""
         return PHANTOM_LICENCE if self.config.source == PHANTOM else self.manifest.licence or "not stated"
@@ -107,6 +119,8 @@ class Prepared:
             "ignored": self.manifest.ignored,
             "remarks": list(self.manifest.remarks),
             "notes": list(self.notes),
+            "patients": self.patients.as_dict(),
+            "warnings": [warning for warning in (self.patients.warning(self.divided),) if warning],
             "parts": {name: self._counts(self.rows(name)) for name in self.sets},
             "unused": int((table["split"] == "").sum()) if self.sets else 0,
             "split": list(self.split_notes),

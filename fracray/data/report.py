@@ -9,6 +9,7 @@ from rich.console import Console
 from fracray.config import PHANTOM, Config
 from fracray.data.baselines import Baseline
 from fracray.data.manifest import Manifest
+from fracray.data.patients import say_patients
 from fracray.data.prepare import PHANTOM_NOTICE, Prepared
 from fracray.data.sources.clutter import CLUTTER
 from fracray.data.splits.assign import leaks
@@ -21,10 +22,11 @@ def say_phantom(console: Console, config: Config) -> None:
 
 
 def say_flow(console: Console, prepared: Prepared) -> None:
-    """Where the radiographs come from, and the flow from files found to images used."""
+    """Where the radiographs come from, the flow from files found to images used, and what is known of patients."""
     console.print(f"data: {prepared.origin}", soft_wrap=True)
     console.print(f"flow: {prepared.flow.summary()}", soft_wrap=True)
     say_ignored(console, prepared.manifest)
+    say_patients(console, prepared.patients, prepared.divided)
 
 
 def say_ignored(console: Console, manifest: Manifest) -> None:

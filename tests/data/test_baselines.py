@@ -20,6 +20,8 @@ def drawn_table(seed: int = 0, count: int = 400) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "image_id": [f"IMG{n:07d}" for n in range(count)],
+            "path": "",
+            "component": "",
             "label": label.astype(np.int8),
             "split": rng.choice(["train", "val", "test"], count, p=[0.7, 0.15, 0.15]),
             "region": rng.choice(["hand", "leg", "hand+hip"], count),

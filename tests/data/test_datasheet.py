@@ -59,6 +59,27 @@ def test_the_datasheet_says_what_data_json_says(ray_local, atlas):
     assert summary["split_fingerprint"] in text
 
 
+def test_what_may_leak_for_lack_of_patients_is_in_both(ray_local, atlas, tmp_path, capsys):
+    assert prepared(atlas).summary()["warnings"] == []  # running file numbers
+    for number, label in enumerate([0, 1] * 40):
+        file = (
+            tmp_path / "unknown" / ("normal", "fractured")[label] / f"{chr(97 + number % 26) * (1 + number // 26)}.jpg"
+        )
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(jpeg(picture(number, 60, 70)))
+    main(["import", str(tmp_path / "unknown"), "--to", str(tmp_path / "set")])
+    capsys.readouterr()
+    main(["check", str(tmp_path / "set"), "--set", "data.size=32"])
+    assert "warning: no patient and no file number is known: " in " ".join(capsys.readouterr().out.split())
+    summary = json.loads(json.dumps(prepared(tmp_path / "set").summary()))
+    assert summary["patients"] == {
+        "patients": 0, "named": 0, "study": 0, "numbered": 0, "restarted": 0, "nothing": 80,
+    }  # fmt: skip
+    (warning,) = summary["warnings"]
+    assert "may lie in training and test at once" in warning
+    assert f"- {warning}" in datasheet(summary)
+
+
 def test_another_split_of_the_same_data_changes_only_its_own_hash(ray_local, atlas):
     first, again, other = (prepared(atlas, **{"data.split.seed": seed}).summary() for seed in (0, 0, 1))
     assert first == again

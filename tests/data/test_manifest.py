@@ -6,7 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fracray.data.manifest import Flow, Manifest, build, file_number
+from fracray.data.file_numbers import file_number
+from fracray.data.manifest import Flow, Manifest, build
 from fracray.errors import InputError, RunError
 
 ROOT = Path("somewhere")

@@ -16,8 +16,10 @@ from fracray.config import SplitConfig
 from fracray.data.audit.grays import Grays, find_grays
 from fracray.data.audit.shares import FractureShare, PictureSet, fracture_share, picture_set, shares
 from fracray.data.baselines import IdLeak, Shortcut, score_leak, score_shortcuts
-from fracray.data.manifest import STATUSES, UNLABELLED, Flow, Manifest, file_number
-from fracray.data.splits.assign import name_groups
+from fracray.data.file_numbers import file_number, number_files
+from fracray.data.manifest import STATUSES, UNLABELLED, Flow, Manifest
+from fracray.data.patients import KnownPatients, known_patients
+from fracray.data.splits.groups import name_groups
 
 MOST_SIZES = 10
 MOST_VALUES = 12
@@ -142,6 +144,7 @@ class Findings:
     grays: Grays
     prevalence: Prevalence
     shortcuts: Shortcuts
+    patients: KnownPatients
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: NaN (no interval, not scored) becomes None."""
@@ -151,7 +154,7 @@ class Findings:
 def find(manifest: Manifest, origin: str, block: int, most_sets: int = 8, seed: int = 0) -> Findings:
     """All findings on an examined manifest; shows `most_sets` near sets, and 3 times as many of conflicts and cuts.
 
-    `block` file numbers are held out together, as `splits.assign.name_groups` does.
+    `block` file numbers are held out together, as `splits.groups.name_groups` does.
     """
     used = name_groups(manifest, SplitConfig(block=block)).used
     return Findings(
@@ -165,6 +168,7 @@ def find(manifest: Manifest, origin: str, block: int, most_sets: int = 8, seed: 
         grays=find_grays(manifest, 3 * most_sets),
         prevalence=_prevalence(manifest),
         shortcuts=_shortcuts(manifest, used, block, seed),
+        patients=known_patients(used),
     )
 
 
@@ -303,17 +307,17 @@ def _prevalence(manifest: Manifest) -> Prevalence:
 
 def _blocks(table: pd.DataFrame) -> Blocks | None:
     """None unless most files have running numbers of one series."""
-    numbers = [file_number(image_id) for image_id in table["image_id"]]
-    prefixes = pd.Series([found[0] for found in numbers if found])
-    if 2 * len(prefixes) < len(table) or prefixes.empty:
+    files = number_files(table)
+    ordered = files[files["ordered"]]
+    if ordered.empty:
         return None
-    prefix = prefixes.mode()[0]
-    if 2 * (prefixes == prefix).sum() < len(table):
+    mine = ordered[ordered["series"] == ordered["series"].mode()[0]]
+    if 2 * len(mine) < len(table):
         return None
-    series = [(found[1], at) for at, found in enumerate(numbers) if found and found[0] == prefix]
-    series.sort()
-    number = pd.Series([n for n, _ in series])
-    rows = table.iloc[[at for _, at in series]].reset_index(drop=True)
+    names = table["path"].where(table["path"] != "", table["image_id"])[mine.index]
+    prefix = pd.Series([found[0] for name in names if (found := file_number(name))]).mode()[0]
+    order = mine["number"].sort_values(kind="stable")
+    number, rows = order.reset_index(drop=True), table.loc[order.index].reset_index(drop=True)
     size = next(step for step in BLOCK_SIZES if (number.iloc[-1] // step) - (number.iloc[0] // step) < MOST_BLOCKS)
     block = number // size
     values = tuple(

@@ -35,6 +35,7 @@ HEADINGS = {
     "conflicts": "Contradicting labels",
     "cut": "Pictures without their lower end",
     "grays": "Blank or inverted pictures",
+    "patients": "Patients",
     "prevalence": "Prevalence",
     "shortcuts": "Shortcuts",
 }

@@ -39,7 +39,7 @@ class Verdict:
 
 
 def judge(findings: Findings) -> tuple[Verdict, ...]:
-    """One verdict each on files, formats, duplicates, conflicts, cut, grays, prevalence, shortcuts, in this order."""
+    """One for files, formats, duplicates, conflicts, cut, grays, patients, prevalence, shortcuts, in this order."""
     return (
         _files(findings),
         _formats(findings),
@@ -47,6 +47,7 @@ def judge(findings: Findings) -> tuple[Verdict, ...]:
         _conflicts(findings),
         _cut(findings),
         _grays(findings),
+        _patients(findings),
         _prevalence(findings),
         _shortcuts(findings),
     )
@@ -177,6 +178,23 @@ def _of(share: FractureShare) -> str:
     return f"{share.fractured:,} of them fractured"
 
 
+def _patients(findings: Findings) -> Verdict:
+    known = findings.patients
+    if not known.images:
+        return Verdict("patients", "look", "There is no usable image.", "")
+    if known.named == known.images:
+        return Verdict("patients", "ok", f"All {_count(known.images, 'image')} have a patient.", "")
+    level: Level = "stop" if known.nothing > LOST * known.images else "look"
+    why = known.warning() or (
+        "no patient is known: one at the edge of a block of file numbers, or examined again later, may lie in training "
+        "and test at once"
+    )
+    kept = [f"blocks of {findings.shortcuts.block} file numbers"] * bool(known.numbered + known.restarted)
+    kept = ["patients"] * bool(known.named) + ["studies"] * bool(known.study) + kept
+    done = f"fracray keeps {' and '.join(kept)} in one part." if kept else ""
+    return Verdict("patients", level, f"{why[0].upper()}{why[1:]}.", done)
+
+
 def _prevalence(findings: Findings) -> Verdict:
     overall, blocks = findings.prevalence.overall, findings.prevalence.blocks
     if overall.fractured in (0, overall.images):
@@ -238,9 +256,10 @@ def _shortcuts(findings: Findings) -> Verdict:
         best = max(score.auroc.value for score in scored)
         return Verdict("shortcuts", "ok", f"No shortcut predicts the label (AUROC up to {best:.2f}).", "")
     done = (
-        "fracray keeps blocks of file numbers in one part and prints the no-pixel predictors next to each score: only "
-        "what exceeds them was learned from pictures."
+        "fracray prints the no-pixel predictors next to each score: only what exceeds them was learned from pictures."
     )
+    if findings.patients.numbered + findings.patients.restarted:
+        done = f"fracray keeps blocks of file numbers in one part and{done.removeprefix('fracray')}"
     why = "; ".join(said)
     return Verdict("shortcuts", level, f"{why[0].upper()}{why[1:]}.", done)
 

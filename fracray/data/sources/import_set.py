@@ -35,8 +35,10 @@ from fracray.data.sources.image_folder import (
     name_images,
     require_utf8,
 )
-from fracray.data.sources.label_matching import LabelMatch, by_folder, by_table, link_patients, row_of
+from fracray.data.sources.label_fields import patient_column
+from fracray.data.sources.label_matching import LabelMatch, by_folder, by_table, row_of
 from fracray.data.sources.label_table import LabelTable, open_table
+from fracray.data.sources.patient_links import link_patients
 from fracray.data.sources.pseudonyms import Pseudonyms, new_salt, read_salt
 from fracray.errors import InputError, RunError
 from fracray.runtime.storage import atomic_path, errors_name
@@ -58,7 +60,8 @@ class ImportOptions:
 
     columns: by field of `labels.FIELDS`. positive, negative, ignore: values of the label. one_class: labels of one
     class only are no error. classes: shell patterns of folders, not fractured first; one may be empty with `one_class`.
-    salt: a file. licence: the terms of use.
+    patient_from: a pattern of `PatientPattern`. some_without_patient: files that it does not fit have no patient. salt:
+    a file. licence: the terms of use.
     """
 
     labels: Path | None = None
@@ -68,6 +71,8 @@ class ImportOptions:
     ignore: tuple[str, ...] = ()
     one_class: bool = False
     classes: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+    patient_from: str = ""
+    some_without_patient: bool = False
     salt: Path | None = None
     licence: str = ""
 
@@ -80,12 +85,17 @@ class ImportOptions:
 
 
 def import_set(
-    source: str | Path, to: str | Path, options: ImportOptions, progress: Callable[[int, int], None] | None = None
+    source: str | Path,
+    to: str | Path,
+    options: ImportOptions,
+    progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Manifest:
     """Read the radiographs at `source` into the new folder `to`, completely or not at all; return their manifest.
 
     `source` is a folder or zip: of FracAtlas; with a table of labels; or with a folder per class. Its images are
-    of the kinds in `data.images.kinds`. InputError names what is wrong with them; also for a full disk.
+    of the kinds in `data.images.kinds`. `say` receives what is doubtful about patients, a line each, which may quote
+    their ids and is not kept. InputError names what is wrong with the images; also for a full disk.
     """
     source, to = user_path("PATH", str(source)).absolute(), user_path("--to", str(to)).absolute()
     if options.classes and options.of_a_table:
@@ -104,7 +114,7 @@ def import_set(
                     with _writing(to):
                         salt = new_salt(partial / SALT)
                 with errors_name(str(source), partial / FILES):
-                    manifest = _examined(source, partial, options, Pseudonyms(salt), progress)
+                    manifest = _examined(source, partial, options, Pseudonyms(salt), progress, say)
                 if manifest.root.is_relative_to(partial):
                     manifest = replace(manifest, root=manifest.root.relative_to(partial))
                 with _writing(to):
@@ -185,13 +195,14 @@ def _examined(
     options: ImportOptions,
     pseudonyms: Pseudonyms,
     progress: Callable[[int, int], None] | None,
+    say: Callable[[str], None],
 ) -> Manifest:
     """The manifest of what is in the folder or zip `source`, with every file decoded once."""
     folder, root = _open(source, partial, options)
     around = beside(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom's warnings about odd headers quote their text
-        manifest = _read(root, options, pseudonyms, around)
+        manifest = _read(root, options, pseudonyms, around, say)
     _refuse_one_class(manifest, source, options)
     rows = len(manifest.table)
     manifest = _stamped(examine(manifest, progress))
@@ -264,7 +275,9 @@ def _first_note(manifest: Manifest) -> str:
 # ---------------------------------------------------------------- its rows
 
 
-def _read(root: Path, options: ImportOptions, pseudonyms: Pseudonyms, around: Beside) -> Manifest:
+def _read(
+    root: Path, options: ImportOptions, pseudonyms: Pseudonyms, around: Beside, say: Callable[[str], None]
+) -> Manifest:
     remarks = _on_archives(around)
     if not options.classes and not options.of_a_table:
         atlases = [
@@ -275,7 +288,17 @@ def _read(root: Path, options: ImportOptions, pseudonyms: Pseudonyms, around: Be
             raise InputError(f"{root}: several folders of FracAtlas: {names}; name one of them")
         if atlases:
             require_utf8(atlases[0])
+            if options.patient_from:
+                raise InputError(
+                    f"--patient-from: {atlases[0]} is read as FracAtlas, which knows no patient; name its table too, "
+                    "with --labels dataset.csv"
+                )
             atlas = read_fracatlas(atlases[0])
+            if column := patient_column(name.removeprefix("csv_") for name in atlas.table if name.startswith("csv_")):
+                say(
+                    f"dataset.csv has the column '{column}', but a FracAtlas folder is read without patients; to keep "
+                    "them, import with --labels dataset.csv"
+                )
             return replace(atlas, remarks=(*atlas.remarks, *remarks))
     files, others = list_images(root)
     if not files:
@@ -295,9 +318,21 @@ def _read(root: Path, options: ImportOptions, pseudonyms: Pseudonyms, around: Be
         remarks = [remarks[0], *_on_table(table, found), *remarks[1:]]
     else:
         found, missing = by_folder(files, root, options.classes, options.one_class), {}
-    ids_of = link_patients(files, found)
+    ids_of = link_patients(files, found, options.patient_from, options.some_without_patient, say)
+    if (
+        table
+        and "patient" in table.columns
+        and not any(match.record and match.record.patient for match in found.values())
+    ):
+        say(f"{table.path.name}: the column of patients, '{table.columns['patient']}', is empty for every file")
     rows = [
-        row_of(file, image_id, found.get(at, LabelMatch()), ids_of[at], pseudonyms)
+        row_of(
+            file,
+            image_id,
+            found.get(at, LabelMatch()),
+            pseudonyms("patient", ids_of[at].patient),
+            pseudonyms("study", ids_of[at].study),
+        )
         for at, (file, image_id) in enumerate(zip(files, ids, strict=True))
     ]
     taken = set(ids)

@@ -1,6 +1,7 @@
 """What the columns of a table of labels may mean. Imports nothing slow: the help of the import lists the fields."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 
 # Each field with the column names that are recognised without --column; case, spaces and signs are ignored.
 FIELDS: Mapping[str, tuple[str, ...]] = {
@@ -18,3 +19,8 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "age": ("age", "patientage"),
     "sex": ("sex", "gender", "patientsex"),
 }  # fmt: skip
+
+
+def patient_column(header: Iterable[str]) -> str | None:
+    """The first column that is recognised as that of patients, None where there is none."""
+    return next((name for name in header if re.sub(r"[\W_]", "", name.lower()) in FIELDS["patient"]), None)

@@ -1,6 +1,6 @@
-"""The label of each radiograph of an imported set, by table or folder, and its patient.
+"""The label of each radiograph of an imported set, by table or folder, and its row of the manifest.
 
-Compares identifiers and links the files of one patient. Must not open a picture.
+Compares identifiers. Must not open a picture.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,13 +9,10 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
-from fracray.data.duplicates import Pair, connected_sets, equal
-from fracray.data.images.dicom_header import Header
 from fracray.data.sources.csv_file import quoted
 from fracray.data.sources.image_folder import FileIndex, RadiographFile, classes_of, plain_path
 from fracray.data.sources.label_table import LabelTable, Record
-from fracray.data.sources.label_words import identifier, is_empty
-from fracray.data.sources.pseudonyms import Pseudonyms
+from fracray.data.sources.label_words import is_empty
 from fracray.errors import InputError, RunError
 
 MAX_MISSING = 100_000  # rows of a table without a file; a table with more belongs to another folder
@@ -212,59 +209,8 @@ def _again(labels: frozenset[int]) -> str:
     return f"listed again with the {'other' if len(labels) == 2 else 'same'} label"
 
 
-def _placeholder(files: Sequence[RadiographFile]) -> str:
-    """The patient id, if the headers of several studies share one ('ANONYMOUS' or the like): it links nothing."""
-    headers = [file.header for file in files if file.header and identifier(file.header.patient)]
-    patients = {header.patient for header in headers}
-    return patients.pop() if len(patients) == 1 and len({header.study for header in headers}) > 1 else ""
-
-
-@dataclass(frozen=True)
-class PatientIds:
-    """The identifiers of one file's patient and study, the table's before the header's; '' if none."""
-
-    patients: tuple[str, str] = ("", "")
-    studies: tuple[str, str] = ("", "")
-
-    @property
-    def patient(self) -> str:
-        return self.patients[0] or self.patients[1]
-
-    @property
-    def study(self) -> str:
-        return self.studies[0] or self.studies[1]
-
-
-def link_patients(files: Sequence[RadiographFile], found: Mapping[int, LabelMatch]) -> list[PatientIds]:
-    """The ids of each file; files that share any identifier, by table or header, get the first patient among them."""
-    placeholder = _placeholder(files)
-    ids_of = []
-    for at, file in enumerate(files):
-        record, header = found.get(at, LabelMatch()).record, file.header or Header()
-        by_header = "" if header.patient == placeholder else identifier(header.patient)
-        ids_of.append(
-            PatientIds(
-                (record.patient if record else "", by_header),
-                (record.study if record else "", header.study),
-            )
-        )
-    links: list[Pair] = []
-    for kind in ("patients", "studies"):
-        ids = [identifier for patient_ids in ids_of for identifier in getattr(patient_ids, kind)]
-        links += [(one // 2, other // 2) for one, other in equal(ids)]
-    for together in connected_sets(len(files), links):
-        patient = next((ids_of[at].patient for at in together if ids_of[at].patient), "")
-        if not patient and len({ids_of[at].study for at in together}) > 1:
-            patient = ids_of[together[0]].study  # only this links studies that are one by table and header
-        for at in together:
-            ids_of[at] = replace(ids_of[at], patients=(patient, ""))
-    return ids_of
-
-
-def row_of(
-    file: RadiographFile, image_id: str, match: LabelMatch, patient_ids: PatientIds, pseudonyms: Pseudonyms
-) -> dict[str, Any]:
-    """The manifest row of a file; the table's values come before the header's."""
+def row_of(file: RadiographFile, image_id: str, match: LabelMatch, patient: str, study: str) -> dict[str, Any]:
+    """The manifest row of a file, with the hashes of its patient and study; the table's values before the header's."""
     record, header = match.record, file.header
     age = header.age if header and (record is None or isnan(record.age)) else record.age if record else float("nan")
     status, note = "ok", match.note
@@ -284,8 +230,8 @@ def row_of(
         "label": max(match.labels, default=0),
         "status": status,
         "note": note,
-        "patient": pseudonyms("patient", patient_ids.patient),
-        "study": pseudonyms("study", patient_ids.study),
+        "patient": patient,
+        "study": study,
         "batch": (record.batch if record else "") or (header.device if header else ""),
         "region": (record.region if record else "") or (header.region if header else ""),
         "view": (record.view if record else "") or (header.view if header else ""),

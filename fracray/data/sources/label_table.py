@@ -123,8 +123,8 @@ class LabelTable:
                 image=said["image"],
                 label={"fractured": 1, "not fractured": 0}.get(meaning),
                 uncertain=meaning == "uncertain",
-                patient=identifier(said["patient"]),
-                study=identifier(said["study"]),
+                patient=self._identifier("patient", said["patient"]),
+                study=self._identifier("study", said["study"]),
                 region=_tags(said["region"]),
                 view=_tags("+".join(view_of(tag) for tag in _split(said["view"]))),
                 batch=said["batch"],
@@ -186,6 +186,12 @@ class LabelTable:
         if text and text.lower() not in _SEXES:
             self._unread("sex", text)
         return _SEXES.get(text.lower(), "")
+
+    def _identifier(self, name: str, text: str) -> str:
+        found = identifier(text)
+        if text and not found:
+            self._unread(name, text)
+        return found
 
     def _unread(self, name: str, text: str) -> None:
         self.tally.unread[name] += 1

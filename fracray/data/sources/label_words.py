@@ -31,7 +31,7 @@ _EMPTY = frozenset(
 )
 # What stands for a patient or a study that is not known. As an identifier, it would tie strangers together.
 _NOBODY = frozenset(
-    {"-", "--", "?", "??", ".", "unknown", "anonymous", "anonymized", "anonymised"}
+    {"-", "--", "?", "??", ".", "unknown", "unk", "anonymous", "anonymized", "anonymised", "anon"}
     | {"#ref!", "#value!", "#name?", "#num!", "#div/0!", "#null!"}
 )
 

@@ -1,7 +1,6 @@
 """Splits: which used radiographs train, validate and test, so that training reveals nothing about a test image.
 
-Groups are inferred where patients are unknown: duplicate components joined with blocks of neighbouring file numbers.
-Must not look at pixels, and must not know of models.
+Groups are those of `groups.name_groups`. Must not look at pixels, and must not know of models.
 """
 
 from collections.abc import Sequence
@@ -11,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from fracray.config import AXES, SplitConfig
-from fracray.data.duplicates import Pair, components
-from fracray.data.manifest import PARTS, Manifest, file_number, in_set, part_of, sets_named, sets_of
+from fracray.data.manifest import PARTS, Manifest, in_set, part_of, sets_named, sets_of
+from fracray.data.splits.groups import TIES, in_order, name_groups
 from fracray.data.splits.held_out import HeldOutSet, hold_out
 from fracray.data.splits.set_names import UNSHIFTED, validation_sets
 from fracray.data.splits.stratify import deal_groups, deal_rows
@@ -26,9 +25,6 @@ _MOSTLY = 0.8
 
 FEW = 10  # images of a class below which a set is called small
 
-_PERSON = ("patient", "study")  # where known
-_TIES = ("component", *_PERSON)
-
 
 # ---------------------------------------------------------------- the split
 
@@ -37,13 +33,14 @@ def assign_splits(manifest: Manifest, config: SplitConfig, rotation: int = 0) ->
     """Fill `group` and `split` of the used rows, stratified by label; '' in the others and where a row stays unused.
 
     First, groups are assigned to three parts, each group to one (except in protocol 'random'). A group joins images
-    by duplicate component, patient, study and, for images with neither patient nor study, block of file numbers; it is
-    named after its first image. Components include unused files: two images similar to a third one are joined even if
-    that one is not used. Blocks join only used images. (If unused files joined blocks too, single copies in FracAtlas
-    would chain 17 blocks into two groups of 550 and 510 images with nearly all large pictures, which fit only into
-    train; 145 of the 149 files in its series of copies have a twin, so little is lost.)
-    'blocks' does not join blocks that share a duplicate: images whose duplicates or patient are in two parts are left
-    out of the part that comes first in train, val, test.
+    by duplicate component, patient, study, small folder (`groups.in_order`) and, for images with neither patient nor
+    study, block of file numbers; it is named after its first image. Components include unused files: two images similar
+    to a third one are joined even if that one is not used. Blocks and folders join only used images. (If unused files
+    joined blocks too, single copies in FracAtlas would chain 17 blocks into two groups of 550 and 510 images with
+    nearly all large pictures, which fit only into train; 145 of the 149 files in its series of copies have a twin, so
+    little is lost.)
+    'blocks' does not join blocks that share a duplicate, and takes a small folder for a block: images whose duplicates
+    or patient are in two parts are left out of the part that comes first in train, val, test.
     'kfold' makes `config.folds` equal parts: `config.fold` is test, the next one val (or, by `rotation`, one of the
     others), the rest train.
 
@@ -58,7 +55,7 @@ def assign_splits(manifest: Manifest, config: SplitConfig, rotation: int = 0) ->
     wanted size by more than a factor of two.
     """
     where = str(manifest.root)
-    used = _in_order(manifest)
+    used = in_order(manifest)
     label = used["label"].to_numpy()
     if len(set(label)) < 2:
         raise InputError(
@@ -69,6 +66,12 @@ def assign_splits(manifest: Manifest, config: SplitConfig, rotation: int = 0) ->
         return _split_from_file(manifest, config, config.file)
     table = name_groups(manifest, config).table
     group = table.loc[used.index, "group"].to_numpy()
+    patients = used["patient"].nunique() if (used["patient"] != "").all() else 0
+    if config.protocol != "random" and patients == 1:
+        raise InputError(
+            f"{where}: all {len(used)} used images have the same patient, who cannot be in two parts, so there is no "
+            "split; correct the column or the folders that the patients were read from, and import the set again"
+        )
     held = hold_out(used, config, where)
     rng = np.random.default_rng(config.seed)
     if config.protocol == "random":
@@ -78,22 +81,14 @@ def assign_splits(manifest: Manifest, config: SplitConfig, rotation: int = 0) ->
         part, wanted = _deal(label, group, held, config, rotation, rng)
     if config.protocol == "blocks":
         part = _without_divided_ties(used, part)
-    _check_sizes(part, wanted, config, where, len(set(group)))
+    _check_sizes(part, wanted, config, where, len(set(group)), patients)
     sets = _cut_sets(label, part, held, config)
     if config.training_budget is not None:
         _keep_budget(sets, label, config.training_budget, rng, where)
     names = validation_sets(config)
-    _check_classes(sets, ("train", *names, *(name.replace("val", "test", 1) for name in names)), label, config, where)
+    names = ("train", *names, *(name.replace("val", "test", 1) for name in names))
+    _check_classes(sets, names, label, config, where, patients)
     table.loc[used.index, "split"] = ["+".join(names) for names in sets]
-    return replace(manifest, table=table)
-
-
-def name_groups(manifest: Manifest, config: SplitConfig) -> Manifest:
-    """Fill `group` of the used rows, as `assign_splits` explains, and clear `split`: for data that is not split."""
-    table = manifest.table.copy()
-    table["split"] = table["group"] = ""
-    used = _in_order(manifest)
-    table.loc[used.index, "group"] = used["image_id"].to_numpy()[_first_of_group(used, config)]
     return replace(manifest, table=table)
 
 
@@ -152,34 +147,10 @@ def explain(manifest: Manifest, config: SplitConfig) -> tuple[str, ...]:
     return tuple(notes)
 
 
-# ---------------------------------------------------------------- groups
-
-
-def _in_order(manifest: Manifest) -> pd.DataFrame:
-    """The used rows by image_id, so that a split does not depend on the order of the files."""
-    return manifest.used.sort_values("image_id")
-
-
-def _first_of_group(used: pd.DataFrame, config: SplitConfig) -> np.ndarray:
-    """For each row, the position of the first row of its group."""
-    first: dict[tuple[str, str, int], int] = {}
-    pairs: list[Pair] = []
-    joined = config.protocol != "blocks"
-    for at, (image_id, *ids) in enumerate(used[["image_id", *_TIES]].itertuples(index=False)):
-        keys = [(tie, value, 0) for tie, value in zip(_TIES, ids, strict=True) if value and joined]
-        person_known = any(tie in _PERSON for tie, _, _ in keys)
-        if not person_known and (number := file_number(image_id)):
-            keys.append(("block", number[0], number[1] // config.block_size))
-        pairs += [(first.setdefault(key, at), at) for key in keys]
-    number_of = components(len(used), pairs)
-    _, start = np.unique(number_of, return_index=True)
-    return start[number_of]
-
-
 def _without_divided_ties(used: pd.DataFrame, part: np.ndarray) -> np.ndarray:
     """The parts, with -1 for an image whose duplicates or patient are in a later part as well."""
     part = part.copy()
-    for column in _TIES:
+    for column in TIES:
         last = pd.Series(part, index=used.index).groupby(used[column]).transform("max").to_numpy()
         part[(used[column] != "").to_numpy() & (part < last)] = -1
     return part
@@ -263,35 +234,41 @@ def _keep_budget(sets: list[list[str]], label: np.ndarray, budget: int, rng: np.
             sets[row].clear()
 
 
-def _check_sizes(part: np.ndarray, wanted: np.ndarray, config: SplitConfig, where: str, groups: int) -> None:
+def _check_sizes(
+    part: np.ndarray, wanted: np.ndarray, config: SplitConfig, where: str, groups: int, patients: int
+) -> None:
     for index, name in enumerate(PARTS):
         share, goal = (part == index).mean(), wanted[index] / len(part)
         if not 1 / _TOLERANCE <= share / goal <= _TOLERANCE:
             raise InputError(
                 f"{where}: {len(part)} used images in {groups} groups cannot be split: {name} would have {share:.0%} "
-                f"of the images instead of {goal:.0%}; {_remedy(config)}"
+                f"of the images instead of {goal:.0%}; {_remedy(config, patients)}"
             )
 
 
 def _check_classes(
-    sets: list[list[str]], names: Sequence[str], label: np.ndarray, config: SplitConfig, where: str
+    sets: list[list[str]], names: Sequence[str], label: np.ndarray, config: SplitConfig, where: str, patients: int = 0
 ) -> None:
     for name in names:
         mine = label[[name in names for names in sets]]
         if len(set(mine)) < 2:
             raise InputError(
                 f"{where}: {len(label)} used images cannot be split: {name} would have {int((mine == 0).sum())} images "
-                f"not fractured and {int(mine.sum())} fractured; {_remedy(config)}"
+                f"not fractured and {int(mine.sum())} fractured; {_remedy(config, patients)}"
             )
 
 
-def _remedy(config: SplitConfig) -> str:
+def _remedy(config: SplitConfig, patients: int = 0) -> str:
+    """What to change; `patients` is their number where all are known, so that no block of file numbers matters."""
     if config.file is not None:
         return f"correct {config.file}, or leave out data.split.file"
     if config.training_budget is not None and config.training_budget < 50:
         return f"raise data.split.budget (now {config.training_budget})"
     if config.protocol == "random":
         return "change data.split.train and val, or add images"
+    if patients:
+        folds = "lower data.split.folds" if config.protocol == "kfold" else "change data.split.train and val"
+        return f"no patient is divided, and there are {patients}: {folds}, or add patients"
     if config.protocol == "kfold":
         return f"lower data.split.folds (now {config.folds}) or data.split.block (now {config.block_size})"
     hold = ", hold out something else" if config.held_out else ""

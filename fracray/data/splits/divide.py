@@ -17,16 +17,18 @@ import pyarrow.parquet as pq
 from fracray.config import SplitConfig
 from fracray.data.baselines import Baseline, cross_fitted_baselines, no_pixel_baselines
 from fracray.data.manifest import Manifest
-from fracray.data.splits.assign import assign_splits, explain, name_groups
+from fracray.data.splits.assign import assign_splits, explain
+from fracray.data.splits.groups import name_groups
 from fracray.errors import InputError
 from fracray.runtime.storage import atomic_path
 
 # Part of the key of cached splits: raise it when the same manifest would be split or described differently.
-DIVISION_VERSION = 2
+DIVISION_VERSION = 3
 
 # The columns that splits, their explanation and the predictors read.
 _READ = (
     "image_id",
+    "path",
     "label",
     "status",
     "duplicate_of",

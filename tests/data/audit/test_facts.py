@@ -39,7 +39,7 @@ def levels(findings: Findings) -> dict[str, str]:
 
 
 def test_an_unremarkable_set_is_ok_throughout():
-    findings = found(listed())
+    findings = found(listed(patient=[f"p{n // 2}" for n in range(200)]))
     assert set(levels(findings).values()) == {"ok"}
     assert sum_up(judge(findings)).level == "ok"
     assert all(verdict.why.endswith(".") for verdict in judge(findings))
@@ -167,6 +167,7 @@ def test_copies_conflicts_and_lost_ends_are_counted_and_shown(tmp_path):
         "conflicts": "look",
         "cut": "look",
         "grays": "ok",
+        "patients": "look",
         "prevalence": "ok",
         "shortcuts": levels(findings)["shortcuts"],
     }

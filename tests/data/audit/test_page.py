@@ -182,6 +182,7 @@ def test_a_set_without_defects_tags_or_numbers_has_a_page(tmp_path):
         atlas.add(number, number % 2, leg=0, frontal=0)
     manifest = examine(read_fracatlas(atlas.write()))
     manifest.table["image_id"] = [f"wrist {chr(97 + n)}" for n in range(12)]
+    manifest.table["path"] = manifest.table["image_id"] + ".jpg"
     tree, page, _ = audited(manifest)
     assert [section["id"] for section in page.all("section")] == list(HEADINGS)
     assert not page.all("img")

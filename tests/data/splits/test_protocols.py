@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from fracray.config import AXES, SplitConfig
 from fracray.data.baselines import no_pixel_baselines
-from fracray.data.manifest import Manifest, build, file_number, in_set, part_of, sets_named, sets_of
-from fracray.data.splits.assign import assign_splits, explain, leaks, name_groups, validation_sets
+from fracray.data.file_numbers import file_number
+from fracray.data.manifest import Manifest, build, in_set, part_of, sets_named, sets_of
+from fracray.data.splits.assign import assign_splits, explain, leaks, validation_sets
+from fracray.data.splits.groups import name_groups
 from fracray.data.splits.held_out import hold_out
 from fracray.errors import InputError
 

@@ -1,0 +1,161 @@
+"""The patient and the study of each file of an imported set, by table, header, and folder or file name.
+
+Links files that share an identifier, and says what is doubtful. Must not open a picture, and must not store an
+identifier: what is returned is hashed before it is written.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from fracray.data.duplicates import Pair, connected_sets, equal
+from fracray.data.images.dicom_header import Header
+from fracray.data.sources.csv_file import quoted
+from fracray.data.sources.image_folder import RadiographFile
+from fracray.data.sources.label_matching import LabelMatch
+from fracray.data.sources.label_words import identifier
+from fracray.data.sources.patient_names import patients_by_pattern, patients_by_usual_names, unmatched
+from fracray.errors import InputError
+
+SOME = "--some-without-patient"
+
+_MANY = 20  # files that are hardly of as many patients
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class PatientIds:
+    """The identifiers of one file's patient and study, by table, by header and by path; '' if none."""
+
+    patients: tuple[str, ...] = ()
+    studies: tuple[str, ...] = ()
+
+    @property
+    def patient(self) -> str:
+        return next(filter(None, self.patients), "")
+
+    @property
+    def study(self) -> str:
+        return next(filter(None, self.studies), "")
+
+
+def link_patients(
+    files: Sequence[RadiographFile],
+    found: Mapping[int, LabelMatch],
+    pattern: str = "",
+    some_without: bool = False,
+    say: Say = lambda text: None,
+) -> list[PatientIds]:
+    """The ids of each file; files that share any identifier get the first patient among them.
+
+    pattern: of `PatientPattern`; without one, folders with usual names (`patient0001`) count where neither table nor
+    header names a patient. Identifiers that differ only in case, spaces or leading zeros are one. `say` is told that,
+    and what else is doubtful. InputError where the pattern fits nothing, leaves files without any patient (unless
+    `some_without`), or puts several patients of the table or of headers into one.
+    """
+    placeholder = _placeholder(files)
+    by_table = [found.get(at, LabelMatch()).record for at in range(len(files))]
+    tabled = [record.patient if record else "" for record in by_table]
+    headers = [file.header or Header() for file in files]
+    headed = ["" if header.patient == placeholder else identifier(header.patient) for header in headers]
+    paths = [file.path for file in files]
+    if pattern:
+        named = patients_by_pattern(paths, pattern)
+        _compare(paths, named, [table or header for table, header in zip(tabled, headed, strict=True)], pattern, say)
+        without = [at for at in range(len(files)) if not (named[at] or tabled[at] or headed[at])]
+        if without and not some_without:
+            raise unmatched([paths[at] for at in without], pattern, SOME)
+        if without:
+            say(_listed("files without a patient", [paths[at] for at in without]))
+    elif any(tabled) or any(headed):
+        named = [""] * len(files)
+    else:
+        named = patients_by_usual_names(paths)
+        if count := len({one for one in named if one}):
+            first = next(filter(None, named))
+            say(
+                f"patients by folders with usual names: {count:,}, such as {quoted(first)}; --patient-from names others"
+            )
+    ids_of = [
+        PatientIds((table, header, name), (record.study if record else "", about.study))
+        for table, header, name, record, about in zip(tabled, headed, named, by_table, headers, strict=True)
+    ]
+    _say_doubts([ids.patients for ids in ids_of], say)
+    links: list[Pair] = []
+    kinds = (
+        (3, [_plain(one) for ids in ids_of for one in ids.patients]),
+        (2, [s for ids in ids_of for s in ids.studies]),
+    )
+    for each, identifiers in kinds:
+        links += [(one // each, other // each) for one, other in equal(identifiers)]
+    for together in connected_sets(len(files), links):
+        patient = next((ids_of[at].patient for at in together if ids_of[at].patient), "")
+        if not patient and len({ids_of[at].study for at in together}) > 1:
+            patient = ids_of[together[0]].study  # only this links studies that are one by table and header
+        for at in together:
+            ids_of[at] = replace(ids_of[at], patients=(patient,))
+    return ids_of
+
+
+def _placeholder(files: Sequence[RadiographFile]) -> str:
+    """The patient id, if the headers of several studies share one ('ANONYMOUS' or the like): it links nothing."""
+    headers = [file.header for file in files if file.header and identifier(file.header.patient)]
+    patients = {header.patient for header in headers}
+    return patients.pop() if len(patients) == 1 and len({header.study for header in headers}) > 1 else ""
+
+
+def _plain(name: str) -> str:
+    """A patient id for comparison: spreadsheets change case, add spaces, drop leading zeros and write 12 as 12.0."""
+    text = re.sub(r"\s+", "", name).casefold()
+    text = re.sub(r"^(\d+)\.0+$", r"\1", text)
+    return re.sub(r"(?<![\d.])0+(?=\d)", "", text)
+
+
+def _say_doubts(patients: Sequence[tuple[str, ...]], say: Say) -> None:
+    spelled: dict[str, dict[str, None]] = {}
+    for one in patients:
+        for name in filter(None, one):
+            spelled.setdefault(_plain(name), {})[name] = None
+    several = [list(spellings) for spellings in spelled.values() if len(spellings) > 1]
+    if several:
+        say(
+            f"{len(several):,} patients are written in several ways, such as {quoted(several[0][0])} and "
+            f"{quoted(several[0][1])}: ids that differ only in case, spaces or leading zeros are taken as one patient"
+        )
+    known = [next(filter(None, one), "") for one in patients]
+    if len(spelled) == len(known) >= _MANY:
+        say(f"each of the {len(known):,} files has a patient of its own: make sure that these ids are of patients")
+    if len(spelled) == 1 and len(known) > 1 and all(known):
+        say(
+            f"all {len(known):,} files have the same patient, {quoted(known[0])}: it is in one part, so this set "
+            "can only be evaluated; name the right column with --column patient=NAME, or the folders with "
+            "--patient-from"
+        )
+
+
+def _compare(paths: Sequence[str], named: Sequence[str], others: Sequence[str], pattern: str, say: Say) -> None:
+    """Refuse a name that ties several patients of the table or the headers, and say where one of those has several."""
+    first: dict[str, int] = {}
+    names_of: dict[str, dict[str, None]] = {}
+    for at, (name, other) in enumerate(zip(named, others, strict=True)):
+        if not (name and other):
+            continue
+        if _plain(others[before := first.setdefault(_plain(name), at)]) != _plain(other):
+            raise InputError(
+                f"--patient-from '{pattern}': {paths[before]} and {paths[at]} are one patient by it, {quoted(name)}, "
+                f"and two by the table or the headers, {quoted(others[before])} and {quoted(other)}; correct one of "
+                "the two, or leave out --patient-from"
+            )
+        names_of.setdefault(_plain(other), {})[name] = None
+    several = [list(names) for names in names_of.values() if len(names) > 1]
+    if several:
+        say(
+            f"{len(several):,} patients of the table or the headers have several names by --patient-from, such as "
+            f"{quoted(several[0][0])} and {quoted(several[0][1])}: taken as one patient"
+        )
+
+
+def _listed(what: str, paths: Sequence[str], most: int = 20) -> str:
+    more = f" and {len(paths) - most:,} more" if len(paths) > most else ""
+    return f"{len(paths):,} {what}: {', '.join(paths[:most])}{more}"
