@@ -7,6 +7,8 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fracray import interrupts
+
 if TYPE_CHECKING:
     from fracray.config import Config
     from fracray.search.space import SearchSpace
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from fracray.training.model import build_model
 
     __version__: str
+
+interrupts.take_over()  # a command may be interrupted from here on
 
 # albumentations looks for a newer version over the network when it is imported. Every process that uses it through
 # fracray, Ray's workers too, imports this package first.
