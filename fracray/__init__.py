@@ -3,13 +3,18 @@
 The public names are loaded when they are first used: `import fracray` alone imports neither Torch nor Ray.
 """
 
+from __future__ import annotations
+
 import os
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from fracray import interrupts
 
+interrupts.take_over()  # a command may be interrupted from here on; so this comes before other imports
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from fracray.config import Config
     from fracray.search.space import SearchSpace
     from fracray.search.space_file import load_space
@@ -17,8 +22,6 @@ if TYPE_CHECKING:
     from fracray.training.model import build_model
 
     __version__: str
-
-interrupts.take_over()  # a command may be interrupted from here on
 
 # albumentations looks for a newer version over the network when it is imported. Every process that uses it through
 # fracray, Ray's workers too, imports this package first.
@@ -42,6 +45,8 @@ def __getattr__(name: str) -> Any:
 
         return version("fracray")
     if name in _ROOMS:
+        from importlib import import_module
+
         return getattr(import_module(f"fracray.{_ROOMS[name]}"), name)
     raise AttributeError(f"module 'fracray' has no attribute '{name}'")
 

@@ -1,18 +1,23 @@
 """Ctrl-C and SIGTERM in a process that runs a command, from the first import of fracray to the end of the process.
 
 Python's own answer, an exception at any place, ends in a traceback while modules are imported: before a command has
-begun there is nobody to catch it, and libraries turn it into other errors, or lose it and go on.
+begun there is nobody to catch it, and libraries turn it into other errors, or lose it and go on. This module imports
+next to nothing, as an interruption before `take_over` still ends in a traceback.
 """
+
+from __future__ import annotations
 
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import pairwise
-from types import FrameType
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import Any
 
 EXIT_CODE = 130
 AGAIN = "give the same command again"
@@ -31,10 +36,12 @@ class _Process:
 
 def take_over() -> None:
     """Answer both signals in this process, if it runs a command of fracray. Called at the first import."""
-    if not _Process.ours and _runs_a_command() and threading.current_thread() is threading.main_thread():
+    if _Process.ours or not _runs_a_command():
+        return
+    with suppress(ValueError):  # not the main thread
         _Process.ours = True
-        sys.unraisablehook = _unraisable
         listen()
+        sys.unraisablehook = _unraisable
 
 
 def listen() -> None:
@@ -83,6 +90,19 @@ def remedy(words: Callable[[], str]) -> Iterator[None]:
             with suppress(Exception):  # the storage may be out of reach
                 said = words()
             raise KeyboardInterrupt(*([said] if said else [])) from None
+
+
+@contextmanager
+def children_spared() -> Iterator[None]:
+    """Processes that start in this block do not get Ctrl-C, which a terminal sends to all; this process ends them.
+
+    Its own waits until the block ends.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _runs_a_command() -> bool:
