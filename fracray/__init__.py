@@ -3,11 +3,18 @@
 The public names are loaded when they are first used: `import fracray` alone imports neither Torch nor Ray.
 """
 
-import os
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+import os
+
+from fracray import interrupts
+
+interrupts.take_over()  # a command may be interrupted from here on; so this comes before other imports
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from fracray.config import Config
     from fracray.search.space import SearchSpace
     from fracray.search.space_file import load_space
@@ -38,6 +45,8 @@ def __getattr__(name: str) -> Any:
 
         return version("fracray")
     if name in _ROOMS:
+        from importlib import import_module
+
         return getattr(import_module(f"fracray.{_ROOMS[name]}"), name)
     raise AttributeError(f"module 'fracray' has no attribute '{name}'")
 

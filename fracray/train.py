@@ -9,13 +9,14 @@ import argparse
 import re
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fracray.errors import InputError, RunError, run_verb
+from fracray.interrupts import remedy
 from fracray.runtime.arguments import add_run_options, command
 
 if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are read and its files are found
@@ -60,8 +61,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> None:
     args = parser().parse_args(argv)
     least, most = _workers(args.workers)
-    config, run = _resume(args) if args.resume else _begin(args)
-    _train(args, config, run, least, most)
+    with ExitStack() as held:  # the run, which no other command may work in
+        config, run = (_resume if args.resume else _begin)(args, held)
+        _train(args, config, run, least, most)
 
 
 # ---------------------------------------------------------------- its checks
@@ -80,9 +82,36 @@ def _workers(text: str) -> tuple[int, int]:
     return fewest, highest
 
 
-def _begin(args: argparse.Namespace) -> tuple[Config, Folder]:
+def _begin(args: argparse.Namespace, held: ExitStack) -> tuple[Config, Folder]:
     """The config and the folder of a new run; everything that can be refused early is refused before it is written."""
-    from fracray.config import Config, load_config, parse_assignments
+    from fracray.config import Config
+
+    config = _asked(args, Config())
+    from fracray.runtime.run_folder import find_run
+
+    run = find_run(args.storage, args.name, "train", resume=False)
+
+    from fracray.training.model import build_model
+
+    build_model(config.model, size=config.data.size)  # an unknown name or missing weights are refused here
+    _hold(args, run, held)
+    return config, run
+
+
+def _resume(args: argparse.Namespace, held: ExitStack) -> tuple[Config, Folder]:
+    """The config and the folder of a run that exists; options that ask for another config are refused."""
+    from fracray.runtime.run_folder import find_run, refuse_other, stored_config
+
+    run = find_run(args.storage, args.name, "train", resume=True)
+    _hold(args, run, held)
+    config = stored_config(run)
+    refuse_other(run, config.leaves(), _asked(args, config).leaves(), "in this command")
+    return config, run
+
+
+def _asked(args: argparse.Namespace, config: Config) -> Config:
+    """The config that the command line asks for, from this one where it names none."""
+    from fracray.config import load_config, parse_assignments
     from fracray.runtime.locations import data_source
 
     leaves = parse_assignments(args.set)
@@ -90,34 +119,21 @@ def _begin(args: argparse.Namespace) -> tuple[Config, Folder]:
         leaves["data.source"] = data_source(args.data)
     if args.epochs is not None:
         leaves["train.epochs"] = args.epochs
-    config = Config()
     if args.config and Path(args.config).is_dir():
         from fracray.training.checkpoint import read_metadata
 
         config = read_metadata(args.config).config
     elif args.config:
         config = load_config(args.config)
-    config = config.with_leaves(leaves, "command line")
-
-    from fracray.runtime.run_folder import begin_run, find_run
-
-    run = find_run(args.storage, args.name, "train", resume=False)
-
-    from fracray.training.model import build_model
-
-    build_model(config.model, size=config.data.size)  # an unknown name or missing weights are refused here
-    begin_run(run, args.storage)
-    return config, run
+    return config.with_leaves(leaves, "command line")
 
 
-def _resume(args: argparse.Namespace) -> tuple[Config, Folder]:
-    """The config and the folder of a run that exists."""
-    if args.data or args.config or args.epochs or args.set:
-        raise InputError("--resume continues with the run's own config; leave out --data, --config, --epochs and --set")
-    from fracray.runtime.run_folder import find_run, stored_config
+def _hold(args: argparse.Namespace, run: Folder, held: ExitStack) -> None:
+    """Keep other commands out of the run, and say how to continue it after Ctrl-C, as long as this one lasts."""
+    from fracray.runtime.run_folder import how_to_continue, open_for_work
 
-    run = find_run(args.storage, args.name, "train", resume=True)
-    return stored_config(run), run
+    held.enter_context(remedy(lambda: how_to_continue("train", args.storage, run)))
+    held.enter_context(open_for_work(run, args.storage, args.resume))
 
 
 # ---------------------------------------------------------------- the training
@@ -165,12 +181,7 @@ def _train(args: argparse.Namespace, config: Config, run: Folder, least: int, mo
             soft_wrap=True,
         )
         with _EpochLines(trial_folder(run, TRIAL), config.train.epochs, console):
-            try:
-                run_workers(run, trial_name(TRIAL), _work, {"job": Shared(job), "each": each}, each)
-            except KeyboardInterrupt:
-                remedy = how_to_continue("train", args.storage, run)
-                console.print(f"\nthe training is not finished; {remedy}", soft_wrap=True)
-                raise
+            run_workers(run, trial_name(TRIAL), _work, {"job": Shared(job), "each": each}, each)
     history = read_epochs(trial_folder(run, TRIAL))
     if isnan(history[-1].value("val_loss")):
         raise RunError(

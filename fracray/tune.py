@@ -9,11 +9,13 @@ import argparse
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fracray.errors import InputError, run_verb
+from fracray.interrupts import listen, remedy
 from fracray.runtime.arguments import add_run_options, command
 
 if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are read and its files are found
@@ -65,49 +67,67 @@ FLAGS = {
     "gpus_per_trial": "search.gpus_per_trial",
     "time_budget": "search.time_budget",
 }
+FREE = {path for path in FLAGS.values() if path.startswith("search.")}  # what may change when a search is resumed
 
 
 def main(argv: Sequence[str]) -> None:
     begun = time.time()
     args = parser().parse_args(argv)
-    space, run = _resume(args) if args.resume else _begin(args)
-    _search_and_summarise(args, space, run, begun)
+    with ExitStack() as held:  # the run, which no other command may work in
+        space, run = (_resume if args.resume else _begin)(args, held)
+        _search_and_summarise(args, space, run, begun)
 
 
 # ---------------------------------------------------------------- its checks
 
 
-def _begin(args: argparse.Namespace) -> tuple[SearchSpace, Folder]:
+def _begin(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Folder]:
     """The space and the folder of a new run; everything that can be refused early is refused before it is written."""
     if not args.space:
         raise InputError("--space: name a search-space file, for example --space search_spaces/reg.yaml")
     leaves = _leaves(args)
     space = _load(args.space, leaves)
-    from fracray.runtime.run_folder import begin_run, find_run
+    from fracray.runtime.run_folder import find_run
     from fracray.search.model_check import check_models
 
     run = find_run(args.storage, args.name, "tune", resume=False)
     check_models(space)
-    begin_run(run, args.storage)
+    _hold(args, run, held)
     run.write(SPACE, Path(args.space).read_bytes())
     run.write_json(OVERRIDES, leaves)
     return space, run
 
 
-def _resume(args: argparse.Namespace) -> tuple[SearchSpace, Folder]:
-    """The space and the folder of a run that exists."""
-    if args.space or args.data or args.set or args.epochs:
-        raise InputError(
-            "--resume continues with the run's own space and data; leave out --space, --data, --set and --epochs"
-        )
-    from fracray.runtime.run_folder import find_run
+def _resume(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Folder]:
+    """The space and the folder of a run that exists; nothing is written before it is known to be the same search."""
+    leaves = _leaves(args)
+    from fracray.runtime.run_folder import find_run, refuse_other, stored_config
+    from fracray.search.study import begun_space
 
     run = find_run(args.storage, args.name, "tune", resume=True)
-    leaves = {**run.read_json(OVERRIDES), **_leaves(args)}
+    _hold(args, run, held)
+    stored = run.read_json(OVERRIDES)
     with run.local_copy(SPACE) as path:
-        space = _load(path, leaves)
-    run.write_json(OVERRIDES, leaves)
+        space = _load(args.space or path, {**stored, **leaves})
+        begun = begun_space(run) or _load(path, stored).described()
+    where = "in this command" if args.space or leaves.keys() - FREE else f"in the run's {SPACE} and {OVERRIDES}"
+    refuse_other(run, _kept(stored_config(run).leaves()), _kept(space.config.leaves()), where)
+    refuse_other(run, begun, space.described(), where)
+    run.write_json(OVERRIDES, {**stored, **leaves})
     return space, run
+
+
+def _kept(leaves: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a resumed search has in common with its beginning."""
+    return {path: value for path, value in leaves.items() if path not in FREE}
+
+
+def _hold(args: argparse.Namespace, run: Folder, held: ExitStack) -> None:
+    """Keep other commands out of the run, and say how to continue it after Ctrl-C, as long as this one lasts."""
+    from fracray.runtime.run_folder import how_to_continue, open_for_work
+
+    held.enter_context(remedy(lambda: how_to_continue("tune", args.storage, run)))
+    held.enter_context(open_for_work(run, args.storage, args.resume))
 
 
 def _leaves(args: argparse.Namespace) -> dict[str, Any]:
@@ -165,10 +185,11 @@ def _search_and_summarise(args: argparse.Namespace, space: SearchSpace, run: Fol
         finished = _search(space, job, tracker, console)
         summarise(space, run, prepared, tracker, console)
     if not finished:
-        console.print(f"\nthe search is not finished; {how_to_continue('tune', args.storage, run)}", soft_wrap=True)
+        words = f"the search is not finished; {how_to_continue('tune', args.storage, run)}"
         budget = space.config.search.time_budget
         if budget is None or time.monotonic() - started < budget:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(words)
+        console.print(f"\n{words}", soft_wrap=True)
 
 
 def _resources(space: SearchSpace, spare: float = 0.0) -> WorkerResources:
@@ -195,7 +216,7 @@ def _search(space: SearchSpace, job: Job, tracker: EfficiencyTracker, console: C
     from fracray.search.messages import searched
     from fracray.search.progress import SearchProgress
     from fracray.search.schedulers import StudyScheduler
-    from fracray.search.study import StudySearcher, local_journal, only_driver
+    from fracray.search.study import StudySearcher, local_journal
     from fracray.search.trainable import trainable
     from fracray.training.rungs import stopping_epochs
 
@@ -203,7 +224,7 @@ def _search(space: SearchSpace, job: Job, tracker: EfficiencyTracker, console: C
     spare = 0.0 if job.images is not None else TASK_CPUS
     each = _resources(space, spare)
     concurrent = _places(space, each, spare)
-    with only_driver(job.run), local_journal(job.run) as journal:
+    with local_journal(job.run) as journal:
         budget = min(search.trials, space.grid_points or search.trials)
         searcher = StudySearcher(space, journal, budget)
         missing = searcher.remaining
@@ -250,6 +271,7 @@ def _search(space: SearchSpace, job: Job, tracker: EfficiencyTracker, console: C
         )
         with progress:
             tuner.fit()
+        listen()  # Tune leaves a handler that only ends its own loop
         return searcher.remaining <= 0 and not progress.unfinished
 
 

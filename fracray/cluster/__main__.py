@@ -225,8 +225,7 @@ def _follow(args: argparse.Namespace, cluster: ClusterFile, job: str, console: "
             time.sleep(RETRY_SECONDS)
     except KeyboardInterrupt:
         state = "connection lost; job state unknown" if lost else "the job continues"
-        console.print(f"\n{state}; follow it again with: {again}", soft_wrap=True)
-        raise
+        raise KeyboardInterrupt(f"{state}; follow it again with: {again}") from None
     finally:
         console.show_cursor()  # the job's table may have hidden it
     raise RunError(

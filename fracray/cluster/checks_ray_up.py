@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 from fracray.cluster.files import ClusterFile
 from fracray.errors import nearest
@@ -37,7 +38,7 @@ def ray_up_problems(cluster: ClusterFile) -> Iterator[str]:
     yield from _authentication(cluster.file)
     yield from _aws(cluster.file)
     yield from _mounts(cluster.file)
-    if cluster.file.tree["provider"].get("type") != "local":
+    if _provider(cluster.file).get("type") != "local":
         for key, meaning in (
             ("idle_timeout_minutes", "idle nodes are stopped after this time"),
             ("max_workers", "the limit of what the cluster can cost"),
@@ -48,12 +49,16 @@ def ray_up_problems(cluster: ClusterFile) -> Iterator[str]:
 
 def ray_up_warnings(cluster: ClusterFile) -> Iterator[str]:
     """Nodes that cost money while nothing runs."""
-    if cluster.file.tree["provider"].get("type") == "local":
+    if _provider(cluster.file).get("type") == "local":
         return
     for node in cluster.nodes:
         if node.least and not node.head:
             where = cluster.file.where("available_node_types", node.name, "min_workers")
             yield f"{where}: warning: {node.least} of {node.name} cost money until `ray down`; with 0 they stop"
+
+
+def _provider(file: ParsedFile) -> dict[str, Any]:
+    return file.tree["provider"] or {}
 
 
 def file_mounts(file: ParsedFile) -> Iterator[tuple[tuple[str, ...], Path]]:
@@ -64,39 +69,65 @@ def file_mounts(file: ParsedFile) -> Iterator[tuple[tuple[str, ...], Path]]:
 
 
 def _schema(file: ParsedFile) -> Iterator[str]:
+    """What Ray's schema and its other checks find; they raise all kinds of errors, assertions too."""
     import jsonschema  # type: ignore[import-untyped]  # comes with ray[default]
-    from click import ClickException
+    import ray.autoscaler
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     logging.getLogger("ray.autoscaler").setLevel(logging.ERROR)
+    schema = json.loads(Path(ray.autoscaler.__file__).with_name("ray-schema.json").read_text())
+    # First without Ray's defaults, which hide where a fault is; they add what is required.
+    faults = [
+        line
+        for error in jsonschema.Draft7Validator(schema).iter_errors(file.tree)
+        if error.validator != "required"
+        for line in _schema_lines(file, error)
+    ]
+    if faults:
+        yield from faults
+        return
     output = io.StringIO()
     try:
         with redirect_stdout(output), redirect_stderr(output):
-            validate_config(prepare_config(json.loads(json.dumps(file.tree))))
+            validate_config(prepare_config(json.loads(json.dumps(file.tree, default=str))))
     except jsonschema.ValidationError as error:
-        path = [str(key) for key in error.absolute_path]
-        if error.validator == "additionalProperties":
-            known = error.schema["properties"]
-            for key in error.instance.keys() - known.keys():
-                yield f"{file.where(*path, key)}: Ray has no setting '{key}'{nearest(key, known)}"
-        else:
-            yield f"{file.where(*path)}: {error.message.splitlines()[0]} (Ray's schema)"
+        yield from _schema_lines(file, error)
     except KeyError as error:  # Ray has no defaults for providers other than its own
         yield f"{file.origin}: {error.args[0]} is missing: Ray has no default for it with this provider"
-    except ClickException:
-        yield f"{file.origin}: Ray cannot use it: {' '.join(output.getvalue().split())}"
-    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
-        yield f"{file.origin}: Ray cannot use it: {' '.join(str(error).split())}"
+    except Exception as error:
+        said = " ".join((output.getvalue().strip() or str(error) or type(error).__name__).split())
+        yield f"{_named_line(file, said)}: Ray cannot use it: {said}"
+
+
+def _schema_lines(file: ParsedFile, error: Any) -> Iterator[str]:
+    path = [str(key) for key in error.absolute_path]
+    if error.validator == "additionalProperties":
+        known = error.schema["properties"]
+        for key in map(str, error.instance):
+            if key not in known:
+                yield f"{file.where(*path, key)}: Ray has no setting '{key}'{nearest(key, known)}"
+    else:
+        yield f"{file.where(*path)}: {error.message.splitlines()[0]} (Ray's schema)"
+
+
+def _named_line(file: ParsedFile, said: str) -> str:
+    """FILE:LINE of the outermost key that a message names, in whole or by its first word; else the file."""
+    words = {word.lower() for word in re.findall(r"\w+", said) if len(word) > 3}
+    for whole in (True, False):
+        for path in sorted(file.lines, key=len):
+            if (path[-1] if whole else path[-1].partition("_")[0]) in words:
+                return file.where(*path)
+    return file.origin
 
 
 def _node_types(file: ParsedFile) -> Iterator[str]:
     """The head's node type must exist, and `max_workers` must allow all machines of one's own."""
     tree, types = file.tree, file.tree.get("available_node_types") or {}
-    head = tree.get("head_node_type")
+    head, names = tree.get("head_node_type"), [str(name) for name in types]
     if types and head not in types:
-        problem = f"'{head}' is not a node type{nearest(str(head), types)}" if head else "head_node_type is missing"
-        yield f"{file.where('head_node_type')}: {problem}; name one of available_node_types: {', '.join(types)}"
-    listed = len(tree["provider"].get("worker_ips") or []) if tree["provider"].get("type") == "local" else 0
+        problem = f"'{head}' is not a node type{nearest(str(head), names)}" if head else "head_node_type is missing"
+        yield f"{file.where('head_node_type')}: {problem}; name one of available_node_types: {', '.join(names)}"
+    listed = len(_provider(file).get("worker_ips") or []) if _provider(file).get("type") == "local" else 0
     if isinstance(most := tree.get("max_workers"), int) and most < listed:
         yield f"{file.where('max_workers')}: max_workers is {most}, but worker_ips lists {listed}; Ray needs as many"
 
@@ -118,7 +149,7 @@ def _authentication(file: ParsedFile) -> Iterator[str]:
 
 def _aws(file: ParsedFile) -> Iterator[str]:
     """Node types of AWS, with Ray's provider or fracray's."""
-    provider = file.tree["provider"]
+    provider = _provider(file)
     module = str(provider.get("module") or "")
     if provider.get("type") == "external" and (not module or (module.startswith("fracray.") and module != SPOT_FIRST)):
         yield f"{file.where('provider', 'module')}: '{module}' is not a node provider; write module: {SPOT_FIRST}"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fracray.cluster.shapes import RAY_UP_SHAPES, kuberay_shapes, refuse_other_shapes
 from fracray.cluster.slurm import COMMANDS, OPTIONS, is_batch, read_batch
 from fracray.errors import InputError
 from fracray.runtime.resources import Machine, WorkerResources
@@ -82,13 +83,15 @@ class ClusterFile:
 
 
 def read_cluster(path: str | Path) -> ClusterFile:
-    """Read a cluster file. Raises InputError, with the line, where it is not YAML or of no known kind."""
+    """Read a cluster file. Raises InputError, with the line, where it is no YAML or no cluster file."""
     if is_batch(path):
         return _slurm(read_batch(path))
     file = read_yaml(path, "cluster file", " as in the files of cluster/")
-    if file.tree.get("kind") in KUBERAY:
+    if (root := KUBERAY.get(str(file.tree.get("kind")))) is not None:
+        refuse_other_shapes(file, kuberay_shapes(root))
         return _kuberay(file)
     if "provider" in file.tree:
+        refuse_other_shapes(file, RAY_UP_SHAPES)
         return _ray_up(file)
     raise InputError(
         f"{file.origin}: not a cluster file: a file for `ray up` has a provider, one for KubeRay has kind RayCluster "
@@ -97,21 +100,18 @@ def read_cluster(path: str | Path) -> ClusterFile:
 
 
 def kuberay_spec(file: ParsedFile) -> dict[str, Any]:
-    """The cluster's spec in a KubeRay file. Raises InputError, with the line, where it is not a mapping."""
-    spec, root = file.tree, KUBERAY[str(file.tree["kind"])]
-    for depth, key in enumerate(root, start=1):
-        spec = _mapping(file, spec.get(key) or {}, *root[:depth])
+    """The cluster's spec in a KubeRay file."""
+    spec = file.tree
+    for key in KUBERAY[str(file.tree["kind"])]:
+        spec = spec.get(key) or {}
     return spec
 
 
 def _ray_up(file: ParsedFile) -> ClusterFile:
     tree, cap = file.tree, None
-    provider = _mapping(file, tree["provider"], "provider")
-    notes = _mapping(file, tree.get("metadata") or {}, "metadata")
+    provider, notes = tree["provider"] or {}, tree.get("metadata") or {}
     if provider.get("type") == "local":
         hosts = provider.get("worker_ips") or []
-        if not isinstance(hosts, list):
-            raise InputError(f"{file.where('provider', 'worker_ips')}: expected a list of addresses")
         most = min(len(hosts), _count(tree.get("max_workers"), len(hosts)))
         least = min(most, _count(tree.get("min_workers"), len(hosts)))
         nodes = [NodeType("head", file.where("provider", "head_ip"), None, None, 1, 1, head=True)]
@@ -119,11 +119,9 @@ def _ray_up(file: ParsedFile) -> ClusterFile:
             nodes.append(NodeType("workers", file.where("provider", "worker_ips"), None, None, least, most))
     else:
         cap = _count(tree.get("max_workers"), 2**31)
-        types = _mapping(file, tree.get("available_node_types") or {}, "available_node_types")
+        types = tree.get("available_node_types") or {}
         nodes = [_node_type(file, name, tree.get("head_node_type") == name, cap) for name in types]
     shared = notes.get("shared") or []
-    if not isinstance(shared, list):
-        raise InputError(f"{file.where('metadata', 'shared')}: expected a list of paths")
     return ClusterFile(
         RAY_UP, file, tuple(nodes), notes.get("storage"), notes.get("data"), tuple(str(path) for path in shared), cap
     )
@@ -131,8 +129,8 @@ def _ray_up(file: ParsedFile) -> ClusterFile:
 
 def _node_type(file: ParsedFile, name: str, head: bool, cap: int) -> NodeType:
     place = ("available_node_types", name)
-    settings = _mapping(file, file.tree["available_node_types"][name], *place)
-    resources = _mapping(file, settings.get("resources") or {}, *place, "resources")
+    settings = file.tree["available_node_types"][name] or {}
+    resources = settings.get("resources") or {}
     least = _count(settings.get("min_workers"), 0)
     most = 1 if head else min(cap, _count(settings.get("max_workers"), cap))
     cpus, gpus = resources.get("CPU"), resources.get("GPU", 0 if "CPU" in resources else None)
@@ -150,7 +148,7 @@ def _kuberay(file: ParsedFile) -> ClusterFile:
     nodes = []
     for group, place, head in groups:
         start = group.get("rayStartParams") or {}
-        limits = _container(group).get("resources", {}).get("limits", {})
+        limits = (_container(group).get("resources") or {}).get("limits") or {}
         cpus, gpus = start.get("num-cpus", limits.get("cpu")), start.get("num-gpus", limits.get("nvidia.com/gpu", 0))
         replicas = _count(group.get("replicas"), 1)
         nodes.append(
@@ -205,10 +203,10 @@ def _number(file: ParsedFile, option: str) -> float | None:
     return math.fsum(float(one[1] or 1) for one in found if one)
 
 
-def _container(group: Mapping[str, Any]) -> dict[str, Any]:
+def _container(group: Mapping[str, Any]) -> Mapping[str, Any]:
     """The first container of a pod template, in which Ray runs."""
-    containers = group.get("template", {}).get("spec", {}).get("containers") or [{}]
-    return dict(containers[0])
+    containers = ((group.get("template") or {}).get("spec") or {}).get("containers") or [{}]
+    return containers[0] or {}
 
 
 def _quantity(value: Any) -> float:
@@ -218,10 +216,4 @@ def _quantity(value: Any) -> float:
 
 
 def _count(value: Any, default: int) -> int:
-    return value if isinstance(value, int) else default
-
-
-def _mapping(file: ParsedFile, value: Any, *keys: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise InputError(f"{file.where(*keys)}: {keys[-1]} must be a mapping")
-    return value
+    return value if isinstance(value, int) and not isinstance(value, bool) else default

@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 
 import psutil
 
+from fracray import interrupts
 from fracray.errors import InputError, RunError
 
 ENVIRONMENT = {
@@ -77,6 +78,13 @@ def connect(address: str | None, remedy: Callable[[], str] = lambda: "give the s
     if ray.is_initialized():  # a test or a notebook is connected already and stays connected
         yield
         return
+    with interrupts.careful():
+        yield from _session(address, remedy)
+
+
+def _session(address: str | None, remedy: Callable[[], str]) -> Iterator[None]:
+    import ray
+
     settings = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     try:
         if address:
@@ -85,6 +93,8 @@ def connect(address: str | None, remedy: Callable[[], str] = lambda: "give the s
             # Ray listens on every interface. A local cluster answers only clients that hold the token in ~/.ray: this
             # is Ray's default since 2.59, unless RAY_AUTH_MODE changes it (read when Ray is imported).
             ray.init(address="local", include_dashboard=False, **settings)
+    except SystemExit:  # Ray's answer to SIGTERM
+        raise KeyboardInterrupt from None
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         if address:
@@ -105,6 +115,7 @@ def connect(address: str | None, remedy: Callable[[], str] = lambda: "give the s
             yield
     finally:
         closing.set()
+        interrupts.listen()  # Ray has set a handler of its own
         ray.shutdown()
 
 

@@ -12,14 +12,18 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from fracray.config import PHANTOM, Config, parse_config
 from fracray.errors import InputError, RunError
+from fracray.runtime.claim import CLAIMS, LOCK, claimed
 from fracray.runtime.storage import Folder
 
+CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 EPOCHS, STATE, BEST = "epochs.json", "state.safetensors", "best"
 CLUSTER_FILE = "FRACRAY_CLUSTER_FILE"  # the cluster file, as typed, by which `submit` reached the cluster
 
@@ -66,25 +70,59 @@ def find_run(storage: str, name: str | None, kind: str, resume: bool) -> Folder:
     if "/" in name or name in ("", ".", ".."):
         raise InputError(f"--name {name}: a plain name without '/'; the folder around it is --storage")
     run = shelf.sub(name)
-    begun = run.exists("config.yaml")
-    if resume and not begun:
-        raise InputError(f"--resume: there is no run {name} in {storage}; runs there: {_runs(shelf)}")
-    if begun and not resume:
-        raise InputError(f"{run}: this run exists already; continue it with --resume, or choose another --name")
+    _require(run, storage, resume)
     return run
 
 
-def begin_run(run: Folder, storage: str) -> None:
-    """Write the first file of a new run; InputError where --storage cannot be written to."""
-    try:
-        run.write_json("environment.json", environment())
-    except RunError as error:
-        raise InputError(f"--storage {storage}: {error}; choose a folder or URI that you may write to") from None
+def _require(run: Folder, storage: str, resume: bool) -> None:
+    """InputError where a run to resume has not begun, or where a new run would write into what is there already."""
+    if run.exists(CONFIG):
+        if not resume:
+            raise InputError(f"{run}: this run exists already; continue it with --resume, or choose another --name")
+        return
+    inside = set(run.names()) - {LOCK, CLAIMS}
+    if inside and ENVIRONMENT not in inside:
+        raise InputError(f"{run}: not a run, but not empty ({', '.join(sorted(inside)[:3])}); choose another --name")
+    if resume and inside:
+        raise InputError(
+            f"--resume: the run {run.name} in {storage} was stopped before it began; give its first command again"
+        )
+    if resume:
+        raise InputError(f"--resume: there is no run {run.name} in {storage}; runs there: {_runs(Folder(storage))}")
+
+
+@contextmanager
+def open_for_work(run: Folder, storage: str, resume: bool) -> Iterator[None]:
+    """Hold a run that `find_run` found for this command alone, and write the first file of a new one.
+
+    InputError where another command holds it or has begun it in the meantime, and nothing is written then; also where
+    --storage cannot be written to.
+    """
+    with ExitStack() as held:
+        try:
+            held.enter_context(claimed(run))
+            _require(run, storage, resume)
+            if not resume:
+                run.write_json(ENVIRONMENT, environment())
+        except (RunError, OSError) as error:
+            raise InputError(f"--storage {storage}: {error}; choose a folder or URI that you may write to") from None
+        yield
+
+
+def refuse_other(run: Folder, stored: Mapping[str, Any], asked: Mapping[str, Any], what: str) -> None:
+    """InputError naming the first setting that differs; both have settings, or searched ranges as text, by path."""
+    for path in [*stored, *(path for path in asked if path not in stored)]:
+        before, now = (f"{tree[path]}" if path in tree else "not there" for tree in (stored, asked))
+        if before != now:
+            raise InputError(
+                f"{run}: {path} was {before} when this run began, and is {now} {what}; leave it as it was, or start a "
+                "new run with another --name"
+            )
 
 
 def how_to_continue(verb: str, storage: str, run: Folder) -> str:
     """What to type after `verb` was interrupted in this run."""
-    if not run.exists("config.yaml"):
+    if not run.exists(CONFIG):
         return "give the same command again"
     where = "" if storage == "runs" else f" --storage {shlex.quote(storage)}"
     sent = f"cluster submit {shlex.quote(file)} -- {verb}" if (file := os.environ.get(CLUSTER_FILE)) else verb
@@ -97,13 +135,13 @@ def _runs(shelf: Folder) -> str:
 
 def stored_config(run: Folder) -> Config:
     """The config with which a run was started."""
-    return parse_config(run.read("config.yaml"), f"{run}/config.yaml")
+    return parse_config(run.read(CONFIG), f"{run}/config.yaml")
 
 
 def open_run(location: str) -> Folder:
     """An existing run folder; InputError where there is none."""
     run = Folder(location)
-    if not run.exists("config.yaml"):
+    if not run.exists(CONFIG):
         raise InputError(
             f"{location}: not a run folder (no config.yaml in it); give the folder that tune or train named"
         )

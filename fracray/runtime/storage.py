@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import pyarrow.fs as pafs
 
+from fracray import interrupts
 from fracray.errors import InputError, RunError
 from fracray.runtime.locations import below, refuse_secret
 
@@ -32,6 +33,12 @@ def atomic_path(target: Path, replace: bool = True) -> Iterator[Path]:
     A reader finds the old or the new one, never a part. With an error in the block, or without `replace` where the
     target exists by then, the temporary one is removed and the target stays. Raises OSError as the file system does.
     """
+    with interrupts.careful(), _renamed(target, replace) as partial:
+        yield partial
+
+
+@contextmanager
+def _renamed(target: Path, replace: bool) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     aside = partial.with_suffix(".old")
@@ -170,6 +177,27 @@ class Folder:
                     stream.write(raw)
         except OSError as error:
             raise RunError(f"{self}: cannot write {name}: {error}") from None
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there. RunError where that fails."""
+        try:
+            self._fs.delete_file(self.path(name))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise RunError(f"{self}: cannot remove {name}: {error}") from None
+
+    def written(self, name: str) -> dict[str, float]:
+        """The files directly inside a folder, each with the time of its last write by the clock of the storage.
+
+        In seconds; 0 where the storage does not say. Empty for a folder that does not exist. InputError as `exists`.
+        """
+        selector = pafs.FileSelector(self.path(name), allow_not_found=True)
+        try:
+            found = self._fs.get_file_info(selector)
+        except (OSError, ValueError) as error:
+            raise self._out_of_reach(error) from None
+        return {info.base_name: (info.mtime_ns or 0) / 1e9 for info in found if info.is_file}
 
     def read_json(self, name: str) -> Any:
         try:

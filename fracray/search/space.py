@@ -124,6 +124,13 @@ class Dimension:
         """All values of a categorical dimension, the two ends of a range."""
         return self.values.values if isinstance(self.values, Choices) else (self.values.low, self.values.high)
 
+    def __str__(self) -> str:
+        """As in a file: 'log_float [0.0001, 0.01]', with its condition."""
+        scale = "log_" if isinstance(self.values, Range) and self.values.log else ""
+        kind = "categorical" if isinstance(self.values, Choices) else "int" if self.values.whole else "float"
+        when = ", ".join(f"{path} in {list(allowed)}" for path, allowed in self.when)
+        return f"{scale}{kind} {self.values}{f' when {when}' if when else ''}"
+
     def grid(self) -> list[Any]:
         """Every value, for a grid; InputError for a continuous dimension."""
         found = self.values.grid()
@@ -155,6 +162,10 @@ class SearchSpace:
         return tuple(
             dimension.path for dimension in self.dimensions if isinstance(dimension.values, Choices) or dimension.when
         )
+
+    def described(self) -> dict[str, str]:
+        """What is searched, as text by path: two spaces with equal descriptions are the same."""
+        return {f"space.{dimension.path}": str(dimension) for dimension in self.dimensions}
 
     def suggest(self, trial: "optuna.Trial") -> dict[str, Any]:
         """Ask Optuna for the settings of one trial; conditions are respected."""

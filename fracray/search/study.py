@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock, Timeout
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
@@ -37,8 +36,7 @@ STOPPED = "stopped"  # the epoch after which the scheduler stopped a trial
 DIVERGED = "diverged"  # Optuna's constraint that a trial broke whose loss became infinite or NaN
 TRIES, REACHED = "tries", "reached"  # how often in a row a trial was lost, and its last finished epoch
 JOURNAL = "optuna.journal"
-LOCK = "search.lock"
-STUDY = "fracray"
+STUDY, SPACE = "fracray", "space"  # its name, and its space as a user attribute
 
 
 def open_study(journal: Path, space: SearchSpace) -> optuna.Study:
@@ -58,7 +56,31 @@ def open_study(journal: Path, space: SearchSpace) -> optuna.Study:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         study.set_metric_names(list(space.metrics))
+    searched = space.described()
+    before = study.user_attrs.get(SPACE)
+    if before is None:  # a new study, or one of an older version
+        study.set_user_attr(SPACE, searched)
+    elif before != searched:
+        raise InputError(f"{journal}: this study began with another space than {space.origin}; restore {space.origin}")
     return study
+
+
+def begun_space(run: Folder) -> dict[str, str] | None:
+    """The space with which the study of a run began, as `described`; None where it has not begun or does not say.
+
+    Writes nothing.
+    """
+    if not run.exists(JOURNAL):
+        return None
+    with tempfile.TemporaryDirectory() as scratch:
+        journal = Path(scratch) / JOURNAL
+        journal.write_bytes(run.read(JOURNAL))
+        lock = JournalFileOpenLock(str(journal))
+        _drop_half_entry(journal, lock)
+        storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
+        if not storage.get_all_studies():
+            return None
+        return storage.get_study_user_attrs(storage.get_study_id_from_name(STUDY)).get(SPACE)
 
 
 def _drop_half_entry(journal: Path, lock: JournalFileOpenLock) -> None:
@@ -85,30 +107,6 @@ def local_journal(run: Folder) -> Iterator[Path]:
             journal.write_bytes(run.read(JOURNAL))
         yield journal
         run.write(JOURNAL, journal.read_bytes())
-
-
-@contextmanager
-def only_driver(run: Folder) -> Iterator[None]:
-    """Hold the lock of a search's driver; InputError where another driver holds it. The lock of a killed one is free.
-
-    Nothing is checked on a URI, or on a disk without locks.
-    """
-    if not run.is_local:
-        yield
-        return
-    lock = FileLock(run.path(LOCK), fallback_to_soft=False)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(
-            f"{run}: another command is searching in this run; wait until it ends, or stop it with Ctrl-C"
-        ) from None
-    except (NotImplementedError, OSError):  # a disk without locks
-        pass
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 class StudySearcher(Searcher):

@@ -345,7 +345,7 @@ def test_a_problem_of_a_slurm_script_is_reported_with_its_line(old, new, options
         ("", "the file is empty"),
         ("a: 1", "not a cluster file"),
         ("[1]", "expected a mapping"),
-        ("provider: {type: aws}\navailable_node_types: 3", "must be a mapping"),
+        ("provider: {type: aws}\navailable_node_types: 3", ":2: available_node_types = 3: expected a mapping"),
         ("provider: {}\nprovider: {}", "is given twice"),
     ],
 )

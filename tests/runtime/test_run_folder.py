@@ -15,9 +15,9 @@ from fracray.errors import InputError, RunError
 from fracray.runtime.locations import data_source
 from fracray.runtime.run_folder import (
     CLUSTER_FILE,
-    begin_run,
     find_run,
     how_to_continue,
+    open_for_work,
     open_run,
     stored_config,
     trial_folder,
@@ -27,11 +27,10 @@ from fracray.runtime.storage import Folder
 
 
 def started(storage, name, kind, resume):
-    """As a command starts or resumes a run."""
+    """A run as a command starts or resumes it, after the command."""
     run = find_run(storage, name, kind, resume)
-    if not resume:
-        begin_run(run, storage)
-    return run
+    with open_for_work(run, storage, resume):
+        return run
 
 
 BOTH = pytest.mark.parametrize("storage", ["disk", "store"], indirect=True)

@@ -22,6 +22,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from fracray import interrupts
 from fracray.config import PhantomConfig
 from fracray.data.phantom.anatomy import Anatomy, Bone
 from fracray.data.phantom.exposure import expose
@@ -270,7 +271,9 @@ def _draw_all(folder: Path, config: PhantomConfig, progress: Callable[[int, int]
     draw = pool.map if processes > 1 else map
     drawn: list[_Drawn] = []
     try:
-        for batch in draw(_draw_into, repeat(str(folder)), repeat(config.seed), parts):
+        with interrupts.children_spared():
+            batches = draw(_draw_into, repeat(str(folder)), repeat(config.seed), parts)
+        for batch in batches:
             drawn += batch
             if progress is not None:
                 progress(len(drawn), config.count)
