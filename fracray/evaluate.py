@@ -72,7 +72,12 @@ def parser() -> argparse.ArgumentParser:
         help="with --corruptions: a model on the same data to compare with, for MedMNIST-C's relative balanced error",
     )
     cli.add_argument("--severities", metavar="LIST", help="with --corruptions: some of 1,2,3,4,5 (default: all)")
-    cli.add_argument("--seed", type=int, default=0, help="of the corruptions and of the perfect model that the calibration error is compared with (default %(default)s)")
+    cli.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the corruptions, and of the draws of a perfectly calibrated model (default %(default)s)",
+    )
     add_address(cli)
     return cli
 

@@ -1,9 +1,8 @@
 """Scores on the console: tables with intervals next to the no-pixel predictors, and the corruption suite."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import isnan
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -166,22 +165,23 @@ def say_calibration(console: Console, scores: Mapping[str, Interval], perfect: f
         return
     within = "is within" if scores["ece"].value <= perfect else "exceeds"
     console.print(
-        f"calibration error: root mean square, without the floor of the usual ECE; {scores['ece'].value:.3f} {within} what "
-        f"a perfectly calibrated model shows on these groups (up to {perfect:.3f} in 95% of the draws). A slope below 1 "
-        "says that probabilities are too extreme, an intercept below 0 that they are too high on average",
+        f"the calibration error is a root mean square without the floor of the usual ECE; {scores['ece'].value:.3f} "
+        f"{within} what a perfectly calibrated model shows on these groups (up to {perfect:.3f} in 95% of the draws). "
+        "A slope below 1 says that probabilities are too extreme, an intercept below 0 that they are too high on average",
         soft_wrap=True,
     )
 
 
-def say_few_groups(console: Console, groups: Sequence[str], labels: Sequence[int] | np.ndarray) -> None:
+def say_few_groups(console: Console, groups: Iterable[str], labels: Iterable[int]) -> None:
     """Say where groups (one name per image) are too few for an interval, or for one to be relied on."""
-    count = len(set(groups))
+    pairs = list(zip(groups, labels, strict=True))
+    count = len({group for group, _ in pairs})
     if count < FEWEST_GROUPS:
         some = "there is only one group" if count == 1 else f"there are only {count} groups"
         console.print(f"note: {some}, and an interval needs at least {FEWEST_GROUPS}: there is none", soft_wrap=True)
         return
     for label, name, scores in ((1, "fractured", "sensitivity"), (0, "other", "specificity")):
-        holding = len({group for group, mine in zip(groups, labels, strict=True) if mine == label})
+        holding = len({group for group, mine in pairs if mine == label})
         if 0 < holding < FEWEST_OF_A_CLASS:
             console.print(
                 f"note: the {name} radiographs are all in {holding} of {count} groups, and an interval needs at least "

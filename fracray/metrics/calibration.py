@@ -1,4 +1,4 @@
-"""From logits to probabilities: temperature and bias, and what they would be worth on images they were not fitted to."""
+"""From logits to probabilities: temperature and bias, and what they are worth on images they were not fitted to."""
 
 from dataclasses import dataclass
 

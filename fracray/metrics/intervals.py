@@ -55,10 +55,11 @@ class Interval:
 class GroupJackknife:
     """The groups of one set of images, left out in turn, and the 95% intervals that follow from that.
 
-    labels (n,) in {0, 1}; groups (n,), integers or strings. The interval of a value is a t-interval with the jackknife's
-    variance (Efron and Stein 1981, doi 10.1214/aos/1176345462), for shares on the logit scale. Groups differ in size,
-    and few of them may hold most of a class, so the degrees of freedom are those of as many equal groups as hold as much:
-    (sum of sizes)^2 / sum of squared sizes, less one, sizes counted in the images that the value depends on.
+    labels (n,) in {0, 1}; groups (n,), integers or strings. The interval of a value is a t-interval with the
+    jackknife's variance (Efron and Stein 1981, doi 10.1214/aos/1176345462), for shares on the logit scale. Groups
+    differ in size, and few of them may hold most of a class. So the degrees of freedom are those of as many equal
+    groups as know as much (Kish 1965): (sum of sizes)^2 / sum of squared sizes, less one, where a size is the number
+    of a group's images that the value depends on.
     """
 
     def __init__(self, labels: npt.ArrayLike, groups: npt.ArrayLike) -> None:
@@ -188,8 +189,8 @@ def paired_gain(
 def balanced_errors(labels: npt.ArrayLike, called: npt.ArrayLike, jackknife: GroupJackknife) -> tuple[Array, Array]:
     """1 - balanced accuracy of k sets of calls on the same images: (k,) of all, (parts, k) with each part left out.
 
-    labels (n,) in {0, 1}; called (k, n) bool, True for positive; jackknife: of the same images. The same groups are left
-    out of all k, so any difference or ratio of columns is paired. nan where a class is missing.
+    labels (n,) in {0, 1}; called (k, n) bool, True for positive; jackknife: of the same images. The same groups
+    are left out of all k, so any difference or ratio of columns is paired. nan where a class is missing.
     """
     y = np.asarray(labels, dtype=np.float64)
     positive = np.asarray(called, dtype=np.float64)
@@ -209,8 +210,8 @@ def auroc_over_folds(
     """AUROC of cross-fitted predictions: the mean over the folds, as models of different folds differ in scale.
 
     labels, probabilities, groups as of `score_intervals`; folds (n,): the fold in which an image was held out, each
-    group within one. Folds with one class are left out, also those that a left-out group leaves with one; value, low and
-    high are nan where none is left. Raises RunError as `score`.
+    group within one. Folds with one class are left out, also those that a left-out group leaves with one; value, low
+    and high are nan where none is left. Raises RunError as `score`.
     """
     y, p, group, fold = np.asarray(labels), np.asarray(probabilities), np.asarray(groups), np.asarray(folds)
     inside = [rows for name in np.unique(fold) if len(set(y[rows := np.flatnonzero(fold == name)])) == 2]
