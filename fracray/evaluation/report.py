@@ -167,7 +167,7 @@ def say_calibration(console: Console, scores: Mapping[str, Interval], perfect: f
     console.print(
         f"the calibration error is a root mean square without the floor of the usual ECE; {scores['ece'].value:.3f} "
         f"{within} what a perfectly calibrated model shows on these groups (up to {perfect:.3f} in 95% of the draws). "
-        "A slope below 1 says that probabilities are too extreme, an intercept below 0 that they are too high on average",
+        "A slope below 1: probabilities are too extreme; an intercept below 0: they are too high on average",
         soft_wrap=True,
     )
 

@@ -65,13 +65,14 @@ def cross_fitted(labels: npt.ArrayLike, logits: npt.ArrayLike, groups: npt.Array
     """Probabilities (n,) of logits, each by a calibration that was fitted to images of other groups.
 
     Probabilities of a calibration that was fitted to the same images look better calibrated than they are. The groups,
-    (n,) (without them each image is its own), are dealt into FOLDS folds with about as many positives each. Where
-    the other folds hold one class, or there is one group, nothing else is left than the calibration of all images.
+    (n,) (without them each image is its own), are dealt into FOLDS folds of about equal size; by their labels they
+    are not, as the folds would then be more alike than new images are. Where the other folds hold one class, or there
+    is one group, nothing else is left than the calibration of all images.
     Raises RunError as `fit_temperature`.
     """
     y, z = checked(labels, logits)
     found = fit_temperature(y, z).apply(z)
-    fold = _dealt(y, numbered(groups, len(y)))
+    fold = _dealt(numbered(groups, len(y)))
     for number in np.unique(fold):
         others = fold != number
         if len(np.unique(y[others])) == 2:
@@ -79,10 +80,10 @@ def cross_fitted(labels: npt.ArrayLike, logits: npt.ArrayLike, groups: npt.Array
     return found
 
 
-def _dealt(labels: Array, group: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-    """The fold of each image: groups in the order of their positives, then of their size, dealt to and fro."""
-    sizes, positives = np.bincount(group), np.bincount(group, labels)
+def _dealt(group: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    """The fold of each image: groups in the order of their size dealt to and fro."""
+    sizes = np.bincount(group)
     to_and_fro = np.r_[np.arange(FOLDS), np.arange(FOLDS)[::-1]]
     fold_of = np.empty(len(sizes), dtype=np.intp)
-    fold_of[np.lexsort((-sizes, -positives))] = np.resize(to_and_fro, len(sizes))
+    fold_of[np.argsort(-sizes, kind="stable")] = np.resize(to_and_fro, len(sizes))
     return fold_of[group]
