@@ -8,7 +8,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 FEWEST_TRIALS = 10
-TREES = 32
+TREES = 16
 PERMUTATIONS = 20
 LEVEL = 0.95
 
