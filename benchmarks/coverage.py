@@ -22,7 +22,7 @@ import numpy as np
 from scipy.special import expit, logit, ndtr, ndtri, stdtrit
 from table import write_results
 
-from fracray.metrics import CalibrationError, GroupJackknife, score
+from fracray.metrics import CalibrationError, GroupJackknife, score, slope_and_intercept
 from fracray.metrics.intervals import ABOUT, Scale, score_intervals
 from fracray.metrics.scores import Ranked
 from fracray.runtime.console import new_console, new_table
@@ -93,14 +93,10 @@ def truth(draw: Draw, groups: int) -> dict[str, float]:
     """The scores of so many groups that chance no longer matters."""
     labels, probabilities, group = draw(np.random.default_rng(99), groups)
     found = score(labels, probabilities, THRESHOLD, group).as_dict()
-    intervals = score_intervals(labels, probabilities, group, THRESHOLD)
-    if draw is not easy:  # by construction, and what is left is chance
-        return found | {
-            "ece": 0.0,
-            "calibration_slope": intervals["calibration_slope"].value,
-            "calibration_intercept": 0.0,
-        }
-    return found | {name: intervals[name].value for name in ("calibration_slope", "calibration_intercept")}
+    slope, intercept = slope_and_intercept(labels, probabilities, np.ones((1, len(labels))))
+    found |= {"calibration_slope": float(slope[0]), "calibration_intercept": float(intercept[0])}
+    # Calibrated by construction: what a population shows beside that is chance.
+    return found if draw is easy else found | {"ece": 0.0, "calibration_slope": 1.0, "calibration_intercept": 0.0}
 
 
 def resampled(labels: np.ndarray, ranked: Ranked, group: np.ndarray, groups: int, seed: int) -> dict[str, np.ndarray]:
