@@ -1,6 +1,6 @@
 """python -m fracray.evaluate: a checkpoint on a split, or on radiographs that its training never saw.
 
-The decision threshold and the calibration are those fixed on validation. Intervals are bootstrapped over groups, as
+The decision threshold and the calibration are those fixed on validation. Intervals are over groups, as
 images of a group are not independent. The scores of no-pixel predictors are shown next to them.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ SEVERITIES = (1, 2, 3, 4, 5)  # those of data.images.corruptions, which takes lo
 def parser() -> argparse.ArgumentParser:
     cli = command(
         "evaluate",
-        "Score a checkpoint: accuracy, AUROC, sensitivity and more, each with a 95% interval bootstrapped over groups, "
+        "Score a checkpoint: accuracy, AUROC, sensitivity and more, each with a 95% interval over groups, "
         "at the threshold fixed on validation, next to no-pixel predictors.",
         "  python -m fracray.evaluate checkpoints/t0007 --data FracAtlas --split test\n"
         "  python -m fracray.evaluate runs/first --json scores.json\n"
@@ -73,7 +74,12 @@ def parser() -> argparse.ArgumentParser:
         help="with --corruptions: a model on the same data to compare with, for MedMNIST-C's relative balanced error",
     )
     cli.add_argument("--severities", metavar="LIST", help="with --corruptions: some of 1,2,3,4,5 (default: all)")
-    cli.add_argument("--seed", type=int, default=0, help="of the bootstrap and the corruptions (default %(default)s)")
+    cli.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the corruptions, and of the draws of a perfectly calibrated model (default %(default)s)",
+    )
     add_address(cli)
     return cli
 
@@ -118,7 +124,14 @@ def _evaluate(args: argparse.Namespace, severities: tuple[int, ...]) -> None:
     from fracray.data.prepare import examined, prepare, shards_at
     from fracray.data.report import say_flow, say_phantom
     from fracray.evaluation.inference import half_the_cpus
-    from fracray.evaluation.report import say_corruptions, say_few_groups, say_one_class, scores_table, sets_table
+    from fracray.evaluation.report import (
+        say_calibration,
+        say_corruptions,
+        say_few_groups,
+        say_one_class,
+        scores_table,
+        sets_table,
+    )
     from fracray.evaluation.robustness import score_corruptions
     from fracray.evaluation.scoring import check_folds, pool_folds, refuse_seen, score_part
     from fracray.runtime.console import new_console, progress_bar
@@ -146,7 +159,7 @@ def _evaluate(args: argparse.Namespace, severities: tuple[int, ...]) -> None:
         scored = [score_part(*pair, part, console) for pair in zip(checkpoints, folds, strict=True)]
         other = shards_at(prepared, reference.metadata.config.data.size, console) if reference else None
     pooled = pool_folds([one for one, _ in scored])
-    intervals = pooled.intervals(args.seed)
+    intervals, perfect = pooled.intervals(), pooled.perfect_ece(args.seed)
     threshold = f"decision threshold {metadata.threshold:.3f}" if len(scored) == 1 else "each fold's decision threshold"
     console.print(
         f"\n{_who(checkpoints)}, on {_what(part, prepared, metadata.data_fingerprint)}: "
@@ -156,11 +169,12 @@ def _evaluate(args: argparse.Namespace, severities: tuple[int, ...]) -> None:
     )
     console.print(scores_table(intervals, pooled.prepared.baselines, part))
     sets = scored[0][1] if len(scored) == 1 else {}
-    all_sets = {part: intervals} | {name: found.intervals(args.seed) for name, found in sets.items()}
+    all_sets = {part: intervals} | {name: found.intervals() for name, found in sets.items()}
     if sets:
         console.print(sets_table(all_sets, prepared))
     say_one_class(console, pooled.labels)
-    say_few_groups(console, pooled.groups)
+    say_calibration(console, intervals, perfect)
+    say_few_groups(console, pooled.groups, pooled.labels)
     if part == "all" and prepared.fingerprint == metadata.data_fingerprint:
         console.print(
             "note: 'all' includes the images that this checkpoint was trained on, so its scores are optimistic",
@@ -182,7 +196,7 @@ def _evaluate(args: argparse.Namespace, severities: tuple[int, ...]) -> None:
             )
         say_corruptions(console, corruptions)
     if args.json:
-        _write_json(Path(args.json), args.checkpoint, checkpoints, part, pooled, all_sets, corruptions)
+        _write_json(Path(args.json), args.checkpoint, checkpoints, part, pooled, all_sets, perfect, corruptions)
         console.print(f"written: {args.json}")
 
 
@@ -272,6 +286,7 @@ def _write_json(
     part: str,
     scored: Scored,
     sets: dict[str, dict[str, Interval]],
+    perfect: float,
     corruptions: CorruptionScores | None,
 ) -> None:
     table = scored.prepared.table.iloc[scored.rows]
@@ -291,6 +306,7 @@ def _write_json(
         "images": len(table),
         "groups": int(table["group"].nunique()),
         "scores": _as_dicts(sets[part]),
+        "ece_of_a_perfect_model": None if isnan(perfect) else perfect,
         "sets": {name: _as_dicts(intervals) for name, intervals in sets.items() if name != part},
         "predictions": [
             {"image_id": image_id, "group": group, "label": int(label), "probability": round(float(probability), 6)}

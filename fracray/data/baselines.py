@@ -87,7 +87,7 @@ def cross_fitted_baselines(table: pd.DataFrame, seed: int = 0, folds: int = FOLD
     found = []
     for name, probability in _cross_fit(table, _baselines(table), fold, seed).items():
         baseline = asdict(_baseline(name, "all", label, probability))
-        auroc = auroc_over_folds(label, probability, table["group"], fold, repeats=0).value
+        auroc = auroc_over_folds(label, probability, table["group"], fold).value
         found.append(Baseline(**baseline | {"auroc": auroc}))
     return tuple(found)
 
@@ -194,7 +194,7 @@ def score_shortcuts(table: pd.DataFrame, seed: int = 0) -> tuple[Shortcut, ...]:
         "together": "fewer than two of them differ between files",
     }
     return tuple(
-        Shortcut(name, words, auroc_over_folds(label, found[name], table["group"], fold, repeats=500, seed=seed))
+        Shortcut(name, words, auroc_over_folds(label, found[name], table["group"], fold))
         if fold is not None and name in found
         else Shortcut(name, words, Interval(np.nan, np.nan, np.nan), why if fold is None else none.get(name, why))
         for name, words in sees.items()
@@ -215,7 +215,7 @@ def score_leak(table: pd.DataFrame, groups: Mapping[int, np.ndarray], seed: int 
         fold = _deal(group, FOLDS, seed)
         if fold is not None:
             found = _cross_fit(table, {"id": _neighbours}, fold, seed)["id"]
-            leaks.append(IdLeak(block, auroc_over_folds(label, found, group, fold, repeats=500, seed=seed)))
+            leaks.append(IdLeak(block, auroc_over_folds(label, found, group, fold)))
     return tuple(leaks)
 
 

@@ -11,10 +11,8 @@ from fracray.data.baselines import Baseline
 from fracray.data.prepare import Prepared
 from fracray.data.splits.set_names import is_validation
 from fracray.evaluation.robustness import CorruptionScores, Summary
-from fracray.metrics import Interval, by_set
+from fracray.metrics import FEWEST_GROUPS, FEWEST_OF_A_CLASS, ROUGH_BELOW, Interval, by_set
 from fracray.runtime.console import new_table, score_cell
-
-FEW_GROUPS = 10  # with fewer groups, a bootstrap over groups gives intervals that are too narrow
 
 HEADINGS = {
     "accuracy": "accuracy",
@@ -25,7 +23,9 @@ HEADINGS = {
     "specificity": "specificity",
     "f1": "F1",
     "brier": "Brier",
-    "ece": "ECE",
+    "ece": "calibration error",
+    "calibration_slope": "calibration slope",
+    "calibration_intercept": "calibration intercept",
 }
 
 
@@ -82,7 +82,7 @@ def _summary_cells(summary: Summary) -> list[str]:
     excess = summary.excess
     cells = [
         score_cell(summary.mean.value),
-        f"{excess.value:+.3f} [{excess.low:.3f}, {excess.high:.3f}]",
+        f"{excess.value:+.3f}" + ("" if isnan(excess.low) else f" [{excess.low:.3f}, {excess.high:.3f}]"),
         score_cell(summary.auroc),
     ]
     against_reference = (summary.normalised, summary.relative)
@@ -171,10 +171,37 @@ def say_one_class(console: Console, labels: np.ndarray) -> None:
         console.print(f"note: all of these radiographs are {word}: {undefined}", style="yellow", soft_wrap=True)
 
 
-def say_few_groups(console: Console, groups: Iterable[str]) -> None:
-    """Warn where too few groups (one name per image) were bootstrapped for an interval."""
-    count = len(set(groups))
-    if count < 2:
-        console.print("note: there is only one group, and an interval needs at least two")
-    elif count < FEW_GROUPS:
-        console.print(f"note: only {count} groups, so the intervals are too narrow")
+def say_calibration(console: Console, scores: Mapping[str, Interval], perfect: float) -> None:
+    """Print how the calibration error compares with that of a perfect model, and what slope and intercept mean."""
+    if isnan(scores["ece"].value) or isnan(perfect):
+        return
+    within = "is within" if scores["ece"].value <= perfect else "exceeds"
+    console.print(
+        f"the calibration error is a root mean square without the floor of the usual ECE; {scores['ece'].value:.3f} "
+        f"{within} what a perfectly calibrated model shows on these groups (up to {perfect:.3f} in 95% of the draws). "
+        "A slope below 1: probabilities are too extreme; an intercept below 0: they are too high on average",
+        soft_wrap=True,
+    )
+
+
+def say_few_groups(console: Console, groups: Iterable[str], labels: Iterable[int]) -> None:
+    """Say where groups (one name per image) are too few for an interval, or for one to be relied on."""
+    pairs = list(zip(groups, labels, strict=True))
+    count = len({group for group, _ in pairs})
+    if count < FEWEST_GROUPS:
+        some = "there is only one group" if count == 1 else f"there are only {count} groups"
+        console.print(f"note: {some}, and an interval needs at least {FEWEST_GROUPS}: there is none", soft_wrap=True)
+        return
+    for label, name, scores in ((1, "fractured", "sensitivity"), (0, "other", "specificity")):
+        holding = len({group for group, mine in pairs if mine == label})
+        if 0 < holding < FEWEST_OF_A_CLASS:
+            console.print(
+                f"note: the {name} radiographs are all in {holding} of {count} groups, and an interval needs at least "
+                f"{FEWEST_OF_A_CLASS}: {scores} has none, nor has what depends on both classes, such as AUROC",
+                soft_wrap=True,
+            )
+    if count < ROUGH_BELOW:
+        console.print(
+            f"note: only {count} groups: the intervals are rough, and too narrow if a few groups are unlike all others",
+            soft_wrap=True,
+        )

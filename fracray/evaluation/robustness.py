@@ -18,10 +18,18 @@ import numpy as np
 from fracray.data.images.corruptions import CORRUPTIONS, SEVERITIES, Corruption, corrupt
 from fracray.data.loading.ingest import Shards
 from fracray.errors import InputError
-from fracray.metrics import Array, Interval, balanced_errors, percentile_interval, score
+from fracray.metrics import Array, GroupJackknife, Interval, Scale, balanced_errors, score
 
 CHUNK = 64  # radiographs corrupted and classified at a time
 CHUNK_BYTES = 4 * 2**20  # fewer of them where they are large
+# What the values of a summary can be, for their intervals.
+SCALES: dict[str, Scale] = {
+    "mean": "share",
+    "excess": "number",
+    "ratio": "ratio",
+    "normalised": "ratio",
+    "relative": "number",
+}
 
 
 @dataclass(frozen=True)
@@ -121,7 +129,7 @@ def score_corruptions(
 ) -> CorruptionScores:
     """Score a model on these rows of its shards, clean and under every corruption at these severities.
 
-    names, labels, groups: (n,), of these rows: their image_ids, 0 or 1, and what is resampled for the intervals.
+    names, labels, groups: (n,), of these rows: their image_ids, 0 or 1, and what is left out for the intervals.
     step: called with (done, of how many). Raises InputError where the images are all of one class.
     """
     if len(np.unique(labels)) < 2:
@@ -139,15 +147,16 @@ def score_corruptions(
 
     probabilities = [_probabilities(each, rows, names, grid, seed, advance) for each in models]
     called = np.concatenate([p >= each.threshold for p, each in zip(probabilities, models, strict=True)])
-    values, drawn = balanced_errors(labels, called, groups, seed=seed)
+    jackknife = GroupJackknife(labels, groups)
+    values, left_out = balanced_errors(labels, called, jackknife)
     width = 1 + len(grid)
     scored: CorruptionScores | None = None
     # The reference first: the model is compared with it.
     for place in reversed(range(len(models))):
         part = slice(place * width, (place + 1) * width)
         aurocs = np.array([score(labels, p, models[place].threshold).auroc for p in probabilities[place]])
-        paired = (values[width:], drawn[:, width:]) if place == 0 and reference is not None else None
-        scored = _scored((values[part], drawn[:, part]), aurocs, severities, paired, scored)
+        paired = (values[width:], left_out[:, width:]) if place == 0 and reference is not None else None
+        scored = _scored((values[part], left_out[:, part]), aurocs, severities, jackknife, paired, scored)
     assert scored is not None
     return scored
 
@@ -225,14 +234,15 @@ def _scored(
     errors: tuple[Array, Array],
     aurocs: Array,
     severities: Sequence[int],
+    jackknife: GroupJackknife,
     paired: tuple[Array, Array] | None,
     reference: CorruptionScores | None,
 ) -> CorruptionScores:
-    """Cells and summaries from balanced errors (k,) with their resamples (r, k), and the reference's, if any."""
-    values, drawn = errors
+    """Cells and summaries from balanced errors (k,), those (r, k) with groups left out, and the reference's, if any."""
+    values, left_out = errors
     count = len(severities)
-    # The values come before their resamples, so the same arithmetic serves both.
-    stacked = _statistics(np.concatenate([values[None], drawn]), count)
+    # The values come before those with groups left out, so the same arithmetic serves both.
+    stacked = _statistics(np.concatenate([values[None], left_out]), count)
     if paired is not None and reference is not None:
         other = _statistics(np.concatenate([paired[0][None], paired[1]]), count)
         clear = np.array([row.summary.excess.low > 0 for row in reference.rows])
@@ -241,12 +251,12 @@ def _scored(
             stacked["relative"] = np.where(clear, stacked["excess"] / other["excess"], nan)
 
     def summary(columns: slice) -> Summary:
-        intervals = {name: _column(table[:, columns]) for name, table in stacked.items()}
+        intervals = {name: _column(table[:, columns], jackknife, SCALES[name]) for name, table in stacked.items()}
         cells = aurocs[1:].reshape(-1, count)[columns]
         return Summary(auroc=float(cells.mean()), **intervals)
 
     def cell(place: int, severity: int) -> Cell:
-        return Cell(severity, percentile_interval(float(values[place]), drawn[:, place]), float(aurocs[place]))
+        return Cell(severity, jackknife.interval(float(values[place]), left_out[:, place]), float(aurocs[place]))
 
     return CorruptionScores(
         clean=cell(0, 0),
@@ -263,14 +273,13 @@ def _scored(
     )
 
 
-def _column(table: Array) -> Interval:
+def _column(table: Array, jackknife: GroupJackknife, scale: Scale) -> Interval:
     """Value and interval of the mean over columns (1 + r, c), the value in front; columns of nan are left out."""
     defined = table[:, ~np.isnan(table[0])]
     if not defined.shape[1]:
         return Interval(nan, nan, nan)
     averaged = defined.mean(axis=1)
-    finite = averaged[1:][np.isfinite(averaged[1:])]
-    return percentile_interval(float(averaged[0]), finite)
+    return jackknife.interval(float(averaged[0]), averaged[1:], scale=scale)
 
 
 def _cell(cell: Cell) -> dict[str, Any]:

@@ -14,19 +14,24 @@ from fracray.data.manifest import part_of
 from fracray.data.prepare import Prepared
 from fracray.errors import InputError
 from fracray.evaluation.inference import predict
-from fracray.metrics import Interval, auroc_over_folds, bootstrap
+from fracray.metrics import CalibrationError, Interval, auroc_over_folds, cross_fitted, score_intervals
 from fracray.training.checkpoint import Checkpoint, CheckpointMetadata
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Radiographs with their scores: rows (n,) of the prepared set, probabilities (n,), thresholds (n,)."""
+    """Radiographs with their scores: rows (n,) of the prepared set, probabilities (n,), thresholds (n,).
+
+    cross_fitted (n,): where the calibration was fitted to these very radiographs, the probabilities by which it is
+    judged.
+    """
 
     prepared: Prepared
     rows: np.ndarray
     probabilities: np.ndarray
     thresholds: np.ndarray
     folds: np.ndarray | None = None  # (n,) the fold of the model that scored each image, with several models
+    cross_fitted: np.ndarray | None = None
 
     @property
     def labels(self) -> np.ndarray:
@@ -36,11 +41,17 @@ class Scored:
     def groups(self) -> np.ndarray:
         return self.prepared.table["group"].to_numpy()[self.rows]
 
-    def intervals(self, seed: int) -> dict[str, Interval]:
-        intervals = bootstrap(self.labels, self.probabilities, self.groups, self.thresholds, seed=seed)
+    def intervals(self) -> dict[str, Interval]:
+        """The scores with their intervals, and the calibration's slope and intercept: see `metrics.score_intervals`."""
+        intervals = score_intervals(self.labels, self.probabilities, self.groups, self.thresholds, self.cross_fitted)
         if self.folds is not None:  # models of different folds differ in scale: rank within folds
-            intervals["auroc"] = auroc_over_folds(self.labels, self.probabilities, self.groups, self.folds, seed=seed)
+            intervals["auroc"] = auroc_over_folds(self.labels, self.probabilities, self.groups, self.folds)
         return intervals
+
+    def perfect_ece(self, seed: int) -> float:
+        """The calibration error that a perfectly calibrated model stays below in 95% of the draws, on these groups."""
+        told = self.probabilities if self.cross_fitted is None else self.cross_fitted
+        return CalibrationError(self.labels, told, self.groups).perfect(seed)
 
 
 def score_part(
@@ -60,11 +71,15 @@ def score_part(
             checkpoint, prepared, sets[part], f"{checkpoint.folder}: {changed}; use the manifest.parquet of its run"
         )
     rows = np.unique(np.concatenate(list(sets.values())))
-    probabilities = metadata.calibration.apply(predict(checkpoint, prepared.shards, rows, console))
+    logits = predict(checkpoint, prepared.shards, rows, console)
+    probabilities = metadata.calibration.apply(logits)
     found = {}
     for name, members in sets.items():
         inside = np.searchsorted(rows, members)
-        found[name] = Scored(prepared, members, probabilities[inside], np.full(len(members), metadata.threshold))
+        one = Scored(prepared, members, probabilities[inside], np.full(len(members), metadata.threshold))
+        if name == "val":  # what the calibration was fitted to
+            one = replace(one, cross_fitted=cross_fitted(one.labels, logits[inside], one.groups))
+        found[name] = one
     return found.pop(part), found
 
 

@@ -5,10 +5,10 @@ Reads the run folder and prints; trains nothing.
 
 import tempfile
 from collections.abc import Sequence
+from math import isnan
 from pathlib import Path
 
 import optuna
-from optuna.trial import TrialState
 from rich.console import Console
 from rich.table import Table
 
@@ -18,11 +18,12 @@ from fracray.data.splits.set_names import is_validation
 from fracray.errors import RunError
 from fracray.evaluation.report import say_few_groups, say_validation
 from fracray.metric_names import METRICS, bare_metric
-from fracray.metrics import Interval, paired_gain
+from fracray.metrics import Interval, cross_fitted, paired_gain
 from fracray.runtime.console import new_table, setting_cell, share_bar
 from fracray.runtime.efficiency import WORDS, Efficiency, EfficiencyTracker
 from fracray.runtime.run_folder import BEST, next_steps, trial_folder, trial_name
 from fracray.runtime.storage import Folder
+from fracray.search.importance import FEWEST_TRIALS, Importances, importances
 from fracray.search.space import SearchSpace
 from fracray.search.study import local_journal, open_study
 from fracray.search.trials_table import State, TrialRow, best_row, collect
@@ -39,7 +40,7 @@ def summarise(
     with local_journal(run) as journal:
         study = open_study(journal, space)
         rows = collect(run, study, space.config.train.epochs)
-        importances = _importances(study)
+        found = importances(study)
     metric, mode = space.metrics[0], space.config.search.mode
     sets = [name for name in prepared.sets if is_validation(name)]
     best = best_row(rows.values(), metric, mode)
@@ -76,16 +77,13 @@ def summarise(
             soft_wrap=True,
         )
     if gains:
-        say_few_groups(console, prepared.table["group"].iloc[prepared.rows("val")])
+        inside = prepared.table.iloc[prepared.rows("val")]
+        say_few_groups(console, inside["group"].to_numpy(), inside["label"].to_numpy())
     if len(space.metrics) > 1:
         console.print("\nPareto front, each trial at its best epoch in the first metric:")
         console.print(_front_table(space, study, rows))
-    if importances:
-        console.print(
-            f"\nimportance of each setting (fANOVA over the {full} trials that ran all epochs):",
-            soft_wrap=True,
-        )
-        console.print(_importance_table(importances))
+    if len(space.dimensions) > 1 and len(space.metrics) == 1:
+        _say_importances(console, found, full)
     folds = f", the mean over {space.config.data.split.rotations} folds; counts are of the first" if crossed else ""
     console.print(f"{best.name} on validation{folds}:")
     say_validation(console, prepared, best.history[-1].best)
@@ -97,9 +95,11 @@ def summarise(
 
 
 def _gains(winner: Path, default: Path, metric: str, sets: Sequence[str]) -> dict[str, Interval]:
-    """The winner's metric minus the default's on the same validation images, resampled by group, by reported name.
+    """The winner's metric minus the default's on the same validation images, by reported name.
 
     A mean or worst over several sets has no images of its own: then the gain is given for each set. Empty for a loss.
+    On 'val', to which the calibrations were fitted, Brier score and calibration error are those of cross-fitted
+    probabilities, as every epoch reports them.
     """
     bare = bare_metric(metric, sets)
     if bare not in METRICS:
@@ -112,13 +112,22 @@ def _gains(winner: Path, default: Path, metric: str, sets: Sequence[str]) -> dic
     gains = {}
     for name in [of for of in sets if metric == f"{of}_{bare}"] or sets:
         inside = in_set(ours["split"], name)
+        labels, groups = ours["label"].to_numpy()[inside], ours["group"].to_numpy()[inside]
+        fitted_to_these = name == "val" and bare in ("brier", "ece")
+        ours_told, theirs_told = (
+            cross_fitted(labels, logits, groups) if fitted_to_these else calibration.apply(logits)
+            for logits, calibration in (
+                (ours["logit"].to_numpy()[inside], metadata.calibration),
+                (theirs["logit"].to_numpy()[inside], base.calibration),
+            )
+        )
         gains[f"{name}_{bare}"] = paired_gain(
-            ours["label"].to_numpy()[inside],
-            metadata.calibration.apply(ours["logit"].to_numpy()[inside]),
+            labels,
+            ours_told,
             metadata.threshold,
-            base.calibration.apply(theirs["logit"].to_numpy()[inside]),
+            theirs_told,
             base.threshold,
-            ours["group"].to_numpy()[inside],
+            groups,
             metric=bare,
         )
     return gains
@@ -128,9 +137,15 @@ def _say_gains(console: Console, number: int, gains: dict[str, Interval]) -> Non
     if number == 0:
         console.print("the default configuration was not beaten")
     for metric, gain in gains.items():
+        known = "" if isnan(gain.low) else f" [{gain.low:+.4f}, {gain.high:+.4f}]"
         console.print(
-            f"gain over the default configuration ({trial_name(0)}): {gain.value:+.4f} {metric} "
-            f"[{gain.low:+.4f}, {gain.high:+.4f}] (95%, bootstrapped over groups)",
+            f"gain over the default configuration ({trial_name(0)}): {gain.value:+.4f} {metric}{known}", soft_wrap=True
+        )
+    if any(not isnan(gain.low) for gain in gains.values()):
+        console.print(
+            "the 95% interval holds what other groups of validation radiographs would change, and not what another "
+            "training seed would: each configuration was trained once, and one configuration trained twice can "
+            "differ by more than this interval",
             soft_wrap=True,
         )
     if gains:
@@ -156,20 +171,30 @@ def _front_table(space: SearchSpace, study: optuna.Study, rows: dict[int, TrialR
     return table
 
 
-def _importances(study: optuna.Study) -> dict[str, float]:
-    """The share of the metric's variance that each setting explains (fANOVA, Hutter et al. 2014); empty if unknown."""
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if len(study.directions) > 1 or len(done) < 4 or len({trial.value for trial in done}) < 2:
-        return {}
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    return optuna.importance.get_param_importances(study, evaluator=evaluator)
-
-
-def _importance_table(importances: dict[str, float]) -> Table:
-    table = new_table("setting", "share", "")
-    for path, share in importances.items():
-        table.add_row(path, f"{share:.2f}", share_bar(share))
-    return table
+def _say_importances(console: Console, found: Importances | None, full: int) -> None:
+    if found is None:
+        few = f"{full} trials ran all epochs, and at least {FEWEST_TRIALS} that differ are needed"
+        console.print(f"\nimportance of the settings: {few}", soft_wrap=True)
+        return
+    first = found.shares[0]
+    if not found.told_apart:
+        console.print(
+            f"\nimportance of the settings: {full} trials that ran all epochs do not tell it from chance. The largest "
+            f"share is {first.share:.2f} ({first.path}); where no setting matters, the largest is up to {found.strongest:.2f}",
+            soft_wrap=True,
+        )
+        return
+    console.print(
+        f"\nimportance of each setting (random forest over the {full} trials that ran all "
+        "epochs). By chance: up to how much a setting gets when the values of the trials change "
+        "places at random",
+        soft_wrap=True,
+    )
+    table = new_table("setting", "share", "by chance", "")
+    for each in found.shares:
+        bar = share_bar(each.share) if each.share > each.chance else "no more than chance"
+        table.add_row(each.path, f"{each.share:.2f}", f"{each.chance:.2f}", bar)
+    console.print(table)
 
 
 def _say_efficiency(console: Console, efficiency: Efficiency) -> None:

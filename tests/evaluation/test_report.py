@@ -1,22 +1,42 @@
-"""What is printed where there are too few groups for an interval."""
+"""What is printed beside the scores: intervals, and where there are too few groups for them."""
 
 from math import nan
 
 import pytest
 
-from fracray.evaluation.report import FEW_GROUPS, say_few_groups, scores_table
-from fracray.metrics import Interval
+from fracray.evaluation.report import say_calibration, say_few_groups, scores_table
+from fracray.metrics import FEWEST_GROUPS, ROUGH_BELOW, Interval
 from fracray.runtime.console import new_console
+
+
+def said(capsys, groups, labels):
+    say_few_groups(new_console(), groups, labels)
+    return capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("groups", "note"),
-    [(1, "only one group, and an interval needs at least two"), (2, "only 2 groups"), (FEW_GROUPS, None)],
+    [
+        (1, "there is only one group, and an interval needs at least 5: there is none"),
+        (2, "there are only 2 groups, and an interval needs at least 5: there is none"),
+        (FEWEST_GROUPS, "only 5 groups: the intervals are rough"),
+        (ROUGH_BELOW - 1, "only 29 groups: the intervals are rough"),
+        (ROUGH_BELOW, ""),
+    ],
 )
 def test_too_few_groups_are_noted(capsys, groups, note):
-    say_few_groups(new_console(), [f"g{index}" for index in range(groups)] * 3)
-    printed = capsys.readouterr().out
-    assert note in printed if note else printed == ""
+    printed = said(capsys, [f"g{index}" for index in range(groups)] * 4, [0, 1, 1, 0] * groups)
+    assert note in printed
+    assert (printed == "") == (note == "")
+
+
+def test_a_class_in_too_few_groups_is_noted(capsys):
+    groups = [f"g{index}" for index in range(40)]
+    printed = said(capsys, groups, [1, 1] + [0] * 38)
+    assert "the fractured radiographs are all in 2 of 40 groups" in printed
+    assert "sensitivity has none" in printed
+    assert "the other radiographs are all in 1 of 40 groups" in said(capsys, groups, [1] * 39 + [0])
+    assert said(capsys, groups, [0] * 40) == ""  # one class: its scores are missing in the table itself
 
 
 def test_an_interval_that_there_is_not_is_left_empty(capsys):
@@ -26,3 +46,13 @@ def test_an_interval_that_there_is_not_is_left_empty(capsys):
     assert "0.700" in printed
     assert "nan" not in printed
     assert "[0.600, 0.900]" in printed
+
+
+def test_the_calibration_error_stands_beside_that_of_a_perfect_model(capsys):
+    for value, words in ((0.02, "0.020 is within what"), (0.09, "0.090 exceeds what")):
+        say_calibration(new_console(), {"ece": Interval(value, 0, 0.1)}, 0.05)
+        printed = " ".join(capsys.readouterr().out.split())
+        assert words in printed
+        assert "up to 0.050 in 95% of the draws" in printed
+    say_calibration(new_console(), {"ece": Interval(nan, nan, nan)}, nan)
+    assert capsys.readouterr().out == ""

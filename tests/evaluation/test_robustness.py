@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy.stats import t
 
 from fracray.data.images.corruptions import NAMES, corrupt
 from fracray.data.loading.ingest import open_shards
@@ -104,15 +105,15 @@ def test_against_a_reference_they_are_medmnist_cs_be_and_rbe(shards):
     assert tree["reference"]["corruptions"]["exposure_up"]["mean"]["value"] == pytest.approx(0.42)
 
 
-def test_an_excess_is_bootstrapped_as_a_difference(shards):
-    """Both errors of a resample are of the same images: what is missed clean and dark alike cancels."""
+def test_an_excess_has_the_interval_of_a_difference(shards):
+    """Both errors leave out the same images: what is missed clean and dark alike cancels."""
     scores = score_corruptions(ModelUnderTest(shards, brightness, 0.5), ROWS, IDS, LABELS, GROUPS)
     row = by_name(scores)["exposure_up"].summary
-    # 0.4 times half the share of bright ones among ten fractured: their number in a resample is binomial.
+    # 0.2 times the share of bright ones among ten fractured. Without one of ten, a share moves by (share - 1 or 0) / 9;
+    # without one of the ten others it stays; and the fractured ones are ten groups.
     assert row.excess.value == pytest.approx(0.16)
-    half = 1.96 * 0.4 * 0.5 * np.sqrt(0.8 * 0.2 / 10)
-    assert row.excess.low == pytest.approx(0.16 - half, abs=0.02)
-    assert row.excess.high == pytest.approx(min(0.2, 0.16 + half), abs=0.02)
+    half = t.ppf(0.975, 9) * 0.2 * np.sqrt(19 / 20 * 10 * 0.8 * 0.2 / 9**2)
+    assert (row.excess.low, row.excess.high) == pytest.approx((0.16 - half, 0.16 + half))
     same = by_name(scores)["motion_blur"].summary.excess
     assert (same.low, same.high) == (0, 0)
 

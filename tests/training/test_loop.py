@@ -4,11 +4,13 @@ import copy
 import itertools
 import math
 import socket
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import brier_score_loss, log_loss
 from torch import distributed as dist
 from torch import multiprocessing as mp
 
@@ -16,7 +18,7 @@ from fracray.config import Config
 from fracray.data.loading.draws import Pictures
 from fracray.data.loading.plan import Plan
 from fracray.data.loading.streams import MemoryStream
-from fracray.metrics import score
+from fracray.metrics import cross_fitted, fit_temperature, score
 from fracray.runtime.efficiency import PHASES, Meter
 from fracray.training.checkpoint import load_state, save_state
 from fracray.training.cross_validation import Folds
@@ -73,6 +75,11 @@ def make_stream(config, rank=0, world=1, train=120, count=COUNT):
     return MemoryStream(plan, images, config.train.epochs)
 
 
+def replace_groups(stream, groups):
+    stream.plan = replace(stream.plan, groups=groups)
+    return stream
+
+
 def make_folds(config):
     """Three models, each validated on another third of the first 150 images."""
     images, labels = radiographs()
@@ -119,9 +126,35 @@ def test_reported_metrics_are_those_of_the_reported_predictions():
         seen = report.validation
         assert list(seen.rows) == list(range(120, COUNT))
         assert list(seen.labels) == list(fit.stream.plan.labels[120:])
-        scores = score(seen.labels, seen.calibration.apply(seen.logits), seen.threshold)
+        honest = cross_fitted(seen.labels, seen.logits)
+        scores = score(seen.labels, seen.calibration.apply(seen.logits), seen.threshold, cross_fitted=honest)
         for name, value in scores.as_dict("val_").items():
             assert report.metrics[name] == pytest.approx(value, nan_ok=True)
+        assert report.metrics["val_loss"] == pytest.approx(log_loss(seen.labels, honest), rel=1e-5)
+
+
+def test_loss_brier_score_and_calibration_error_are_those_of_calibrations_that_saw_other_groups():
+    """In-sample ones are too good, by which a trial is ranked: the calibration was fitted to the same labels."""
+    groups = np.arange(COUNT) // 4
+    fit = Fit(make_config(), replace_groups(make_stream(make_config()), groups))
+    report = fit.run_epoch()
+    seen, metrics = report.validation, report.metrics
+    honest = cross_fitted(seen.labels, seen.logits, groups[seen.rows])
+    assert metrics["val_brier"] == pytest.approx(brier_score_loss(seen.labels, honest))
+    assert metrics["val_ece"] == pytest.approx(score(seen.labels, honest, 0.5, groups[seen.rows]).ece, nan_ok=True)
+    assert metrics["val_brier"] > brier_score_loss(seen.labels, seen.calibration.apply(seen.logits))
+    assert seen.calibration == fit_temperature(seen.labels, seen.logits)  # what is stored is fitted to all of them
+
+
+def test_held_out_sets_are_scored_by_the_calibration_of_val():
+    stream = make_stream(make_config())
+    sets = {"val": np.arange(120, 150), "val/view": np.arange(150, COUNT)}
+    stream.plan = replace(stream.plan, val_sets=sets)
+    report = Fit(make_config(), stream).run_epoch()
+    seen = report.validation
+    held_out = seen.rows >= 150
+    told = seen.calibration.apply(seen.logits[held_out])
+    assert report.metrics["val/view_brier"] == pytest.approx(brier_score_loss(seen.labels[held_out], told))
 
 
 def test_best_is_the_best_epoch_and_of_equal_ones_that_of_lower_loss():

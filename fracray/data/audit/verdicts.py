@@ -265,10 +265,13 @@ def _shortcuts(findings: Findings) -> Verdict:
 
 
 def shortcut_level(score: Shortcut) -> Level:
-    """ok where a shortcut is weak, unscored or within chance; stop where it could explain a classifier's score."""
-    if not (score.auroc.value >= SEEN and score.auroc.low > 0.5):
+    """ok where a shortcut is weak, unscored or within chance; stop where it could explain a classifier's score.
+
+    Groups too few for an interval say nothing on chance: then a strong shortcut is worth a look, and no more.
+    """
+    if not score.auroc.value >= SEEN or score.auroc.low <= 0.5:
         return "ok"
-    return "stop" if score.auroc.value >= STRONG else "look"
+    return "stop" if score.auroc.value >= STRONG and not math.isnan(score.auroc.low) else "look"
 
 
 def _less(leaks: Sequence[IdLeak]) -> str:

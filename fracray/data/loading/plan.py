@@ -52,6 +52,7 @@ class Plan:
     shard_rows: int  # rows of a shard file, the unit in which a large set is shuffled
     rank: int = 0
     world: int = 1
+    groups: np.ndarray | None = None  # of every row of the shard set, (N,) int64; without them each row is its own
 
     @property
     def steps(self) -> int:
@@ -96,4 +97,5 @@ def make_plan(config: Config, table: "pd.DataFrame", shards: "Shards", rank: int
         shard_rows=shards.files[0].count,
         rank=rank,
         world=world,
+        groups=np.unique(table["group"].to_numpy(), return_inverse=True)[1],
     )

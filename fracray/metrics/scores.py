@@ -1,0 +1,183 @@
+"""Scores of a binary classifier at one threshold, and the choice of that threshold.
+
+Every score counts each image once; a positive is label 1 (fractured), and an image is called positive when its
+probability is at least the threshold.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from fracray.metric_names import METRICS, REPORTED, lower_is_better
+from fracray.metrics.inputs import Array, checked
+from fracray.metrics.reliability import CalibrationError
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of a set of probabilities at one threshold; nan where undefined, such as AUROC with one class.
+
+    All except the count `n` are in 0..1. `brier`: mean squared error of the probabilities. `average_precision`: the
+    step-wise area under precision over recall. `ece`: the root mean square calibration error, 0 where the unbiased
+    estimate of its square is below 0: see `reliability.CalibrationError`.
+    """
+
+    n: int
+    prevalence: float
+    accuracy: float
+    balanced_accuracy: float
+    auroc: float
+    average_precision: float
+    sensitivity: float
+    specificity: float
+    f1: float
+    brier: float
+    ece: float
+
+    def as_dict(self, prefix: str = "") -> dict[str, float]:
+        """The scores by name, for a report or a table: `prefix='val_'` gives `val_accuracy`."""
+        return {f"{prefix}{name}": value for name, value in asdict(self).items()}
+
+
+def over_sets(sets: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The metrics of several validation sets by reported name: each set's own, their mean and their worst.
+
+    sets: by name, 'val', 'val/view', ...; metrics by name, the same in each. Gives 'val_accuracy',
+    'val/view_accuracy', ... and, where there are several sets, 'mean_val_accuracy' and 'worst_val_accuracy'.
+    """
+    found = {f"{name}_{metric}": value for name, metrics in sets.items() for metric, value in metrics.items()}
+    if len(sets) > 1:
+        for metric in REPORTED:
+            values = [metrics[metric] for metrics in sets.values()]
+            found[f"mean_val_{metric}"] = math.fsum(values) / len(values)
+            worst = max if lower_is_better(metric) else min
+            # Python's max and min find nan only where it comes first.
+            found[f"worst_val_{metric}"] = math.nan if any(map(math.isnan, values)) else worst(values)
+    return found
+
+
+def by_set(values: Mapping[str, float], sets: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The metrics of each set by their bare name, from values by reported name: the inverse of `over_sets`."""
+    return {
+        name: {key.removeprefix(f"{name}_"): value for key, value in values.items() if key.startswith(f"{name}_")}
+        for name in sets
+    }
+
+
+def score(
+    labels: npt.ArrayLike,
+    probabilities: npt.ArrayLike,
+    threshold: npt.ArrayLike,
+    groups: npt.ArrayLike | None = None,
+    cross_fitted: npt.ArrayLike | None = None,
+) -> Scores:
+    """Every score of one set; labels (n,) in {0, 1}, probabilities (n,) in 0..1, threshold one or (n,).
+
+    groups (n,): what the calibration error takes for independent; without them, each image. cross_fitted (n,): the
+    probabilities for Brier score and calibration error, where the calibration was fitted to these images: see
+    `calibration.cross_fitted`. Raises RunError for probabilities that are not finite, as after a training that
+    diverged.
+    """
+    return Ranked(labels, probabilities, threshold, groups, cross_fitted).as_scores()
+
+
+def floored(signed: float) -> float:
+    """A signed calibration error as it is reported: 0 where its square is estimated below 0; nan stays nan."""
+    return 0.0 if signed < 0 else signed
+
+
+def choose_threshold(
+    labels: npt.ArrayLike, probabilities: npt.ArrayLike, operating_point: Literal["accuracy", "balanced"]
+) -> float:
+    """The threshold that maximises accuracy or balanced accuracy on these images, in 0..1 (or just above 1).
+
+    Candidates lie midway between neighbouring probabilities, with 0 and 1 as the outer neighbours. Of several best
+    ones, the nearest to 0.5 is taken, then the lower. With a single class the threshold is 0.5.
+    Raises RunError for probabilities that are not finite.
+    """
+    y, p = checked(labels, probabilities)
+    positives, negatives = y.sum(), len(y) - y.sum()
+    if not positives or not negatives:
+        return 0.5
+    levels, level_of = np.unique(p, return_inverse=True)
+    lower = np.concatenate([[min(0.0, levels[0])], levels])
+    upper = np.concatenate([levels, [max(1.0, np.nextafter(levels[-1], np.inf))]])
+    middle = (lower + upper) / 2
+    # There is no float between two neighbouring ones: the upper one still separates them, as p >= threshold.
+    candidates = np.where(middle > lower, middle, upper)
+    candidates[0] = middle[0]
+    caught = positives - np.concatenate([[0], np.cumsum(np.bincount(level_of, y))])
+    spared = np.concatenate([[0], np.cumsum(np.bincount(level_of, 1 - y))])
+    # Integers, so that equal gains compare equal.
+    worth = caught + spared if operating_point == "accuracy" else caught * negatives + spared * positives
+    best = candidates[worth == worth.max()]
+    return float(best[np.argmin(np.abs(best - 0.5))])
+
+
+class Ranked:
+    """One model's probabilities, sorted once and scored with many sets of image weights. Arguments as of `score`."""
+
+    def __init__(
+        self,
+        labels: npt.ArrayLike,
+        probabilities: npt.ArrayLike,
+        threshold: npt.ArrayLike,
+        groups: npt.ArrayLike | None = None,
+        cross_fitted: npt.ArrayLike | None = None,
+    ) -> None:
+        y, p = checked(labels, probabilities)
+        self.n = len(y)
+        self.order = np.argsort(p, kind="stable")
+        self.y = y[self.order]
+        self.p = p[self.order]
+        self.called = (self.p >= np.broadcast_to(threshold, y.shape)[self.order]).astype(np.float64)
+        # Starts of the runs of equal probabilities, ascending.
+        self.starts = np.flatnonzero(np.r_[True, self.p[1:] != self.p[:-1]]) if self.n else np.zeros(0, np.intp)
+        told = p if cross_fitted is None else checked(labels, cross_fitted)[1]
+        self.squares = (told - y) ** 2
+        self.calibration_error = CalibrationError(y, told, groups)
+
+    def as_scores(self) -> Scores:
+        """The scores with every image counted once."""
+        values = {name: float(found[0]) for name, found in self.scores(np.ones((1, self.n))).items()}
+        return Scores(n=self.n, **values | {"ece": floored(values["ece"])})
+
+    def scores(self, weights: Array) -> dict[str, Array]:
+        """Every metric, each (r,), for weights (r, n) in the order the images were given, equal within a group.
+
+        The calibration error keeps its sign, which only intervals need: see `CalibrationError.signed`.
+        """
+        if not self.n:
+            return {name: np.full(len(weights), math.nan) for name in METRICS}
+        w = weights[:, self.order]
+        total = w.sum(1)
+        positive, negative = w @ self.y, w @ (1 - self.y)
+        tp, fp = w @ (self.y * self.called), w @ ((1 - self.y) * self.called)
+        # Per run of equal probabilities: weight of positives, of negatives, and of those at or above the run.
+        run_p = np.add.reduceat(w * self.y, self.starts, axis=1)
+        run_n = np.add.reduceat(w, self.starts, axis=1) - run_p
+        above_p = np.cumsum(run_p[:, ::-1], axis=1)[:, ::-1]
+        above_n = np.cumsum(run_n[:, ::-1], axis=1)[:, ::-1]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            sensitivity = tp / positive
+            specificity = (negative - fp) / negative
+            # Ties count half: Mann and Whitney's U.
+            auroc = (run_n * (above_p - run_p / 2)).sum(1) / (positive * negative)
+            precision = np.nan_to_num(above_p / (above_p + above_n))
+            return {
+                "prevalence": positive / total,
+                "accuracy": (tp + negative - fp) / total,
+                "balanced_accuracy": (sensitivity + specificity) / 2,
+                "auroc": auroc,
+                "average_precision": (run_p * precision).sum(1) / positive,
+                "sensitivity": sensitivity,
+                "specificity": specificity,
+                # Undefined (0/0) where no image is positive and none is called positive.
+                "f1": 2 * tp / (positive + tp + fp),
+                "brier": weights @ self.squares / total,
+                "ece": self.calibration_error.signed(weights),
+            }
