@@ -180,7 +180,8 @@ def _say_importances(console: Console, found: Importances | None, full: int) -> 
     if not found.told_apart:
         console.print(
             f"\nimportance of the settings: {full} trials that ran all epochs do not tell it from chance. The largest "
-            f"share is {first.share:.2f} ({first.path}); where no setting matters, the largest is up to {found.strongest:.2f}",
+            f"share is {first.share:.2f} ({first.path}); where no setting matters, the largest is up to "
+            f"{found.strongest:.2f}",
             soft_wrap=True,
         )
         return
