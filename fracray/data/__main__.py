@@ -294,8 +294,10 @@ def _audit(args: argparse.Namespace) -> None:
 
 
 def _write(flag: str, path: str, text: str) -> None:
+    from fracray.runtime.storage import write_named
+
     try:
-        Path(path).write_text(text, encoding="utf-8", errors="replace")
+        write_named(path, text.encode(errors="replace"))
     except OSError as error:
         raise InputError(
             f"{flag} {path}: cannot be written: {error.strerror}; name a file in a folder that you can write to"
@@ -313,6 +315,7 @@ def _sheet(args: argparse.Namespace) -> None:
     from fracray.data.prepare import prepare
     from fracray.runtime.console import new_console
     from fracray.runtime.ray_session import connect
+    from fracray.runtime.storage import write_named
 
     console = new_console()
     with connect(args.address):
@@ -342,11 +345,12 @@ def _sheet(args: argparse.Namespace) -> None:
                 tiles.append(augmented[at])
                 captions.append(f"epoch {epoch}")
     try:
-        written = cv2.imwrite(args.to, contact_sheet(tiles, columns, captions))
-    except cv2.error:  # the file name's ending is not that of a picture
-        written = False
-    if not written:
-        raise InputError(f"--to {args.to}: cannot be written as a picture; name a .png in a folder that exists")
+        _, picture = cv2.imencode(Path(args.to).suffix, contact_sheet(tiles, columns, captions))
+        write_named(args.to, picture.tobytes())
+    except (cv2.error, OSError):  # the former where the file name's ending is not that of a picture
+        raise InputError(
+            f"--to {args.to}: cannot be written as a picture; name a .png in a folder that exists"
+        ) from None
     console.print(f"written: {args.to}")
 
 

@@ -1,6 +1,10 @@
 """A trial writes its state wherever the scheduler may stop it: what it expects is what Ray's scheduler does."""
 
+import math
+import warnings
+
 import pytest
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from fracray.config import Config
@@ -33,3 +37,17 @@ def test_other_schedulers_may_stop_a_trial_at_any_epoch(name):
 
 def test_without_a_scheduler_no_trial_is_stopped():
     assert not any(may_stop(config("none", 5), epoch) for epoch in range(1, 5))
+
+
+def test_asha_ranks_no_trial_without_a_value():
+    """Ray takes a percentile of the values at a rung, and numpy warns of one of NaN alone."""
+    asha = scheduler(config("asha", 4, grace=1))
+    asha.set_search_properties("value", "max")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for value in (math.nan, math.nan, 0.5, 0.2):
+            trial = Trial("trial", stub=True)
+            asha.on_trial_add(None, trial)
+            asha.on_trial_complete(None, trial, {"value": value, "training_iteration": 1})
+    rungs = asha._brackets[0]._rungs
+    assert sorted(value for _, recorded in rungs for value in recorded.values()) == [0.2, 0.5]
