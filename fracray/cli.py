@@ -21,15 +21,22 @@ def usage() -> str:
     return f"usage: fracray VERB ... | --version\n\n{verbs}\n\n{more}"
 
 
+def version_line() -> str:
+    """The version of fracray, and those that a report of a fault should name."""
+    from importlib.metadata import version
+    from platform import python_version
+
+    others = ", ".join(f"{name} {version(name)}" for name in ("torch", "ray", "optuna", "albumentations"))
+    return f"fracray {version('fracray')} (Python {python_version()}, {others})"
+
+
 def main() -> int:
     verb, *rest = sys.argv[1:] or ["--help"]
     if verb in ("-h", "--help"):
         print(usage())
         return 0
     if verb == "--version":
-        from fracray import __version__
-
-        print(f"fracray {__version__}")
+        print(version_line())
         return 0
     if verb not in VERBS:
         print(f"error: '{verb}' is not a verb of fracray\n{usage()}", file=sys.stderr)

@@ -317,8 +317,10 @@ def _write_json(
     }
     if corruptions is not None:
         tree["corruptions"] = corruptions.as_dict()
+    from fracray.runtime.storage import write_named
+
     try:
-        path.write_text(json.dumps(tree, indent=1, allow_nan=False) + "\n")
+        write_named(path, (json.dumps(tree, indent=1, allow_nan=False) + "\n").encode())
     except OSError as error:
         raise InputError(f"--json {path}: cannot be written: {error}") from None
 

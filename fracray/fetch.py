@@ -147,8 +147,9 @@ def fetch_checkpoint(trial: Folder, target: Path) -> None:
     """Copy a trial's checkpoint to `target`; an equal one that is there already is kept, another one is refused."""
     from fracray.runtime.run_folder import BEST
     from fracray.runtime.storage import atomic_path
-    from fracray.training.checkpoint import verify
+    from fracray.training.checkpoint import METADATA, verify
 
+    other = InputError(f"{target}: exists already and is another checkpoint; remove it or choose another --to")
     try:
         with atomic_path(target, replace=False) as partial:
             trial.download(BEST, partial)
@@ -157,9 +158,10 @@ def fetch_checkpoint(trial: Folder, target: Path) -> None:
             except InputError as error:  # the fault is in the run's file, and the copy is about to be removed
                 raise InputError(str(error).replace(str(partial), f"{trial}/{BEST}")) from None
             if target.exists() and not _same(partial, target):
-                raise InputError(
-                    f"{target}: exists already and is another checkpoint; remove it or choose another --to"
-                )
+                raise other
+            card = (partial / METADATA).read_bytes()  # holds the hashes of all files
+        if (target / METADATA).read_bytes() != card:  # another command was faster
+            raise other
     except OSError as error:
         raise InputError(f"--to {target.parent}: cannot be written: {error}") from None
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -32,9 +33,10 @@ from fracray.training.model import build_model
         (None, 0, ""),
         (RunError("trial t0003 died"), 1, "failed: trial t0003 died\n"),
         (InputError("--top 0: at least one"), 2, "error: --top 0: at least one\n"),
-        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (KeyboardInterrupt(), 130, "interrupted; give the same command again\n"),
+        (KeyboardInterrupt("continue with: that"), 130, "interrupted; continue with: that\n"),
     ],
-    ids=["done", "failed run", "bad input", "Ctrl-C"],
+    ids=["done", "failed run", "bad input", "Ctrl-C", "Ctrl-C in a run"],
 )
 def test_every_end_has_its_exit_code_and_one_line(capsys, raised, code, words):
     def verb(argv):
@@ -81,6 +83,12 @@ def test_the_bare_command_lists_its_verbs(monkeypatch, capsys, words):
     assert fracray(monkeypatch, *words) == 0
     out = capsys.readouterr().out
     assert all(f"\n  {verb} " in out for verb in ("tune", "train", "fetch", "evaluate", "data"))
+
+
+def test_the_version_names_what_a_report_of_a_fault_should_name(monkeypatch, capsys):
+    assert fracray(monkeypatch, "--version") == 0
+    out = capsys.readouterr().out
+    assert re.fullmatch(r"fracray \d\S+ \(Python 3\.\S+, torch \d\S+, ray \d\S+, .*\)\n", out)
 
 
 def test_what_is_no_verb_is_refused_with_the_list(monkeypatch, capsys):
@@ -215,7 +223,7 @@ def test_a_faulty_space_is_refused_before_anything_starts(refuse, tmp_path, text
         (["--space", "space.yaml", "--storage", "nosuch://x"], "nosuch://x: not a folder or URI"),
         (["--resume"], "--resume: name the run with --name"),
         (["--resume", "--name", "atlas"], "--resume: there is no run atlas"),
-        (["--resume", "--space", "space.yaml"], "leave out --space"),
+        (["--resume", "--space", "space.yaml"], "--resume: name the run with --name"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -149,14 +149,17 @@ def _kuberay(file: ParsedFile) -> ClusterFile:
     for group, place, head in groups:
         start = group.get("rayStartParams") or {}
         limits = (_container(group).get("resources") or {}).get("limits") or {}
-        cpus, gpus = start.get("num-cpus", limits.get("cpu")), start.get("num-gpus", limits.get("nvidia.com/gpu", 0))
+        cpus, gpus = (
+            limits.get(limit) if start.get(name) is None else start[name]
+            for name, limit in (("num-cpus", "cpu"), ("num-gpus", "nvidia.com/gpu"))
+        )
         replicas = _count(group.get("replicas"), 1)
         nodes.append(
             NodeType(
                 "head" if head else str(group.get("groupName", "workers")),
                 file.where(*place),
                 None if cpus is None else _quantity(cpus),
-                _quantity(gpus),
+                _quantity(gpus or 0),
                 1 if head else _count(group.get("minReplicas"), replicas),
                 1 if head else _count(group.get("maxReplicas"), replicas),
                 head,

@@ -351,8 +351,10 @@ def _audit(args: argparse.Namespace) -> None:
 
 
 def _write(flag: str, path: str, text: str) -> None:
+    from fracray.runtime.storage import write_named
+
     try:
-        Path(path).write_text(text, encoding="utf-8", errors="replace")
+        write_named(path, text.encode(errors="replace"))
     except OSError as error:
         raise InputError(
             f"{flag} {path}: cannot be written: {error.strerror}; name a file in a folder that you can write to"
@@ -367,6 +369,7 @@ def _sheet(args: argparse.Namespace) -> None:
     from fracray.data.contact_sheet import draw_augmented, draw_corrupted, draw_plain
     from fracray.runtime.console import new_console
     from fracray.runtime.ray_session import connect
+    from fracray.runtime.storage import write_named
 
     console = new_console()
     with connect(args.address):
@@ -375,11 +378,12 @@ def _sheet(args: argparse.Namespace) -> None:
     draw = draw_corrupted if args.corrupted else draw_augmented if args.augmented else draw_plain
     sheet = draw(prepared, config, count)
     try:
-        written = cv2.imwrite(args.to, sheet)
-    except cv2.error:  # the file name's ending is not that of a picture
-        written = False
-    if not written:
-        raise InputError(f"--to {args.to}: cannot be written as a picture; name a .png in a folder that exists")
+        _, picture = cv2.imencode(Path(args.to).suffix, sheet)
+        write_named(args.to, picture.tobytes())
+    except (cv2.error, OSError):  # the former where the file name's ending is not that of a picture
+        raise InputError(
+            f"--to {args.to}: cannot be written as a picture; name a .png in a folder that exists"
+        ) from None
     console.print(f"written: {args.to}")
 
 

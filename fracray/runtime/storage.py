@@ -62,6 +62,20 @@ def _renamed(target: Path, replace: bool) -> Iterator[Path]:
             _remove(aside)
 
 
+def write_named(path: str | Path, data: bytes) -> None:
+    """Write a file that the user named, in one step where it is a file; a pipe or a device gets the bytes as they come.
+
+    Raises OSError as the file system does, also where its folder does not exist.
+    """
+    target = Path(path).resolve()  # a link stays one
+    if target.exists() and not target.is_file():
+        target.write_bytes(data)
+        return
+    target.parent.stat()
+    with atomic_path(target) as partial:
+        partial.write_bytes(data)
+
+
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)

@@ -46,6 +46,11 @@ def open_study(journal: Path, space: SearchSpace) -> optuna.Study:
     lock = JournalFileOpenLock(str(journal))
     _drop_half_entry(journal, lock)
     storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
+    before, searched = None, space.described()
+    if storage.get_all_studies():
+        before = storage.get_study_user_attrs(storage.get_study_id_from_name(STUDY)).get(SPACE)
+    if before not in (None, searched):
+        raise InputError(f"{journal}: this study began with another space than {space.origin}; restore {space.origin}")
     study = optuna.create_study(
         storage=storage,
         study_name=STUDY,
@@ -56,12 +61,8 @@ def open_study(journal: Path, space: SearchSpace) -> optuna.Study:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         study.set_metric_names(list(space.metrics))
-    searched = space.described()
-    before = study.user_attrs.get(SPACE)
     if before is None:  # a new study, or one of an older version
         study.set_user_attr(SPACE, searched)
-    elif before != searched:
-        raise InputError(f"{journal}: this study began with another space than {space.origin}; restore {space.origin}")
     return study
 
 

@@ -84,7 +84,8 @@ def variants(text):
     tree = yaml.safe_load(text)
     for path in paths(tree):
         changes = {"misspelt": misspell, "removed": remove}
-        for what, change in changes | {f"= {value!r}": replaced_by(value) for value in OTHER_TYPES}.items():
+        changes |= {f"= {value!r}": replaced_by(value) for value in OTHER_TYPES}
+        for what, change in changes.items():
             yield f"{path} {what}", lambda path=path, change=change: dumped(changed(tree, path, change))
     for number, line in enumerate(text.splitlines()):
         if re.match(r"\s*(- )?[\w./-]+:", line):

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -14,7 +15,7 @@ from fracray.errors import InputError
 from fracray.runtime.storage import Folder
 from fracray.search.messages import TrialReport
 from fracray.search.space_file import load_space
-from fracray.search.study import JOURNAL, LEAVES, REASON, RETRIES, StudySearcher, only_driver, open_study
+from fracray.search.study import JOURNAL, LEAVES, REASON, RETRIES, StudySearcher, begun_space, open_study
 from fracray.training.epochs import EpochResult
 
 DROPOUT = "space:\n  model.dropout: {float: [0.0, 0.6]}\n  train.lr: {log_float: [1.0e-4, 1.0e-2]}\n"
@@ -326,19 +327,16 @@ def test_a_trial_that_cannot_run_fails_at_once_with_its_reason(space, journal):
     assert (trial.state, trial.user_attrs[REASON]) == (TrialState.FAIL, "model.width: too large")
 
 
-def test_one_run_has_one_driver_and_a_killed_one_is_none(tmp_path):
-    run = Folder(tmp_path)
-    code = "import sys, os; from fracray.runtime.storage import Folder; from fracray.search.study import only_driver\n"
-    code += "with only_driver(Folder(sys.argv[1])): print('mine', flush=True); sys.stdin.read()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout.readline() == "mine\n"
-        with pytest.raises(InputError, match="another command is searching"), only_driver(run):
-            pass
-        other.kill()
-    with only_driver(run), pytest.raises(InputError), only_driver(run):
-        pass
+def test_a_study_searches_one_space(tmp_path, space, journal):
+    open_study(journal, space)
+    assert begun_space(Folder(journal.parent)) == space.described()
+    open_study(journal, space)
+    other = replace(space, dimensions=space.dimensions[1:])
+    before = journal.read_bytes()
+    with pytest.raises(InputError, match="began with another space"):
+        open_study(journal, other)
+    assert journal.read_bytes() == before
+    assert begun_space(Folder(tmp_path / "empty")) is None
 
 
 # ---- grids

@@ -304,5 +304,6 @@ def write_phantoms(folder: Path, config: PhantomConfig, progress: Callable[[int,
             (partial / _RECORD).write_text(json.dumps(record))
     except OSError as error:
         raise InputError(f"{folder}: cannot be written: {error.strerror or error}; name another folder") from None
-    assert _holds(folder, record), "the set was just written, by this or by another process"
+    if not _holds(folder, record):
+        raise InputError(f"{folder}: another command has written other phantoms there; name another folder")
     return folder

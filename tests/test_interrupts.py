@@ -1,0 +1,138 @@
+"""Ctrl-C and SIGTERM at any moment of any command: one line that says what to type next, exit code 130, no traceback.
+
+Only Python's own start, before it imports fracray, is out of reach.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fracray import interrupts
+
+COMMANDS = {
+    "tune": ["tune", "--space", "space.yaml", "--name", "atlas"],
+    "train": ["train", "--name", "atlas"],
+    "fetch": ["fetch", "runs/none", "--to", "out"],
+    "evaluate": ["evaluate", "runs/none"],
+    "data check": ["data", "check", "phantom"],
+    "data phantom": ["data", "phantom", "--to", "phantoms", "--count", "5000"],
+    "cluster check": ["cluster", "check", "cluster.yaml"],
+}
+SPACE = "space:\n  model.dropout: {float: [0.0, 0.5]}\n"
+# Waits for a file once `module` begins to be imported: the signal then comes in the middle of an import.
+SLOW = """
+import os, sys, time
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            open("importing", "w").close()
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:
+                time.sleep(0.01)
+sys.meta_path.insert(0, Slow())
+"""
+
+
+def started(tmp_path, words, group=False, slow=None):
+    (tmp_path / "space.yaml").write_text(SPACE)
+    (tmp_path / "cluster.yaml").write_text("provider: {type: local, head_ip: a, worker_ips: []}\n")
+    path = os.pathsep.join([str(tmp_path / "site"), *filter(None, sys.path)])
+    if slow:
+        (tmp_path / "site").mkdir()
+        (tmp_path / "site/sitecustomize.py").write_text(SLOW.format(module=slow))
+    return subprocess.Popen(
+        [sys.executable, "-m", "fracray", *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=group,
+    )
+
+
+def end(process, seconds=120):
+    try:
+        out, said = process.communicate(timeout=seconds)
+    finally:
+        process.kill()
+    assert "Traceback" not in out + said
+    return process.returncode, out, said
+
+
+@pytest.mark.parametrize("word", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        *((name, "fracray.errors") for name in COMMANDS),
+        ("tune", "argparse"),
+        ("tune", "pydantic"),
+        ("tune", "torch"),
+        ("train", "numpy"),
+        ("data check", "ray"),
+        ("data phantom", "cv2"),
+        ("cluster check", "yaml"),
+    ],
+)
+def test_in_an_import_a_command_ends_at_once(tmp_path, name, module, word):
+    process = started(tmp_path, COMMANDS[name], slow=module)
+    wait_for(tmp_path / "importing", process)
+    process.send_signal(word)
+    assert end(process, seconds=20) == (130, "", "interrupted; give the same command again\n")
+    assert not (tmp_path / "runs/atlas/space.yaml").exists()
+
+
+@pytest.mark.parametrize("name", ["tune", "train"])
+def test_in_an_import_of_a_run_the_run_is_left_in_order(tmp_path, name):
+    """Once the run is claimed, the signal waits for the end of the import, and a second one ends the process."""
+    process = started(tmp_path, COMMANDS[name], slow="ray.tune" if name == "tune" else "ray")
+    wait_for(tmp_path / "importing", process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    code, _, said = end(process)
+    assert (code, said) == (130, "interrupted; give the same command again\n")
+
+
+def test_ctrl_c_in_a_terminal_reaches_all_processes_and_gives_one_line(tmp_path):
+    process = started(tmp_path, COMMANDS["data phantom"], group=True)
+    wait_for(tmp_path, process, "*.partial")
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)
+    assert end(process) == (130, "", "interrupted; give the same command again\n")
+    assert not list(tmp_path.glob("*phantoms*"))
+
+
+def wait_for(place, process, pattern=None):
+    deadline = time.monotonic() + 120
+    while not (any(place.glob(f".{pattern}")) if pattern else place.exists()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_program_that_uses_the_package_keeps_its_handlers():
+    code = (
+        "import signal, fracray, fracray.errors; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
+def test_what_a_run_says_after_an_interruption():
+    with (
+        pytest.raises(KeyboardInterrupt, match=r"^continue with: that$"),
+        interrupts.remedy(lambda: "continue with: that"),
+    ):
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt, match=r"^said already$"), interrupts.remedy(lambda: "continue with: that"):
+        raise KeyboardInterrupt("said already")
+    with pytest.raises(KeyboardInterrupt, match=r"^$"), interrupts.remedy(lambda: 1 / 0):
+        raise KeyboardInterrupt
+    with pytest.raises(ValueError, match="a fault"), interrupts.remedy(lambda: "continue with: that"):
+        raise ValueError("a fault")
