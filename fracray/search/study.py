@@ -197,7 +197,9 @@ class StudySearcher(Searcher):
             return False
         sign = 1.0 if self.mode == "max" else -1.0
         curves = {
-            known.number: {at: sign * reported for at, reported in known.intermediate_values.items()}
+            known.number: {
+                at: sign * reported for at, reported in known.intermediate_values.items() if math.isfinite(reported)
+            }
             for known in trials
         }
         curves[trial.number][epoch] = sign * value

@@ -76,9 +76,13 @@ def said(capsys, study):
 
 def test_what_is_said(capsys):
     noise = said(capsys, study_of(16, 1))
-    assert "16 trials do not tell it from chance" in noise
+    assert "16 trials that ran all epochs do not tell it from chance" in noise
     assert "by chance" not in noise
     told = said(capsys, study_of(40, effect=6))
     assert "importance of each setting" in told
     assert "no more than chance" in told
     assert "by chance" in told
+
+
+def test_too_few_complete_trials_are_said(capsys):
+    assert "trials ran all epochs, and at least 10 that differ are needed" in said(capsys, study_of(4))
