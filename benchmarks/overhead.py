@@ -25,6 +25,7 @@ from processes import timed
 from table import write_results
 
 from fracray.config import Config
+from fracray.data.duplicates import LOOK_BYTES
 from fracray.data.loading.streams import MemoryStream
 from fracray.runtime.console import new_console, new_table
 from fracray.search.progress import TRIALS
@@ -82,6 +83,7 @@ def checkpoint(scratch: Path) -> dict[str, float]:
     epoch = fit.run_epoch()
     results = epoch.validation
     seen = pd.DataFrame({"image_id": [str(row) for row in range(66)], "split": "train", "pixel_hash": "0" * 64})
+    seen["look"] = bytes(LOOK_BYTES)
     predictions = pd.DataFrame(
         {"image_id": seen["image_id"].iloc[results.rows], "group": "g", "label": results.labels, "split": "val"}
     ).assign(logit=results.logits)

@@ -1,11 +1,14 @@
 """python -m fracray.evaluate: on the split of the training, on data never seen, on real radiographs."""
 
+import hashlib
 import json
 import os
 import shutil
 from dataclasses import replace
 
+import cv2
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, average_precision_score, brier_score_loss, roc_auc_score
 
@@ -19,7 +22,7 @@ from fracray.errors import InputError
 from fracray.evaluate import SEVERITIES, main, read_severities
 from fracray.runtime.console import new_console
 from fracray.train import main as train
-from fracray.training.checkpoint import load_checkpoint, read_metadata, read_predictions, save_checkpoint
+from fracray.training.checkpoint import SEEN_COLUMNS, load_checkpoint, read_metadata, read_predictions, save_checkpoint
 
 SMALL = [
     "--set",
@@ -90,6 +93,50 @@ def test_data_that_was_never_seen_is_scored_completely(run, tmp_path, capsys):
     assert {baseline["part"] for baseline in scores["data"]["baselines"]} == {"all"}
     with pytest.raises(InputError, match="--split all"):
         main([str(run), "--data", str(other), "--split", "test"])
+
+
+def test_training_pictures_that_were_encoded_again_are_left_out(run, tmp_path, capsys):
+    """60 of 60 saved again as JPEG went undetected, and were scored as radiographs "which its training never saw"."""
+    prepared = prepare(read_metadata(run).config.data, new_console())
+    trained = prepared.table.iloc[prepared.rows("train")[:30]]
+    atlas = write_phantoms(tmp_path / "drawn", PhantomConfig(count=60, seed=9))
+    for folder, label in (("Non_fractured", 0), ("Fractured", 1)):
+        shutil.copytree(atlas / "images" / folder, tmp_path / "mixed" / folder)
+        for number, path in enumerate(trained["path"][trained["label"] == label]):
+            gray = cv2.imread(str(prepared.manifest.root / path), cv2.IMREAD_GRAYSCALE)
+            smaller = cv2.resize(gray, None, fx=0.7, fy=0.7, interpolation=cv2.INTER_AREA) if number % 2 else gray
+            cv2.imwrite(str(tmp_path / f"mixed/{folder}/again{number}.jpg"), smaller, [cv2.IMWRITE_JPEG_QUALITY, 60])
+    data(["import", str(tmp_path / "mixed"), "--to", str(tmp_path / "set")])
+    capsys.readouterr()
+    scores = evaluate(run, tmp_path, "--data", str(tmp_path / "set"))
+    assert "note: 30 of 90 radiographs were trained or validated on, 0 with equal pixels and 30" in said(capsys)
+    assert not any("again" in prediction["image_id"] for prediction in scores["predictions"])
+    old = made_of(run, tmp_path / "old", {})
+    (old / "config.json").write_text(json.dumps(without_looks(old)))
+    assert len(evaluate(old, tmp_path, "--data", str(tmp_path / "set"))["predictions"]) == 90
+    assert "the checkpoint is of an older version: copies that were encoded again cannot be found" in said(capsys)
+
+
+def said(capsys):
+    return " ".join(capsys.readouterr().out.split())
+
+
+def without_looks(folder):
+    """Make the list of seen images what older versions wrote; returns the card that fits."""
+    path = folder / "seen.parquet"
+    pd.read_parquet(path).drop(columns="look").to_parquet(path, index=False)
+    card = json.loads((folder / "config.json").read_text())
+    card["sha256"]["seen.parquet"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return card
+
+
+def test_a_checkpoint_from_elsewhere_does_not_choose_what_is_opened(run, tmp_path):
+    other = write_phantoms(tmp_path / "other", PhantomConfig(count=60, seed=9))
+    foreign = made_of(run, tmp_path / "foreign", {"data.source": str(other), "data.cache": str(tmp_path / "theirs")})
+    with pytest.raises(InputError, match=r"foreign: was trained on .*other'; name the data with --data"):
+        main([str(foreign)])
+    assert evaluate(foreign, tmp_path, "--data", str(other))["split"] == "all"
+    assert not (tmp_path / "theirs").exists()
 
 
 @pytest.mark.parametrize(
@@ -284,7 +331,7 @@ def test_a_reference_of_another_size_is_shown_the_same_radiographs(run, tmp_path
 
 def test_a_reference_that_has_seen_the_radiographs_is_refused(run, tmp_path):
     table = prepare(read_metadata(run).config.data, new_console()).table
-    everything = table[["image_id", "split", "pixel_hash"]].assign(split="train")
+    everything = table[[*SEEN_COLUMNS]].assign(split="train")
     elsewhere = made_of(run, tmp_path / "elsewhere", {"data.split.seed": 1}, everything)
     count = (table["split"] == "test").sum()
     with pytest.raises(

@@ -333,6 +333,7 @@ def test_the_best_epoch_of_real_trials_is_fetched(tmp_path):
             "label": labels,
             "split": ["train"] * 48 + ["val"] * 32,
             "pixel_hash": [f"p{row}" for row in range(80)],
+            "look": b"",
             "width": 32,
             "height": 32,
             "brightness": images.mean(axis=(1, 2)),

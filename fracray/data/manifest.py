@@ -73,12 +73,13 @@ SCHEMA = pa.schema(
         ("note", pa.string()),  # why a label was corrected or an image is not used; what is odd about its header
         ("sha256", pa.string()),  # of the file's bytes; '' until examined
         ("pixel_hash", pa.string()),  # sha256 of size and gray pixels as displayed; '' when not decodable
+        ("look", pa.binary()),  # by which a copy is known that was encoded again: see `duplicates.look`; b'' if unknown
     ]
 )
 _ROOT = b"fracray.root"
 _LICENCE = b"fracray.licence"
 _AUDIT = b"fracray.audit"
-_LATER = ("opposed",)  # columns that manifests of older versions lack
+_LATER = ("opposed", "look")  # columns that manifests of older versions lack
 _IGNORED = b"fracray.ignored"
 _REMARKS = b"fracray.remarks"
 
@@ -258,6 +259,8 @@ def _unknown(field: pa.Field) -> Any:
         return ()
     if field.type == pa.string():
         return ""
+    if field.type == pa.binary():
+        return b""
     return math.nan if pa.types.is_floating(field.type) else 0
 
 

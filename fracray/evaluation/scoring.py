@@ -10,6 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from fracray.data.baselines import mean_baselines
+from fracray.data.duplicates import looks_alike
 from fracray.data.manifest import part_of
 from fracray.data.prepare import Prepared
 from fracray.errors import InputError
@@ -89,7 +90,12 @@ def _unseen(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray, consol
         console.print("note: the checkpoint does not list the images of its training; make sure that none is scored")
         return rows
     known = set(checkpoint.seen["pixel_hash"]) - {""}
-    seen = prepared.table["pixel_hash"].iloc[rows].isin(known).to_numpy()
+    same = prepared.table["pixel_hash"].iloc[rows].isin(known).to_numpy()
+    if "look" in checkpoint.seen:
+        seen = same | looks_alike(prepared.table["look"].iloc[rows].tolist(), checkpoint.seen["look"].tolist())
+    else:
+        seen = same
+        console.print("note: the checkpoint is of an older version: copies that were encoded again cannot be found")
     if seen.all():
         raise InputError(
             f"{prepared.config.source}: each of its {len(rows)} radiographs was trained or validated on; "
@@ -97,7 +103,8 @@ def _unseen(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray, consol
         )
     if seen.any():
         console.print(
-            f"note: {seen.sum()} of {len(rows)} radiographs were trained or validated on; they are left out",
+            f"note: {seen.sum()} of {len(rows)} radiographs were trained or validated on, {same.sum()} with equal "
+            f"pixels and {(seen & ~same).sum()} as copies that look alike (encoded again, rescaled); they are left out",
             style="yellow",
         )
     return rows[~seen]

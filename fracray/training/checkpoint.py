@@ -34,7 +34,7 @@ WEIGHTS = "model.safetensors"
 METADATA = "config.json"
 PREDICTIONS = "val_predictions.parquet"
 SEEN = "seen.parquet"
-SEEN_COLUMNS = ("image_id", "split", "pixel_hash")
+SEEN_COLUMNS = ("image_id", "split", "pixel_hash", "look")  # older checkpoints lack the last
 PREDICTION_COLUMNS = ("image_id", "group", "label", "split", "logit")
 
 
@@ -145,7 +145,7 @@ def save_checkpoint(
     """Write a checkpoint folder, replacing an existing one; a reader finds the old or the new one, never a part.
 
     `predictions`: the validation sets with the columns image_id, group, label, split, logit. `seen`: the images trained
-    and validated on, with the columns image_id, split, pixel_hash.
+    and validated on, with the columns SEEN_COLUMNS.
     """
     with atomic_path(Path(folder)) as partial:
         partial.mkdir()
@@ -192,8 +192,8 @@ def read_predictions(folder: str | Path) -> pd.DataFrame | None:
 
 
 def read_seen(folder: str | Path) -> pd.DataFrame | None:
-    """The images that a checkpoint was trained and validated on: image_id, split, pixel_hash; None if not saved."""
-    return _read_table(Path(folder) / SEEN, SEEN_COLUMNS)
+    """The images that a checkpoint was trained and validated on, with SEEN_COLUMNS; None if not saved."""
+    return _read_table(Path(folder) / SEEN, SEEN_COLUMNS[:3])
 
 
 def _read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame | None:

@@ -179,7 +179,9 @@ def test_refuses_a_truncated_or_altered_file(folder):
         verify(folder)
 
 
-SEEN = pd.DataFrame({"image_id": ["a", "b"], "split": ["train", "val"], "pixel_hash": ["0" * 64, "1" * 64]})
+SEEN = pd.DataFrame(
+    {"image_id": ["a", "b"], "split": ["train", "val"], "pixel_hash": ["0" * 64, "1" * 64], "look": [b"x", b"y"]}
+)
 
 
 @pytest.fixture

@@ -45,6 +45,7 @@ def make_job(folder, **leaves):
             "label": labels,
             "split": ["train"] * TRAIN + ["val"] * VAL,
             "pixel_hash": "",
+            "look": b"",
             "width": SIZE,
             "height": SIZE,
             "brightness": images.mean(axis=(1, 2)),

@@ -25,7 +25,7 @@ from fracray.data.manifest import BORDERS, UNLABELLED, Manifest
 from fracray.errors import InputError
 
 # Part of the key of cached audits: raise it when the same files would get another result.
-AUDIT_VERSION = 7
+AUDIT_VERSION = 8
 
 MOST_NAMED = 5  # images named in one note
 _AT_ONCE = 4096  # files passed to the threads at a time
@@ -48,6 +48,7 @@ _FILLED = (
     "boxes_height",
     "sha256",
     "pixel_hash",
+    "look",
     "brightness",
     "opposed",
     "mode",
@@ -121,6 +122,7 @@ def examine(
 def _fill(cells: _Cells, row: int, seen: FileInspection) -> None:
     """Write the inspection of one file into its row."""
     cells["sha256"][row], cells["pixel_hash"][row] = seen.sha256, seen.pixel_hash
+    cells["look"][row] = seen.look
     cells["width"][row], cells["height"][row] = seen.width, seen.height
     cells["exif_orientation"][row], cells["brightness"][row] = seen.orientation, seen.brightness
     cells["mode"][row], cells["refilled"][row], cells["opposed"][row] = seen.mode, seen.refilled, 0

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageFile
 
-from fracray.data.duplicates import THUMB
+from fracray.data.duplicates import THUMB, look
 from fracray.data.images import by_pillow, dicom, kinds, tiff
 from fracray.data.images.blank import nothing_shown
 from fracray.data.images.dicom_fields import DicomError
@@ -43,9 +43,9 @@ class FileInspection:
 
     width and height are as displayed. pixel_hash is sha256 of size and gray pixels as displayed, '' where they cannot
     all be decoded. thumb, (THUMB, THUMB) uint8, and phash, its DCT hash, show what could be decoded; thumb is None if
-    nothing. head is sha256 of the first HEAD bytes. brightness is the mean gray of the whole picture, 0 to 255; nan
-    where it cannot all be decoded. mode is the file's own (Pillow's name). borders (px, order of BORDERS) and refilled
-    (rows) are 0 there.
+    nothing. look is made of both, b'' for a fault. head is sha256 of the first HEAD bytes. brightness is the mean gray
+    of the whole picture, 0 to 255; nan where it cannot all be decoded. mode is the file's own (Pillow's name). borders
+    (px, order of BORDERS) and refilled (rows) are 0 there.
     """
 
     fault: str = ""  # '', 'truncated', 'unreadable' or 'blank'
@@ -58,6 +58,7 @@ class FileInspection:
     pixel_hash: str = ""
     thumb: np.ndarray | None = None
     phash: int = 0
+    look: bytes = b""
     brightness: float = math.nan
     mode: str = ""
     borders: tuple[int, ...] = (0,) * len(BORDERS)
@@ -130,6 +131,7 @@ def inspect_file(path: Path) -> FileInspection:
         pixel_hash=pixels,
         thumb=thumb,
         phash=phash,
+        look=b"" if why else look(thumb, phash),
         brightness=float(thumb.mean()),
         borders=borders(found.gray),
         refilled=refilled(upright(found.gray, _BACK.get(found.orientation, found.orientation))),
