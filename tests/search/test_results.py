@@ -1,0 +1,72 @@
+"""What is said of a search's gain over the default configuration."""
+
+from math import nan
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fracray.config import Config
+from fracray.metrics import Interval, cross_fitted, fit_temperature, score
+from fracray.runtime.console import new_console
+from fracray.search.results import _gains, _say_gains
+from fracray.training.checkpoint import PREDICTIONS, CheckpointMetadata, save_checkpoint
+from fracray.training.model import build_model
+
+
+def said(capsys, gains, number=3):
+    _say_gains(new_console(), number, gains)
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_the_gain_says_what_its_interval_holds_and_what_it_lacks(capsys):
+    """Between equal configurations of two seeds, five of ten intervals of AUROC excluded 0."""
+    printed = said(capsys, {"val_auroc": Interval(0.02, -0.01, 0.05)})
+    assert "+0.0200 val_auroc [-0.0100, +0.0500]" in printed
+    assert "holds what other groups of validation radiographs would change" in printed
+    assert "not what another training seed would" in printed
+    assert "use the test split" in printed
+
+
+def test_a_gain_without_an_interval_has_no_brackets_and_no_words_on_one(capsys):
+    printed = said(capsys, {"val_auroc": Interval(0.02, nan, nan)})
+    assert "+0.0200 val_auroc" in printed
+    assert "nan" not in printed
+    assert "interval" not in printed
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    generator = np.random.default_rng(0)
+    groups = np.repeat([f"g{k}" for k in range(12)], 20)
+    labels = (generator.random(240) < 0.3).astype(np.int8)
+    folders = []
+    for name, strength in (("best", 1.5), ("default", 0.5)):
+        logits = (generator.normal(0, 1, 240) + strength * labels).astype(np.float32)
+        table = pd.DataFrame(
+            {"image_id": [f"i{k}" for k in range(240)], "group": groups, "label": labels, "split": "val"}
+        ).assign(logit=logits)
+        calibration = fit_temperature(labels, logits)
+        metadata = CheckpointMetadata(Config(), 0.4, calibration, metrics={}, data_fingerprint="", epoch=1)
+        model = build_model(Config().model)
+        save_checkpoint(tmp_path / name, model.state_dict(), metadata, table)
+        folders.append(tmp_path / name)
+    return folders
+
+
+@pytest.mark.parametrize("metric", ["val_auroc", "val_brier", "val_ece", "val_accuracy"])
+def test_the_gain_is_the_difference_of_what_the_epochs_report(checkpoints, metric):
+    bare = metric.removeprefix("val_")
+    values = []
+    for folder in checkpoints:
+        seen = pd.read_parquet(folder / PREDICTIONS)
+        told = fit_temperature(seen["label"], seen["logit"]).apply(seen["logit"])
+        honest = cross_fitted(seen["label"], seen["logit"], seen["group"])
+        values.append(getattr(score(seen["label"], told, 0.4, seen["group"], honest), bare))
+    gain = _gains(*checkpoints, metric, ["val"])[metric]
+    assert gain.value == pytest.approx(values[0] - values[1], abs=1e-6)
+    assert gain.low < gain.value < gain.high
+
+
+def test_a_loss_has_no_gain(checkpoints):
+    assert _gains(*checkpoints, "val_loss", ["val"]) == {}
