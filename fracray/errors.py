@@ -42,6 +42,8 @@ def run_verb(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
         raise
     finally:
         interrupts.end(code)
+    if code == interrupts.EXIT_CODE:
+        interrupts.leave(code)
     return code
 
 

@@ -7,6 +7,7 @@ next to nothing, as an interruption before `take_over` still ends in a traceback
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -59,6 +60,19 @@ def begin() -> None:
 def end(code: int) -> None:
     """The command has ended; a signal now only shortens the end of the process."""
     _Process.running, _Process.code = False, code
+
+
+def leave(code: int) -> None:
+    """End this process after an interruption, if it is a command's: libraries that were stopped half-way may crash it.
+
+    What they have registered for the exit still runs.
+    """
+    if _Process.ours:
+        with suppress(Exception):
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
 
 
 def asked() -> bool:
