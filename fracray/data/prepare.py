@@ -184,7 +184,8 @@ def prepare(
     """
     cache = cache_folder(config)
     manifest = manifest or examined(config, console)
-    divided = divide(manifest, config.split, split, cache)
+    with errors_name(config.source, manifest.root):  # as the user typed it, not where the set keeps its files
+        divided = divide(manifest, config.split, split, cache)
     with progress_bar(console, f"ingesting at {config.size} px") as step:
         place = Folder(cache) if shelf is None or alone() else shelf
         shards = ingest(divided.manifest, config.size, place, step, shared=shelf is not None)

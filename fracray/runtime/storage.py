@@ -309,7 +309,7 @@ def _opened(uri: str) -> tuple[pafs.FileSystem, str]:
 
 @contextmanager
 def errors_name(place: str, copy: Path) -> Iterator[None]:
-    """InputErrors about a copy name the original instead: the copy no longer exists when they are read."""
+    """InputErrors about a copy, or about the folder that a set's files are in, name what the user knows instead."""
     try:
         yield
     except InputError as error:

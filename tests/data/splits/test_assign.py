@@ -3,14 +3,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from drawn_fracatlas import Atlas
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fracray.config import SplitConfig
+from fracray.config import Config, SplitConfig
 from fracray.data.baselines import no_pixel_baselines
 from fracray.data.manifest import Manifest, build
+from fracray.data.prepare import prepare
+from fracray.data.sources.import_set import ImportOptions, import_set
 from fracray.data.splits.assign import assign_splits, leaks
 from fracray.errors import InputError
+from fracray.runtime.console import new_console
 
 
 def listed(labels: np.ndarray, numbers: np.ndarray | None = None, components: dict[int, int] | None = None) -> Manifest:
@@ -189,3 +193,15 @@ def test_on_fracatlas_file_numbers_predict_the_label_across_random_splits(fracat
     random, grouped = auroc("random"), auroc("grouped")
     assert random == pytest.approx(0.89, abs=0.03)
     assert grouped < random - 0.1
+
+
+def test_errors_name_the_set_and_not_the_folder_of_its_files(tmp_path):
+    atlas = Atlas(tmp_path / "files of the hospital")
+    for number in range(12):
+        atlas.add(number, number % 2)
+    import_set(atlas.write(), tmp_path / "set", ImportOptions())
+    config = Config().with_leaves({"data.source": str(tmp_path / "set"), "data.cache": str(tmp_path / "cache")})
+    with pytest.raises(InputError, match="cannot be split") as error:
+        prepare(config.data, new_console())
+    assert str(error.value).startswith(f"{tmp_path / 'set'}: ")
+    assert "files of the hospital" not in str(error.value)
