@@ -467,6 +467,7 @@ def test_a_trial_that_cannot_run_fails_once_with_its_reason(ray_local, tmp_path,
     folder = tmp_path / "mixed/trials/t0001"
     folder.mkdir(parents=True)
     save_state(folder / STATE, {"w": torch.zeros(1)}, {"config": {}})
+    (tmp_path / "mixed/environment.json").write_text("{}")  # of a run that stopped before it began
     main(
         [
             "--space",
