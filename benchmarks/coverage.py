@@ -187,7 +187,7 @@ def simulate(draw: Draw, groups: int, samples: int, known: dict[str, float], res
     return {"scores": figures, "milliseconds": {name: 1e3 * median(took) for name, took in seconds.items() if took}}
 
 
-def floor_of_the_error(groups: int, samples: int) -> dict[str, float]:
+def floor_of_the_error(groups: int, samples: int) -> dict[str, float | None]:
     """What calibration errors a perfectly calibrated model shows on average, by how they are estimated."""
     generator = np.random.default_rng((groups, 8))
     errors: dict[str, list[float]] = {"usual ECE": [], "fracray": [], "above the band": []}
@@ -199,8 +199,9 @@ def floor_of_the_error(groups: int, samples: int) -> dict[str, float]:
         bins = np.array_split((probabilities - labels)[order], 15)
         errors["usual ECE"].append(sum(abs(part.sum()) for part in bins) / len(labels))
         errors["fracray"].append(max(0.0, value))
-        errors["above the band"].append(float(value > found.perfect()))
-    return {name: mean(values) for name, values in errors.items()}
+        if not math.isnan(band := found.perfect()):
+            errors["above the band"].append(float(value > band))
+    return {name: mean(values) if values else None for name, values in errors.items()}
 
 
 def _cell(scores: dict[str, dict[str, dict[str, float]]], method: str) -> str:

@@ -173,12 +173,15 @@ def say_one_class(console: Console, labels: np.ndarray) -> None:
 
 def say_calibration(console: Console, scores: Mapping[str, Interval], perfect: float) -> None:
     """Print how the calibration error compares with that of a perfect model, and what slope and intercept mean."""
-    if isnan(scores["ece"].value) or isnan(perfect):
-        return
-    within = "is within" if scores["ece"].value <= perfect else "exceeds"
+    compared = ""
+    if not isnan(perfect):
+        within = "is within" if scores["ece"].value <= perfect else "exceeds"
+        compared = (
+            f"; {scores['ece'].value:.3f} {within} what a perfectly calibrated model shows on these groups "
+            f"(up to {perfect:.3f} in 95% of the draws)"
+        )
     console.print(
-        f"the calibration error is a root mean square without the floor of the usual ECE; {scores['ece'].value:.3f} "
-        f"{within} what a perfectly calibrated model shows on these groups (up to {perfect:.3f} in 95% of the draws). "
+        f"the calibration error is a root mean square without the floor of the usual ECE{compared}. "
         "A slope below 1: probabilities are too extreme; an intercept below 0: they are too high on average",
         soft_wrap=True,
     )

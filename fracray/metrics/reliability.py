@@ -14,6 +14,7 @@ from fracray.metrics.inputs import CELLS, Array, checked, numbered
 BINS = 15  # of equal mass ...
 BIN_IMAGES = 20  # ... with at least about as many images each
 FLIPS = 1000  # draws of the perfect model
+FEWEST_TO_FLIP = 6  # groups; of 5, all have the signs of the sample or their opposites in 6% of the draws
 CERTAIN = 1e-12  # probabilities nearer to 0 or 1 count as this near: their logits are finite
 STEPS = 30  # at most, of Newton's method ...
 SETTLED = 1e-7  # ... until they are this small
@@ -33,6 +34,7 @@ class CalibrationError:
     def __init__(self, labels: npt.ArrayLike, probabilities: npt.ArrayLike, groups: npt.ArrayLike | None) -> None:
         y, p = checked(labels, probabilities)
         group = numbered(groups, len(y))
+        self._told_apart = int(group.max(initial=-1)) + 1
         if len(y) and not group.any():
             group = np.arange(len(y))
         self._first = np.unique(group, return_index=True)[1]
@@ -58,7 +60,10 @@ class CalibrationError:
         In each draw, the residuals of a group change their sign together or not (a wild bootstrap under the
         hypothesis, Cameron, Gelbach and Miller 2008, doi 10.1162/rest.90.3.414): that keeps what the images of a
         group have in common. Labels drawn one by one from the probabilities do not, and their band is too low.
+        nan with fewer than FEWEST_TO_FLIP groups.
         """
+        if self._told_apart < FEWEST_TO_FLIP:
+            return math.nan
         generator = np.random.default_rng(seed)
         ones = np.ones((1, len(self._first)))
         block = max(1, CELLS // max(1, len(self._first)))

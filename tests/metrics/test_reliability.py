@@ -114,6 +114,13 @@ def test_a_perfect_model_is_within_its_band_as_often_as_the_band_says():
     assert error.signed(np.ones((1, len(labels))))[0] > error.perfect()
 
 
+@pytest.mark.parametrize("groups", [1, 4, 5, 6])
+def test_too_few_groups_have_no_band(groups):
+    """Of five groups, 6% of the draws have the signs of the sample itself: its band would hold every sample."""
+    labels, probabilities, group = in_groups(np.random.default_rng(0), groups)
+    assert math.isnan(CalibrationError(labels, probabilities, group).perfect()) == (groups < 6)
+
+
 def test_where_nothing_is_known_it_is_nan():
     assert math.isnan(score([1], [0.3], 0.5).ece)  # one image has no partner
     assert math.isnan(score([], [], 0.5).ece)
