@@ -28,8 +28,9 @@ class AugmentConfig(Section):
         0.1,
         description="largest relative zoom, in and out, of width and height together, 0 to below 1; 0: off",
     )
-    stretch: Rate = Field(
-        0.0, description="largest relative stretch of width against height, both ways, 0 to below 1; 0: off"
+    stretch: Rate | None = Field(
+        None,
+        description="largest relative stretch of width against height, both ways, 0 to below 1; 0: off; null: as scale",
     )
     brightness: Rate = Field(
         0.1,
@@ -52,7 +53,11 @@ class AugmentConfig(Section):
     @property
     def warps(self) -> bool:
         """Whether pixels are interpolated; flips are then part of the warp."""
-        return bool(self.rotate or self.scale or self.stretch)
+        return bool(self.rotate or self.scale or self.largest_stretch)
+
+    @property
+    def largest_stretch(self) -> float:
+        return self.scale if self.stretch is None else self.stretch
 
     @property
     def regrays(self) -> bool:

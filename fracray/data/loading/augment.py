@@ -40,7 +40,7 @@ def build_pipeline(strengths: AugmentConfig, **options: Any) -> "A.Compose":
         transforms.append(GrayLevels(strengths.brightness, strengths.contrast))
     if strengths.warps or strengths.flips:
         flips = strengths.flip, strengths.vertical_flip
-        transforms.append(Warp(strengths.rotate, *flips, strengths.scale, strengths.stretch))
+        transforms.append(Warp(strengths.rotate, *flips, strengths.scale, strengths.largest_stretch))
     transforms += [make_transform(name, arguments) for name, arguments in strengths.extra.items()]
     return A.Compose(transforms, **options)
 

@@ -68,7 +68,7 @@ def draw(strengths: AugmentConfig, seed: int, epoch: int, rows: Sequence[int] | 
 def draws_within(strengths: AugmentConfig, uniform: np.ndarray) -> Draws:
     """The draws that uniform numbers, (UNIFORMS, n) inside (0, 1), give within these strengths."""
     either_way = 2 * uniform - 1
-    zoom, aspect = 1 + strengths.scale * either_way[3], np.sqrt(1 + strengths.stretch * either_way[4])
+    zoom, aspect = 1 + strengths.scale * either_way[3], np.sqrt(1 + strengths.largest_stretch * either_way[4])
     return Draws(
         flip=uniform[0] < strengths.flip,
         vertical_flip=uniform[1] < strengths.vertical_flip,

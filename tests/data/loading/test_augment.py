@@ -15,7 +15,7 @@ from fracray.data.loading.augment import Augmenter
 from fracray.data.loading.draws import Pictures, draw, philox
 
 STRONG = AugmentConfig(rotate=25.0, flip=0.5, vertical_flip=0.3, scale=0.2, stretch=0.2, brightness=0.3, contrast=0.3)
-OFF = AugmentConfig(rotate=0.0, flip=0.0, scale=0.0, brightness=0.0, contrast=0.0)
+OFF = AugmentConfig(rotate=0.0, flip=0.0, scale=0.0, stretch=0.0, brightness=0.0, contrast=0.0)
 
 
 def only(**strengths):
@@ -243,6 +243,13 @@ def test_each_strength_alone_changes_the_image_within_its_range(bar, strength):
             assert 1.3 < areas.max() < 1.2**2 * 1.1
         else:
             assert np.abs(areas - 1).max() < 0.05
+
+
+def test_without_a_stretch_of_its_own_it_is_as_large_as_the_zoom():
+    given = AugmentConfig(rotate=0.0, flip=0.0, scale=0.2, brightness=0.0, contrast=0.0)
+    as_large, own = (draw(strengths, 0, 0, range(50)) for strengths in (given, only(scale=0.2, stretch=0.2)))
+    assert np.array_equal(as_large.scale, own.scale)
+    assert not given.model_copy(update={"scale": 0.0}).warps
 
 
 def test_a_stretch_changes_the_shape_and_a_zoom_does_not(bar):

@@ -44,7 +44,7 @@ def test_the_pipeline_is_of_two_fused_transforms_and_the_extra_ones():
     assert isinstance(pipeline, A.Compose)
     assert isinstance(pipeline[0], A.ImageOnlyTransform)
     assert isinstance(pipeline[1], A.DualTransform)
-    assert "Warp(p=1.0, flip=0.5, rotate=25.0, scale=0.2, stretch=0.0, vertical_flip=0.3)" in repr(pipeline)
+    assert "Warp(p=1.0, flip=0.5, rotate=25.0, scale=0.2, stretch=0.2, vertical_flip=0.3)" in repr(pipeline)
     assert len(build_pipeline(strengths(**NOTHING))) == 0
 
 
