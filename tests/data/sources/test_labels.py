@@ -1,6 +1,7 @@
 """What cells of a table mean: never a turned label, every value with its fate, messages with true lines."""
 
 import math
+import shlex
 import shutil
 from pathlib import Path
 
@@ -152,6 +153,23 @@ def test_columns_whose_names_differ_in_case_are_refused(read):
     code, said, _ = read("image,label,Label\na,1,0\nb,0,1\n")
     assert code == 2
     assert "the columns label, Label may all be the label" in said
+
+
+@pytest.mark.parametrize("text", ["fracture, healed", "-1", "it's", '"old"', 'a "b", c', " 5' "])
+def test_the_remedy_for_an_unknown_value_is_one(read, text):
+    """What the message tells to type is typed, as a shell reads it."""
+    cell = '"' + text.replace('"', '""') + '"'
+    csv = f"image,label\na,fracture\nb,no fracture\nc,{cell}\nd,{cell}\n"
+    code, said, _ = read(csv)
+    assert code == 2
+    (word,) = shlex.split(said[said.index("--ignore=") :])
+    code, _, manifest = read(csv, word)
+    assert code == 0
+    assert outcome(manifest) == {"a": 1, "b": 0, "c": "uncertain", "d": "uncertain", "e": "unlisted", "f": "unlisted"}
+    negative = word.replace("--ignore", "--negative")
+    code, _, manifest = read(csv, negative, "--positive", "fracture", "--ignore", "no fracture")
+    assert code == 0
+    assert outcome(manifest)["c"] == 0
 
 
 def test_one_value_cannot_mean_two_things(read):
