@@ -234,7 +234,7 @@ def row_of(file: RadiographFile, image_id: str, match: LabelMatch, patient: str,
         status, note = "conflict", note or "in folders of both classes"
     elif match.uncertain:
         status = "uncertain"
-        note = f"uncertain in one row, labelled {max(match.labels)} in another" if match.labels else "uncertain"
+        note = f"uncertain in one row, labelled {max(match.labels)} in another" if match.labels else ""
     elif not match.labels:
         status, note = "unlisted", note or "no label"
     if match.another_case:

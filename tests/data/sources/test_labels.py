@@ -118,6 +118,7 @@ def test_minus_one_is_never_fractured(read, minus):
     assert "uncertain: its label is a value of --ignore" in said
     flow = manifest.flow()
     assert (flow.found, flow.uncertain, flow.unlisted, flow.used) == (6, 2, 2, 2)
+    assert [note.partition(":")[0] for note in manifest.notes()] == ["e", "f"]  # the status says it of the others
 
 
 def test_a_coding_of_minus_one_and_one_is_read_as_told(read):
@@ -339,7 +340,7 @@ def test_a_row_with_line_ends_in_a_cell_has_the_line_of_its_begin(read):
         (b'image,label,remark\na,1,"open\nb,0,x\nc,1,y\n', "unexpected end of data; close the quote that is open"),
         (b'image,label\na,1\nb,"0"x\n', "line 3: not readable as CSV: ',' expected after '\"'"),
         (b"image,label\na,1\nb,0,1\n", "line 3: 'b,0,1' has 3 cells, and the header 2"),
-        (b"sep=;\nimage,label\na,1\n", "no column names the image file; the table has image,label"),
+        (b"sep=;\nimage,label\na,1\n", "line 1: says that ';' is between cells, and the header in line 2 has none"),
         ("image,label\na,1\n".encode("utf-16-le"), "it has zero bytes; save the table as CSV in UTF-8"),
         (b"\xff\xfei\0m\0a", "not UTF-16, although it begins so"),
         (b"PK\x03\x04 and so on", "an Excel workbook or a zip, not a CSV"),
