@@ -4,6 +4,7 @@ Each command imports what it needs once its arguments are checked and its files 
 """
 
 import argparse
+import csv
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -258,7 +259,8 @@ def _pair(word: str, flag: str, names: Iterable[str]) -> tuple[str, str]:
 
 
 def _values(flag: str, text: str) -> tuple[str, ...]:
-    values = tuple(value.strip() for value in text.split(","))
+    """Values with commas between them; one that holds a comma is in quotes, as in a CSV."""
+    values = tuple(value.strip() for value in next(csv.reader([text], skipinitialspace=True), []) or [""])
     if "" in values and len(values) > 1:
         raise InputError(
             f"{flag} '{text}': an empty value next to a comma; remove the comma ('' alone means an empty cell)"

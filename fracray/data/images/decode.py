@@ -98,7 +98,7 @@ class KnownGeometry:
 
 
 def inspect_file(path: Path) -> FileInspection:
-    """Read, check and decode one file: JPEG, PNG or DICOM, of at most MAX_PIXELS by its header."""
+    """Read, check and decode one file of a kind that is read, of at most MAX_PIXELS by its header."""
     data, note = _read(path)
     if data is None:
         return FileInspection("unreadable", note)

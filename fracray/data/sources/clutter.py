@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from fracray.data.images.kinds import promises_picture
+
 CLUTTER = "names with a dot in front, __MACOSX, Thumbs.db, desktop.ini and the like"
 _NAMES = frozenset(
     {"__macosx", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "@eadir"}
@@ -47,6 +49,6 @@ def beside(root: Path) -> Beside:
         archives += [
             os.fsencode(below / name).decode(errors="replace")
             for name in files
-            if not is_clutter(name) and PurePosixPath(name.lower()).suffix in _ARCHIVES
+            if not is_clutter(name) and PurePosixPath(name.lower()).suffix in _ARCHIVES and not promises_picture(name)
         ]
     return Beside(ignored, tuple(sorted(archives)))

@@ -88,6 +88,11 @@ def open_csv(path: Path) -> CsvFile:
         if not line.strip():
             raise InputError(f"{path}: not readable as CSV: no header line with the names of its columns")
         unquoted = re.sub(r'"[^"]*"', "", line)
+        if delimiter and delimiter not in unquoted:
+            raise InputError(
+                f"{path}, line 1: says that {delimiter!r} is between cells, and the header in line 2 has none; correct "
+                "line 1, or remove it"
+            )
         delimiter = delimiter or max(DELIMITERS, key=unquoted.count)
     with _opened(path, encoding) as lines, _faults_named(path, lines):
         header = _begun(lines, delimiter)[1]

@@ -319,11 +319,7 @@ def _read(
     else:
         found, missing = by_folder(files, root, options.classes, options.one_class), {}
     ids_of = link_patients(files, found, options.patient_from, options.some_without_patient, say)
-    if (
-        table
-        and "patient" in table.columns
-        and not any(match.record and match.record.patient for match in found.values())
-    ):
+    if table and "patient" in table.columns and not any(match.patients for match in found.values()):
         say(f"{table.path.name}: the column of patients, '{table.columns['patient']}', is empty for every file")
     rows = [
         row_of(

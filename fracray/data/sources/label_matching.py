@@ -22,7 +22,8 @@ MAX_MISSING = 100_000  # rows of a table without a file; a table with more belon
 class LabelMatch:
     """What table or folders say about one file: its labels (none, one or both), the first record, and notes.
 
-    uncertain: a row has a value of --ignore. another_case: the name in the table, where that differs in case.
+    uncertain: a row has a value of --ignore. another_case: the name in the table, where that differs in case. patients,
+    studies: those of all rows, in their order.
     """
 
     labels: frozenset[int] = frozenset()
@@ -30,6 +31,8 @@ class LabelMatch:
     note: str = ""
     uncertain: bool = False
     another_case: str = ""
+    patients: tuple[str, ...] = ()
+    studies: tuple[str, ...] = ()
 
 
 def by_folder(
@@ -194,13 +197,26 @@ def _files_in_another_case(keys: Sequence[str], index: FileIndex, table: LabelTa
 def _first_match(record: Record, another_case: str) -> LabelMatch:
     labels = frozenset() if record.label is None else frozenset({record.label})
     note = _again(labels) if record.times > 1 else ""
-    return LabelMatch(labels, record, note, record.uncertain, another_case)
+    return LabelMatch(
+        labels, record, note, record.uncertain, another_case, _with((), record.patient), _with((), record.study)
+    )
 
 
 def _another_match(match: LabelMatch, record: Record) -> LabelMatch:
-    """The first record is kept; every label counts."""
+    """The first record is kept; every label, patient and study counts."""
     labels = match.labels | (frozenset() if record.label is None else {record.label})
-    return replace(match, labels=labels, note=_again(labels), uncertain=match.uncertain or record.uncertain)
+    return replace(
+        match,
+        labels=labels,
+        note=_again(labels),
+        uncertain=match.uncertain or record.uncertain,
+        patients=_with(match.patients, record.patient),
+        studies=_with(match.studies, record.study),
+    )
+
+
+def _with(names: tuple[str, ...], name: str) -> tuple[str, ...]:
+    return names if not name or name in names else (*names, name)
 
 
 def _again(labels: frozenset[int]) -> str:
@@ -218,7 +234,7 @@ def row_of(file: RadiographFile, image_id: str, match: LabelMatch, patient: str,
         status, note = "conflict", note or "in folders of both classes"
     elif match.uncertain:
         status = "uncertain"
-        note = f"uncertain in one row, labelled {max(match.labels)} in another" if match.labels else "uncertain"
+        note = f"uncertain in one row, labelled {max(match.labels)} in another" if match.labels else ""
     elif not match.labels:
         status, note = "unlisted", note or "no label"
     if match.another_case:

@@ -5,6 +5,7 @@ A table may be larger than memory: only one block is held, plus what the reader 
 
 import math
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -167,7 +168,7 @@ class LabelTable:
             f"{self.path}, line {line}: {self.columns['label']} is {quoted(text)}, which is not among the values for "
             f"fractured ({_listed(self.positive)}) or for not fractured ({_listed(self.negative)}), in "
             f"{unknown[text]:,} of {rows:,} rows; say what it means with --positive, --negative or --ignore, such as "
-            f"--ignore={quoted(text)}{more}"
+            f"--ignore={_as_option(text)}{more}"
         )
 
     def _hardware(self, text: str) -> int:
@@ -251,6 +252,14 @@ def open_table(
 
 def _plain(column: str) -> str:
     return re.sub(r"[\W_]", "", column.lower())
+
+
+def _as_option(text: str, most: int = 60) -> str:
+    """A value of the label as it is typed behind an option: quoted for the shell, and with a comma once more."""
+    if len(text) > most or not text.isprintable():
+        return "VALUE"
+    cell = '"' + text.replace('"', '""') + '"' if "," in text or text.startswith('"') else text
+    return shlex.quote(cell) if "'" in cell else f"'{cell}'"
 
 
 def _listed(words: frozenset[str]) -> str:

@@ -26,7 +26,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class PatientIds:
-    """The identifiers of one file's patient and study, by table, by header and by path; '' if none."""
+    """The identifiers of one file's patient and study, by the table's rows, by header and by path; '' if none."""
 
     patients: tuple[str, ...] = ()
     studies: tuple[str, ...] = ()
@@ -55,8 +55,8 @@ def link_patients(
     `some_without`), or puts several patients of the table or of headers into one.
     """
     placeholder = _placeholder(files)
-    by_table = [found.get(at, LabelMatch()).record for at in range(len(files))]
-    tabled = [record.patient if record else "" for record in by_table]
+    matches = [found.get(at, LabelMatch()) for at in range(len(files))]
+    tabled = [next(iter(match.patients), "") for match in matches]
     headers = [file.header or Header() for file in files]
     headed = ["" if header.patient == placeholder else identifier(header.patient) for header in headers]
     paths = [file.path for file in files]
@@ -78,17 +78,16 @@ def link_patients(
                 f"patients by folders with usual names: {count:,}, such as {quoted(first)}; --patient-from names others"
             )
     ids_of = [
-        PatientIds((table, header, name), (record.study if record else "", about.study))
-        for table, header, name, record, about in zip(tabled, headed, named, by_table, headers, strict=True)
+        PatientIds((*match.patients, header, name), (*match.studies, about.study))
+        for match, header, name, about in zip(matches, headed, named, headers, strict=True)
     ]
+    _say_several(matches, paths, say)
     _say_doubts([ids.patients for ids in ids_of], say)
     links: list[Pair] = []
-    kinds = (
-        (3, [_plain(one) for ids in ids_of for one in ids.patients]),
-        (2, [s for ids in ids_of for s in ids.studies]),
-    )
-    for each, identifiers in kinds:
-        links += [(one // each, other // each) for one, other in equal(identifiers)]
+    of_patients = [(at, _plain(one)) for at, ids in enumerate(ids_of) for one in ids.patients]
+    of_studies = [(at, one) for at, ids in enumerate(ids_of) for one in ids.studies]
+    for named_by in (of_patients, of_studies):
+        links += [(named_by[one][0], named_by[other][0]) for one, other in equal(name for _, name in named_by)]
     for together in connected_sets(len(files), links):
         patient = next((ids_of[at].patient for at in together if ids_of[at].patient), "")
         if not patient and len({ids_of[at].study for at in together}) > 1:
@@ -132,6 +131,21 @@ def _say_doubts(patients: Sequence[tuple[str, ...]], say: Say) -> None:
             "can only be evaluated; name the right column with --column patient=NAME, or the folders with "
             "--patient-from"
         )
+
+
+def _say_several(matches: Sequence[LabelMatch], paths: Sequence[str], say: Say) -> None:
+    """Say which files have several patients, or several studies, in the rows of the table."""
+    for what, names in (
+        ("patients", [{_plain(one): one for one in match.patients} for match in matches]),
+        ("studies", [{one: one for one in match.studies} for match in matches]),
+    ):
+        several = [at for at, found in enumerate(names) if len(found) > 1]
+        if several:
+            one, other = list(names[several[0]].values())[:2]
+            say(
+                f"{len(several):,} files have several {what} in the table, such as {quoted(one)} and {quoted(other)} "
+                f"for {paths[several[0]]}: taken as one patient"
+            )
 
 
 def _compare(paths: Sequence[str], named: Sequence[str], others: Sequence[str], pattern: str, say: Say) -> None:

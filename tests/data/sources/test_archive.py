@@ -226,9 +226,11 @@ def test_zips_in_a_zip_are_named_and_not_opened(tmp_path, capsys):
     assert code == 2
     assert "no picture in it (1 file: 1 ZIP (inner.zip))" in error
     assert "unpack a/inner.zip" in error
-    code, said = imported(packed(tmp_path / "both.zip", pictures() | {"set/more.zip": inner}), tmp_path / "set", capsys)
+    others = {"set/more.zip": inner, "set/fractured/volume.nii.gz": b"\x1f\x8b\x08\0"}
+    code, said = imported(packed(tmp_path / "both.zip", pictures() | others), tmp_path / "set", capsys)
     assert code == 0
     assert "archives that are not opened: set/more.zip; unpack them to have what is in them" in said
+    assert "1 NIfTI" in said  # a picture, of a kind that is not read
     assert Manifest.read(tmp_path / "set" / MANIFEST).remarks
 
 

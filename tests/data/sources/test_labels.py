@@ -1,6 +1,7 @@
 """What cells of a table mean: never a turned label, every value with its fate, messages with true lines."""
 
 import math
+import shlex
 import shutil
 from pathlib import Path
 
@@ -117,6 +118,7 @@ def test_minus_one_is_never_fractured(read, minus):
     assert "uncertain: its label is a value of --ignore" in said
     flow = manifest.flow()
     assert (flow.found, flow.uncertain, flow.unlisted, flow.used) == (6, 2, 2, 2)
+    assert [note.partition(":")[0] for note in manifest.notes()] == ["e", "f"]  # the status says it of the others
 
 
 def test_a_coding_of_minus_one_and_one_is_read_as_told(read):
@@ -152,6 +154,23 @@ def test_columns_whose_names_differ_in_case_are_refused(read):
     code, said, _ = read("image,label,Label\na,1,0\nb,0,1\n")
     assert code == 2
     assert "the columns label, Label may all be the label" in said
+
+
+@pytest.mark.parametrize("text", ["fracture, healed", "-1", "it's", '"old"', 'a "b", c', " 5' "])
+def test_the_remedy_for_an_unknown_value_is_one(read, text):
+    """What the message tells to type is typed, as a shell reads it."""
+    cell = '"' + text.replace('"', '""') + '"'
+    csv = f"image,label\na,fracture\nb,no fracture\nc,{cell}\nd,{cell}\n"
+    code, said, _ = read(csv)
+    assert code == 2
+    (word,) = shlex.split(said[said.index("--ignore=") :])
+    code, _, manifest = read(csv, word)
+    assert code == 0
+    assert outcome(manifest) == {"a": 1, "b": 0, "c": "uncertain", "d": "uncertain", "e": "unlisted", "f": "unlisted"}
+    negative = word.replace("--ignore", "--negative")
+    code, _, manifest = read(csv, negative, "--positive", "fracture", "--ignore", "no fracture")
+    assert code == 0
+    assert outcome(manifest)["c"] == 0
 
 
 def test_one_value_cannot_mean_two_things(read):
@@ -321,7 +340,7 @@ def test_a_row_with_line_ends_in_a_cell_has_the_line_of_its_begin(read):
         (b'image,label,remark\na,1,"open\nb,0,x\nc,1,y\n', "unexpected end of data; close the quote that is open"),
         (b'image,label\na,1\nb,"0"x\n', "line 3: not readable as CSV: ',' expected after '\"'"),
         (b"image,label\na,1\nb,0,1\n", "line 3: 'b,0,1' has 3 cells, and the header 2"),
-        (b"sep=;\nimage,label\na,1\n", "no column names the image file; the table has image,label"),
+        (b"sep=;\nimage,label\na,1\n", "line 1: says that ';' is between cells, and the header in line 2 has none"),
         ("image,label\na,1\n".encode("utf-16-le"), "it has zero bytes; save the table as CSV in UTF-8"),
         (b"\xff\xfei\0m\0a", "not UTF-16, although it begins so"),
         (b"PK\x03\x04 and so on", "an Excel workbook or a zip, not a CSV"),

@@ -165,6 +165,19 @@ def test_ids_that_a_spreadsheet_changed_are_one_patient(bring, tmp_path):
     assert "no patient is known for 4 of 14 images" in said
 
 
+def test_every_row_of_a_file_may_name_its_patient_and_its_study(bring, tmp_path):
+    """A table with a row per finding often names the patient in one of them only."""
+    rows = ["0,0,,", "0,0,X,", "1,1,x,", "2,0,Y,", "2,0,Z,", "3,1,z,", "4,0,,S", "4,0,,T", "5,1,,T"]
+    csv = "image,label,patient,study\n" + "".join(f"{row}\n" for row in rows)
+    code, said, table = bring(folder(tmp_path / "s", [f"{n}.jpg" for n in range(6)], csv))
+    assert code == 0
+    patients = table["patient"].tolist()
+    assert [patients.index(one) for one in patients] == [0, 0, 2, 2, 4, 4]
+    assert all(patients)
+    assert "1 files have several patients in the table, such as 'Y' and 'Z' for 2.jpg: taken as one patient" in said
+    assert "1 files have several studies in the table, such as 'S' and 'T' for 4.jpg: taken as one patient" in said
+
+
 @pytest.mark.parametrize(
     ("cell", "words"), [("X", "all 4 files have the same patient, 'X'"), ("", "is empty for every file")]
 )
