@@ -29,7 +29,8 @@ from fracray.data.images.letterbox import letterbox
 from fracray.data.loading.ingest import ingest, reduction_for
 from fracray.data.manifest import Manifest
 from fracray.data.prepare import examined
-from fracray.data.sources.import_set import ImportOptions, import_set
+from fracray.data.sources.import_rows import ImportOptions
+from fracray.data.sources.import_set import import_set
 from fracray.runtime.console import new_console, new_table
 from fracray.runtime.ray_session import connect
 from fracray.runtime.storage import Folder

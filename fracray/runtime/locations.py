@@ -1,5 +1,6 @@
 """Paths and URIs as a user types them. Imports next to nothing, so that a wrong one is refused at once."""
 
+import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -37,3 +38,12 @@ def require_local(location: str, complaint: str) -> None:
     """InputError of `complaint` where a local path does not exist; a URI is not looked for."""
     if "://" not in location and not Path(location).expanduser().exists():
         raise InputError(f"{location}: {complaint}")
+
+
+def require_path(path: str, wanted: str) -> None:
+    """InputError where PATH does not exist, naming what is `wanted`."""
+    full = os.path.expanduser(path)
+    if path.startswith("~") and full == path:
+        raise InputError(f"PATH {path}: no such user; write the path in full")
+    if not os.path.exists(full):
+        raise InputError(f"{os.path.abspath(full)}: no such file or folder; name {wanted}")

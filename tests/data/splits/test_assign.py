@@ -11,7 +11,8 @@ from fracray.config import Config, SplitConfig
 from fracray.data.baselines import no_pixel_baselines
 from fracray.data.manifest import Manifest, build
 from fracray.data.prepare import prepare
-from fracray.data.sources.import_set import ImportOptions, import_set
+from fracray.data.sources.import_rows import ImportOptions
+from fracray.data.sources.import_set import import_set
 from fracray.data.splits.assign import assign_splits, leaks
 from fracray.errors import InputError
 from fracray.runtime.console import new_console
