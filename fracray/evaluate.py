@@ -275,7 +275,7 @@ def _under_test(checkpoint: Checkpoint, shards: Shards) -> ModelUnderTest:
 
 def _what(part: str, prepared: Prepared, trained_on: str) -> str:
     if prepared.fingerprint != trained_on:
-        return f"{prepared.origin}, which its training never saw"
+        return f"{prepared.origin}, without what its training is known to have seen"
     return "all radiographs" if part == "all" else f"the set {part}"
 
 

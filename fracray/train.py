@@ -153,13 +153,15 @@ def _train(args: argparse.Namespace, config: Config, run: Folder, least: int, mo
         require_seen,
         trials_at_once,
     )
-    from fracray.runtime.run_folder import BEST, how_to_continue, next_steps, trial_folder, trial_name
+    from fracray.runtime.run_folder import BEST, changed_since, how_to_continue, next_steps, trial_folder, trial_name
     from fracray.runtime.storage import Folder
     from fracray.training.epochs import read_epochs
     from fracray.training.job import make_job
     from fracray.training.workers import run_workers
 
     console = new_console()
+    if args.resume and (note := changed_since(run)):
+        console.print(f"note: {note}", style="yellow", soft_wrap=True)
     say_phantom(console, config)
     with connect(args.address, lambda: how_to_continue("train", args.storage, run)):
         gather(lambda words: console.print(words, soft_wrap=True))

@@ -162,7 +162,7 @@ def _search_and_summarise(args: argparse.Namespace, space: SearchSpace, run: Fol
     from fracray.runtime.efficiency import EfficiencyTracker
     from fracray.runtime.ray_session import connect
     from fracray.runtime.resources import gather, present, require_seen
-    from fracray.runtime.run_folder import how_to_continue
+    from fracray.runtime.run_folder import changed_since, how_to_continue
     from fracray.runtime.storage import Folder
     from fracray.search.results import summarise
     from fracray.training.job import make_job
@@ -171,6 +171,8 @@ def _search_and_summarise(args: argparse.Namespace, space: SearchSpace, run: Fol
         begun = psutil.Process().create_time()
     started = time.monotonic()
     console = new_console()
+    if args.resume and (note := changed_since(run)):
+        console.print(f"note: {note}", style="yellow", soft_wrap=True)
     say_phantom(console, space.config)
     with connect(args.address, lambda: how_to_continue("tune", args.storage, run)):
         gather(lambda words: console.print(words, soft_wrap=True))

@@ -93,7 +93,7 @@ def test_data_that_was_never_seen_is_scored_completely(run, tmp_path, capsys):
     scores = evaluate(run, tmp_path, "--data", str(other))
     assert scores["split"] == "all"
     assert len(scores["predictions"]) == 60
-    assert "never saw" in capsys.readouterr().out
+    assert "without what its training is known to have seen" in capsys.readouterr().out
     assert {baseline["part"] for baseline in scores["data"]["baselines"]} == {"all"}
     with pytest.raises(InputError, match="--split all"):
         main([str(run), "--data", str(other), "--split", "test"])

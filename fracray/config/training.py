@@ -16,6 +16,10 @@ KNOWN_EXTRA = "known_extra"  # in a validation's context: `augment.extra` was ch
 Extra = Annotated[FrozenMap, PlainValidator(_read_extra), PlainSerializer(thaw), WithJsonSchema({"type": "object"})]
 
 
+# Raise it when equal settings and seeds would give other pictures: a run that is resumed says so.
+AUGMENTATION_VERSION = 2
+
+
 class AugmentConfig(Section):
     """Strengths of the training augmentation; 0 turns a transform off. Validation and test are never augmented."""
 

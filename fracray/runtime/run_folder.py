@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fracray.config import PHANTOM, Config, parse_config
+from fracray.config.training import AUGMENTATION_VERSION
 from fracray.errors import InputError, RunError
 from fracray.runtime.claim import CLAIMS, LOCK, claimed
 from fracray.runtime.storage import Folder
@@ -56,6 +57,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "packages": {name: metadata.version(name) for name in packages},
+        "augmentation": AUGMENTATION_VERSION,
         "command": sys.argv,
     }
 
@@ -80,7 +82,7 @@ def _require(run: Folder, storage: str, resume: bool) -> None:
         if not resume:
             raise InputError(f"{run}: this run exists already; continue it with --resume, or choose another --name")
         return
-    inside = set(run.names()) - {LOCK, CLAIMS}
+    inside = {name for name in run.names() if not name.startswith(".")} - {LOCK, CLAIMS}
     if inside and ENVIRONMENT not in inside:
         raise InputError(f"{run}: not a run, but not empty ({', '.join(sorted(inside)[:3])}); choose another --name")
     if resume and inside:
@@ -120,6 +122,18 @@ def refuse_other(run: Folder, stored: Mapping[str, Any], asked: Mapping[str, Any
             )
 
 
+def changed_since(run: Folder) -> str:
+    """What a resumed run does otherwise than when it began, for a note; '' for nothing."""
+    began = run.read_json(ENVIRONMENT).get("augmentation", 1) if run.exists(ENVIRONMENT) else 1
+    if began == AUGMENTATION_VERSION:
+        return ""
+    return (
+        f"this run began with another version of the augmentation ({began}, now {AUGMENTATION_VERSION}): brightness and "
+        "contrast now act inside the picture only, contrast about its mean, and zoom keeps the shape. Epochs from here "
+        "on see other pictures; to compare like with like, start a new run"
+    )
+
+
 def how_to_continue(verb: str, storage: str, run: Folder) -> str:
     """What to type after `verb` was interrupted in this run."""
     if not run.exists(CONFIG):
@@ -151,7 +165,7 @@ def open_run(location: str) -> Folder:
 def is_in_run(location: str) -> bool:
     """Whether a location is a run folder or, on a disk, lies in one: `RUN/best`, `RUN/trials/t0007/best`."""
     folders = [location] if "://" in location else [str(path) for path in _with_parents(location)]
-    return any(Folder(folder).exists("config.yaml") and Folder(folder).exists("trials") for folder in folders)
+    return any(Folder(folder).exists(CONFIG) and Folder(folder).exists(ENVIRONMENT) for folder in folders)
 
 
 def _with_parents(location: str) -> list[Path]:

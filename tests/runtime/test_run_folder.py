@@ -15,6 +15,8 @@ from fracray.errors import InputError, RunError
 from fracray.runtime.locations import data_source
 from fracray.runtime.run_folder import (
     CLUSTER_FILE,
+    changed_since,
+    environment,
     find_run,
     how_to_continue,
     open_for_work,
@@ -328,3 +330,12 @@ def test_a_uri_with_a_secret_is_refused_without_showing_it():
         with pytest.raises(InputError, match=r"^s3://\.\.\.@bucket: leave the secret out") as refused:
             opened("s3://KEY:HUSH@bucket/atlas")
         assert "HUSH" not in str(refused.value)
+
+
+def test_a_run_of_another_augmentation_says_so_when_it_is_resumed(tmp_path):
+    run = Folder(tmp_path / "run")
+    run.write_json("environment.json", environment())
+    assert changed_since(run) == ""
+    old = {name: value for name, value in environment().items() if name != "augmentation"}
+    run.write_json("environment.json", old)
+    assert changed_since(run).startswith("this run began with another version of the augmentation (1, now 2)")
