@@ -128,9 +128,9 @@ def changed_since(run: Folder) -> str:
     if began == AUGMENTATION_VERSION:
         return ""
     return (
-        f"this run began with another version of the augmentation ({began}, now {AUGMENTATION_VERSION}): brightness and "
-        "contrast now act inside the picture only, contrast about its mean, and zoom keeps the shape. Epochs from here "
-        "on see other pictures; to compare like with like, start a new run"
+        f"this run began with another version of the augmentation ({began}, now {AUGMENTATION_VERSION}): brightness "
+        "and contrast now act inside the picture only, contrast about its mean, and zoom keeps the shape. Epochs from "
+        "here on see other pictures; to compare like with like, start a new run"
     )
 
 

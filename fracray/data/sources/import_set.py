@@ -37,8 +37,8 @@ from fracray.runtime.storage import atomic_path, errors_name
 SALT, FILES = "salt", "files"
 
 _EARLIER = (
-    "imported by an earlier version, which left out TIFF, BMP, WebP and GIF without a word and cut colour of 16 bits "
-    "to 8; to have them right, import the set again"
+    "imported by an earlier version, which left out TIFF, BMP, WebP and GIF without a word; to have them, import the set "
+    "again"
 )
 
 # In addition to the manifest's own columns: a file's state at import, so that a change is seen without reading it.
