@@ -36,7 +36,7 @@ from fracray.runtime.storage import atomic_path, errors_name
 
 SALT, FILES = "salt", "files"
 
-_EARLIER = "imported by an earlier version, which left out TIFF, BMP, WebP and GIF without a word; to have them, import it again"
+_EARLIER = "imported by an earlier version, which left out TIFF, BMP, WebP and GIF: import it again to have them"
 
 # In addition to the manifest's own columns: a file's state at import, so that a change is seen without reading it.
 _BYTES, _MODIFIED = "bytes", "modified_ns"
