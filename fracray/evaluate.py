@@ -309,7 +309,7 @@ def _write_json(
         "ece_of_a_perfect_model": None if isnan(perfect) else perfect,
         "sets": {name: _as_dicts(intervals) for name, intervals in sets.items() if name != part},
         "predictions": [
-            {"image_id": image_id, "group": group, "label": int(label), "probability": round(float(probability), 6)}
+            {"image_id": image_id, "group": group, "label": int(label), "probability": float(f"{probability:.9g}")}
             for image_id, group, label, probability in zip(
                 table["image_id"], table["group"], table["label"], scored.probabilities, strict=True
             )

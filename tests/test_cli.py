@@ -123,7 +123,8 @@ FLAGS = {
     "cluster submit": "file --address",
     "cluster attach": "file --address job",
     "data download": "--to --version --api",
-    "data import": "path --to --labels --column --positive --negative --classes --licence --salt",
+    "data import": "path --to --labels --column --positive --negative --ignore --one-class --classes --patient-from "
+    "--some-without-patient --licence --salt",
     "data check": "path --manifest --datasheet --set --address",
     "data audit": "path --json --html --set",
     "data sheet": "path --to --count --augmented --corrupted --set --address",

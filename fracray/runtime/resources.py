@@ -137,7 +137,7 @@ def smallest_memory() -> int:
 
     nodes = _alive()
     others = [node["NodeID"] for node in nodes if node["NodeID"] != ray.get_runtime_context().get_node_id()]
-    ask = ray.remote(memory_limit).options(num_cpus=0)
+    ask = ray.remote(num_cpus=0)(memory_limit)
     limits = [memory_limit()]
     for node in others:
         with suppress(ray.exceptions.RayError):  # lost since
