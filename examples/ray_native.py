@@ -105,11 +105,12 @@ def main():
     cli.add_argument("--epochs", type=int, default=9)
     cli.add_argument("--workers", type=int, default=1, help="Ray Train workers of a trial")
     cli.add_argument("--storage", default="runs/ray-native")
+    cli.add_argument("--address", default="local", help="a Ray cluster: auto or HOST:PORT (default: a new local one)")
     args = cli.parse_args()
     config = Config().with_leaves(
         {"data.source": args.data, "data.phantom.count": args.phantoms, "train.epochs": args.epochs}
     )
-    ray.init(log_to_driver=False)
+    ray.init(address=args.address, log_to_driver=False)
     prepared = prepare(config.data, new_console())
     storage = str(Path(args.storage).absolute())
     job = {"config": config, "table": prepared.table, "shards": prepared.shards, "storage": storage}
