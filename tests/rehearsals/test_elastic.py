@@ -41,6 +41,7 @@ def test_a_training_uses_a_new_node_and_continues_when_it_is_killed(tmp_path):
         stack.callback(end, node)
         wait(lambda: workers()[-1] == 2)
         wait(lambda: workers()[-10:] == [2] * 10)
+        time.sleep(5)  # past train.keep_seconds: epochs that are not kept would be trained again, by one worker
         end(node)
         killed, known = time.monotonic(), len(workers())
         wait(lambda: workers()[-1] == 1 and len(workers()) > known)
