@@ -83,6 +83,8 @@ class TrialRunner:
         self._resume()
         self._kept, self._kept_epochs = time.monotonic(), self.epochs_done
         self._between_epochs = True  # during an epoch, weights and optimiser are no state to resume from
+        # Its first epoch is kept at once: an elastic group that grows, and is cut down again, goes forward.
+        self._resumed = self.epochs_done > 0
 
     @property
     def done(self) -> bool:
@@ -128,7 +130,9 @@ class TrialRunner:
             self._best = report
         if self._fit.rank == 0:
             may_end = self.done or report.diverged or may_stop(self._job.config, report.epoch)
-            self._keep(may_end or time.monotonic() - self._kept > self.config.train.keep_seconds)
+            late = time.monotonic() - self._kept > self.config.train.keep_seconds
+            self._keep(may_end or self._resumed or late)
+            self._resumed = False
             if may_end:
                 self.settle()
         return result
