@@ -48,25 +48,18 @@ def near_duplicates(thumbs: np.ndarray, hashes: np.ndarray) -> list[tuple[int, i
     found: leave out pictures that are known to be equal.
     """
     count = len(thumbs)
-    textured = np.zeros(count, dtype=np.uint64)
-    shapes = np.zeros((count, len(_SHAPES)), dtype=np.uint64)
+    signs = np.zeros((count, 1 + len(_SHAPES)), dtype=np.uint64)
     for at in range(0, count, _MANY):
-        tiles = _tiles(thumbs[at : at + _MANY])
-        textured[at : at + _MANY] = _packed(tiles.std(2) >= _TEXTURE)
-        for number, shape in enumerate(_SHAPES):
-            shapes[at : at + _MANY, number] = _packed(tiles @ shape > 0)
+        signs[at : at + _MANY] = _signs(thumbs[at : at + _MANY])
     found: list[tuple[int, int, float]] = []
     rows = max(1, _PAIRS // max(count, 1))
     for start in range(0, count, rows):
         near = np.bitwise_count(hashes[start : start + rows, None] ^ hashes[None, start:]) <= _HASH_DISTANCE
         left, right = (ends + start for ends in np.nonzero(near))
         left, right = left[left < right], right[left < right]
-        counted = textured[left] | textured[right]
-        differing = np.bitwise_count((shapes[left] ^ shapes[right]) & counted[:, None]).sum(1, dtype=np.int64)
-        tiles_counted = np.bitwise_count(counted)
-        alike = differing <= _SHAPES_DIFFERING * len(_SHAPES) * tiles_counted
-        alike &= tiles_counted >= _TEXTURED_TILES
-        left, right, counted = left[alike], right[alike], counted[alike]
+        alike = _alike(signs[left], signs[right], _SHAPES_DIFFERING)
+        left, right = left[alike], right[alike]
+        counted = signs[left, 0] | signs[right, 0]
         for block in range(0, len(left), _MANY):
             a, b, tiles_of = left[block : block + _MANY], right[block : block + _MANY], counted[block : block + _MANY]
             used = _unpacked(tiles_of)
@@ -86,10 +79,7 @@ LOOK_BYTES = 8 * (2 + len(_SHAPES))
 
 def look(thumb: np.ndarray, phash: int) -> bytes:
     """What a picture looks like, for `looks_alike`: LOOK_BYTES of its thumbnail, (THUMB, THUMB) uint8, and hash."""
-    tiles = _tiles(thumb[None])
-    textured = _packed(tiles.std(2) >= _TEXTURE)[0]
-    shapes = [_packed(tiles @ shape > 0)[0] for shape in _SHAPES]
-    return np.array([phash, textured, *shapes], dtype="<u8").tobytes()
+    return np.array([phash, *_signs(thumb[None])[0]], dtype="<u8").tobytes()
 
 
 def looks_alike(new: Sequence[bytes], known: Sequence[bytes]) -> np.ndarray:
@@ -107,12 +97,29 @@ def looks_alike(new: Sequence[bytes], known: Sequence[bytes]) -> np.ndarray:
     for start in range(0, len(ours), rows):
         some = ours[start : start + rows]
         left, right = np.nonzero(np.bitwise_count(some[:, None, 0] ^ theirs[None, :, 0]) <= _HASH_DISTANCE)
-        counted = some[left, 1] | theirs[right, 1]
-        differing = np.bitwise_count((some[left, 2:] ^ theirs[right, 2:]) & counted[:, None]).sum(1, dtype=np.int64)
-        tiles = np.bitwise_count(counted)
-        alike = (differing <= _LOOK_DIFFERING * len(_SHAPES) * tiles) & (tiles >= _TEXTURED_TILES)
+        alike = _alike(some[left, 1:], theirs[right, 1:], _LOOK_DIFFERING)
         found[np.array(places)[start + left[alike]]] = True
     return found
+
+
+def _signs(thumbs: np.ndarray) -> np.ndarray:
+    """A bit for every tile of each thumbnail: whether it is textured, and its sign for each of _SHAPES.
+
+    (n, 1 + shapes) uint64.
+    """
+    tiles = _tiles(thumbs)
+    return np.stack([_packed(tiles.std(2) >= _TEXTURE), *(_packed(tiles @ shape > 0) for shape in _SHAPES)], axis=1)
+
+
+def _alike(signs: np.ndarray, others: np.ndarray, limit: float) -> np.ndarray:
+    """Which pairs of `_signs` differ in at most this share of the shapes, in enough tiles that are textured: (n,) bool.
+
+    A tile counts where it is textured in one of the two.
+    """
+    counted = signs[:, 0] | others[:, 0]
+    differing = np.bitwise_count((signs[:, 1:] ^ others[:, 1:]) & counted[:, None]).sum(1, dtype=np.int64)
+    tiles = np.bitwise_count(counted)
+    return (differing <= limit * len(_SHAPES) * tiles) & (tiles >= _TEXTURED_TILES)
 
 
 def _packed(bits: np.ndarray) -> np.ndarray:

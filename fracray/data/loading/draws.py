@@ -3,7 +3,7 @@
 The stream from memory, the tasks of Ray Data and a GPU apply the same draws. Imports neither Torch nor Ray.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -24,27 +24,33 @@ class Pictures:
     means: np.ndarray  # (n,) float32, 0 to 255
 
     @classmethod
-    def of_sizes(cls, widths: Iterable[int], heights: Iterable[int], means: np.ndarray, size: int) -> Self:
-        """Of pictures of these widths and heights in squares of `size` pixels a side.
+    def of_sizes(cls, widths: np.ndarray, heights: np.ndarray, means: np.ndarray, size: int) -> Self:
+        """Of pictures of these widths and heights, (n,), in squares of `size` pixels a side.
 
         Raises ValueError for a mean that is not a number from 0 to 255.
         """
         if not ((means >= 0) & (means <= 255)).all():
             raise ValueError("the mean gray of a picture is not known")
-        placed = [frame(width, height, size) for width, height in zip(widths, heights, strict=True)]
-        edges = [(rows.start, rows.stop, columns.start, columns.stop) for rows, columns in placed]
-        return cls(np.array(edges, dtype=np.int32).reshape(-1, 4), means.astype(np.float32))
+        # Each trial asks again, and of many pictures there are few sizes.
+        sides = np.asarray(widths, dtype=np.int64) << 32 | np.asarray(heights, dtype=np.int64)
+        sizes, which = np.unique(sides, return_inverse=True)
+        placed = [frame(sides >> 32, sides & 0xFFFFFFFF, size) for sides in sizes.tolist()]
+        return cls(_edges(placed)[which], means.astype(np.float32))
 
     @classmethod
     def of_images(cls, images: np.ndarray) -> Self:
         """As found in the images themselves, (n, H, W) uint8: equal black bands on opposite sides are no picture."""
         placed = [content(image) for image in images]
-        edges = [(rows.start, rows.stop, columns.start, columns.stop) for rows, columns in placed]
         means = [image[where].mean() for image, where in zip(images, placed, strict=True)]
-        return cls(np.array(edges, dtype=np.int32).reshape(-1, 4), np.array(means, dtype=np.float32))
+        return cls(_edges(placed), np.array(means, dtype=np.float32))
 
     def of(self, rows: Sequence[int] | np.ndarray) -> "Pictures":
         return Pictures(self.frames[rows], self.means[rows])
+
+
+def _edges(placed: Sequence[tuple[slice, slice]]) -> np.ndarray:
+    edges = [(rows.start, rows.stop, columns.start, columns.stop) for rows, columns in placed]
+    return np.array(edges, dtype=np.int32).reshape(-1, 4)
 
 
 @dataclass(frozen=True)

@@ -85,12 +85,13 @@ class Plan:
 def make_plan(config: Config, table: "pd.DataFrame", shards: "Shards", rank: int = 0, world: int = 1) -> Plan:
     """The plan of a config over a prepared table (a row for each image of the shard set, with `label` and `split`)."""
     split = table["split"]
+    width, height, brightness = (table[name].to_numpy() for name in ("width", "height", "brightness"))
     return Plan(
         train_rows=np.flatnonzero(in_set(split, "train")),
         val_rows=np.flatnonzero((part_of(split) == "val").to_numpy()),
         val_sets={name: np.flatnonzero(in_set(split, name)) for name in sets_named(split) if is_validation(name)},
         labels=table["label"].to_numpy().astype(np.float32),
-        pictures=Pictures.of_sizes(table["width"], table["height"], table["brightness"].to_numpy(), shards.size),
+        pictures=Pictures.of_sizes(width, height, brightness, shards.size),
         batch_size=config.train.batch_size,
         strengths=config.augment,
         seed=config.train.seed,
