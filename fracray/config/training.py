@@ -83,6 +83,14 @@ class ModelConfig(Section):
     )
     width: int = Field(32, ge=4, le=512, description="channels of the first stage of fracture_cnn, 4 to 512")
     freeze_norm: bool = Field(False, description="keep batch norm in evaluation mode during training")
+    freeze_stages: int = Field(
+        0, ge=0, description="first stages, with the stem, that keep their pretrained weights, 0 or more; 0: all train"
+    )
+    localise: bool = Field(
+        False,
+        description="a second head that says where a fracture is, at a sixteenth of the resolution, trained on the "
+        "fractures' boxes where the set has some; what it finds counts in the image's logit",
+    )
 
 
 class TrainConfig(Section):
@@ -109,6 +117,9 @@ class TrainConfig(Section):
     )
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
         0.0, description="distance of the targets from 0 and 1, 0 to below 0.5; 0: off"
+    )
+    box_weight: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="weight of the loss of the map against the boxes, 0 or more; used with model.localise"
     )
     clip_norm: Annotated[float, Field(ge=0)] = Field(
         1.0, description="largest norm of the gradient, 0 or more; 0: no clipping"

@@ -7,7 +7,7 @@ only when one of its networks is built: that takes seconds, which FractureCNN do
 import difflib
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fracray.errors import InputError
 from fracray.training.pretrained import (
-    PACKAGED,
+    PACKAGES,
     hub_file,
     load_backbone,
     no_hub,
@@ -27,7 +27,16 @@ from fracray.training.pretrained import (
 
 FRACTURE_CNN = "fracture_cnn"  # the name of fracray's own network, which is in `model`
 TORCHVISION = "torchvision/"  # what model.name begins with for a classifier of torchvision
+SIXTEENTH = (13, 20)  # how many times smaller than the image a map at about a sixteenth is; padding decides
 SHRUNK = 0.6  # a feature map belongs to a new stage when its side is at most this share of the stage's before
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """A module whose output is a feature map (B, channels, H, W)."""
+
+    module: str
+    channels: int
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,7 @@ class Parts:
     std: float
     stages: tuple[str, ...]  # modules with outputs (B, C, H, W), the last stage left out; empty without feature maps
     classifiers: tuple[str, ...]  # the layers that give the logit
+    maps: tuple[FeatureMap, FeatureMap] | None  # at a sixteenth of the image's resolution, and the last, coarser one
 
 
 @dataclass(frozen=True)
@@ -100,9 +110,9 @@ class _Timm(_Library):
             raise _unknown(self.name, meant, known)
         if not pretrained:
             return self._create()
-        if self.name.split(".")[0] == PACKAGED:
+        if (packaged := self.name.split(".")[0]) in PACKAGES:
             network = self._create()
-            self.load(network, packaged_imagenet(), "imagenet")
+            self.load(network, packaged_imagenet(packaged), "imagenet")
             return network
         cached = hub_file(self.name)
         overlay = {"pretrained_cfg_overlay": {"file": str(cached)}} if cached else {}
@@ -128,17 +138,19 @@ class _Timm(_Library):
         info: Any = getattr(network, "feature_info", [])
         listed = [stage for stage in getattr(info, "info", info) if stage.get("module")]
         # Channels come second in a feature map; Swin's (B, H, W, C) would lose rows of the image instead.
-        stages = tuple(
+        ends = [
             stage["module"]
-            for stage in listed[:-1]
+            for stage in listed
             if stage["module"] in shapes
             and len(shape := shapes[stage["module"]].after) == 4
             and shape[1] == stage["num_chs"]
-        )
+        ]
+        stages = tuple(end for end in ends if end != listed[-1]["module"])
         found: Any = network.get_classifier()  # type: ignore[operator]
         classifiers = found if isinstance(found, tuple) else (found,)
         named = {module: name for name, module in network.named_modules()}
-        return Parts(_mean(cfg["mean"]), _mean(cfg["std"]), stages, tuple(named[layer] for layer in classifiers))
+        layers = tuple(named[layer] for layer in classifiers)
+        return Parts(_mean(cfg["mean"]), _mean(cfg["std"]), stages, layers, _maps(ends, shapes, size or native))
 
     def stems(self, network: nn.Module) -> tuple[str, ...]:
         return _names(_cfg(network)["first_conv"])
@@ -177,14 +189,15 @@ class _Torchvision(_Library):
 
     def parts(self, network: nn.Module, size: int | None) -> Parts:
         native = self._images.crop_size[0]
-        stages = _stages(network, _trace(network, self.name, native, native))
+        shapes = _trace(network, self.name, native, native)
+        ends = _stages(network, shapes)
         if size is not None and size != native:
             _trace(network, self.name, size, native)
         mean, std = _mean(self._images.mean), _mean(self._images.std)
         if self._short in ("googlenet", "inception_v3"):
             # Given their weights, torchvision has them normalise once more, from ImageNet's values to these.
             mean = std = 0.5
-        return Parts(mean, std, stages, self.heads(network)[:1])
+        return Parts(mean, std, ends[:-1], self.heads(network)[:1], _maps(ends, shapes, native))
 
     def stems(self, network: nn.Module) -> tuple[str, ...]:
         return (next(name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)),)
@@ -228,7 +241,7 @@ def _take_gray(network: nn.Module, stem: str) -> None:
 
 
 def _stages(network: nn.Module, shapes: Mapping[str, _Shapes]) -> tuple[str, ...]:
-    """The last module at each resolution of the network's main path, the lowest resolution left out."""
+    """The last module at each resolution of the network's main path."""
     main = set(_main_path(network, shapes))
     stages: list[tuple[str, int]] = []
     interrupted = False
@@ -245,7 +258,17 @@ def _stages(network: nn.Module, shapes: Mapping[str, _Shapes]) -> tuple[str, ...
                 stages[-1] = name, stages[-1][1]
             else:
                 stages.append((name, side))
-    return tuple(name for name, _ in stages[:-1])
+    return tuple(name for name, _ in stages)
+
+
+def _maps(ends: Sequence[str], shapes: Mapping[str, _Shapes], size: int) -> tuple[FeatureMap, FeatureMap] | None:
+    """Of the modules that end stages, the one at a sixteenth of the image's side, and the last one if it is coarser."""
+    sides = {end: shapes[end].after[2] for end in ends}
+    fine = [end for end, side in sides.items() if SIXTEENTH[0] <= size / side <= SIXTEENTH[1]]
+    if not fine or sides[ends[-1]] >= sides[fine[-1]]:
+        return None
+    found = [FeatureMap(end, shapes[end].after[1]) for end in (fine[-1], ends[-1])]
+    return found[0], found[1]
 
 
 def _main_path(module: nn.Module, shapes: Mapping[str, _Shapes], prefix: str = "") -> Iterable[str]:

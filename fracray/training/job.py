@@ -18,7 +18,10 @@ from fracray.data.prepare import Prepared
 from fracray.errors import InputError
 from fracray.runtime.storage import Folder
 
-KEPT = ("image_id", "group", "label", "split", "pixel_hash", "look", "width", "height", "brightness")
+KEPT = (
+    *("image_id", "group", "label", "split", "pixel_hash", "look", "width", "height", "brightness"),
+    *("boxes", "boxes_width", "boxes_height"),
+)
 
 
 @dataclass(frozen=True)

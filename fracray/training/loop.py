@@ -18,10 +18,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from fracray.config import Config, TrainConfig
+from fracray.data.loading.boxes import BoxMaps
 from fracray.data.loading.plan import Batch, Plan
 from fracray.metric_names import preference
 from fracray.metrics import Calibration, choose_threshold, cross_fitted, fit_temperature, over_sets, score
-from fracray.training.model import build_model, freeze_norm, parameter_groups
+from fracray.training.localise import map_loss
+from fracray.training.model import build_model, freeze_norm, freeze_stages, parameter_groups, train_mode
 
 
 class Stream(Protocol):
@@ -67,15 +69,15 @@ def pick_device() -> torch.device:
 def pick_precision(config: Config, device: torch.device) -> torch.dtype:
     """float32, or bfloat16 where the config says so or, with 'auto', where it is faster on this device.
 
-    On CPUs with bf16 instructions it was measured to be faster for FractureCNN's dense convolutions. Depthwise
-    networks, such as most mobile backbones, lose two thirds of their speed with it.
+    With CPUs that have instructions for bf16 it was measured to be faster, or as fast, for every kind of network; for
+    depthwise convolutions only with the backward pass of `depthwise`.
     """
     if config.train.precision != "auto":
         return torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native and config.model.name == "fracture_cnn" else torch.float32
+    return torch.bfloat16 if native else torch.float32
 
 
 def learning_rate(config: TrainConfig, step: int, total: int) -> float:
@@ -142,6 +144,7 @@ class Fit:
         if config.train.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
         self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
+        freeze_stages(self.model, config.model.freeze_stages)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, config.train.weight_decay), lr=config.train.lr, betas=(0.9, 0.99)
         )
@@ -153,6 +156,7 @@ class Fit:
 
         labels = stream.plan.labels[stream.plan.train_rows]
         self.positive_weight = float((labels == 0).sum() / max(1, (labels == 1).sum()))
+        self._box_maps: BoxMaps | None = None
         self.epochs_done = 0
         self.best: dict[str, float] = {}
         self.best_weights: dict[str, torch.Tensor] = {}
@@ -205,18 +209,16 @@ class Fit:
         torch.manual_seed(dropout_seed(self.config.train.seed, epoch, self.rank))
         total = torch.zeros((), device=self.device)
         for step, batch in enumerate(self.stream.train(epoch), start=epoch * self.stream.plan.steps):
-            total += self._step(batch, step)
+            total += self._step(batch, step, epoch)
         if self.world > 1:
             dist.all_reduce(total)
         return float(total) / len(self.stream.plan.train_rows)  # waits until a GPU has done all steps
 
     def _train_mode(self) -> None:
-        self.model.train()
-        if self.config.model.freeze_norm:
-            freeze_norm(self.model)
+        train_mode(self.model, self.config.model.freeze_norm)
 
-    def _step(self, batch: Batch, step: int) -> torch.Tensor:
-        """One optimiser step; returns the sum of this rank's losses."""
+    def _step(self, batch: Batch, step: int, epoch: int) -> torch.Tensor:
+        """One optimiser step; returns the sum of this rank's losses of the labels."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config.train, step, self.total_steps)
         images, labels = self._to_device(batch.images), self._to_device(batch.labels)
@@ -228,11 +230,18 @@ class Fit:
             images = torch.zeros((1, *batch.images.shape[1:]), dtype=torch.uint8, device=self.device)
             labels = torch.zeros(1, device=self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision is torch.bfloat16):
-            logits = self._forward(images.unsqueeze(1))
+            if self._learns_where:
+                logits, where = self._forward(images.unsqueeze(1), True)
+            else:
+                logits, where = self._forward(images.unsqueeze(1)), None
         losses = batch_loss(logits.float(), labels, self.config.train, self.positive_weight)
         total = losses.sum() * (0.0 if empty else 1.0)
+        learnt = total
+        if where is not None:
+            weight = 0.0 if empty else self.config.train.box_weight
+            learnt = total + weight * self._map_losses(where, batch, epoch).sum()
         # DDP averages the gradients over ranks; times `world` they are those of the mean over the global batch.
-        (total * self.world / batch.global_count).backward()
+        (learnt * self.world / batch.global_count).backward()
         if self.config.train.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
         self.optimizer.step()
@@ -241,6 +250,19 @@ class Fit:
         if too_few:
             self._train_mode()
         return total.detach()
+
+    @property
+    def _learns_where(self) -> bool:
+        """Whether the map is trained: the set has boxes, and the network a localiser."""
+        return self.config.model.localise and self.stream.plan.boxes is not None and self.config.train.box_weight > 0
+
+    def _map_losses(self, where: torch.Tensor, batch: Batch, epoch: int) -> torch.Tensor:
+        if not len(batch.rows):
+            return where.sum()  # counted with weight 0
+        if self._box_maps is None:
+            self._box_maps = BoxMaps(self.stream.plan, batch.images.shape[-1], where.shape[-1])
+        shares, known = (self._to_device(array) for array in self._box_maps.of(batch.rows, epoch))
+        return map_loss(where, shares, known)
 
     def _to_device(self, array: np.ndarray | torch.Tensor) -> torch.Tensor:
         if isinstance(array, torch.Tensor):  # the stream keeps its images on the device

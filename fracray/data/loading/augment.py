@@ -9,7 +9,7 @@ a pipeline is built.
 
 import random
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -95,6 +95,21 @@ class Augmenter:
             transform.batch(augmented, self._seed, epoch, rows)
         return augmented
 
+    def masks(self, masks: np.ndarray, epoch: int, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Move the pixels of (n, H, W) uint8 masks as those of the images of these rows are moved, into a new array.
+
+        Gray levels stay; the nearest pixel decides, and outside is 0.
+        """
+        moved = masks.copy()
+        if self._warp:
+            draws = draw(self._strengths, self._seed, epoch, rows)
+            matrices = source_matrices(draws, *masks.shape[1:])
+            for mask, into, matrix in zip(masks, moved, matrices, strict=True):
+                self._warp.apply_to_mask(mask, matrix=matrix, dst=into)
+        for transform in self._extra:
+            transform.masks(moved, self._seed, epoch, rows)
+        return moved
+
 
 class _Reseeded:
     """A transform of albumentations whose draws are a function of (seed, epoch, row) and of its name: adding or
@@ -108,10 +123,27 @@ class _Reseeded:
 
     def batch(self, images: np.ndarray, seed: int, epoch: int, rows: Sequence[int] | np.ndarray) -> None:
         """Augment (n, H, W) uint8 images in place."""
+        for at in self._each(seed, epoch, rows):
+            images[at] = self._transform(image=images[at])["image"]
+
+    def masks(self, masks: np.ndarray, seed: int, epoch: int, rows: Sequence[int] | np.ndarray) -> None:
+        """Move (n, H, W) uint8 masks in place, as `batch` moves the images; a transform of gray levels alone moves none.
+
+        What is drawn must not depend on gray levels, which are not known here: no geometric transform's does.
+        """
+        import albumentations as A
+
+        if isinstance(self._transform, A.DualTransform):
+            unseen = np.zeros(masks.shape[1:], dtype=np.uint8)
+            for at in self._each(seed, epoch, rows):
+                masks[at] = self._transform(image=unseen, mask=masks[at])["mask"]
+
+    def _each(self, seed: int, epoch: int, rows: Sequence[int] | np.ndarray) -> Iterator[int]:
+        """The places of these rows, each with the random state of its row."""
         state: Any = self._bits.state
         for at, words in enumerate(random_words(seed, epoch, rows, [self._block])[0].T.tolist()):
             state["state"]["state"] = sum(word << 32 * place for place, word in enumerate(words))
             state["has_uint32"] = 0
             self._bits.state = state
             self._random.seed(state["state"]["state"])
-            images[at] = self._transform(image=images[at])["image"]
+            yield at

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fracray.config import AugmentConfig, Config
+from fracray.data.loading.boxes import Boxes
 from fracray.data.loading.draws import Pictures
 from fracray.data.manifest import in_set, part_of, sets_named
 from fracray.data.splits.set_names import is_validation
@@ -53,6 +54,7 @@ class Plan:
     rank: int = 0
     world: int = 1
     groups: np.ndarray | None = None  # of every row of the shard set, (N,) int64; without them each row is its own
+    boxes: Boxes | None = None  # of every row; None: the set has none
 
     @property
     def steps(self) -> int:
@@ -99,4 +101,5 @@ def make_plan(config: Config, table: "pd.DataFrame", shards: "Shards", rank: int
         rank=rank,
         world=world,
         groups=np.unique(table["group"].to_numpy(), return_inverse=True)[1],
+        boxes=Boxes.of_table(table, shards.size),
     )

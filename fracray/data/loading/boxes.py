@@ -1,0 +1,88 @@
+"""Where the fractures are in the images of a batch, after the augmentation that the images had.
+
+Boxes become a coarse map of the share of each cell that lies in one. The draws are a function of (seed, epoch, row), so the
+map is made by whoever trains, and no stream has to carry it. Imports neither Torch nor Ray.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Self
+
+import cv2
+import numpy as np
+
+from fracray.data.images.letterbox import frame
+from fracray.data.loading.augment import Augmenter
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fracray.data.loading.plan import Plan
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """The fractures' boxes of every row of a shard set, in pixels of its squares.
+
+    edges: (m, 4) float64 of left, top, right, bottom, from 0 to the side of the square; first: (N + 1,) int64, the boxes
+    of row i are those from first[i] to first[i + 1].
+    """
+
+    edges: np.ndarray
+    first: np.ndarray
+
+    @classmethod
+    def of_table(cls, table: "pd.DataFrame", size: int) -> Self | None:
+        """Of a prepared table, whose boxes (x, y, w, h) are in pixels of boxes_width x boxes_height; None without any."""
+        counts = table["boxes"].map(len).to_numpy()
+        if not counts.any():
+            return None
+        edges = []
+        columns = ("boxes", "boxes_width", "boxes_height", "width", "height")
+        boxed = table.loc[counts > 0, list(columns)]
+        for boxes, drawn_width, drawn_height, width, height in boxed.itertuples(index=False):
+            rows, columns_ = frame(width, height, size)
+            scale = (columns_.stop - columns_.start) / drawn_width, (rows.stop - rows.start) / drawn_height
+            for x, y, w, h in boxes:
+                left, top = columns_.start + x * scale[0], rows.start + y * scale[1]
+                edges.append((left, top, left + w * scale[0], top + h * scale[1]))
+        return cls(np.array(edges, dtype=np.float64).reshape(-1, 4), np.concatenate([[0], np.cumsum(counts)]))
+
+    def of(self, row: int) -> np.ndarray:
+        """The edges (n, 4) of one row's boxes."""
+        return self.edges[self.first[row] : self.first[row + 1]]
+
+
+class BoxMaps:
+    """Maps of `cells` x `cells` for the images that a plan with boxes delivers, which have sides of `size` pixels."""
+
+    def __init__(self, plan: "Plan", size: int, cells: int) -> None:
+        assert plan.boxes is not None
+        self._plan, self._boxes, self._size, self._cells = plan, plan.boxes, size, cells
+
+    @cached_property
+    def _augmenter(self) -> Augmenter:
+        return Augmenter(self._plan.strengths, self._plan.seed)
+
+    def of(self, rows: Sequence[int] | np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Shares (n, cells, cells) float32, 0 to 1, of these rows as augmented in this epoch, and what is known, (n,) bool.
+
+        Not known is where the fracture of an image is that is labelled fractured and has no box.
+        """
+        rows = np.asarray(rows, dtype=np.int64)
+        shares = np.zeros((len(rows), self._cells, self._cells), dtype=np.float32)
+        boxed = np.flatnonzero(self._boxes.first[rows + 1] > self._boxes.first[rows])
+        known = self._plan.labels[rows] == 0
+        known[boxed] = True
+        if len(boxed):
+            masks = np.zeros((len(boxed), self._size, self._size), dtype=np.uint8)
+            for mask, row in zip(masks, rows[boxed], strict=True):
+                for left, top, right, bottom in self._boxes.of(row):
+                    # At least a pixel: a box may be smaller than that once the image is scaled down.
+                    across = slice(int(left), max(int(left) + 1, round(right)))
+                    mask[int(top) : max(int(top) + 1, round(bottom)), across] = 255
+            moved = self._augmenter.masks(masks, epoch, rows[boxed])
+            for at, mask in zip(boxed, moved, strict=True):
+                shares[at] = cv2.resize(mask, (self._cells, self._cells), interpolation=cv2.INTER_AREA) / np.float32(255)
+        return shares, known
