@@ -1,8 +1,8 @@
 """A faster backward pass for depthwise convolutions in bfloat16 on a CPU; the gradients are the same.
 
-oneDNN runs the gradient of a strided depthwise convolution, and that of 5x5 kernels, in bfloat16 by its reference code: 60%
-of a training step of EfficientNet-Lite0. Both are written here as convolutions that it runs fast. Knows nothing of networks
-as a whole, nor of Ray.
+oneDNN computes the gradient of a strided depthwise convolution, and that of 5x5 kernels, in bfloat16 by its slow
+reference code: 60% of a training step of EfficientNet-Lite0. Both are written here as convolutions that it computes
+fast. Knows nothing of networks as a whole, nor of Ray.
 """
 
 from typing import Any

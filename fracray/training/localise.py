@@ -1,7 +1,7 @@
 """The head that says where a fracture is: a coarse map of logits, trained on the fractures' boxes.
 
-What it finds is evidence for the image's own logit too, so that the place teaches the label. Knows nothing of backbones, of
-radiographs on disk or of Ray.
+What it finds is evidence for the image's own logit too, so that the place teaches the label. Knows nothing of
+backbones, of radiographs on disk or of Ray.
 """
 
 import math
@@ -19,8 +19,8 @@ CELLS = 4.0  # weight of the cross-entropy of the cells; the overlap has 1
 class Localiser(nn.Module):
     """From two feature maps, at a sixteenth of the image's resolution and at the last one, to a map of fracture logits.
 
-    The coarse map knows the context, the fine one the place: they are added as in a feature pyramid (Lin et al. 2017, doi
-    10.1109/CVPR.2017.106).
+    The coarse map knows the context, the fine one the place: they are added as in a feature pyramid (Lin et al. 2017,
+    doi 10.1109/CVPR.2017.106).
     """
 
     def __init__(self, fine: int, coarse: int) -> None:
@@ -42,15 +42,15 @@ class Localiser(nn.Module):
     def evidence(self, where: Tensor) -> Tensor:
         """What a map (B, h, w) adds to the image's logit, (B,): a smooth maximum, weighted; about 0 at the start.
 
-        The log of the mean of the exponentials (Pinheiro and Collobert 2015, doi 10.1109/CVPR.2015.7298780) does not change
-        with the number of cells.
+        The log of the mean of the exponentials (Pinheiro and Collobert 2015, doi 10.1109/CVPR.2015.7298780) does not
+        change with the number of cells.
         """
         cells = where.shape[1] * where.shape[2]
         return self.weight * (torch.logsumexp(where.flatten(1), 1) - math.log(cells) - math.log(RARE))
 
 
 def map_loss(where: Tensor, shares: Tensor, known: Tensor) -> Tensor:
-    """Loss (B,) of maps of logits (B, h, w) against the shares of their cells in a box; 0 where that is not `known`, (B,).
+    """Loss (B,) of maps of logits (B, h, w) against the shares of their cells in a box; 0 where not `known`, (B,).
 
     Cross-entropy of the cells, those in a box weighing more, plus, where there is a box, the Dice loss of the overlap
     (Milletari et al. 2016, doi 10.1109/3DV.2016.79).

@@ -209,7 +209,7 @@ class Fit:
         torch.manual_seed(dropout_seed(self.config.train.seed, epoch, self.rank))
         total = torch.zeros((), device=self.device)
         for step, batch in enumerate(self.stream.train(epoch), start=epoch * self.stream.plan.steps):
-            total += self._step(batch, step, epoch)
+            total += self._step(batch, step)
         if self.world > 1:
             dist.all_reduce(total)
         return float(total) / len(self.stream.plan.train_rows)  # waits until a GPU has done all steps
@@ -217,7 +217,7 @@ class Fit:
     def _train_mode(self) -> None:
         train_mode(self.model, self.config.model.freeze_norm)
 
-    def _step(self, batch: Batch, step: int, epoch: int) -> torch.Tensor:
+    def _step(self, batch: Batch, step: int) -> torch.Tensor:
         """One optimiser step; returns the sum of this rank's losses of the labels."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config.train, step, self.total_steps)
@@ -239,7 +239,7 @@ class Fit:
         learnt = total
         if where is not None:
             weight = 0.0 if empty else self.config.train.box_weight
-            learnt = total + weight * self._map_losses(where, batch, epoch).sum()
+            learnt = total + weight * self._map_losses(where, batch, step // self.stream.plan.steps).sum()
         # DDP averages the gradients over ranks; times `world` they are those of the mean over the global batch.
         (learnt * self.world / batch.global_count).backward()
         if self.config.train.clip_norm:

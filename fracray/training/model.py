@@ -23,9 +23,9 @@ _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 class Classifier(nn.Module):
     """A network from gray images to one fracture logit each; it holds its normalisation and its two dropouts.
 
-    forward: (B, 1, S, S), uint8 or float, in 0..255, to (B,) float32; `forward(images, True)` gives the map of fracture
-    logits too, (B, h, w) float32, of a network with a `localiser`. The buffers `mean` and `std`, of shape (1, 1, 1, 1), are
-    on the scale 0..1. `depth`: the modules that end its stages, from the input on; those before may be frozen.
+    forward: (B, 1, S, S), uint8 or float, in 0..255, to (B,) float32; `forward(images, True)` gives the map of
+    fracture logits too, (B, h, w) float32, of a network with a `localiser`. The buffers `mean` and `std`, of shape
+    (1, 1, 1, 1), are on the scale 0..1. `depth`: the modules that end its stages, from the input on, but the last.
     """
 
     mean: Tensor
@@ -200,8 +200,8 @@ def build_model(config: ModelConfig, load_weights: bool = True, size: int | None
     model = _fracture_cnn(config, weights) if config.name == FRACTURE_CNN else _backbone(config, weights, size)
     if config.freeze_stages > len(model.depth):
         raise InputError(
-            f"model.freeze_stages = {config.freeze_stages}: {config.name} has {len(model.depth)} stages before its last "
-            f"one; set it to at most {len(model.depth)}"
+            f"model.freeze_stages = {config.freeze_stages}: {config.name} has {len(model.depth)} stages before its "
+            f"last one; set it to at most {len(model.depth)}"
         )
     return model
 
@@ -228,7 +228,7 @@ def _fracture_cnn(config: ModelConfig, weights: str | None) -> FractureCNN:
 
 
 def freeze_stages(model: Classifier, stages: int) -> None:
-    """Keep the stem and the first stages as they are: neither gradients nor, in `train_mode`, new statistics of norms."""
+    """Keep the stem and the first stages as they are: no gradients and, in `train_mode`, no new statistics of norms."""
     if not stages:
         return
     named = list(model.named_parameters())

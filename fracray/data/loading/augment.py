@@ -127,7 +127,7 @@ class _Reseeded:
             images[at] = self._transform(image=images[at])["image"]
 
     def masks(self, masks: np.ndarray, seed: int, epoch: int, rows: Sequence[int] | np.ndarray) -> None:
-        """Move (n, H, W) uint8 masks in place, as `batch` moves the images; a transform of gray levels alone moves none.
+        """Move (n, H, W) uint8 masks in place, as `batch` moves the images; transforms of gray levels alone move none.
 
         What is drawn must not depend on gray levels, which are not known here: no geometric transform's does.
         """

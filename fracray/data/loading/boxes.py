@@ -1,7 +1,7 @@
 """Where the fractures are in the images of a batch, after the augmentation that the images had.
 
-Boxes become a coarse map of the share of each cell that lies in one. The draws are a function of (seed, epoch, row), so the
-map is made by whoever trains, and no stream has to carry it. Imports neither Torch nor Ray.
+Boxes become a coarse map of the share of each cell that lies in one. The draws are a function of (seed, epoch, row), so
+the map is made by whoever trains, and no stream has to carry it. Imports neither Torch nor Ray.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class Boxes:
     """The fractures' boxes of every row of a shard set, in pixels of its squares.
 
-    edges: (m, 4) float64 of left, top, right, bottom, from 0 to the side of the square; first: (N + 1,) int64, the boxes
-    of row i are those from first[i] to first[i + 1].
+    edges: (m, 4) float64 of left, top, right, bottom, from 0 to the side of the square; first: (N + 1,) int64, the
+    boxes of row i are those from first[i] to first[i + 1].
     """
 
     edges: np.ndarray
@@ -34,7 +34,7 @@ class Boxes:
 
     @classmethod
     def of_table(cls, table: "pd.DataFrame", size: int) -> Self | None:
-        """Of a prepared table, whose boxes (x, y, w, h) are in pixels of boxes_width x boxes_height; None without any."""
+        """Of a prepared table, whose boxes (x, y, w, h) are in pixels of their own size; None if it has none."""
         counts = table["boxes"].map(len).to_numpy()
         if not counts.any():
             return None
@@ -66,7 +66,7 @@ class BoxMaps:
         return Augmenter(self._plan.strengths, self._plan.seed)
 
     def of(self, rows: Sequence[int] | np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Shares (n, cells, cells) float32, 0 to 1, of these rows as augmented in this epoch, and what is known, (n,) bool.
+        """Shares (n, cells, cells) float32, 0 to 1, of these rows as augmented in this epoch; and what is known, (n,).
 
         Not known is where the fracture of an image is that is labelled fractured and has no box.
         """
@@ -84,5 +84,7 @@ class BoxMaps:
                     mask[int(top) : max(int(top) + 1, round(bottom)), across] = 255
             moved = self._augmenter.masks(masks, epoch, rows[boxed])
             for at, mask in zip(boxed, moved, strict=True):
-                shares[at] = cv2.resize(mask, (self._cells, self._cells), interpolation=cv2.INTER_AREA) / np.float32(255)
+                shares[at] = cv2.resize(mask, (self._cells, self._cells), interpolation=cv2.INTER_AREA) / np.float32(
+                    255
+                )
         return shares, known
