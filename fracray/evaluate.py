@@ -125,6 +125,7 @@ def _evaluate(args: argparse.Namespace, severities: tuple[int, ...]) -> None:
     from fracray.data.report import say_flow, say_phantom
     from fracray.evaluation.inference import half_the_cpus
     from fracray.evaluation.report import (
+        say_beaten,
         say_calibration,
         say_corruptions,
         say_few_groups,
@@ -172,6 +173,7 @@ def _evaluate(args: argparse.Namespace, severities: tuple[int, ...]) -> None:
     all_sets = {part: intervals} | {name: found.intervals() for name, found in sets.items()}
     if sets:
         console.print(sets_table(all_sets, prepared))
+    say_beaten(console, intervals, pooled.prepared.baselines, part)
     say_one_class(console, pooled.labels)
     say_calibration(console, intervals, perfect)
     say_few_groups(console, pooled.groups, pooled.labels)

@@ -158,6 +158,24 @@ def say_validation(console: Console, prepared: Prepared, best: Mapping[str, floa
     console.print(scores_table(scores["val"], prepared.baselines, "val"))
     if len(scores) > 1:
         console.print(sets_table(scores, prepared))
+    say_beaten(console, scores["val"], prepared.baselines, "val")
+
+
+def say_beaten(
+    console: Console, scores: Mapping[str, float | Interval], baselines: Sequence[Baseline], part: str
+) -> None:
+    """Warn where the accuracy on `part` is not above that of every no-pixel predictor."""
+    rivals = [baseline for baseline in baselines if baseline.part == part and not isnan(baseline.accuracy)]
+    reached = _value(scores.get("accuracy"))
+    best = max(rivals, key=lambda rival: rival.accuracy, default=None)
+    if best is not None and reached is not None and reached <= best.accuracy:
+        console.print(
+            f"warning: the accuracy on {part}, {reached:.3f}, is not above {best.accuracy:.3f}, that of the predictor "
+            f"'{best.name}', which sees no pixel. Until it is, the model is not worth having: try model.weights=imagenet"
+            " (search_spaces/fracatlas.yaml has a recipe), a larger data.size, or more epochs",
+            style="yellow",
+            soft_wrap=True,
+        )
 
 
 def say_one_class(console: Console, labels: np.ndarray) -> None:

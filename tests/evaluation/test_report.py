@@ -4,7 +4,8 @@ from math import nan
 
 import pytest
 
-from fracray.evaluation.report import say_calibration, say_few_groups, scores_table
+from fracray.data.baselines import Baseline
+from fracray.evaluation.report import say_beaten, say_calibration, say_few_groups, scores_table
 from fracray.metrics import FEWEST_GROUPS, ROUGH_BELOW, Interval
 from fracray.runtime.console import new_console
 
@@ -58,3 +59,22 @@ def test_the_calibration_error_stands_beside_that_of_a_perfect_model(capsys):
     printed = capsys.readouterr().out
     assert "nan" not in printed
     assert "without the floor of the usual ECE. A slope" in " ".join(printed.split())
+
+
+@pytest.mark.parametrize(("accuracy", "warned"), [(0.88, True), (0.90, True), (0.901, False)])
+def test_a_model_that_does_not_beat_the_no_pixel_predictors_is_warned_of(capsys, accuracy, warned):
+    rivals = [
+        Baseline("majority", "val", 0.82, 0.5, 0.5),
+        Baseline("id neighbours", "val", 0.90, 0.67, 0.82),
+        Baseline("tags", "test", 0.99, 0.9, 0.9),  # of another part
+    ]
+    say_beaten(new_console(), {"accuracy": accuracy}, rivals, "val")
+    say_beaten(
+        new_console(),
+        {"accuracy": Interval(accuracy, 0.5, 0.99)},
+        [*rivals, Baseline("x", "val", nan, nan, nan)],
+        "val",
+    )
+    printed = capsys.readouterr().out
+    assert printed.count("is not above 0.900, that of the predictor 'id neighbours', which sees no pixel") == 2 * warned
+    assert warned or not printed

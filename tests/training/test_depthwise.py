@@ -57,7 +57,7 @@ def test_only_the_gradients_that_are_wanted_are_computed(wanted):
 
 
 @pytest.mark.parametrize(
-    "name, replaced",
+    ("name", "replaced"),
     [("tf_efficientnet_lite0", 16), ("mobilenetv3_small_100", 11), ("convnext_atto", 0), ("resnet18", 0)],
 )
 @torch.no_grad()
