@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are
     from fracray.data.loading.ingest import Shards
     from fracray.data.manifest import Manifest
     from fracray.data.prepare import Prepared
+    from fracray.evaluation.localisation import Localisation
     from fracray.evaluation.robustness import CorruptionScores, ModelUnderTest
     from fracray.evaluation.scoring import Scored
     from fracray.metrics import Interval
@@ -124,11 +125,13 @@ def _evaluate(args: argparse.Namespace, severities: tuple[int, ...]) -> None:
     from fracray.data.prepare import examined, prepare, shards_at
     from fracray.data.report import say_flow, say_phantom
     from fracray.evaluation.inference import half_the_cpus
+    from fracray.evaluation.localisation import score_localisation
     from fracray.evaluation.report import (
         say_beaten,
         say_calibration,
         say_corruptions,
         say_few_groups,
+        say_localisation,
         say_one_class,
         scores_table,
         sets_table,
@@ -177,6 +180,8 @@ def _evaluate(args: argparse.Namespace, severities: tuple[int, ...]) -> None:
     say_one_class(console, pooled.labels)
     say_calibration(console, intervals, perfect)
     say_few_groups(console, pooled.groups, pooled.labels)
+    where = score_localisation(checkpoints[0], prepared, pooled.rows, console) if len(checkpoints) == 1 else None
+    say_localisation(console, where)
     if part == "all" and prepared.fingerprint == metadata.data_fingerprint:
         console.print(
             "note: 'all' includes the images that this checkpoint was trained on, so its scores are optimistic",
@@ -198,7 +203,7 @@ def _evaluate(args: argparse.Namespace, severities: tuple[int, ...]) -> None:
             )
         say_corruptions(console, corruptions)
     if args.json:
-        _write_json(Path(args.json), args.checkpoint, checkpoints, part, pooled, all_sets, perfect, corruptions)
+        _write_json(Path(args.json), args.checkpoint, checkpoints, part, pooled, all_sets, perfect, where, corruptions)
         console.print(f"written: {args.json}")
 
 
@@ -289,6 +294,7 @@ def _write_json(
     scored: Scored,
     sets: dict[str, dict[str, Interval]],
     perfect: float,
+    where: Localisation | None,
     corruptions: CorruptionScores | None,
 ) -> None:
     table = scored.prepared.table.iloc[scored.rows]
@@ -317,6 +323,8 @@ def _write_json(
             )
         ],
     }
+    if where is not None:
+        tree["localisation"] = where.as_dict()
     if corruptions is not None:
         tree["corruptions"] = corruptions.as_dict()
     from fracray.runtime.storage import write_named

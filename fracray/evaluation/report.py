@@ -10,6 +10,7 @@ from rich.table import Table
 from fracray.data.baselines import Baseline
 from fracray.data.prepare import Prepared
 from fracray.data.splits.set_names import is_validation
+from fracray.evaluation.localisation import Localisation
 from fracray.evaluation.robustness import CorruptionScores, Summary
 from fracray.metrics import FEWEST_GROUPS, FEWEST_OF_A_CLASS, ROUGH_BELOW, Interval, by_set
 from fracray.runtime.console import new_table, score_cell
@@ -171,11 +172,24 @@ def say_beaten(
     if best is not None and reached is not None and reached <= best.accuracy:
         console.print(
             f"warning: the accuracy on {part}, {reached:.3f}, is not above {best.accuracy:.3f}, that of the predictor "
-            f"'{best.name}', which sees no pixel. Until it is, the model is not worth having: try model.weights=imagenet"
-            " (search_spaces/fracatlas.yaml has a recipe), a larger data.size, or more epochs",
+            f"'{best.name}', which sees no pixel. Until it is, the model is not worth having: try model.weights="
+            "imagenet (search_spaces/fracatlas.yaml has a recipe), a larger data.size, or more epochs",
             style="yellow",
             soft_wrap=True,
         )
+
+
+def say_localisation(console: Console, found: Localisation | None) -> None:
+    """Print how often the map points at a fracture, beside two pointers that see no pixel."""
+    if found is None:
+        return
+    console.print(
+        f"where: the map's highest cell of {found.cells} x {found.cells} touches a fracture's box in "
+        f"{_with_interval(found.hit)} of the {found.images} fractured radiographs with boxes; a cell of the picture at "
+        f"random does in {_with_interval(found.random)}, the most frequent place of the training part in "
+        f"{_with_interval(found.usual)}",
+        soft_wrap=True,
+    )
 
 
 def say_one_class(console: Console, labels: np.ndarray) -> None:

@@ -1,0 +1,114 @@
+"""Whether the map of a checkpoint points at the fracture: its highest cell beside the boxes of the radiographs.
+
+Beside the hits stand those of two pointers that see no pixel: a cell of the picture at random, and the place where the
+fractures of the training part most often are. Must not know of the command line.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from fracray.data.images.letterbox import frame
+from fracray.data.loading.boxes import Boxes
+from fracray.data.prepare import Prepared
+from fracray.evaluation.inference import BATCH
+from fracray.metrics import GroupJackknife, Interval
+from fracray.training.checkpoint import Checkpoint
+from fracray.training.loop import pick_device, pick_precision
+
+
+@dataclass(frozen=True)
+class Localisation:
+    """Shares of fractured radiographs with boxes whose pointed cell touches a box, with 95% intervals over groups.
+
+    images: how many there are; cells: of a side of the map.
+    """
+
+    images: int
+    cells: int
+    hit: Interval
+    random: Interval
+    usual: Interval
+
+    def as_dict(self) -> dict[str, Any]:
+        """By name, as JSON values."""
+        shares = {name: getattr(self, name).as_dict() for name in ("hit", "random", "usual")}
+        return asdict(self) | shares
+
+
+def score_localisation(
+    checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray, console: Console
+) -> Localisation | None:
+    """How often the map points at a fracture on these rows; None without a map, or without boxes on these rows."""
+    boxes = Boxes.of_table(prepared.table, prepared.shards.size)
+    labels = prepared.table["label"].to_numpy()
+    if checkpoint.model.localiser is None or boxes is None:
+        return None
+    boxed = rows[(labels[rows] == 1) & (boxes.first[rows + 1] > boxes.first[rows])]
+    if not len(boxed):
+        return None
+    maps = np.concatenate([*_maps(checkpoint, prepared, boxed, console)])
+    cells = maps.shape[-1]
+    touched = np.stack([_touched(boxes, row, prepared.shards.size, cells) for row in boxed])
+    in_picture = np.stack([_picture(prepared, row, cells) for row in boxed])
+    hits = np.array([mask.flat[found.argmax()] for mask, found in zip(touched, maps, strict=True)], dtype=float)
+    random = (touched & in_picture).sum((1, 2)) / in_picture.sum((1, 2))
+    usual = _usual_place(prepared, boxes, cells)
+    jackknife = GroupJackknife(np.ones(len(boxed)), prepared.table["group"].to_numpy()[boxed])
+    shares = [_mean(jackknife, values) for values in (hits, random, touched[:, *usual].astype(float))]
+    return Localisation(len(boxed), cells, *shares)
+
+
+def _maps(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray, console: Console) -> Iterator[np.ndarray]:
+    """The maps (n, cells, cells) float32 of ascending rows, a shard at a time."""
+    device = pick_device()
+    bf16 = pick_precision(checkpoint.metadata.config, device) is torch.bfloat16
+    model = checkpoint.model.to(device)
+    for file in track(prepared.shards.files, "looking where", console=console, transient=True):
+        inside = rows[(rows >= file.first) & (rows < file.first + file.count)] - file.first
+        images = prepared.shards.read_file(file)[inside] if len(inside) else np.empty(0)
+        for start in range(0, len(inside), BATCH):
+            batch = torch.from_numpy(images[start : start + BATCH]).unsqueeze(1).to(device)
+            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                yield model(batch, True)[1].float().cpu().numpy()
+
+
+def _touched(boxes: Boxes, row: int, size: int, cells: int) -> np.ndarray:
+    """(cells, cells) bool: the cells that a box of this row touches."""
+    side = size / cells
+    first = np.arange(cells) * side
+    touched = np.zeros((cells, cells), dtype=bool)
+    for left, top, right, bottom in boxes.of(row):
+        down, across = ((first < high) & (first + side > low) for low, high in ((top, bottom), (left, right)))
+        touched |= np.outer(down, across)
+    return touched
+
+
+def _picture(prepared: Prepared, row: int, cells: int) -> np.ndarray:
+    """(cells, cells) bool: the cells whose centre lies in the picture, and not in the black beside it."""
+    size = prepared.shards.size
+    width, height = (int(prepared.table[name].iloc[row]) for name in ("width", "height"))
+    centres = (np.arange(cells) + 0.5) * size / cells
+    down, across = ((centres >= part.start) & (centres < part.stop) for part in frame(width, height, size))
+    return np.outer(down, across)
+
+
+def _usual_place(prepared: Prepared, boxes: Boxes, cells: int) -> tuple[int, int]:
+    """The cell that a box touches in most of the training radiographs; of a set without parts, the middle."""
+    train = prepared.rows("train") if "train" in prepared.sets else np.empty(0, dtype=np.int64)
+    train = train[boxes.first[train + 1] > boxes.first[train]]
+    if not len(train):
+        return cells // 2, cells // 2
+    counts = np.sum([_touched(boxes, row, prepared.shards.size, cells) for row in train], axis=0)
+    row, column = divmod(int(counts.argmax()), cells)
+    return row, column
+
+
+def _mean(jackknife: GroupJackknife, values: np.ndarray) -> Interval:
+    left_out = jackknife.values(lambda weights: {"": weights @ values / weights.sum(1)})[""]
+    return jackknife.interval(float(values.mean()), left_out, "all")
