@@ -10,12 +10,12 @@ from fracray.config.section import Section
 class SamplerConfig(Section):
     """How the next configuration is chosen."""
 
-    name: Literal["tpe", "random", "grid", "cmaes"] = Field(
+    name: Literal["tpe", "gp", "random", "grid", "cmaes"] = Field(
         "tpe", description="sampler of Optuna; grid needs a finite number of values in every dimension"
     )
     seed: int = Field(0, ge=0, description="seed of the sampler, 0 or more")
     startup_trials: int = Field(
-        8, ge=1, description="random trials before tpe and cmaes start to model the results, 1 or more"
+        8, ge=1, description="random trials before tpe, gp and cmaes start to model the results, 1 or more"
     )
 
 

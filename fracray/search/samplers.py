@@ -9,7 +9,7 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 
 from fracray.search.space import SearchSpace
@@ -20,6 +20,8 @@ def sampler(space: SearchSpace) -> BaseSampler:
     settings = space.config.search.sampler
     if settings.name == "cmaes":
         return _CmaEs(space)
+    if settings.name == "gp":
+        return _Repeatable(settings.seed, lambda seed: _gp(settings.startup_trials, seed))
     if settings.name == "tpe":
         return _Repeatable(settings.seed, lambda seed: _tpe(settings.startup_trials, seed))
     return _Repeatable(settings.seed, RandomSampler)  # a grid's points are queued: nothing is left to sample
@@ -30,6 +32,11 @@ def _tpe(startup_trials: int, seed: int) -> BaseSampler:
         warnings.simplefilter("ignore", ExperimentalWarning)
         # group: conditional dimensions are modelled jointly too; constant_liar: running trials repel new ones
         return TPESampler(n_startup_trials=startup_trials, multivariate=True, group=True, constant_liar=True, seed=seed)
+
+
+def _gp(startup_trials: int, seed: int) -> BaseSampler:
+    # It models the trials that ran all epochs alone: values of equal rungs. Settings with a condition are drawn apart.
+    return GPSampler(n_startup_trials=startup_trials, seed=seed, warn_independent_sampling=False)
 
 
 def _cmaes(startup_trials: int, seed: int) -> BaseSampler:

@@ -40,7 +40,7 @@ def drawn(space, trials, at_once=1):
     return found
 
 
-@pytest.mark.parametrize("name", ["random", "tpe", "cmaes"])
+@pytest.mark.parametrize("name", ["random", "tpe", "gp", "cmaes"])
 def test_the_draws_before_the_model_depend_on_the_trials_number_alone(tmp_path, name):
     space = space_of(tmp_path, name, RANGES + CHOICE, startup=6)
     one = drawn(space, 6)

@@ -316,7 +316,7 @@ def test_a_search_killed_once_anywhere_decides_as_one_that_was_not(tmp_path, dri
             assert drive(space, curves, 2, lambda *now, cut=cut: now == cut) == whole, cut
 
 
-@pytest.mark.parametrize("sampler", ["random", "tpe", "cmaes"])
+@pytest.mark.parametrize("sampler", ["random", "tpe", "gp", "cmaes"])
 def test_a_search_of_one_trial_at_a_time_suggests_the_same_over_interruptions(tmp_path, drive, sampler):
     space, curves = space_of(tmp_path, "asha", sampler), random_curves(1, trials=10, epochs=8)
     whole = drive(space, curves, places=1)

@@ -422,7 +422,7 @@ def admits(distribution, value):
     return inside and (isinstance(value, int) or isinstance(distribution, FloatDistribution))
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes"])
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "cmaes"])
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_suggestions_lie_in_their_ranges_and_respect_conditions(tmp_path, sampler):
     space = space_of(tmp_path, SEARCHED + CONDITIONAL, f"sampler: {{name: {sampler}, startup_trials: 10}}")
@@ -447,8 +447,8 @@ def test_a_samplers_seed_decides_its_suggestions(tmp_path):
 
 
 def test_a_model_of_the_past_is_used_after_the_startup_trials(tmp_path):
-    """TPE and CMA-ES come nearer to the optimum than their own random start."""
-    for name in ("tpe", "cmaes"):
+    """TPE, the Gaussian process and CMA-ES come nearer to the optimum than their own random start."""
+    for name in ("tpe", "gp", "cmaes"):
         space = space_of(tmp_path, SEARCHED, f"sampler: {{name: {name}, startup_trials: 10}}\ntrials: 60")
         misses = [abs(leaves["model.dropout"] - 0.3) for leaves in run_study(space, 60)]
         assert sum(misses[-20:]) / 20 < 0.6 * sum(misses[:10]) / 10
