@@ -53,6 +53,9 @@ def parser() -> argparse.ArgumentParser:
     cli.add_argument(
         "--gpus-per-trial", type=float, metavar="N", help="GPUs of each worker; 0.25 puts four on one GPU (default 0)"
     )
+    cli.add_argument(
+        "--warm-start", metavar="RUN", help="an earlier search, whose best configurations follow the default one"
+    )
     cli.add_argument("--time-budget", type=float, metavar="SECONDS", help="stop searching after this long")
     add_run_options(cli, "tune")
     return cli
@@ -62,6 +65,7 @@ FLAGS = {
     "trials": "search.trials",
     "epochs": "train.epochs",
     "concurrent": "search.concurrent",
+    "warm_start": "search.warm_start",
     "workers_per_trial": "search.workers_per_trial",
     "cpus_per_trial": "search.cpus_per_trial",
     "gpus_per_trial": "search.gpus_per_trial",
@@ -92,6 +96,10 @@ def _begin(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Fold
 
     run = find_run(args.storage, args.name, "tune", resume=False)
     check_models(space)
+    if space.config.search.warm_start is not None:
+        from fracray.search.warm_start import warm_points
+
+        warm_points(space, space.config.search.warm_start)
     _hold(args, run, held)
     run.write(SPACE, Path(args.space).read_bytes())
     run.write_json(OVERRIDES, leaves)
@@ -194,6 +202,21 @@ def _search_and_summarise(args: argparse.Namespace, space: SearchSpace, run: Fol
         console.print(f"\n{words}", soft_wrap=True)
 
 
+def _warm(space: SearchSpace, console: Console) -> list[dict[str, Any]]:
+    """The trials that follow the default one, from the earlier search that the space names."""
+    from fracray.search.warm_start import warm_points
+
+    if space.config.search.warm_start is None:
+        return []
+    points, notes = warm_points(space, space.config.search.warm_start)
+    for note in notes:
+        console.print(f"note: {note}; it is left out", style="yellow", soft_wrap=True)
+    console.print(
+        f"the first {len(points)} trials after the default one are the best of {space.config.search.warm_start}"
+    )
+    return points
+
+
 def _resources(space: SearchSpace, spare: float = 0.0) -> WorkerResources:
     """What each trial gets; fewer CPUs than asked for where Ray Data would have none left on a small cluster."""
     from fracray.runtime.resources import WorkerResources, cpus_for
@@ -228,7 +251,7 @@ def _search(space: SearchSpace, job: Job, tracker: EfficiencyTracker, console: C
     concurrent = _places(space, each, spare)
     with local_journal(job.run) as journal:
         budget = min(search.trials, space.grid_points or search.trials)
-        searcher = StudySearcher(space, journal, budget)
+        searcher = StudySearcher(space, journal, budget, lambda: _warm(space, console))
         missing = searcher.remaining
         if missing <= 0:
             console.print(f"all {budget} trials are done; --trials with a larger number adds more")

@@ -41,6 +41,9 @@ class SearchConfig(Section):
     trials: int = Field(16, ge=1, description="number of trials, that of the default configuration included, 1 or more")
     sampler: SamplerConfig = SamplerConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
+    warm_start: str | None = Field(
+        None, description="run of an earlier search, whose best configurations follow the default one; null: none"
+    )
     concurrent: int | None = Field(
         None, ge=1, description="largest number of trials at the same time, 1 or more; null: as many as fit"
     )

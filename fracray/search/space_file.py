@@ -288,6 +288,8 @@ class _Reader:
         space = SearchSpace(config, dimensions, self._origin)
         if search.sampler.name == "grid":
             space.grid()
+            if search.warm_start is not None:
+                raise InputError(f"{self._first('warm_start')}: warm_start: a grid runs each of its points; remove it")
         if len(space.unmodelled) == len(dimensions):
             raise InputError(
                 f"{self._first('sampler')}: cmaes searches ranges without a condition, and the space has none; use tpe"

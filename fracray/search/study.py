@@ -10,7 +10,7 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ DIVERGED = "diverged"  # Optuna's constraint that a trial broke whose loss becam
 TRIES, REACHED = "tries", "reached"  # how often in a row a trial was lost, and its last finished epoch
 JOURNAL = "optuna.journal"
 STUDY, SPACE = "fracray", "space"  # its name, and its space as a user attribute
+WARM = "warm"  # the settings of the trials after the default one, from an earlier search, as a user attribute
 
 
 def open_study(journal: Path, space: SearchSpace) -> optuna.Study:
@@ -67,21 +68,24 @@ def open_study(journal: Path, space: SearchSpace) -> optuna.Study:
 
 
 def begun_space(run: Folder) -> dict[str, str] | None:
-    """The space with which the study of a run began, as `described`; None where it has not begun or does not say.
-
-    Writes nothing.
-    """
+    """The space with which the study of a run began, as `described`; None where it has not begun or does not say."""
     if not run.exists(JOURNAL):
         return None
+    with stored_study(run) as study:
+        return None if study is None else study.user_attrs.get(SPACE)
+
+
+@contextmanager
+def stored_study(run: Folder) -> Iterator[optuna.Study | None]:
+    """The study in the journal of a run, to read: it is that of a copy. None where it has not begun."""
     with tempfile.TemporaryDirectory() as scratch:
         journal = Path(scratch) / JOURNAL
         journal.write_bytes(run.read(JOURNAL))
         lock = JournalFileOpenLock(str(journal))
         _drop_half_entry(journal, lock)
         storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
-        if not storage.get_all_studies():
-            return None
-        return storage.get_study_user_attrs(storage.get_study_id_from_name(STUDY)).get(SPACE)
+        known = storage.get_all_studies()
+        yield optuna.load_study(study_name=STUDY, storage=storage) if known else None
 
 
 def _drop_half_entry(journal: Path, lock: JournalFileOpenLock) -> None:
@@ -121,7 +125,10 @@ class StudySearcher(Searcher):
     with the driver.
     """
 
-    def __init__(self, space: SearchSpace, journal: Path, budget: int) -> None:
+    def __init__(
+        self, space: SearchSpace, journal: Path, budget: int, warm: Callable[[], list[dict[str, Any]]] | None = None
+    ) -> None:
+        """`warm` gives the trials that follow the default one; it is asked where the study has not begun."""
         super().__init__(metric=searched(space.metrics[0]), mode=space.config.search.mode)
         self._space, self._budget = space, min(budget, space.grid_points or budget)
         self.study = open_study(journal, space)
@@ -129,6 +136,8 @@ class StudySearcher(Searcher):
         self._running: dict[str, optuna.Trial] = {}
         self._epochs: dict[str, int] = {}  # finished epochs of running trials
         self._unfinished = list(self.study.get_trials(states=(TrialState.RUNNING,)))
+        if warm is not None and WARM not in self.study.user_attrs and not self.study.get_trials(deepcopy=False):
+            self.study.set_user_attr(WARM, warm())
 
     @property
     def remaining(self) -> int:
@@ -166,6 +175,9 @@ class StudySearcher(Searcher):
         if not trials:
             values, outside = self._space.defaults()
             return None if outside else values
+        warm = self.study.user_attrs.get(WARM, [])
+        if len(trials) <= len(warm):
+            return warm[len(trials) - 1]
         if self._space.grid_points is None:
             return None
         # Not Optuna's GridSampler: it runs the point of a queued default twice and leaves another point out.
