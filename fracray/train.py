@@ -100,12 +100,12 @@ def _begin(args: argparse.Namespace, held: ExitStack) -> tuple[Config, Folder]:
 
 def _resume(args: argparse.Namespace, held: ExitStack) -> tuple[Config, Folder]:
     """The config and the folder of a run that exists; options that ask for another config are refused."""
-    from fracray.runtime.run_folder import find_run, refuse_other, stored_config
+    from fracray.runtime.run_folder import as_begun, find_run, refuse_other, stored_config
 
     run = find_run(args.storage, args.name, "train", resume=True)
     _hold(args, run, held)
     config = stored_config(run)
-    refuse_other(run, config.leaves(), _asked(args, config).leaves(), "in this command")
+    refuse_other(run, config.leaves(), as_begun(run, _asked(args, config)).leaves(), "in this command")
     return config, run
 
 

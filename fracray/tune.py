@@ -109,7 +109,7 @@ def _begin(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Fold
 def _resume(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Folder]:
     """The space and the folder of a run that exists; nothing is written before it is known to be the same search."""
     leaves = _leaves(args)
-    from fracray.runtime.run_folder import find_run, refuse_other, stored_config
+    from fracray.runtime.run_folder import as_begun, find_run, refuse_other, stored_config
     from fracray.search.study import begun_space
 
     run = find_run(args.storage, args.name, "tune", resume=True)
@@ -117,6 +117,7 @@ def _resume(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Fol
     stored = run.read_json(OVERRIDES)
     with run.local_copy(SPACE) as path:
         space = _load(args.space or path, {**stored, **leaves})
+        space = replace(space, config=as_begun(run, space.config))
         begun = begun_space(run) or _load(path, stored).described()
     where = "in this command" if args.space or leaves.keys() - FREE else f"in the run's {SPACE} and {OVERRIDES}"
     refuse_other(run, _kept(stored_config(run).leaves()), _kept(space.config.leaves()), where)

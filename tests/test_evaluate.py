@@ -388,7 +388,8 @@ def test_real_radiographs_from_folder_to_test_scores(ray_local, tmp_path):
     )
     data = json.loads((tmp_path / "real/data.json").read_text())
     assert data["flow"]["truncated"] == 59
-    assert data["flow"]["used"] == sum(part["images"] for part in data["parts"].values())
+    assert data["flow"]["in_parts"] == sum(part["images"] for part in data["parts"].values())
+    assert data["flow"]["used"] == data["flow"]["in_parts"] + data["flow"]["guard"] == 3328
     scores = evaluate(tmp_path / "real/trials/t0000/best", tmp_path, "--data", atlas)
     assert len(scores["predictions"]) == data["parts"]["test"]["images"]
     assert scores["scores"]["auroc"]["value"] > 0.6  # 0.8 after twelve epochs at 128 pixels

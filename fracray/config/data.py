@@ -12,6 +12,9 @@ from fracray.errors import nearest
 PHANTOM = "phantom"  # the data source that is drawn, not read
 AXES = ("device", "view", "region", "hardware", "severity", "exposure")
 BLOCK = {"blocks": 200}  # file numbers that share a group where data.split.block is not set; 50 in every other protocol
+SPLIT_VERSION = 2  # raise it when equal settings give another split; 1 had no guard
+GUARD = 5  # file numbers at the border of two parts that go unused where data.split.guard is not set ...
+GUARDED = 10  # ... and no more than a block of file numbers divided by this
 
 
 class SplitConfig(Section):
@@ -47,6 +50,14 @@ class SplitConfig(Section):
         ge=1,
         description="neighbouring file numbers that stay together, 1 or more; null: 50, and 200 for protocol blocks",
     )
+    guard: int | None = Field(
+        None,
+        ge=0,
+        le=1_000_000,
+        description="where blocks of file numbers stand for patients, an image of train that is at most this many "
+        "numbers away from one of val or test goes unused, as does one of val near test, 0 to 1,000,000; 0: none; "
+        "null: 5, or a tenth of data.split.block where that is less, and none in protocol random",
+    )
     hold_out: str | None = Field(
         None,
         description="values that protocol device, view, ... keeps out of training, such as 'lateral', several joined "
@@ -77,6 +88,14 @@ class SplitConfig(Section):
         "no effect then; null: divide by protocol",
     )
     seed: int = Field(0, ge=0, description="seed of the division into train, val and test, 0 or more")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _begun_without_guard(cls, value: Any) -> Any:
+        """Whoever names every setting but `guard` is a version that had none: its split had no guard and keeps none."""
+        if isinstance(value, Mapping) and cls.model_fields.keys() - value.keys() == {"guard"}:
+            return {**value, "guard": 0}
+        return value
 
     @field_validator("hold_out", mode="before")
     @classmethod
@@ -111,6 +130,10 @@ class SplitConfig(Section):
                 "the published lists (Utilities/Fracture Split) are for detection: they hold fractured images only, "
                 "are cut by file number, and 15 sets of duplicates are in more than one list; use protocol grouped"
             )
+        if self.guard and self.protocol == "random":
+            raise ValueError(
+                "guard keeps neighbouring file numbers out of other parts, and protocol random mixes them; leave it out"
+            )
         if self.fold >= self.folds:
             raise ValueError(f"there is no fold {self.fold}; with folds = {self.folds} it is 0 to {self.folds - 1}")
         if self.cross_validate and (self.protocol != "kfold" or self.file is not None):
@@ -137,6 +160,12 @@ class SplitConfig(Section):
     @property
     def block_size(self) -> int:
         return self.block or BLOCK.get(self.protocol, 50)
+
+    @property
+    def guard_size(self) -> int:
+        if self.guard is not None:
+            return self.guard
+        return 0 if self.protocol == "random" else min(GUARD, self.block_size // GUARDED)
 
     @property
     def rotations(self) -> int:

@@ -183,7 +183,8 @@ def _audit(args: argparse.Namespace) -> None:
     console = new_console()
     say_phantom(console, config)
     manifest = examined(config.data, console)
-    findings = find(manifest, origin_of(config.data), config.data.split.block_size)
+    split = config.data.split
+    findings = find(manifest, origin_of(config.data), split.block_size, split.guard_size)
     verdicts = judge(findings)
     say_audit(console, findings, verdicts)
     if args.json:

@@ -7,11 +7,12 @@ After "Datasheets for Datasets" (Gebru et al., Communications of the ACM 2021, d
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fracray.data.manifest import REASONS
+from fracray.data.manifest import REASONS, UNUSED
 
 MOST_NOTES = 200  # notes on images that are listed; the manifest has all of them
 
 _MEANING = {"found": "images found, listed or on disk", **REASONS, "used": "images used"}
+_MEANING |= {**UNUSED, "in_parts": "images in parts"}
 
 
 def datasheet(summary: Mapping[str, Any]) -> str:

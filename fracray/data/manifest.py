@@ -37,6 +37,15 @@ REASONS = {
     "conflict": "evidence or identical pictures disagree on the label",
     "duplicate": "identical to an image that is used",
 }
+# Why a used image is in no part, where parts are assigned, by the step of the flow.
+UNUSED = {
+    "guard": "within data.split.guard file numbers of a later part",
+    "held_out": "held out of training, but in a group with training images",
+    "tied": "shares duplicates, a patient or a study with a later part",
+    "over_budget": "more than the training budget",
+    "not_in_file": "without a part in the split that was read",
+    "unstated": "left out by a version that did not say why",
+}
 # Uniform rows or columns at the edges of the displayed picture, px.
 BORDERS = tuple(f"{shade}_{side}" for shade in ("black", "white") for side in ("top", "bottom", "left", "right"))
 
@@ -47,6 +56,7 @@ SCHEMA = pa.schema(
         ("label", pa.int8()),  # 1 fractured, 0 not; 0 where the status is one of UNLABELLED
         ("group", pa.string()),  # in one part only of a grouped split; '' until splits are assigned
         ("split", pa.string()),  # its sets: train; val, val/view, ... joined by '+'; test, ...; '' when unused
+        ("unused", pa.string()),  # why a used image is in no part: one of UNUSED; else ''
         ("status", pa.string()),  # one of STATUSES
         ("duplicate_of", pa.string()),  # image_id of the identical image that is used instead, or ''
         ("component", pa.string()),  # first image_id of the exact and near duplicates it belongs to, or ''
@@ -79,16 +89,17 @@ SCHEMA = pa.schema(
 _ROOT = b"fracray.root"
 _LICENCE = b"fracray.licence"
 _AUDIT = b"fracray.audit"
-_LATER = ("opposed", "look")  # columns that manifests of older versions lack
+_LATER = ("opposed", "look", "unused")  # columns that manifests of older versions lack
 _IGNORED = b"fracray.ignored"
 _REMARKS = b"fracray.remarks"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flow:
-    """Counts from images found (listed or on disk) to images used; each image is counted once.
+    """Counts from images found (listed or on disk) to images used, and on to those in parts; each is counted once.
 
-    RunError where found is not used and every reason of REASONS together: then an image was lost, or counted twice.
+    RunError where found is not used and every reason of REASONS together, or, where parts are assigned, used is not
+    in_parts and every reason of UNUSED: then an image was lost, or counted twice.
     """
 
     found: int
@@ -101,10 +112,19 @@ class Flow:
     conflict: int
     duplicate: int
     used: int
+    guard: int = 0
+    held_out: int = 0
+    tied: int = 0
+    over_budget: int = 0
+    not_in_file: int = 0
+    unstated: int = 0
+    in_parts: int = 0
 
     def __post_init__(self) -> None:
         counts = self.as_dict()
-        if self.found != self.used + sum(counts[name] for name in REASONS) or min(counts.values()) < 0:
+        found, divided = (sum(counts[name] for name in reasons) for reasons in (REASONS, UNUSED))
+        lost = self.found != self.used + found or self.in_parts + divided not in (0, self.used)
+        if lost or min(counts.values()) < 0:
             raise RunError(
                 f"the counts of the images do not add up: {counts}; please report this as a fault of fracray"
             )
@@ -112,13 +132,18 @@ class Flow:
     def lines(self) -> tuple[str, ...]:
         """The flow for printing, one count and its meaning per line, without reasons that removed nothing."""
         counts = self.as_dict()
-        reasons = ((-counts[name], f"{name}: {why}") for name, why in REASONS.items() if counts[name])
-        steps = ((self.found, "images found"), *reasons, (self.used, "images used"))
+        reasons, unused = (
+            [(-counts[name], f"{name.replace('_', ' ')}: {why}") for name, why in all_.items() if counts[name]]
+            for all_ in (REASONS, UNUSED)
+        )
+        steps = [(self.found, "images found"), *reasons, (self.used, "images used"), *unused]
+        steps += [(self.in_parts, "images in parts")] * bool(self.in_parts)
         return tuple(f"{count:>7,} {meaning}" for count, meaning in steps)
 
     def summary(self) -> str:
         """The flow in one line, for errors."""
-        return ", ".join(f"{name} {count:,}" for name, count in self.as_dict().items() if count or name == "used")
+        counts = {name.replace("_", " "): count for name, count in self.as_dict().items()}
+        return ", ".join(f"{name} {count:,}" for name, count in counts.items() if count or name == "used")
 
     def as_dict(self) -> dict[str, int]:
         return asdict(self)
@@ -145,14 +170,16 @@ class Manifest:
     @property
     def used(self) -> pd.DataFrame:
         """The rows that may be trained and evaluated on: status ok and no duplicate of another row."""
-        return self.table[(self.table["status"] == "ok") & (self.table["duplicate_of"] == "")]
+        return self.table[_is_used(self.table)]
 
     def flow(self) -> Flow:
-        status = self.table["status"].value_counts()
-        used = len(self.used)
+        used = self.used
+        status, unused = self.table["status"].value_counts(), used["unused"].value_counts()
         counts = {name: int(status.get(name, 0)) for name in STATUSES}
         ok = counts.pop("ok")
-        return Flow(found=len(self.table), duplicate=ok - used, used=used, **counts)
+        counts |= {name: int(unused.get(name, 0)) for name in UNUSED}
+        in_parts = int((used["split"] != "").sum())
+        return Flow(found=len(self.table), duplicate=ok - len(used), used=len(used), in_parts=in_parts, **counts)
 
     def notes(self) -> tuple[str, ...]:
         """Notes on single images, one line each: 'IMG0003298: dataset.csv says 0, ...'."""
@@ -205,10 +232,10 @@ class Manifest:
             raise InputError(f"{path}: not readable as a Parquet manifest: {error}") from None
         remedy = "create it again from its data"
         metadata = arrow.schema.metadata or {}
-        for name in _LATER:
-            if name not in arrow.column_names:
-                field = SCHEMA.field(name)
-                arrow = arrow.append_column(field, pa.array([_unknown(field)] * len(arrow), field.type))
+        younger = [name for name in _LATER if name not in arrow.column_names]
+        for name in younger:
+            field = SCHEMA.field(name)
+            arrow = arrow.append_column(field, pa.array([_unknown(field)] * len(arrow), field.type))
         absent = [name for name in SCHEMA.names if name not in arrow.column_names]
         if absent or _ROOT not in metadata:
             raise InputError(f"{path}: not a manifest: it lacks {', '.join(absent) or 'its root'}; {remedy}")
@@ -225,6 +252,10 @@ class Manifest:
                 unknown.add(cell)
         if unknown:
             raise InputError(f"{path}: unknown status or split {', '.join(sorted(unknown))}; {remedy}")
+        if reasons := set(table["unused"].unique()) - {"", *UNUSED}:
+            raise InputError(f"{path}: unknown reason of an unused image: {', '.join(sorted(reasons))}; {remedy}")
+        if "unused" in younger and (table["split"] != "").any():
+            table.loc[_is_used(table) & (table["split"] == ""), "unused"] = "unstated"
         if table["image_id"].duplicated().any():
             raise InputError(f"{path}: image_id is not unique; {remedy}")
         return cls(
@@ -252,6 +283,10 @@ def build(rows: Sequence[dict[str, Any]], root: Path) -> Manifest:
     assert set(table["status"]) <= set(STATUSES), "unknown status"
     assert table["label"].isin((0, 1)).all(), "label outside 0/1"
     return Manifest(table, root)
+
+
+def _is_used(table: pd.DataFrame) -> pd.Series:
+    return (table["status"] == "ok") & (table["duplicate_of"] == "")
 
 
 def _unknown(field: pa.Field) -> Any:

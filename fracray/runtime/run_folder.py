@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fracray.config import PHANTOM, Config, parse_config
+from fracray.config.data import SPLIT_VERSION
 from fracray.config.training import AUGMENTATION_VERSION
 from fracray.errors import InputError, RunError
 from fracray.runtime.claim import CLAIMS, LOCK, claimed
@@ -58,6 +59,7 @@ def environment() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "packages": {name: metadata.version(name) for name in packages},
         "augmentation": AUGMENTATION_VERSION,
+        "split": SPLIT_VERSION,
         "command": sys.argv,
     }
 
@@ -150,6 +152,14 @@ def _runs(shelf: Folder) -> str:
 def stored_config(run: Folder) -> Config:
     """The config with which a run was started."""
     return parse_config(run.read(CONFIG), f"{run}/config.yaml")
+
+
+def as_begun(run: Folder, config: Config) -> Config:
+    """The config that a command asks for, where it leaves a setting to its default with that of the run's version."""
+    began = run.read_json(ENVIRONMENT).get("split", 1) if run.exists(ENVIRONMENT) else 1
+    if began == 1 and config.data.split.guard is None:
+        return config.with_leaves({"data.split.guard": 0})
+    return config
 
 
 def open_run(location: str) -> Folder:

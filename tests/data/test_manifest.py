@@ -62,8 +62,12 @@ def test_the_flow_counts_each_image_once():
 
 
 def test_a_flow_that_loses_an_image_cannot_be_made():
-    with pytest.raises(RunError, match="do not add up"):
-        Flow(found=3, missing=0, unlisted=0, unreadable=0, truncated=0, blank=0, conflict=0, duplicate=0, used=2)
+    found = {"missing": 0, "unlisted": 0, "unreadable": 0, "truncated": 0, "blank": 0, "conflict": 0, "duplicate": 0}
+    for counts in ({"found": 3, "used": 2}, {"found": 3, "used": 3, "guard": 1, "in_parts": 1}):
+        with pytest.raises(RunError, match="do not add up"):
+            Flow(**found, **counts)
+    for counts in ({"found": 3, "used": 3}, {"found": 3, "used": 3, "guard": 1, "in_parts": 2}):
+        Flow(**found, **counts)
 
 
 def test_a_manifest_of_an_older_version_is_read(tmp_path):
@@ -104,6 +108,7 @@ def test_a_file_that_is_no_manifest_is_refused(tmp_path):
         (good.replace_schema_metadata({}), "it lacks its root"),
         (good.set_column(2, "label", pa.array([0.0, 1.0, 0.0, 1.0])), "column label is double, not int8"),
         (good.set_column(4, "split", pa.array(["train", "dev", "", ""])), "unknown status or split dev"),
+        (good.set_column(5, "unused", pa.array(["guard", "", "gard", ""])), "unknown reason of an unused image: gard"),
         (good.set_column(0, "image_id", pa.array(["a", "a", "b", "c"])), "image_id is not unique"),
     )
     for table, message in faults:

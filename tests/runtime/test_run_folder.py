@@ -9,12 +9,14 @@ import uuid
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fracray.config import PHANTOM, Config
 from fracray.errors import InputError, RunError
 from fracray.runtime.locations import data_source
 from fracray.runtime.run_folder import (
     CLUSTER_FILE,
+    as_begun,
     changed_since,
     environment,
     find_run,
@@ -339,3 +341,23 @@ def test_a_run_of_another_augmentation_says_so_when_it_is_resumed(tmp_path):
     old = {name: value for name, value in environment().items() if name != "augmentation"}
     run.write_json("environment.json", old)
     assert changed_since(run).startswith("this run began with another version of the augmentation (1, now 2)")
+
+
+def test_a_setting_that_is_younger_than_a_run_is_as_it_was_when_the_run_began(tmp_path):
+    """A version without data.split.guard had no guard, so a command that asks for one asks for another run."""
+    run = Folder(tmp_path / "old")
+    tree = Config().model_dump(mode="json")
+    del tree["data"]["split"]["guard"]
+    run.write("config.yaml", yaml.safe_dump(tree).encode())
+    assert stored_config(run).data.split.guard == 0
+    asked = Config().with_leaves({"data.split.guard": 7, "train.epochs": 3})
+    began = environment()
+    del began["split"]
+    for old in ({}, {"environment.json": began}):
+        for name, tree in old.items():
+            run.write_json(name, tree)
+        assert as_begun(run, Config()) == stored_config(run)
+        assert as_begun(run, asked) == asked
+        run.write("config.yaml", stored_config(run).to_yaml().encode())  # as a resumed run does
+    run.write_json("environment.json", environment())
+    assert as_begun(run, Config()) == Config()

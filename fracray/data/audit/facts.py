@@ -122,9 +122,13 @@ class Prevalence:
 
 @dataclass(frozen=True)
 class Shortcuts:
-    """Scores of no-pixel predictors on used images; `groups` are duplicates and blocks of `block` file numbers."""
+    """Scores of no-pixel predictors on used images; `groups` are duplicates and blocks of `block` file numbers.
+
+    guard: numbers next to another part whose images a split leaves out.
+    """
 
     block: int
+    guard: int
     groups: int
     scores: tuple[Shortcut, ...]
     leaks: tuple[IdLeak, ...]
@@ -151,10 +155,11 @@ class Findings:
         return _plain(asdict(self))
 
 
-def find(manifest: Manifest, origin: str, block: int, most_sets: int = 8, seed: int = 0) -> Findings:
+def find(manifest: Manifest, origin: str, block: int, guard: int = 0, most_sets: int = 8, seed: int = 0) -> Findings:
     """All findings on an examined manifest; shows `most_sets` near sets, and 3 times as many of conflicts and cuts.
 
-    `block` file numbers are held out together, as `splits.groups.name_groups` does.
+    `block` file numbers are held out together, as `splits.groups.name_groups` does, and a split leaves out images
+    within `guard` of another part.
     """
     used = name_groups(manifest, SplitConfig(block=block)).used
     return Findings(
@@ -167,7 +172,7 @@ def find(manifest: Manifest, origin: str, block: int, most_sets: int = 8, seed: 
         cut=_cut(manifest, 3 * most_sets),
         grays=find_grays(manifest, 3 * most_sets),
         prevalence=_prevalence(manifest),
-        shortcuts=_shortcuts(manifest, used, block, seed),
+        shortcuts=_shortcuts(manifest, used, block, guard, seed),
         patients=known_patients(used),
     )
 
@@ -337,7 +342,7 @@ def _longest_run(ids: Sequence[str], labels: Sequence[int]) -> tuple[str, str, i
     return best
 
 
-def _shortcuts(manifest: Manifest, used: pd.DataFrame, block: int, seed: int) -> Shortcuts:
+def _shortcuts(manifest: Manifest, used: pd.DataFrame, block: int, guard: int, seed: int) -> Shortcuts:
     by_block = {
         size: name_groups(manifest, SplitConfig(block=size)).used["group"].to_numpy()
         if size > 1
@@ -346,6 +351,7 @@ def _shortcuts(manifest: Manifest, used: pd.DataFrame, block: int, seed: int) ->
     }
     return Shortcuts(
         block=block,
+        guard=guard,
         groups=int(used["group"].nunique()),
         scores=score_shortcuts(used, seed) if len(used) else (),
         leaks=score_leak(used, by_block, seed) if len(used) else (),

@@ -185,13 +185,18 @@ def _patients(findings: Findings) -> Verdict:
     if known.named == known.images:
         return Verdict("patients", "ok", f"All {_count(known.images, 'image')} have a patient.", "")
     level: Level = "stop" if known.nothing > LOST * known.images else "look"
+    block, guard = findings.shortcuts.block, findings.shortcuts.guard
+    by_number = bool(known.numbered + known.restarted)
+    edge = f", with pictures more than {guard} apart," if guard else ""
     why = known.warning() or (
-        "no patient is known: one at the edge of a block of file numbers, or examined again later, may lie in training "
-        "and test at once"
+        f"no patient is known: one at the edge of a block of file numbers{edge} or examined again later, may lie in "
+        "training and test at once"
     )
-    kept = [f"blocks of {findings.shortcuts.block} file numbers"] * bool(known.numbered + known.restarted)
-    kept = ["patients"] * bool(known.named) + ["studies"] * bool(known.study) + kept
-    done = f"fracray keeps {' and '.join(kept)} in one part." if kept else ""
+    kept = ["patients"] * bool(known.named) + ["studies"] * bool(known.study)
+    kept += [f"blocks of {block} file numbers"] * by_number
+    done = f"fracray keeps {' and '.join(kept)} in one part" if kept else ""
+    done += f", and leaves out images within {guard} numbers of another part" if by_number and guard else ""
+    done += "." if done else ""
     return Verdict("patients", level, f"{why[0].upper()}{why[1:]}.", done)
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from fracray.config import AXES, SplitConfig
 from fracray.data.manifest import PARTS, Manifest, in_set, part_of, sets_named, sets_of
 from fracray.data.splits.groups import TIES, in_order, name_groups
+from fracray.data.splits.guard import in_guard_band
 from fracray.data.splits.held_out import HeldOutSet, hold_out
 from fracray.data.splits.set_names import UNSHIFTED, validation_sets
 from fracray.data.splits.stratify import deal_groups, deal_rows
@@ -30,7 +31,7 @@ FEW = 10  # images of a class below which a set is called small
 
 
 def assign_splits(manifest: Manifest, config: SplitConfig, rotation: int = 0) -> Manifest:
-    """Fill `group` and `split` of the used rows, stratified by label; '' in the others and where a row stays unused.
+    """Fill `group` and `split` of the used rows, stratified by label, or, where a row is in no part, `unused`.
 
     First, groups are assigned to three parts, each group to one (except in protocol 'random'). A group joins images
     by duplicate component, patient, study, small folder (`groups.in_order`) and, for images with neither patient nor
@@ -43,6 +44,8 @@ def assign_splits(manifest: Manifest, config: SplitConfig, rotation: int = 0) ->
     or patient are in two parts are left out of the part that comes first in train, val, test.
     'kfold' makes `config.folds` equal parts: `config.fold` is test, the next one val (or, by `rotation`, one of the
     others), the rest train.
+    Where blocks of file numbers stand for patients, the images of a part that are next to a later part (in train, val,
+    test) are left out of it: `guard.in_guard_band`.
 
     Then the parts are divided into sets. Images that an axis holds out are unused in train, and form the set 'val/view'
     in val (and likewise in test); 'val' has the images that no axis holds out. In a protocol that is itself an axis,
@@ -79,16 +82,23 @@ def assign_splits(manifest: Manifest, config: SplitConfig, rotation: int = 0) ->
         wanted = _shares(config) * len(label)
     else:
         part, wanted = _deal(label, group, held, config, rotation, rng)
+    unused = np.where((part == 0) & _shifted(held, label), "held_out", "").astype(object)
     if config.protocol == "blocks":
-        part = _without_divided_ties(used, part)
-    _check_sizes(part, wanted, config, where, len(set(group)), patients)
+        part = _leave_out(part, _divided_ties(used, part), "tied", unused)
+    groups, remedy = len(set(group)), _remedy(config, patients)
+    _check_sizes(part, wanted, where, groups, remedy)
+    if config.guard_size and (band := in_guard_band(used, part, config)).any():
+        part = _leave_out(part, band, "guard", unused)
+        remedy = f"lower data.split.guard (now {config.guard_size}), or {remedy}"
+        _check_sizes(part, wanted, where, groups, remedy)
     sets = _cut_sets(label, part, held, config)
     if config.training_budget is not None:
-        _keep_budget(sets, label, config.training_budget, rng, where)
+        unused[_exceed_budget(sets, label, config.training_budget, rng, where)] = "over_budget"
     names = validation_sets(config)
     names = ("train", *names, *(name.replace("val", "test", 1) for name in names))
-    _check_classes(sets, names, label, config, where, patients)
+    _check_classes(sets, names, label, where, remedy)
     table.loc[used.index, "split"] = ["+".join(names) for names in sets]
+    table.loc[used.index, "unused"] = unused
     return replace(manifest, table=table)
 
 
@@ -117,13 +127,12 @@ def explain(manifest: Manifest, config: SplitConfig) -> tuple[str, ...]:
     """Notes on this split: what is held out, unused and borrowed."""
     if config.file is not None:
         return (f"the split is read from {config.file}",)
-    used = manifest.used
-    split, label = used["split"].to_numpy(), used["label"].to_numpy()
+    used, flow = manifest.used, manifest.flow()
+    label = used["label"].to_numpy()
     held = hold_out(used, config, str(manifest.root))
-    shifted = np.any([axis.mask for axis in held], axis=0) if held else np.zeros(len(used), bool)
     notes = [f"{axis.axis}: {axis.description}, {axis.mask.sum()} images, none of them in train" for axis in held]
-    if lost := int((shifted & (split == "")).sum()):
-        notes.append(f"{lost} of these share a group with training images and are unused")
+    if flow.held_out:
+        notes.append(f"{flow.held_out} of these share a group with training images and are unused")
     for name in sets_named(used["split"]):
         own = name.partition("/")[2] or (config.protocol if config.protocol in AXES else "")
         mask = next((axis.mask for axis in held if axis.axis == own), None)
@@ -139,21 +148,37 @@ def explain(manifest: Manifest, config: SplitConfig) -> tuple[str, ...]:
             count = int((label[in_set(used["split"], name)] == value).sum())
             if 0 < count < FEW:
                 notes.append(f"{name} has only {count} images {word}: its scores are imprecise")
-    if left := int((~shifted & (split == "")).sum()):
-        reasons = ["share duplicates, a patient or a study with a later part"] if config.protocol == "blocks" else []
-        if config.training_budget is not None:
-            reasons.append(f"exceed the training budget of {config.training_budget}")
-        notes.append(f"{left} images {' or '.join(reasons)} and are unused")
+    if flow.tied:
+        notes.append(f"{flow.tied} images share duplicates, a patient or a study with a later part and are unused")
+    if flow.guard:
+        notes.append(
+            f"{flow.guard} images are within {config.guard_size} file numbers of a later part, or duplicates of such, "
+            "and are unused (a guard band: data.split.guard)"
+        )
+    if flow.over_budget:
+        notes.append(f"{flow.over_budget} images exceed the training budget of {config.training_budget} and are unused")
     return tuple(notes)
 
 
-def _without_divided_ties(used: pd.DataFrame, part: np.ndarray) -> np.ndarray:
-    """The parts, with -1 for an image whose duplicates or patient are in a later part as well."""
-    part = part.copy()
+def _shifted(held: Sequence[HeldOutSet], label: np.ndarray) -> np.ndarray:
+    """Which images any axis holds out."""
+    return np.any([axis.mask for axis in held], axis=0) if held else np.zeros(len(label), bool)
+
+
+def _divided_ties(used: pd.DataFrame, part: np.ndarray) -> np.ndarray:
+    """Which images have duplicates, or their patient, in a later part as well."""
+    divided = np.zeros(len(used), bool)
     for column in TIES:
-        last = pd.Series(part, index=used.index).groupby(used[column]).transform("max").to_numpy()
-        part[(used[column] != "").to_numpy() & (part < last)] = -1
-    return part
+        left = pd.Series(np.where(divided, -1, part), index=used.index)
+        last = left.groupby(used[column]).transform("max").to_numpy()
+        divided |= (used[column] != "").to_numpy() & (part < last)
+    return divided
+
+
+def _leave_out(part: np.ndarray, mask: np.ndarray, why: str, unused: np.ndarray) -> np.ndarray:
+    """The parts, with -1 in the mask; its reason is kept in `unused` where there is none yet."""
+    unused[mask & (unused == "")] = why
+    return np.where(mask, -1, part)
 
 
 # ---------------------------------------------------------------- parts
@@ -173,7 +198,7 @@ def _deal(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The part of each image, groups kept together, and the wanted sizes of the parts: (n,) and (3,)."""
     named, member = np.unique(group, return_inverse=True)
-    shifted = np.any([axis.mask for axis in held], axis=0) if held else np.zeros(len(label), bool)
+    shifted = _shifted(held, label)
     # Held-out images are separate strata. Groups that consist mostly of them go to val and test, the others to all
     # parts by the wanted shares.
     mostly = (np.bincount(member, shifted) > _MOSTLY * np.bincount(member))[member]
@@ -197,7 +222,7 @@ def _deal(
 
 def _cut_sets(label: np.ndarray, part: np.ndarray, held: Sequence[HeldOutSet], config: SplitConfig) -> list[list[str]]:
     """The names of the sets that each image is in."""
-    shifted = np.any([axis.mask for axis in held], axis=0) if held else np.zeros(len(label), bool)
+    shifted = _shifted(held, label)
     sets: list[list[str]] = [["train"] if mine else [] for mine in (part == 0) & ~shifted]
     own = config.protocol in AXES
     for index, name in enumerate(PARTS[1:], start=1):
@@ -220,8 +245,10 @@ def _cut_sets(label: np.ndarray, part: np.ndarray, held: Sequence[HeldOutSet], c
     return sets
 
 
-def _keep_budget(sets: list[list[str]], label: np.ndarray, budget: int, rng: np.random.Generator, where: str) -> None:
-    """Keep `budget` images in train, at its prevalence."""
+def _exceed_budget(
+    sets: list[list[str]], label: np.ndarray, budget: int, rng: np.random.Generator, where: str
+) -> list[int]:
+    """Keep `budget` images in train, at its prevalence; returns the others, which are then in no set."""
     train = np.array([names == ["train"] for names in sets])
     if budget > train.sum():
         raise InputError(
@@ -229,39 +256,38 @@ def _keep_budget(sets: list[list[str]], label: np.ndarray, budget: int, rng: np.
         )
     order = rng.permutation(len(label))
     fractured = round(budget * label[train].mean())
-    for value, keep in ((0, budget - fractured), (1, fractured)):
-        for row in order[(train & (label == value))[order]][keep:]:
-            sets[row].clear()
+    exceeding = [
+        int(row)
+        for value, keep in ((0, budget - fractured), (1, fractured))
+        for row in order[(train & (label == value))[order]][keep:]
+    ]
+    for row in exceeding:
+        sets[row].clear()
+    return exceeding
 
 
-def _check_sizes(
-    part: np.ndarray, wanted: np.ndarray, config: SplitConfig, where: str, groups: int, patients: int
-) -> None:
+def _check_sizes(part: np.ndarray, wanted: np.ndarray, where: str, groups: int, remedy: str) -> None:
     for index, name in enumerate(PARTS):
         share, goal = (part == index).mean(), wanted[index] / len(part)
         if not 1 / _TOLERANCE <= share / goal <= _TOLERANCE:
             raise InputError(
                 f"{where}: {len(part)} used images in {groups} groups cannot be split: {name} would have {share:.0%} "
-                f"of the images instead of {goal:.0%}; {_remedy(config, patients)}"
+                f"of the images instead of {goal:.0%}; {remedy}"
             )
 
 
-def _check_classes(
-    sets: list[list[str]], names: Sequence[str], label: np.ndarray, config: SplitConfig, where: str, patients: int = 0
-) -> None:
+def _check_classes(sets: list[list[str]], names: Sequence[str], label: np.ndarray, where: str, remedy: str) -> None:
     for name in names:
         mine = label[[name in names for names in sets]]
         if len(set(mine)) < 2:
             raise InputError(
                 f"{where}: {len(label)} used images cannot be split: {name} would have {int((mine == 0).sum())} images "
-                f"not fractured and {int(mine.sum())} fractured; {_remedy(config, patients)}"
+                f"not fractured and {int(mine.sum())} fractured; {remedy}"
             )
 
 
-def _remedy(config: SplitConfig, patients: int = 0) -> str:
+def _remedy(config: SplitConfig, patients: int) -> str:
     """What to change; `patients` is their number where all are known, so that no block of file numbers matters."""
-    if config.file is not None:
-        return f"correct {config.file}, or leave out data.split.file"
     if config.training_budget is not None and config.training_budget < 50:
         return f"raise data.split.budget (now {config.training_budget})"
     if config.protocol == "random":
@@ -282,7 +308,7 @@ def _split_from_file(manifest: Manifest, config: SplitConfig, path: str) -> Mani
     """The groups and sets of the manifest at `path`, for the same pictures with the same ids."""
     stored = Manifest.read(path).table.set_index("image_id")
     table = manifest.table.copy()
-    table["group"] = table["split"] = ""
+    table["group"] = table["split"] = table["unused"] = ""
     assigned = stored[stored["split"] != ""]
     used = manifest.used
     absent = assigned.index.difference(used["image_id"])
@@ -301,8 +327,11 @@ def _split_from_file(manifest: Manifest, config: SplitConfig, path: str) -> Mani
             f"{path}: {changed.sum()} images have other pixels or another label than in {manifest.root}, such as "
             f"{there.index[changed][0]}; give the data that it was made from, or make the split again"
         )
-    for column in ("group", "split"):
+    for column in ("group", "split", "unused"):
         table.loc[known.index, column] = there[column].to_numpy()
+    untold = (table.loc[used.index, ["split", "unused"]] == "").all(axis=1)
+    table.loc[used.index[untold], "unused"] = "not_in_file"
     sets = [sets_of(cell) for cell in table.loc[known.index, "split"]]
-    _check_classes(sets, sets_named(assigned["split"]), known["label"].to_numpy(), config, path)
+    remedy = f"correct {path}, or leave out data.split.file"
+    _check_classes(sets, sets_named(assigned["split"]), known["label"].to_numpy(), path, remedy)
     return replace(manifest, table=table)

@@ -23,7 +23,7 @@ from fracray.errors import InputError
 from fracray.runtime.storage import atomic_path
 
 # Part of the key of cached splits: raise it when the same manifest would be split or described differently.
-DIVISION_VERSION = 3
+DIVISION_VERSION = 4
 
 # The columns that splits, their explanation and the predictors read.
 _READ = (
@@ -52,7 +52,7 @@ _EXTRA = b"fracray.division"
 
 @dataclass(frozen=True)
 class DataSplit:
-    """A manifest with `group` and `split` filled.
+    """A manifest with `group`, `split` and `unused` filled.
 
     rotations: the split column of the used rows in each rotation a trial trains on, the first as in the manifest; empty
     if no part was assigned. notes: what the split holds out, leaves unused or borrows.
@@ -120,7 +120,7 @@ def _key(manifest: Manifest, config: SplitConfig, parts: bool) -> str:
 
 def _write(split: DataSplit, path: Path) -> None:
     used = split.manifest.used
-    columns = {"group": used["group"].tolist()}
+    columns = {"group": used["group"].tolist(), "unused": used["unused"].tolist()}
     columns |= {f"split {number}": cells.tolist() for number, cells in enumerate(split.rotations)}
     extra = {"baselines": [one.as_dict() for one in split.baselines], "notes": list(split.notes)}
     table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
@@ -138,12 +138,12 @@ def _read(manifest: Manifest, path: Path, parts: bool) -> DataSplit | None:
     columns = {name: stored[name].to_pandas().to_numpy(object) for name in stored.column_names}
     table = manifest.table.copy(deep=False)
     used = manifest.used.index
-    for name, stem in (("group", "group"), ("split", "split 0")):
+    for name, stem in (("group", "group"), ("unused", "unused"), ("split", "split 0")):
         filled = pd.Series("", index=table.index, dtype=table[name].dtype)
         if stem in columns:
             filled.loc[used] = columns[stem]
         table[name] = filled
     divided = replace(manifest, table=table)
-    rotations = tuple(values for name, values in columns.items() if name != "group") if parts else ()
+    rotations = tuple(values for name, values in columns.items() if name.startswith("split ")) if parts else ()
     baselines = tuple(Baseline.from_dict(one) for one in extra["baselines"])
     return DataSplit(divided, rotations, baselines, tuple(extra["notes"]))

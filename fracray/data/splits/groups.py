@@ -14,14 +14,14 @@ from fracray.data.duplicates import Pair, components
 from fracray.data.file_numbers import number_files, small_folders
 from fracray.data.manifest import Manifest
 
-_PERSON = ("patient", "study")  # where known
-TIES = ("component", *_PERSON)
+PERSON = ("patient", "study")  # where known
+TIES = ("component", *PERSON)
 
 
 def name_groups(manifest: Manifest, config: SplitConfig) -> Manifest:
     """Fill `group` of the used rows, as `assign.assign_splits` explains, and clear `split`: no part is assigned."""
     table = manifest.table.copy()
-    table["split"] = table["group"] = ""
+    table["split"] = table["unused"] = table["group"] = ""
     used = in_order(manifest)
     table.loc[used.index, "group"] = used["image_id"].to_numpy()[_first_of_group(used, config)]
     return replace(manifest, table=table)
@@ -51,7 +51,7 @@ def _first_of_group(used: pd.DataFrame, config: SplitConfig) -> np.ndarray:
     columns = (files["series"], files["number"], used["folder"], *(used[tie] for tie in TIES))
     for at, (series, number, folder, *ids) in enumerate(zip(*columns, strict=True)):
         keys = [(tie, value, 0) for tie, value in zip(TIES, ids, strict=True) if value and joined]
-        person_known = any(tie in _PERSON for tie, _, _ in keys)
+        person_known = any(tie in PERSON for tie, _, _ in keys)
         if folder:
             keys.append(("folder", folder, 0))
         if not person_known and number >= 0 and (joined or not folder):

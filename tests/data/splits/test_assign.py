@@ -56,8 +56,10 @@ def test_a_grouped_split_never_leaks_and_keeps_its_proportions(manifest, block, 
     used = table[table["status"] == "ok"]
     assert leaks(table) == []
     assert (table.loc[table["status"] != "ok", ["split", "group"]] == "").all(axis=None)
-    blocks = used["image_id"].str[3:].astype(int) // block
-    assert (used.groupby(blocks)["split"].nunique() == 1).all()
+    in_parts = used[used["split"] != ""]
+    assert (used.index.difference(in_parts.index) == used.index[used["unused"] == "guard"]).all()
+    blocks = in_parts["image_id"].str[3:].astype(int) // block
+    assert (in_parts.groupby(blocks)["split"].nunique() == 1).all()
     alike = used[used["component"] != ""]
     assert (alike.groupby("component")["split"].nunique() == 1).all()
     share = used["split"].value_counts(normalize=True)
@@ -83,7 +85,7 @@ def test_a_random_split_is_stratified_to_the_image(count, prevalence, seed, draw
 def test_with_many_small_groups_size_and_prevalence_are_close():
     rng = np.random.default_rng(0)
     labels = rng.random(3000) < np.repeat(rng.beta(0.5, 2, 60), 50)
-    used = assign_splits(listed(labels), SplitConfig(block=50)).used
+    used = assign_splits(listed(labels), SplitConfig(block=50, guard=0)).used
     summary = used.groupby("split")["label"].agg(["size", "mean"])
     for part, wanted in (("train", 0.70), ("val", 0.15), ("test", 0.15)):
         assert summary.loc[part, "size"] / 3000 == pytest.approx(wanted, abs=0.01)
@@ -174,9 +176,12 @@ def test_fracatlas_splits_70_15_15_without_a_leak(fracatlas):
     assert leaks(used) == []
     assert (len(used), used["group"].nunique(), used.groupby("group").size().max()) == (3328, 73, 296)
     summary = used.groupby("split")["label"].agg(["size", "mean"])
+    assert summary["size"].to_dict() == {"train": 2200, "val": 493, "test": 499, "": 136}  # '': the guard band
+    whole = assign_splits(fracatlas, SplitConfig(guard=0)).used.groupby("split")["label"].agg(["size", "mean"])
     for part, wanted in (("train", 0.70), ("val", 0.15), ("test", 0.15)):
-        assert summary.loc[part, "size"] / len(used) == pytest.approx(wanted, abs=0.005)
-        assert summary.loc[part, "mean"] == pytest.approx(used["label"].mean(), abs=0.01)
+        assert whole.loc[part, "size"] / len(used) == pytest.approx(wanted, abs=0.005)
+        for divided in (summary, whole):
+            assert divided.loc[part, "mean"] == pytest.approx(used["label"].mean(), abs=0.01)
 
 
 def test_on_fracatlas_file_numbers_predict_the_label_across_random_splits(fracatlas):
