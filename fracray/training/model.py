@@ -4,6 +4,8 @@ A network takes a batch of gray uint8 images, as stored in the shards. It normal
 for each image. Knows nothing of radiographs on disk, of losses, of optimisers or of Ray.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -153,6 +155,21 @@ def _fracture_cnn(config: ModelConfig, weights: str | None) -> FractureCNN:
     if weights is not None:
         load_backbone(model, read_tensors(weights).tensors, heads=("head",), stems=("stem.0",), source=weights)
     return model
+
+
+@contextmanager
+def float32() -> Iterator[None]:
+    """Plain float32 in this block: the logits of one image agree to about 1e-5 on every machine and in every batch.
+
+    With bfloat16, or the TF32 that a GPU's convolutions use unless they are told not to, they do not: an image near the
+    decision threshold may then fall on its other side.
+    """
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def freeze_norm(model: nn.Module) -> None:
