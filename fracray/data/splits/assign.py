@@ -16,6 +16,7 @@ from fracray.data.splits.held_out import HeldOutSet, hold_out
 from fracray.data.splits.set_names import UNSHIFTED, validation_sets
 from fracray.data.splits.stratify import deal_groups, deal_rows
 from fracray.errors import InputError
+from fracray.runtime.console import counted
 
 # A part may miss its wanted size by this factor; beyond it there are too few groups or one is too large.
 _TOLERANCE = 2.0
@@ -27,6 +28,8 @@ FEW = 10  # images of a class below which a set is called small
 
 
 # ---------------------------------------------------------------- the split
+# What a division into parts tears apart, for `counted`.
+DIVIDED = ("group, patient or set of duplicates is", "groups, patients or sets of duplicates are")
 
 
 def assign_splits(manifest: Manifest, config: SplitConfig, rotation: int = 0) -> Manifest:
@@ -121,9 +124,12 @@ def explain(manifest: Manifest, config: SplitConfig) -> tuple[str, ...]:
     split, label = used["split"].to_numpy(), used["label"].to_numpy()
     held = hold_out(used, config, str(manifest.root))
     shifted = np.any([axis.mask for axis in held], axis=0) if held else np.zeros(len(used), bool)
-    notes = [f"{axis.axis}: {axis.description}, {axis.mask.sum()} images, none of them in train" for axis in held]
+    notes = [
+        f"{axis.axis}: {axis.description}, {counted(axis.mask.sum(), 'image')}, none of them in train" for axis in held
+    ]
     if lost := int((shifted & (split == "")).sum()):
-        notes.append(f"{lost} of these share a group with training images and are unused")
+        shares, are = ("shares", "is") if lost == 1 else ("share", "are")
+        notes.append(f"{lost} of these {shares} a group with training images and {are} unused")
     for name in sets_named(used["split"]):
         own = name.partition("/")[2] or (config.protocol if config.protocol in AXES else "")
         mask = next((axis.mask for axis in held if axis.axis == own), None)
@@ -131,19 +137,21 @@ def explain(manifest: Manifest, config: SplitConfig) -> tuple[str, ...]:
         if mask is not None and name != "train" and (borrowed := inside & ~mask).any():
             kinds = [word for value, word in enumerate(("not fractured", "fractured")) if value in label[borrowed]]
             notes.append(
-                f"{name} borrows {borrowed.sum()} unshifted images ({', '.join(kinds)}), having none of its own: its "
-                "sensitivity is of held-out images, its specificity of the others"
+                f"{name} borrows {counted(borrowed.sum(), 'unshifted image')} ({', '.join(kinds)}), having none of its "
+                "own: its sensitivity is of held-out images, its specificity of the others"
             )
     for name in sets_named(used["split"]):
         for value, word in enumerate(("not fractured", "fractured")):
             count = int((label[in_set(used["split"], name)] == value).sum())
             if 0 < count < FEW:
-                notes.append(f"{name} has only {count} images {word}: its scores are imprecise")
+                notes.append(f"{name} has only {counted(count, 'image')} {word}: its scores are imprecise")
     if left := int((~shifted & (split == "")).sum()):
-        reasons = ["share duplicates, a patient or a study with a later part"] if config.protocol == "blocks" else []
+        share, exceed, are = ("shares", "exceeds", "is") if left == 1 else ("share", "exceed", "are")
+        blocks = config.protocol == "blocks"
+        reasons = [f"{share} duplicates, a patient or a study with a later part"] if blocks else []
         if config.training_budget is not None:
-            reasons.append(f"exceed the training budget of {config.training_budget}")
-        notes.append(f"{left} images {' or '.join(reasons)} and are unused")
+            reasons.append(f"{exceed} the training budget of {config.training_budget}")
+        notes.append(f"{counted(left, 'image')} {' or '.join(reasons)} and {are} unused")
     return tuple(notes)
 
 
@@ -241,8 +249,8 @@ def _check_sizes(
         share, goal = (part == index).mean(), wanted[index] / len(part)
         if not 1 / _TOLERANCE <= share / goal <= _TOLERANCE:
             raise InputError(
-                f"{where}: {len(part)} used images in {groups} groups cannot be split: {name} would have {share:.0%} "
-                f"of the images instead of {goal:.0%}; {_remedy(config, patients)}"
+                f"{where}: {len(part)} used images in {counted(groups, 'group')} cannot be split: {name} would have "
+                f"{share:.0%} of the images instead of {goal:.0%}; {_remedy(config, patients)}"
             )
 
 
@@ -288,8 +296,8 @@ def _split_from_file(manifest: Manifest, config: SplitConfig, path: str) -> Mani
     absent = assigned.index.difference(used["image_id"])
     if len(absent):
         raise InputError(
-            f"{path}: splits {len(absent)} images that {manifest.root} does not contain or use, such as {absent[0]}; "
-            "give the data that it was made from"
+            f"{path}: splits {counted(len(absent), 'image')} that {manifest.root} does not contain or use, such as "
+            f"{absent[0]}; give the data that it was made from"
         )
     known = used[used["image_id"].isin(stored.index)]
     there = stored.loc[known["image_id"]]
@@ -298,7 +306,8 @@ def _split_from_file(manifest: Manifest, config: SplitConfig, path: str) -> Mani
     )
     if changed.any():
         raise InputError(
-            f"{path}: {changed.sum()} images have other pixels or another label than in {manifest.root}, such as "
+            f"{path}: {counted(changed.sum(), 'image has', 'images have')} other pixels or another label than in "
+            f"{manifest.root}, such as "
             f"{there.index[changed][0]}; give the data that it was made from, or make the split again"
         )
     for column in ("group", "split"):
