@@ -53,6 +53,10 @@ def _exit_code(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> in
         main(argv)
     except KeyboardInterrupt as stop:
         return _interrupted(stop)
+    except SystemExit:
+        if interrupts.asked():  # Ray's answer to SIGTERM, where fracray's was not in place
+            return _interrupted(KeyboardInterrupt())
+        raise
     except BrokenPipeError:
         # `fracray ... | head` closes the pipe, which is no error. Python flushes stdout once more at exit, so send that
         # flush to /dev/null.

@@ -138,7 +138,7 @@ def _evaluate(args: argparse.Namespace, severities: tuple[int, ...]) -> None:
     )
     from fracray.evaluation.robustness import score_corruptions
     from fracray.evaluation.scoring import check_folds, pool_folds, refuse_seen, score_part
-    from fracray.runtime.console import new_console, progress_bar
+    from fracray.runtime.console import counted, new_console, progress_bar
     from fracray.runtime.ray_session import connect
 
     checkpoints = [open_checkpoint(location) for location in args.checkpoint]
@@ -167,7 +167,8 @@ def _evaluate(args: argparse.Namespace, severities: tuple[int, ...]) -> None:
     threshold = f"decision threshold {metadata.threshold:.3f}" if len(scored) == 1 else "each fold's decision threshold"
     console.print(
         f"\n{_who(checkpoints)}, on {_what(part, prepared, metadata.data_fingerprint)}: "
-        f"{len(pooled.rows)} radiographs in {len(set(pooled.groups))} groups, {pooled.labels.mean():.1%} fractured; "
+        f"{counted(len(pooled.rows), 'radiograph')} in {counted(len(set(pooled.groups)), 'group')}, "
+        f"{pooled.labels.mean():.1%} fractured; "
         f"{threshold}, fixed on validation",
         soft_wrap=True,
     )

@@ -33,6 +33,8 @@ class _Process:
     code: int | None = None  # the command has ended with it
     at_stake = 0  # blocks that clean up after themselves
     asked = False  # the user wants it to end
+    terminated = False  # by SIGTERM
+    bell: int | None = None  # where the number of every signal is read as soon as it comes
 
 
 def take_over() -> None:
@@ -42,6 +44,7 @@ def take_over() -> None:
     with suppress(ValueError):  # not the main thread
         _Process.ours = True
         listen()
+        _hang_bell()
         sys.unraisablehook = _unraisable
 
 
@@ -77,7 +80,16 @@ def leave(code: int) -> None:
 
 def asked() -> bool:
     """Whether one of the signals came: the errors that follow come from it."""
-    return _Process.asked
+    return _Process.asked or terminated()
+
+
+def terminated() -> bool:
+    """Whether SIGTERM came to this process, even where Python has not got round to answer it: a library's C++ runs."""
+    if _Process.bell is not None:
+        with suppress(BlockingIOError):
+            if signal.SIGTERM in os.read(_Process.bell, 4096):
+                _Process.terminated = True
+    return _Process.terminated
 
 
 @contextmanager
@@ -97,7 +109,9 @@ def remedy(words: Callable[[], str]) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            interrupted = isinstance(error, KeyboardInterrupt) or (asked() and isinstance(error, Exception))
+            interrupted = isinstance(error, KeyboardInterrupt) or (
+                asked() and isinstance(error, Exception | SystemExit)
+            )
             if not interrupted or (isinstance(error, KeyboardInterrupt) and error.args):
                 raise
             said = ""
@@ -117,6 +131,14 @@ def children_spared() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _hang_bell() -> None:
+    _Process.bell, rope = os.pipe()
+    os.set_blocking(_Process.bell, False)
+    os.set_blocking(rope, False)
+    signal.set_wakeup_fd(rope, warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1) and None)  # its signals are its own
 
 
 def _runs_a_command() -> bool:

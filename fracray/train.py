@@ -144,7 +144,7 @@ def _train(args: argparse.Namespace, config: Config, run: Folder, least: int, mo
     from fracray.data.prepare import prepare
     from fracray.data.report import say_phantom, say_prepared
     from fracray.evaluation.report import say_validation
-    from fracray.runtime.console import new_console
+    from fracray.runtime.console import counted, new_console
     from fracray.runtime.ray_session import Shared, connect
     from fracray.runtime.resources import (
         gather,
@@ -153,15 +153,15 @@ def _train(args: argparse.Namespace, config: Config, run: Folder, least: int, mo
         require_seen,
         trials_at_once,
     )
-    from fracray.runtime.run_folder import BEST, changed_since, how_to_continue, next_steps, trial_folder, trial_name
+    from fracray.runtime.run_folder import BEST, how_to_continue, next_steps, say_changed, trial_folder, trial_name
     from fracray.runtime.storage import Folder
     from fracray.training.epochs import read_epochs
     from fracray.training.job import make_job
     from fracray.training.workers import run_workers
 
     console = new_console()
-    if args.resume and (note := changed_since(run)):
-        console.print(f"note: {note}", style="yellow", soft_wrap=True)
+    if args.resume:
+        say_changed(console, run)
     say_phantom(console, config)
     with connect(args.address, lambda: how_to_continue("train", args.storage, run)):
         gather(lambda words: console.print(words, soft_wrap=True))
@@ -179,7 +179,7 @@ def _train(args: argparse.Namespace, config: Config, run: Folder, least: int, mo
         trials_at_once(_fewest(each), spare)
         console.print(
             f"training {config.model.name} on {args.workers} worker(s) with {each.cpus:g} CPU(s) and {each.gpus:g} "
-            f"GPU(s) each, {config.train.epochs} epochs; run folder {run}",
+            f"GPU(s) each, {counted(config.train.epochs, 'epoch')}; run folder {run}",
             soft_wrap=True,
         )
         with _EpochLines(trial_folder(run, TRIAL), config.train.epochs, console):
@@ -191,7 +191,7 @@ def _train(args: argparse.Namespace, config: Config, run: Folder, least: int, mo
             "lower train.lr or set train.clip_norm=1, and choose another --name"
         )
     run.copy(f"trials/{trial_name(TRIAL)}/{BEST}", BEST)
-    console.print(f"\nbest of {len(history)} epochs, on validation:")
+    console.print(f"\nbest of {counted(len(history), 'epoch')}, on validation:")
     say_validation(console, prepared, history[-1].best)
     console.print(next_steps(run, BEST, config.data.source), soft_wrap=True)
 

@@ -171,7 +171,7 @@ def _search_and_summarise(args: argparse.Namespace, space: SearchSpace, run: Fol
     from fracray.runtime.efficiency import EfficiencyTracker
     from fracray.runtime.ray_session import connect
     from fracray.runtime.resources import gather, present, require_seen
-    from fracray.runtime.run_folder import changed_since, how_to_continue
+    from fracray.runtime.run_folder import how_to_continue, say_changed
     from fracray.runtime.storage import Folder
     from fracray.search.results import summarise
     from fracray.training.job import make_job
@@ -180,8 +180,8 @@ def _search_and_summarise(args: argparse.Namespace, space: SearchSpace, run: Fol
         begun = psutil.Process().create_time()
     started = time.monotonic()
     console = new_console()
-    if args.resume and (note := changed_since(run)):
-        console.print(f"note: {note}", style="yellow", soft_wrap=True)
+    if args.resume:
+        say_changed(console, run)
     say_phantom(console, space.config)
     with connect(args.address, lambda: how_to_continue("tune", args.storage, run)):
         gather(lambda words: console.print(words, soft_wrap=True))
@@ -239,6 +239,7 @@ def _search(space: SearchSpace, job: Job, tracker: EfficiencyTracker, console: C
     from ray import tune
 
     from fracray.data.loading.streams import TASK_CPUS
+    from fracray.runtime.console import counted
     from fracray.search.messages import searched
     from fracray.search.progress import SearchProgress
     from fracray.search.schedulers import StudyScheduler
@@ -255,18 +256,19 @@ def _search(space: SearchSpace, job: Job, tracker: EfficiencyTracker, console: C
         searcher = StudySearcher(space, journal, budget, lambda: _warm(space, console))
         missing = searcher.remaining
         if missing <= 0:
-            console.print(f"all {budget} trials are done; --trials with a larger number adds more")
+            console.print(f"{counted(budget, 'trial is', 'trials are')} done; --trials with a larger number adds more")
             return True
         console.print(
-            f"searching {len(space.dimensions)} settings with {search.sampler.name} and {search.scheduler.name}: "
-            f"{missing} of {budget} trials to run, {concurrent} at a time, "
-            f"up to {space.config.train.epochs} epochs each; run folder {job.run}",
+            f"searching {counted(len(space.dimensions), 'setting')} with {search.sampler.name} and "
+            f"{search.scheduler.name}: "
+            f"{missing} of {counted(budget, 'trial')} to run, {concurrent} at a time, "
+            f"up to {counted(space.config.train.epochs, 'epoch')} each; run folder {job.run}",
             soft_wrap=True,
         )
         if search.scheduler.name != "none" and not stopping_epochs(space.config):
             console.print(
                 f"note: {search.scheduler.name} can stop no trial: grace_epochs is {search.scheduler.grace_epochs}, "
-                f"and a trial has {space.config.train.epochs} epochs",
+                f"and a trial has {counted(space.config.train.epochs, 'epoch')}",
                 soft_wrap=True,
             )
         if space.unmodelled:

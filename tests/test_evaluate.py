@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.metrics import accuracy_score, average_precision_score, brier_score_loss, roc_auc_score
 
 from fracray.config import Config, PhantomConfig, parse_assignments
@@ -20,6 +21,7 @@ from fracray.data.phantom.draw import write_phantoms
 from fracray.data.prepare import prepare
 from fracray.errors import InputError
 from fracray.evaluate import SEVERITIES, main, read_severities
+from fracray.evaluation.inference import network
 from fracray.metrics import FEWEST_GROUPS
 from fracray.runtime.console import new_console
 from fracray.train import main as train
@@ -40,7 +42,8 @@ SMALL = [
 @pytest.fixture(scope="module")
 def run(ray_local, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    train([*SMALL, "--epochs", "3", "--storage", str(folder), "--name", "run", "--cpus-per-worker", "1"])
+    small = [*SMALL, "--set", "train.precision=bf16", "--epochs", "3", "--cpus-per-worker", "1"]
+    train([*small, "--storage", str(folder), "--name", "run"])
     return folder / "run/trials/t0000/best"
 
 
@@ -81,11 +84,29 @@ def test_validation_scores_are_the_trainings_own(run, tmp_path):
     scores = evaluate(run, tmp_path, "--split", "val")
     metadata, kept = read_metadata(run), read_predictions(run)
     for name in ("accuracy", "brier", "ece"):  # the last two cross-fitted, here as there
-        assert scores["scores"][name]["value"] == pytest.approx(metadata.metrics[f"val_{name}"], abs=5e-3), name
+        assert scores["scores"][name]["value"] == pytest.approx(metadata.metrics[f"val_{name}"], abs=1e-5), name
     by_id = {p["image_id"]: p["probability"] for p in scores["predictions"]}
     ours = np.array([by_id[name] for name in kept["image_id"]])
-    # Batches of another size, in bf16 where the processor has it: equal up to rounding.
-    assert np.abs(ours - metadata.calibration.apply(kept["logit"].to_numpy())).max() < 0.02
+    # Trained in bf16, with batches of another size: equal all the same, as both are in float32.
+    assert np.abs(ours - metadata.calibration.apply(kept["logit"].to_numpy())).max() < 1e-5
+
+
+def test_a_checkpoint_is_scored_in_the_arithmetic_that_its_threshold_was_fixed_in(run, tmp_path):
+    old = shutil.copytree(run, tmp_path / "old")
+    card = json.loads((old / "config.json").read_text())
+    assert card.pop("arithmetic") == "float32"
+    (old / "config.json").write_text(json.dumps(card | {"format": 1}))  # of a version that validated as it trained
+    images = np.random.default_rng(0).integers(0, 256, (9, 32, 32), dtype=np.uint8)
+    checkpoint = load_checkpoint(run)
+    model = checkpoint.model.to(memory_format=torch.channels_last)
+    batch = torch.from_numpy(images).unsqueeze(1)
+    with torch.inference_mode():
+        exact = model(batch).numpy()
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = model(batch).float().numpy()
+    assert np.abs(exact - rounded).max() > 1e-4
+    assert np.allclose(network(checkpoint)(images), exact, atol=1e-5)
+    assert np.array_equal(network(load_checkpoint(old))(images), rounded)
 
 
 def test_data_that_was_never_seen_is_scored_completely(run, tmp_path, capsys):

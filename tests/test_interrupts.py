@@ -4,11 +4,13 @@ Only Python's own start, before it imports fracray, is out of reach.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from fracray import interrupts
@@ -101,16 +103,48 @@ def test_in_an_import_of_a_run_the_run_is_left_in_order(tmp_path, name):
 
 def test_ctrl_c_in_a_terminal_reaches_all_processes_and_gives_one_line(tmp_path):
     process = started(tmp_path, COMMANDS["data phantom"], group=True)
-    wait_for(tmp_path, process, "*.partial")
+    wait_for(tmp_path, process, ".*.partial")
     time.sleep(1)
     os.killpg(process.pid, signal.SIGINT)
     assert end(process) == (130, "", "interrupted; give the same command again\n")
     assert not list(tmp_path.glob("*phantoms*"))
 
 
+SMALL = ["data.size=32", "data.phantom.count=150", "data.split.block=10", "model.width=8", "train.precision=fp32"]
+SMALL = [word for setting in SMALL for word in ("--set", setting)]
+LONG = {"tune": ["--trials", "2", "--epochs", "40", "--concurrent", "1", *SMALL], "train": ["--epochs", "80", *SMALL]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "moment"), [("tune", "trains"), ("train", "trains"), ("tune", "starts Ray"), ("train", "starts Ray")]
+)
+def test_sigterm_to_all_processes_is_no_killed_cluster(tmp_path, cache, name, moment):
+    """`timeout`, systemd and Slurm send it to the whole group, of which Ray's own servers are."""
+    process = started(tmp_path, [*COMMANDS[name], *LONG[name]], group=True)
+    if moment == "trains":
+        wait_for(tmp_path, process, "runs/atlas/trials/*/epochs.json")
+    else:
+        wait_until(lambda: "raylet" in {child.name() for child in psutil.Process(process.pid).children()}, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    code, _, said = end(process, seconds=60)
+    again = "continue with: python -m fracray." if moment == "trains" else "give the same command again"
+    assert code == 130, said
+    assert re.fullmatch(rf"interrupted; {again}.*\n", said), said
+    if moment == "trains":
+        done = started(tmp_path, said.split("-m fracray.")[1].split())
+        code, out, said = end(done, seconds=240)
+        assert (code, said) == (0, "")
+        assert "checkpoint: " in out
+
+
 def wait_for(place, process, pattern=None):
-    deadline = time.monotonic() + 120
-    while not (any(place.glob(f".{pattern}")) if pattern else place.exists()):
+    wait_until(lambda: any(place.glob(pattern)) if pattern else place.exists(), process)
+
+
+def wait_until(condition, process):
+    deadline = time.monotonic() + 240
+    while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)

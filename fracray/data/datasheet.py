@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fracray.data.manifest import REASONS, UNUSED
+from fracray.data.splits.assign import DIVIDED
+from fracray.runtime.console import counted
 
 MOST_NOTES = 200  # notes on images that are listed; the manifest has all of them
 
@@ -24,7 +26,7 @@ def datasheet(summary: Mapping[str, Any]) -> str:
         _table(("images", "outcome"), [(f"{count:,}", _MEANING[name]) for name, count in _flow(summary)]),
     ]
     if summary["ignored"]:
-        parts.append(f"- {summary['ignored']:,} files of operating systems beside them are ignored")
+        parts.append(f"- {counted(summary['ignored'], 'file')} of operating systems beside them: ignored")
     parts += [f"- {_cell(remark)}" for remark in summary["remarks"]]
     if summary["parts"]:
         parts += ["## Parts", _parts(summary)]
@@ -89,9 +91,11 @@ def _defects(summary: Mapping[str, Any]) -> list[str]:
     found += [f"- {flow[name]:,} {name}: {why}" for name, why in REASONS.items() if flow[name]]
     if summary["near_duplicates"]["sets"]:
         near = summary["near_duplicates"]
-        found.append(f"- {near['sets']:,} sets of exact or near duplicates among {near['images']:,} used images")
+        found.append(
+            f"- {counted(near['sets'], 'set')} of exact or near duplicates among {near['images']:,} used images"
+        )
     if summary["straddling"]:
-        found.append(f"- {summary['straddling']:,} groups, patients or sets of duplicates are in two parts")
+        found.append(f"- {counted(summary['straddling'], *DIVIDED)} in two parts")
     notes = summary["notes"]
     found += [f"- {_cell(note)}" for note in notes[:MOST_NOTES]]
     if len(notes) > MOST_NOTES:

@@ -99,7 +99,7 @@ def import_radiographs(args: argparse.Namespace) -> None:
     from fracray.data.report import say_ignored
     from fracray.data.sources.import_rows import ImportOptions
     from fracray.data.sources.import_set import import_set, user_path
-    from fracray.runtime.console import new_console, progress_bar
+    from fracray.runtime.console import counted, new_console, progress_bar
 
     console = new_console()
     options = ImportOptions(
@@ -130,7 +130,7 @@ def import_radiographs(args: argparse.Namespace) -> None:
         console.print(f"note: {text}", style="yellow", markup=False, soft_wrap=True)
     say_patients(console, known_patients(used))
     if manifest.notes():
-        console.print(f"notes on {len(manifest.notes())} images: see the next command")
+        console.print(f"notes on {counted(len(manifest.notes()), 'image')}: see the next command")
     console.print(f"written: {args.to}", markup=False, soft_wrap=True)
     console.print(f"next:\n  python -m fracray.data check {quote(args.to)}", markup=False, soft_wrap=True)
 

@@ -12,7 +12,8 @@ from fracray.data.manifest import Manifest
 from fracray.data.patients import say_patients
 from fracray.data.prepare import PHANTOM_NOTICE, Prepared
 from fracray.data.sources.clutter import CLUTTER
-from fracray.data.splits.assign import leaks
+from fracray.data.splits.assign import DIVIDED, leaks
+from fracray.runtime.console import counted
 
 
 def say_phantom(console: Console, config: Config) -> None:
@@ -32,7 +33,7 @@ def say_flow(console: Console, prepared: Prepared) -> None:
 def say_ignored(console: Console, manifest: Manifest) -> None:
     """How many files beside the radiographs are not looked at, if any."""
     if manifest.ignored:
-        console.print(f"ignored: {manifest.ignored:,} files of operating systems ({CLUTTER})", soft_wrap=True)
+        console.print(f"ignored: {counted(manifest.ignored, 'file')} of operating systems ({CLUTTER})", soft_wrap=True)
 
 
 def say_prepared(console: Console, prepared: Prepared) -> None:
@@ -40,7 +41,7 @@ def say_prepared(console: Console, prepared: Prepared) -> None:
     say_flow(console, prepared)
     if prepared.notes:
         command = f"python -m fracray.data check {quote(prepared.config.source)}"
-        console.print(f"notes on {len(prepared.notes)} images: see {command}", soft_wrap=True)
+        console.print(f"notes on {counted(len(prepared.notes), 'image')}: see {command}", soft_wrap=True)
     say_split(console, prepared)
 
 
@@ -51,7 +52,7 @@ def say_split(console: Console, prepared: Prepared) -> None:
         rows = prepared.rows(name)
         labels = prepared.table["label"].to_numpy()[rows]
         groups = prepared.table["group"].iloc[rows].nunique()
-        sets.append(f"{name} {len(rows)} ({labels.mean():.1%} fractured, {groups} groups)")
+        sets.append(f"{name} {len(rows)} ({labels.mean():.1%} fractured, {counted(groups, 'group')})")
     protocol = "from a file" if prepared.config.split.file else prepared.config.split.protocol
     console.print(f"split ({protocol}): {', '.join(sets)}", soft_wrap=True)
     for note in prepared.split_notes:
@@ -59,7 +60,7 @@ def say_split(console: Console, prepared: Prepared) -> None:
     divided = leaks(prepared.table)
     if divided:
         console.print(
-            f"note: {len(divided)} groups, patients or sets of duplicates are in two parts, so scores are "
+            f"note: {counted(len(divided), *DIVIDED)} in two parts, so scores are "
             "optimistic; data.split.protocol=grouped keeps each in one part",
             style="yellow",
             soft_wrap=True,

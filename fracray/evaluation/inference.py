@@ -13,23 +13,29 @@ from rich.console import Console
 from rich.progress import track
 
 from fracray.data.loading.ingest import Shards
-from fracray.training.checkpoint import Checkpoint
+from fracray.training.checkpoint import AS_TRAINED, Checkpoint
 from fracray.training.loop import pick_device, pick_precision
+from fracray.training.model import float32
 
 BATCH = 64
 
 
 def network(checkpoint: Checkpoint) -> Callable[[np.ndarray], np.ndarray]:
-    """The checkpoint on this machine's device: radiographs (n, S, S) uint8 to logits (n,) float32."""
+    """The checkpoint on this machine's device: radiographs (n, S, S) uint8 to logits (n,) float32.
+
+    In the arithmetic that its calibration and threshold were fitted in.
+    """
     device = pick_device()
-    precision = pick_precision(checkpoint.metadata.config, device)
+    as_trained = checkpoint.metadata.arithmetic == AS_TRAINED
+    half = as_trained and pick_precision(checkpoint.metadata.config, device) is torch.bfloat16
     model = checkpoint.model.to(device)
     if checkpoint.metadata.config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
 
     def logits(images: np.ndarray) -> np.ndarray:
         batch = torch.from_numpy(images).unsqueeze(1).to(device)
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision is torch.bfloat16):
+        arithmetic = torch.autocast(device.type, torch.bfloat16, enabled=half) if as_trained else float32()
+        with torch.inference_mode(), arithmetic:
             return model(batch).float().cpu().numpy()
 
     return logits

@@ -19,7 +19,8 @@ from fracray.data.prepare import Prepared
 from fracray.evaluation.inference import BATCH
 from fracray.metrics import GroupJackknife, Interval
 from fracray.training.checkpoint import Checkpoint
-from fracray.training.loop import pick_device, pick_precision
+from fracray.training.loop import pick_device
+from fracray.training.model import float32
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,13 @@ def score_localisation(
 def _maps(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray, console: Console) -> Iterator[np.ndarray]:
     """The maps (n, cells, cells) float32 of ascending rows, a shard at a time."""
     device = pick_device()
-    bf16 = pick_precision(checkpoint.metadata.config, device) is torch.bfloat16
     model = checkpoint.model.to(device)
     for file in track(prepared.shards.files, "looking where", console=console, transient=True):
         inside = rows[(rows >= file.first) & (rows < file.first + file.count)] - file.first
         images = prepared.shards.read_file(file)[inside] if len(inside) else np.empty(0)
         for start in range(0, len(inside), BATCH):
             batch = torch.from_numpy(images[start : start + BATCH]).unsqueeze(1).to(device)
-            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            with torch.inference_mode(), float32():
                 yield model(batch, True)[1].float().cpu().numpy()
 
 

@@ -44,7 +44,9 @@ def scores_table(scores: Mapping[str, float | Interval], baselines: Sequence[Bas
         if value is None:
             continue
         if isinstance(value, Interval):
-            cells = [score_cell(value.value), "" if isnan(value.low) else f"[{value.low:.3f}, {value.high:.3f}]"]
+            unknown = name == "calibration_slope" and isnan(value.value)
+            shown = "not determined" if unknown else score_cell(value.value)
+            cells = [shown, "" if isnan(value.low) else f"[{value.low:.3f}, {value.high:.3f}]"]
         else:
             cells = [score_cell(value)]
         table.add_row(heading, *cells, *(score_cell(getattr(baseline, name, None)) for baseline in others))

@@ -102,8 +102,9 @@ def _unseen(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray, consol
             "name data that the checkpoint has not seen"
         )
     if seen.any():
+        were = "was" if seen.sum() == 1 else "were"
         console.print(
-            f"note: {seen.sum()} of {len(rows)} radiographs were trained or validated on, {same.sum()} with equal "
+            f"note: {seen.sum()} of {len(rows)} radiographs {were} trained or validated on, {same.sum()} with equal "
             f"pixels and {(seen & ~same).sum()} as copies that look alike (encoded again, rescaled); they are left out",
             style="yellow",
         )

@@ -18,6 +18,9 @@ FEWEST_TO_FLIP = 6  # groups; of 5, all have the signs of the sample or their op
 CERTAIN = 1e-12  # probabilities nearer to 0 or 1 count as this near: their logits are finite
 STEPS = 30  # at most, of Newton's method ...
 SETTLED = 1e-7  # ... until they are this small
+WIDEST_ERROR = (
+    1.0  # of a slope; where it is wider, a slope of 1, which is right, cannot be told from 0, which is useless
+)
 
 
 class CalibrationError:
@@ -105,7 +108,8 @@ def slope_and_intercept(labels: npt.ArrayLike, probabilities: npt.ArrayLike, wei
     probabilities are too extreme (Cox 1958, Biometrika 45, 562). The intercept is that of the same regression with
     the slope fixed at 1: 0 is right, below 0 the probabilities are too high on average (calibration in the large; Van
     Calster et al. 2019, doi 10.1186/s12916-019-1466-7). nan with a single class and, for the slope, where the
-    probabilities separate the classes or are all alike.
+    probabilities separate the classes, or are so much alike that its standard error is above WIDEST_ERROR even if the
+    images were independent and told nothing apart.
     """
     y, p = checked(labels, probabilities)
     z = logit(np.clip(p, CERTAIN, 1 - CERTAIN))
@@ -137,5 +141,7 @@ def slope_and_intercept(labels: npt.ArrayLike, probabilities: npt.ArrayLike, wei
             if settled.all():
                 break
         slope = np.where(settled, b / spread, math.nan)
+    if len(y) == 0 or spread**2 * y.sum() * (1 - y.mean()) < 1 / WIDEST_ERROR**2:
+        slope[:] = math.nan
     one_class = (positive <= 0) | (positive >= total)
     return np.where(one_class, math.nan, slope), np.where(one_class, math.nan, intercept)

@@ -48,6 +48,11 @@ def share_bar(share: float) -> str:
     return "█" * round(share * 30)
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """'1 image' or '2,345 images'; `many` where the plural is not `one` with an s, as in 'image is', 'images are'."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def duration(seconds: float) -> str:
     """'5 s', '3 min 05 s' or '2 h 03 min'."""
     minutes, rest = divmod(round(seconds), 60)

@@ -3,20 +3,19 @@
 Knows nothing of data or models.
 """
 
+import atexit
 import logging
 import os
 import re
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Generic, TypeVar
-
-import psutil
 
 from fracray import interrupts
 from fracray.errors import InputError, RunError
+from fracray.runtime.own_cluster import OwnCluster
 
 ENVIRONMENT = {
     # Ray Train's controller answers a report when it next polls its workers: every 2 s by default.
@@ -32,8 +31,6 @@ ENVIRONMENT = {
 }
 
 T = TypeVar("T")
-SERVERS = ("raylet", "gcs_server")  # a local cluster cannot run without either of them
-ENDING = threading.Lock()  # only the first thread reports the failure
 
 
 def set_environment() -> None:
@@ -85,6 +82,32 @@ def connect(address: str | None, remedy: Callable[[], str] = lambda: "give the s
 def _session(address: str | None, remedy: Callable[[], str]) -> Iterator[None]:
     import ray
 
+    own = None if address else OwnCluster(remedy)
+    try:
+        try:
+            _start(address)
+        except SystemExit:  # Ray's answer to SIGTERM
+            raise KeyboardInterrupt from None
+        with _sigterm_as_ctrl_c(own):
+            quiet_ray_data()
+            # fracray reports failed trials and lost processes in one line each; these loggers print tracebacks.
+            for name in ("ray.tune", "ray._private.worker"):
+                logging.getLogger(name).setLevel(logging.CRITICAL)
+            if own:
+                _mute_raylet_logs()
+                own.is_up()
+            yield
+    finally:
+        interrupts.listen()  # Ray has set a handler of its own
+        if own is None or own.closes():
+            ray.shutdown()
+        else:
+            atexit._clear()  # Ray's too
+
+
+def _start(address: str | None) -> None:
+    import ray
+
     settings = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     try:
         if address:
@@ -93,39 +116,29 @@ def _session(address: str | None, remedy: Callable[[], str]) -> Iterator[None]:
             # Ray listens on every interface. A local cluster answers only clients that hold the token in ~/.ray: this
             # is Ray's default since 2.59, unless RAY_AUTH_MODE changes it (read when Ray is imported).
             ray.init(address="local", include_dashboard=False, **settings)
-    except SystemExit:  # Ray's answer to SIGTERM
-        raise KeyboardInterrupt from None
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         if address:
             raise InputError(f"--address {address}: no Ray cluster answers there: {reason}") from None
         raise RunError(f"Ray could not be started on this machine: {reason}") from None
-    quiet_ray_data()
-    # fracray reports failed trials and lost processes in one line each; these loggers print tracebacks.
-    for name in ("ray.tune", "ray._private.worker"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    closing = threading.Event()
-    if not address:
-        _mute_raylet_logs()
-        servers = [child for child in psutil.Process().children() if child.name() in SERVERS]
-        for server in servers:
-            threading.Thread(target=_end_when_killed, args=(server, closing, remedy), daemon=True).start()
-    try:
-        with _sigterm_as_ctrl_c():
-            yield
-    finally:
-        closing.set()
-        interrupts.listen()  # Ray has set a handler of its own
-        ray.shutdown()
 
 
 @contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """SIGTERM, which schedulers and clouds send when time is up, ends the command as Ctrl-C does."""
+def _sigterm_as_ctrl_c(own: OwnCluster | None) -> Iterator[None]:
+    """SIGTERM, which schedulers and clouds send when time is up, ends the command as Ctrl-C does.
+
+    Where its own cluster ends too, handlers that libraries have set for Ctrl-C, which wait for it, are passed over.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+    def answer(*_: object) -> None:
+        if own and own.hopeless:
+            raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGTERM, answer)
     try:
         yield
     finally:
@@ -138,32 +151,6 @@ def _mute_raylet_logs() -> None:
 
     # RAY_DEDUP_LOGS_SKIP_REGEX would do this, but Ray has already read it at import.
     stdout_deduplicator.skip_re = re.compile("Raylet is terminated|has been marked dead|A worker died or was killed")
-
-
-def _end_when_killed(server: psutil.Process, closing: threading.Event, remedy: Callable[[], str]) -> None:
-    """End this process as soon as a server of its own cluster dies, unless the cluster is closing.
-
-    Ray reports it to the driver only after 15 s to a minute, and Tune then waits forever for free resources. The
-    driver meanwhile blocks in Ray's C++ code, which no exception interrupts. So the process exits at once; what is lost
-    is what a killed driver loses, and `--resume` continues from there.
-    """
-    with suppress(ChildProcessError):  # Ray may have waited for it first
-        os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)
-    if closing.is_set() or not ENDING.acquire(blocking=False):
-        return
-    try:
-        words = "failed: the Ray cluster of this command was killed (was the machine short of memory?)"
-        with suppress(Exception):  # the remedy may read from a storage that cannot be reached
-            words += f"; {remedy()}"
-        sys.stdout.flush()
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # keeps Ray's last log lines off the terminal
-        for child in psutil.Process().children(recursive=True):
-            with suppress(psutil.Error):
-                child.kill()
-        show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a live table hides it
-        os.write(sys.stderr.fileno(), f"{show_cursor}{words}\n".encode())
-    finally:
-        os._exit(1)
 
 
 def quiet_ray_data() -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fracray.config import PHANTOM, Config, parse_config
 from fracray.config.data import SPLIT_VERSION
@@ -24,6 +24,9 @@ from fracray.config.training import AUGMENTATION_VERSION
 from fracray.errors import InputError, RunError
 from fracray.runtime.claim import CLAIMS, LOCK, claimed
 from fracray.runtime.storage import Folder
+
+if TYPE_CHECKING:  # rich takes a while to import
+    from rich.console import Console
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 EPOCHS, STATE, BEST = "epochs.json", "state.safetensors", "best"
@@ -124,16 +127,17 @@ def refuse_other(run: Folder, stored: Mapping[str, Any], asked: Mapping[str, Any
             )
 
 
-def changed_since(run: Folder) -> str:
-    """What a resumed run does otherwise than when it began, for a note; '' for nothing."""
+def say_changed(console: "Console", run: Folder) -> None:
+    """Print what a resumed run does otherwise than when it began, if anything."""
     began = run.read_json(ENVIRONMENT).get("augmentation", 1) if run.exists(ENVIRONMENT) else 1
-    if began == AUGMENTATION_VERSION:
-        return ""
-    return (
-        f"this run began with another version of the augmentation ({began}, now {AUGMENTATION_VERSION}): brightness "
-        "and contrast now act inside the picture only, contrast about its mean, and zoom keeps the shape. Epochs from "
-        "here on see other pictures; to compare like with like, start a new run"
-    )
+    if began != AUGMENTATION_VERSION:
+        console.print(
+            f"note: this run began with another version of the augmentation ({began}, now {AUGMENTATION_VERSION}): "
+            "brightness and contrast now act inside the picture only, contrast about its mean, and zoom keeps the "
+            "shape. Epochs from here on see other pictures; to compare like with like, start a new run",
+            style="yellow",
+            soft_wrap=True,
+        )
 
 
 def how_to_continue(verb: str, storage: str, run: Folder) -> str:

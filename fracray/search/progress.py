@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from fracray.runtime.console import duration, new_table, refresh_rate, setting_cell
+from fracray.runtime.console import counted, duration, new_table, refresh_rate, setting_cell
 from fracray.runtime.efficiency import EfficiencyTracker
 from fracray.runtime.storage import Folder
 from fracray.search.messages import Suggestion, TrialReport
@@ -133,9 +133,8 @@ class SearchProgress(tune.Callback):
         self.rows[row.number] = row
         if not self._console.is_terminal:
             best = self._best()
-            words = (
-                f"{row.name} {row.state} after {len(row.history)} epochs: {self._metric} {row.best(self._metric):.4f}"
-            )
+            words = f"{row.name} {row.state} after {counted(len(row.history), 'epoch')}: "
+            words += f"{self._metric} {row.best(self._metric):.4f}"
             if best is not None:
                 words += f" (best so far {best.best(self._metric):.4f}, {best.name})"
             self._console.print(f"[{self._ended()}/{self._budget}] {words}; {self._left()}", soft_wrap=True)

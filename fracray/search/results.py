@@ -19,7 +19,7 @@ from fracray.errors import RunError
 from fracray.evaluation.report import say_few_groups, say_validation
 from fracray.metric_names import METRICS, bare_metric
 from fracray.metrics import Interval, cross_fitted, paired_gain
-from fracray.runtime.console import new_table, setting_cell, share_bar
+from fracray.runtime.console import counted, new_table, setting_cell, share_bar
 from fracray.runtime.efficiency import WORDS, Efficiency, EfficiencyTracker
 from fracray.runtime.run_folder import BEST, next_steps, trial_folder, trial_name
 from fracray.runtime.storage import Folder
@@ -65,7 +65,7 @@ def summarise(
     if best.state.finished:
         console.print(f"\nbest of {ended} finished trials: {reached}")
     else:
-        epochs = f"{len(best.history)} of {space.config.train.epochs} epochs"
+        epochs = f"{len(best.history)} of {counted(space.config.train.epochs, 'epoch')}"
         console.print(f"\nbest so far: {reached}; it is not finished ({epochs}); {ended} other trials are")
     console.print("\nbest configuration:")
     console.print(_config_table(space, best))

@@ -29,7 +29,8 @@ from fracray.runtime.storage import atomic_path
 from fracray.training.model import Classifier, build_model
 from fracray.training.pretrained import PICKLE_SUFFIXES, read_tensors, refuse_pickle
 
-FORMAT = 1
+FORMAT = 2  # 1: validated in the training's arithmetic
+AS_TRAINED, FLOAT32 = "as trained", "float32"
 WEIGHTS = "model.safetensors"
 METADATA = "config.json"
 PREDICTIONS = "val_predictions.parquet"
@@ -52,7 +53,8 @@ class CheckpointMetadata:
     """Everything in a checkpoint except its tensors.
 
     `threshold` applies to calibrated probabilities; `metrics` and `intervals` are by reported name (`val_accuracy`);
-    `data_fingerprint` identifies the files and labels of the training data; `classes` are the names of labels 0 and 1.
+    `data_fingerprint` identifies the files and labels of the training data; `classes` are the names of labels 0 and 1;
+    `arithmetic` is that of the validation, which calibration, threshold and metrics belong to.
     """
 
     config: Config
@@ -64,6 +66,7 @@ class CheckpointMetadata:
     trial: str = ""
     intervals: dict[str, Interval] = field(default_factory=dict)
     classes: tuple[str, str] = ("not fractured", "fractured")
+    arithmetic: str = FLOAT32
     versions: dict[str, str] = field(default_factory=_versions)
 
     def to_json(self) -> dict[str, Any]:
@@ -91,6 +94,7 @@ class CheckpointMetadata:
                         for name, interval in tree["intervals"].items()
                     },
                     "classes": tuple(tree["classes"]),
+                    "arithmetic": tree.get("arithmetic", AS_TRAINED),  # older checkpoints do not say it
                 }
             )
         except KeyError as error:
@@ -115,6 +119,7 @@ class CheckpointMetadata:
             ("calibration.bias", bias, "a finite number", _between(bias, -1e300, 1e300)),
             ("epoch", self.epoch, "a whole number from 0", type(self.epoch) is int and self.epoch >= 0),
             ("classes", self.classes, "two names", len(self.classes) == 2),
+            ("arithmetic", self.arithmetic, f"{FLOAT32!r}", self.arithmetic in (FLOAT32, AS_TRAINED)),
             ("classes, trial, data_fingerprint or versions", names, "text", all(isinstance(n, str) for n in names)),
             *((at, value, "a number or null", math.isnan(value) or math.isfinite(value)) for at, value in numbers),
         ]

@@ -23,7 +23,7 @@ from fracray.data.loading.plan import Batch, Plan
 from fracray.metric_names import preference
 from fracray.metrics import Calibration, choose_threshold, cross_fitted, fit_temperature, over_sets, score
 from fracray.training.localise import map_loss
-from fracray.training.model import build_model, freeze_norm, freeze_stages, parameter_groups, train_mode
+from fracray.training.model import build_model, float32, freeze_norm, freeze_stages, parameter_groups, train_mode
 
 
 class Stream(Protocol):
@@ -67,7 +67,7 @@ def pick_device() -> torch.device:
 
 
 def pick_precision(config: Config, device: torch.device) -> torch.dtype:
-    """float32, or bfloat16 where the config says so or, with 'auto', where it is faster on this device.
+    """Of training: float32, or bfloat16 where the config says so or, with 'auto', where it is faster on this device.
 
     With CPUs that have instructions for bf16 it was measured to be faster, or as fast, for every kind of network; for
     depthwise convolutions only with the backward pass of `depthwise`.
@@ -318,15 +318,19 @@ class Fit:
 
     @torch.inference_mode()
     def validate(self) -> tuple[Validation, dict[str, float]]:
-        """Score the averaged weights on all validation images; every rank gets the same result."""
+        """Score the averaged weights on all validation images; every rank gets the same result.
+
+        Always in float32, whatever the training's arithmetic: calibration and threshold then hold wherever the
+        checkpoint is used.
+        """
         if self.world > 1:  # batch norm statistics differ between ranks: all use those of rank 0
             for tensor in self.averaged.state_dict().values():
                 dist.broadcast(tensor, 0)
         logits, labels, rows = [], [], []
         for batch in self.stream.validation():
             if len(batch.rows):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision is torch.bfloat16):
-                    logits.append(self.averaged(self._to_device(batch.images).unsqueeze(1)).float().cpu())
+                with float32():
+                    logits.append(self.averaged(self._to_device(batch.images).unsqueeze(1)).cpu())
                 labels.append(batch.labels)
                 rows.append(batch.rows)
         mine = (

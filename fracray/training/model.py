@@ -5,6 +5,8 @@ for each image. Knows nothing of radiographs on disk, of losses, of optimisers o
 """
 
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, overload
 
 import torch
@@ -244,6 +246,21 @@ def train_mode(model: nn.Module, norm_frozen: bool) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             frozen = module.weight is not None and not module.weight.requires_grad
             module.train(not (norm_frozen or frozen))
+
+
+@contextmanager
+def float32() -> Iterator[None]:
+    """Plain float32 in this block: the logits of one image agree to about 1e-5 on every machine and in every batch.
+
+    With bfloat16, or the TF32 that a GPU's convolutions use unless they are told not to, they do not: an image near the
+    decision threshold may then fall on its other side.
+    """
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def freeze_norm(model: nn.Module) -> None:

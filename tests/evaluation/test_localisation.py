@@ -37,7 +37,7 @@ def test_hits_are_those_counted_by_hand(run):
         about = prepared.table.iloc[row]
         if not about["boxes"]:
             continue
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode():
             cells = checkpoint.model(torch.from_numpy(images[row : row + 1]).unsqueeze(1), True)[1][0].float().numpy()
         down, across = frame(about["width"], about["height"], 96)
         scale = (across.stop - across.start) / about["boxes_width"]
@@ -55,7 +55,7 @@ def test_hits_are_those_counted_by_hand(run):
         ] = 1
         random.append((touched & shown).sum() / shown.sum())
     assert found.images == len(hits) == prepared.table["label"].iloc[rows].sum()
-    assert found.hit.value == pytest.approx(np.mean(hits), abs=1.5 / len(hits))  # rounding in bf16 may move one peak
+    assert found.hit.value == pytest.approx(np.mean(hits))
     assert found.random.value == pytest.approx(np.mean(random))
     assert found.hit.value > found.random.value
 

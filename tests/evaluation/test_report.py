@@ -1,12 +1,14 @@
 """What is printed beside the scores: intervals, and where there are too few groups for them."""
 
+import re
 from math import nan
 
+import numpy as np
 import pytest
 
 from fracray.data.baselines import Baseline
 from fracray.evaluation.report import say_beaten, say_calibration, say_few_groups, scores_table
-from fracray.metrics import FEWEST_GROUPS, ROUGH_BELOW, Interval
+from fracray.metrics import FEWEST_GROUPS, ROUGH_BELOW, Interval, score_intervals
 from fracray.runtime.console import new_console
 
 
@@ -47,6 +49,14 @@ def test_an_interval_that_there_is_not_is_left_empty(capsys):
     assert "0.700" in printed
     assert "nan" not in printed
     assert "[0.600, 0.900]" in printed
+
+
+def test_the_slope_of_probabilities_that_are_nearly_alike_is_not_determined(capsys):
+    labels, groups = np.tile([0, 1, 0, 1, 1], 40), np.repeat(np.arange(20), 10)
+    scores = score_intervals(labels, np.tile([0.3001, 0.3001, 0.3, 0.3, 0.3001], 40), groups, 0.5)
+    new_console().print(scores_table(scores, [], "test"))
+    assert re.search(r"calibration slope +not determined *\n", capsys.readouterr().out)
+    assert scores["calibration_slope"].as_dict() == {"value": None, "low": None, "high": None}
 
 
 def test_the_calibration_error_stands_beside_that_of_a_perfect_model(capsys):

@@ -164,6 +164,8 @@ def test_slope_and_intercept_undo_what_was_done_to_the_probabilities():
         ([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9], (False, True)),  # separated
         ([1, 1, 1, 1], [0.1, 0.2, 0.8, 0.9], (False, False)),  # one class
         ([0, 1, 0, 1], [0.3, 0.3, 0.3, 0.3], (False, True)),  # all alike
+        ([0, 1, 0, 1, 1] * 40, [0.3001, 0.3001, 0.3, 0.3, 0.3001] * 40, (False, True)),  # nearly: it would be 1,455
+        ([0, 1, 0, 1] * 50, [0.5, 0.3, 0.3, 0.5] * 50, (True, True)),
         ([0, 1, 0, 1], [0.0, 1.0, 0.4, 0.3], (True, True)),  # certain
         ([], [], (False, False)),
     ],

@@ -13,16 +13,17 @@ import yaml
 
 from fracray.config import PHANTOM, Config
 from fracray.errors import InputError, RunError
+from fracray.runtime.console import new_console
 from fracray.runtime.locations import data_source
 from fracray.runtime.run_folder import (
     CLUSTER_FILE,
     as_begun,
-    changed_since,
     environment,
     find_run,
     how_to_continue,
     open_for_work,
     open_run,
+    say_changed,
     stored_config,
     trial_folder,
     trial_name,
@@ -334,13 +335,16 @@ def test_a_uri_with_a_secret_is_refused_without_showing_it():
         assert "HUSH" not in str(refused.value)
 
 
-def test_a_run_of_another_augmentation_says_so_when_it_is_resumed(tmp_path):
+def test_a_run_of_another_augmentation_says_so_when_it_is_resumed(tmp_path, capsys):
     run = Folder(tmp_path / "run")
     run.write_json("environment.json", environment())
-    assert changed_since(run) == ""
+    say_changed(new_console(), run)
+    assert capsys.readouterr().out == ""
     old = {name: value for name, value in environment().items() if name != "augmentation"}
     run.write_json("environment.json", old)
-    assert changed_since(run).startswith("this run began with another version of the augmentation (1, now 2)")
+    say_changed(new_console(), run)
+    said = "note: this run began with another version of the augmentation (1, now 2)"
+    assert capsys.readouterr().out.startswith(said)
 
 
 def test_a_setting_that_is_younger_than_a_run_is_as_it_was_when_the_run_began(tmp_path):

@@ -212,6 +212,16 @@ def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, precision):
 # ---------------------------------------------------------------- the arithmetic
 
 
+def test_validation_is_in_float32_whatever_the_training():
+    fit, reports = run(make_config(**{"train.precision": "bf16", "train.epochs": 6}))
+    images = torch.from_numpy(radiographs()[0][120:]).unsqueeze(1)
+    with torch.inference_mode():
+        exact = fit.averaged(images).numpy()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert np.abs(fit.averaged(images).float().numpy() - exact).max() > 1e-3
+    assert np.allclose(reports[-1].validation.logits, exact, atol=1e-5)
+
+
 def test_folds_report_the_mean_of_models_trained_alone_and_keep_their_common_best_epoch():
     config = make_config(**{"train.epochs": 4})
     alone = make_folds(config)

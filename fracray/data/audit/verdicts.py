@@ -11,6 +11,7 @@ from typing import Literal
 from fracray.data.audit.facts import Blocks, Breakdown, Findings
 from fracray.data.audit.shares import FractureShare
 from fracray.data.baselines import IdLeak, Shortcut
+from fracray.runtime.console import counted
 
 Level = Literal["ok", "look", "stop"]
 LEVELS: tuple[Level, ...] = ("ok", "look", "stop")
@@ -65,15 +66,11 @@ def sum_up(verdicts: Sequence[Verdict]) -> Verdict:
     return Verdict("all", level, why, "")
 
 
-def _count(number: int, one: str, many: str = "") -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
-
-
 def _files(findings: Findings) -> Verdict:
     flow = findings.files.flow
     overall = findings.prevalence.overall
     if not overall.fractured or overall.fractured == overall.images:
-        why = f"The {_count(flow.used, 'usable image')} are all of one class: nothing can be learned."
+        why = f"The {counted(flow.used, 'usable image')} are all of one class: nothing can be learned."
         return Verdict("files", "stop", why, "")
     lost = {
         "missing": flow.missing,
@@ -84,10 +81,10 @@ def _files(findings: Findings) -> Verdict:
     }
     words = ", ".join(f"{count:,} {name}" for name, count in lost.items() if count)
     if not words:
-        return Verdict("files", "ok", f"All {_count(flow.found, 'file')} exist and can be decoded completely.", "")
+        return Verdict("files", "ok", f"All {counted(flow.found, 'file')} exist and can be decoded completely.", "")
     level: Level = "stop" if sum(lost.values()) > LOST * flow.found else "look"
     done = f"fracray leaves them out, names each, and uses {flow.used:,}."
-    return Verdict("files", level, f"Of {_count(flow.found, 'image')}, {words}.", done)
+    return Verdict("files", level, f"Of {counted(flow.found, 'image')}, {words}.", done)
 
 
 def _formats(findings: Findings) -> Verdict:
@@ -103,7 +100,7 @@ def _formats(findings: Findings) -> Verdict:
     if len(formats.modes) > 1:
         said.append(f"{len(formats.modes)} colour modes are mixed")
     if formats.turned:
-        said.append(f"{_count(len(formats.turned), 'picture')} must be rotated as EXIF says")
+        said.append(f"{counted(len(formats.turned), 'picture')} must be rotated as EXIF says")
     done = "fracray rotates by EXIF, decodes to gray and fits all into one square; the aspect ratio stays visible."
     if not said:
         return Verdict("formats", "ok", "All files have one mode, are upright and of similar size.", "")
@@ -116,7 +113,7 @@ def _duplicates(findings: Findings) -> Verdict:
     if not near.images:
         return Verdict("duplicates", "ok", "No picture occurs twice.", "")
     why = (
-        f"{_count(near.images, 'image')} in {_count(near.sets, 'set')} show the same exposure as another "
+        f"{counted(near.images, 'image')} in {counted(near.sets, 'set')} show the same exposure as another "
         f"({pixel.images:,} pixel by pixel): a random split tests on pictures that it trained on."
     )
     done = "fracray uses the first of identical pictures; near duplicates are a group, which is in one part only."
@@ -128,7 +125,7 @@ def _conflicts(findings: Findings) -> Verdict:
     if not count:
         return Verdict("conflicts", "ok", "No picture has two labels.", "")
     level: Level = "stop" if count > CONTRADICTED * findings.files.flow.found else "look"
-    why = f"{_count(count, 'image')} contradict{'s' * (count == 1)} a copy of itself, or the evidence, on the label."
+    why = f"{counted(count, 'image')} contradict{'s' * (count == 1)} a copy of itself, or the evidence, on the label."
     if count > 1:
         why = f"{count:,} images contradict copies of themselves, or the evidence, on the label."
     done = "It is unknown which label is wrong, so fracray uses none of them; a radiologist should decide."
@@ -140,7 +137,7 @@ def _cut(findings: Findings) -> Verdict:
     if not truncated.images and not refilled.images:
         return Verdict("cut", "ok", "No picture lacks its lower end.", "")
     words = [
-        f"{_count(share.images, one, many)}, {_of(share)}"
+        f"{counted(share.images, one, many)}, {_of(share)}"
         for share, one, many in (
             (truncated, "file is truncated", "files are truncated"),
             (refilled, "was saved again with the lost rows filled", "were saved again with the lost rows filled"),
@@ -160,12 +157,12 @@ def _grays(findings: Findings) -> Verdict:
         return Verdict("grays", "ok", "Every picture shows something, and none looks inverted.", "")
     said, done = [], []
     if blank.images:
-        said.append(f"{_count(blank.images, 'picture shows', 'pictures show')} nothing, {_of(blank)}")
+        said.append(f"{counted(blank.images, 'picture shows', 'pictures show')} nothing, {_of(blank)}")
         done.append("fracray leaves blank pictures out.")
     if opposed.images:
         ids = findings.grays.opposed_ids
         more = f" and {len(ids) - MOST_NAMED:,} more" if len(ids) > MOST_NAMED else ""
-        looks = _count(opposed.images, "picture looks", "pictures look")
+        looks = counted(opposed.images, "picture looks", "pictures look")
         named = f"{', '.join(ids[:MOST_NAMED])}{more}"
         said.append(f"{looks} inverted against the rest of the set, {_of(opposed)}: {named}")
         done.append("fracray uses what looks inverted as it is: look at it, and correct the file or leave it out.")
@@ -183,7 +180,7 @@ def _patients(findings: Findings) -> Verdict:
     if not known.images:
         return Verdict("patients", "look", "There is no usable image.", "")
     if known.named == known.images:
-        return Verdict("patients", "ok", f"All {_count(known.images, 'image')} have a patient.", "")
+        return Verdict("patients", "ok", f"All {counted(known.images, 'image')} have a patient.", "")
     level: Level = "stop" if known.nothing > LOST * known.images else "look"
     block, guard = findings.shortcuts.block, findings.shortcuts.guard
     by_number = bool(known.numbered + known.restarted)

@@ -25,6 +25,7 @@ from fracray.data.sources.label_table import LabelTable, open_table
 from fracray.data.sources.patient_links import link_patients
 from fracray.data.sources.pseudonyms import Pseudonyms
 from fracray.errors import InputError
+from fracray.runtime.console import counted
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def _on_table(table: LabelTable, found: Mapping[int, LabelMatch]) -> list[str]:
         for name, count in tally.unread.items()
     ]
     if another := sum(bool(match.another_case) for match in found.values()):
-        remarks.append(f"{another:,} files are named in the table with other upper and lower case")
+        remarks.append(f"{counted(another, 'file is', 'files are')} named in the table with other upper and lower case")
     return remarks
 
 

@@ -16,6 +16,7 @@ from fracray.data.sources.label_matching import LabelMatch
 from fracray.data.sources.label_words import identifier
 from fracray.data.sources.patient_names import patients_by_pattern, patients_by_usual_names, unmatched
 from fracray.errors import InputError
+from fracray.runtime.console import counted
 
 SOME = "--some-without-patient"
 
@@ -119,8 +120,9 @@ def _say_doubts(patients: Sequence[tuple[str, ...]], say: Say) -> None:
     several = [list(spellings) for spellings in spelled.values() if len(spellings) > 1]
     if several:
         say(
-            f"{len(several):,} patients are written in several ways, such as {quoted(several[0][0])} and "
-            f"{quoted(several[0][1])}: ids that differ only in case, spaces or leading zeros are taken as one patient"
+            f"{counted(len(several), 'patient is', 'patients are')} written in several ways, such as "
+            f"{quoted(several[0][0])} and {quoted(several[0][1])}: ids that differ only in case, spaces or "
+            "leading zeros are taken as one patient"
         )
     known = [next(filter(None, one), "") for one in patients]
     if len(spelled) == len(known) >= _MANY:
@@ -143,7 +145,8 @@ def _say_several(matches: Sequence[LabelMatch], paths: Sequence[str], say: Say) 
         if several:
             one, other = list(names[several[0]].values())[:2]
             say(
-                f"{len(several):,} files have several {what} in the table, such as {quoted(one)} and {quoted(other)} "
+                f"{counted(len(several), 'file has', 'files have')} several {what} in the table, "
+                f"such as {quoted(one)} and {quoted(other)} "
                 f"for {paths[several[0]]}: taken as one patient"
             )
 
@@ -165,7 +168,8 @@ def _compare(paths: Sequence[str], named: Sequence[str], others: Sequence[str], 
     several = [list(names) for names in names_of.values() if len(names) > 1]
     if several:
         say(
-            f"{len(several):,} patients of the table or the headers have several names by --patient-from, such as "
+            f"by the table or the headers {counted(len(several), 'patient has', 'patients have')} "
+            "several names by --patient-from, such as "
             f"{quoted(several[0][0])} and {quoted(several[0][1])}: taken as one patient"
         )
 

@@ -17,6 +17,7 @@ from fracray.data.splits.held_out import HeldOutSet, hold_out
 from fracray.data.splits.set_names import UNSHIFTED, validation_sets
 from fracray.data.splits.stratify import deal_groups, deal_rows
 from fracray.errors import InputError
+from fracray.runtime.console import counted
 
 # A part may miss its wanted size by this factor; beyond it there are too few groups or one is too large.
 _TOLERANCE = 2.0
@@ -28,6 +29,8 @@ FEW = 10  # images of a class below which a set is called small
 
 
 # ---------------------------------------------------------------- the split
+# What a division into parts tears apart, for `counted`.
+DIVIDED = ("group, patient or set of duplicates is", "groups, patients or sets of duplicates are")
 
 
 def assign_splits(manifest: Manifest, config: SplitConfig, rotation: int = 0) -> Manifest:
@@ -130,9 +133,12 @@ def explain(manifest: Manifest, config: SplitConfig) -> tuple[str, ...]:
     used, flow = manifest.used, manifest.flow()
     label = used["label"].to_numpy()
     held = hold_out(used, config, str(manifest.root))
-    notes = [f"{axis.axis}: {axis.description}, {axis.mask.sum()} images, none of them in train" for axis in held]
+    notes = [
+        f"{axis.axis}: {axis.description}, {counted(axis.mask.sum(), 'image')}, none of them in train" for axis in held
+    ]
     if flow.held_out:
-        notes.append(f"{flow.held_out} of these share a group with training images and are unused")
+        share, are = ("shares", "is") if flow.held_out == 1 else ("share", "are")
+        notes.append(f"{flow.held_out} of these {share} a group with training images and {are} unused")
     for name in sets_named(used["split"]):
         own = name.partition("/")[2] or (config.protocol if config.protocol in AXES else "")
         mask = next((axis.mask for axis in held if axis.axis == own), None)
@@ -140,23 +146,27 @@ def explain(manifest: Manifest, config: SplitConfig) -> tuple[str, ...]:
         if mask is not None and name != "train" and (borrowed := inside & ~mask).any():
             kinds = [word for value, word in enumerate(("not fractured", "fractured")) if value in label[borrowed]]
             notes.append(
-                f"{name} borrows {borrowed.sum()} unshifted images ({', '.join(kinds)}), having none of its own: its "
-                "sensitivity is of held-out images, its specificity of the others"
+                f"{name} borrows {counted(borrowed.sum(), 'unshifted image')} ({', '.join(kinds)}), having none of its "
+                "own: its sensitivity is of held-out images, its specificity of the others"
             )
     for name in sets_named(used["split"]):
         for value, word in enumerate(("not fractured", "fractured")):
             count = int((label[in_set(used["split"], name)] == value).sum())
             if 0 < count < FEW:
-                notes.append(f"{name} has only {count} images {word}: its scores are imprecise")
-    if flow.tied:
-        notes.append(f"{flow.tied} images share duplicates, a patient or a study with a later part and are unused")
-    if flow.guard:
-        notes.append(
-            f"{flow.guard} images are within {config.guard_size} file numbers of a later part, or duplicates of such, "
-            "and are unused (a guard band: data.split.guard)"
-        )
-    if flow.over_budget:
-        notes.append(f"{flow.over_budget} images exceed the training budget of {config.training_budget} and are unused")
+                notes.append(f"{name} has only {counted(count, 'image')} {word}: its scores are imprecise")
+    reasons = (
+        (flow.tied, "shares", "share", "duplicates, a patient or a study with a later part"),
+        (
+            flow.guard,
+            *("lies", "lie"),
+            f"in a guard band (data.split.guard), within {config.guard_size} file numbers of a later part, or are copies",
+        ),
+        (flow.over_budget, "exceeds", "exceed", f"the training budget of {config.training_budget}"),
+    )
+    for count, one, many, rest in reasons:
+        if count:
+            are = "is" if count == 1 else "are"
+            notes.append(f"{counted(count, f'image {one}', f'images {many}')} {rest}, and {are} unused")
     return tuple(notes)
 
 
@@ -271,8 +281,8 @@ def _check_sizes(part: np.ndarray, wanted: np.ndarray, where: str, groups: int, 
         share, goal = (part == index).mean(), wanted[index] / len(part)
         if not 1 / _TOLERANCE <= share / goal <= _TOLERANCE:
             raise InputError(
-                f"{where}: {len(part)} used images in {groups} groups cannot be split: {name} would have {share:.0%} "
-                f"of the images instead of {goal:.0%}; {remedy}"
+                f"{where}: {len(part)} used images in {counted(groups, 'group')} cannot be split: {name} would have "
+                f"{share:.0%} of the images instead of {goal:.0%}; {remedy}"
             )
 
 
@@ -314,8 +324,8 @@ def _split_from_file(manifest: Manifest, config: SplitConfig, path: str) -> Mani
     absent = assigned.index.difference(used["image_id"])
     if len(absent):
         raise InputError(
-            f"{path}: splits {len(absent)} images that {manifest.root} does not contain or use, such as {absent[0]}; "
-            "give the data that it was made from"
+            f"{path}: splits {counted(len(absent), 'image')} that {manifest.root} does not contain or use, such as "
+            f"{absent[0]}; give the data that it was made from"
         )
     known = used[used["image_id"].isin(stored.index)]
     there = stored.loc[known["image_id"]]
@@ -324,7 +334,8 @@ def _split_from_file(manifest: Manifest, config: SplitConfig, path: str) -> Mani
     )
     if changed.any():
         raise InputError(
-            f"{path}: {changed.sum()} images have other pixels or another label than in {manifest.root}, such as "
+            f"{path}: {counted(changed.sum(), 'image has', 'images have')} other pixels or another label than in "
+            f"{manifest.root}, such as "
             f"{there.index[changed][0]}; give the data that it was made from, or make the split again"
         )
     for column in ("group", "split", "unused"):

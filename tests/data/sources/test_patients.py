@@ -142,7 +142,7 @@ def test_a_pattern_and_the_table_must_agree(bring, tmp_path):
     assert code == 0  # the folder says what the table leaves out
     assert table["patient"].nunique() == 3
     assert table["patient"]["p1/a.jpg"] == table["patient"]["p1/b.jpg"]
-    assert "1 patients are written in several ways, such as 'X' and 'x'" in said
+    assert "1 patient is written in several ways, such as 'X' and 'x'" in said
     code, said, _ = bring(folder(tmp_path / "b", paths, csv.format("Z", "")), "--patient-from", "p*")
     assert code == 2
     assert "p1/a.jpg and p1/b.jpg are one patient by it, 'p1', and two" in said
@@ -161,7 +161,7 @@ def test_ids_that_a_spreadsheet_changed_are_one_patient(bring, tmp_path):
     assert first == [0, 0, 0, 0, 4, 4, 4, 7, 8, 9, 9, 9, 9, 13]
     assert (table["patient"][9:13] == "").all()
     assert "1 cells of patient are not understood and left out, such as 'unknown'" in said
-    assert "are written in several ways" in said
+    assert "written in several ways" in said
     assert "no patient is known for 4 of 14 images" in said
 
 
@@ -174,8 +174,8 @@ def test_every_row_of_a_file_may_name_its_patient_and_its_study(bring, tmp_path)
     patients = table["patient"].tolist()
     assert [patients.index(one) for one in patients] == [0, 0, 2, 2, 4, 4]
     assert all(patients)
-    assert "1 files have several patients in the table, such as 'Y' and 'Z' for 2.jpg: taken as one patient" in said
-    assert "1 files have several studies in the table, such as 'S' and 'T' for 4.jpg: taken as one patient" in said
+    assert "1 file has several patients in the table, such as 'Y' and 'Z' for 2.jpg: taken as one patient" in said
+    assert "1 file has several studies in the table, such as 'S' and 'T' for 4.jpg: taken as one patient" in said
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def test_too_few_groups_say_so_and_what_to_do():
     ):
         assign_splits(listed(labels), SplitConfig(block=50))
     chained = dict.fromkeys(range(10, 400, 10), 0)
-    with pytest.raises(InputError, match=r"in 1 groups cannot be split"):
+    with pytest.raises(InputError, match=r"in 1 group cannot be split"):
         assign_splits(listed(np.arange(400) % 2, components=chained), SplitConfig(block=10))
 
 

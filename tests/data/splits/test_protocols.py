@@ -260,7 +260,7 @@ def test_a_split_is_written_shared_and_taken_over(tmp_path):
     assert assign_splits(more, taken).table.set_index("image_id").loc["new", "split"] == ""
 
     fewer = replace(manifest, table=manifest.table.iloc[1:])
-    with pytest.raises(InputError, match=r"split\.parquet: splits 1 images that drawn does not contain or use"):
+    with pytest.raises(InputError, match=r"split\.parquet: splits 1 image that drawn does not contain or use"):
         assign_splits(fewer, taken)
     other = replace(manifest, table=manifest.table.assign(pixel_hash="x"))
     with pytest.raises(InputError, match=r"split\.parquet: \d+ images have other pixels or another label"):

@@ -1,0 +1,106 @@
+"""Looks after the servers of a command's own Ray cluster, without which the command would wait forever."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import psutil
+
+from fracray import interrupts
+
+KILLED = "failed: the Ray cluster of this command was killed (was the machine short of memory?)"
+SERVERS = ("raylet", "gcs_server")  # a cluster cannot run without either of them
+LOOK_SECONDS = 0.1
+HEAR_SECONDS = 2.0  # a signal to all processes may reach this one after the servers
+LEAVE_SECONDS = 1.5  # for the command to leave its block by itself, and again once it has been interrupted ...
+END_SECONDS = 8.0  # ... and from there to the end of the process
+
+
+class OwnCluster:
+    """Ends this process, with exit code 1 or 130, where it would go on without its cluster.
+
+    Ray reports the death of a server to the driver only after 15 s to a minute, and Tune then waits forever for free
+    resources. The driver meanwhile blocks in Ray's C++ code, which no exception interrupts. So the process exits; what
+    is lost is what a killed driver loses, and `--resume` continues from there.
+
+    SIGTERM to all processes (`timeout`, systemd, Slurm) also ends Ray's own, the first at once and its raylet ten
+    seconds later. That is an interruption as Ctrl-C is, only that nothing can be waited for.
+    """
+
+    def __init__(self, remedy: Callable[[], str]) -> None:
+        self._remedy = remedy
+        self._processes: list[int] = []
+        self._servers: list[int] = []
+        self._starts = True
+        self._closing, self._ended = threading.Event(), threading.Event()
+        self.hopeless = False  # the cluster ends, and the block is to be left
+        threading.Thread(target=self._look, daemon=True).start()
+
+    def is_up(self) -> None:
+        children = psutil.Process().children()
+        self._servers = [child.pid for child in children if child.name() in SERVERS]
+        self._processes = [child.pid for child in children]
+        self._starts = False
+
+    def closes(self) -> bool:
+        """The block is left, and from here on servers may end. False where all end already: Ray would wait for them."""
+        alive = not (self.hopeless or (interrupts.terminated() and self._told_to_end()))
+        self._closing.set()
+        if alive:
+            self._ended.set()
+        return alive
+
+    def _look(self) -> None:
+        while not self._closing.wait(LOOK_SECONDS):
+            if interrupts.terminated() and self._told_to_end():
+                break
+            if any(map(_has_ended, self._servers)):
+                _wait_for(interrupts.terminated, HEAR_SECONDS)
+                if self._closing.is_set():
+                    return
+                if not interrupts.terminated():
+                    self._end(KILLED, 1)
+                break
+        else:
+            return
+        if not self._closing.wait(LEAVE_SECONDS):
+            self.hopeless = True
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+            if not self._closing.wait(LEAVE_SECONDS):
+                self._end("interrupted", interrupts.EXIT_CODE)
+        if not self._ended.wait(END_SECONDS):
+            self._end("interrupted", interrupts.EXIT_CODE)
+
+    def _told_to_end(self) -> bool:
+        return self._starts or any(map(_has_ended, self._processes))
+
+    def _end(self, words: str, code: int) -> None:
+        try:
+            with suppress(Exception):  # the remedy may read from a storage that cannot be reached
+                words += f"; {self._remedy()}"
+            sys.stdout.flush()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # keeps Ray's last lines off the terminal
+            for child in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    child.kill()
+            show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a live table hides it
+            os.write(sys.stderr.fileno(), f"{show_cursor}{words}\n".encode())
+        finally:
+            os._exit(code)
+
+
+def _has_ended(child: int) -> bool:
+    try:
+        return os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+    except ChildProcessError:  # Ray has waited for it first
+        return True
+
+
+def _wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(LOOK_SECONDS / 10)
