@@ -154,19 +154,16 @@ def explain(manifest: Manifest, config: SplitConfig) -> tuple[str, ...]:
             count = int((label[in_set(used["split"], name)] == value).sum())
             if 0 < count < FEW:
                 notes.append(f"{name} has only {counted(count, 'image')} {word}: its scores are imprecise")
+    near = f"within {config.guard_size} file numbers of a later part, or duplicates of such, and"
     reasons = (
-        (flow.tied, "shares", "share", "duplicates, a patient or a study with a later part"),
-        (
-            flow.guard,
-            *("lies", "lie"),
-            f"in a guard band (data.split.guard), within {config.guard_size} file numbers of a later part, or are copies",
-        ),
-        (flow.over_budget, "exceeds", "exceed", f"the training budget of {config.training_budget}"),
+        (flow.tied, ("shares", "share"), "duplicates, a patient or a study with a later part and", ""),
+        (flow.guard, ("is", "are"), near, " (a guard band: data.split.guard)"),
+        (flow.over_budget, ("exceeds", "exceed"), f"the training budget of {config.training_budget} and", ""),
     )
-    for count, one, many, rest in reasons:
+    for count, (one, many), what, why in reasons:
         if count:
-            are = "is" if count == 1 else "are"
-            notes.append(f"{counted(count, f'image {one}', f'images {many}')} {rest}, and {are} unused")
+            subject = counted(count, f"image {one}", f"images {many}")
+            notes.append(f"{subject} {what} {'is' if count == 1 else 'are'} unused{why}")
     return tuple(notes)
 
 
