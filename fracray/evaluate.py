@@ -221,7 +221,10 @@ def _who(checkpoints: Sequence[Checkpoint]) -> str:
         folds = sorted(checkpoint.metadata.config.data.split.fold for checkpoint in checkpoints)
         of = checkpoints[0].metadata.config.data.split.folds
         return f"{len(folds)} of {of} folds ({', '.join(map(str, folds))}), each by the checkpoint that never saw it"
-    return f"{checkpoints[0].metadata.trial or checkpoints[0].folder.name}, epoch {checkpoints[0].metadata.epoch}"
+    only = checkpoints[0]
+    if only.members:
+        return f"the ensemble of {len(only.members)} ({', '.join(member.metadata.trial for member in only.members)})"
+    return f"{only.metadata.trial or only.folder.name}, epoch {only.metadata.epoch}"
 
 
 def open_checkpoint(location: str) -> Checkpoint:
@@ -237,6 +240,8 @@ def open_checkpoint(location: str) -> Checkpoint:
         raise InputError(
             f"{location}: a run without a best checkpoint yet; name one of {', '.join(folder.names('trials'))}"
         )
+    if not folder.is_local and not folder.exists("config.json"):  # before anything is copied
+        raise InputError(f"{folder}: not a checkpoint folder: no config.json in it; name a run, or its best/")
     with folder.local_folder() as local:
         return load_checkpoint(local)
 
@@ -297,6 +302,7 @@ def _write_json(
                 "trial": checkpoint.metadata.trial,
                 "epoch": checkpoint.metadata.epoch,
                 "threshold": checkpoint.metadata.threshold,
+                "members": [member.metadata.trial for member in checkpoint.members],
             }
             for location, checkpoint in zip(locations, checkpoints, strict=True)
         ],

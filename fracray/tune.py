@@ -7,28 +7,22 @@ from __future__ import annotations
 
 import argparse
 import time
-import uuid
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fracray.errors import InputError, run_verb
-from fracray.interrupts import listen, remedy
+from fracray.interrupts import remedy
 from fracray.runtime.arguments import add_run_options, command
 
 if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are read and its files are found
     from rich.console import Console
 
     from fracray.runtime.efficiency import EfficiencyTracker
-    from fracray.runtime.resources import WorkerResources
     from fracray.runtime.storage import Folder
     from fracray.search.space import SearchSpace
     from fracray.training.job import Job
-
-SPACE = "space.yaml"
-OVERRIDES = "overrides.json"
 
 # ---------------------------------------------------------------- the command
 
@@ -87,7 +81,7 @@ def _begin(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Fold
         raise InputError("--space: name a search-space file, for example --space search_spaces/reg.yaml")
     leaves = _leaves(args)
     space = _load(args.space, leaves)
-    from fracray.runtime.run_folder import find_run
+    from fracray.runtime.run_folder import OVERRIDES, SPACE, find_run
     from fracray.search.model_check import check_models
 
     run = find_run(args.storage, args.name, "tune", resume=False)
@@ -101,7 +95,7 @@ def _begin(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Fold
 def _resume(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Folder]:
     """The space and the folder of a run that exists; nothing is written before it is known to be the same search."""
     leaves = _leaves(args)
-    from fracray.runtime.run_folder import find_run, refuse_other, stored_config
+    from fracray.runtime.run_folder import OVERRIDES, SPACE, find_run, refuse_other, stored_config
     from fracray.search.study import begun_space
 
     run = find_run(args.storage, args.name, "tune", resume=True)
@@ -164,6 +158,7 @@ def _search_and_summarise(args: argparse.Namespace, space: SearchSpace, run: Fol
     from fracray.runtime.resources import gather, present, require_seen
     from fracray.runtime.run_folder import changed_since, how_to_continue
     from fracray.runtime.storage import Folder
+    from fracray.search.launch import places
     from fracray.search.results import summarise
     from fracray.training.job import make_job
 
@@ -176,7 +171,7 @@ def _search_and_summarise(args: argparse.Namespace, space: SearchSpace, run: Fol
     say_phantom(console, space.config)
     with connect(args.address, lambda: how_to_continue("tune", args.storage, run)):
         gather(lambda words: console.print(words, soft_wrap=True))
-        _places(space, _resources(space))  # refused before anything that takes long
+        places(space.config.search)  # refused before anything that takes long
         if run.is_local:
             require_seen(run.path("environment.json"), f"--storage {args.storage}")
         prepared = prepare(space.config.data, console, shelf=Folder(args.storage))
@@ -194,38 +189,17 @@ def _search_and_summarise(args: argparse.Namespace, space: SearchSpace, run: Fol
         console.print(f"\n{words}", soft_wrap=True)
 
 
-def _resources(space: SearchSpace, spare: float = 0.0) -> WorkerResources:
-    """What each trial gets; fewer CPUs than asked for where Ray Data would have none left on a small cluster."""
-    from fracray.runtime.resources import WorkerResources, cpus_for
-
-    search = space.config.search
-    each = WorkerResources(search.workers_per_trial, search.cpus_per_trial, search.gpus_per_trial)
-    most = cpus_for(each.workers, each.gpus, spare)
-    return replace(each, cpus=most) if most < each.cpus <= cpus_for(each.workers, each.gpus) else each
-
-
-def _places(space: SearchSpace, each: WorkerResources, spare: float = 0.0) -> int:
-    from fracray.runtime.resources import trials_at_once
-
-    return trials_at_once(each, spare, space.config.search.concurrent)
-
-
 def _search(space: SearchSpace, job: Job, tracker: EfficiencyTracker, console: Console) -> bool:
     """Run the missing trials; False when Ctrl-C or the time budget ended the search before all were done."""
-    from ray import tune
-
-    from fracray.data.loading.streams import TASK_CPUS
-    from fracray.search.messages import searched
+    from fracray.search.launch import places_of, run_trials
     from fracray.search.progress import SearchProgress
     from fracray.search.schedulers import StudyScheduler
     from fracray.search.study import StudySearcher, local_journal
-    from fracray.search.trainable import trainable
+    from fracray.search.trials_table import StudyLedger
     from fracray.training.rungs import stopping_epochs
 
     search = space.config.search
-    spare = 0.0 if job.images is not None else TASK_CPUS
-    each = _resources(space, spare)
-    concurrent = _places(space, each, spare)
+    _, concurrent = places_of(job)
     with local_journal(job.run) as journal:
         budget = min(search.trials, space.grid_points or search.trials)
         searcher = StudySearcher(space, journal, budget)
@@ -250,30 +224,9 @@ def _search(space: SearchSpace, job: Job, tracker: EfficiencyTracker, console: C
                 f"note: cmaes models ranges without a condition; {', '.join(space.unmodelled)}: drawn at random",
                 soft_wrap=True,
             )
-        progress = SearchProgress(space, job.run, searcher.study, journal, concurrent, budget, tracker, console)
-        tuner = tune.Tuner(
-            trainable(job, each),
-            tune_config=tune.TuneConfig(
-                metric=searched(space.metrics[0]),
-                mode=search.mode,
-                search_alg=searcher,
-                scheduler=StudyScheduler(searcher.stops),
-                num_samples=-1,  # the searcher ends the search: a trial that lost its process is one sample more
-                max_concurrent_trials=concurrent,
-                time_budget_s=search.time_budget,
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(
-                name=f"search-{uuid.uuid4().hex[:8]}",
-                storage_path=job.run.path("ray"),
-                storage_filesystem=job.run.filesystem,
-                callbacks=[progress],
-                verbose=0,
-            ),
-        )
-        with progress:
-            tuner.fit()
-        listen()  # Tune leaves a handler that only ends its own loop
+        ledger = StudyLedger(job.run, searcher.study, journal, space.config.train.epochs)
+        progress = SearchProgress(space, job.run, ledger, budget, tracker, console, search.time_budget)
+        run_trials(job, searcher, progress, StudyScheduler(searcher.stops), search.time_budget)
         return searcher.remaining <= 0 and not progress.unfinished
 
 

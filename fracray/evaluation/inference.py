@@ -20,7 +20,13 @@ BATCH = 64
 
 
 def network(checkpoint: Checkpoint) -> Callable[[np.ndarray], np.ndarray]:
-    """The checkpoint on this machine's device: radiographs (n, S, S) uint8 to logits (n,) float32."""
+    """The checkpoint on this machine's device: radiographs (n, S, S) uint8 to logits (n,) float32.
+
+    Each member of an ensemble computes as its own config says, so that the mean is that of the members' own logits.
+    """
+    if checkpoint.members:
+        runs = [network(member) for member in checkpoint.members]
+        return lambda images: np.mean([run(images) for run in runs], axis=0)
     device = pick_device()
     precision = pick_precision(checkpoint.metadata.config, device)
     model = checkpoint.model.to(device)
