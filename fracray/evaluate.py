@@ -128,6 +128,7 @@ def _evaluate(args: argparse.Namespace, severities: tuple[int, ...]) -> None:
         say_calibration,
         say_corruptions,
         say_few_groups,
+        say_gap,
         say_one_class,
         scores_table,
         sets_table,
@@ -175,6 +176,8 @@ def _evaluate(args: argparse.Namespace, severities: tuple[int, ...]) -> None:
     say_one_class(console, pooled.labels)
     say_calibration(console, intervals, perfect)
     say_few_groups(console, pooled.groups, pooled.labels)
+    if part == "test" and len(checkpoints) == 1:
+        say_gap(console, metadata.metrics, intervals)
     if part == "all" and prepared.fingerprint == metadata.data_fingerprint:
         console.print(
             "note: 'all' includes the images that this checkpoint was trained on, so its scores are optimistic",

@@ -19,8 +19,10 @@ from fracray.runtime.arguments import add_run_options, command
 if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are read and its files are found
     from rich.console import Console
 
+    from fracray.data.prepare import Prepared
     from fracray.runtime.efficiency import EfficiencyTracker
     from fracray.runtime.storage import Folder
+    from fracray.search.refit import KeepsBack
     from fracray.search.space import SearchSpace
     from fracray.training.job import Job
 
@@ -35,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
         "  python -m fracray.tune --space search_spaces/reg.yaml\n"
         "  python -m fracray.tune --space search_spaces/reg.yaml --data FracAtlas.zip --trials 64 --name atlas\n"
         "  python -m fracray.tune --name atlas --resume\n"
+        "  python -m fracray.tune --space search_spaces/reg.yaml --time-budget 3600 --refit\n"
         "  python -m fracray.tune --space search_spaces/reg.yaml --gpus-per-trial 0.25 --address auto\n",
     )
     cli.add_argument(
@@ -48,6 +51,15 @@ def parser() -> argparse.ArgumentParser:
         "--gpus-per-trial", type=float, metavar="N", help="GPUs of each worker; 0.25 puts four on one GPU (default 0)"
     )
     cli.add_argument("--time-budget", type=float, metavar="SECONDS", help="stop searching after this long")
+    cli.add_argument(
+        "--refit",
+        type=int,
+        nargs="?",
+        const=3,
+        metavar="K",
+        help="at the end, within the time budget, train the K best configurations (default 3) anew with several seeds, "
+        "as `python -m fracray.refit` does",
+    )
     add_run_options(cli, "tune")
     return cli
 
@@ -60,8 +72,10 @@ FLAGS = {
     "cpus_per_trial": "search.cpus_per_trial",
     "gpus_per_trial": "search.gpus_per_trial",
     "time_budget": "search.time_budget",
+    "refit": "search.refit.top",
 }
-FREE = {path for path in FLAGS.values() if path.startswith("search.")}  # what may change when a search is resumed
+# What may change when a search is resumed.
+FREE = {"search.refit.seeds", *(path for path in FLAGS.values() if path.startswith("search."))}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -179,20 +193,27 @@ def _search_and_summarise(args: argparse.Namespace, space: SearchSpace, run: Fol
         job = make_job(space.config, run, prepared)
         unit = "GPU" if space.config.search.gpus_per_trial else "CPU"
         tracker = EfficiencyTracker(begun, lambda: present(unit), unit)
-        finished = _search(space, job, tracker, console)
+        finished, clock = _search(space, job, tracker, console)
         summarise(space, run, prepared, tracker, console)
+        budget = space.config.search.time_budget
+        over = clock.ended if clock else budget is not None and time.monotonic() - started >= budget
+        if space.config.search.refit.top and (finished or over):
+            refitted = _refit(space, job, prepared, tracker, clock, console)
+            finished, over = finished and refitted, over and (refitted or bool(clock and clock.left <= 1))
     if not finished:
         words = f"the search is not finished; {how_to_continue('tune', args.storage, run)}"
-        budget = space.config.search.time_budget
-        if budget is None or time.monotonic() - started < budget:
+        if not over:
             raise KeyboardInterrupt(words)
         console.print(f"\n{words}", soft_wrap=True)
 
 
-def _search(space: SearchSpace, job: Job, tracker: EfficiencyTracker, console: Console) -> bool:
-    """Run the missing trials; False when Ctrl-C or the time budget ended the search before all were done."""
+def _search(
+    space: SearchSpace, job: Job, tracker: EfficiencyTracker, console: Console
+) -> tuple[bool, KeepsBack | None]:
+    """Run the missing trials; whether all are done, and the clock of a time budget that a refit shares."""
     from fracray.search.launch import places_of, run_trials
     from fracray.search.progress import SearchProgress
+    from fracray.search.refit import KeepsBack
     from fracray.search.schedulers import StudyScheduler
     from fracray.search.study import StudySearcher, local_journal
     from fracray.search.trials_table import StudyLedger
@@ -206,7 +227,7 @@ def _search(space: SearchSpace, job: Job, tracker: EfficiencyTracker, console: C
         missing = searcher.remaining
         if missing <= 0:
             console.print(f"all {budget} trials are done; --trials with a larger number adds more")
-            return True
+            return True, None
         console.print(
             f"searching {len(space.dimensions)} settings with {search.sampler.name} and {search.scheduler.name}: "
             f"{missing} of {budget} trials to run, {concurrent} at a time, "
@@ -226,8 +247,33 @@ def _search(space: SearchSpace, job: Job, tracker: EfficiencyTracker, console: C
             )
         ledger = StudyLedger(job.run, searcher.study, journal, space.config.train.epochs)
         progress = SearchProgress(space, job.run, ledger, budget, tracker, console, search.time_budget)
-        run_trials(job, searcher, progress, StudyScheduler(searcher.stops), search.time_budget)
-        return searcher.remaining <= 0 and not progress.unfinished
+        shared = search.time_budget is not None and search.refit.top > 0
+        clock = KeepsBack(space.config, concurrent, lambda: progress.rows) if shared else None
+        seconds = None if clock else search.time_budget
+        run_trials(job, searcher, progress, StudyScheduler(searcher.stops), seconds, clock)
+        return searcher.remaining <= 0 and not progress.unfinished, clock
+
+
+def _refit(
+    space: SearchSpace,
+    job: Job,
+    prepared: Prepared,
+    tracker: EfficiencyTracker,
+    clock: KeepsBack | None,
+    console: Console,
+) -> bool:
+    """Train the best configurations anew in what is left of the time budget; False when that ended it."""
+    from fracray.search.refit_run import RefitOptions, refit
+
+    asked = space.config.search.refit
+    left = clock.left if clock else space.config.search.time_budget
+    if clock and clock.ended:
+        console.print(
+            f"\nthe search ended early: {clock.kept:.0f} s of the {clock.budget:.0f} s were kept back for the refit",
+            soft_wrap=True,
+        )
+    options = RefitOptions(asked.top, asked.seeds, seconds=left)
+    return refit(space, job.run, prepared, options, tracker, console, job.images)
 
 
 if __name__ == "__main__":

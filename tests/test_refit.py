@@ -1,13 +1,7 @@
 """python -m fracray.refit on small phantoms: what is trained, what is compared, the ensemble and all that takes it."""
 
 import json
-import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd

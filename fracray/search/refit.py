@@ -4,7 +4,8 @@ The best of many validation scores is too high, and one training's score is most
 trained again, the default configuration always among them, and compared by their means. Knows nothing of the console.
 """
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from math import fsum, isnan
@@ -12,6 +13,7 @@ from statistics import stdev
 from typing import Any
 
 from ray.tune.search import Searcher
+from ray.tune.stopper import Stopper
 
 from fracray.config import Config
 from fracray.errors import InputError, RunError
@@ -25,6 +27,8 @@ from fracray.training.epochs import read_epochs, saved_epochs
 
 PLAN = "refit.json"
 SEED = "train.seed"
+MARGIN = 1.15  # of the estimate, for what is not an epoch
+ASK_SECONDS = 2.0  # between two estimates
 
 
 @dataclass(frozen=True)
@@ -108,9 +112,45 @@ def refit_config(config: Config, folds: bool) -> Config:
     return config.with_leaves(leaves, "refit")
 
 
-def seconds_of_refit(epoch_seconds: float, trainings: int, epochs: int, at_once: int) -> float:
-    """How long so many trainings take, this many at a time, from the seconds of one epoch."""
-    return -(-trainings // max(1, at_once)) * epochs * epoch_seconds
+def seconds_of_refit(config: Config, rows: Mapping[int, TrialRow], at_once: int) -> float:
+    """How long the refit that `search.refit` asks for takes, from the epochs so far of what it would train."""
+    search = config.search
+    best = best_rows(rows.values(), search.metrics[0], search.mode)[: search.refit.top]
+    epochs = {row.number: [result.seconds for result in row.history] for row in (*best, *rows.values())}
+    known = [fsum(seconds) / len(seconds) for seconds in epochs.values() if seconds][: search.refit.top + 1]
+    if not known:
+        return 0.0
+    trainings = (search.refit.top + 1) * search.refit.seeds
+    return MARGIN * fsum(known) / len(known) * config.train.epochs * -(-trainings // at_once)
+
+
+class KeepsBack(Stopper):
+    """Ends a search when what is left of its time budget is what its refit will take, and half of it at most."""
+
+    def __init__(self, config: Config, at_once: int, rows: Callable[[], Mapping[int, TrialRow]]) -> None:
+        assert config.search.time_budget is not None
+        self.budget, self.kept, self.ended = config.search.time_budget, 0.0, False
+        self._config, self._at_once, self._rows = config, at_once, rows
+        self._begun = self._asked = time.monotonic()
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        now = time.monotonic()
+        if now - self._asked > ASK_SECONDS or not self.kept:
+            self._asked = now
+            self.kept = min(self.budget / 2, seconds_of_refit(self._config, self._rows(), self._at_once))
+        self.ended = now - self._begun + self.kept >= self.budget
+        return self.ended
+
+    @property
+    def left(self) -> float:
+        """Seconds of the budget that are left, one at least."""
+        return max(1.0, self.budget - (time.monotonic() - self._begun))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles it with the experiment, and never reads it
 
 
 class RefitTrials(Searcher):

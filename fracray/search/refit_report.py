@@ -14,7 +14,7 @@ from fracray.runtime.console import new_table
 from fracray.runtime.run_folder import trial_name
 from fracray.search.ensemble import Choice
 from fracray.search.refit import Outcome, RefitPlan, Refitted
-from fracray.search.results import judged_set
+from fracray.search.results import JudgedSet, judged_set
 from fracray.search.trials_table import TrialRow
 
 BESIDE = ("val_auroc", "val_loss")  # shown beside the searched metric
