@@ -296,7 +296,8 @@ def outcome(plan: RefitPlan, rows: Mapping[int, TrialRow], metric: str, mode: st
         mine = [rows[refit_number(number, seed)] for seed in plan.seeds if refit_number(number, seed) in rows]
         bad = [row for row in mine if row.state in (State.FAILED, State.DIVERGED) or _without_value(row, metric)]
         if bad:
-            lost[trial_name(number)] = f"{bad[0].name} {bad[0].state if bad[0].state is not State.DONE else 'no value'}"
+            how = f"has no {metric}" if bad[0].state is State.DONE else bad[0].state
+            lost[trial_name(number)] = f"{bad[0].name} {how}"
     alive = [number for number in plan.configurations if trial_name(number) not in lost]
     if not alive:
         raise RunError("no configuration could be refitted with every seed; the reasons are above")
