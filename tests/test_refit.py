@@ -1,11 +1,19 @@
 """python -m fracray.refit on small phantoms: what is trained, what is compared, the ensemble and all that takes it."""
 
 import json
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
 
 import numpy as np
 import pandas as pd
 import pytest
+import ray
+import torch
 
 from fracray.data.prepare import prepare
 from fracray.errors import InputError
@@ -15,6 +23,7 @@ from fracray.fetch import main as fetch
 from fracray.metrics import fit_temperature
 from fracray.refit import main as refit
 from fracray.runtime.console import new_console
+from fracray.runtime.storage import Folder
 from fracray.train import main as train
 from fracray.training.checkpoint import load_checkpoint, read_metadata, read_predictions, verify
 from fracray.tune import main as tune
@@ -96,7 +105,7 @@ def test_the_winner_is_never_worse_than_the_default_by_mean(refitted):
 def test_the_ensemble_is_the_mean_of_its_members_logits(refitted, tmp_path):
     checkpoint = load_checkpoint(refitted / "best")
     names = [member.metadata.trial for member in checkpoint.members]
-    assert names == sorted(path.name for path in (refitted / "best/members").iterdir()) or len(names) == 4
+    assert sorted(names) == sorted(best_of(refitted))
     prepared = prepare(checkpoint.metadata.config.data, new_console())
     rows = prepared.rows("test")
     each = [
@@ -195,3 +204,104 @@ def test_a_training_is_no_search(tmp_path):
     (tmp_path / "one/config.yaml").write_text("{}")
     with pytest.raises(InputError, match=r"not a search \(no space.yaml in it\)"):
         refit([str(tmp_path / "one")])
+
+
+# ---------------------------------------------------------------- interruption, stores, folds, the end of a search
+
+
+def test_a_refit_that_was_killed_goes_on_where_it_was(searched, tmp_path):
+    run = tmp_path / "search"
+    shutil.copytree(searched, run)
+    command = [sys.executable, "-m", "fracray.refit", str(run), "--top", "1", "--seeds", "12", *ALONE]
+    cluster = ray.get_runtime_context().gcs_address
+    with subprocess.Popen(
+        [*command, "--address", cluster], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        deadline = time.monotonic() + 240
+        while len(list(run.glob("refit/trials/*/best/config.json"))) < 2:
+            assert process.poll() is None, process.stdout.read().decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    time.sleep(2)  # until Ray has ended the processes of that driver
+    before = {file: file.read_bytes() for file in run.glob("refit/trials/*/epochs.json")}
+    finished = {file: data for file, data in before.items() if len(json.loads(data)) == 2}
+    assert 1 <= len(finished) < 24
+    refit([str(run), "--resume", "--top", "1", *ALONE])
+    assert len(best_of(run)) == 24
+    assert {file: file.read_bytes() for file in finished} == finished
+    assert len(load_checkpoint(run / "best").members) in (12, 24)
+
+
+def test_a_time_budget_leaves_what_was_trained_and_says_how_to_go_on(searched, tmp_path, capsys):
+    run = tmp_path / "search"
+    shutil.copytree(searched, run)
+    refit([str(run), "--top", "1", "--seeds", "500", "--time-budget", "12", *ALONE])
+    out = capsys.readouterr().out
+    assert f"the refit is not finished; continue with: python -m fracray.refit {run} --resume" in out
+    done = len(best_of(run)) // 2
+    assert re.search(r"refitted with \d+ of 500 seeds 1, 2", out)
+    assert 1 < done < 500
+    verify(run / "best")
+
+
+def test_a_search_in_a_store_is_refitted_there(ray_local, s3, tmp_path, capsys):
+    storage = s3(f"{uuid.uuid4().hex}")
+    tune(["--space", str(write_space(tmp_path)), "--storage", storage, "--name", "search", *ALONE])
+    run = Folder(storage).sub("search")
+    assert run.exists("best/model.safetensors")
+    refit([str(run), "--top", "1", "--seeds", "2", *ALONE])
+    assert not run.exists("best/model.safetensors")  # of the one that was there before
+    fetch([str(run), "--to", str(tmp_path / "out")])
+    names = [member.metadata.trial for member in load_checkpoint(tmp_path / "out/ensemble").members]
+    assert len(names) in (2, 4)
+    capsys.readouterr()
+    evaluate([str(run)])
+    shown = capsys.readouterr().out
+    assert f"the ensemble of {len(names)} ({', '.join(names)})" in " ".join(shown.split())
+    assert "gap, validation minus test: accuracy" in shown
+
+
+def test_with_folds_a_configuration_is_its_mean_over_them(ray_local, tmp_path, capsys):
+    text = SPACE.replace("block: 10", "block: 10, protocol: kfold, folds: 3")
+    tune(["--space", str(write_space(tmp_path, text)), "--storage", str(tmp_path), "--name", "crossed", *ALONE])
+    run = tmp_path / "crossed"
+    refit([str(run), "--top", "1", "--seeds", "1", "--folds", *ALONE])
+    assert "each the mean over the folds" in capsys.readouterr().out
+    tested = json.loads((run / "refit/data.json").read_text())["parts"]["test"]["images"]
+    assert all(best["val_n"] == (200 - tested) / 2 for best in best_of(run).values())
+    assert load_checkpoint(run / "best").metadata.config.data.split.cross_validate
+    evaluate([str(run)])
+
+
+def test_a_search_refits_at_its_end_within_its_time_budget(ray_local, tmp_path, capsys):
+    words = ["--space", str(write_space(tmp_path)), "--storage", str(tmp_path), *ALONE, "--set", "search.refit.seeds=2"]
+    tune([*words, "--name", "all", "--refit", "1"])
+    out = capsys.readouterr().out
+    assert "kept back" not in out
+    assert len(best_of(tmp_path / "all")) in (2, 4)
+    assert load_checkpoint(tmp_path / "all/best").members
+    tune([*words, "--name", "some", "--refit", "1", "--trials", "400", "--time-budget", "25"])
+    out = capsys.readouterr().out
+    assert re.search(r"the search ended early: \d+ s of the 25 s were kept back for the refit", out)
+    assert "the search is not finished; continue with: python -m fracray.tune --name some" in out
+    assert load_checkpoint(tmp_path / "some/best").members
+
+
+def test_weights_are_averaged_where_trainings_begin_from_the_same_ones(searched, tmp_path, capsys):
+    weights = searched / "best/model.safetensors"
+    words = ["--set", f"model.weights={weights}", "--set", "train.lr=1e-5", "--trials", "1", *ALONE]
+    text = "\n".join(line for line in SPACE.splitlines() if "train.lr" not in line)
+    tune(["--space", str(write_space(tmp_path, text)), "--storage", str(tmp_path), "--name", "begun", *words])
+    refit([str(tmp_path / "begun"), "--top", "1", "--seeds", "2", *ALONE])
+    said = r"the mean of the weights of t0000's trainings has a val_loss of [\d.]+, (not )?less than the [\d.]+ of its"
+    shown = re.search(said, capsys.readouterr().out)
+    assert shown
+    names = [member.metadata.trial for member in load_checkpoint(tmp_path / "begun/best").members]
+    assert names in (["soup"], ["t0000-seed1", "t0000-seed2"])
+    if names == ["soup"]:
+        members = [load_checkpoint(path).model for path in sorted(tmp_path.glob("begun/refit/trials/*/best"))]
+        for name, tensor in load_checkpoint(tmp_path / "begun/best/members/soup").model.state_dict().items():
+            if tensor.is_floating_point():
+                mean = (members[0].state_dict()[name] + members[1].state_dict()[name]) / 2
+                torch.testing.assert_close(tensor, mean)

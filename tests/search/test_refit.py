@@ -83,7 +83,7 @@ def test_trainings_are_named_by_trial_and_seed_and_one_seed_comes_before_the_nex
 
 def test_a_refit_stops_no_trial_early_and_folds_need_folds():
     assert refit_config(CONFIG, False).search.scheduler.name == "none"
-    with pytest.raises(InputError, match="--folds: this search ran on data.split.protocol grouped, which has no folds"):
+    with pytest.raises(InputError, match=r"--folds: this search ran on data\.split\.protocol grouped"):
         refit_config(CONFIG, True)
     crossed = CONFIG.with_leaves({"data.split.protocol": "kfold"})
     assert refit_config(crossed, True).data.split.rotations == 4
@@ -195,6 +195,6 @@ def test_what_is_kept_back_is_the_time_of_the_trainings_and_half_of_the_budget_a
     slow = KeepsBack(config, 2, lambda: rows(row(0, 0.5, seconds=1e4)))
     assert not slow.stop_all()
     assert slow.kept == 500
-    late = KeepsBack(config.with_leaves({"search.time_budget": 1e-6}), 2, lambda: searched)
+    late = KeepsBack(config.with_leaves({"search.time_budget": 1e-9}), 2, lambda: searched)
     assert late.stop_all()
     assert late.ended
