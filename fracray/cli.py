@@ -7,6 +7,7 @@ from fracray.errors import run_verb
 
 VERBS = {
     "tune": ("fracray.tune", "search regularisation and augmentation with Ray Tune and Optuna"),
+    "refit": ("fracray.refit", "train a search's best configurations with several seeds, as an ensemble"),
     "train": ("fracray.train", "train one config on one or more workers with Ray Train"),
     "fetch": ("fracray.fetch", "copy the best checkpoints out of a run"),
     "evaluate": ("fracray.evaluate", "score a checkpoint on a split or on other radiographs"),

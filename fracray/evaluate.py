@@ -131,6 +131,7 @@ def _evaluate(args: argparse.Namespace, severities: tuple[int, ...]) -> None:
         say_calibration,
         say_corruptions,
         say_few_groups,
+        say_gap,
         say_localisation,
         say_one_class,
         scores_table,
@@ -181,6 +182,8 @@ def _evaluate(args: argparse.Namespace, severities: tuple[int, ...]) -> None:
     say_one_class(console, pooled.labels)
     say_calibration(console, intervals, perfect)
     say_few_groups(console, pooled.groups, pooled.labels)
+    if part == "test" and len(checkpoints) == 1:
+        say_gap(console, metadata.metrics, intervals)
     where = score_localisation(checkpoints[0], prepared, pooled.rows, console) if len(checkpoints) == 1 else None
     say_localisation(console, where)
     if part == "all" and prepared.fingerprint == metadata.data_fingerprint:
@@ -229,7 +232,10 @@ def _who(checkpoints: Sequence[Checkpoint]) -> str:
         folds = sorted(checkpoint.metadata.config.data.split.fold for checkpoint in checkpoints)
         of = checkpoints[0].metadata.config.data.split.folds
         return f"{len(folds)} of {of} folds ({', '.join(map(str, folds))}), each by the checkpoint that never saw it"
-    return f"{checkpoints[0].metadata.trial or checkpoints[0].folder.name}, epoch {checkpoints[0].metadata.epoch}"
+    only = checkpoints[0]
+    if only.members:
+        return f"the ensemble of {len(only.members)} ({', '.join(member.metadata.trial for member in only.members)})"
+    return f"{only.metadata.trial or only.folder.name}, epoch {only.metadata.epoch}"
 
 
 def open_checkpoint(location: str) -> Checkpoint:
@@ -245,6 +251,8 @@ def open_checkpoint(location: str) -> Checkpoint:
         raise InputError(
             f"{location}: a run without a best checkpoint yet; name one of {', '.join(folder.names('trials'))}"
         )
+    if not folder.is_local and not folder.exists("config.json"):  # before anything is copied
+        raise InputError(f"{folder}: not a checkpoint folder: no config.json in it; name a run, or its best/")
     with folder.local_folder() as local:
         return load_checkpoint(local)
 
@@ -306,6 +314,7 @@ def _write_json(
                 "trial": checkpoint.metadata.trial,
                 "epoch": checkpoint.metadata.epoch,
                 "threshold": checkpoint.metadata.threshold,
+                "members": [member.metadata.trial for member in checkpoint.members],
             }
             for location, checkpoint in zip(locations, checkpoints, strict=True)
         ],

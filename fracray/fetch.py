@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from math import isnan
+from math import isnan, nan
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
@@ -29,19 +29,25 @@ if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are
 
 @dataclass(frozen=True)
 class RankedTrial:
-    """A trial that kept a checkpoint, with the metric and the validation loss at the checkpoint's epoch."""
+    """A trial that kept a checkpoint, with the metric and the validation loss at the checkpoint's epoch.
+
+    place: of the checkpoint, in the run.
+    """
 
     trial: str
     value: float
     loss: float
+    place: str
 
 
 def parser() -> argparse.ArgumentParser:
     cli = command(
         "fetch",
-        "Copy the best checkpoints of a run into DIR, one folder each, verified by hash.",
+        "Copy the best checkpoints of a run into DIR, one folder each, verified by hash. Of a search that was refitted "
+        "the ensemble comes first, unless --metric asks for trials.",
         "  python -m fracray.fetch runs/atlas --to checkpoints\n"
         "  python -m fracray.fetch s3://bucket/runs/atlas --top 3 --metric val_auroc --to checkpoints\n"
+        "  python -m fracray.fetch runs/atlas/refit --top 9 --to members\n"
         "  python -m fracray.fetch atlas --cluster cluster/local.yaml --to checkpoints\n",
     )
     cli.add_argument("run", help="a run folder of tune or train, as a path or URI")
@@ -97,18 +103,20 @@ def _fetch_best(run: Folder, args: argparse.Namespace, console: Console, head: H
     if args.metric:
         check_metric(metric, _reported(epochs), "--metric")
     found = rank(epochs, metric)
+    if not args.metric:
+        found = [*ensemble(run, metric), *found]
     if not found:
         raise InputError(f"{run}: no trial has finished an epoch yet, so there is no checkpoint to fetch")
     if head is not None:
         with console.status("fetching"):
-            head.copy_checkpoints([trial.trial for trial in found[: args.top]])
+            head.copy_folders([trial.place for trial in found[: args.top]])
 
     from fracray.training.checkpoint import read_metadata
 
     table = new_table("rank", "trial", metric, "epoch", "folder")
     for place, trial in enumerate(track(found[: args.top], "fetching", console=console, transient=True), start=1):
         target = Path(args.to) / trial.trial
-        fetch_checkpoint(run.sub(f"trials/{trial.trial}"), target)
+        fetch_checkpoint(run, trial.place, target)
         table.add_row(str(place), trial.trial, f"{trial.value:.4f}", str(read_metadata(target).epoch), str(target))
     console.print(
         f"{min(args.top, len(found))} of {len(found)} checkpoints of {head or run}, verified:", soft_wrap=True
@@ -116,6 +124,17 @@ def _fetch_best(run: Folder, args: argparse.Namespace, console: Console, head: H
     console.print(table)
     first = quote(str(Path(args.to) / found[0].trial))
     console.print(f"next:\n  python -m fracray.evaluate {first} --split test", soft_wrap=True)
+
+
+def ensemble(run: Folder, metric: str) -> list[RankedTrial]:
+    """The ensemble that a refit has made the best checkpoint of its search; empty where there is none."""
+    from fracray.runtime.run_folder import BEST, ensemble_card
+
+    card = ensemble_card(run)
+    if card is None:
+        return []
+    value, loss = (card["metrics"].get(name) for name in (metric, "val_loss"))
+    return [RankedTrial("ensemble", nan if value is None else value, nan if loss is None else loss, BEST)]
 
 
 def last_epochs(run: Folder) -> dict[str, EpochResult]:
@@ -134,29 +153,30 @@ def _reported(epochs: Mapping[str, EpochResult]) -> list[str]:
 
 def rank(epochs: Mapping[str, EpochResult], metric: str) -> list[RankedTrial]:
     """The trials that have a value of this metric, the best first; ties as in the search, then by name."""
+    from fracray.runtime.run_folder import BEST
+
     mode = "min" if lower_is_better(metric) else "max"
     found = [
-        RankedTrial(name, result.value(metric), result.value("val_loss"))
+        RankedTrial(name, result.value(metric), result.value("val_loss"), f"trials/{name}/{BEST}")
         for name, result in sorted(epochs.items())
         if not isnan(result.value(metric))
     ]
     return sorted(found, key=lambda trial: preference(trial.value, trial.loss, mode), reverse=True)
 
 
-def fetch_checkpoint(trial: Folder, target: Path) -> None:
-    """Copy a trial's checkpoint to `target`; an equal one that is there already is kept, another one is refused."""
-    from fracray.runtime.run_folder import BEST
+def fetch_checkpoint(run: Folder, place: str, target: Path) -> None:
+    """Copy a checkpoint of a run to `target`; an equal one that is there already is kept, another one is refused."""
     from fracray.runtime.storage import atomic_path
     from fracray.training.checkpoint import METADATA, verify
 
     other = InputError(f"{target}: exists already and is another checkpoint; remove it or choose another --to")
     try:
         with atomic_path(target, replace=False) as partial:
-            trial.download(BEST, partial)
+            run.download(place, partial)
             try:
                 verify(partial)
             except InputError as error:  # the fault is in the run's file, and the copy is about to be removed
-                raise InputError(str(error).replace(str(partial), f"{trial}/{BEST}")) from None
+                raise InputError(str(error).replace(str(partial), f"{run}/{place}")) from None
             if target.exists() and not _same(partial, target):
                 raise other
             card = (partial / METADATA).read_bytes()  # holds the hashes of all files
@@ -167,7 +187,7 @@ def fetch_checkpoint(trial: Folder, target: Path) -> None:
 
 
 def _same(fresh: Path, present: Path) -> bool:
-    names = {file.name for file in fresh.iterdir()}
+    names = [file.relative_to(fresh) for file in fresh.rglob("*") if file.is_file()]
     return present.is_dir() and all(
         (present / name).is_file() and (present / name).read_bytes() == (fresh / name).read_bytes() for name in names
     )

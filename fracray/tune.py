@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import time
-import uuid
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,20 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fracray.errors import InputError, run_verb
-from fracray.interrupts import listen, remedy
+from fracray.interrupts import remedy
 from fracray.runtime.arguments import add_run_options, command
 
 if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are read and its files are found
     from rich.console import Console
 
+    from fracray.data.prepare import Prepared
     from fracray.runtime.efficiency import EfficiencyTracker
-    from fracray.runtime.resources import WorkerResources
     from fracray.runtime.storage import Folder
+    from fracray.search.refit import KeepsBack
     from fracray.search.space import SearchSpace
     from fracray.training.job import Job
-
-SPACE = "space.yaml"
-OVERRIDES = "overrides.json"
 
 # ---------------------------------------------------------------- the command
 
@@ -41,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
         "  python -m fracray.tune --space search_spaces/reg.yaml\n"
         "  python -m fracray.tune --space search_spaces/reg.yaml --data FracAtlas.zip --trials 64 --name atlas\n"
         "  python -m fracray.tune --name atlas --resume\n"
+        "  python -m fracray.tune --space search_spaces/reg.yaml --time-budget 3600 --refit\n"
         "  python -m fracray.tune --space search_spaces/reg.yaml --gpus-per-trial 0.25 --address auto\n",
     )
     cli.add_argument(
@@ -57,6 +55,15 @@ def parser() -> argparse.ArgumentParser:
         "--warm-start", metavar="RUN", help="an earlier search, whose best configurations follow the default one"
     )
     cli.add_argument("--time-budget", type=float, metavar="SECONDS", help="stop searching after this long")
+    cli.add_argument(
+        "--refit",
+        type=int,
+        nargs="?",
+        const=3,
+        metavar="K",
+        help="at the end, within the time budget, train the K best configurations (default 3) anew with several seeds, "
+        "as `python -m fracray.refit` does",
+    )
     add_run_options(cli, "tune")
     return cli
 
@@ -70,8 +77,10 @@ FLAGS = {
     "cpus_per_trial": "search.cpus_per_trial",
     "gpus_per_trial": "search.gpus_per_trial",
     "time_budget": "search.time_budget",
+    "refit": "search.refit.top",
 }
-FREE = {path for path in FLAGS.values() if path.startswith("search.")}  # what may change when a search is resumed
+# What may change when a search is resumed.
+FREE = {"search.refit.seeds", *(path for path in FLAGS.values() if path.startswith("search."))}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -91,7 +100,7 @@ def _begin(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Fold
         raise InputError("--space: name a search-space file, for example --space search_spaces/reg.yaml")
     leaves = _leaves(args)
     space = _load(args.space, leaves)
-    from fracray.runtime.run_folder import find_run
+    from fracray.runtime.run_folder import OVERRIDES, SPACE, find_run
     from fracray.search.model_check import check_models
 
     run = find_run(args.storage, args.name, "tune", resume=False)
@@ -109,7 +118,7 @@ def _begin(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Fold
 def _resume(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Folder]:
     """The space and the folder of a run that exists; nothing is written before it is known to be the same search."""
     leaves = _leaves(args)
-    from fracray.runtime.run_folder import as_begun, find_run, refuse_other, stored_config
+    from fracray.runtime.run_folder import OVERRIDES, SPACE, as_begun, find_run, refuse_other, stored_config
     from fracray.search.study import begun_space
 
     run = find_run(args.storage, args.name, "tune", resume=True)
@@ -173,6 +182,7 @@ def _search_and_summarise(args: argparse.Namespace, space: SearchSpace, run: Fol
     from fracray.runtime.resources import gather, present, require_seen
     from fracray.runtime.run_folder import how_to_continue, say_changed
     from fracray.runtime.storage import Folder
+    from fracray.search.launch import places
     from fracray.search.results import summarise
     from fracray.training.job import make_job
 
@@ -185,7 +195,7 @@ def _search_and_summarise(args: argparse.Namespace, space: SearchSpace, run: Fol
     say_phantom(console, space.config)
     with connect(args.address, lambda: how_to_continue("tune", args.storage, run)):
         gather(lambda words: console.print(words, soft_wrap=True))
-        _places(space, _resources(space))  # refused before anything that takes long
+        places(space.config.search)  # refused before anything that takes long
         if run.is_local:
             require_seen(run.path("environment.json"), f"--storage {args.storage}")
         prepared = prepare(space.config.data, console, shelf=Folder(args.storage))
@@ -193,12 +203,16 @@ def _search_and_summarise(args: argparse.Namespace, space: SearchSpace, run: Fol
         job = make_job(space.config, run, prepared)
         unit = "GPU" if space.config.search.gpus_per_trial else "CPU"
         tracker = EfficiencyTracker(begun, lambda: present(unit), unit)
-        finished = _search(space, job, tracker, console)
+        finished, clock = _search(space, job, tracker, console)
         summarise(space, run, prepared, tracker, console)
+        budget = space.config.search.time_budget
+        over = clock.ended if clock else budget is not None and time.monotonic() - started >= budget
+        if space.config.search.refit.top and (finished or over):
+            refitted = _refit(space, job, prepared, tracker, clock, console)
+            finished, over = finished and refitted, over and (refitted or bool(clock and clock.left <= 1))
     if not finished:
         words = f"the search is not finished; {how_to_continue('tune', args.storage, run)}"
-        budget = space.config.search.time_budget
-        if budget is None or time.monotonic() - started < budget:
+        if not over:
             raise KeyboardInterrupt(words)
         console.print(f"\n{words}", soft_wrap=True)
 
@@ -218,46 +232,28 @@ def _warm(space: SearchSpace, console: Console) -> list[dict[str, Any]]:
     return points
 
 
-def _resources(space: SearchSpace, spare: float = 0.0) -> WorkerResources:
-    """What each trial gets; fewer CPUs than asked for where Ray Data would have none left on a small cluster."""
-    from fracray.runtime.resources import WorkerResources, cpus_for
-
-    search = space.config.search
-    each = WorkerResources(search.workers_per_trial, search.cpus_per_trial, search.gpus_per_trial)
-    most = cpus_for(each.workers, each.gpus, spare)
-    return replace(each, cpus=most) if most < each.cpus <= cpus_for(each.workers, each.gpus) else each
-
-
-def _places(space: SearchSpace, each: WorkerResources, spare: float = 0.0) -> int:
-    from fracray.runtime.resources import trials_at_once
-
-    return trials_at_once(each, spare, space.config.search.concurrent)
-
-
-def _search(space: SearchSpace, job: Job, tracker: EfficiencyTracker, console: Console) -> bool:
-    """Run the missing trials; False when Ctrl-C or the time budget ended the search before all were done."""
-    from ray import tune
-
-    from fracray.data.loading.streams import TASK_CPUS
+def _search(
+    space: SearchSpace, job: Job, tracker: EfficiencyTracker, console: Console
+) -> tuple[bool, KeepsBack | None]:
+    """Run the missing trials; whether all are done, and the clock of a time budget that a refit shares."""
     from fracray.runtime.console import counted
-    from fracray.search.messages import searched
+    from fracray.search.launch import places_of, run_trials
     from fracray.search.progress import SearchProgress
+    from fracray.search.refit import KeepsBack
     from fracray.search.schedulers import StudyScheduler
     from fracray.search.study import StudySearcher, local_journal
-    from fracray.search.trainable import trainable
+    from fracray.search.trials_table import StudyLedger
     from fracray.training.rungs import stopping_epochs
 
     search = space.config.search
-    spare = 0.0 if job.images is not None else TASK_CPUS
-    each = _resources(space, spare)
-    concurrent = _places(space, each, spare)
+    _, concurrent = places_of(job)
     with local_journal(job.run) as journal:
         budget = min(search.trials, space.grid_points or search.trials)
         searcher = StudySearcher(space, journal, budget, lambda: _warm(space, console))
         missing = searcher.remaining
         if missing <= 0:
             console.print(f"{counted(budget, 'trial is', 'trials are')} done; --trials with a larger number adds more")
-            return True
+            return True, None
         console.print(
             f"searching {counted(len(space.dimensions), 'setting')} with {search.sampler.name} and "
             f"{search.scheduler.name}: "
@@ -276,31 +272,35 @@ def _search(space: SearchSpace, job: Job, tracker: EfficiencyTracker, console: C
                 f"note: cmaes models ranges without a condition; {', '.join(space.unmodelled)}: drawn at random",
                 soft_wrap=True,
             )
-        progress = SearchProgress(space, job.run, searcher.study, journal, concurrent, budget, tracker, console)
-        tuner = tune.Tuner(
-            trainable(job, each),
-            tune_config=tune.TuneConfig(
-                metric=searched(space.metrics[0]),
-                mode=search.mode,
-                search_alg=searcher,
-                scheduler=StudyScheduler(searcher.stops),
-                num_samples=-1,  # the searcher ends the search: a trial that lost its process is one sample more
-                max_concurrent_trials=concurrent,
-                time_budget_s=search.time_budget,
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(
-                name=f"search-{uuid.uuid4().hex[:8]}",
-                storage_path=job.run.path("ray"),
-                storage_filesystem=job.run.filesystem,
-                callbacks=[progress],
-                verbose=0,
-            ),
+        ledger = StudyLedger(job.run, searcher.study, journal, space.config.train.epochs)
+        progress = SearchProgress(space, job.run, ledger, budget, tracker, console, search.time_budget)
+        shared = search.time_budget is not None and search.refit.top > 0
+        clock = KeepsBack(space.config, concurrent, lambda: progress.rows) if shared else None
+        seconds = None if clock else search.time_budget
+        run_trials(job, searcher, progress, StudyScheduler(searcher.stops), seconds, clock)
+        return searcher.remaining <= 0 and not progress.unfinished, clock
+
+
+def _refit(
+    space: SearchSpace,
+    job: Job,
+    prepared: Prepared,
+    tracker: EfficiencyTracker,
+    clock: KeepsBack | None,
+    console: Console,
+) -> bool:
+    """Train the best configurations anew in what is left of the time budget; False when that ended it."""
+    from fracray.search.refit_run import RefitOptions, refit
+
+    asked = space.config.search.refit
+    left = clock.left if clock else space.config.search.time_budget
+    if clock and clock.ended:
+        console.print(
+            f"\nthe search ended early: {clock.kept:.0f} s of the {clock.budget:.0f} s were kept back for the refit",
+            soft_wrap=True,
         )
-        with progress:
-            tuner.fit()
-        listen()  # Tune leaves a handler that only ends its own loop
-        return searcher.remaining <= 0 and not progress.unfinished
+    options = RefitOptions(asked.top, asked.seeds, seconds=left)
+    return refit(space, job.run, prepared, options, tracker, console, job.images)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pytest
 import torch
 from drawn_fracatlas import Atlas, jpeg, picture
 
-from fracray import cli, evaluate, fetch, train, tune
+from fracray import cli, evaluate, fetch, refit, train, tune
 from fracray.cluster import __main__ as cluster
 from fracray.config import Config
 from fracray.data import __main__ as data
@@ -114,7 +114,9 @@ def test_the_command_is_installed():
 # Frozen, so that an option is added on purpose: its line stays in --help forever.
 FLAGS = {
     "tune": "--space --trials --concurrent --workers-per-trial --cpus-per-trial --gpus-per-trial --time-budget "
-    "--data --epochs --set --storage --name --resume --address",
+    "--refit --data --epochs --set --storage --name --resume --address",
+    "refit": "run --top --seeds --folds --members --concurrent --workers-per-trial --cpus-per-trial --gpus-per-trial "
+    "--time-budget --resume --address",
     "train": "--config --workers --cpus-per-worker --gpus-per-worker --data --epochs --set --storage --name --resume "
     "--address",
     "fetch": "run --top --metric --cluster --to",
@@ -130,7 +132,15 @@ FLAGS = {
     "data sheet": "path --to --count --augmented --corrupted --set --address",
     "data phantom": "--to --count --seed",
 }
-MODULES = {"tune": tune, "train": train, "fetch": fetch, "evaluate": evaluate, "cluster": cluster, "data": data}
+MODULES = {
+    "tune": tune,
+    "refit": refit,
+    "train": train,
+    "fetch": fetch,
+    "evaluate": evaluate,
+    "cluster": cluster,
+    "data": data,
+}
 
 
 def arguments(parser):

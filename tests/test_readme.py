@@ -18,6 +18,7 @@ import fracray.cluster.__main__
 import fracray.data.__main__
 import fracray.evaluate
 import fracray.fetch
+import fracray.refit
 import fracray.train
 import fracray.tune
 from fracray.config import Config, parse_assignments
@@ -33,6 +34,7 @@ VERBS = {
     "data": fracray.data.__main__,
     "evaluate": fracray.evaluate,
     "fetch": fracray.fetch,
+    "refit": fracray.refit,
     "train": fracray.train,
     "tune": fracray.tune,
 }

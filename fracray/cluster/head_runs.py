@@ -45,9 +45,9 @@ class HeadRun:
     def __str__(self) -> str:
         return f"{self.place} on the head of {self.cluster.file.origin}"
 
-    def copy_checkpoints(self, trials: Sequence[str]) -> None:
-        """Copy the best checkpoints of these trials to `local`."""
-        self.gather(" ".join(shlex.quote(f"trials/{trial}/{BEST}") for trial in trials))
+    def copy_folders(self, places: Sequence[str]) -> None:
+        """Copy these folders of the run to `local`."""
+        self.gather(" ".join(map(shlex.quote, places)))
         self.copy()
 
     def gather(self, names: str) -> None:
@@ -86,7 +86,8 @@ def opened_on_head(file: str, run: str) -> Iterator[HeadRun | str]:
     with tempfile.TemporaryDirectory(prefix="fracray-") as local:
         found = HeadRun(cluster, place, Path(local) / "run", f"/tmp/fracray-{uuid.uuid4().hex}")
         found.local.mkdir()
-        found.gather(f"config.yaml trials/*/{EPOCHS} trials/*/{BEST}/config.json")
+        # As a pattern, the last one may name no file: only a search that was refitted has that card.
+        found.gather(f"config.yaml trials/*/{EPOCHS} trials/*/{BEST}/config.json {BEST}/config.jso[n]")
         try:
             found.copy()
             yield found

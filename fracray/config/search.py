@@ -31,6 +31,17 @@ class SchedulerConfig(Section):
     )
 
 
+class RefitConfig(Section):
+    """What follows the search: its best configurations trained anew."""
+
+    top: int = Field(
+        0,
+        ge=0,
+        description="how many of the best configurations are trained anew, with the default one, at the end; 0: none",
+    )
+    seeds: int = Field(3, ge=1, description="trainings of each, with other seeds than the search's, 1 or more")
+
+
 class SearchConfig(Section):
     """The search: what is optimised, with how many trials, on which share of the machines."""
 
@@ -44,6 +55,7 @@ class SearchConfig(Section):
     warm_start: str | None = Field(
         None, description="run of an earlier search, whose best configurations follow the default one; null: none"
     )
+    refit: RefitConfig = RefitConfig()
     concurrent: int | None = Field(
         None, ge=1, description="largest number of trials at the same time, 1 or more; null: as many as fit"
     )
@@ -53,7 +65,9 @@ class SearchConfig(Section):
         0.0, description="GPUs of each worker of a trial, 0 or more; 0.25: four share a GPU; 0: trains on CPUs"
     )
     time_budget: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="seconds after which no epoch starts, above 0; null: no limit"
+        None,
+        description="seconds after which no epoch starts, above 0; null: no limit; with search.refit, those of the "
+        "search and of the refit together",
     )
 
     @property

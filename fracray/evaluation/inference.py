@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import track
 
 from fracray.data.loading.ingest import Shards
-from fracray.training.checkpoint import AS_TRAINED, Checkpoint
+from fracray.training.card import AS_TRAINED
+from fracray.training.checkpoint import Checkpoint
 from fracray.training.loop import pick_device, pick_precision
 from fracray.training.model import float32
 
@@ -23,8 +24,11 @@ BATCH = 64
 def network(checkpoint: Checkpoint) -> Callable[[np.ndarray], np.ndarray]:
     """The checkpoint on this machine's device: radiographs (n, S, S) uint8 to logits (n,) float32.
 
-    In the arithmetic that its calibration and threshold were fitted in.
+    In the arithmetic that its calibration and threshold were fitted in; of an ensemble, each member in its own.
     """
+    if checkpoint.members:
+        runs = [network(member) for member in checkpoint.members]
+        return lambda images: np.mean([run(images) for run in runs], axis=0)
     device = pick_device()
     as_trained = checkpoint.metadata.arithmetic == AS_TRAINED
     half = as_trained and pick_precision(checkpoint.metadata.config, device) is torch.bfloat16

@@ -48,7 +48,7 @@ def score_localisation(
     """How often the map points at a fracture on these rows; None without a map, or without boxes on these rows."""
     boxes = Boxes.of_table(prepared.table, prepared.shards.size)
     labels = prepared.table["label"].to_numpy()
-    if checkpoint.model.localiser is None or boxes is None:
+    if not checkpoint.model.localises or boxes is None:
         return None
     boxed = rows[(labels[rows] == 1) & (boxes.first[rows + 1] > boxes.first[rows])]
     if not len(boxed):

@@ -221,6 +221,24 @@ def say_calibration(console: Console, scores: Mapping[str, Interval], perfect: f
     )
 
 
+def say_gap(console: Console, validation: Mapping[str, float], test: Mapping[str, Interval]) -> None:
+    """Print how much better a checkpoint is on 'val', by whose metrics it was chosen, than on the test part.
+
+    validation: by reported name; nothing is printed of what it lacks.
+    """
+    found = []
+    for name in ("accuracy", "balanced_accuracy", "auroc", "average_precision"):
+        before, now = validation.get(f"val_{name}", float("nan")), test[name].value
+        if not isnan(before - now):
+            found.append(f"{HEADINGS[name]} {before:.3f} - {now:.3f} = {before - now:+.3f}")
+    if found:
+        console.print(
+            f"gap, validation minus test: {', '.join(found)}. Threshold, epoch and configuration were chosen on "
+            "validation, so a gap above 0 is to be expected",
+            soft_wrap=True,
+        )
+
+
 def say_few_groups(console: Console, groups: Iterable[str], labels: Iterable[int]) -> None:
     """Say where groups (one name per image) are too few for an interval, or for one to be relied on."""
     pairs = list(zip(groups, labels, strict=True))

@@ -2,6 +2,7 @@
 
     config.yaml  environment.json  data.json  optuna.journal  trials.parquet  best/
     trials/t0007/  epochs.json  state.safetensors  best/
+    refit/         a run folder of its own: trials/t0007-seed1/ ...
 
 A trial's folder holds all of its state: a trial that starts again, here or on another machine, resumes from it. Imports
 neither Ray nor Torch.
@@ -29,13 +30,22 @@ if TYPE_CHECKING:  # rich takes a while to import
     from rich.console import Console
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
+SPACE, OVERRIDES = "space.yaml", "overrides.json"  # of a search: its space, and what the command line changed in it
 EPOCHS, STATE, BEST = "epochs.json", "state.safetensors", "best"
+REFIT = "refit"  # in the run folder of a search: the run folder of its refit
+SEED_PLACE = 1_000_000  # a refit's number is that of its trial, and this many times its seed
 CLUSTER_FILE = "FRACRAY_CLUSTER_FILE"  # the cluster file, as typed, by which `submit` reached the cluster
 
 
 def trial_name(number: int) -> str:
-    """The name of a trial in tables and on disk, from its number in the study."""
-    return f"t{number:04d}"
+    """The name of a trial in tables and on disk, from its number in the study: 't0007'; of a refit, 't0007-seed1'."""
+    seed, trial = divmod(number, SEED_PLACE)
+    return f"t{trial:04d}{f'-seed{seed}' if seed else ''}"
+
+
+def refit_number(trial: int, seed: int) -> int:
+    """The number of the refit of a trial with a training seed from 1."""
+    return trial + SEED_PLACE * seed
 
 
 def trial_folder(run: Folder, number: int) -> Folder:
@@ -174,6 +184,12 @@ def open_run(location: str) -> Folder:
             f"{location}: not a run folder (no config.yaml in it); give the folder that tune or train named"
         )
     return run
+
+
+def ensemble_card(run: Folder) -> dict[str, Any] | None:
+    """The card of the ensemble that a refit has made the best checkpoint of a search; None where there is none."""
+    card = run.read_json(f"{BEST}/config.json") if run.exists(f"{BEST}/config.json") else None
+    return card if isinstance(card, dict) and "members" in card else None
 
 
 def is_in_run(location: str) -> bool:

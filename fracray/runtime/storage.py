@@ -145,6 +145,15 @@ class Folder:
         except (OSError, ValueError) as error:
             raise self._out_of_reach(error) from None
 
+    def files(self, name: str = "") -> list[str]:
+        """All files below a folder, by their paths in it, sorted; empty for one that does not exist. As `exists`."""
+        base = self.path(name) if name else self._base
+        try:
+            found = self._fs.get_file_info(pafs.FileSelector(base, allow_not_found=True, recursive=True))
+        except (OSError, ValueError) as error:
+            raise self._out_of_reach(error) from None
+        return sorted(info.path.removeprefix(f"{base.rstrip('/')}/") for info in found if info.is_file)
+
     def _out_of_reach(self, error: Exception) -> InputError:
         remedy = "name a folder" if self.is_local else "check its address, its credentials and that it is up"
         return InputError(f"{self}: cannot be opened: {error}; {remedy}")
@@ -223,7 +232,7 @@ class Folder:
         self.write(name, json.dumps(value, indent=1))
 
     def upload(self, local: Path, name: str) -> None:
-        """Copy a local file or folder to `name`, replacing it; a folder's config.json is written last."""
+        """Copy a local file or folder to `name`, replacing it; a folder's own config.json is written last."""
         if not local.is_dir():
             self.write(name, local.read_bytes())
         elif self.is_local:
@@ -234,8 +243,11 @@ class Folder:
                 raise RunError(f"{self}: cannot write {name}: {error}") from None
         else:
             # A checkpoint's config.json holds the hashes of its files: written last, it shows that all are complete.
-            for file in sorted(local.iterdir(), key=lambda file: file.name == "config.json"):
-                self.write(f"{name}/{file.name}", file.read_bytes())
+            files = [file.relative_to(local).as_posix() for file in sorted(local.rglob("*")) if file.is_file()]
+            for file in sorted(files, key=lambda file: file == "config.json"):
+                self.write(f"{name}/{file}", (local / file).read_bytes())
+            for stale in set(self.files(name)) - set(files):
+                self.remove(f"{name}/{stale}")
 
     @contextmanager
     def building(self, name: str) -> Iterator[Path]:
@@ -255,10 +267,11 @@ class Folder:
             raise RunError(f"{self}: cannot write {name}: {error}") from None
 
     def download(self, name: str, local: Path) -> None:
-        """Copy a folder's files to the new local folder `local`."""
+        """Copy a folder's files, also those in folders inside it, to the new local folder `local`."""
         local.mkdir(parents=True)
-        for file in self.names(name):
-            (local / file).write_bytes(self.read(f"{name}/{file}"))
+        for file in self.files(name):
+            (local / file).parent.mkdir(parents=True, exist_ok=True)
+            (local / file).write_bytes(self.read(f"{name}/{file}" if name else file))
 
     def copy(self, source: str, name: str) -> None:
         """Copy the folder `source` inside this one to `name`, replacing it."""
@@ -268,15 +281,13 @@ class Folder:
 
     @contextmanager
     def local_folder(self) -> Iterator[Path]:
-        """A local path of this folder; the files of a URI are copied."""
+        """A local path of this folder; all files below a URI are copied."""
         if self.is_local:
             yield Path(self._base)
             return
         with tempfile.TemporaryDirectory() as scratch:
             copy = Path(scratch) / self.name
-            copy.mkdir()
-            for file in self.names():
-                (copy / file).write_bytes(self.read(file))
+            self.download("", copy)
             with errors_name(self.location, copy):
                 yield copy
 

@@ -5,10 +5,8 @@ Listens to Tune and decides nothing.
 
 import time
 from math import isnan
-from pathlib import Path
 from typing import Any
 
-import optuna
 import ray
 from ray import tune
 from rich.console import Console, Group
@@ -21,8 +19,7 @@ from fracray.runtime.efficiency import EfficiencyTracker
 from fracray.runtime.storage import Folder
 from fracray.search.messages import Suggestion, TrialReport
 from fracray.search.space import SearchSpace
-from fracray.search.study import JOURNAL, REASON
-from fracray.search.trials_table import State, TrialRow, best_row, collect, write_trials
+from fracray.search.trials_table import Ledger, State, TrialRow, best_row, write_trials
 
 ROWS_SHOWN = 18
 SAVE_SECONDS = 5.0  # trials.parquet is written at most this often, and at the end
@@ -36,19 +33,19 @@ class SearchProgress(tune.Callback):
         self,
         space: SearchSpace,
         run: Folder,
-        study: optuna.Study,
-        journal: Path,
-        concurrent: int,
+        ledger: Ledger,
         budget: int,
         tracker: EfficiencyTracker,
         console: Console,
+        time_budget: float | None,
     ) -> None:
-        self._space, self._run, self._console = space, run, console
-        self._study, self._journal = study, journal
+        """`budget`: the number of trials in all; `time_budget`: the seconds after which they are stopped."""
+        self._run, self._ledger, self._console = run, ledger, console
+        self._paths = [dimension.path for dimension in space.dimensions]
         self._metric, self._mode = space.metrics[0], space.config.search.mode
-        self._epochs, self._concurrent, self._budget = space.config.train.epochs, concurrent, budget
+        self._epochs, self._budget, self._time_budget = space.config.train.epochs, budget, time_budget
         self._tracker = tracker
-        self.rows = collect(run, study, self._epochs)
+        self.rows = ledger.rows()
         self._started = time.monotonic()
         self._ran = 0  # epochs since this driver started
         self._save_again = 0.0
@@ -76,7 +73,12 @@ class SearchProgress(tune.Callback):
     @property
     def unfinished(self) -> bool:
         """Whether a trial has begun and not ended."""
-        return any(row.state in (State.RUNNING, State.INTERRUPTED) for row in self.rows.values())
+        return any(not row.state.ended for row in self.rows.values())
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the trials began to run."""
+        return time.monotonic() - self._started
 
     # Tune's events
 
@@ -89,7 +91,7 @@ class SearchProgress(tune.Callback):
         history = before.history if before else ()
         self.rows[started.number] = TrialRow(started.number, started.leaves, State.RUNNING, history)
         # Before its folder holds anything: if the driver were killed now, another trial would get this number.
-        self._send_journal()
+        self._ledger.send()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -107,9 +109,9 @@ class SearchProgress(tune.Callback):
         self._save()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        number = Suggestion.from_tune(trial.config).number
-        frozen = self._study.get_trials(deepcopy=False)[number]  # Tune has told the searcher before
-        row, reason = self.rows[number].ended(frozen, self._epochs), frozen.user_attrs.get(REASON)
+        ended = self._ledger.ended(self.rows[Suggestion.from_tune(trial.config).number])
+        assert ended is not None, "Tune has told the searcher before"
+        row, reason = ended
         if reason:
             self._console.print(f"{row.name} {row.state}: {reason}", soft_wrap=True)
         self._finished(row)
@@ -118,8 +120,8 @@ class SearchProgress(tune.Callback):
         lost = Suggestion.from_tune(trial.config)
         # The process may have failed before Tune said that the trial has started.
         row = self.rows.get(lost.number) or TrialRow(lost.number, lost.leaves, State.INTERRUPTED)
-        frozen = self._study.get_trials(deepcopy=False)[lost.number]
-        if not frozen.state.is_finished():
+        ended = self._ledger.ended(row)
+        if ended is None:
             self.rows[lost.number] = TrialRow(lost.number, lost.leaves, State.INTERRUPTED, row.history)
             self._console.print(
                 f"{row.name} was lost in epoch {len(row.history) + 1} and will be resumed: {_reason(trial)}",
@@ -127,7 +129,7 @@ class SearchProgress(tune.Callback):
             )
             return
         self._console.print(f"{row.name} failed: {_reason(trial)}", soft_wrap=True)
-        self._finished(row.ended(frozen, self._epochs))
+        self._finished(ended[0])
 
     def _finished(self, row: TrialRow) -> None:
         self.rows[row.number] = row
@@ -144,13 +146,9 @@ class SearchProgress(tune.Callback):
         begun = time.monotonic()
         if always or begun >= self._save_again:
             write_trials(self._run, self.rows.values())
-            self._send_journal()
+            self._ledger.send()
             ended = time.monotonic()
             self._save_again = ended + max(SAVE_SECONDS, (ended - begun) / SAVE_SHARE)
-
-    def _send_journal(self) -> None:
-        if not self._run.is_local:
-            self._run.write(JOURNAL, self._journal.read_bytes())
 
     # What is shown
 
@@ -162,7 +160,7 @@ class SearchProgress(tune.Callback):
 
     def _left(self) -> str:
         """Estimated time left, from the epochs that a trial takes so far and the epochs finished per second."""
-        elapsed = time.monotonic() - self._started
+        elapsed = self.elapsed
         ended = [len(row.history) for row in self.rows.values() if row.state.finished]
         each = sum(ended) / len(ended) if ended else float(self._epochs)
         begun = [len(row.history) for row in self.rows.values() if row.state in (State.RUNNING, State.INTERRUPTED)]
@@ -172,23 +170,21 @@ class SearchProgress(tune.Callback):
         if not self._ran:
             return "time left: not known yet"
         seconds = missing * elapsed / self._ran
-        budget = self._space.config.search.time_budget
-        if budget is not None:
-            seconds = min(seconds, max(0.0, budget - elapsed))
+        if self._time_budget is not None:
+            seconds = min(seconds, max(0.0, self._time_budget - elapsed))
         return f"about {duration(seconds)} left"
 
     def _render(self) -> Group:
         best = self._best()
-        gone = duration(time.monotonic() - self._started)
+        gone = duration(self.elapsed)
         words = f"{self._ended()} of {self._budget} trials, {gone} gone, {self._left()}"
         if best is not None:
             words += f"; best {self._metric} {best.best(self._metric):.4f} ({best.name})"
         return Group(self._table(ROWS_SHOWN), Text(words))
 
     def _table(self, most: int | None = None) -> Table:
-        paths = [dimension.path for dimension in self._space.dimensions]
         table = new_table("trial", "state", "epoch", self._metric)
-        for path in paths:
+        for path in self._paths:
             table.add_column(path.partition(".")[2].replace("_", " "), justify="right", overflow="fold")
         best = self._best()
         rows = sorted(self.rows.values(), key=lambda row: row.number)
@@ -203,7 +199,7 @@ class SearchProgress(tune.Callback):
                 row.state,
                 f"{len(row.history)}/{self._epochs}",
                 "" if isnan(value) else f"{value:.4f}",
-                *(setting_cell(row.leaves[path]) if path in row.leaves else "" for path in paths),
+                *(setting_cell(row.leaves[path]) if path in row.leaves else "" for path in self._paths),
                 style="bold green" if row is best else "dim" if dim else "",
             )
         return table

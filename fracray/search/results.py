@@ -3,11 +3,15 @@
 Reads the run folder and prints; trains nothing.
 """
 
+import shlex
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import optuna
 from rich.console import Console
 from rich.table import Table
@@ -17,11 +21,11 @@ from fracray.data.prepare import Prepared
 from fracray.data.splits.set_names import is_validation
 from fracray.errors import RunError
 from fracray.evaluation.report import say_few_groups, say_validation
-from fracray.metric_names import METRICS, bare_metric
+from fracray.metric_names import LOWER_IS_BETTER, METRICS, bare_metric
 from fracray.metrics import Interval, cross_fitted, paired_gain
 from fracray.runtime.console import counted, new_table, setting_cell, share_bar
 from fracray.runtime.efficiency import WORDS, Efficiency, EfficiencyTracker
-from fracray.runtime.run_folder import BEST, next_steps, trial_folder, trial_name
+from fracray.runtime.run_folder import BEST, ensemble_card, next_steps, trial_folder, trial_name
 from fracray.runtime.storage import Folder
 from fracray.search.importance import FEWEST_TRIALS, Importances, importances
 from fracray.search.space import SearchSpace
@@ -52,7 +56,8 @@ def summarise(
     with tempfile.TemporaryDirectory() as scratch:
         winner = Path(scratch) / "best"
         trial_folder(run, best.number).download(BEST, winner)
-        run.upload(winner, BEST)
+        if ensemble_card(run) is None:
+            run.upload(winner, BEST)
         default = Path(scratch) / "default"
         gains: dict[str, Interval] = {}
         crossed = space.config.data.split.cross_validate
@@ -68,7 +73,7 @@ def summarise(
         epochs = f"{len(best.history)} of {counted(space.config.train.epochs, 'epoch')}"
         console.print(f"\nbest so far: {reached}; it is not finished ({epochs}); {ended} other trials are")
     console.print("\nbest configuration:")
-    console.print(_config_table(space, best))
+    console.print(config_table(space, best.leaves))
     _say_gains(console, best.number, gains)
     if crossed and best.number != 0 and 0 in rows:
         console.print(
@@ -87,10 +92,13 @@ def summarise(
     folds = f", the mean over {space.config.data.split.rotations} folds; counts are of the first" if crossed else ""
     console.print(f"{best.name} on validation{folds}:")
     say_validation(console, prepared, best.history[-1].best)
-    efficiency = tracker.efficiency()
-    if efficiency is not None:
-        run.write_json(EFFICIENCY, efficiency.as_dict())
-        _say_efficiency(console, efficiency)
+    keep_efficiency(run, tracker, console)
+    if ensemble_card(run) is not None:
+        console.print(
+            f"\nnote: {run.sub(BEST)} is the ensemble of this search's refit, and stays; what was found since is taken "
+            f"into it by: python -m fracray.refit {shlex.quote(str(run))} --resume",
+            soft_wrap=True,
+        )
     console.print(next_steps(run, BEST, space.config.data.source), soft_wrap=True)
 
 
@@ -98,39 +106,44 @@ def _gains(winner: Path, default: Path, metric: str, sets: Sequence[str]) -> dic
     """The winner's metric minus the default's on the same validation images, by reported name.
 
     A mean or worst over several sets has no images of its own: then the gain is given for each set. Empty for a loss.
-    On 'val', to which the calibrations were fitted, Brier score and calibration error are those of cross-fitted
-    probabilities, as every epoch reports them.
     """
     bare = bare_metric(metric, sets)
     if bare not in METRICS:
         return {}
-    ours, theirs = read_predictions(winner), read_predictions(default)
-    assert ours is not None, "a trial's checkpoint always carries its validation predictions"
-    assert theirs is not None
-    assert (ours["image_id"] == theirs["image_id"]).all()
-    metadata, base = read_metadata(winner), read_metadata(default)
     gains = {}
     for name in [of for of in sets if metric == f"{of}_{bare}"] or sets:
-        inside = in_set(ours["split"], name)
-        labels, groups = ours["label"].to_numpy()[inside], ours["group"].to_numpy()[inside]
-        fitted_to_these = name == "val" and bare in ("brier", "ece")
-        ours_told, theirs_told = (
-            cross_fitted(labels, logits, groups) if fitted_to_these else calibration.apply(logits)
-            for logits, calibration in (
-                (ours["logit"].to_numpy()[inside], metadata.calibration),
-                (theirs["logit"].to_numpy()[inside], base.calibration),
-            )
-        )
+        ours, theirs = judged_set(winner, name, bare), judged_set(default, name, bare)
+        assert (ours.images == theirs.images).all()
         gains[f"{name}_{bare}"] = paired_gain(
-            labels,
-            ours_told,
-            metadata.threshold,
-            theirs_told,
-            base.threshold,
-            groups,
-            metric=bare,
+            ours.labels, ours.told, ours.threshold, theirs.told, theirs.threshold, ours.groups, metric=bare
         )
     return gains
+
+
+@dataclass(frozen=True)
+class JudgedSet:
+    """A checkpoint's saved predictions on one validation set, as the metric takes them; all (n,)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray
+    told: np.ndarray
+    threshold: float
+
+
+def judged_set(checkpoint: Path, name: str, metric: str) -> JudgedSet:
+    """The predictions of a checkpoint folder on the set of this name; `metric`: its bare name.
+
+    On 'val', to which the calibration was fitted, loss, Brier score and calibration error are those of cross-fitted
+    probabilities, as every epoch reports them.
+    """
+    table, card = read_predictions(checkpoint), read_metadata(checkpoint)
+    assert table is not None, "a trial's checkpoint always carries its validation predictions"
+    table = table[in_set(table["split"], name)]
+    labels, logits, groups = (table[column].to_numpy() for column in ("label", "logit", "group"))
+    fitted_to_these = name == "val" and metric in LOWER_IS_BETTER
+    told = cross_fitted(labels, logits, groups) if fitted_to_these else card.calibration.apply(logits)
+    return JudgedSet(table["image_id"].to_numpy(), labels, groups, told, card.threshold)
 
 
 def _say_gains(console: Console, number: int, gains: dict[str, Interval]) -> None:
@@ -152,12 +165,13 @@ def _say_gains(console: Console, number: int, gains: dict[str, Interval]) -> Non
         console.print("the best of many validation scores is optimistic: use the test split to judge it, as below")
 
 
-def _config_table(space: SearchSpace, best: TrialRow) -> Table:
+def config_table(space: SearchSpace, leaves: Mapping[str, Any]) -> Table:
+    """The searched settings of one configuration next to the default's."""
     table = new_table("setting", "best", "default")
     defaults = space.config.leaves()
     for dimension in space.dimensions:
-        if dimension.path in best.leaves or not best.leaves:
-            chosen = best.leaves.get(dimension.path, defaults[dimension.path])
+        if dimension.path in leaves or not leaves:
+            chosen = leaves.get(dimension.path, defaults[dimension.path])
             table.add_row(dimension.path, setting_cell(chosen), setting_cell(defaults[dimension.path]))
     return table
 
@@ -196,6 +210,14 @@ def _say_importances(console: Console, found: Importances | None, full: int) -> 
         bar = share_bar(each.share) if each.share > each.chance else "no more than chance"
         table.add_row(each.path, f"{each.share:.2f}", f"{each.chance:.2f}", bar)
     console.print(table)
+
+
+def keep_efficiency(run: Folder, tracker: EfficiencyTracker, console: Console) -> None:
+    """Write and print which share of the machine the command used until now; nothing before the first epoch."""
+    efficiency = tracker.efficiency()
+    if efficiency is not None:
+        run.write_json(EFFICIENCY, efficiency.as_dict())
+        _say_efficiency(console, efficiency)
 
 
 def _say_efficiency(console: Console, efficiency: Efficiency) -> None:

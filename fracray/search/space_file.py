@@ -8,6 +8,7 @@ import itertools
 import math
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from fracray.config.extra_transforms import SettingError, default_argument, thaw
 from fracray.data.splits.set_names import validation_sets
 from fracray.errors import InputError, nearest
 from fracray.metric_names import lower_is_better, reported_metrics
+from fracray.runtime.run_folder import OVERRIDES, SPACE, stored_config
+from fracray.runtime.storage import Folder
 from fracray.runtime.yaml_lines import ParsedFile, read_yaml
 from fracray.search.space import Choices, Dimension, Range, SearchSpace, check_metric
 
@@ -34,6 +37,14 @@ def load_space(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
     """
     file = read_yaml(path, "search-space file", f" with the keys {', '.join(TOP_KEYS)}")
     return _Reader(file).read(file.tree, overrides or {})
+
+
+def stored_space(run: Folder) -> SearchSpace:
+    """The space of a run's search, with the config that it began with. InputError for a run that is no search."""
+    if not run.exists(SPACE):
+        raise InputError(f"{run}: not a search (no {SPACE} in it); name a run folder of tune")
+    with run.local_copy(SPACE) as path:
+        return replace(load_space(path, run.read_json(OVERRIDES)), config=stored_config(run))
 
 
 class _Reader:

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import isnan
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import optuna
 import pandas as pd
@@ -15,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from fracray.metric_names import preference
 from fracray.runtime.run_folder import trial_folder, trial_name
 from fracray.runtime.storage import Folder
-from fracray.search.study import LEAVES, REASON
+from fracray.search.study import JOURNAL, LEAVES, REASON
 from fracray.training.epochs import EpochResult, read_epochs, saved_epochs
 
 TRIALS = "trials.parquet"
@@ -77,6 +78,42 @@ class TrialRow:
         return replace(self, state=state)
 
 
+class Ledger(Protocol):
+    """What is written down of the trials of a run, besides their folders."""
+
+    def rows(self) -> dict[int, TrialRow]:
+        """Every trial that has begun, by number."""
+
+    def ended(self, row: TrialRow) -> tuple[TrialRow, str] | None:
+        """A trial as it has ended, and why it failed, if it did; None while it will be taken up again."""
+
+    def send(self) -> None:
+        """Bring the run's storage up to date."""
+
+
+@dataclass(frozen=True)
+class StudyLedger:
+    """The ledger of a search: Optuna's study, whose local journal is sent to the run's storage."""
+
+    run: Folder
+    study: optuna.Study
+    journal: Path
+    epochs: int
+
+    def rows(self) -> dict[int, TrialRow]:
+        return collect(self.run, self.study, self.epochs)
+
+    def ended(self, row: TrialRow) -> tuple[TrialRow, str] | None:
+        frozen = self.study.get_trials(deepcopy=False)[row.number]
+        if not frozen.state.is_finished():
+            return None
+        return row.ended(frozen, self.epochs), str(frozen.user_attrs.get(REASON, ""))
+
+    def send(self) -> None:
+        if not self.run.is_local:
+            self.run.write(JOURNAL, self.journal.read_bytes())
+
+
 def collect(run: Folder, study: optuna.Study, epochs: int) -> dict[int, TrialRow]:
     """Every trial of a run by number, from the study and the trials' folders."""
     rows = {}
@@ -100,9 +137,16 @@ def best_row(rows: Iterable[TrialRow], metric: str, mode: str) -> TrialRow | Non
 
     A trial that failed or diverged is none, whatever its epochs before reached.
     """
+    return next(iter(best_rows(rows, metric, mode)), None)
+
+
+def best_rows(rows: Iterable[TrialRow], metric: str, mode: str) -> list[TrialRow]:
+    """The trials that could be the best one, the best first: see `best_row`."""
     lost = (State.FAILED, State.DIVERGED)
     finished = [row for row in rows if row.state not in lost and not isnan(row.best(metric))]
-    return max(finished, key=lambda row: preference(row.best(metric), row.best("val_loss"), mode), default=None)
+    return sorted(
+        finished, key=lambda row: preference(row.best(metric), row.best("val_loss"), mode), reverse=True
+    )  # of equal ones, the earlier comes first
 
 
 def write_trials(run: Folder, rows: Iterable[TrialRow]) -> None:

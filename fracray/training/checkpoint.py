@@ -1,18 +1,16 @@
 """Checkpoint folders and resumable training state: safetensors and JSON, never pickle.
 
 A checkpoint folder holds `model.safetensors`, `config.json` and, optionally, `val_predictions.parquet` and
-`seen.parquet`; it opens without any other file. Paths here are local folders. Knows nothing of Ray, of URIs or of how a
-model was trained.
+`seen.parquet`; it opens without any other file. That of an ensemble has `members/`, each a checkpoint folder, in the
+place of the tensors. Paths here are local folders. Knows nothing of Ray, of URIs or of how a model was trained.
 """
 
-import functools
 import hashlib
 import json
-import math
-import platform
+import re
+import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,122 +20,38 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fracray.config import Config, resolve
 from fracray.errors import InputError
-from fracray.metrics import Calibration, Interval
 from fracray.runtime.storage import atomic_path
+from fracray.training.card import CheckpointMetadata
+from fracray.training.ensemble import Ensemble
 from fracray.training.model import Classifier, build_model
 from fracray.training.pretrained import PICKLE_SUFFIXES, read_tensors, refuse_pickle
 
-FORMAT = 2  # 1: validated in the training's arithmetic
-AS_TRAINED, FLOAT32 = "as trained", "float32"
+# The formats of a checkpoint folder; before 2, a network was validated in the training's arithmetic.
+SINGLE, ENSEMBLE = 2, 3
 WEIGHTS = "model.safetensors"
 METADATA = "config.json"
 PREDICTIONS = "val_predictions.parquet"
 SEEN = "seen.parquet"
+MEMBERS = "members"
 SEEN_COLUMNS = ("image_id", "split", "pixel_hash", "look")  # older checkpoints lack the last
 PREDICTION_COLUMNS = ("image_id", "group", "label", "split", "logit")
-
-
-@functools.cache  # reading them takes longer than writing the tensors
-def _packages() -> dict[str, str]:
-    return {name: version(name) for name in ("fracray", "torch", "torchvision", "timm", "albumentations", "numpy")}
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **_packages()}
-
-
-@dataclass(frozen=True)
-class CheckpointMetadata:
-    """Everything in a checkpoint except its tensors.
-
-    `threshold` applies to calibrated probabilities; `metrics` and `intervals` are by reported name (`val_accuracy`);
-    `data_fingerprint` identifies the files and labels of the training data; `classes` are the names of labels 0 and 1;
-    `arithmetic` is that of the validation, which calibration, threshold and metrics belong to.
-    """
-
-    config: Config
-    threshold: float
-    calibration: Calibration
-    metrics: dict[str, float]
-    data_fingerprint: str
-    epoch: int
-    trial: str = ""
-    intervals: dict[str, Interval] = field(default_factory=dict)
-    classes: tuple[str, str] = ("not fractured", "fractured")
-    arithmetic: str = FLOAT32
-    versions: dict[str, str] = field(default_factory=_versions)
-
-    def to_json(self) -> dict[str, Any]:
-        """A tree of JSON values; nan and infinity become null."""
-        tree = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        tree["config"] = self.config.model_dump(mode="json")
-        tree["calibration"] = asdict(self.calibration)
-        tree["metrics"] = {name: _to_null(value) for name, value in self.metrics.items()}
-        tree["intervals"] = {name: interval.as_dict() for name, interval in self.intervals.items()}
-        return tree
-
-    @classmethod
-    def from_json(cls, tree: Mapping[str, Any], where: str) -> "CheckpointMetadata":
-        """Inverse of `to_json`; InputError naming `where` for a missing, unknown or wrong entry."""
-        try:
-            card = cls(
-                **dict(tree)
-                | {
-                    "config": resolve(tree["config"], where, known_extra=True),
-                    "threshold": float(tree["threshold"]),
-                    "calibration": Calibration(**tree["calibration"]),
-                    "metrics": {name: _from_null(value) for name, value in tree["metrics"].items()},
-                    "intervals": {
-                        name: Interval(**{part: _from_null(value) for part, value in interval.items()})
-                        for name, interval in tree["intervals"].items()
-                    },
-                    "classes": tuple(tree["classes"]),
-                    "arithmetic": tree.get("arithmetic", AS_TRAINED),  # older checkpoints do not say it
-                }
-            )
-        except KeyError as error:
-            raise InputError(f"{where}: {error} is missing; the file was changed after fracray wrote it") from None
-        except (TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{where}: {error}; the file was changed after fracray wrote it") from None
-        faults = card.faults()
-        if faults:
-            raise InputError(f"{where}: {faults[0]}; the file was changed after fracray wrote it")
-        return card
-
-    def faults(self) -> list[str]:
-        """What no training writes: numbers that are none, infinite or out of range, and texts that are none."""
-        names = (*self.classes, self.trial, self.data_fingerprint, *self.versions.values())
-        intervals = [(f"intervals.{name}", interval) for name, interval in self.intervals.items()]
-        numbers = [(f"metrics.{name}", value) for name, value in self.metrics.items()]
-        numbers += [(f"{at}.{part}", value) for at, interval in intervals for part, value in asdict(interval).items()]
-        temperature, bias = self.calibration.temperature, self.calibration.bias
-        checks = [
-            ("threshold", self.threshold, "a number from 0 to 1", _between(self.threshold, 0, math.nextafter(1, 2))),
-            ("calibration.temperature", temperature, "a finite number above 0", _between(temperature, 1e-300, 1e300)),
-            ("calibration.bias", bias, "a finite number", _between(bias, -1e300, 1e300)),
-            ("epoch", self.epoch, "a whole number from 0", type(self.epoch) is int and self.epoch >= 0),
-            ("classes", self.classes, "two names", len(self.classes) == 2),
-            ("arithmetic", self.arithmetic, f"{FLOAT32!r}", self.arithmetic in (FLOAT32, AS_TRAINED)),
-            ("classes, trial, data_fingerprint or versions", names, "text", all(isinstance(n, str) for n in names)),
-            *((at, value, "a number or null", math.isnan(value) or math.isfinite(value)) for at, value in numbers),
-        ]
-        return [f"{at} is {value!r}, and must be {must}" for at, value, must, sound in checks if not sound]
-
-
-def _between(value: Any, low: float, high: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a member
+_NONE: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model in evaluation mode on the CPU, its metadata, and its folder."""
+    """A model in evaluation mode on the CPU, its metadata, and its folder.
 
-    model: Classifier
+    members: of an ensemble, whose model gives the mean of their logits; else empty.
+    """
+
+    model: Classifier | Ensemble
     metadata: CheckpointMetadata
     folder: Path
     seen: pd.DataFrame | None = None  # see read_seen
+    members: tuple["Checkpoint", ...] = ()
 
 
 def save_checkpoint(
@@ -156,28 +70,54 @@ def save_checkpoint(
         partial.mkdir()
         _save_tensors(partial / WEIGHTS, state_dict, {})
         if predictions is not None:
-            assert tuple(predictions.columns) == PREDICTION_COLUMNS, f"columns {tuple(predictions.columns)}"
-            predictions.to_parquet(partial / PREDICTIONS, index=False)
+            _write_table(predictions, PREDICTION_COLUMNS, partial / PREDICTIONS)
         if seen is not None:
-            assert tuple(seen.columns) == SEEN_COLUMNS, f"columns {tuple(seen.columns)}"
-            seen.to_parquet(partial / SEEN, index=False)
-        tree = {
-            "format": FORMAT,
-            "sha256": {path.name: _sha256(path) for path in sorted(partial.iterdir())},
-            "input": _input(metadata.config, state_dict),
-            **metadata.to_json(),
-        }
-        (partial / METADATA).write_text(json.dumps(tree, indent=2, allow_nan=False) + "\n")
+            _write_table(seen, SEEN_COLUMNS, partial / SEEN)
+        values = {name: float(state_dict[name].flatten()[0]) for name in ("mean", "std")}
+        about = {**values, "normalised_by": "the network itself: (x / 255 - mean) / std"}
+        _write_card(partial, SINGLE, metadata, about)
+
+
+def save_ensemble(
+    folder: str | Path,
+    members: Mapping[str, Path],
+    metadata: CheckpointMetadata,
+    predictions: pd.DataFrame,
+    seen: pd.DataFrame,
+) -> None:
+    """Write the checkpoint folder of an ensemble as `save_checkpoint` does; `members`: checkpoint folders, by name.
+
+    Raises InputError as `load_checkpoint`, also where a member is of other data, another split or another size.
+    """
+    with atomic_path(Path(folder)) as partial:
+        partial.mkdir()
+        for name, member in members.items():
+            _refuse_other(metadata, verify(member), member)
+            shutil.copytree(member, partial / MEMBERS / name)
+        _write_table(predictions, PREDICTION_COLUMNS, partial / PREDICTIONS)
+        _write_table(seen, SEEN_COLUMNS, partial / SEEN)
+        about = {"normalised_by": "each member itself, which returns a logit; the ensemble's is their mean"}
+        _write_card(partial, ENSEMBLE, metadata, about, {MEMBERS: list(members)})
 
 
 def load_checkpoint(folder: str | Path) -> Checkpoint:
     """Open a checkpoint folder.
 
     Raises InputError for missing files, a pickle, a file that is not the one that was saved (by sha256), tensors that
-    do not match the config, damaged JSON, values out of range, and a format newer than this fracray's.
+    do not match the config, damaged JSON, values out of range, a format newer than this fracray's, and members of an
+    ensemble that do not belong together.
     """
     folder = Path(folder)
-    metadata = verify(folder)
+    return _open(folder, verify(folder))
+
+
+def _open(folder: Path, metadata: CheckpointMetadata) -> Checkpoint:
+    names = _members(_read_json(folder), folder)
+    if names:
+        inside = [folder / MEMBERS / name for name in names]
+        members = tuple(_open(member, read_metadata(member)) for member in inside)
+        ensemble = Ensemble([member.model for member in members if isinstance(member.model, Classifier)])
+        return Checkpoint(ensemble.eval(), metadata, folder, read_seen(folder), members)
     tensors = read_tensors(folder / WEIGHTS).tensors
     with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: keep the caller's random state
         model = build_model(metadata.config.model, load_weights=False)
@@ -222,8 +162,8 @@ def verify(folder: str | Path) -> CheckpointMetadata:
     """
     folder = Path(folder)
     tree = _read_json(folder)
-    metadata = _metadata(tree, folder)
-    hashes = _hashes(tree, folder)
+    metadata, names = _metadata(tree, folder), _members(tree, folder)
+    hashes = _hashes(tree, names, folder)
     for name in hashes:
         _check_hash(folder, name, hashes)
     for name in (PREDICTIONS, SEEN):
@@ -231,6 +171,13 @@ def verify(folder: str | Path) -> CheckpointMetadata:
             raise InputError(
                 f"{folder / name}: is not listed in {METADATA}; put the files of one checkpoint together again"
             )
+    if names:
+        for member in sorted((folder / MEMBERS).iterdir()):
+            if member.name not in names:
+                raise InputError(
+                    f"{member}: is not listed in {METADATA}; put the files of one checkpoint together again"
+                )
+            _refuse_other(metadata, verify(member), member)
     return metadata
 
 
@@ -262,16 +209,30 @@ def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
         raise OSError(str(error)) from None
 
 
-def _input(config: Config, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the network expects, for those who serve it without fracray."""
-    return {
-        "shape": ["batch", 1, config.data.size, config.data.size],
-        "range": [0, 255],
-        "geometry": "letterboxed: longer side scaled to the size, padded with 0 to a square",
-        "mean": float(state_dict["mean"].flatten()[0]),
-        "std": float(state_dict["std"].flatten()[0]),
-        "normalised_by": "the network itself: (x / 255 - mean) / std",
+def _write_table(table: pd.DataFrame, columns: tuple[str, ...], path: Path) -> None:
+    assert tuple(table.columns) == columns, f"columns {tuple(table.columns)}"
+    table.to_parquet(path, index=False)
+
+
+def _write_card(
+    folder: Path, number: int, metadata: CheckpointMetadata, about: Mapping[str, Any], more: Mapping[str, Any] = _NONE
+) -> None:
+    """Write config.json: the format, the hashes of all files that are in the folder by now, and what they hold."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    size = metadata.config.data.size
+    tree = {
+        "format": number,
+        **more,
+        "sha256": {path.relative_to(folder).as_posix(): _sha256(path) for path in files},
+        "input": {  # for those who serve it without fracray
+            "shape": ["batch", 1, size, size],
+            "range": [0, 255],
+            "geometry": "letterboxed: longer side scaled to the size, padded with 0 to a square",
+            **about,
+        },
+        **metadata.to_json(),
     }
+    (folder / METADATA).write_text(json.dumps(tree, indent=2, allow_nan=False) + "\n")
 
 
 def _read_json(folder: Path) -> dict[str, Any]:
@@ -281,7 +242,7 @@ def _read_json(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such checkpoint folder")
     missing = [name for name in (METADATA, WEIGHTS) if not (folder / name).is_file()]
-    if missing:
+    if METADATA in missing or (missing and not (folder / MEMBERS).is_dir()):
         for pickled in sorted(path for path in folder.iterdir() if path.suffix.lower() in PICKLE_SUFFIXES):
             refuse_pickle(pickled)
         raise InputError(f"{folder}: not a checkpoint folder: {' and '.join(missing)} missing; copy the whole folder")
@@ -292,27 +253,61 @@ def _read_json(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: damaged JSON ({error}); copy the folder again") from None
     if not isinstance(tree, dict) or not isinstance(tree.get("format"), int):
         raise InputError(f"{path}: no format number; the file was changed after fracray wrote it")
-    if tree["format"] > FORMAT:
+    if tree["format"] > ENSEMBLE:
         wrote = tree["versions"].get("fracray", "?") if isinstance(tree.get("versions"), dict) else "?"
         raise InputError(
-            f"{path}: format {tree['format']}, written by fracray {wrote}; this one reads up to {FORMAT}: upgrade"
+            f"{path}: format {tree['format']}, written by fracray {wrote}; this one reads up to {ENSEMBLE}: upgrade"
         )
     return tree
 
 
 def _metadata(tree: dict[str, Any], folder: Path) -> CheckpointMetadata:
     rest = {name: value for name, value in tree.items() if name not in ("format", "sha256", "input")}
+    if tree["format"] == ENSEMBLE:
+        rest.pop(MEMBERS, None)
     return CheckpointMetadata.from_json(rest, str(folder / METADATA))
 
 
-def _hashes(tree: dict[str, Any], folder: Path) -> dict[str, str]:
+def _members(tree: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+    """The names of an ensemble's members; empty for one model."""
+    if tree["format"] != ENSEMBLE:
+        return ()
+    names = tree.get(MEMBERS)
+    # The names become paths.
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) and _NAME.fullmatch(n) for n in names):
+        raise InputError(f"{folder / METADATA}: no list of members; the file was changed after fracray wrote it")
+    return tuple(names)
+
+
+def _hashes(tree: Mapping[str, Any], members: tuple[str, ...], folder: Path) -> dict[str, str]:
     hashes = tree.get("sha256")
+    inside = [f"{MEMBERS}/{name}/" for name in members]
+    needed = {f"{start}{name}" for start in inside for name in (METADATA, WEIGHTS)} or {WEIGHTS}
     # The names become paths, so only the files of a checkpoint are allowed.
-    if not isinstance(hashes, dict) or not {WEIGHTS} <= set(hashes) <= {WEIGHTS, PREDICTIONS, SEEN}:
+    known = needed | {f"{start}{name}" for start in ("", *inside) for name in (PREDICTIONS, SEEN)}
+    if not isinstance(hashes, dict) or not needed <= set(hashes) <= known:
+        missing = next(iter(sorted(needed - set(hashes if isinstance(hashes, dict) else ()))), "only its files")
         raise InputError(
-            f"{folder / METADATA}: sha256 does not list {WEIGHTS}; the file was changed after fracray wrote it"
+            f"{folder / METADATA}: sha256 does not list {missing}; the file was changed after fracray wrote it"
         )
     return hashes
+
+
+def _refuse_other(card: CheckpointMetadata, member: CheckpointMetadata, folder: Path) -> None:
+    """InputError unless a member takes the same pictures as its ensemble, and was trained on the same images."""
+    ours, theirs = card.config.data, member.config.data
+    for what, mine, other in (
+        ("image size", ours.size, theirs.size),
+        ("classes", card.classes, member.classes),
+        ("data", card.data_fingerprint, member.data_fingerprint),
+        ("split", ours.split, theirs.split),
+    ):
+        if mine != other:
+            values = "" if what == "split" else f" ({other}, not {mine})"
+            raise InputError(
+                f"{folder}: {what} of another kind than its ensemble's{values}; members must agree in the size of the "
+                "images, the classes, the data and the split"
+            )
 
 
 def _sha256(path: Path) -> str:
@@ -347,11 +342,3 @@ def _check_tensors(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], 
             f"{folder / WEIGHTS}: does not match the model section of {METADATA}: {'; '.join(faults[:5])}{more}; "
             "put the files of one checkpoint together again"
         )
-
-
-def _to_null(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
-def _from_null(value: float | None) -> float:
-    return math.nan if value is None else float(value)

@@ -46,11 +46,11 @@ class Job:
         return self.metrics[0]
 
 
-def make_job(config: Config, run: Folder, prepared: Prepared) -> Job:
+def make_job(config: Config, run: Folder, prepared: Prepared, images: np.ndarray | None = None) -> Job:
     """The job of a run on prepared data, with all images in memory or left to Ray Data; also writes the run's files.
 
-    Raises InputError where a resumed run was started on other data, and where the images do not fit the memory through
-    which a GPU would get them.
+    images: those of another job on the same data, which are in memory already. Raises InputError where a resumed run
+    was started on other data, and where the images do not fit the memory through which a GPU would get them.
     """
     chosen = config.data.stream
     if chosen == "auto":
@@ -61,7 +61,9 @@ def make_job(config: Config, run: Folder, prepared: Prepared) -> Job:
                 "machine's memory, through which they reach the GPU; set data.augment_on=cpu, or a smaller data.size"
             )
     summary = prepared.summary()
-    _refuse_change(run, summary)
+    refuse_change(run, summary)
+    if images is None and chosen == "memory":
+        images = prepared.shards.load()
     job = Job(
         config=config,
         run=run,
@@ -70,7 +72,7 @@ def make_job(config: Config, run: Folder, prepared: Prepared) -> Job:
         fingerprint=prepared.fingerprint,
         rotations=prepared.rotations,
         metrics=config.search.metrics,
-        images=prepared.shards.load() if chosen == "memory" else None,
+        images=images if chosen == "memory" else None,
     )
     run.write_json("data.json", summary)
     run.write("DATASHEET.md", datasheet(summary))
@@ -81,7 +83,7 @@ def make_job(config: Config, run: Folder, prepared: Prepared) -> Job:
     return job
 
 
-def _refuse_change(run: Folder, summary: Mapping[str, Any]) -> None:
+def refuse_change(run: Folder, summary: Mapping[str, Any]) -> None:
     """InputError where a resumed run was started on other data, or on another split of them."""
     if not run.exists("config.yaml"):
         return

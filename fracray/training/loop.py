@@ -21,9 +21,10 @@ from fracray.config import Config, TrainConfig
 from fracray.data.loading.boxes import BoxMaps
 from fracray.data.loading.plan import Batch, Plan
 from fracray.metric_names import preference
-from fracray.metrics import Calibration, choose_threshold, cross_fitted, fit_temperature, over_sets, score
+from fracray.metrics import Calibration
 from fracray.training.localise import map_loss
 from fracray.training.model import build_model, float32, freeze_norm, freeze_stages, parameter_groups, train_mode
+from fracray.training.validation import score_validation
 
 
 class Stream(Protocol):
@@ -346,25 +347,12 @@ class Fit:
         return self._score(*(column[order] for column in mine))
 
     def _score(self, rows: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> tuple[Validation, dict[str, float]]:
-        """Score every validation set, with the calibration and the threshold that are fitted on 'val'.
-
-        On 'val' itself loss, Brier score and calibration error are those of cross-fitted probabilities: the calibration
-        has seen these labels, so its own would be too good.
-        """
+        """Score every validation set, with the calibration and the threshold that are fitted on 'val'."""
         if not np.isfinite(logits).all():
             return Validation(rows, labels, logits, Calibration(1.0, 0.0), 0.5), {"val_loss": math.nan}
         inside = {name: np.searchsorted(rows, members) for name, members in self.stream.plan.val_sets.items()}
-        calibration = fit_temperature(labels[inside["val"]], logits[inside["val"]])
-        probabilities = calibration.apply(logits)
-        threshold = choose_threshold(
-            labels[inside["val"]], probabilities[inside["val"]], self.config.train.operating_point
+        groups = rows if self.stream.plan.groups is None else self.stream.plan.groups[rows]
+        calibration, threshold, metrics = score_validation(
+            labels, logits, groups, inside, self.config.train.operating_point
         )
-        group = rows if self.stream.plan.groups is None else self.stream.plan.groups[rows]
-        scores = {}
-        for name, members in inside.items():
-            y, p, groups = labels[members], probabilities[members], group[members]
-            told = cross_fitted(y, logits[members], groups) if name == "val" else p
-            # Of the calibrated probabilities: the class weights in the training loss shift the raw ones.
-            loss = float(F.binary_cross_entropy(torch.from_numpy(told).float(), torch.from_numpy(y)))
-            scores[name] = {"loss": loss, **score(y, p, threshold, groups, told).as_dict()}
-        return Validation(rows, labels, logits, calibration, threshold), over_sets(scores)
+        return Validation(rows, labels, logits, calibration, threshold), metrics

@@ -43,6 +43,11 @@ class Classifier(nn.Module):
         self.spatial_dropout = nn.ModuleList(_StageDropout(config.spatial_dropout) for _ in range(places))
         self.localiser = None
 
+    @property
+    def localises(self) -> bool:
+        """Whether it gives a map."""
+        return self.localiser is not None
+
     @overload
     def forward(self, images: Tensor, where: Literal[False] = False) -> Tensor: ...
     @overload

@@ -1,0 +1,181 @@
+"""Which of the refitted networks together make the best ensemble on validation, and its checkpoint.
+
+Every choice is by the cross-fitted loss of the members' mean logit on 'val'; the test part is never looked at.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+
+from fracray.config import Config
+from fracray.data.manifest import in_set
+from fracray.data.prepare import Prepared
+from fracray.data.splits.set_names import is_validation
+from fracray.evaluation.inference import predict
+from fracray.metrics import Calibration
+from fracray.training.checkpoint import (
+    PREDICTION_COLUMNS,
+    CheckpointMetadata,
+    load_checkpoint,
+    read_metadata,
+    read_predictions,
+    read_seen,
+    save_checkpoint,
+    save_ensemble,
+)
+from fracray.training.ensemble import mean_weights
+from fracray.training.validation import score_validation
+
+SOUP = "soup"
+WINNER, ALL = "winner", "all"  # what --members may ask for, besides BEST
+BEST_OF_BOTH = "best"
+
+
+@dataclass(frozen=True)
+class Logits:
+    """The logits (n,) of one network or of several on the validation images, and what they are worth."""
+
+    values: np.ndarray
+    calibration: Calibration
+    threshold: float
+    metrics: Mapping[str, float]
+
+    @property
+    def loss(self) -> float:
+        return self.metrics["val_loss"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A set of members that could be the ensemble, in words, with its logits."""
+
+    words: str
+    members: tuple[str, ...]
+    scored: Logits
+
+
+class Judge:
+    """Scores logits on the validation images of a split, in the order of one table of predictions."""
+
+    def __init__(self, table: pd.DataFrame, sets: Sequence[str], config: Config) -> None:
+        self.table = table
+        self._labels = table["label"].to_numpy(np.float32)
+        self._groups = table["group"].to_numpy()
+        self._inside = {name: np.flatnonzero(in_set(table["split"], name)) for name in sets}
+        self._point = config.train.operating_point
+
+    def score(self, logits: Sequence[np.ndarray]) -> Logits:
+        """The mean of the logits of several networks, (n,) each."""
+        mean = np.mean(np.stack(logits).astype(np.float64), axis=0).astype(np.float32)
+        return Logits(mean, *score_validation(self._labels, mean, self._groups, self._inside, self._point))
+
+
+def build_ensemble(
+    target: Path,
+    members: Mapping[str, Path],
+    winners: Sequence[str],
+    config: Config,
+    winner: str,
+    prepared: Prepared,
+    wanted: str,
+    console: Console,
+) -> tuple[Choice, list[Choice], str]:
+    """Write the best ensemble to `target`; returns it, all that were compared, and what became of a soup.
+
+    members: the checkpoint folders of all trainings that count, by name; winners: those of the winning configuration,
+    whose name and config the ensemble has. wanted: WINNER, ALL or BEST_OF_BOTH.
+    """
+    tables = {name: _predictions(folder) for name, folder in members.items()}
+    table = tables[winners[0]]
+    for name, other in tables.items():
+        assert (other["image_id"] == table["image_id"]).all(), f"{name} was validated on other images"
+    judge = Judge(table, [name for name in prepared.sets if is_validation(name)], config)
+    logits = {name: other["logit"].to_numpy() for name, other in tables.items()}
+
+    def choice(words: str, names: Sequence[str]) -> Choice:
+        return Choice(words, tuple(names), judge.score([logits[name] for name in names]))
+
+    choices = []
+    if wanted != ALL:
+        choices.append(choice(f"the {_trainings(len(winners))} of {winner}", winners))
+    if wanted == ALL or (wanted == BEST_OF_BOTH and len(members) > len(winners)):
+        choices.append(choice(f"all {len(members)} trainings", list(members)))
+    folders = dict(members)
+    said = ""
+    if len(winners) > 1 and config.model.weights is not None:  # from scratch, they have little in common but their kind
+        best = min(winners, key=lambda name: judge.score([logits[name]]).loss)
+        folders[SOUP] = target.with_name(SOUP)
+        logits[SOUP] = _soup(folders[SOUP], [members[name] for name in winners], judge, prepared, console)
+        soup, alone = choice(f"the mean of the weights of {winner}'s trainings", [SOUP]), judge.score([logits[best]])
+        if beats := soup.scored.loss < alone.loss:
+            choices.append(soup)
+        said = (
+            f"the mean of the weights of {winner}'s trainings has a val_loss of {soup.scored.loss:.4f}, "
+            f"{'less' if beats else 'not less'} than the {alone.loss:.4f} of its best one"
+        )
+    chosen = min(choices, key=lambda one: one.scored.loss)  # of equal ones, the first
+    _write(target, {name: folders[name] for name in chosen.members}, chosen.scored, judge, config, winner)
+    return chosen, choices, said
+
+
+def _trainings(number: int) -> str:
+    return f"{number} trainings" if number > 1 else "training"
+
+
+def _predictions(folder: Path) -> pd.DataFrame:
+    found = read_predictions(folder)
+    assert found is not None, "a trial's checkpoint always carries its validation predictions"
+    return found
+
+
+def _soup(target: Path, members: Sequence[Path], judge: Judge, prepared: Prepared, console: Console) -> np.ndarray:
+    """Write the checkpoint whose weights are the mean of those of others; its logits on the validation images."""
+    states = [load_checkpoint(member).model.state_dict() for member in members]
+    weights, card = mean_weights(states), read_metadata(members[0])
+    save_checkpoint(target, weights, card)
+    rows = pd.Index(prepared.table["image_id"]).get_indexer(pd.Index(judge.table["image_id"]))
+    order = np.argsort(rows)
+    logits = np.empty(len(rows), dtype=np.float32)
+    logits[order] = predict(load_checkpoint(target), prepared.shards, rows[order], console)
+    scored = judge.score([logits])
+    about = CheckpointMetadata(
+        config=card.config,
+        threshold=scored.threshold,
+        calibration=scored.calibration,
+        metrics=dict(scored.metrics),
+        data_fingerprint=card.data_fingerprint,
+        epoch=card.epoch,
+        trial=SOUP,
+    )
+    save_checkpoint(
+        target, weights, about, judge.table.assign(logit=logits)[[*PREDICTION_COLUMNS]], read_seen(members[0])
+    )
+    return logits
+
+
+def _write(
+    target: Path, members: Mapping[str, Path], scored: Logits, judge: Judge, config: Config, winner: str
+) -> None:
+    cards = {name: read_metadata(folder) for name, folder in members.items()}
+    card = next(iter(cards.values()))
+    metadata = CheckpointMetadata(
+        config=config,
+        threshold=scored.threshold,
+        calibration=scored.calibration,
+        metrics=dict(scored.metrics),
+        data_fingerprint=card.data_fingerprint,
+        epoch=max(each.epoch for each in cards.values()),
+        trial=winner,
+    )
+    seen = [table for folder in members.values() if (table := read_seen(folder)) is not None]
+    save_ensemble(
+        target,
+        members,
+        metadata,
+        judge.table.assign(logit=scored.values)[[*PREDICTION_COLUMNS]],
+        pd.concat(seen).drop_duplicates(ignore_index=True),
+    )

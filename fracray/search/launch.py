@@ -1,0 +1,77 @@
+"""Runs the trials that a searcher hands out, with Ray Tune: what each gets, how many at a time, until none is left.
+
+Knows nothing of how a trial's settings are chosen, nor of what is shown.
+"""
+
+import uuid
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
+from ray.tune.stopper import Stopper
+
+from fracray.config import SearchConfig
+from fracray.data.loading.streams import TASK_CPUS
+from fracray.interrupts import listen
+from fracray.runtime.resources import WorkerResources, cpus_for, trials_at_once
+from fracray.search.messages import searched
+from fracray.search.trainable import trainable
+from fracray.training.job import Job
+
+if TYPE_CHECKING:
+    from fracray.search.progress import SearchProgress
+
+
+def places(search: SearchConfig, spare: float = 0.0) -> tuple[WorkerResources, int]:
+    """What each trial gets and how many run at a time, if one machine keeps `spare` CPUs free.
+
+    Fewer CPUs than asked for where Ray Data would have none left on a small cluster. InputError as `trials_at_once`.
+    """
+    each = WorkerResources(search.workers_per_trial, search.cpus_per_trial, search.gpus_per_trial)
+    most = cpus_for(each.workers, each.gpus, spare)
+    if most < each.cpus <= cpus_for(each.workers, each.gpus):
+        each = replace(each, cpus=most)
+    return each, trials_at_once(each, spare, search.concurrent)
+
+
+def places_of(job: Job) -> tuple[WorkerResources, int]:
+    """The places of a job, whose images Ray Data's tasks may have to prepare."""
+    return places(job.config.search, 0.0 if job.images is not None else TASK_CPUS)
+
+
+def run_trials(
+    job: Job,
+    searcher: Searcher,
+    progress: "SearchProgress",
+    scheduler: FIFOScheduler | None = None,
+    seconds: float | None = None,
+    stop: Stopper | None = None,
+) -> None:
+    """Run trials until the searcher has none left, `seconds` are over, or `stop` says so."""
+    each, concurrent = places_of(job)
+    tuner = tune.Tuner(
+        trainable(job, each),
+        tune_config=tune.TuneConfig(
+            metric=searched(job.metric),
+            mode=job.config.search.mode,
+            search_alg=searcher,
+            scheduler=scheduler or FIFOScheduler(),
+            num_samples=-1,  # the searcher ends the search: a trial that lost its process is one sample more
+            max_concurrent_trials=concurrent,
+            time_budget_s=seconds,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name=f"search-{uuid.uuid4().hex[:8]}",
+            storage_path=job.run.path("ray"),
+            storage_filesystem=job.run.filesystem,
+            callbacks=[progress],
+            stop=stop,
+            verbose=0,
+        ),
+    )
+    with progress:
+        tuner.fit()
+    listen()  # Tune leaves a handler that only ends its own loop

@@ -1,0 +1,120 @@
+"""What a refit found, on the console: means and deviations over seeds, the winner, its gain, and the ensemble."""
+
+from collections.abc import Mapping, Sequence
+from math import isnan
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from fracray.metric_names import METRICS, bare_metric
+from fracray.metrics import Interval
+from fracray.metrics.seeds import SeedRun, seeded_gain
+from fracray.runtime.console import new_table
+from fracray.runtime.run_folder import trial_name
+from fracray.search.ensemble import Choice
+from fracray.search.refit import Outcome, RefitPlan, Refitted
+from fracray.search.results import JudgedSet, judged_set
+from fracray.search.trials_table import TrialRow
+
+BESIDE = ("val_auroc", "val_loss")  # shown beside the searched metric
+
+
+def say_outcome(
+    console: Console, plan: RefitPlan, found: Outcome, searched: Mapping[int, TrialRow], metric: str
+) -> None:
+    """Print every configuration's mean and standard deviation over the seeds, and the winner."""
+    for name, reason in found.lost.items():
+        console.print(f"{name} is left out: {reason}", style="yellow", soft_wrap=True)
+    over = f"{len(found.seeds)} of {len(plan.seeds)} seeds" if len(found.seeds) < len(plan.seeds) else "seeds"
+    words = f"{over} {', '.join(map(str, found.seeds))}"
+    folds = ", each the mean over the folds" if plan.folds else ""
+    console.print(f"\nrefitted with {words}{folds}: mean and standard deviation over them", soft_wrap=True)
+    console.print(_table(found, searched, metric))
+    best, default = found.winner, found.default
+    if default is None:
+        console.print("the default configuration could not be refitted, so nothing is compared with it", soft_wrap=True)
+    elif best is default:
+        console.print(f"the default configuration ({best.name}) has the best mean {metric}: it was not beaten")
+    else:
+        console.print(f"winner by mean {metric}: {best.name}, {_spread(best, metric)}")
+    console.print(
+        f"the best of {len(found.ranked)} means is still somewhat optimistic, though far less than the best of many "
+        "trials: use the test split to judge it, as below",
+        soft_wrap=True,
+    )
+
+
+def _table(found: Outcome, searched: Mapping[int, TrialRow], metric: str) -> Table:
+    shown = tuple(dict.fromkeys((metric, *BESIDE)))
+    table = new_table("configuration", *shown, f"in the search: {metric}")
+    for one in found.ranked:
+        before = searched[one.number].best(metric) if one.number in searched else float("nan")
+        table.add_row(
+            f"{one.name} (default)" if one.number == 0 else one.name,
+            *(_spread(one, name) for name in shown),
+            "" if isnan(before) else f"{before:.4f}",
+            style="bold green" if one is found.winner else "",
+        )
+    return table
+
+
+def _spread(one: Refitted, metric: str) -> str:
+    deviation = one.deviation(metric)
+    return f"{one.mean(metric):.4f}" + ("" if isnan(deviation) else f" ± {deviation:.4f}")
+
+
+def gains(winner: Sequence[Path], default: Sequence[Path], metric: str, sets: Sequence[str]) -> dict[str, Interval]:
+    """The winner's mean metric over its seeds minus the default's, by reported name, with intervals.
+
+    winner, default: the checkpoint folders of their trainings. A mean or worst over several sets has no images of its
+    own: then the gain is given for each set.
+    """
+    bare = bare_metric(metric, sets)
+    if bare not in (*METRICS, "loss"):
+        return {}
+    found = {}
+    for name in [of for of in sets if metric == f"{of}_{bare}"] or sets:
+        ours, theirs = ([judged_set(folder, name, bare) for folder in folders] for folders in (winner, default))
+        first = ours[0]
+        assert all((one.images == first.images).all() for one in (*ours, *theirs))
+        found[f"{name}_{bare}"] = seeded_gain(first.labels, first.groups, _runs(ours), _runs(theirs), bare)
+    return found
+
+
+def _runs(side: Sequence[JudgedSet]) -> list[SeedRun]:
+    return [SeedRun(one.told, one.threshold) for one in side]
+
+
+def say_gains(
+    console: Console, plan: RefitPlan, found: Outcome, metric: str, intervals: Mapping[str, Interval]
+) -> None:
+    """Print how much better than the default configuration the winner is."""
+    default = found.default
+    if default is None or found.winner is default:
+        return
+    start = f"gain over the default configuration ({trial_name(0)})"
+    if not intervals:
+        console.print(f"{start}: {found.winner.mean(metric) - default.mean(metric):+.4f} {metric}", soft_wrap=True)
+        return
+    for name, gain in intervals.items():
+        known = "" if isnan(gain.low) else f" [{gain.low:+.4f}, {gain.high:+.4f}]"
+        console.print(f"{start}: {gain.value:+.4f} {name}{known}", soft_wrap=True)
+    if any(not isnan(gain.low) for gain in intervals.values()):
+        console.print(
+            "the 95% interval holds both what other groups of validation radiographs and what other training seeds "
+            "would change",
+            soft_wrap=True,
+        )
+
+
+def say_ensemble(console: Console, chosen: Choice, choices: Sequence[Choice], soup: str) -> None:
+    """Print what the ensemble is made of, and what it was chosen from."""
+    console.print("\nensemble (the mean logit of its members), by val_loss:")
+    table = new_table("members", "val_loss", "val_auroc", "")
+    for one in choices:
+        chosen_here = "chosen" if one is chosen else ""
+        table.add_row(one.words, f"{one.scored.loss:.4f}", f"{one.scored.metrics['val_auroc']:.4f}", chosen_here)
+    console.print(table)
+    if soup:
+        console.print(soup, soft_wrap=True)

@@ -1,0 +1,157 @@
+"""The steps of a refit, for its own command and for the end of a search: plan, train, compare, write the ensemble."""
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from fracray.data.prepare import Prepared, prepare
+from fracray.data.splits.set_names import is_validation
+from fracray.errors import InputError
+from fracray.evaluation.report import say_few_groups, say_validation
+from fracray.runtime.efficiency import EfficiencyTracker
+from fracray.runtime.run_folder import (
+    BEST,
+    ENVIRONMENT,
+    REFIT,
+    environment,
+    next_steps,
+    refit_number,
+    trial_folder,
+    trial_name,
+)
+from fracray.runtime.storage import Folder
+from fracray.search.ensemble import BEST_OF_BOTH, build_ensemble
+from fracray.search.launch import places_of, run_trials
+from fracray.search.progress import SearchProgress
+from fracray.search.refit import PLAN, Outcome, RefitPlan, RefitTrials, make_plan, outcome, refit_config
+from fracray.search.refit_report import gains, say_ensemble, say_gains, say_outcome
+from fracray.search.results import config_table, keep_efficiency
+from fracray.search.space import SearchSpace
+from fracray.search.study import local_journal, open_study
+from fracray.search.trials_table import TrialRow, best_rows, collect
+from fracray.training.job import make_job
+
+
+@dataclass(frozen=True)
+class RefitOptions:
+    """How much is refitted: the `top` configurations, each with `seeds` seeds; within `seconds`, if they are given.
+
+    members: what the ensemble may be made of; see `ensemble.build_ensemble`.
+    """
+
+    top: int
+    seeds: int
+    folds: bool = False
+    members: str = BEST_OF_BOTH
+    seconds: float | None = None
+
+
+def searched_trials(space: SearchSpace, run: Folder) -> dict[int, TrialRow]:
+    """The trials of a search by number. InputError where none has finished an epoch."""
+    with local_journal(run) as journal:
+        rows = collect(run, open_study(journal, space), space.config.train.epochs)
+    if not best_rows(rows.values(), space.metrics[0], space.config.search.mode):
+        raise InputError(
+            f"{run}: no trial has finished an epoch yet, so there is nothing to refit; continue the search"
+        )
+    return rows
+
+
+def refit(
+    space: SearchSpace,
+    run: Folder,
+    prepared: Prepared,
+    options: RefitOptions,
+    tracker: EfficiencyTracker,
+    console: Console,
+    images: np.ndarray | None = None,
+) -> bool:
+    """Train what is missing, name the winner, and make the ensemble the run's best checkpoint.
+
+    images: of the search's job, where they are in memory. False where the time budget ended it before all was trained;
+    the ensemble is then of the seeds that all configurations have, if there is one.
+    """
+    own, rows = run.sub(REFIT), searched_trials(space, run)
+    before = RefitPlan.read(own) if own.exists(PLAN) else None
+    plan = make_plan(space.config, rows, options.top, options.seeds, options.folds, before)
+    config = refit_config(space.config, plan.folds)
+    if config.data != space.config.data:
+        prepared = prepare(config.data, console, manifest=prepared.manifest)
+    if not own.exists(ENVIRONMENT):
+        own.write_json(ENVIRONMENT, environment())
+    job = make_job(config, own, prepared, images)
+    plan.write(own)
+    trials = RefitTrials(plan, own, config)
+    progress = SearchProgress(
+        replace(space, config=config), own, trials, trials.budget, tracker, console, options.seconds
+    )
+    if trials.remaining:
+        names = ", ".join(trial_name(number) for number in plan.configurations)
+        console.print(
+            f"\nrefitting {len(plan.configurations)} configurations ({names}) with {len(plan.seeds)} seeds each: "
+            f"{trials.remaining} of {trials.budget} trainings to run, {places_of(job)[1]} at a time, "
+            f"{config.train.epochs} epochs each; run folder {own}",
+            soft_wrap=True,
+        )
+        run_trials(job, trials, progress, seconds=options.seconds)
+    found = outcome(plan, progress.rows, space.metrics[0], config.search.mode)
+    finished = not trials.remaining and not progress.unfinished
+    if found is None:
+        console.print("\nno seed has been trained with every configuration yet, so there is no winner", soft_wrap=True)
+        return finished
+    say_outcome(console, plan, found, rows, space.metrics[0])
+    _summarise(replace(space, config=config), run, prepared, plan, found, options.members, console)
+    keep_efficiency(own, tracker, console)
+    console.print(next_steps(run, BEST, config.data.source), soft_wrap=True)
+    return finished
+
+
+def _summarise(
+    space: SearchSpace,
+    run: Folder,
+    prepared: Prepared,
+    plan: RefitPlan,
+    found: Outcome,
+    wanted: str,
+    console: Console,
+) -> None:
+    """Print the winner's gain and configuration, write the ensemble, and print it and its validation."""
+    own, metric, winner, default = run.sub(REFIT), space.metrics[0], found.winner, found.default
+    sets = [name for name in prepared.sets if is_validation(name)]
+    with tempfile.TemporaryDirectory() as scratch:
+        folders: dict[int, dict[str, Path]] = {}
+        for one in found.ranked:
+            for seed in found.seeds:
+                number = refit_number(one.number, seed)
+                folder = Path(scratch) / trial_name(number)
+                trial_folder(own, number).download(BEST, folder)
+                folders.setdefault(one.number, {})[folder.name] = folder
+        intervals = {}
+        if default is not None and winner is not default and not space.config.data.split.cross_validate:
+            ours, theirs = (list(folders[number].values()) for number in (winner.number, 0))
+            intervals = gains(ours, theirs, metric, sets)
+        say_gains(console, plan, found, metric, intervals)
+        if intervals:
+            inside = prepared.table.iloc[prepared.rows("val")]
+            say_few_groups(console, inside["group"].to_numpy(), inside["label"].to_numpy())
+        console.print("\nwinning configuration:")
+        console.print(config_table(space, winner.leaves))
+        target = Path(scratch) / "ensemble"
+        chosen, choices, soup = build_ensemble(
+            target,
+            {name: folder for inside in folders.values() for name, folder in inside.items()},
+            list(folders[winner.number]),
+            space.config.with_leaves(winner.leaves, winner.name),
+            winner.name,
+            prepared,
+            wanted,
+            console,
+        )
+        run.upload(target, BEST)
+    say_ensemble(console, chosen, choices, soup)
+    folds = " of the first fold" if space.config.data.split.cross_validate else ""
+    console.print(f"the ensemble on validation{folds}:")
+    say_validation(console, prepared, chosen.scored.metrics)

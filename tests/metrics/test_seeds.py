@@ -1,0 +1,87 @@
+"""The gain over several seeds: closed forms, and simulated coverage."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.special import expit
+from scipy.stats import t
+
+from fracray.metrics import FEWEST_GROUPS, paired_gain, score
+from fracray.metrics.seeds import SeedRun, seeded_gain
+
+
+def drawn(generator, groups=11, size=40):
+    group = np.repeat(np.arange(groups), size)
+    z = -0.5 + generator.normal(0, 0.5, groups)[group] + generator.normal(0, 1.6, len(group))
+    return (generator.random(len(group)) < expit(z)).astype(int), z, group
+
+
+def training(generator, z, noise=1.0):
+    return SeedRun(expit(z + generator.normal(0, noise, len(z))), 0.4)
+
+
+def test_the_gain_is_the_difference_of_the_means():
+    generator = np.random.default_rng(0)
+    labels, z, group = drawn(generator)
+    ours, theirs = [training(generator, z, 0.5) for _ in range(3)], [training(generator, z) for _ in range(2)]
+    for metric in ("accuracy", "auroc", "brier"):
+        means = [
+            np.mean([getattr(score(labels, run.probabilities, run.threshold), metric) for run in side])
+            for side in (ours, theirs)
+        ]
+        assert seeded_gain(labels, group, ours, theirs, metric).value == pytest.approx(means[0] - means[1])
+    losses = [-np.mean(np.where(labels == 1, np.log(run.probabilities), np.log1p(-run.probabilities))) for run in ours]
+    flat = [SeedRun(np.full(len(labels), 0.5), 0.5)] * 2
+    assert seeded_gain(labels, group, ours, flat, "loss").value == pytest.approx(np.mean(losses) - math.log(2))
+
+
+def test_without_a_difference_between_seeds_it_is_that_of_the_groups_alone():
+    generator = np.random.default_rng(1)
+    labels, z, group = drawn(generator)
+    one, two = training(generator, z, 0.5), training(generator, z)
+    gain = seeded_gain(labels, group, [one] * 3, [two] * 3, "auroc")
+    known = paired_gain(labels, one.probabilities, 0.4, two.probabilities, 0.4, group, "auroc")
+    assert (gain.low, gain.high) == pytest.approx((known.low, known.high))
+
+
+def test_where_groups_agree_it_is_welchs_interval_over_the_seeds():
+    """All groups are copies of one: only the seeds differ."""
+    generator = np.random.default_rng(2)
+    labels, z, _ = drawn(generator, groups=1)
+    group = np.repeat(np.arange(8), len(labels))
+    ours, theirs = (
+        [SeedRun(np.tile(training(generator, z, noise).probabilities, 8), 0.4) for _ in range(3)] for noise in (0.5, 2)
+    )
+    gain = seeded_gain(np.tile(labels, 8), group, ours, theirs, "accuracy")
+    scores = [[((run.probabilities[: len(labels)] >= 0.4) == labels).mean() for run in side] for side in (ours, theirs)]
+    parts = [np.var(side, ddof=1) / 3 for side in scores]
+    freedom = sum(parts) ** 2 / sum(part**2 / 2 for part in parts)
+    half = t.ppf(0.975, freedom) * math.sqrt(sum(parts))
+    assert gain.high - gain.value == pytest.approx(half)
+
+
+def test_one_seed_or_few_groups_give_no_interval():
+    generator = np.random.default_rng(3)
+    labels, z, group = drawn(generator)
+    runs = [training(generator, z) for _ in range(2)]
+    assert math.isnan(seeded_gain(labels, group, runs[:1], runs, "accuracy").low)
+    assert not math.isnan(seeded_gain(labels, group, runs, runs[::-1], "accuracy").low)
+    few = group % (FEWEST_GROUPS - 1)
+    assert math.isnan(seeded_gain(labels, few, runs, runs[::-1], "accuracy").low)
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_equal_configurations_are_told_apart_no_more_often_than_claimed(seeds):
+    """Seeds differ in how good they are. An interval over groups alone excludes 0 in half of these samples."""
+    generator = np.random.default_rng(10 + seeds)
+    covered, alone, runs = 0, 0, 200
+    for _ in range(runs):
+        labels, z, group = drawn(generator)
+        sides = [[training(generator, z, noise) for noise in np.exp(generator.normal(0, 0.5, seeds))] for _ in "ab"]
+        gain = seeded_gain(labels, group, *sides, metric="accuracy")
+        covered += gain.low <= 0 <= gain.high
+        single = paired_gain(labels, sides[0][0].probabilities, 0.4, sides[1][0].probabilities, 0.4, group)
+        alone += single.low <= 0 <= single.high
+    assert covered / runs > 0.92
+    assert alone / runs < 0.8

@@ -1,0 +1,200 @@
+"""Which configurations are refitted, how their trainings are handed out, and which one wins."""
+
+from math import isnan, nan
+
+import pytest
+
+from fracray.config import Config
+from fracray.errors import InputError, RunError
+from fracray.runtime.run_folder import refit_number, trial_name
+from fracray.runtime.storage import Folder
+from fracray.search.messages import TrialReport
+from fracray.search.refit import (
+    KeepsBack,
+    RefitPlan,
+    RefitTrials,
+    make_plan,
+    outcome,
+    refit_config,
+    seconds_of_refit,
+)
+from fracray.search.study import RETRIES
+from fracray.search.trials_table import State, TrialRow
+from fracray.training.epochs import EpochResult
+
+CONFIG = Config().with_leaves({"train.epochs": 2})
+
+
+def row(number, accuracy, loss=0.5, state=State.DONE, leaves=None, seconds=10.0):
+    best = {"val_accuracy": accuracy, "val_auroc": accuracy, "val_loss": loss}
+    history = tuple(EpochResult(epoch, {}, best, seconds) for epoch in (1, 2))
+    return TrialRow(number, {"model.dropout": number / 10} if leaves is None else leaves, state, history)
+
+
+def rows(*found):
+    return {one.number: one for one in found}
+
+
+# ---- the plan
+
+
+def test_the_best_configurations_are_refitted_and_the_default_always():
+    searched = rows(row(0, 0.6), row(1, 0.8, 0.5), row(2, 0.8, 0.4), row(3, 0.9, state=State.DIVERGED), row(4, 0.7))
+    plan = make_plan(CONFIG, searched, top=2, seeds=3, folds=False)
+    assert list(plan.configurations) == [2, 1, 0]  # of equal accuracy, that with the lower loss comes first
+    assert plan.seeds == (1, 2, 3)
+    assert make_plan(CONFIG, searched, 9, 1, False).configurations.keys() == {2, 1, 4, 0}
+
+
+def test_the_searchs_own_seed_is_not_used_again():
+    assert make_plan(CONFIG.with_leaves({"train.seed": 2}), rows(row(0, 0.5)), 1, 3, False).seeds == (1, 3, 4)
+
+
+def test_a_search_that_minimises_and_one_without_its_default_yet():
+    config = CONFIG.with_leaves({"search.metric": "val_loss", "search.mode": "min"})
+    plan = make_plan(config, rows(row(1, 0.9, 0.7), row(2, 0.1, 0.3)), 1, 1, False)
+    assert plan.configurations == {2: {"model.dropout": 0.2}, 0: {}}
+
+
+def test_equal_configurations_are_trained_once_and_the_default_stays():
+    searched = rows(row(0, 0.5, leaves={"a": 1}), row(1, 0.9, leaves={"a": 1}), row(2, 0.8, leaves={"a": 2}))
+    plan = make_plan(CONFIG, searched, 2, 1, False)
+    assert plan.configurations == {2: {"a": 2}, 0: {"a": 1}}
+
+
+def test_a_plan_that_is_resumed_only_grows(tmp_path):
+    before = make_plan(CONFIG, rows(row(0, 0.5), row(1, 0.8)), 1, 2, True)
+    before.write(Folder(tmp_path))
+    assert RefitPlan.read(Folder(tmp_path)) == before
+    after = make_plan(CONFIG, rows(row(0, 0.5), row(1, 0.8), row(2, 0.9)), 1, 3, True, before)
+    assert list(after.configurations) == [1, 0, 2]
+    assert set(before.trials()) < set(after.trials())
+    (tmp_path / "refit.json").write_text('{"seeds": 3}')
+    with pytest.raises(InputError, match=r"refit\.json: not as fracray wrote it"):
+        RefitPlan.read(Folder(tmp_path))
+
+
+def test_trainings_are_named_by_trial_and_seed_and_one_seed_comes_before_the_next():
+    plan = RefitPlan({7: {"model.dropout": 0.1}, 0: {}}, (1, 2))
+    names = [trial_name(number) for number in plan.trials()]
+    assert names == ["t0007-seed1", "t0000-seed1", "t0007-seed2", "t0000-seed2"]
+    assert plan.trials()[refit_number(7, 2)] == {"model.dropout": 0.1, "train.seed": 2}
+
+
+def test_a_refit_stops_no_trial_early_and_folds_need_folds():
+    assert refit_config(CONFIG, False).search.scheduler.name == "none"
+    with pytest.raises(InputError, match=r"--folds: this search ran on data\.split\.protocol grouped"):
+        refit_config(CONFIG, True)
+    crossed = CONFIG.with_leaves({"data.split.protocol": "kfold"})
+    assert refit_config(crossed, True).data.split.rotations == 4
+
+
+# ---- handing out
+
+
+def trials(tmp_path, plan):
+    return RefitTrials(plan, Folder(tmp_path), CONFIG)
+
+
+def test_a_training_that_loses_its_process_is_handed_out_again_until_it_makes_no_progress(tmp_path):
+    searcher = trials(tmp_path, RefitPlan({0: {}}, (1,)))
+    for _ in range(RETRIES + 1):
+        assert searcher.suggest("a") is not None
+        assert searcher.suggest("b") is None  # it may come back
+        searcher.on_trial_complete("a", error=True)
+    assert searcher.suggest("a") == "FINISHED"
+    lost = TrialRow(refit_number(0, 1), {}, State.INTERRUPTED)
+    ended, reason = searcher.ended(lost)
+    assert ended.state is State.FAILED
+    assert reason == "lost 3 times without progress"
+
+
+def test_progress_between_two_losses_counts(tmp_path):
+    searcher = trials(tmp_path, RefitPlan({0: {}}, (1,)))
+    for epoch in range(1, 2 * RETRIES + 3):
+        assert searcher.suggest("a") != "FINISHED"
+        result = EpochResult(epoch, {}, {"val_accuracy": 0.5}, 1.0)
+        searcher.on_trial_result("a", TrialReport(result).to_tune(["val_accuracy"]))
+        searcher.on_trial_complete("a", error=True)
+    assert searcher.remaining == 1
+
+
+def test_how_a_training_ended_is_told(tmp_path):
+    searcher = trials(tmp_path, RefitPlan({0: {}, 1: {}}, (1,)))
+    for name in ("a", "b"):
+        searcher.suggest(name)
+    good = EpochResult(2, {}, {"val_accuracy": 0.5}, 1.0)
+    searcher.on_trial_complete("a", TrialReport(good, done=True).to_tune(["val_accuracy"]))
+    searcher.on_trial_complete("b", TrialReport.failed(InputError("no such file")).to_tune(["val_accuracy"]))
+    done, failed = (searcher.ended(TrialRow(refit_number(n, 1), {}, State.RUNNING)) for n in (0, 1))
+    assert (done[0].state, done[1]) == (State.DONE, "")
+    assert (failed[0].state, failed[1]) == (State.FAILED, "no such file")
+
+
+# ---- the winner
+
+
+def refits(plan, values):
+    """Rows of finished trainings: values by configuration, one for each seed; None for one that has not ended."""
+    return {
+        number: row(number, value, 1 - value, state if isinstance(state, State) else State.DONE)
+        for one, each in values.items()
+        for seed, given in zip(plan.seeds, each, strict=True)
+        if given is not None
+        for number in [refit_number(one, seed)]
+        for value, state in [given if isinstance(given, tuple) else (given, None)]
+    }
+
+
+PLAN = RefitPlan({7: {"model.dropout": 0.7}, 3: {"model.dropout": 0.3}, 0: {}}, (1, 2, 3))
+
+
+def test_the_winner_is_the_best_by_mean():
+    found = outcome(PLAN, refits(PLAN, {7: [0.9, 0.5, 0.4], 3: [0.7, 0.7, 0.7], 0: [0.6, 0.6, 0.6]}), *MAX)
+    assert [one.number for one in found.ranked] == [3, 7, 0]
+    assert found.winner.mean("val_accuracy") == pytest.approx(0.7)
+    assert found.ranked[1].deviation("val_accuracy") == pytest.approx(0.2645751)
+    assert found.default.number == 0
+    assert found.seeds == (1, 2, 3)
+
+
+MAX = ("val_accuracy", "max")
+
+
+def test_only_seeds_that_all_have_count():
+    found = outcome(PLAN, refits(PLAN, {7: [0.5, 0.9, None], 3: [0.6, 0.6, None], 0: [0.4, None, None]}), *MAX)
+    assert found.seeds == (1,)
+    assert found.winner.number == 3
+    assert isnan(found.winner.deviation("val_accuracy"))
+    assert outcome(PLAN, refits(PLAN, {7: [0.5, 0.9, 0.9], 3: [0.5] * 3, 0: [None] * 3}), *MAX) is None
+
+
+def test_a_configuration_of_which_one_training_failed_is_no_winner():
+    found = outcome(
+        PLAN, refits(PLAN, {7: [0.9, 0.9, (0.9, State.DIVERGED)], 3: [0.9, nan, 0.9], 0: [0.4, 0.4, 0.4]}), *MAX
+    )
+    assert [one.number for one in found.ranked] == [0]
+    assert found.lost == {"t0007": "t0007-seed3 diverged", "t0003": "t0003-seed2 has no val_accuracy"}
+    with pytest.raises(RunError, match="no configuration could be refitted with every seed"):
+        outcome(PLAN, refits(PLAN, {one: [0.1, 0.1, (0.1, State.FAILED)] for one in PLAN.configurations}), *MAX)
+
+
+# ---- the time
+
+
+def test_what_is_kept_back_is_the_time_of_the_trainings_and_half_of_the_budget_at_most():
+    config = CONFIG.with_leaves({"search.refit.top": 2, "search.refit.seeds": 3, "search.time_budget": 1000})
+    searched = rows(row(0, 0.5, seconds=10), row(1, 0.8, seconds=20), row(2, 0.7, seconds=30), row(3, 0.1, seconds=99))
+    # Three configurations with three seeds, two at a time, are five in a row; two epochs of 20 s on average.
+    assert seconds_of_refit(config, searched, 2) == pytest.approx(1.15 * 5 * 2 * 20)
+    assert seconds_of_refit(config, {}, 2) == 0
+    clock = KeepsBack(config, 2, lambda: searched)
+    assert not clock.stop_all()
+    assert clock.kept == pytest.approx(230)
+    assert 999 < clock.left <= 1000
+    slow = KeepsBack(config, 2, lambda: rows(row(0, 0.5, seconds=1e4)))
+    assert not slow.stop_all()
+    assert slow.kept == 500
+    late = KeepsBack(config.with_leaves({"search.time_budget": 1e-9}), 2, lambda: searched)
+    assert late.stop_all()
+    assert late.ended
