@@ -152,7 +152,10 @@ def _refit(args: argparse.Namespace, space: SearchSpace, run: Folder, begun: flo
         seconds=args.time_budget,
     )
     refuse_missing_gpu(space.config.data.augment_on, search.gpus_per_trial > 0)
-    searched_trials(space, run)
+    if not searched_trials(space, run):
+        raise InputError(
+            f"{run}: no trial has finished an epoch yet, so there is nothing to refit; continue the search"
+        )
     console = new_console()
     if note := changed_since(run):
         console.print(f"note: {note}", style="yellow", soft_wrap=True)
