@@ -153,7 +153,10 @@ def _refit(args: argparse.Namespace, space: SearchSpace, run: Folder, begun: flo
         seconds=args.time_budget,
     )
     refuse_missing_gpu(space.config.data.augment_on, search.gpus_per_trial > 0)
-    searched_trials(space, run)
+    if not searched_trials(space, run):
+        raise InputError(
+            f"{run}: no trial has finished an epoch yet, so there is nothing to refit; continue the search"
+        )
     console = new_console()
     say_changed(console, run)
     say_phantom(console, space.config)

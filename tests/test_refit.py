@@ -171,7 +171,7 @@ def test_a_finished_refit_resumed_trains_nothing_and_more_seeds_are_added(refitt
     refit([str(run), "--resume", "--top", "1", "--seeds", "3", *ALONE])
     out = capsys.readouterr().out
     assert "2 of 6 trainings to run" in out
-    assert "refitted with seeds 1, 2, 3" in out
+    assert "refitted with seeds: 1, 2, 3" in out
     assert {file: file.read_bytes() for file in before} == before
 
 
@@ -233,15 +233,14 @@ def test_a_refit_that_was_killed_goes_on_where_it_was(searched, tmp_path):
     assert len(load_checkpoint(run / "best").members) in (12, 24)
 
 
-def test_a_time_budget_leaves_what_was_trained_and_says_how_to_go_on(searched, tmp_path, capsys):
+def test_a_time_budget_leaves_what_was_trained_and_says_how_to_go_on(refitted, tmp_path, capsys):
     run = tmp_path / "search"
-    shutil.copytree(searched, run)
-    refit([str(run), "--top", "1", "--seeds", "500", "--time-budget", "12", *ALONE])
+    shutil.copytree(refitted, run)
+    refit([str(run), "--resume", "--top", "1", "--seeds", "500", "--time-budget", "5", *ALONE])
     out = capsys.readouterr().out
     assert f"the refit is not finished; continue with: python -m fracray.refit {run} --resume" in out
-    done = len(best_of(run)) // 2
-    assert re.search(r"refitted with \d+ of 500 seeds 1, 2", out)
-    assert 1 < done < 500
+    assert re.search(r"refitted with \d+ of 500 seeds: 1, 2", out)
+    assert 4 <= len(list(run.glob("refit/trials/*"))) < 1000
     verify(run / "best")
 
 
@@ -274,18 +273,23 @@ def test_with_folds_a_configuration_is_its_mean_over_them(ray_local, tmp_path, c
     evaluate([str(run)])
 
 
-def test_a_search_refits_at_its_end_within_its_time_budget(ray_local, tmp_path, capsys):
-    words = ["--space", str(write_space(tmp_path)), "--storage", str(tmp_path), *ALONE, "--set", "search.refit.seeds=2"]
-    tune([*words, "--name", "all", "--refit", "1"])
+def test_a_search_refits_at_its_end(searched, tmp_path, capsys):
+    shutil.copytree(searched, tmp_path / "search")
+    words = ["--storage", str(tmp_path), "--name", "search", "--resume", "--refit", "1", *ALONE]
+    tune([*words, "--set", "search.refit.seeds=2"])
+    assert "kept back" not in capsys.readouterr().out
+    assert len(best_of(tmp_path / "search")) in (2, 4)
+    assert load_checkpoint(tmp_path / "search/best").members
+
+
+def test_a_search_keeps_time_back_for_its_refit(refitted, tmp_path, capsys):
+    shutil.copytree(refitted, tmp_path / "search")
+    words = ["--storage", str(tmp_path), "--name", "search", "--resume", "--refit", "1", *ALONE]
+    tune([*words, "--set", "search.refit.seeds=2", "--trials", "400", "--time-budget", "8"])
     out = capsys.readouterr().out
-    assert "kept back" not in out
-    assert len(best_of(tmp_path / "all")) in (2, 4)
-    assert load_checkpoint(tmp_path / "all/best").members
-    tune([*words, "--name", "some", "--refit", "1", "--trials", "400", "--time-budget", "25"])
-    out = capsys.readouterr().out
-    assert re.search(r"the search ended early: \d+ s of the 25 s were kept back for the refit", out)
-    assert "the search is not finished; continue with: python -m fracray.tune --name some" in out
-    assert load_checkpoint(tmp_path / "some/best").members
+    assert re.search(r"the search ended early: \d+ s of the 8 s were kept back for the refit", out)
+    assert "the search is not finished; continue with: python -m fracray.tune --name search" in out
+    assert load_checkpoint(tmp_path / "search/best").members
 
 
 def test_weights_are_averaged_where_trainings_begin_from_the_same_ones(searched, tmp_path, capsys):

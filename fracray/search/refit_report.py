@@ -27,7 +27,7 @@ def say_outcome(
     for name, reason in found.lost.items():
         console.print(f"{name} is left out: {reason}", style="yellow", soft_wrap=True)
     over = f"{len(found.seeds)} of {len(plan.seeds)} seeds" if len(found.seeds) < len(plan.seeds) else "seeds"
-    words = f"{over} {', '.join(map(str, found.seeds))}"
+    words = f"{over}: {', '.join(map(str, found.seeds))}"
     folds = ", each the mean over the folds" if plan.folds else ""
     console.print(f"\nrefitted with {words}{folds}: mean and standard deviation over them", soft_wrap=True)
     console.print(_table(found, searched, metric))

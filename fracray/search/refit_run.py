@@ -9,7 +9,6 @@ from rich.console import Console
 
 from fracray.data.prepare import Prepared, prepare
 from fracray.data.splits.set_names import is_validation
-from fracray.errors import InputError
 from fracray.evaluation.report import say_few_groups, say_validation
 from fracray.runtime.efficiency import EfficiencyTracker
 from fracray.runtime.run_folder import (
@@ -50,14 +49,10 @@ class RefitOptions:
 
 
 def searched_trials(space: SearchSpace, run: Folder) -> dict[int, TrialRow]:
-    """The trials of a search by number. InputError where none has finished an epoch."""
+    """The trials of a search by number; empty where none has finished an epoch."""
     with local_journal(run) as journal:
         rows = collect(run, open_study(journal, space), space.config.train.epochs)
-    if not best_rows(rows.values(), space.metrics[0], space.config.search.mode):
-        raise InputError(
-            f"{run}: no trial has finished an epoch yet, so there is nothing to refit; continue the search"
-        )
-    return rows
+    return rows if best_rows(rows.values(), space.metrics[0], space.config.search.mode) else {}
 
 
 def refit(
@@ -75,6 +70,9 @@ def refit(
     the ensemble is then of the seeds that all configurations have, if there is one.
     """
     own, rows = run.sub(REFIT), searched_trials(space, run)
+    if not rows:
+        console.print("no trial has finished an epoch yet, so there is nothing to refit")
+        return False
     before = RefitPlan.read(own) if own.exists(PLAN) else None
     plan = make_plan(space.config, rows, options.top, options.seeds, options.folds, before)
     config = refit_config(space.config, plan.folds)
