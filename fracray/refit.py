@@ -106,14 +106,14 @@ def _open(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Folde
         if args.resume:
             raise InputError(f"--resume: {run} was not refitted yet; leave --resume out")
         refit_config(space.config, args.folds)
+        args.top, args.seeds = args.top or DEFAULTS["top"], args.seeds or DEFAULTS["seeds"]
         return space, run
     if not args.resume:
         raise InputError(f"{own}: this search was refitted already; continue or extend that with --resume")
     before = RefitPlan.read(own)
     if args.folds and not before.folds:
         raise InputError(f"--folds: the refit in {own} began without; leave --folds out, or remove that folder")
-    args.folds = before.folds
-    args.seeds = args.seeds or len(before.seeds)
+    args.top, args.seeds = args.top or 0, args.seeds or len(before.seeds)  # without an option, the plan as it is
     return space, run
 
 
@@ -146,11 +146,7 @@ def _refit(args: argparse.Namespace, space: SearchSpace, run: Folder, begun: flo
         begun = psutil.Process().create_time()
     search = space.config.search
     options = RefitOptions(
-        top=args.top or DEFAULTS["top"],
-        seeds=args.seeds or DEFAULTS["seeds"],
-        folds=args.folds,
-        members=args.members,
-        seconds=args.time_budget,
+        top=args.top, seeds=args.seeds, folds=args.folds, members=args.members, seconds=args.time_budget
     )
     refuse_missing_gpu(space.config.data.augment_on, search.gpus_per_trial > 0)
     if not searched_trials(space, run):

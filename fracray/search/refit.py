@@ -71,22 +71,32 @@ def make_plan(
 ) -> RefitPlan:
     """The `top` best trials of a search and its default configuration, each with `seeds` seeds.
 
-    The search's own seed is not among them: it is part of why these trials came out best. With `before`, the plan of a
-    refit that is resumed, the configurations of that stay.
+    The seeds of the search and of these trials are not among them: they are part of why these came out best. With
+    `before`, the plan of a refit that is resumed, nothing of that is taken away: its configurations and seeds stay, as
+    does whether it has folds.
     """
     chosen: dict[int, Mapping[str, Any]] = dict(before.configurations) if before else {}
-    for row in best_rows(rows.values(), config.search.metrics[0], config.search.mode)[:top]:
-        if not before or row.number not in chosen:
+    best = best_rows(rows.values(), config.search.metrics[0], config.search.mode)[:top]
+    for row in best:
+        if row.number not in chosen:
             _add(chosen, row.number, row.leaves)
     if 0 not in chosen:
         _add(chosen, 0, rows[0].leaves if 0 in rows else {})
-    fresh = (seed for seed in count(1) if seed != config.train.seed)
-    return RefitPlan(chosen, tuple(islice(fresh, seeds)), folds)
+    kept = before.seeds if before else ()
+    known = {config.train.seed, *kept, *(row.leaves[SEED] for row in best if SEED in row.leaves)}
+    fresh = (seed for seed in count(1) if seed not in known)
+    return RefitPlan(
+        chosen, (*kept, *islice(fresh, max(0, seeds - len(kept)))), before.folds if before is not None else folds
+    )
 
 
 def _add(chosen: dict[int, Mapping[str, Any]], number: int, leaves: Mapping[str, Any]) -> None:
-    """Add a configuration; of two trials with equal settings the default one stays, or else the first."""
-    same = next((other for other, known in chosen.items() if leaves and known == leaves), None)
+    """Add a configuration, of which a searched seed is no part.
+
+    Of two trials with equal settings the default one stays, or else the first.
+    """
+    leaves = {path: value for path, value in leaves.items() if path != SEED}
+    same = next((other for other, known in chosen.items() if known == leaves), None)
     if same is None:
         chosen[number] = leaves
     elif number == 0:
@@ -172,11 +182,12 @@ class RefitTrials(Searcher):
         self._failed: dict[int, str] = {}
 
     def _kept(self, number: int) -> TrialRow:
-        folder = trial_folder(self._run, number)
-        history = read_epochs(folder)
-        state = State.DIVERGED if history and history[-1].diverged else State.INTERRUPTED
-        kept = tuple(history if state is State.DIVERGED else saved_epochs(folder))
-        return TrialRow(number, self._trials[number], State.DONE if len(kept) >= self._epochs else state, kept)
+        folder, leaves = trial_folder(self._run, number), self._trials[number]
+        history = tuple(read_epochs(folder))
+        if history and history[-1].diverged:  # in its last epoch too
+            return TrialRow(number, leaves, State.DIVERGED, history)
+        kept = tuple(saved_epochs(folder))
+        return TrialRow(number, leaves, State.DONE if len(kept) >= self._epochs else State.INTERRUPTED, kept)
 
     @property
     def remaining(self) -> int:

@@ -38,6 +38,7 @@ from fracray.training.job import make_job
 class RefitOptions:
     """How much is refitted: the `top` configurations, each with `seeds` seeds; within `seconds`, if they are given.
 
+    Of a refit that is resumed, nothing is taken away: with a `top` of 0 its configurations are those that it has.
     members: what the ensemble may be made of; see `ensemble.build_ensemble`.
     """
 

@@ -1,12 +1,14 @@
 """Which configurations are refitted, how their trainings are handed out, and which one wins."""
 
+import json
+from dataclasses import replace
 from math import isnan, nan
 
 import pytest
 
 from fracray.config import Config
 from fracray.errors import InputError, RunError
-from fracray.runtime.run_folder import refit_number, trial_name
+from fracray.runtime.run_folder import refit_number, trial_folder, trial_name
 from fracray.runtime.storage import Folder
 from fracray.search.messages import TrialReport
 from fracray.search.refit import (
@@ -20,7 +22,7 @@ from fracray.search.refit import (
 )
 from fracray.search.study import RETRIES
 from fracray.search.trials_table import State, TrialRow
-from fracray.training.epochs import EpochResult
+from fracray.training.epochs import EpochResult, write_epochs
 
 CONFIG = Config().with_leaves({"train.epochs": 2})
 
@@ -72,6 +74,27 @@ def test_a_plan_that_is_resumed_only_grows(tmp_path):
     (tmp_path / "refit.json").write_text('{"seeds": 3}')
     with pytest.raises(InputError, match=r"refit\.json: not as fracray wrote it"):
         RefitPlan.read(Folder(tmp_path))
+
+
+def test_a_plan_that_is_resumed_loses_nothing_of_what_was_trained():
+    before = RefitPlan({1: {"model.dropout": 0.1}, 0: {}}, (1, 2, 3, 4, 5), folds=True)
+    searched = rows(row(0, 0.5), row(1, 0.8), row(2, 0.9))
+    assert make_plan(CONFIG, searched, 0, 3, False, before) == before
+    # A new configuration whose search had seed 6 gets the seeds that the others have, and another one in its place.
+    after = make_plan(CONFIG, rows(row(2, 0.9, leaves={"model.dropout": 0.9, "train.seed": 6})), 1, 6, False, before)
+    assert after == RefitPlan({1: {"model.dropout": 0.1}, 0: {}, 2: {"model.dropout": 0.9}}, (1, 2, 3, 4, 5, 7), True)
+
+
+def test_a_searched_seed_is_no_part_of_a_configuration_and_is_not_used_again():
+    searched = rows(
+        row(0, 0.5, leaves={"model.dropout": 0.1, "train.seed": 0}),
+        row(1, 0.9, leaves={"model.dropout": 0.2, "train.seed": 1}),
+        row(2, 0.8, leaves={"model.dropout": 0.2, "train.seed": 3}),
+        row(3, 0.7, leaves={"model.dropout": 0.1, "train.seed": 9}),
+    )
+    plan = make_plan(CONFIG, searched, 3, 2, False)
+    assert plan.configurations == {1: {"model.dropout": 0.2}, 0: {"model.dropout": 0.1}}
+    assert plan.seeds == (2, 4)  # 0 is the search's own
 
 
 def test_trainings_are_named_by_trial_and_seed_and_one_seed_comes_before_the_next():
@@ -129,6 +152,19 @@ def test_how_a_training_ended_is_told(tmp_path):
     done, failed = (searcher.ended(TrialRow(refit_number(n, 1), {}, State.RUNNING)) for n in (0, 1))
     assert (done[0].state, done[1]) == (State.DONE, "")
     assert (failed[0].state, failed[1]) == (State.FAILED, "no such file")
+
+
+def test_a_training_that_diverged_in_its_last_epoch_has_diverged_after_a_resume_too(tmp_path):
+    plan, run = RefitPlan({0: {}, 1: {}}, (1,)), Folder(tmp_path)
+    for number, diverged in ((refit_number(0, 1), False), (refit_number(1, 1), True)):
+        folder = trial_folder(run, number)
+        good = EpochResult(1, {}, {"val_accuracy": 0.5}, 1.0)
+        write_epochs(folder, [json.dumps(one.to_json()) for one in (good, replace(good, epoch=2, diverged=diverged))])
+        folder.write_json("best/config.json", {"epoch": 1})
+    searcher = trials(tmp_path, plan)
+    assert searcher.remaining == 0
+    assert [one.state for one in searcher.rows().values()] == [State.DONE, State.DIVERGED]
+    assert outcome(plan, searcher.rows(), *MAX).lost == {"t0001": "t0001-seed1 diverged"}
 
 
 # ---- the winner
