@@ -75,7 +75,7 @@ def test_help_loads_nothing_slow(tmp_path, words):
         ("cluster check binary.yaml", "binary.yaml: not readable: it is not text"),
         ("cluster check own.yaml --cpus-per-trial -1", "--cpus-per-trial"),
         ("cluster submit nowhere.yaml -- tune", "nowhere.yaml: no such cluster file"),
-        ("cluster submit own.yaml -- evaluate", "submit: after -- give tune or train"),
+        ("cluster submit own.yaml -- evaluate", "submit: after -- give tune, refit or train"),
         ("cluster attach nowhere.yaml", "nowhere.yaml: no such cluster file"),
     ],
 )

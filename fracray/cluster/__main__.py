@@ -17,7 +17,7 @@ from fracray.runtime.resources import WorkerResources
 if TYPE_CHECKING:
     from rich.console import Console
 
-SENT = ("tune", "train")  # the commands that run on a cluster as jobs
+SENT = ("tune", "refit", "train")  # the commands that run on a cluster as jobs
 
 # ---------------------------------------------------------------- arguments
 
@@ -50,12 +50,12 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--storage", help="where runs will be kept (default: the file's metadata.storage)")
     send = verbs.add_parser(
         "submit",
-        help="run tune or train on the cluster's head, and follow it",
+        help="run tune, refit or train on the cluster's head, and follow it",
         description="Submit a fracray command to the cluster as a Ray job and print its output. The job continues when "
         "this command ends (Ctrl-C, a closed laptop); `attach` follows it again. Files given with --space and --config "
-        "are sent along. --data and --storage are places as the cluster sees them; the defaults are those in the "
-        "file's metadata.",
-        usage="%(prog)s [-h] [--address URL] file -- {tune,train} ...",
+        "are sent along. --data, --storage and the run of refit are places as the cluster sees them; the defaults of "
+        "the first two are those in the file's metadata.",
+        usage="%(prog)s [-h] [--address URL] file -- {tune,refit,train} ...",
         epilog="example:\n"
         "  python -m fracray.cluster submit cluster/gpu.yaml -- tune --space search_spaces/reg.yaml --name atlas\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -149,7 +149,7 @@ def _submit(args: argparse.Namespace, cluster: ClusterFile, words: list[str]) ->
             f"{args.file}: Slurm starts the cluster and the search together: sbatch {args.file} --space ..."
         )
     if not words or words[0] not in SENT:
-        raise InputError(f"submit: after -- give {' or '.join(SENT)} with its options, as on a laptop")
+        raise InputError(f"submit: after -- give {', '.join(SENT[:-1])} or {SENT[-1]} with its options, as on a laptop")
 
     from fracray.cluster.jobs import list_jobs, open_client, submit
     from fracray.cluster.submission import job_environment, prepare
@@ -162,7 +162,7 @@ def _submit(args: argparse.Namespace, cluster: ClusterFile, words: list[str]) ->
         names = [submission.run, *(f"{submission.run}-{number}" for number in range(2, len(known) + 2))]
         if busy := next((name for name in names if name in known and not known[name].status.is_terminal()), None):
             raise InputError(
-                f"--name {submission.run}: the job {busy} still runs; choose another name, or follow the job: "
+                f"run {submission.run}: the job {busy} still runs; choose another run, or follow the job: "
                 f"{_attach_command(args, busy)}"
             )
         job = next(name for name in names if name not in known)

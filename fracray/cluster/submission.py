@@ -7,14 +7,16 @@ import importlib
 import shutil
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from fracray.cluster.checks import storage_problems
 from fracray.cluster.files import ClusterFile
 from fracray.config import PHANTOM, load_config
 from fracray.errors import InputError
+from fracray.runtime.locations import around
 from fracray.runtime.resources import EXPECTED, promise
 from fracray.runtime.run_folder import CLUSTER_FILE
 
@@ -36,9 +38,12 @@ def prepare(cluster: ClusterFile, verb: str, words: Sequence[str]) -> Submission
 
     Raises InputError for an option or a place that the cluster could not use.
     """
+    parser = importlib.import_module(f"fracray.{verb}").parser()
+    if verb == "refit":
+        return _refit(cluster, parser.parse_args(list(words)), words)
     options = _options(words)
     # The head parses them in the same way: a typing error is found before there is a job.
-    importlib.import_module(f"fracray.{verb}").parser().parse_args(list(words))
+    parser.parse_args(list(words))
     given = dict(options)
     files: dict[str, bytes] = {}
     sent: list[str] = []
@@ -66,6 +71,17 @@ def prepare(cluster: ClusterFile, verb: str, words: Sequence[str]) -> Submission
     if "--address" not in given:
         sent += ["--address", "auto"]
     return Submission(run, ("python", "-m", f"fracray.{verb}", *sent), files)
+
+
+def _refit(cluster: ClusterFile, args: Namespace, words: Sequence[str]) -> Submission:
+    """The submission of a refit, which names its run by the place of that and has no files."""
+    if not _is_absolute(args.run):
+        raise InputError(f"refit {args.run}: on a cluster give a URI, or an absolute path as its nodes see it")
+    if problem := next(storage_problems(cluster, around(args.run)), None):
+        raise InputError(problem)
+    name = PurePosixPath(args.run.partition("?")[0]).name
+    address = () if args.address else ("--address", "auto")
+    return Submission(name, ("python", "-m", "fracray.refit", *words, *address), {})
 
 
 def _read(option: str, value: str) -> tuple[str, bytes | None]:

@@ -14,6 +14,14 @@ def below(location: str, name: str) -> str:
     return f"{address.rstrip('/')}/{name}{question}{query}"
 
 
+def around(location: str) -> str:
+    """The folder that the folder at `location`, a full path or a URI, lies in; at the top of a store that itself."""
+    address, question, query = location.partition("?")
+    scheme, dashes, path = address.rpartition("://")
+    outer = path.rstrip("/").rpartition("/")[0]
+    return f"{scheme}{dashes}{outer or path}{question}{query}"
+
+
 def refuse_secret(location: str) -> None:
     """InputError for a URI with a password: runs and checkpoints store their URIs and are passed on to others."""
     if "://" in location and (uri := urlsplit(location)).password:

@@ -33,7 +33,7 @@ CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 SPACE, OVERRIDES = "space.yaml", "overrides.json"  # of a search: its space, and what the command line changed in it
 EPOCHS, STATE, BEST = "epochs.json", "state.safetensors", "best"
 REFIT = "refit"  # in the run folder of a search: the run folder of its refit
-SEED_PLACE = 1_000_000  # a refit's number is that of its trial, and this many times its seed
+SEED_PLACE = 1_000_000  # a refit's number is that of its trial plus this many times its seed
 CLUSTER_FILE = "FRACRAY_CLUSTER_FILE"  # the cluster file, as typed, by which `submit` reached the cluster
 
 
@@ -109,19 +109,25 @@ def _require(run: Folder, storage: str, resume: bool) -> None:
 
 
 @contextmanager
-def open_for_work(run: Folder, storage: str, resume: bool) -> Iterator[None]:
+def open_for_work(run: Folder, storage: str | None, resume: bool) -> Iterator[None]:
     """Hold a run that `find_run` found for this command alone, and write the first file of a new one.
 
-    InputError where another command holds it or has begun it in the meantime, and nothing is written then; also where
-    --storage cannot be written to.
+    storage: as typed; None for a run that was named by its own place. InputError where another command holds it or has
+    begun it in the meantime, and nothing is written then; also where that place cannot be written to.
     """
     with ExitStack() as held:
         try:
             held.enter_context(claimed(run))
-            _require(run, storage, resume)
+            if storage is not None:
+                _require(run, storage, resume)
             if not resume:
                 run.write_json(ENVIRONMENT, environment())
         except (RunError, OSError) as error:
+            if storage is None:
+                raise InputError(
+                    f"{run}: {error}; the command writes into this run: make it writable, or copy it to where you may "
+                    "write"
+                ) from None
             raise InputError(f"--storage {storage}: {error}; choose a folder or URI that you may write to") from None
         yield
 
@@ -155,8 +161,18 @@ def how_to_continue(verb: str, storage: str, run: Folder) -> str:
     if not run.exists(CONFIG):
         return "give the same command again"
     where = "" if storage == "runs" else f" --storage {shlex.quote(storage)}"
+    return f"continue with: {_typed(verb)} --name {shlex.quote(run.name)}{where} --resume"
+
+
+def refit_command(run: Folder) -> str:
+    """What to type to refit this search, without options."""
+    return f"{_typed('refit')} {shlex.quote(str(run))}"
+
+
+def _typed(verb: str) -> str:
+    """How a command begins: one that a cluster's head runs was typed elsewhere."""
     sent = f"cluster submit {shlex.quote(file)} -- {verb}" if (file := os.environ.get(CLUSTER_FILE)) else verb
-    return f"continue with: python -m fracray.{sent} --name {shlex.quote(run.name)}{where} --resume"
+    return f"python -m fracray.{sent}"
 
 
 def _runs(shelf: Folder) -> str:

@@ -19,7 +19,7 @@ import pyarrow.fs as pafs
 
 from fracray import interrupts
 from fracray.errors import InputError, RunError
-from fracray.runtime.locations import below, refuse_secret
+from fracray.runtime.locations import around, below, refuse_secret
 
 RETRIES = 9  # of each request to S3; each waits twice as long
 READS = 5  # attempts to read a file that is replaced during the read
@@ -120,6 +120,11 @@ class Folder:
         if self.is_local:
             return Folder(Path(self._base) / name)
         return Folder(below(self.location, quote(name)))
+
+    @property
+    def around(self) -> "Folder":
+        """The folder that this one lies in."""
+        return Folder(around(self.location))
 
     @property
     def filesystem(self) -> pafs.FileSystem:

@@ -49,8 +49,8 @@ def cluster_file(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["evaluate", "x"], "after -- give tune or train"),
-        ([], "after -- give tune or train"),
+        (["evaluate", "x"], "after -- give tune, refit or train"),
+        ([], "after -- give tune, refit or train"),
         (["tune", "--storage", "runs"], "absolute path"),
         (["tune", "--storage", "phantom"], "absolute path"),
         (["tune", "--storage", "/home/ray/runs"], "no shared disk"),
@@ -59,6 +59,8 @@ def cluster_file(tmp_path):
         (["tune", "--space", str(FILES / "local.yaml")], "unknown key"),
         (["tune", "--resume"], "name the run"),
         (["tune", "oops"], "belongs to no option"),
+        (["refit", "atlas"], "refit atlas: on a cluster give a URI, or an absolute path"),
+        (["refit", "/home/ray/runs/atlas"], "storage /home/ray/runs is a path, and the file names no shared disk"),
     ],
 )
 def test_a_wrong_command_is_refused_before_the_cluster_is_contacted(words, message, cluster_file, capsys):
@@ -104,6 +106,14 @@ def test_the_config_of_a_checkpoint_is_sent(cluster_file, tmp_path, monkeypatch)
     sent = prepare(cluster, "train", ["--config", str(tmp_path / "t0007"), "--name", "final"])
     assert sent.command[:5] == ("python", "-m", "fracray.train", "--config", "config.yaml")
     assert parse_config(sent.files["config.yaml"], "sent") == Config()
+
+
+def test_a_refit_is_sent_with_the_place_of_its_run(cluster_file, tmp_path):
+    cluster, run = read_cluster(cluster_file), str(tmp_path / "shared/atlas")
+    sent = prepare(cluster, "refit", ["--folds", run, "--top", "2"])
+    assert sent.command == ("python", "-m", "fracray.refit", "--folds", run, "--top", "2", "--address", "auto")
+    assert (sent.run, sent.files) == ("atlas", {})
+    assert prepare(cluster, "refit", ["s3://bucket/runs/other?region=x", "--address", "auto"]).run == "other"
 
 
 def test_a_search_is_promised_no_more_nodes_than_the_cap(cluster_file):

@@ -23,6 +23,7 @@ from fracray.runtime.run_folder import (
     how_to_continue,
     open_for_work,
     open_run,
+    refit_command,
     say_changed,
     stored_config,
     trial_folder,
@@ -264,6 +265,20 @@ def test_a_run_continues_with_the_command_that_began_it(tmp_path, monkeypatch):
     monkeypatch.setenv(CLUSTER_FILE, "my cluster.yaml")
     sent = "python -m fracray.cluster submit 'my cluster.yaml' -- tune"
     assert how_to_continue("tune", str(tmp_path), run) == f"continue with: {sent} {said}"
+    refit = "python -m fracray.cluster submit 'my cluster.yaml' -- refit"
+    assert refit_command(run) == f"{refit} {tmp_path}/atlas"
+
+
+@BOTH
+def test_the_folder_around_a_run_is_its_storage(storage, run):
+    assert run.around == Folder(storage)
+
+
+def test_a_run_named_by_its_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "atlas/run.lock").mkdir(parents=True)
+    refused = pytest.raises(InputError, match=rf"^{tmp_path}/atlas: .*; the command writes into this run: make it")
+    with refused, open_for_work(Folder(tmp_path / "atlas"), None, resume=True):
+        pass
 
 
 @BOTH
