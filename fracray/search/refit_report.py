@@ -1,20 +1,18 @@
 """What a refit found, on the console: means and deviations over seeds, the winner, its gain, and the ensemble."""
 
 from collections.abc import Mapping, Sequence
-from math import isnan
+from math import isnan, nan
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from fracray.metric_names import METRICS, bare_metric
 from fracray.metrics import Interval
 from fracray.metrics.seeds import SeedRun, seeded_gain
 from fracray.runtime.console import new_table
-from fracray.runtime.run_folder import trial_name
 from fracray.search.ensemble import Choice
 from fracray.search.refit import Outcome, RefitPlan, Refitted
-from fracray.search.results import JudgedSet, judged_set
+from fracray.search.results import OVER_DEFAULT, JudgedSet, gain_words, judged_set, told_gains, told_over_folds
 from fracray.search.trials_table import TrialRow
 
 BESIDE = ("val_auroc", "val_loss")  # shown beside the searched metric
@@ -38,11 +36,12 @@ def say_outcome(
         console.print(f"the default configuration ({best.name}) has the best mean {metric}: it was not beaten")
     else:
         console.print(f"winner by mean {metric}: {best.name}, {_spread(best, metric)}")
-    console.print(
-        f"the best of {len(found.ranked)} means is still somewhat optimistic, though far less than the best of many "
-        "trials: use the test split to judge it, as below",
-        soft_wrap=True,
-    )
+    if len(found.ranked) > 1:
+        console.print(
+            f"the best of {len(found.ranked)} means is still somewhat optimistic, though far less than the best of "
+            "many trials: use the test split to judge it, as below",
+            soft_wrap=True,
+        )
 
 
 def _table(found: Outcome, searched: Mapping[int, TrialRow], metric: str) -> Table:
@@ -65,16 +64,12 @@ def _spread(one: Refitted, metric: str) -> str:
 
 
 def gains(winner: Sequence[Path], default: Sequence[Path], metric: str, sets: Sequence[str]) -> dict[str, Interval]:
-    """The winner's mean metric over its seeds minus the default's, by reported name, with intervals.
+    """The winner's mean metrics over its seeds minus the default's, by reported name, with intervals.
 
-    winner, default: the checkpoint folders of their trainings. A mean or worst over several sets has no images of its
-    own: then the gain is given for each set.
+    winner, default: the checkpoint folders of their trainings. Which metrics: see `results.told_gains`.
     """
-    bare = bare_metric(metric, sets)
-    if bare not in (*METRICS, "loss"):
-        return {}
     found = {}
-    for name in [of for of in sets if metric == f"{of}_{bare}"] or sets:
+    for name, bare in told_gains(metric, sets):
         ours, theirs = ([judged_set(folder, name, bare) for folder in folders] for folders in (winner, default))
         first = ours[0]
         assert all((one.images == first.images).all() for one in (*ours, *theirs))
@@ -93,13 +88,10 @@ def say_gains(
     default = found.default
     if default is None or found.winner is default:
         return
-    start = f"gain over the default configuration ({trial_name(0)})"
-    if not intervals:
-        console.print(f"{start}: {found.winner.mean(metric) - default.mean(metric):+.4f} {metric}", soft_wrap=True)
-        return
-    for name, gain in intervals.items():
-        known = "" if isnan(gain.low) else f" [{gain.low:+.4f}, {gain.high:+.4f}]"
-        console.print(f"{start}: {gain.value:+.4f} {name}{known}", soft_wrap=True)
+    means = {name: found.winner.mean(name) - default.mean(name) for name in told_over_folds(metric)}
+    gains = intervals or {name: Interval(mean, nan, nan) for name, mean in means.items()}
+    for name, gain in gains.items():
+        console.print(f"{OVER_DEFAULT}: {gain_words(name, gain)}", soft_wrap=True)
     if any(not isnan(gain.low) for gain in intervals.values()):
         console.print(
             "the 95% interval holds both what other groups of validation radiographs and what other training seeds "

@@ -3,11 +3,10 @@
 Reads the run folder and prints; trains nothing.
 """
 
-import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isnan
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,12 @@ from fracray.data.prepare import Prepared
 from fracray.data.splits.set_names import is_validation
 from fracray.errors import RunError
 from fracray.evaluation.report import say_few_groups, say_validation
-from fracray.metric_names import LOWER_IS_BETTER, METRICS, bare_metric
+from fracray.metric_names import LOWER_IS_BETTER, METRICS, bare_metric, lower_is_better
 from fracray.metrics import Interval, cross_fitted, paired_gain
+from fracray.metrics.seeds import SeedRun, seeded_gain
 from fracray.runtime.console import counted, new_table, setting_cell, share_bar
 from fracray.runtime.efficiency import WORDS, Efficiency, EfficiencyTracker
-from fracray.runtime.run_folder import BEST, ensemble_card, next_steps, trial_folder, trial_name
+from fracray.runtime.run_folder import BEST, ensemble_card, next_steps, refit_command, trial_folder, trial_name
 from fracray.runtime.storage import Folder
 from fracray.search.importance import FEWEST_TRIALS, Importances, importances
 from fracray.search.space import SearchSpace
@@ -34,13 +34,23 @@ from fracray.search.trials_table import State, TrialRow, best_row, collect
 from fracray.training.checkpoint import read_metadata, read_predictions
 
 EFFICIENCY = "efficiency.json"
+OVER_DEFAULT = f"gain over the default configuration ({trial_name(0)})"
+BESIDE = ("accuracy", "auroc")  # in which a gain is told too, where the search is by a loss
 EFFICIENCY_NOTE = {"CPU": "work in CPU time, waits in wall time", "GPU": "device time"}
 
 
 def summarise(
-    space: SearchSpace, run: Folder, prepared: Prepared, tracker: EfficiencyTracker, console: Console
+    space: SearchSpace,
+    run: Folder,
+    prepared: Prepared,
+    tracker: EfficiencyTracker,
+    console: Console,
+    refit_follows: bool = False,
 ) -> None:
-    """Print the best configuration, its gain over the default with its interval, importances, and the next commands."""
+    """Print the best configuration, its gain over the default with its interval, importances, and the next commands.
+
+    refit_follows: the command refits what was found, so it need not say how to.
+    """
     with local_journal(run) as journal:
         study = open_study(journal, space)
         rows = collect(run, study, space.config.train.epochs)
@@ -76,11 +86,11 @@ def summarise(
     console.print(config_table(space, best.leaves))
     _say_gains(console, best.number, gains)
     if crossed and best.number != 0 and 0 in rows:
-        console.print(
-            f"gain over the default configuration ({trial_name(0)}): {best.best(metric) - rows[0].best(metric):+.4f} "
-            f"{metric}, each the mean over {space.config.data.split.rotations} folds",
-            soft_wrap=True,
-        )
+        for name in told_over_folds(metric):
+            gain = gain_words(name, Interval(best.best(name) - rows[0].best(name), nan, nan))
+            console.print(
+                f"{OVER_DEFAULT}: {gain}, each the mean over {space.config.data.split.rotations} folds", soft_wrap=True
+            )
     if gains:
         inside = prepared.table.iloc[prepared.rows("val")]
         say_few_groups(console, inside["group"].to_numpy(), inside["label"].to_numpy())
@@ -93,31 +103,61 @@ def summarise(
     console.print(f"{best.name} on validation{folds}:")
     say_validation(console, prepared, best.history[-1].best)
     keep_efficiency(run, tracker, console)
-    if ensemble_card(run) is not None:
+    if ensemble_card(run) is not None and not refit_follows:
         console.print(
             f"\nnote: {run.sub(BEST)} is the ensemble of this search's refit, and stays; what was found since is taken "
-            f"into it by: python -m fracray.refit {shlex.quote(str(run))} --resume",
+            f"into it by: {refit_command(run)} --top 3 --resume",
             soft_wrap=True,
         )
     console.print(next_steps(run, BEST, space.config.data.source), soft_wrap=True)
 
 
-def _gains(winner: Path, default: Path, metric: str, sets: Sequence[str]) -> dict[str, Interval]:
-    """The winner's metric minus the default's on the same validation images, by reported name.
+def told_gains(metric: str, sets: Sequence[str]) -> list[tuple[str, str]]:
+    """In which validation set and bare metric a gain is told, where a search is by `metric`.
 
-    A mean or worst over several sets has no images of its own: then the gain is given for each set. Empty for a loss.
+    A mean or worst over several sets has no images of its own: then the gain is told for each set. Beside a metric that
+    is better when lower stand accuracy and AUROC.
     """
     bare = bare_metric(metric, sets)
-    if bare not in METRICS:
-        return {}
+    inside = [of for of in sets if metric == f"{of}_{bare}"] or sets
+    return [(name, each) for each in (bare, *_beside(metric)) for name in inside]
+
+
+def told_over_folds(metric: str) -> tuple[str, ...]:
+    """The reported metrics in which a gain is told, where it is one of means over folds: see `told_gains`."""
+    return (metric, *(f"val_{bare}" for bare in _beside(metric)))
+
+
+def _beside(metric: str) -> tuple[str, ...]:
+    return BESIDE if lower_is_better(metric) else ()
+
+
+def _gains(winner: Path, default: Path, metric: str, sets: Sequence[str]) -> dict[str, Interval]:
+    """The winner's metrics minus the default's on the same validation images, by reported name: see `told_gains`.
+
+    That of a loss has no interval.
+    """
     gains = {}
-    for name in [of for of in sets if metric == f"{of}_{bare}"] or sets:
+    for name, bare in told_gains(metric, sets):
         ours, theirs = judged_set(winner, name, bare), judged_set(default, name, bare)
         assert (ours.images == theirs.images).all()
-        gains[f"{name}_{bare}"] = paired_gain(
-            ours.labels, ours.told, ours.threshold, theirs.told, theirs.threshold, ours.groups, metric=bare
-        )
+        if bare in METRICS:
+            gain = paired_gain(
+                ours.labels, ours.told, ours.threshold, theirs.told, theirs.threshold, ours.groups, metric=bare
+            )
+        else:
+            a, b = ([SeedRun(one.told, one.threshold)] for one in (ours, theirs))
+            gain = seeded_gain(ours.labels, ours.groups, a, b, bare)
+        gains[f"{name}_{bare}"] = gain
     return gains
+
+
+def gain_words(name: str, gain: Interval) -> str:
+    """A gain in a reported metric, larger where it is better: '+0.0123 val_accuracy' or 'val_loss lower by 0.0123'."""
+    unknown = isnan(gain.low)
+    if lower_is_better(name):
+        return f"{name} lower by {0 - gain.value:.4f}" + ("" if unknown else f" [{-gain.high:.4f}, {-gain.low:.4f}]")
+    return f"{gain.value:+.4f} {name}" + ("" if unknown else f" [{gain.low:+.4f}, {gain.high:+.4f}]")
 
 
 @dataclass(frozen=True)
@@ -149,11 +189,8 @@ def judged_set(checkpoint: Path, name: str, metric: str) -> JudgedSet:
 def _say_gains(console: Console, number: int, gains: dict[str, Interval]) -> None:
     if number == 0:
         console.print("the default configuration was not beaten")
-    for metric, gain in gains.items():
-        known = "" if isnan(gain.low) else f" [{gain.low:+.4f}, {gain.high:+.4f}]"
-        console.print(
-            f"gain over the default configuration ({trial_name(0)}): {gain.value:+.4f} {metric}{known}", soft_wrap=True
-        )
+    for name, gain in gains.items():
+        console.print(f"{OVER_DEFAULT}: {gain_words(name, gain)}", soft_wrap=True)
     if any(not isnan(gain.low) for gain in gains.values()):
         console.print(
             "the 95% interval holds what other groups of validation radiographs would change, and not what another "

@@ -68,5 +68,23 @@ def test_the_gain_is_the_difference_of_what_the_epochs_report(checkpoints, metri
     assert gain.low < gain.value < gain.high
 
 
-def test_a_loss_has_no_gain(checkpoints):
-    assert _gains(*checkpoints, "val_loss", ["val"]) == {}
+def test_beside_the_gain_in_a_loss_stand_accuracy_and_auroc(checkpoints, capsys):
+    gains = _gains(*checkpoints, "val_loss", ["val"])
+    assert list(gains) == ["val_loss", "val_accuracy", "val_auroc"]
+    for name in ("val_accuracy", "val_auroc"):
+        assert gains[name] == _gains(*checkpoints, name, ["val"])[name]
+    losses = []
+    for folder in checkpoints:
+        table = pd.read_parquet(folder / PREDICTIONS)
+        labels, logits, groups = (table[name].to_numpy() for name in ("label", "logit", "group"))
+        told = cross_fitted(labels, logits, groups)
+        losses.append(-np.mean(np.where(labels > 0.5, np.log(told), np.log1p(-told))))
+    assert gains["val_loss"].value == pytest.approx(losses[0] - losses[1])
+    assert losses[0] < losses[1]
+    assert f"val_loss lower by {losses[1] - losses[0]:.4f}" in said(capsys, gains)
+
+
+def test_a_gain_where_lower_is_better_is_told_as_how_much_lower(capsys):
+    printed = said(capsys, {"val_brier": Interval(-0.02, -0.05, 0.01), "val_ece": Interval(0.0, nan, nan)})
+    assert "val_brier lower by 0.0200 [-0.0100, 0.0500]" in printed
+    assert "val_ece lower by 0.0000" in printed
