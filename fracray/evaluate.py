@@ -234,7 +234,8 @@ def _who(checkpoints: Sequence[Checkpoint]) -> str:
         return f"{len(folds)} of {of} folds ({', '.join(map(str, folds))}), each by the checkpoint that never saw it"
     only = checkpoints[0]
     if only.members:
-        return f"the ensemble of {len(only.members)} ({', '.join(member.metadata.trial for member in only.members)})"
+        names = ", ".join(member.metadata.trial for member in only.members)
+        return f"the ensemble of {len(only.members)} ({names})" if len(only.members) > 1 else names
     return f"{only.metadata.trial or only.folder.name}, epoch {only.metadata.epoch}"
 
 

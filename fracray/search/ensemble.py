@@ -17,6 +17,7 @@ from fracray.data.prepare import Prepared
 from fracray.data.splits.set_names import is_validation
 from fracray.evaluation.inference import predict
 from fracray.metrics import Calibration
+from fracray.runtime.console import counted
 from fracray.training.checkpoint import (
     PREDICTION_COLUMNS,
     CheckpointMetadata,
@@ -87,7 +88,7 @@ def build_ensemble(
     """Write the best ensemble to `target`; returns it, all that were compared, and what became of a soup.
 
     members: the checkpoint folders of all trainings that count, by name; winners: those of the winning configuration,
-    whose name and config the ensemble has. wanted: WINNER, ALL or BEST_OF_BOTH.
+    whose name and config the ensemble has. wanted: WINNER, ALL or BEST_OF_BOTH, with which a soup is tried too.
     """
     tables = {name: _predictions(folder) for name, folder in members.items()}
     table = tables[winners[0]]
@@ -100,13 +101,15 @@ def build_ensemble(
         return Choice(words, tuple(names), judge.score([logits[name] for name in names]))
 
     choices = []
-    if wanted != ALL:
-        choices.append(choice(f"the {_trainings(len(winners))} of {winner}", winners))
-    if wanted == ALL or (wanted == BEST_OF_BOTH and len(members) > len(winners)):
-        choices.append(choice(f"all {len(members)} trainings", list(members)))
+    others = len(members) > len(winners)
+    if wanted != ALL or not others:
+        choices.append(choice(f"{counted(len(winners), 'training')} of {winner}", winners))
+    if wanted != WINNER and others:
+        choices.append(choice(f"all {counted(len(members), 'training')}", list(members)))
     folders = dict(members)
     said = ""
-    if len(winners) > 1 and config.model.weights is not None:  # from scratch, they have little in common but their kind
+    # From scratch, they have little in common but their kind.
+    if wanted == BEST_OF_BOTH and len(winners) > 1 and config.model.weights is not None:
         best = min(winners, key=lambda name: judge.score([logits[name]]).loss)
         folders[SOUP] = target.with_name(SOUP)
         logits[SOUP] = _soup(folders[SOUP], [members[name] for name in winners], judge, prepared, console)
@@ -120,10 +123,6 @@ def build_ensemble(
     chosen = min(choices, key=lambda one: one.scored.loss)  # of equal ones, the first
     _write(target, {name: folders[name] for name in chosen.members}, chosen.scored, judge, config, winner)
     return chosen, choices, said
-
-
-def _trainings(number: int) -> str:
-    return f"{number} trainings" if number > 1 else "training"
 
 
 def _predictions(folder: Path) -> pd.DataFrame:
