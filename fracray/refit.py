@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from shlex import quote
 from typing import TYPE_CHECKING
 
 from fracray.errors import InputError, run_verb
@@ -23,6 +22,8 @@ if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are
     from fracray.search.space import SearchSpace
 
 # ---------------------------------------------------------------- the command
+
+MEMBERS = ("best", "winner", "all")  # the first is the default
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,9 +47,10 @@ def parser() -> argparse.ArgumentParser:
     )
     cli.add_argument(
         "--members",
-        choices=("best", "winner", "all"),
-        default="best",
-        help="of the ensemble: the winner's trainings, all of them, or the better of these on validation (default)",
+        choices=MEMBERS,
+        default=MEMBERS[0],
+        help="of the ensemble: the winner's trainings, all of them, or (default) whichever is best on validation: one "
+        "of these, or the mean of the weights of the winner's",
     )
     cli.add_argument("--concurrent", type=int, metavar="N", help="trainings at a time (default: as in the search)")
     cli.add_argument("--workers-per-trial", type=int, metavar="N", help="Ray Train workers of a training (likewise)")
@@ -99,8 +101,8 @@ def _open(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Folde
     space = replace(space, config=as_begun(run, space.config))
     leaves = {path: value for flag, path in FLAGS.items() if (value := getattr(args, flag)) is not None}
     space = replace(space, config=space.config.with_leaves(leaves, "command line"))
-    held.enter_context(remedy(lambda: _how_to_continue(run)))
-    held.enter_context(open_for_work(run, args.run, resume=True))
+    held.enter_context(remedy(lambda: _how_to_continue(args, run)))
+    held.enter_context(open_for_work(run, None, resume=True))
     own = run.sub(REFIT)
     if not own.exists(PLAN):
         if args.resume:
@@ -117,12 +119,15 @@ def _open(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Folde
     return space, run
 
 
-def _how_to_continue(run: Folder) -> str:
-    from fracray.runtime.run_folder import REFIT
+def _how_to_continue(args: argparse.Namespace, run: Folder) -> str:
+    """What to type after an interruption: the plan has --top, --seeds and --folds, but not what becomes of it."""
+    from fracray.runtime.run_folder import REFIT, refit_command
     from fracray.search.refit import PLAN
 
-    resume = " --resume" if run.sub(REFIT).exists(PLAN) else ""
-    return f"continue with: python -m fracray.refit {quote(str(run))}{resume}"
+    if not run.sub(REFIT).exists(PLAN):
+        return "give the same command again"
+    members = "" if args.members == MEMBERS[0] else f" --members {args.members}"
+    return f"continue with: {refit_command(run)}{members} --resume"
 
 
 # ---------------------------------------------------------------- the steps
@@ -137,7 +142,6 @@ def _refit(args: argparse.Namespace, space: SearchSpace, run: Folder, begun: flo
     from fracray.runtime.efficiency import EfficiencyTracker
     from fracray.runtime.ray_session import connect
     from fracray.runtime.resources import gather, present, refuse_missing_gpu, require_seen
-    from fracray.runtime.run_folder import say_changed
     from fracray.search.launch import places
     from fracray.search.refit_run import RefitOptions, refit, searched_trials
     from fracray.training.job import refuse_change
@@ -154,14 +158,13 @@ def _refit(args: argparse.Namespace, space: SearchSpace, run: Folder, begun: flo
             f"{run}: no trial has finished an epoch yet, so there is nothing to refit; continue the search"
         )
     console = new_console()
-    say_changed(console, run)
     say_phantom(console, space.config)
-    with connect(args.address, lambda: _how_to_continue(run)):
+    with connect(args.address, lambda: _how_to_continue(args, run)):
         gather(lambda words: console.print(words, soft_wrap=True))
         places(search)  # refused before anything that takes long
         if run.is_local:
             require_seen(run.path("environment.json"), args.run)
-        prepared = prepare(space.config.data, console)
+        prepared = prepare(space.config.data, console, shelf=run.around)
         say_prepared(console, prepared)
         refuse_change(run, prepared.summary())
         unit = "GPU" if search.gpus_per_trial else "CPU"
@@ -169,7 +172,7 @@ def _refit(args: argparse.Namespace, space: SearchSpace, run: Folder, begun: flo
         started = time.monotonic()
         finished = refit(space, run, prepared, options, tracker, console)
     if not finished:
-        words = f"the refit is not finished; {_how_to_continue(run)}"
+        words = f"the refit is not finished; {_how_to_continue(args, run)}"
         if options.seconds is None or time.monotonic() - started < options.seconds:
             raise KeyboardInterrupt(words)
         console.print(f"\n{words}", soft_wrap=True)

@@ -204,14 +204,19 @@ def _search_and_summarise(args: argparse.Namespace, space: SearchSpace, run: Fol
         unit = "GPU" if space.config.search.gpus_per_trial else "CPU"
         tracker = EfficiencyTracker(begun, lambda: present(unit), unit)
         finished, clock = _search(space, job, tracker, console)
-        summarise(space, run, prepared, tracker, console)
         budget = space.config.search.time_budget
         over = clock.ended if clock else budget is not None and time.monotonic() - started >= budget
-        if space.config.search.refit.top and (finished or over):
+        refits = space.config.search.refit.top > 0 and (finished or over)
+        summarise(space, run, prepared, tracker, console, refit_follows=refits)
+        refitted = True
+        if refits:
+            started = time.monotonic()
             refitted = _refit(space, job, prepared, tracker, clock, console)
-            finished, over = finished and refitted, over and (refitted or bool(clock and clock.left <= 1))
-    if not finished:
-        words = f"the search is not finished; {how_to_continue('tune', args.storage, run)}"
+            if not refitted:  # of the search it is known already, but not whether the rest of the budget was enough
+                over = clock.over if clock else budget is not None and time.monotonic() - started >= budget
+    if not (finished and refitted):
+        what = "search" if not finished else "refit"
+        words = f"the {what} is not finished; {how_to_continue('tune', args.storage, run)}"
         if not over:
             raise KeyboardInterrupt(words)
         console.print(f"\n{words}", soft_wrap=True)
@@ -237,6 +242,7 @@ def _search(
 ) -> tuple[bool, KeepsBack | None]:
     """Run the missing trials; whether all are done, and the clock of a time budget that a refit shares."""
     from fracray.runtime.console import counted
+    from fracray.runtime.run_folder import REFIT
     from fracray.search.launch import places_of, run_trials
     from fracray.search.progress import SearchProgress
     from fracray.search.refit import KeepsBack
@@ -275,7 +281,7 @@ def _search(
         ledger = StudyLedger(job.run, searcher.study, journal, space.config.train.epochs)
         progress = SearchProgress(space, job.run, ledger, budget, tracker, console, search.time_budget)
         shared = search.time_budget is not None and search.refit.top > 0
-        clock = KeepsBack(space.config, concurrent, lambda: progress.rows) if shared else None
+        clock = KeepsBack(space.config, concurrent, lambda: progress.rows, job.run.sub(REFIT)) if shared else None
         seconds = None if clock else search.time_budget
         run_trials(job, searcher, progress, StudyScheduler(searcher.stops), seconds, clock)
         return searcher.remaining <= 0 and not progress.unfinished, clock

@@ -165,7 +165,7 @@ def test_a_finished_refit_resumed_trains_nothing_and_more_seeds_are_added(refitt
     before = {file: file.read_bytes() for file in run.glob("refit/trials/*/epochs.json")}
     with pytest.raises(InputError, match="was refitted already; continue or extend that with --resume"):
         refit([str(run)])
-    refit([str(run), "--resume", "--top", "1", "--members", "winner", *ALONE])
+    refit([str(run), "--resume", "--seeds", "1", "--members", "winner", *ALONE])  # nothing is added or taken away
     assert "trainings to run" not in capsys.readouterr().out
     assert len(load_checkpoint(run / "best").members) == 2
     refit([str(run), "--resume", "--top", "1", "--seeds", "3", *ALONE])
@@ -181,7 +181,7 @@ def test_a_search_that_goes_on_keeps_the_ensemble(refitted, tmp_path, capsys):
     card = (run / "best/config.json").read_bytes()
     tune(["--storage", str(tmp_path), "--name", "search", "--resume", "--trials", "4", *ALONE])
     assert (run / "best/config.json").read_bytes() == card
-    assert f"python -m fracray.refit {run} --resume" in capsys.readouterr().out
+    assert f"python -m fracray.refit {run} --top 3 --resume" in capsys.readouterr().out
 
 
 def test_what_cannot_be_refitted_is_refused(searched, tmp_path):
@@ -261,11 +261,19 @@ def test_a_search_in_a_store_is_refitted_there(ray_local, s3, tmp_path, capsys):
     assert "gap, validation minus test: accuracy" in shown
 
 
-def test_with_folds_a_configuration_is_its_mean_over_them(ray_local, tmp_path, capsys):
+def interrupted(*words):
+    raise KeyboardInterrupt
+
+
+def test_with_folds_a_configuration_is_its_mean_over_them(ray_local, tmp_path, capsys, monkeypatch):
     text = SPACE.replace("block: 10", "block: 10, protocol: kfold, folds: 3")
     tune(["--space", str(write_space(tmp_path, text)), "--storage", str(tmp_path), "--name", "crossed", *ALONE])
     run = tmp_path / "crossed"
-    refit([str(run), "--top", "1", "--seeds", "1", "--folds", *ALONE])
+    with monkeypatch.context() as patched:
+        patched.setattr("fracray.search.refit_run.make_job", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            refit([str(run), "--top", "1", "--seeds", "1", "--folds", *ALONE])
+    refit([str(run), "--resume", *ALONE])  # it knows that it has folds
     assert "each the mean over the folds" in capsys.readouterr().out
     tested = json.loads((run / "refit/data.json").read_text())["parts"]["test"]["images"]
     assert all(best["val_n"] == (200 - tested) / 2 for best in best_of(run).values())
@@ -304,8 +312,47 @@ def test_weights_are_averaged_where_trainings_begin_from_the_same_ones(searched,
     names = [member.metadata.trial for member in load_checkpoint(tmp_path / "begun/best").members]
     assert names in (["soup"], ["t0000-seed1", "t0000-seed2"])
     if names == ["soup"]:
+        capsys.readouterr()
+        evaluate([str(tmp_path / "begun")])
+        assert "\nsoup, on " in capsys.readouterr().out
         members = [load_checkpoint(path).model for path in sorted(tmp_path.glob("begun/refit/trials/*/best"))]
         for name, tensor in load_checkpoint(tmp_path / "begun/best/members/soup").model.state_dict().items():
             if tensor.is_floating_point():
                 mean = (members[0].state_dict()[name] + members[1].state_dict()[name]) / 2
                 torch.testing.assert_close(tensor, mean)
+    refit([str(tmp_path / "begun"), "--resume", "--members", "winner", *ALONE])
+    names = [member.metadata.trial for member in load_checkpoint(tmp_path / "begun/best").members]
+    assert names == ["t0000-seed1", "t0000-seed2"]
+
+
+@pytest.mark.parametrize("trials", ["3", "4"])  # the search is done before, or within its share of the budget
+def test_a_refit_that_uses_up_the_budget_was_not_interrupted(refitted, tmp_path, capsys, trials):
+    shutil.copytree(refitted, tmp_path / "search")
+    words = ["--storage", str(tmp_path), "--name", "search", "--resume", "--refit", "1", *ALONE]
+    tune([*words, "--set", "search.refit.seeds=500", "--trials", trials, "--time-budget", "8"])
+    out = capsys.readouterr().out
+    assert re.search(r"the (search|refit) is not finished; continue with: python -m fracray.tune --name search", out)
+    assert trials == "4" or "the refit is not finished" in out
+    assert "is taken into it by" not in out  # the command does so itself
+
+
+def test_one_configuration_of_a_search_by_two_metrics(ray_local, tmp_path, capsys, monkeypatch):
+    text = SPACE.replace("metric: val_accuracy", "metric: [val_auroc, val_accuracy]").replace(
+        "name: asha", "name: none"
+    )
+    tune(["--space", str(write_space(tmp_path, text)), "--storage", str(tmp_path), "--name", "two", "--trials", "1"])
+    run = tmp_path / "two"
+    began = json.loads((run / "environment.json").read_text())
+    (run / "environment.json").write_text(json.dumps({**began, "augmentation": 1}))
+    capsys.readouterr()
+    monkeypatch.setattr("fracray.data.prepare.alone", lambda: False)  # as on a cluster of several machines
+    refit([str(run), "--seeds", "1", *ALONE])
+    out = capsys.readouterr().out
+    assert "only the first, val_auroc, decides which configurations are refitted and which one wins" in out
+    assert "refitting 1 configuration (t0000) with 1 seed each: 1 of 1 training to run" in out
+    assert "another version of the augmentation" not in out  # it is trained with this one
+    assert list(tmp_path.glob("shards/*"))  # where all machines see them
+    refit_began = json.loads((run / "refit/environment.json").read_text())
+    (run / "refit/environment.json").write_text(json.dumps({**refit_began, "augmentation": 1}))
+    refit([str(run), "--resume", *ALONE])
+    assert "another version of the augmentation" in capsys.readouterr().out

@@ -65,38 +65,36 @@ class RefitPlan:
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{run}/{PLAN}: not as fracray wrote it ({error!r}); restore it") from None
 
+    @classmethod
+    def begun(cls, run: Folder) -> "RefitPlan | None":
+        """The plan in the run folder of a refit; None where it has not begun."""
+        return cls.read(run) if run.exists(PLAN) else None
+
 
 def make_plan(
     config: Config, rows: Mapping[int, TrialRow], top: int, seeds: int, folds: bool, before: RefitPlan | None = None
 ) -> RefitPlan:
     """The `top` best trials of a search and its default configuration, each with `seeds` seeds.
 
-    The seeds of the search and of these trials are not among them: they are part of why these came out best. With
-    `before`, the plan of a refit that is resumed, nothing of that is taken away: its configurations and seeds stay, as
-    does whether it has folds.
+    The search's own seed is not among them: it is part of why these trials came out best. With `before`, the plan of a
+    refit that is resumed, nothing of that is taken away: its configurations and seeds stay, and whether it has folds.
     """
     chosen: dict[int, Mapping[str, Any]] = dict(before.configurations) if before else {}
-    best = best_rows(rows.values(), config.search.metrics[0], config.search.mode)[:top]
-    for row in best:
+    for row in best_rows(rows.values(), config.search.metrics[0], config.search.mode)[:top]:
         if row.number not in chosen:
             _add(chosen, row.number, row.leaves)
     if 0 not in chosen:
         _add(chosen, 0, rows[0].leaves if 0 in rows else {})
     kept = before.seeds if before else ()
-    known = {config.train.seed, *kept, *(row.leaves[SEED] for row in best if SEED in row.leaves)}
-    fresh = (seed for seed in count(1) if seed not in known)
+    fresh = (seed for seed in count(1) if seed not in (config.train.seed, *kept))
     return RefitPlan(
         chosen, (*kept, *islice(fresh, max(0, seeds - len(kept)))), before.folds if before is not None else folds
     )
 
 
 def _add(chosen: dict[int, Mapping[str, Any]], number: int, leaves: Mapping[str, Any]) -> None:
-    """Add a configuration, of which a searched seed is no part.
-
-    Of two trials with equal settings the default one stays, or else the first.
-    """
-    leaves = {path: value for path, value in leaves.items() if path != SEED}
-    same = next((other for other, known in chosen.items() if known == leaves), None)
+    """Add a configuration; of two trials with equal settings the default one stays, or else the first."""
+    same = next((other for other, known in chosen.items() if leaves and known == leaves), None)
     if same is None:
         chosen[number] = leaves
     elif number == 0:
@@ -122,25 +120,45 @@ def refit_config(config: Config, folds: bool) -> Config:
     return config.with_leaves(leaves, "refit")
 
 
-def seconds_of_refit(config: Config, rows: Mapping[int, TrialRow], at_once: int) -> float:
-    """How long the refit that `search.refit` asks for takes, from the epochs so far of what it would train."""
-    search = config.search
-    best = best_rows(rows.values(), search.metrics[0], search.mode)[: search.refit.top]
-    epochs = {row.number: [result.seconds for result in row.history] for row in (*best, *rows.values())}
-    known = [fsum(seconds) / len(seconds) for seconds in epochs.values() if seconds][: search.refit.top + 1]
+def seconds_of_refit(config: Config, rows: Mapping[int, TrialRow], at_once: int, own: Folder) -> float:
+    """How long the refit that `search.refit` asks for takes, from the epochs so far of what it would train.
+
+    own: its run folder, where trainings may have ended already.
+    """
+    asked = config.search.refit
+    plan = make_plan(config, rows, asked.top, asked.seeds, False, RefitPlan.begun(own))
+    likely = [rows[number] for number in plan.configurations if number in rows]
+    epochs = {row.number: [result.seconds for result in row.history] for row in (*likely, *rows.values())}
+    known = [fsum(seconds) / len(seconds) for seconds in epochs.values() if seconds][: len(plan.configurations)]
     if not known:
         return 0.0
-    trainings = (search.refit.top + 1) * search.refit.seeds
+    trainings = sum(not row.state.ended for row in kept_trainings(plan, own, config.train.epochs).values())
     return MARGIN * fsum(known) / len(known) * config.train.epochs * -(-trainings // at_once)
+
+
+def kept_trainings(plan: RefitPlan, run: Folder, epochs: int) -> dict[int, TrialRow]:
+    """Every training of a plan by number, as the run folder of the refit has it; `epochs` are planned of each."""
+    return {
+        number: _kept(trial_folder(run, number), number, leaves, epochs) for number, leaves in plan.trials().items()
+    }
+
+
+def _kept(folder: Folder, number: int, leaves: Mapping[str, Any], epochs: int) -> TrialRow:
+    history = tuple(read_epochs(folder))
+    if history and history[-1].diverged:  # in its last epoch too
+        return TrialRow(number, leaves, State.DIVERGED, history)
+    kept = tuple(saved_epochs(folder))
+    return TrialRow(number, leaves, State.DONE if len(kept) >= epochs else State.INTERRUPTED, kept)
 
 
 class KeepsBack(Stopper):
     """Ends a search when what is left of its time budget is what its refit will take, and half of it at most."""
 
-    def __init__(self, config: Config, at_once: int, rows: Callable[[], Mapping[int, TrialRow]]) -> None:
+    def __init__(self, config: Config, at_once: int, rows: Callable[[], Mapping[int, TrialRow]], own: Folder) -> None:
+        """own: the run folder of the refit."""
         assert config.search.time_budget is not None
         self.budget, self.kept, self.ended = config.search.time_budget, 0.0, False
-        self._config, self._at_once, self._rows = config, at_once, rows
+        self._config, self._at_once, self._rows, self._own = config, at_once, rows, own
         self._begun = self._asked = time.monotonic()
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -150,9 +168,14 @@ class KeepsBack(Stopper):
         now = time.monotonic()
         if now - self._asked > ASK_SECONDS or not self.kept:
             self._asked = now
-            self.kept = min(self.budget / 2, seconds_of_refit(self._config, self._rows(), self._at_once))
+            self.kept = min(self.budget / 2, seconds_of_refit(self._config, self._rows(), self._at_once, self._own))
         self.ended = now - self._begun + self.kept >= self.budget
         return self.ended
+
+    @property
+    def over(self) -> bool:
+        """Whether the whole budget is used up."""
+        return self.left <= 1
 
     @property
     def left(self) -> float:
@@ -172,22 +195,13 @@ class RefitTrials(Searcher):
 
     def __init__(self, plan: RefitPlan, run: Folder, config: Config) -> None:
         super().__init__(metric=searched(config.search.metrics[0]), mode=config.search.mode)
-        self._run, self._metrics, self._epochs = run, config.search.metrics, config.train.epochs
-        self._trials = plan.trials()
-        self._before = {number: self._kept(number) for number in self._trials}
+        self._metrics, self._trials = config.search.metrics, plan.trials()
+        self._before = kept_trainings(plan, run, config.train.epochs)
         self._pending = [number for number, row in self._before.items() if not row.state.ended]
         self._running: dict[str, int] = {}
         self._reached: dict[int, int] = {}  # the last epoch of a training
         self._lost: dict[int, tuple[int, int]] = {}  # how often in a row, and after which epoch
         self._failed: dict[int, str] = {}
-
-    def _kept(self, number: int) -> TrialRow:
-        folder, leaves = trial_folder(self._run, number), self._trials[number]
-        history = tuple(read_epochs(folder))
-        if history and history[-1].diverged:  # in its last epoch too
-            return TrialRow(number, leaves, State.DIVERGED, history)
-        kept = tuple(saved_epochs(folder))
-        return TrialRow(number, leaves, State.DONE if len(kept) >= self._epochs else State.INTERRUPTED, kept)
 
     @property
     def remaining(self) -> int:

@@ -10,6 +10,7 @@ from rich.console import Console
 from fracray.data.prepare import Prepared, prepare
 from fracray.data.splits.set_names import is_validation
 from fracray.evaluation.report import say_few_groups, say_validation
+from fracray.runtime.console import counted
 from fracray.runtime.efficiency import EfficiencyTracker
 from fracray.runtime.run_folder import (
     BEST,
@@ -18,6 +19,7 @@ from fracray.runtime.run_folder import (
     environment,
     next_steps,
     refit_number,
+    say_changed,
     trial_folder,
     trial_name,
 )
@@ -25,11 +27,11 @@ from fracray.runtime.storage import Folder
 from fracray.search.ensemble import BEST_OF_BOTH, build_ensemble
 from fracray.search.launch import places_of, run_trials
 from fracray.search.progress import SearchProgress
-from fracray.search.refit import PLAN, Outcome, RefitPlan, RefitTrials, make_plan, outcome, refit_config
+from fracray.search.refit import Outcome, RefitPlan, RefitTrials, make_plan, outcome, refit_config
 from fracray.search.refit_report import gains, say_ensemble, say_gains, say_outcome
 from fracray.search.results import config_table, keep_efficiency
 from fracray.search.space import SearchSpace
-from fracray.search.study import local_journal, open_study
+from fracray.search.study import JOURNAL, stored_study
 from fracray.search.trials_table import TrialRow, best_rows, collect
 from fracray.training.job import make_job
 
@@ -51,8 +53,10 @@ class RefitOptions:
 
 def searched_trials(space: SearchSpace, run: Folder) -> dict[int, TrialRow]:
     """The trials of a search by number; empty where none has finished an epoch."""
-    with local_journal(run) as journal:
-        rows = collect(run, open_study(journal, space), space.config.train.epochs)
+    if not run.exists(JOURNAL):
+        return {}
+    with stored_study(run) as study:
+        rows = {} if study is None else collect(run, study, space.config.train.epochs)
     return rows if best_rows(rows.values(), space.metrics[0], space.config.search.mode) else {}
 
 
@@ -74,25 +78,34 @@ def refit(
     if not rows:
         console.print("no trial has finished an epoch yet, so there is nothing to refit")
         return False
-    before = RefitPlan.read(own) if own.exists(PLAN) else None
+    before = RefitPlan.begun(own)
     plan = make_plan(space.config, rows, options.top, options.seeds, options.folds, before)
     config = refit_config(space.config, plan.folds)
     if config.data != space.config.data:
-        prepared = prepare(config.data, console, manifest=prepared.manifest)
-    if not own.exists(ENVIRONMENT):
+        prepared = prepare(config.data, console, manifest=prepared.manifest, shelf=run.around)
+    if own.exists(ENVIRONMENT):
+        say_changed(console, own)
+    else:
         own.write_json(ENVIRONMENT, environment())
+    plan.write(own)  # before the config: a refit that is taken up again knows by its plan whether it has folds
     job = make_job(config, own, prepared, images)
-    plan.write(own)
     trials = RefitTrials(plan, own, config)
     progress = SearchProgress(
         replace(space, config=config), own, trials, trials.budget, tracker, console, options.seconds
     )
+    if len(space.metrics) > 1:
+        console.print(
+            f"note: of the searched metrics only the first, {space.metrics[0]}, decides which configurations are "
+            "refitted and which one wins",
+            style="yellow",
+            soft_wrap=True,
+        )
     if trials.remaining:
         names = ", ".join(trial_name(number) for number in plan.configurations)
         console.print(
-            f"\nrefitting {len(plan.configurations)} configurations ({names}) with {len(plan.seeds)} seeds each: "
-            f"{trials.remaining} of {trials.budget} trainings to run, {places_of(job)[1]} at a time, "
-            f"{config.train.epochs} epochs each; run folder {own}",
+            f"\nrefitting {counted(len(plan.configurations), 'configuration')} ({names}) with "
+            f"{counted(len(plan.seeds), 'seed')} each: {trials.remaining} of {counted(trials.budget, 'training')} "
+            f"to run, {places_of(job)[1]} at a time, {counted(config.train.epochs, 'epoch')} each; run folder {own}",
             soft_wrap=True,
         )
         run_trials(job, trials, progress, seconds=options.seconds)

@@ -8,6 +8,7 @@ import pytest
 
 from fracray.config import Config
 from fracray.errors import InputError, RunError
+from fracray.runtime.console import new_console
 from fracray.runtime.run_folder import refit_number, trial_folder, trial_name
 from fracray.runtime.storage import Folder
 from fracray.search.messages import TrialReport
@@ -20,7 +21,10 @@ from fracray.search.refit import (
     refit_config,
     seconds_of_refit,
 )
-from fracray.search.study import RETRIES
+from fracray.search.refit_report import say_gains, say_outcome
+from fracray.search.refit_run import searched_trials
+from fracray.search.space_file import load_space
+from fracray.search.study import JOURNAL, RETRIES, open_study
 from fracray.search.trials_table import State, TrialRow
 from fracray.training.epochs import EpochResult, write_epochs
 
@@ -35,6 +39,13 @@ def row(number, accuracy, loss=0.5, state=State.DONE, leaves=None, seconds=10.0)
 
 def rows(*found):
     return {one.number: one for one in found}
+
+
+def keep(run, number, diverged=False):
+    """Write what a training of two epochs, the first of which is its best one, leaves in its folder."""
+    folder, first = trial_folder(run, number), EpochResult(1, {}, {"val_accuracy": 0.5}, 1.0)
+    write_epochs(folder, [json.dumps(one.to_json()) for one in (first, replace(first, epoch=2, diverged=diverged))])
+    folder.write_json("best/config.json", {"epoch": 1})
 
 
 # ---- the plan
@@ -80,21 +91,8 @@ def test_a_plan_that_is_resumed_loses_nothing_of_what_was_trained():
     before = RefitPlan({1: {"model.dropout": 0.1}, 0: {}}, (1, 2, 3, 4, 5), folds=True)
     searched = rows(row(0, 0.5), row(1, 0.8), row(2, 0.9))
     assert make_plan(CONFIG, searched, 0, 3, False, before) == before
-    # A new configuration whose search had seed 6 gets the seeds that the others have, and another one in its place.
-    after = make_plan(CONFIG, rows(row(2, 0.9, leaves={"model.dropout": 0.9, "train.seed": 6})), 1, 6, False, before)
-    assert after == RefitPlan({1: {"model.dropout": 0.1}, 0: {}, 2: {"model.dropout": 0.9}}, (1, 2, 3, 4, 5, 7), True)
-
-
-def test_a_searched_seed_is_no_part_of_a_configuration_and_is_not_used_again():
-    searched = rows(
-        row(0, 0.5, leaves={"model.dropout": 0.1, "train.seed": 0}),
-        row(1, 0.9, leaves={"model.dropout": 0.2, "train.seed": 1}),
-        row(2, 0.8, leaves={"model.dropout": 0.2, "train.seed": 3}),
-        row(3, 0.7, leaves={"model.dropout": 0.1, "train.seed": 9}),
-    )
-    plan = make_plan(CONFIG, searched, 3, 2, False)
-    assert plan.configurations == {1: {"model.dropout": 0.2}, 0: {"model.dropout": 0.1}}
-    assert plan.seeds == (2, 4)  # 0 is the search's own
+    after = make_plan(CONFIG, searched, 1, 6, False, before)
+    assert after == RefitPlan({1: {"model.dropout": 0.1}, 0: {}, 2: {"model.dropout": 0.2}}, (1, 2, 3, 4, 5, 6), True)
 
 
 def test_trainings_are_named_by_trial_and_seed_and_one_seed_comes_before_the_next():
@@ -110,6 +108,17 @@ def test_a_refit_stops_no_trial_early_and_folds_need_folds():
         refit_config(CONFIG, True)
     crossed = CONFIG.with_leaves({"data.split.protocol": "kfold"})
     assert refit_config(crossed, True).data.split.rotations == 4
+
+
+def test_reading_the_trials_of_a_search_writes_nothing(tmp_path):
+    file = tmp_path / "space.yaml"
+    file.write_text("trials: 2\nspace:\n  model.dropout: {float: [0.0, 0.6]}\n")
+    space = load_space(file)
+    assert searched_trials(space, Folder(tmp_path / "new")) == {}
+    open_study(tmp_path / JOURNAL, space).ask()
+    before = (tmp_path / JOURNAL).read_bytes()
+    assert searched_trials(space, Folder(tmp_path)) == {}
+    assert (tmp_path / JOURNAL).read_bytes() == before
 
 
 # ---- handing out
@@ -156,11 +165,8 @@ def test_how_a_training_ended_is_told(tmp_path):
 
 def test_a_training_that_diverged_in_its_last_epoch_has_diverged_after_a_resume_too(tmp_path):
     plan, run = RefitPlan({0: {}, 1: {}}, (1,)), Folder(tmp_path)
-    for number, diverged in ((refit_number(0, 1), False), (refit_number(1, 1), True)):
-        folder = trial_folder(run, number)
-        good = EpochResult(1, {}, {"val_accuracy": 0.5}, 1.0)
-        write_epochs(folder, [json.dumps(one.to_json()) for one in (good, replace(good, epoch=2, diverged=diverged))])
-        folder.write_json("best/config.json", {"epoch": 1})
+    keep(run, refit_number(0, 1))
+    keep(run, refit_number(1, 1), diverged=True)
     searcher = trials(tmp_path, plan)
     assert searcher.remaining == 0
     assert [one.state for one in searcher.rows().values()] == [State.DONE, State.DIVERGED]
@@ -218,19 +224,57 @@ def test_a_configuration_of_which_one_training_failed_is_no_winner():
 # ---- the time
 
 
-def test_what_is_kept_back_is_the_time_of_the_trainings_and_half_of_the_budget_at_most():
+def test_what_is_kept_back_is_the_time_of_the_trainings_and_half_of_the_budget_at_most(tmp_path):
+    own = Folder(tmp_path)
     config = CONFIG.with_leaves({"search.refit.top": 2, "search.refit.seeds": 3, "search.time_budget": 1000})
     searched = rows(row(0, 0.5, seconds=10), row(1, 0.8, seconds=20), row(2, 0.7, seconds=30), row(3, 0.1, seconds=99))
     # Three configurations with three seeds, two at a time, are five in a row; two epochs of 20 s on average.
-    assert seconds_of_refit(config, searched, 2) == pytest.approx(1.15 * 5 * 2 * 20)
-    assert seconds_of_refit(config, {}, 2) == 0
-    clock = KeepsBack(config, 2, lambda: searched)
+    assert seconds_of_refit(config, searched, 2, own) == pytest.approx(1.15 * 5 * 2 * 20)
+    assert seconds_of_refit(config, {}, 2, own) == 0
+    clock = KeepsBack(config, 2, lambda: searched, own)
     assert not clock.stop_all()
     assert clock.kept == pytest.approx(230)
     assert 999 < clock.left <= 1000
-    slow = KeepsBack(config, 2, lambda: rows(row(0, 0.5, seconds=1e4)))
+    slow = KeepsBack(config, 2, lambda: rows(row(0, 0.5, seconds=1e4)), own)
     assert not slow.stop_all()
     assert slow.kept == 500
-    late = KeepsBack(config.with_leaves({"search.time_budget": 1e-9}), 2, lambda: searched)
+    late = KeepsBack(config.with_leaves({"search.time_budget": 1e-9}), 2, lambda: searched, own)
     assert late.stop_all()
     assert late.ended
+    assert late.over
+    assert not clock.over
+
+
+def test_no_time_is_kept_back_for_what_is_trained_already(tmp_path):
+    own = Folder(tmp_path)
+    config = CONFIG.with_leaves({"search.refit.top": 1, "search.refit.seeds": 2})
+    searched = rows(row(0, 0.5), row(1, 0.8))
+    plan = make_plan(config, searched, 1, 1, False)
+    plan.write(own)
+    for number in plan.trials():
+        keep(own, number)
+    # Of two configurations with two seeds, one training of each is missing: two of two epochs of 10 s.
+    assert seconds_of_refit(config, searched, 1, own) == pytest.approx(1.15 * 2 * 2 * 10)
+    assert seconds_of_refit(config.with_leaves({"search.refit.seeds": 1}), searched, 1, own) == 0
+
+
+# ---- what is said
+
+
+def test_a_lower_loss_is_a_gain_and_accuracy_and_auroc_stand_beside_it(capsys):
+    plan = RefitPlan({7: {"model.dropout": 0.7}, 0: {}}, (1, 2))
+    found = outcome(plan, refits(plan, {7: [0.75, 0.75], 0: [0.5, 0.5]}), "val_loss", "min")
+    say_outcome(new_console(), plan, found, rows(row(0, 0.5)), "val_loss")
+    say_gains(new_console(), plan, found, "val_loss", {})
+    told = [line.partition("): ")[2] for line in capsys.readouterr().out.splitlines() if line.startswith("gain over")]
+    assert told == ["val_loss lower by 0.2500", "+0.2500 val_accuracy", "+0.2500 val_auroc"]
+
+
+def test_a_mean_alone_is_not_called_the_best_of_several(capsys):
+    plan = RefitPlan({0: {}}, (1, 2))
+    say_outcome(new_console(), plan, outcome(plan, refits(plan, {0: [0.5, 0.6]}), *MAX), {}, MAX[0])
+    assert "optimistic" not in capsys.readouterr().out
+    say_outcome(
+        new_console(), PLAN, outcome(PLAN, refits(PLAN, {7: [0.5] * 3, 3: [0.4] * 3, 0: [0.3] * 3}), *MAX), {}, MAX[0]
+    )
+    assert "the best of 3 means is still somewhat optimistic" in capsys.readouterr().out
