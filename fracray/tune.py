@@ -200,7 +200,7 @@ def _search_and_summarise(args: argparse.Namespace, space: SearchSpace, run: Fol
         if run.is_local:
             require_seen(run.path("environment.json"), f"--storage {args.storage}")
         prepared = prepare(space.config.data, console, shelf=Folder(args.storage))
-        say_prepared(console, prepared)
+        say_prepared(console, prepared, space.config.model.localise)
         job = make_job(space.config, run, prepared)
         unit = "GPU" if space.config.search.gpus_per_trial else "CPU"
         tracker = EfficiencyTracker(begun, lambda: present(unit), unit)
@@ -227,8 +227,9 @@ def _warm(space: SearchSpace, run: Folder, console: Console) -> list[dict[str, A
         return []
     refuse_other_split(run, space.config.search.warm_start)
     points, notes = warm_points(space, space.config.search.warm_start)
-    for note in notes:
-        console.print(f"note: {note}; it is left out", style="yellow", soft_wrap=True)
+    if notes:
+        left = counted(len(notes), "trial is", "trials are")
+        console.print(f"note: {left} left out: {notes[0]}{', ...' * (len(notes) > 1)}", style="yellow", soft_wrap=True)
     many = counted(len(points), "trial that follows the default one is", "trials that follow the default one are")
     console.print(f"{many} from {space.config.search.warm_start}, best first", soft_wrap=True)
     return points
