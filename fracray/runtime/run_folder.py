@@ -149,8 +149,8 @@ def say_changed(console: "Console", run: Folder) -> None:
         ),
         (
             *("arithmetic", ARITHMETIC_VERSION),
-            "validation is now in fp32, and with train.precision=auto networks of timm and torchvision train in bf16 on a "
-            "CPU that is faster with it. Epochs from here on differ a little",
+            "validation is now in fp32, and with train.precision=auto networks of timm and torchvision train in bf16 "
+            "on a CPU that is faster with it. Epochs from here on differ a little",
         ),
     )
     for name, now, what in changes:

@@ -497,6 +497,24 @@ def test_the_default_network_is_fracture_cnn():
     assert isinstance(build_model(ModelConfig()), FractureCNN)
 
 
+@pytest.mark.parametrize("name", [LITE0, "tf_efficientnet_lite2"])
+@torch.no_grad()
+def test_a_new_head_on_pretrained_features_begins_near_a_logit_of_0(name):
+    torch.manual_seed(0)
+    model = build_model(config(name, weights="imagenet")).eval()
+    assert model(images(8, 96)).abs().max() < 0.5
+    assert build_model(config(name)).eval().network.classifier.weight.std() > 0.3  # as timm has it, from scratch
+
+
+@torch.no_grad()
+def test_a_head_that_the_file_has_is_kept(tmp_path):
+    before = build_model(config(LITE0))
+    file = tmp_path / "model.safetensors"
+    save_file({key: tensor.contiguous() for key, tensor in before.state_dict().items()}, file)
+    after = build_model(config(LITE0, weights=str(file)))
+    assert torch.equal(after.network.classifier.weight, before.network.classifier.weight)
+
+
 # ---- where, and what is frozen
 
 
