@@ -67,7 +67,7 @@ class Bare:
     def __init__(self, config: Config) -> None:
         self.model = build_model(config.model).to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.train.lr)
-        self.bf16 = pick_precision(config, CPU) is torch.bfloat16
+        self.bf16 = pick_precision(config, CPU, self.model) is torch.bfloat16
 
     def epoch(self, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
         self.model.train()

@@ -56,7 +56,7 @@ def ways(name: str, size: int, batch: int) -> dict[str, Callable[[], None]]:
         ours = build_model(config.model).to(memory_format=torch.channels_last)
         freeze_stages(ours, stages)
         train_mode(ours, norm_frozen=False)
-        found[label] = step_of(ours, images, labels, pick_precision(config, CPU) is torch.bfloat16)
+        found[label] = step_of(ours, images, labels, pick_precision(config, CPU, ours) is torch.bfloat16)
     return found
 
 

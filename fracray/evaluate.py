@@ -178,7 +178,7 @@ def _evaluate(args: argparse.Namespace, severities: tuple[int, ...]) -> None:
     all_sets = {part: intervals} | {name: found.intervals() for name, found in sets.items()}
     if sets:
         console.print(sets_table(all_sets, prepared))
-    say_beaten(console, intervals, pooled.prepared.baselines, part)
+    say_beaten(console, intervals, pooled.prepared.baselines, part, config.train.operating_point)
     say_one_class(console, pooled.labels)
     say_calibration(console, intervals, perfect)
     say_few_groups(console, pooled.groups, pooled.labels)

@@ -172,7 +172,7 @@ def _train(args: argparse.Namespace, config: Config, run: Folder, least: int, mo
         if run.is_local:
             require_seen(run.path("environment.json"), f"--storage {args.storage}")
         prepared = prepare(config.data, console, shelf=Folder(args.storage))
-        say_prepared(console, prepared)
+        say_prepared(console, prepared, config.model.localise)
         job = make_job(config, run, prepared)
         spare = 0.0 if job.images is not None else TASK_CPUS
         each = _resources(args, least, most, spare)
@@ -192,7 +192,7 @@ def _train(args: argparse.Namespace, config: Config, run: Folder, least: int, mo
         )
     run.copy(f"trials/{trial_name(TRIAL)}/{BEST}", BEST)
     console.print(f"\nbest of {counted(len(history), 'epoch')}, on validation:")
-    say_validation(console, prepared, history[-1].best)
+    say_validation(console, prepared, history[-1].best, config.train.operating_point)
     console.print(next_steps(run, BEST, config.data.source), soft_wrap=True)
 
 

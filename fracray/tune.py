@@ -80,7 +80,8 @@ FLAGS = {
     "refit": "search.refit.top",
 }
 # What may change when a search is resumed.
-FREE = {"search.refit.seeds", *(path for path in FLAGS.values() if path.startswith("search."))}
+BEGUN = "search.warm_start"  # of no use once the search has begun
+FREE = {"search.refit.seeds", *(path for path in FLAGS.values() if path.startswith("search."))} - {BEGUN}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -199,7 +200,7 @@ def _search_and_summarise(args: argparse.Namespace, space: SearchSpace, run: Fol
         if run.is_local:
             require_seen(run.path("environment.json"), f"--storage {args.storage}")
         prepared = prepare(space.config.data, console, shelf=Folder(args.storage))
-        say_prepared(console, prepared)
+        say_prepared(console, prepared, space.config.model.localise)
         job = make_job(space.config, run, prepared)
         unit = "GPU" if space.config.search.gpus_per_trial else "CPU"
         tracker = EfficiencyTracker(begun, lambda: present(unit), unit)
@@ -222,18 +223,20 @@ def _search_and_summarise(args: argparse.Namespace, space: SearchSpace, run: Fol
         console.print(f"\n{words}", soft_wrap=True)
 
 
-def _warm(space: SearchSpace, console: Console) -> list[dict[str, Any]]:
+def _warm(space: SearchSpace, run: Folder, console: Console) -> list[dict[str, Any]]:
     """The trials that follow the default one, from the earlier search that the space names."""
-    from fracray.search.warm_start import warm_points
+    from fracray.runtime.console import counted
+    from fracray.search.warm_start import refuse_other_split, warm_points
 
     if space.config.search.warm_start is None:
         return []
+    refuse_other_split(run, space.config.search.warm_start)
     points, notes = warm_points(space, space.config.search.warm_start)
-    for note in notes:
-        console.print(f"note: {note}; it is left out", style="yellow", soft_wrap=True)
-    console.print(
-        f"the first {len(points)} trials after the default one are the best of {space.config.search.warm_start}"
-    )
+    if notes:
+        left = counted(len(notes), "trial is", "trials are")
+        console.print(f"note: {left} left out: {notes[0]}{', ...' * (len(notes) > 1)}", style="yellow", soft_wrap=True)
+    many = counted(len(points), "trial that follows the default one is", "trials that follow the default one are")
+    console.print(f"{many} from {space.config.search.warm_start}, best first", soft_wrap=True)
     return points
 
 
@@ -255,7 +258,7 @@ def _search(
     _, concurrent = places_of(job)
     with local_journal(job.run) as journal:
         budget = min(search.trials, space.grid_points or search.trials)
-        searcher = StudySearcher(space, journal, budget, lambda: _warm(space, console))
+        searcher = StudySearcher(space, journal, budget, lambda: _warm(space, job.run, console))
         missing = searcher.remaining
         if missing <= 0:
             console.print(f"{counted(budget, 'trial is', 'trials are')} done; --trials with a larger number adds more")

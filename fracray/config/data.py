@@ -14,6 +14,8 @@ AXES = ("device", "view", "region", "hardware", "severity", "exposure")
 BLOCK = {"blocks": 200}  # file numbers that share a group where data.split.block is not set; 50 in every other protocol
 SPLIT_VERSION = 2  # raise it when equal settings give another split; 1 had no guard
 GUARD = 5  # file numbers at the border of two parts that go unused where data.split.guard is not set ...
+# What every stored config names of data.split, and hardly anybody by hand, from before there was a guard.
+STORED = {"protocol", "train", "val", "block", "hold_out", "shifts", "folds", "fold", "budget", "file", "seed"}
 GUARDED = 10  # ... and no more than a block of file numbers divided by this
 
 
@@ -92,8 +94,8 @@ class SplitConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _begun_without_guard(cls, value: Any) -> Any:
-        """Whoever names every setting but `guard` is a version that had none: its split had no guard and keeps none."""
-        if isinstance(value, Mapping) and cls.model_fields.keys() - value.keys() == {"guard"}:
+        """A stored config without `guard` is of a version that had none: its split had no guard and keeps none."""
+        if isinstance(value, Mapping) and "guard" not in value and value.keys() >= STORED:
             return {**value, "guard": 0}
         return value
 

@@ -18,6 +18,9 @@ Extra = Annotated[FrozenMap, PlainValidator(_read_extra), PlainSerializer(thaw),
 
 # Raise it when equal settings and seeds would give other pictures: a run that is resumed says so.
 AUGMENTATION_VERSION = 2
+# Raise it when equal settings are trained or validated by other arithmetic; 1 validated as it trained, and trained all
+# networks but fracture_cnn in fp32 on a CPU.
+ARITHMETIC_VERSION = 2
 
 
 class AugmentConfig(Section):
@@ -130,7 +133,9 @@ class TrainConfig(Section):
         "0: off",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="number format of the network's arithmetic; auto: bf16 where it is faster, else fp32"
+        "auto",
+        description="number format of the training's arithmetic; auto: bf16 where it is faster, else fp32. Validation "
+        "is always in fp32",
     )
     channels_last: bool = Field(True, description="keep images in memory with the channels last, which is faster")
     compile: bool = Field(False, description="compile the network with torch.compile")

@@ -36,13 +36,21 @@ def say_ignored(console: Console, manifest: Manifest) -> None:
         console.print(f"ignored: {counted(manifest.ignored, 'file')} of operating systems ({CLUTTER})", soft_wrap=True)
 
 
-def say_prepared(console: Console, prepared: Prepared) -> None:
-    """Print the flow, the split and the no-pixel predictors."""
+def say_prepared(console: Console, prepared: Prepared, localise: bool = False) -> None:
+    """Print the flow, the split and the no-pixel predictors; and whether a network that localises has no boxes."""
     say_flow(console, prepared)
     if prepared.notes:
         command = f"python -m fracray.data check {quote(prepared.config.source)}"
         console.print(f"notes on {counted(len(prepared.notes), 'image')}: see {command}", soft_wrap=True)
     say_split(console, prepared)
+    trained = prepared.table.iloc[prepared.rows("train")]
+    if localise and not trained.loc[trained["label"] == 1, "boxes"].map(len).any():
+        console.print(
+            "note: model.localise: no fractured radiograph of train has a box, so the map learns from the labels "
+            "alone, and train.box_weight has no effect",
+            style="yellow",
+            soft_wrap=True,
+        )
 
 
 def say_split(console: Console, prepared: Prepared) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from fracray.data.loading.ingest import Shards
+from fracray.training.backbones import FRACTURE_CNN
 from fracray.training.card import AS_TRAINED
 from fracray.training.checkpoint import Checkpoint
 from fracray.training.loop import pick_device, pick_precision
@@ -31,7 +32,7 @@ def network(checkpoint: Checkpoint) -> Callable[[np.ndarray], np.ndarray]:
         return lambda images: np.mean([run(images) for run in runs], axis=0)
     device = pick_device()
     as_trained = checkpoint.metadata.arithmetic == AS_TRAINED
-    half = as_trained and pick_precision(checkpoint.metadata.config, device) is torch.bfloat16
+    half = as_trained and _trained_in_bf16(checkpoint, device)
     model = checkpoint.model.to(device)
     if checkpoint.metadata.config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
@@ -43,6 +44,14 @@ def network(checkpoint: Checkpoint) -> Callable[[np.ndarray], np.ndarray]:
             return model(batch).float().cpu().numpy()
 
     return logits
+
+
+def _trained_in_bf16(checkpoint: Checkpoint, device: torch.device) -> bool:
+    """Whether a version that validated as it trained used bf16 here: of 'auto' on a CPU, for fracture_cnn alone."""
+    config = checkpoint.metadata.config
+    if config.train.precision == "auto" and device.type == "cpu" and config.model.name != FRACTURE_CNN:
+        return False
+    return pick_precision(config, device, checkpoint.model) is torch.bfloat16
 
 
 def predict(checkpoint: Checkpoint, shards: Shards, rows: np.ndarray, console: Console) -> np.ndarray:

@@ -27,7 +27,7 @@ from fracray.training.model import float32
 class Localisation:
     """Shares of fractured radiographs with boxes whose pointed cell touches a box, with 95% intervals over groups.
 
-    images: how many there are; cells: of a side of the map.
+    images: how many there are; cells: of a side of the map; usual_place: in words, where the third pointer points.
     """
 
     images: int
@@ -35,6 +35,7 @@ class Localisation:
     hit: Interval
     random: Interval
     usual: Interval
+    usual_place: str
 
     def as_dict(self) -> dict[str, Any]:
         """By name, as JSON values."""
@@ -59,10 +60,14 @@ def score_localisation(
     in_picture = np.stack([_picture(prepared, row, cells) for row in boxed])
     hits = np.array([mask.flat[found.argmax()] for mask, found in zip(touched, maps, strict=True)], dtype=float)
     random = (touched & in_picture).sum((1, 2)) / in_picture.sum((1, 2))
-    usual = _usual_place(prepared, boxes, cells)
+    train = prepared.rows("train") if "train" in prepared.sets else np.empty(0, dtype=np.int64)
+    train = train[boxes.first[train + 1] > boxes.first[train]]
+    usual = _usual_place(train, prepared, boxes, cells) if len(train) else (cells // 2, cells // 2)
+    place = "the most frequent place of the training part" if len(train) else "the middle of the image"
     jackknife = GroupJackknife(np.ones(len(boxed)), prepared.table["group"].to_numpy()[boxed])
-    shares = [_mean(jackknife, values) for values in (hits, random, touched[:, *usual].astype(float))]
-    return Localisation(len(boxed), cells, *shares)
+    at_usual = touched[:, *usual].astype(float)
+    hit, by_chance, at_place = (_mean(jackknife, values) for values in (hits, random, at_usual))
+    return Localisation(len(boxed), cells, hit, by_chance, at_place, place)
 
 
 def _maps(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray, console: Console) -> Iterator[np.ndarray]:
@@ -94,16 +99,16 @@ def _picture(prepared: Prepared, row: int, cells: int) -> np.ndarray:
     size = prepared.shards.size
     width, height = (int(prepared.table[name].iloc[row]) for name in ("width", "height"))
     centres = (np.arange(cells) + 0.5) * size / cells
-    down, across = ((centres >= part.start) & (centres < part.stop) for part in frame(width, height, size))
-    return np.outer(down, across)
+    shown = []
+    for part in frame(width, height, size):
+        inside = (centres >= part.start) & (centres < part.stop)
+        inside[np.abs(centres - (part.start + part.stop) / 2).argmin()] = True  # also of a picture thinner than a cell
+        shown.append(inside)
+    return np.outer(*shown)
 
 
-def _usual_place(prepared: Prepared, boxes: Boxes, cells: int) -> tuple[int, int]:
-    """The cell that a box touches in most of the training radiographs; of a set without parts, the middle."""
-    train = prepared.rows("train") if "train" in prepared.sets else np.empty(0, dtype=np.int64)
-    train = train[boxes.first[train + 1] > boxes.first[train]]
-    if not len(train):
-        return cells // 2, cells // 2
+def _usual_place(train: np.ndarray, prepared: Prepared, boxes: Boxes, cells: int) -> tuple[int, int]:
+    """The cell that a box touches in most of these radiographs."""
     counts = np.sum([_touched(boxes, row, prepared.shards.size, cells) for row in train], axis=0)
     row, column = divmod(int(counts.argmax()), cells)
     return row, column

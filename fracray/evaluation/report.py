@@ -155,25 +155,33 @@ def _value(value: float | Interval | None) -> float | None:
     return value.value if isinstance(value, Interval) else value
 
 
-def say_validation(console: Console, prepared: Prepared, best: Mapping[str, float]) -> None:
+def say_validation(
+    console: Console, prepared: Prepared, best: Mapping[str, float], operating_point: str = "accuracy"
+) -> None:
     """Print the best epoch's metrics (by reported name) on 'val', and on all validation sets if there are several."""
     scores = by_set(best, [name for name in prepared.sets if is_validation(name)])
     console.print(scores_table(scores["val"], prepared.baselines, "val"))
     if len(scores) > 1:
         console.print(sets_table(scores, prepared))
-    say_beaten(console, scores["val"], prepared.baselines, "val")
+    say_beaten(console, scores["val"], prepared.baselines, "val", operating_point)
 
 
 def say_beaten(
-    console: Console, scores: Mapping[str, float | Interval], baselines: Sequence[Baseline], part: str
+    console: Console,
+    scores: Mapping[str, float | Interval],
+    baselines: Sequence[Baseline],
+    part: str,
+    operating_point: str = "accuracy",
 ) -> None:
-    """Warn where the accuracy on `part` is not above that of every no-pixel predictor."""
-    rivals = [baseline for baseline in baselines if baseline.part == part and not isnan(baseline.accuracy)]
-    reached = _value(scores.get("accuracy"))
-    best = max(rivals, key=lambda rival: rival.accuracy, default=None)
-    if best is not None and reached is not None and reached <= best.accuracy:
+    """Warn where what the threshold maximises, on `part`, is not above that of every no-pixel predictor."""
+    metric = {"accuracy": "accuracy", "balanced": "balanced_accuracy"}[operating_point]
+    rivals = [rival for rival in baselines if rival.part == part and not isnan(getattr(rival, metric))]
+    reached = _value(scores.get(metric))
+    best = max(rivals, key=lambda rival: getattr(rival, metric), default=None)
+    if best is not None and reached is not None and reached <= getattr(best, metric):
         console.print(
-            f"warning: the accuracy on {part}, {reached:.3f}, is not above {best.accuracy:.3f}, that of the predictor "
+            f"warning: the {metric.replace('_', ' ')} on {part}, {reached:.3f}, is not above "
+            f"{getattr(best, metric):.3f}, that of the predictor "
             f"'{best.name}', which sees no pixel. Until it is, the model is not worth having: try model.weights="
             "imagenet (search_spaces/fracatlas.yaml has a recipe), a larger data.size, or more epochs",
             style="yellow",
@@ -188,7 +196,7 @@ def say_localisation(console: Console, found: Localisation | None) -> None:
     console.print(
         f"where: the map's highest cell of {found.cells} x {found.cells} touches a fracture's box in "
         f"{_with_interval(found.hit)} of the {found.images} fractured radiographs with boxes; a cell of the picture at "
-        f"random does in {_with_interval(found.random)}, the most frequent place of the training part in "
+        f"random does in {_with_interval(found.random)}, {found.usual_place} in "
         f"{_with_interval(found.usual)}",
         soft_wrap=True,
     )

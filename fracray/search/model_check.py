@@ -10,7 +10,10 @@ from fracray.search.space import Dimension, SearchSpace
 from fracray.training.model import build_model
 
 # What a network needs to be built; the other settings of `model` are rates and switches that fit any network.
-NETWORK = ("model.name", "model.weights", "model.width", "model.spatial_dropout")
+NETWORK = (
+    *("model.name", "model.weights", "model.width", "model.spatial_dropout"),
+    *("model.freeze_stages", "model.localise"),
+)
 
 
 def check_models(space: SearchSpace) -> None:
@@ -29,6 +32,7 @@ def check_models(space: SearchSpace) -> None:
             build_model(config.model, size=config.data.size)
         except InputError as error:
             path = "model.weights" if _builds_without_weights(config) else "model.name"
+            path = next((named for named in lines if named in NETWORK and str(error).startswith(named)), path)
             raise InputError(f"{lines.get(path, lines.get('model.name', space.origin))}: {error}") from None
 
 

@@ -101,7 +101,7 @@ def summarise(
         _say_importances(console, found, full)
     folds = f", the mean over {space.config.data.split.rotations} folds; counts are of the first" if crossed else ""
     console.print(f"{best.name} on validation{folds}:")
-    say_validation(console, prepared, best.history[-1].best)
+    say_validation(console, prepared, best.history[-1].best, space.config.train.operating_point)
     keep_efficiency(run, tracker, console)
     if ensemble_card(run) is not None and not refit_follows:
         console.print(

@@ -11,14 +11,29 @@ from fracray.runtime.storage import Folder
 from fracray.search.space import SearchSpace
 from fracray.search.study import JOURNAL, LEAVES, stored_study
 
+DATA = "data.json"
 MOST = 4  # configurations that are taken over
+
+
+def refuse_other_split(run: Folder, location: str) -> None:
+    """InputError where the run at `location` divided the radiographs of `run` otherwise.
+
+    What it chose may then rest on radiographs that are in this run's test part.
+    """
+    ours, theirs = (folder.read_json(DATA) for folder in (run, Folder(location)))
+    if ours["fingerprint"] == theirs["fingerprint"] and ours["split_fingerprint"] != theirs["split_fingerprint"]:
+        raise InputError(
+            f"search.warm_start: {location} divided the same radiographs otherwise, so what it chose may rest on this "
+            "run's test part; use its data.split, or leave search.warm_start out"
+        )
 
 
 def warm_points(space: SearchSpace, location: str) -> tuple[list[dict[str, Any]], list[str]]:
     """The settings of the best trials of the run at `location` that this space can have, and why others cannot.
 
     Only trials that ran all epochs count, best first, by the earlier search's own first metric. A setting that it did
-    not search has the default of this space. Raises InputError where the run has no search, or no such trial.
+    not search has the default of this space; the default itself is left out, for it runs anyway.
+    Raises InputError where the run has no search, or no such trial.
     """
     run = Folder(location)
     if not run.exists(JOURNAL):
@@ -30,13 +45,14 @@ def warm_points(space: SearchSpace, location: str) -> tuple[list[dict[str, Any]]
         raise InputError(f"search.warm_start: no trial of {location} ran all of its epochs; leave it out")
     points: list[dict[str, Any]] = []
     notes = []
+    default, _ = space.defaults()
     for trial in sorted(done, key=lambda trial: (sign * trial.values[0], trial.number)):
         point = _within(space, trial.user_attrs.get(LEAVES, {}))
         outside = [path for path, value in point.items() if not _dimension(space, path).contains(value)]
         if outside:
             path = outside[0]
             notes.append(f"trial {trial.number} of {location} has {path} = {point[path]}, which this space does not")
-        elif point not in points:
+        elif point not in (default, *points):
             points.append(point)
         if len(points) == MOST:
             break

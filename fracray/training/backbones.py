@@ -27,6 +27,7 @@ from fracray.training.pretrained import (
 
 FRACTURE_CNN = "fracture_cnn"  # the name of fracray's own network, which is in `model`
 TORCHVISION = "torchvision/"  # what model.name begins with for a classifier of torchvision
+HEAD_STD = 0.01  # of the weights of a new head on pretrained features
 SIXTEENTH = (13, 20)  # how many times smaller than the image a map at about a sixteenth is; padding decides
 SHRUNK = 0.6  # a feature map belongs to a new stage when its side is at most this share of the stage's before
 
@@ -67,9 +68,25 @@ def build_backbone(name: str, weights: str | None = None, size: int | None = Non
     library = _Torchvision(name) if name.startswith(TORCHVISION) else _Timm(name)
     network = library.create(pretrained=weights == "imagenet")
     parts = library.parts(network, size)
+    if weights is not None:
+        for classifier in parts.classifiers:
+            _calm(network.get_submodule(classifier))
     if weights is not None and weights != "imagenet":
         library.load(network, read_tensors(weights).tensors, weights)
     return network, parts
+
+
+def _calm(classifier: nn.Module) -> None:
+    """Begin a new head near a logit of 0.
+
+    As timm draws the weights of EfficientNet's head, in -1 to 1 for one class, logits begin at some 5: the first steps
+    then destroy the pretrained features, and at a learning rate of 1e-3 with frozen norms they do not come back.
+    """
+    for module in classifier.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.normal_(module.weight, std=HEAD_STD)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 class _Library(ABC):

@@ -122,6 +122,15 @@ def speed_up_depthwise(network: nn.Module) -> None:
                 setattr(parent, name, DepthwiseConv2d(module).train(module.training))
 
 
+def slow_in_bf16(network: nn.Module) -> bool:
+    """Whether it has depthwise convolutions whose backward pass in bfloat16 is oneDNN's own, on a CPU."""
+    return any(
+        isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
+        for module in network.modules()
+        if not isinstance(module, DepthwiseConv2d)
+    )
+
+
 def _gains(conv: nn.Conv2d) -> bool:
     """Whether it is depthwise, square, of 3x3 or 5x5 and without bias, so that `_Depthwise` does the same."""
     return (

@@ -22,6 +22,7 @@ from fracray.data.loading.boxes import BoxMaps
 from fracray.data.loading.plan import Batch, Plan
 from fracray.metric_names import preference
 from fracray.metrics import Calibration
+from fracray.training.depthwise import slow_in_bf16
 from fracray.training.localise import map_loss
 from fracray.training.model import build_model, float32, freeze_norm, freeze_stages, parameter_groups, train_mode
 from fracray.training.validation import score_validation
@@ -67,18 +68,18 @@ def pick_device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def pick_precision(config: Config, device: torch.device) -> torch.dtype:
+def pick_precision(config: Config, device: torch.device, model: nn.Module) -> torch.dtype:
     """Of training: float32, or bfloat16 where the config says so or, with 'auto', where it is faster on this device.
 
-    With CPUs that have instructions for bf16 it was measured to be faster, or as fast, for every kind of network; for
-    depthwise convolutions only with the backward pass of `depthwise`.
+    With CPUs that have instructions for bf16 it was measured to be faster for dense convolutions, and for the depthwise
+    ones that `depthwise` replaces; others, such as ConvNeXt's of 7x7, are several times slower with it.
     """
     if config.train.precision != "auto":
         return torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if native and not slow_in_bf16(model) else torch.float32
 
 
 def learning_rate(config: TrainConfig, step: int, total: int) -> float:
@@ -137,13 +138,13 @@ class Fit:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # collectives on objects go through the current device
         self.rank, self.world = stream.plan.rank, stream.plan.world
-        self.precision = pick_precision(config, self.device)
         self.metric, self.mode = metric, mode
 
         torch.manual_seed(config.train.seed)
         self.model = build_model(config.model).to(self.device)
         if config.train.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
+        self.precision = pick_precision(config, self.device, self.model)
         self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
         freeze_stages(self.model, config.model.freeze_stages)
         self.optimizer = torch.optim.AdamW(

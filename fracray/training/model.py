@@ -17,7 +17,7 @@ from fracray.errors import InputError
 from fracray.training.backbones import FRACTURE_CNN, Parts, build_backbone
 from fracray.training.depthwise import speed_up_depthwise
 from fracray.training.localise import Localiser
-from fracray.training.pretrained import PACKAGED, load_backbone, read_tensors
+from fracray.training.pretrained import LOCALISER, PACKAGED, load_backbone, read_tensors
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
@@ -219,7 +219,13 @@ def _backbone(config: ModelConfig, weights: str | None, size: int | None) -> Bac
         raise InputError(
             f"model.spatial_dropout: {config.name} has no feature maps to drop; set model.spatial_dropout=0"
         )
-    return Backbone(config, network, parts)
+    model = Backbone(config, network, parts)
+    if model.localiser is not None and weights is not None and weights != "imagenet":
+        held = read_tensors(weights).tensors
+        own = {name: held.get(f"{LOCALISER}.{name}") for name in model.localiser.state_dict()}
+        if all(tensor is not None for tensor in own.values()):
+            model.localiser.load_state_dict(own)
+    return model
 
 
 def _fracture_cnn(config: ModelConfig, weights: str | None) -> FractureCNN:
@@ -238,10 +244,12 @@ def freeze_stages(model: Classifier, stages: int) -> None:
     """Keep the stem and the first stages as they are: no gradients and, in `train_mode`, no new statistics of norms."""
     if not stages:
         return
-    named = list(model.named_parameters())
-    last = max(at for at, (name, _) in enumerate(named) if name.startswith(f"{model.depth[stages - 1]}."))
-    for _, parameter in named[: last + 1]:
-        parameter.requires_grad_(False)
+    named = list(model.named_modules())
+    end = model.depth[stages - 1]
+    last = max(at for at, (name, _) in enumerate(named) if name == end or name.startswith(f"{end}."))
+    for _, module in named[: last + 1]:
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(False)
 
 
 def train_mode(model: nn.Module, norm_frozen: bool) -> None:

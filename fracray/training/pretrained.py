@@ -29,6 +29,7 @@ PACKAGES = {
 }
 PACKAGED = "tf_efficientnet_lite0"  # the smallest
 HUB_TIMEOUT_S = 5.0
+LOCALISER = "localiser"  # the name of the head that says where, in fracray's networks
 # The first files of torchvision's DenseNets and vision transformers have names that its networks no longer have.
 _RENAMED = (
     (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\."), r"\1\2."),
@@ -91,7 +92,8 @@ def load_backbone(
         # A gray image shown to a colour network is the same in all three channels: its stem acts as the sum.
         if name in own and name in given and own[name].shape[1] == 1 and given[name].ndim == own[name].ndim:
             given[name] = given[name].sum(1, keepdim=True)
-    free = tuple(f"{head}." for head in heads)
+    # The head that says where belongs to fracray, not to the backbone: a file may have it, or lack it.
+    free = tuple(f"{head}." for head in (*heads, LOCALISER))
     faults: list[str] = []
     for name in sorted(own.keys() | given.keys()):
         if name not in given:

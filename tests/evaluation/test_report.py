@@ -71,6 +71,14 @@ def test_the_calibration_error_stands_beside_that_of_a_perfect_model(capsys):
     assert "without the floor of the usual ECE. A slope" in " ".join(printed.split())
 
 
+def test_a_threshold_for_balanced_accuracy_is_judged_by_that(capsys):
+    rivals = [Baseline("id neighbours", "val", 0.90, 0.67, 0.82)]
+    say_beaten(new_console(), {"accuracy": 0.8, "balanced_accuracy": 0.8}, rivals, "val", "balanced")
+    assert capsys.readouterr().out == ""
+    say_beaten(new_console(), {"accuracy": 0.95, "balanced_accuracy": 0.66}, rivals, "val", "balanced")
+    assert "the balanced accuracy on val, 0.660, is not above 0.670" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("accuracy", "warned"), [(0.88, True), (0.90, True), (0.901, False)])
 def test_a_model_that_does_not_beat_the_no_pixel_predictors_is_warned_of(capsys, accuracy, warned):
     rivals = [

@@ -355,11 +355,13 @@ def test_a_run_of_another_augmentation_says_so_when_it_is_resumed(tmp_path, caps
     run.write_json("environment.json", environment())
     say_changed(new_console(), run)
     assert capsys.readouterr().out == ""
-    old = {name: value for name, value in environment().items() if name != "augmentation"}
-    run.write_json("environment.json", old)
-    say_changed(new_console(), run)
-    said = "note: this run began with another version of the augmentation (1, now 2)"
-    assert capsys.readouterr().out.startswith(said)
+    for changed in ("augmentation", "arithmetic"):
+        old = {name: value for name, value in environment().items() if name != changed}
+        run.write_json("environment.json", old)
+        say_changed(new_console(), run)
+        said = capsys.readouterr().out
+        assert said.startswith(f"note: this run began with another version of the {changed} (1, now 2)")
+        assert said.count("note:") == 1
 
 
 def test_a_setting_that_is_younger_than_a_run_is_as_it_was_when_the_run_began(tmp_path):

@@ -50,3 +50,21 @@ def test_an_unknown_network_is_refused_with_its_line(tmp_path):
 def test_a_space_whose_networks_can_all_be_had_is_taken(tmp_path):
     text = f"{NAMES}  model.weights: {{categorical: [null, imagenet], {WHEN}}}\n  model.width: {{int: [4, 16]}}\n"
     check_models(space_of(tmp_path, text + "  model.spatial_dropout: {float: [0.0, 0.4]}\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("  model.freeze_stages: {int: [0, 9]}\n", "space.yaml:4: model.freeze_stages = 9: .* has 4 stages"),
+        ("  model.localise: {categorical: [true, false]}\n", "space.yaml:4: model.localise: vit_tiny"),
+    ],
+)
+def test_switches_that_do_not_fit_every_network_are_tried(tmp_path, text, words):
+    name = "vit_tiny_patch16_224" if "localise" in text else "tf_efficientnet_lite0"
+    model = f"{{name: {name}, weights: {'null' if 'localise' in text else 'imagenet'}, spatial_dropout: 0.0}}"
+    file = tmp_path / "space.yaml"
+    file.write_text(
+        f"base: {{data: {{size: 224}}, model: {model}}}\nspace:\n  model.dropout: {{float: [0, 0.5]}}\n{text}"
+    )
+    with pytest.raises(InputError, match=words):
+        check_models(load_space(file))

@@ -3,8 +3,9 @@
 import pytest
 
 from fracray.errors import InputError
+from fracray.runtime.storage import Folder
 from fracray.search.study import JOURNAL, StudySearcher
-from fracray.search.warm_start import MOST, warm_points
+from fracray.search.warm_start import MOST, refuse_other_split, warm_points
 from fracray.tune import main as tune
 from tests.search.test_study import DEFAULTS, DROPOUT, TOP, result, space_of
 
@@ -39,7 +40,8 @@ def test_the_best_follow_the_default_and_then_the_sampler(earlier, tmp_path):
     points, notes = warm_points(space, str(folder))
     assert notes == []
     assert len(points) == MOST
-    best = sorted(chosen, key=lambda dropout: abs(dropout - 0.25))[:MOST]
+    # The earlier default is the new one too, which runs anyway.
+    best = sorted(chosen[1:], key=lambda dropout: abs(dropout - 0.25))[:MOST]
     assert [point["model.dropout"] for point in points] == best
     found = begun(space, tmp_path / "new", lambda: points)
     assert found[0] == DEFAULTS
@@ -47,11 +49,34 @@ def test_the_best_follow_the_default_and_then_the_sampler(earlier, tmp_path):
     assert found[MOST + 1] not in points
 
 
+def test_the_default_of_the_new_space_is_not_run_twice(earlier, tmp_path):
+    folder, _, chosen = earlier
+    best = min(chosen, key=lambda dropout: abs(dropout - 0.25))
+    dropout = space_of(
+        tmp_path, f"{TOP}base: {{model: {{dropout: {best}}}}}\nspace:\n  model.dropout: {{float: [0.0, 0.6]}}\n"
+    )
+    points, _ = warm_points(dropout, str(folder))
+    assert {"model.dropout": best} not in points
+    assert len(points) == MOST
+
+
+def test_a_search_on_another_split_of_the_same_radiographs_is_refused(tmp_path):
+    """Fold 0's search validated on what is fold 1's test part."""
+    fold0, fold1, other = (Folder(tmp_path / name) for name in ("fold0", "fold1", "other"))
+    for folder, fingerprint, split in ((fold0, "a", "0"), (fold1, "a", "1"), (other, "b", "2")):
+        folder.write_json("data.json", {"fingerprint": fingerprint, "split_fingerprint": split})
+    refuse_other_split(fold0, fold0.location)
+    refuse_other_split(fold0, other.location)
+    with pytest.raises(InputError, match=r"search\.warm_start: .*fold0 divided the same radiographs otherwise"):
+        refuse_other_split(fold1, fold0.location)
+
+
 def test_a_setting_that_was_not_searched_has_the_default_and_what_lies_outside_is_left_out(earlier, tmp_path):
     folder, _, chosen = earlier
     narrow = space_of(tmp_path, TOP + NARROW)
     points, notes = warm_points(narrow, str(folder))
-    inside = [dropout for dropout in chosen if 0.1 <= dropout <= 0.3]
+    # The first is the default of both, which runs anyway.
+    inside = [dropout for dropout in chosen[1:] if 0.1 <= dropout <= 0.3]
     assert {point["model.dropout"] for point in points} <= set(inside)
     assert {point["augment.rotate"] for point in points} == {narrow.config.augment.rotate}
     assert len(points) == min(MOST, len(inside))

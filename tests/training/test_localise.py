@@ -6,13 +6,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import distributed as dist
+from torch import multiprocessing as mp
 
 from fracray.data.loading.boxes import Boxes
 from fracray.data.loading.draws import Pictures
 from fracray.data.loading.streams import MemoryStream
+from fracray.training.checkpoint import load_state, save_state
 from fracray.training.localise import BOXED, CELLS, RARE, Localiser, map_loss
 from fracray.training.loop import Fit
-from tests.training.test_loop import COUNT, SIZE, make_config, make_stream, radiographs
+from fracray.training.model import build_model
+from tests.training.test_loop import COUNT, SIZE, free_port, make_config, make_stream, radiographs
 
 
 def with_boxes(stream):
@@ -112,3 +117,46 @@ def test_boxes_change_nothing_where_they_are_not_used():
     config = make_config(**{"train.epochs": 1, "model.localise": True, "train.box_weight": 0.0})
     plain, boxed = Fit(config, make_stream(config)), Fit(config, with_boxes(make_stream(config)))
     assert plain.run_epoch().metrics == boxed.run_epoch().metrics
+
+
+def rank_main(rank, world, port, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    config = make_config(**{"model.localise": True, "train.epochs": 2})
+    # 113 images in batches of 16: the last batch has one image, and one rank none.
+    fit = Fit(config, with_boxes(make_stream(config, rank, world, train=113)))
+    torch.save([fit.run_epoch().metrics for _ in range(2)], f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_learn_where_together_and_one_may_have_no_image(tmp_path):
+    mp.spawn(rank_main, (2, free_port(), str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert first == second
+    assert first[1]["train_loss"] < first[0]["train_loss"]
+
+
+def test_a_resumed_training_with_a_map_goes_on_as_if_it_had_not_stopped(tmp_path):
+    config = make_config(**{"model.localise": True})
+    whole = Fit(config, with_boxes(make_stream(config)))
+    expected = [whole.run_epoch().metrics for _ in range(3)]
+    first = Fit(config, with_boxes(make_stream(config)))
+    first.run_epoch()
+    save_state(tmp_path / "state.safetensors", *first.state())
+    resumed = Fit(config, with_boxes(make_stream(config)))
+    resumed.load_state(*load_state(tmp_path / "state.safetensors"))
+    assert [resumed.run_epoch().metrics for _ in range(2)] == expected[1:]
+
+
+def test_frozen_stages_stay_through_a_training(tmp_path):
+    weights = tmp_path / "model.safetensors"
+    save_file(
+        {key: tensor.contiguous() for key, tensor in build_model(make_config().model).state_dict().items()}, weights
+    )
+    config = make_config(**{"model.weights": str(weights), "model.freeze_stages": 1, "train.epochs": 1})
+    fit = Fit(config, make_stream(config, train=113))  # the last batch has one image, which has no statistics
+    before = {key: tensor.clone() for key, tensor in fit.model.state_dict().items()}
+    fit.run_epoch()
+    changed = {key for key, tensor in fit.model.state_dict().items() if not torch.equal(tensor, before[key])}
+    assert not {key for key in changed if key.startswith(("stem.", "stages.0."))}
+    assert {"head.weight", "stages.1.body.0.weight", "stages.1.body.1.running_mean"} <= changed

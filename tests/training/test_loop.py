@@ -24,6 +24,7 @@ from fracray.training.checkpoint import load_state, save_state
 from fracray.training.cross_validation import Folds
 from fracray.training.loop import Fit, batch_loss, dropout_seed, learning_rate, pick_precision
 from fracray.training.metered import MeteredFit
+from fracray.training.model import build_model
 
 SIZE = 32
 COUNT = 160
@@ -331,9 +332,16 @@ def test_label_smoothing_is_symmetric():
 def test_precision_auto_is_bf16_where_the_cpu_has_instructions_for_it(name):
     cpu = torch.device("cpu")
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    chosen = pick_precision(make_config(**{"train.precision": "auto", "model.name": name}), cpu)
+    config = make_config(**{"train.precision": "auto", "model.name": name})
+    chosen = pick_precision(config, cpu, build_model(config.model))
     assert chosen is (torch.bfloat16 if native else torch.float32)
-    assert pick_precision(make_config(**{"train.precision": "bf16"}), cpu) is torch.bfloat16
+    assert pick_precision(make_config(**{"train.precision": "bf16"}), cpu, build_model(config.model)) is torch.bfloat16
+
+
+def test_precision_auto_is_fp32_where_bf16_is_slow_on_a_cpu():
+    """ConvNeXt's depthwise convolutions of 7x7 take several times as long in bf16."""
+    config = make_config(**{"train.precision": "auto", "model.name": "convnext_atto"})
+    assert pick_precision(config, torch.device("cpu"), build_model(config.model)) is torch.float32
 
 
 def test_averaged_weights_follow_the_formula():

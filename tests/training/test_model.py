@@ -497,6 +497,24 @@ def test_the_default_network_is_fracture_cnn():
     assert isinstance(build_model(ModelConfig()), FractureCNN)
 
 
+@pytest.mark.parametrize("name", [LITE0, "tf_efficientnet_lite2"])
+@torch.no_grad()
+def test_a_new_head_on_pretrained_features_begins_near_a_logit_of_0(name):
+    torch.manual_seed(0)
+    model = build_model(config(name, weights="imagenet")).eval()
+    assert model(images(8, 96)).abs().max() < 0.5
+    assert build_model(config(name)).eval().network.classifier.weight.std() > 0.3  # as timm has it, from scratch
+
+
+@torch.no_grad()
+def test_a_head_that_the_file_has_is_kept(tmp_path):
+    before = build_model(config(LITE0))
+    file = tmp_path / "model.safetensors"
+    save_file({key: tensor.contiguous() for key, tensor in before.state_dict().items()}, file)
+    after = build_model(config(LITE0, weights=str(file)))
+    assert torch.equal(after.network.classifier.weight, before.network.classifier.weight)
+
+
 # ---- where, and what is frozen
 
 
@@ -544,6 +562,41 @@ def test_frozen_stages_keep_weights_and_statistics_and_the_others_learn():
     assert not {key for key in changed if key.startswith(early)}
     rest = {key for key in before if not key.startswith(early) and key not in ("mean", "std")}
     assert {key for key in rest if key.endswith(("conv_pw.weight", "running_mean"))} <= changed
+
+
+@pytest.mark.parametrize(
+    ("name", "stages", "last"),
+    [
+        ("resnet18", 1, "network.bn1.bias"),  # its first stage ends in an activation, which has no weights
+        ("resnet18", 2, "network.layer1.1.bn2.bias"),
+        ("torchvision/resnet18", 1, "network.bn1.bias"),
+        ("densenet121", 1, "network.features.norm0.bias"),
+        ("fracture_cnn", 1, "stages.0.shortcut.1.bias"),
+    ],
+)
+def test_what_lies_before_the_end_of_a_stage_is_frozen(name, stages, last):
+    model = build_model(config(name, localise=True))
+    freeze_stages(model, stages)
+    named = list(model.named_parameters())
+    frozen = [at for at, (_, parameter) in enumerate(named) if not parameter.requires_grad]
+    assert frozen == list(range(len(frozen)))
+    assert named[len(frozen) - 1][0] == last
+    assert all(parameter.requires_grad for parameter in model.localiser.parameters())
+
+
+@pytest.mark.parametrize("name", ["fracture_cnn", LITE0])
+@pytest.mark.parametrize("had", [True, False])
+@pytest.mark.parametrize("wants", [True, False])
+def test_weights_of_a_network_with_or_without_a_localiser_serve_either(name, had, wants, tmp_path):
+    torch.manual_seed(0)
+    before = build_model(config(name, localise=had))
+    file = tmp_path / "model.safetensors"
+    save_file({key: tensor.contiguous() for key, tensor in before.state_dict().items()}, file)
+    after = build_model(config(name, localise=wants, weights=str(file)))
+    key = "stages.0.body.0.weight" if name == "fracture_cnn" else "network.blocks.0.0.conv_dw.weight"
+    assert torch.equal(after.state_dict()[key], before.state_dict()[key])
+    if had and wants:
+        assert torch.equal(after.localiser.mix.weight, before.localiser.mix.weight)
 
 
 def test_more_frozen_stages_than_there_are_and_random_ones_are_refused():

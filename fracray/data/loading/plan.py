@@ -101,5 +101,5 @@ def make_plan(config: Config, table: "pd.DataFrame", shards: "Shards", rank: int
         rank=rank,
         world=world,
         groups=np.unique(table["group"].to_numpy(), return_inverse=True)[1],
-        boxes=Boxes.of_table(table, shards.size),
+        boxes=Boxes.of_table(table, shards.size) if config.model.localise else None,
     )

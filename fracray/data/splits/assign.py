@@ -154,7 +154,7 @@ def explain(manifest: Manifest, config: SplitConfig) -> tuple[str, ...]:
             count = int((label[in_set(used["split"], name)] == value).sum())
             if 0 < count < FEW:
                 notes.append(f"{name} has only {counted(count, 'image')} {word}: its scores are imprecise")
-    near = f"within {config.guard_size} file numbers of a later part, or duplicates of such, and"
+    near = f"within {counted(config.guard_size, 'file number')} of a later part, or duplicates of such, and"
     reasons = (
         (flow.tied, ("shares", "share"), "duplicates, a patient or a study with a later part and", ""),
         (flow.guard, ("is", "are"), near, " (a guard band: data.split.guard)"),
@@ -288,8 +288,8 @@ def _check_classes(sets: list[list[str]], names: Sequence[str], label: np.ndarra
         mine = label[[name in names for names in sets]]
         if len(set(mine)) < 2:
             raise InputError(
-                f"{where}: {len(label)} used images cannot be split: {name} would have {int((mine == 0).sum())} images "
-                f"not fractured and {int(mine.sum())} fractured; {remedy}"
+                f"{where}: {len(label)} used images cannot be split: {name} would have "
+                f"{counted(int((mine == 0).sum()), 'image')} not fractured and {int(mine.sum())} fractured; {remedy}"
             )
 
 

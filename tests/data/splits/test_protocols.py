@@ -297,7 +297,7 @@ def test_the_notes_of_a_split_count_what_it_leaves_out():
     assert guard.sum() > 0
     assert f"{(unused & shifted & ~guard).sum()} of these share a group with training images" in notes
     assert f"{(unused & ~shifted & ~guard).sum()} images exceed the training budget of 100 and are unused" in notes
-    assert f"{guard.sum()} images are within 1 file numbers of a later part" in notes
+    assert f"{guard.sum()} images are within 1 file number of a later part" in notes
     borrowed = in_set(used["split"], "val") & ~held[0].mask
     assert (used["label"][borrowed] == 0).all()
     assert f"val borrows {borrowed.sum()} unshifted images (not fractured)" in notes
