@@ -165,7 +165,7 @@ def _refit(args: argparse.Namespace, space: SearchSpace, run: Folder, begun: flo
         if run.is_local:
             require_seen(run.path("environment.json"), args.run)
         prepared = prepare(space.config.data, console, shelf=run.around)
-        say_prepared(console, prepared)
+        say_prepared(console, prepared, space.config.model.localise)
         refuse_change(run, prepared.summary())
         unit = "GPU" if search.gpus_per_trial else "CPU"
         tracker = EfficiencyTracker(begun, lambda: present(unit), unit)
