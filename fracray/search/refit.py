@@ -5,7 +5,7 @@ trained again, the default configuration always among them, and compared by thei
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from math import fsum, isnan
@@ -120,19 +120,25 @@ def refit_config(config: Config, folds: bool) -> Config:
     return config.with_leaves(leaves, "refit")
 
 
-def seconds_of_refit(config: Config, rows: Mapping[int, TrialRow], at_once: int, own: Folder) -> float:
+def seconds_of_refit(
+    config: Config,
+    rows: Mapping[int, TrialRow],
+    at_once: int,
+    before: RefitPlan | None = None,
+    ended: Collection[int] = (),
+) -> float:
     """How long the refit that `search.refit` asks for takes, from the epochs so far of what it would train.
 
-    own: its run folder, where trainings may have ended already.
+    before: its plan, where it has begun; ended: the numbers of the trainings that need no more time.
     """
     asked = config.search.refit
-    plan = make_plan(config, rows, asked.top, asked.seeds, False, RefitPlan.begun(own))
+    plan = make_plan(config, rows, asked.top, asked.seeds, False, before)
     likely = [rows[number] for number in plan.configurations if number in rows]
     epochs = {row.number: [result.seconds for result in row.history] for row in (*likely, *rows.values())}
     known = [fsum(seconds) / len(seconds) for seconds in epochs.values() if seconds][: len(plan.configurations)]
     if not known:
         return 0.0
-    trainings = sum(not row.state.ended for row in kept_trainings(plan, own, config.train.epochs).values())
+    trainings = sum(number not in ended for number in plan.trials())
     return MARGIN * fsum(known) / len(known) * config.train.epochs * -(-trainings // at_once)
 
 
@@ -158,7 +164,10 @@ class KeepsBack(Stopper):
         """own: the run folder of the refit."""
         assert config.search.time_budget is not None
         self.budget, self.kept, self.ended = config.search.time_budget, 0.0, False
-        self._config, self._at_once, self._rows, self._own = config, at_once, rows, own
+        self._config, self._at_once, self._rows = config, at_once, rows
+        self._before = RefitPlan.begun(own)
+        kept = kept_trainings(self._before, own, config.train.epochs) if self._before else {}
+        self._ended = {number for number, row in kept.items() if row.state.ended}
         self._begun = self._asked = time.monotonic()
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -168,7 +177,8 @@ class KeepsBack(Stopper):
         now = time.monotonic()
         if now - self._asked > ASK_SECONDS or not self.kept:
             self._asked = now
-            self.kept = min(self.budget / 2, seconds_of_refit(self._config, self._rows(), self._at_once, self._own))
+            seconds = seconds_of_refit(self._config, self._rows(), self._at_once, self._before, self._ended)
+            self.kept = min(self.budget / 2, seconds)
         self.ended = now - self._begun + self.kept >= self.budget
         return self.ended
 

@@ -229,8 +229,8 @@ def test_what_is_kept_back_is_the_time_of_the_trainings_and_half_of_the_budget_a
     config = CONFIG.with_leaves({"search.refit.top": 2, "search.refit.seeds": 3, "search.time_budget": 1000})
     searched = rows(row(0, 0.5, seconds=10), row(1, 0.8, seconds=20), row(2, 0.7, seconds=30), row(3, 0.1, seconds=99))
     # Three configurations with three seeds, two at a time, are five in a row; two epochs of 20 s on average.
-    assert seconds_of_refit(config, searched, 2, own) == pytest.approx(1.15 * 5 * 2 * 20)
-    assert seconds_of_refit(config, {}, 2, own) == 0
+    assert seconds_of_refit(config, searched, 2) == pytest.approx(1.15 * 5 * 2 * 20)
+    assert seconds_of_refit(config, {}, 2) == 0
     clock = KeepsBack(config, 2, lambda: searched, own)
     assert not clock.stop_all()
     assert clock.kept == pytest.approx(230)
@@ -247,15 +247,19 @@ def test_what_is_kept_back_is_the_time_of_the_trainings_and_half_of_the_budget_a
 
 def test_no_time_is_kept_back_for_what_is_trained_already(tmp_path):
     own = Folder(tmp_path)
-    config = CONFIG.with_leaves({"search.refit.top": 1, "search.refit.seeds": 2})
+    config = CONFIG.with_leaves({"search.refit.top": 1, "search.refit.seeds": 2, "search.time_budget": 1000})
     searched = rows(row(0, 0.5), row(1, 0.8))
     plan = make_plan(config, searched, 1, 1, False)
     plan.write(own)
     for number in plan.trials():
         keep(own, number)
     # Of two configurations with two seeds, one training of each is missing: two of two epochs of 10 s.
-    assert seconds_of_refit(config, searched, 1, own) == pytest.approx(1.15 * 2 * 2 * 10)
-    assert seconds_of_refit(config.with_leaves({"search.refit.seeds": 1}), searched, 1, own) == 0
+    clock = KeepsBack(config, 1, lambda: searched, own)
+    assert not clock.stop_all()
+    assert clock.kept == pytest.approx(1.15 * 2 * 2 * 10)
+    done = KeepsBack(config.with_leaves({"search.refit.seeds": 1}), 1, lambda: searched, own)
+    assert not done.stop_all()
+    assert done.kept == 0
 
 
 # ---- what is said
