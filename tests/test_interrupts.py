@@ -125,7 +125,7 @@ def test_sigterm_to_all_processes_is_no_killed_cluster(tmp_path, cache, name, mo
     if moment == "trains":
         wait_for(tmp_path, process, "runs/atlas/trials/*/epochs.json")
     else:
-        wait_until(lambda: "raylet" in {child.name() for child in psutil.Process(process.pid).children()}, process)
+        wait_until(lambda: raylets(process), process)
     os.killpg(process.pid, signal.SIGTERM)
     code, _, said = end(process, seconds=60)
     again = "continue with: python -m fracray." if moment == "trains" else "give the same command again"
@@ -133,9 +133,25 @@ def test_sigterm_to_all_processes_is_no_killed_cluster(tmp_path, cache, name, mo
     assert re.fullmatch(rf"interrupted; {again}.*\n", said), said
     if moment == "trains":
         done = started(tmp_path, said.split("-m fracray.")[1].split())
-        code, out, said = end(done, seconds=240)
+        code, out, said = end(done, seconds=400)
         assert (code, said) == (0, "")
         assert "checkpoint: " in out
+
+
+@pytest.mark.slow
+def test_a_ray_that_does_not_come_up_is_one_line(tmp_path, cache):
+    """As on a machine with far too much to do: Ray waits half a minute, and raises a plain Exception."""
+    process = started(tmp_path, [*COMMANDS["train"], *LONG["train"]], group=True)
+    found = []
+    wait_until(lambda: found.extend(raylets(process)) or found, process)
+    found[0].send_signal(signal.SIGSTOP)
+    code, _, said = end(process, seconds=180)
+    assert code == 1
+    assert re.fullmatch(r"failed: Ray could not be started on this machine: .+\n", said), said
+
+
+def raylets(process):
+    return [child for child in psutil.Process(process.pid).children() if child.name() == "raylet"]
 
 
 def wait_for(place, process, pattern=None):

@@ -116,8 +116,8 @@ def _start(address: str | None) -> None:
             # Ray listens on every interface. A local cluster answers only clients that hold the token in ~/.ray: this
             # is Ray's default since 2.59, unless RAY_AUTH_MODE changes it (read when Ray is imported).
             ray.init(address="local", include_dashboard=False, **settings)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # Ray also raises plain ones, as where a loaded machine takes too long
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         if address:
             raise InputError(f"--address {address}: no Ray cluster answers there: {reason}") from None
         raise RunError(f"Ray could not be started on this machine: {reason}") from None
