@@ -266,7 +266,7 @@ def interrupted(*words):
 
 
 def test_with_folds_a_configuration_is_its_mean_over_them(ray_local, tmp_path, capsys, monkeypatch):
-    text = SPACE.replace("block: 10", "block: 10, protocol: kfold, folds: 3")
+    text = SPACE.replace("block: 10", "block: 10, protocol: kfold, folds: 3, guard: 0")
     tune(["--space", str(write_space(tmp_path, text)), "--storage", str(tmp_path), "--name", "crossed", *ALONE])
     run = tmp_path / "crossed"
     with monkeypatch.context() as patched:
