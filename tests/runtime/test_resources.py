@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from fracray.errors import InputError
-from fracray.runtime.ray_session import SERVERS
+from fracray.runtime.own_cluster import SERVERS
 from fracray.runtime.resources import (
     EXPECTED,
     PROMISED,
