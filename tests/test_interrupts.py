@@ -127,13 +127,13 @@ def test_sigterm_to_all_processes_is_no_killed_cluster(tmp_path, cache, name, mo
     else:
         wait_until(lambda: raylets(process), process)
     os.killpg(process.pid, signal.SIGTERM)
-    code, _, said = end(process, seconds=60)
+    code, _, said = end(process, seconds=180)
     again = "continue with: python -m fracray." if moment == "trains" else "give the same command again"
     assert code == 130, said
     assert re.fullmatch(rf"interrupted; {again}.*\n", said), said
     if moment == "trains":
         done = started(tmp_path, said.split("-m fracray.")[1].split())
-        code, out, said = end(done, seconds=400)
+        code, out, said = end(done, seconds=600)
         assert (code, said) == (0, "")
         assert "checkpoint: " in out
 
