@@ -261,7 +261,8 @@ def _search(
         searcher = StudySearcher(space, journal, budget, lambda: _warm(space, job.run, console))
         missing = searcher.remaining
         if missing <= 0:
-            console.print(f"{counted(budget, 'trial is', 'trials are')} done; --trials with a larger number adds more")
+            done = "the one trial is" if budget == 1 else f"all {budget:,} trials are"
+            console.print(f"{done} done; --trials with a larger number adds more")
             return True, None
         console.print(
             f"searching {counted(len(space.dimensions), 'setting')} with {search.sampler.name} and "
