@@ -308,7 +308,7 @@ def test_a_search_maximises_the_worst_of_several_validation_sets(ray_local, tmp_
 
 def test_a_cross_validated_search_reports_the_mean_over_the_folds(ray_local, tmp_path, capsys):
     space = write_space(tmp_path, trials=2, epochs=2)
-    folds = "block: 10, protocol: kfold, folds: 3, cross_validate: true"
+    folds = "block: 10, guard: 0, protocol: kfold, folds: 3, cross_validate: true"
     space.write_text(space.read_text().replace("block: 10", folds))
     main(["--space", str(space), "--storage", str(tmp_path), "--name", "crossed", *ALONE])
     assert "best of 2 finished trials" in capsys.readouterr().out
