@@ -59,7 +59,8 @@ class OwnCluster:
             if interrupts.terminated() and self._told_to_end():
                 break
             if any(map(_has_ended, self._servers)):
-                _wait_for(interrupts.terminated, HEAR_SECONDS)
+                if not any(map(_was_killed, self._servers)):
+                    _wait_for(interrupts.terminated, HEAR_SECONDS)
                 if self._closing.is_set():
                     return
                 if not interrupts.terminated():
@@ -95,9 +96,21 @@ class OwnCluster:
 
 def _has_ended(child: int) -> bool:
     try:
-        return os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+        return _end_of(child) is not None
     except ChildProcessError:  # Ray has waited for it first
         return True
+
+
+def _was_killed(child: int) -> bool:
+    """By SIGKILL, as by a machine that is short of memory: no other signal explains it."""
+    with suppress(ChildProcessError):
+        end = _end_of(child)
+        return end is not None and (end.si_code, end.si_status) == (os.CLD_KILLED, signal.SIGKILL)
+    return False
+
+
+def _end_of(child: int) -> os.waitid_result | None:
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT | os.WNOHANG)
 
 
 def _wait_for(condition: Callable[[], bool], seconds: float) -> None:
