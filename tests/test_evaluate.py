@@ -307,7 +307,9 @@ def test_all_says_that_its_scores_are_optimistic(run, tmp_path, capsys):
     assert "trained on" in out
     # With more groups there are intervals, rough ones, and a perfect model beside the calibration error.
     assert found["groups"] >= FEWEST_GROUPS
-    assert all(each["low"] <= each["value"] <= each["high"] for each in found["scores"].values())
+    # A slope of probabilities that are nearly alike is not determined.
+    told = [each for name, each in found["scores"].items() if name != "calibration_slope" or each["value"] is not None]
+    assert all(each["low"] <= each["value"] <= each["high"] for each in told)
     assert f"only {found['groups']} groups: the intervals are rough" in out
     assert f"(up to {found['ece_of_a_perfect_model']:.3f} in 95% of the draws)" in out
 
