@@ -1,4 +1,4 @@
-"""A checkpoint as a function from radiographs to logits, on this machine's device.
+"""A checkpoint as a function from radiographs to logits or maps, on this machine's device.
 
 Knows prepared radiographs, but no labels, splits or scores.
 """
@@ -16,8 +16,9 @@ from fracray.data.loading.ingest import Shards
 from fracray.training.backbones import FRACTURE_CNN
 from fracray.training.card import AS_TRAINED
 from fracray.training.checkpoint import Checkpoint
+from fracray.training.ensemble import Ensemble
 from fracray.training.loop import pick_device, pick_precision
-from fracray.training.model import float32
+from fracray.training.model import Classifier, float32
 
 BATCH = 64
 
@@ -30,20 +31,42 @@ def network(checkpoint: Checkpoint) -> Callable[[np.ndarray], np.ndarray]:
     if checkpoint.members:
         runs = [network(member) for member in checkpoint.members]
         return lambda images: np.mean([run(images) for run in runs], axis=0)
-    device = pick_device()
+    model, device = _on_device(checkpoint)
     as_trained = checkpoint.metadata.arithmetic == AS_TRAINED
     half = as_trained and _trained_in_bf16(checkpoint, device)
+
+    def logits(images: np.ndarray) -> np.ndarray:
+        arithmetic = torch.autocast(device.type, torch.bfloat16, enabled=half) if as_trained else float32()
+        with torch.inference_mode(), arithmetic:
+            return model(_batch(images, device)).float().cpu().numpy()
+
+    return logits
+
+
+def map_network(checkpoint: Checkpoint) -> Callable[[np.ndarray], np.ndarray]:
+    """As `network`, to the maps of fracture logits (n, h, w) float32 of a checkpoint that gives one; in plain float32.
+
+    Of an ensemble, the mean map.
+    """
+    model, device = _on_device(checkpoint)
+
+    def maps(images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode(), float32():
+            return model(_batch(images, device), True)[1].float().cpu().numpy()
+
+    return maps
+
+
+def _on_device(checkpoint: Checkpoint) -> tuple[Classifier | Ensemble, torch.device]:
+    device = pick_device()
     model = checkpoint.model.to(device)
     if checkpoint.metadata.config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
+    return model, device
 
-    def logits(images: np.ndarray) -> np.ndarray:
-        batch = torch.from_numpy(images).unsqueeze(1).to(device)
-        arithmetic = torch.autocast(device.type, torch.bfloat16, enabled=half) if as_trained else float32()
-        with torch.inference_mode(), arithmetic:
-            return model(batch).float().cpu().numpy()
 
-    return logits
+def _batch(images: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(images).unsqueeze(1).to(device)
 
 
 def _trained_in_bf16(checkpoint: Checkpoint, device: torch.device) -> bool:
@@ -55,17 +78,26 @@ def _trained_in_bf16(checkpoint: Checkpoint, device: torch.device) -> bool:
 
 
 def predict(checkpoint: Checkpoint, shards: Shards, rows: np.ndarray, console: Console) -> np.ndarray:
-    """Logits (n,) float32 of these rows of a shard set, a shard at a time."""
-    run = network(checkpoint)
-    wanted = np.zeros(shards.count, dtype=bool)
-    wanted[rows] = True
-    logits = np.full(shards.count, np.nan, dtype=np.float32)
-    for file in track(shards.files, "scoring", console=console, transient=True):
-        inside = np.flatnonzero(wanted[file.first : file.first + file.count])
+    """Logits (n,) float32 of these rows of a shard set, in their order."""
+    return _walk(network(checkpoint), shards, rows, "scoring", console)
+
+
+def predict_maps(checkpoint: Checkpoint, shards: Shards, rows: np.ndarray, console: Console) -> np.ndarray:
+    """The maps (n, h, w) float32 of these rows of a shard set, in their order; of a checkpoint that gives maps."""
+    return _walk(map_network(checkpoint), shards, rows, "looking where", console)
+
+
+def _walk(
+    run: Callable[[np.ndarray], np.ndarray], shards: Shards, rows: np.ndarray, words: str, console: Console
+) -> np.ndarray:
+    """What `run` gives for the images of these rows, a shard at a time."""
+    ascending, places = np.unique(rows, return_inverse=True)
+    found = []
+    for file in track(shards.files, words, console=console, transient=True):
+        inside = ascending[(ascending >= file.first) & (ascending < file.first + file.count)] - file.first
         images = shards.read_file(file)[inside] if len(inside) else np.empty((0,))
-        for start in range(0, len(inside), BATCH):
-            logits[file.first + inside[start : start + BATCH]] = run(images[start : start + BATCH])
-    return logits[rows]
+        found += [run(images[start : start + BATCH]) for start in range(0, len(inside), BATCH)]
+    return np.concatenate(found)[places] if found else np.empty(0, dtype=np.float32)
 
 
 @contextmanager

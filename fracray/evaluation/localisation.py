@@ -4,23 +4,18 @@ Beside the hits stand those of two pointers that see no pixel: a cell of the pic
 fractures of the training part most often are. Must not know of the command line.
 """
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
-from rich.progress import track
 
 from fracray.data.images.letterbox import frame
 from fracray.data.loading.boxes import Boxes
 from fracray.data.prepare import Prepared
-from fracray.evaluation.inference import BATCH
+from fracray.evaluation.inference import predict_maps
 from fracray.metrics import GroupJackknife, Interval
 from fracray.training.checkpoint import Checkpoint
-from fracray.training.loop import pick_device
-from fracray.training.model import float32
 
 
 @dataclass(frozen=True)
@@ -54,7 +49,7 @@ def score_localisation(
     boxed = rows[(labels[rows] == 1) & (boxes.first[rows + 1] > boxes.first[rows])]
     if not len(boxed):
         return None
-    maps = np.concatenate([*_maps(checkpoint, prepared, boxed, console)])
+    maps = predict_maps(checkpoint, prepared.shards, boxed, console)
     cells = maps.shape[-1]
     touched = np.stack([_touched(boxes, row, prepared.shards.size, cells) for row in boxed])
     in_picture = np.stack([_picture(prepared, row, cells) for row in boxed])
@@ -68,19 +63,6 @@ def score_localisation(
     at_usual = touched[:, *usual].astype(float)
     hit, by_chance, at_place = (_mean(jackknife, values) for values in (hits, random, at_usual))
     return Localisation(len(boxed), cells, hit, by_chance, at_place, place)
-
-
-def _maps(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray, console: Console) -> Iterator[np.ndarray]:
-    """The maps (n, cells, cells) float32 of ascending rows, a shard at a time."""
-    device = pick_device()
-    model = checkpoint.model.to(device)
-    for file in track(prepared.shards.files, "looking where", console=console, transient=True):
-        inside = rows[(rows >= file.first) & (rows < file.first + file.count)] - file.first
-        images = prepared.shards.read_file(file)[inside] if len(inside) else np.empty(0)
-        for start in range(0, len(inside), BATCH):
-            batch = torch.from_numpy(images[start : start + BATCH]).unsqueeze(1).to(device)
-            with torch.inference_mode(), float32():
-                yield model(batch, True)[1].float().cpu().numpy()
 
 
 def _touched(boxes: Boxes, row: int, size: int, cells: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Whether a map points at the fracture: the share of hits, counted again by hand from the map, beside pointers."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from fracray.data.images.letterbox import frame
 from fracray.data.prepare import prepare
 from fracray.evaluate import main as evaluate
+from fracray.evaluation.inference import predict, predict_maps
 from fracray.evaluation.localisation import score_localisation
 from fracray.runtime.console import new_console
 from fracray.train import main as train
@@ -58,6 +60,22 @@ def test_hits_are_those_counted_by_hand(run):
     assert found.hit.value == pytest.approx(np.mean(hits))
     assert found.random.value == pytest.approx(np.mean(random))
     assert found.hit.value > found.random.value
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_logits_and_maps_are_those_of_the_rows_in_the_order_asked(run, channels_last):
+    opened = load_checkpoint(run / "where/best")
+    config = opened.metadata.config.with_leaves({"train.channels_last": channels_last})
+    checkpoint = replace(opened, metadata=replace(opened.metadata, config=config))
+    prepared = prepare(opened.metadata.config.data, new_console())
+    rows = np.array([150, 3, 199, 70, 3])
+    with torch.inference_mode():
+        images = torch.from_numpy(prepared.shards.load()[rows]).unsqueeze(1)
+        logits, maps = (found.float().numpy() for found in checkpoint.model(images, True))
+    np.testing.assert_allclose(predict(checkpoint, prepared.shards, rows, new_console()), logits, atol=1e-5)
+    np.testing.assert_allclose(predict_maps(checkpoint, prepared.shards, rows, new_console()), maps, atol=1e-5)
+    weight = checkpoint.model.stages[0].body[0].weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) is channels_last
 
 
 def test_evaluate_says_where_and_writes_it(run, tmp_path, capsys):
