@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are
     from fracray.runtime.storage import Folder
     from fracray.search.refit import KeepsBack
     from fracray.search.space import SearchSpace
+    from fracray.search.warm_start import WarmStart
     from fracray.training.job import Job
 
 # ---------------------------------------------------------------- the command
@@ -88,39 +89,39 @@ def main(argv: Sequence[str]) -> None:
     begun = time.time()
     args = parser().parse_args(argv)
     with ExitStack() as held:  # the run, which no other command may work in
-        space, run = (_resume if args.resume else _begin)(args, held)
-        _search_and_summarise(args, space, run, begun)
+        space, run, warm = (_resume if args.resume else _begin)(args, held)
+        _search_and_summarise(args, space, run, warm, begun)
 
 
 # ---------------------------------------------------------------- its checks
 
 
-def _begin(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Folder]:
-    """The space and the folder of a new run; everything that can be refused early is refused before it is written."""
+def _begin(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Folder, WarmStart]:
+    """The space, folder and warm start of a new run; what can be refused early is refused before it is written."""
     if not args.space:
         raise InputError("--space: name a search-space file, for example --space search_spaces/reg.yaml")
     leaves = _leaves(args)
     space = _load(args.space, leaves)
     from fracray.runtime.run_folder import OVERRIDES, SPACE, find_run
     from fracray.search.model_check import check_models
+    from fracray.search.warm_start import WarmStart
 
     run = find_run(args.storage, args.name, "tune", resume=False)
     check_models(space)
-    if space.config.search.warm_start is not None:
-        from fracray.search.warm_start import warm_points
-
-        warm_points(space, space.config.search.warm_start)
+    warm = WarmStart(space)
+    _ = warm.points  # read here, so that what is no search is refused
     _hold(args, run, held)
     run.write(SPACE, Path(args.space).read_bytes())
     run.write_json(OVERRIDES, leaves)
-    return space, run
+    return space, run, warm
 
 
-def _resume(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Folder]:
-    """The space and the folder of a run that exists; nothing is written before it is known to be the same search."""
+def _resume(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Folder, WarmStart]:
+    """The space, folder and warm start of a run that exists; nothing is written before it is known to be the same."""
     leaves = _leaves(args)
     from fracray.runtime.run_folder import OVERRIDES, SPACE, as_begun, find_run, refuse_other, stored_config
     from fracray.search.study import begun_space
+    from fracray.search.warm_start import WarmStart
 
     run = find_run(args.storage, args.name, "tune", resume=True)
     _hold(args, run, held)
@@ -133,7 +134,7 @@ def _resume(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Fol
     refuse_other(run, _kept(stored_config(run).leaves()), _kept(space.config.leaves()), where)
     refuse_other(run, begun, space.described(), where)
     run.write_json(OVERRIDES, {**stored, **leaves})
-    return space, run
+    return space, run, WarmStart(space)
 
 
 def _kept(leaves: dict[str, Any]) -> dict[str, Any]:
@@ -172,7 +173,9 @@ def _load(file: str | Path, leaves: dict[str, Any]) -> SearchSpace:
 # ---------------------------------------------------------------- the search
 
 
-def _search_and_summarise(args: argparse.Namespace, space: SearchSpace, run: Folder, begun: float) -> None:
+def _search_and_summarise(
+    args: argparse.Namespace, space: SearchSpace, run: Folder, warm: WarmStart, begun: float
+) -> None:
     import psutil
 
     from fracray.data.prepare import prepare
@@ -204,7 +207,7 @@ def _search_and_summarise(args: argparse.Namespace, space: SearchSpace, run: Fol
         job = make_job(space.config, run, prepared)
         unit = "GPU" if space.config.search.gpus_per_trial else "CPU"
         tracker = EfficiencyTracker(begun, lambda: present(unit), unit)
-        finished, clock = _search(space, job, tracker, console)
+        finished, clock = _search(space, job, warm, tracker, console)
         budget = space.config.search.time_budget
         over = clock.ended if clock else budget is not None and time.monotonic() - started >= budget
         refits = space.config.search.refit.top > 0 and (finished or over)
@@ -223,25 +226,26 @@ def _search_and_summarise(args: argparse.Namespace, space: SearchSpace, run: Fol
         console.print(f"\n{words}", soft_wrap=True)
 
 
-def _warm(space: SearchSpace, run: Folder, console: Console) -> list[dict[str, Any]]:
-    """The trials that follow the default one, from the earlier search that the space names."""
+def _warm(warm: WarmStart, run: Folder, console: Console) -> list[dict[str, Any]]:
+    """The trials that follow the default one, from the earlier search that the space names; says how many they are."""
     from fracray.runtime.console import counted
-    from fracray.search.warm_start import refuse_other_split, warm_points
+    from fracray.search.warm_start import refuse_other_split
 
-    if space.config.search.warm_start is None:
+    location = warm.space.config.search.warm_start
+    if location is None:
         return []
-    refuse_other_split(run, space.config.search.warm_start)
-    points, notes = warm_points(space, space.config.search.warm_start)
+    refuse_other_split(run, location)
+    points, notes = warm.points
     if notes:
         left = counted(len(notes), "trial is", "trials are")
         console.print(f"note: {left} left out: {notes[0]}{', ...' * (len(notes) > 1)}", style="yellow", soft_wrap=True)
     many = counted(len(points), "trial that follows the default one is", "trials that follow the default one are")
-    console.print(f"{many} from {space.config.search.warm_start}, best first", soft_wrap=True)
+    console.print(f"{many} from {location}, best first", soft_wrap=True)
     return points
 
 
 def _search(
-    space: SearchSpace, job: Job, tracker: EfficiencyTracker, console: Console
+    space: SearchSpace, job: Job, warm: WarmStart, tracker: EfficiencyTracker, console: Console
 ) -> tuple[bool, KeepsBack | None]:
     """Run the missing trials; whether all are done, and the clock of a time budget that a refit shares."""
     from fracray.runtime.console import counted
@@ -258,7 +262,7 @@ def _search(
     _, concurrent = places_of(job)
     with local_journal(job.run) as journal:
         budget = min(search.trials, space.grid_points or search.trials)
-        searcher = StudySearcher(space, journal, budget, lambda: _warm(space, job.run, console))
+        searcher = StudySearcher(space, journal, budget, lambda: _warm(warm, job.run, console))
         missing = searcher.remaining
         if missing <= 0:
             done = "the one trial is" if budget == 1 else f"all {budget:,} trials are"

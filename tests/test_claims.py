@@ -45,7 +45,7 @@ def prepared(verb, argv, held):
 def begin(verb, argv):
     """A run that was begun and ended, as `make_job` leaves it before the first epoch."""
     with ExitStack() as held:
-        first, run = prepared(verb, argv, held)
+        first, run, *_ = prepared(verb, argv, held)
         run.write("config.yaml", (first.config if verb is tune else first).to_yaml())
     return run
 
@@ -142,7 +142,7 @@ def test_a_search_is_resumed_with_the_same_space_and_with_what_may_change(storag
         "1",
     ]
     with ExitStack() as held:
-        found, _ = prepared(tune, words(storage, *same), held)
+        found, *_ = prepared(tune, words(storage, *same), held)
     assert (found.config.search.trials, found.config.model.width) == (9, 16)
     assert run.read_json("overrides.json")["search.trials"] == 9
 
@@ -171,7 +171,7 @@ def test_a_training_is_not_resumed_with_another_config(storage):
 
 def test_a_run_that_was_stopped_before_it_began_begins_again_and_says_so(storage, space):
     with ExitStack() as held:
-        _, run = prepared(tune, words(storage, "--space", space), held)
+        _, run, *_ = prepared(tune, words(storage, "--space", space), held)
     assert how_to_continue("tune", storage, run) == "give the same command again"
     with ExitStack() as held, pytest.raises(InputError, match="was stopped before it began; give its first command"):
         prepared(tune, words(storage, "--resume"), held)

@@ -29,7 +29,7 @@ from fracray.runtime.storage import Folder
 if TYPE_CHECKING:  # rich takes a while to import
     from rich.console import Console
 
-CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
+CONFIG, ENVIRONMENT, DATA = "config.yaml", "environment.json", "data.json"
 SPACE, OVERRIDES = "space.yaml", "overrides.json"  # of a search: its space, and what the command line changed in it
 EPOCHS, STATE, BEST = "epochs.json", "state.safetensors", "best"
 REFIT = "refit"  # in the run folder of a search: the run folder of its refit

@@ -4,7 +4,7 @@ Knows nothing of files (`space_file.py` reads them) or of Ray, and loads Optuna 
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -169,23 +169,30 @@ class SearchSpace:
 
     def suggest(self, trial: "optuna.Trial") -> dict[str, Any]:
         """Ask Optuna for the settings of one trial; conditions are respected."""
+        return self._choose(lambda dimension: dimension.values.ask(trial, dimension.path))
+
+    def defaults(self) -> tuple[dict[str, Any], list[str]]:
+        """The config's own values of the searched settings, and the paths at which they lie outside the space."""
+        return self.settings_of({})
+
+    def settings_of(self, leaves: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """The values that `leaves` give the searched settings, else the config's own, and the paths outside the space.
+
+        A setting whose condition these values do not meet is left out.
+        """
+        known = {**self.config.leaves(), **leaves}
+        values = self._choose(lambda dimension: known[dimension.path])
+        allowed = {dimension.path: dimension.values for dimension in self.dimensions}
+        return values, [path for path, value in values.items() if not allowed[path].contains(value)]
+
+    def _choose(self, value_of: Callable[[Dimension], Any]) -> dict[str, Any]:
+        """The values by path, in the order of the dimensions, of all that are active given those before them."""
         chosen: dict[str, Any] = {}
         leaves = self.config.leaves()
         for dimension in self.dimensions:
             if dimension.active({**leaves, **chosen}):
-                chosen[dimension.path] = dimension.values.ask(trial, dimension.path)
+                chosen[dimension.path] = value_of(dimension)
         return chosen
-
-    def defaults(self) -> tuple[dict[str, Any], list[str]]:
-        """The config's own values of the searched settings, and the paths at which they lie outside the space."""
-        leaves = self.config.leaves()
-        values, outside = {}, []
-        for dimension in self.dimensions:
-            if dimension.active(leaves):
-                values[dimension.path] = leaves[dimension.path]
-                if not dimension.values.contains(leaves[dimension.path]):
-                    outside.append(dimension.path)
-        return values, outside
 
     def grid(self) -> dict[str, list[Any]]:
         """The values of every dimension, for a grid search; InputError where there is no finite grid."""

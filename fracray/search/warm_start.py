@@ -1,18 +1,32 @@
 """The best configurations of an earlier search, as the first trials of a new one."""
 
-from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from fracray.errors import InputError
+from fracray.runtime.run_folder import DATA
 from fracray.runtime.storage import Folder
 from fracray.search.space import SearchSpace
 from fracray.search.study import JOURNAL, LEAVES, stored_study
 
-DATA = "data.json"
 MOST = 4  # configurations that are taken over
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """The best configurations of the earlier search that a space names in search.warm_start; it is read only once."""
+
+    space: SearchSpace
+
+    @cached_property
+    def points(self) -> tuple[list[dict[str, Any]], list[str]]:
+        """The trials that follow the default one, and why others of the earlier search cannot; see `warm_points`."""
+        location = self.space.config.search.warm_start
+        return ([], []) if location is None else warm_points(self.space, location)
 
 
 def refuse_other_split(run: Folder, location: str) -> None:
@@ -47,8 +61,7 @@ def warm_points(space: SearchSpace, location: str) -> tuple[list[dict[str, Any]]
     notes = []
     default, _ = space.defaults()
     for trial in sorted(done, key=lambda trial: (sign * trial.values[0], trial.number)):
-        point = _within(space, trial.user_attrs.get(LEAVES, {}))
-        outside = [path for path, value in point.items() if not _dimension(space, path).contains(value)]
+        point, outside = space.settings_of(trial.user_attrs.get(LEAVES, {}))
         if outside:
             path = outside[0]
             notes.append(f"trial {trial.number} of {location} has {path} = {point[path]}, which this space does not")
@@ -57,17 +70,3 @@ def warm_points(space: SearchSpace, location: str) -> tuple[list[dict[str, Any]]
         if len(points) == MOST:
             break
     return points, notes
-
-
-def _within(space: SearchSpace, leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of this space's settings in a trial: the trial's own, else the default's."""
-    chosen: dict[str, Any] = {}
-    defaults = space.config.leaves()
-    for dimension in space.dimensions:
-        if dimension.active({**defaults, **chosen}):
-            chosen[dimension.path] = leaves.get(dimension.path, defaults[dimension.path])
-    return chosen
-
-
-def _dimension(space: SearchSpace, path: str) -> Any:
-    return next(dimension.values for dimension in space.dimensions if dimension.path == path)

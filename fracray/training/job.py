@@ -16,6 +16,7 @@ from fracray.data.loading.streams import fits_in_memory
 from fracray.data.manifest import MANIFEST
 from fracray.data.prepare import Prepared
 from fracray.errors import InputError
+from fracray.runtime.run_folder import CONFIG, DATA
 from fracray.runtime.storage import Folder
 
 KEPT = (
@@ -74,20 +75,20 @@ def make_job(config: Config, run: Folder, prepared: Prepared, images: np.ndarray
         metrics=config.search.metrics,
         images=images if chosen == "memory" else None,
     )
-    run.write_json("data.json", summary)
+    run.write_json(DATA, summary)
     run.write("DATASHEET.md", datasheet(summary))
     with TemporaryDirectory() as scratch:
         prepared.manifest.write(Path(scratch) / MANIFEST)
         run.upload(Path(scratch) / MANIFEST, MANIFEST)
-    run.write("config.yaml", config.to_yaml())  # from here on the run can be resumed
+    run.write(CONFIG, config.to_yaml())  # from here on the run can be resumed
     return job
 
 
 def refuse_change(run: Folder, summary: Mapping[str, Any]) -> None:
     """InputError where a resumed run was started on other data, or on another split of them."""
-    if not run.exists("config.yaml"):
+    if not run.exists(CONFIG):
         return
-    started = run.read_json("data.json")
+    started = run.read_json(DATA)
     for key, words in (("fingerprint", "other files or labels"), ("split_fingerprint", "another split")):
         if started.get(key) != summary[key]:
             raise InputError(

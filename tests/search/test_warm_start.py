@@ -1,11 +1,14 @@
 """A search that begins with the best configurations of an earlier one."""
 
+from dataclasses import replace
+
 import pytest
 
 from fracray.errors import InputError
+from fracray.runtime.run_folder import DATA
 from fracray.runtime.storage import Folder
 from fracray.search.study import JOURNAL, StudySearcher
-from fracray.search.warm_start import MOST, refuse_other_split, warm_points
+from fracray.search.warm_start import MOST, WarmStart, refuse_other_split, warm_points
 from fracray.tune import main as tune
 from tests.search.test_study import DEFAULTS, DROPOUT, TOP, result, space_of
 
@@ -64,7 +67,7 @@ def test_a_search_on_another_split_of_the_same_radiographs_is_refused(tmp_path):
     """Fold 0's search validated on what is fold 1's test part."""
     fold0, fold1, other = (Folder(tmp_path / name) for name in ("fold0", "fold1", "other"))
     for folder, fingerprint, split in ((fold0, "a", "0"), (fold1, "a", "1"), (other, "b", "2")):
-        folder.write_json("data.json", {"fingerprint": fingerprint, "split_fingerprint": split})
+        folder.write_json(DATA, {"fingerprint": fingerprint, "split_fingerprint": split})
     refuse_other_split(fold0, fold0.location)
     refuse_other_split(fold0, other.location)
     with pytest.raises(InputError, match=r"search\.warm_start: .*fold0 divided the same radiographs otherwise"):
@@ -97,6 +100,17 @@ def test_a_resumed_search_does_not_ask_the_earlier_one_again(earlier, tmp_path):
     for number in range(4):
         again.suggest(str(number))  # two that were lost, and two more
     assert [trial.user_attrs["leaves"] for trial in again.study.get_trials()][1:4] == points[:3]
+
+
+def test_the_earlier_search_is_read_once(earlier, tmp_path):
+    folder, space, _ = earlier
+    config = space.config.with_leaves({"search.warm_start": str(folder)})
+    warm = WarmStart(replace(space, config=config))
+    points, _ = warm.points
+    assert points == warm_points(space, str(folder))[0]
+    (folder / JOURNAL).unlink()
+    assert warm.points[0] is points
+    assert WarmStart(space).points == ([], [])
 
 
 def test_what_is_no_search_is_refused_before_anything_is_written(tmp_path):
