@@ -255,10 +255,16 @@ def freeze_stages(model: Classifier, stages: int) -> None:
 def train_mode(model: nn.Module, norm_frozen: bool) -> None:
     """Training mode; batch norm that is frozen, alone or with its stage, stays in evaluation mode."""
     model.train()
+    freeze_norm(model, everywhere=norm_frozen)
+
+
+def freeze_norm(model: nn.Module, everywhere: bool = True) -> None:
+    """Put batch norm into evaluation mode, so that its statistics do not change; else only what is frozen already."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             frozen = module.weight is not None and not module.weight.requires_grad
-            module.train(not (norm_frozen or frozen))
+            if everywhere or frozen:
+                module.eval()
 
 
 @contextmanager
@@ -274,13 +280,6 @@ def float32() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.allow_tf32 = before
-
-
-def freeze_norm(model: nn.Module) -> None:
-    """Put batch norm into evaluation mode, so that its statistics do not change."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
