@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
 from rich.console import Console
 from rich.table import Table
 
@@ -29,7 +28,7 @@ from fracray.runtime.run_folder import BEST, ensemble_card, next_steps, refit_co
 from fracray.runtime.storage import Folder
 from fracray.search.importance import FEWEST_TRIALS, Importances, importances
 from fracray.search.space import SearchSpace
-from fracray.search.study import local_journal, open_study
+from fracray.search.study import stored_study
 from fracray.search.trials_table import State, TrialRow, best_row, collect
 from fracray.training.checkpoint import read_metadata, read_predictions
 
@@ -51,10 +50,11 @@ def summarise(
 
     refit_follows: the command refits what was found, so it need not say how to.
     """
-    with local_journal(run) as journal:
-        study = open_study(journal, space)
+    with stored_study(run) as study:
+        assert study is not None, "a search begins its study before its first trial"
         rows = collect(run, study, space.config.train.epochs)
         found = importances(study)
+        front = [frozen.number for frozen in study.best_trials] if len(space.metrics) > 1 else []
     metric, mode = space.metrics[0], space.config.search.mode
     sets = [name for name in prepared.sets if is_validation(name)]
     best = best_row(rows.values(), metric, mode)
@@ -96,7 +96,7 @@ def summarise(
         say_few_groups(console, inside["group"].to_numpy(), inside["label"].to_numpy())
     if len(space.metrics) > 1:
         console.print("\nPareto front, each trial at its best epoch in the first metric:")
-        console.print(_front_table(space, study, rows))
+        console.print(_front_table(space, [rows[number] for number in front]))
     if len(space.dimensions) > 1 and len(space.metrics) == 1:
         _say_importances(console, found, full)
     folds = f", the mean over {space.config.data.split.rotations} folds; counts are of the first" if crossed else ""
@@ -213,12 +213,10 @@ def config_table(space: SearchSpace, leaves: Mapping[str, Any]) -> Table:
     return table
 
 
-def _front_table(space: SearchSpace, study: optuna.Study, rows: dict[int, TrialRow]) -> Table:
+def _front_table(space: SearchSpace, front: Sequence[TrialRow]) -> Table:
     table = new_table("trial", *space.metrics)
-    for frozen in study.best_trials:
-        table.add_row(
-            trial_name(frozen.number), *(f"{rows[frozen.number].best(metric):.4f}" for metric in space.metrics)
-        )
+    for row in front:
+        table.add_row(row.name, *(f"{row.best(metric):.4f}" for metric in space.metrics))
     return table
 
 
