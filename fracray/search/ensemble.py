@@ -133,26 +133,25 @@ def _predictions(folder: Path) -> pd.DataFrame:
 
 def _soup(target: Path, members: Sequence[Path], judge: Judge, prepared: Prepared, console: Console) -> np.ndarray:
     """Write the checkpoint whose weights are the mean of those of others; its logits on the validation images."""
-    states = [load_checkpoint(member).model.state_dict() for member in members]
-    weights, card = mean_weights(states), read_metadata(members[0])
-    save_checkpoint(target, weights, card)
+    opened = [load_checkpoint(member) for member in members]
+    weights = mean_weights([one.model.state_dict() for one in opened])
+    soup = opened[0]
+    soup.model.load_state_dict(weights)
     rows = pd.Index(prepared.table["image_id"]).get_indexer(pd.Index(judge.table["image_id"]))
     order = np.argsort(rows)
     logits = np.empty(len(rows), dtype=np.float32)
-    logits[order] = predict(load_checkpoint(target), prepared.shards, rows[order], console)
+    logits[order] = predict(soup, prepared.shards, rows[order], console)
     scored = judge.score([logits])
     about = CheckpointMetadata(
-        config=card.config,
+        config=soup.metadata.config,
         threshold=scored.threshold,
         calibration=scored.calibration,
         metrics=dict(scored.metrics),
-        data_fingerprint=card.data_fingerprint,
-        epoch=card.epoch,
+        data_fingerprint=soup.metadata.data_fingerprint,
+        epoch=soup.metadata.epoch,
         trial=SOUP,
     )
-    save_checkpoint(
-        target, weights, about, judge.table.assign(logit=logits)[[*PREDICTION_COLUMNS]], read_seen(members[0])
-    )
+    save_checkpoint(target, weights, about, judge.table.assign(logit=logits)[[*PREDICTION_COLUMNS]], soup.seen)
     return logits
 
 
