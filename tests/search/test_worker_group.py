@@ -2,23 +2,20 @@
 
 import asyncio
 import time
+from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 import ray
 
-from fracray.config import Config
-from fracray.data.loading.ingest import ShardFile, Shards
 from fracray.errors import InputError
 from fracray.runtime.ray_session import Shared
 from fracray.runtime.resources import WorkerResources
-from fracray.runtime.storage import Folder
 from fracray.search import worker_group
 from fracray.search.messages import Suggestion, TrialReport
 from fracray.search.worker_group import Mailbox, Order, WorkerGroup
 from fracray.training.epochs import EpochResult
-from fracray.training.job import Job
+from tests.training.test_trial import SIZE, make_job
 
 MEBI = 2**20
 FAILED = TrialReport.failed(InputError("gone.safetensors: no such file"))
@@ -73,34 +70,10 @@ def test_workers_that_wait_for_one_with_a_mistake_are_restarted_without_its_orde
 
 def test_two_workers_read_the_one_copy_of_the_images(ray_local, tmp_path):
     """A real group: what its trainer, its controller and its workers hand on is a reference."""
-    train, val, size = 24, 16, 32
-    labels = np.arange(train + val) % 2
-    images = np.zeros((40 * MEBI // size**2, size, size), dtype=np.uint8)  # 40 MiB, of which the first are used
-    images[: train + val] = np.random.default_rng(0).integers(0, 200, (train + val, size, size))
-    leaves = {"train.epochs": 1, "train.batch_size": 8, "train.threads": 1, "model.width": 4}
-    table = pd.DataFrame(
-        {
-            "image_id": [f"i{row}" for row in range(train + val)],
-            "group": [f"g{row // 4}" for row in range(train + val)],
-            "label": labels,
-            "split": ["train"] * train + ["val"] * val,
-            "pixel_hash": "",
-            "look": b"",
-            "width": size,
-            "height": size,
-            "brightness": 100.0,
-        }
-    )
-    job = Job(
-        config=Config().with_leaves(leaves),
-        run=Folder(tmp_path),
-        shards=Shards(Folder(tmp_path), size, (ShardFile("0.parquet", 0, train + val),)),
-        table=table,
-        fingerprint="drawn",
-        rotations=(table["split"].to_numpy(),),
-        metrics=("val_accuracy",),
-        images=images,
-    )
+    drawn = make_job(tmp_path, **{"train.epochs": 1, "train.batch_size": 8, "model.width": 4})
+    images = np.zeros((40 * MEBI // SIZE**2, SIZE, SIZE), dtype=np.uint8)  # 40 MiB, of which the first are used
+    images[: len(drawn.images)] = drawn.images
+    job = replace(drawn, images=images)
 
     def stored():
         return ray.available_resources()["object_store_memory"]
