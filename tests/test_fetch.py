@@ -16,7 +16,7 @@ from fracray import fetch as fetch_verb
 from fracray.cluster.files import read_cluster
 from fracray.cluster.head_runs import place_of
 from fracray.config import Config
-from fracray.data.loading.ingest import ShardFile, Shards
+from fracray.data.loading.shards import ShardFile, Shards
 from fracray.errors import run_verb
 from fracray.evaluate import open_checkpoint
 from fracray.metrics import Calibration

@@ -17,7 +17,8 @@ from rich.console import Console
 from fracray.config import PHANTOM, DataConfig
 from fracray.data.audit.scan import AUDIT_VERSION, examine
 from fracray.data.baselines import Baseline
-from fracray.data.loading.ingest import Shards, ingest
+from fracray.data.loading.ingest import ingest
+from fracray.data.loading.shards import Shards
 from fracray.data.manifest import MANIFEST, Flow, Manifest, in_set, sets_named
 from fracray.data.patients import KnownPatients, known_patients
 from fracray.data.phantom.draw import DRAWING, write_phantoms

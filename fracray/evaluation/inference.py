@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from fracray.data.loading.ingest import Shards
+from fracray.data.loading.shards import Shards
 from fracray.training.backbones import FRACTURE_CNN
 from fracray.training.card import AS_TRAINED
 from fracray.training.checkpoint import Checkpoint

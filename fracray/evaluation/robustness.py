@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from fracray.data.images.corruptions import CORRUPTIONS, SEVERITIES, Corruption, corrupt
-from fracray.data.loading.ingest import Shards
+from fracray.data.loading.shards import Shards
 from fracray.errors import InputError
 from fracray.metrics import Array, GroupJackknife, Interval, Scale, balanced_errors, score
 

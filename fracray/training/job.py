@@ -11,7 +11,7 @@ import pandas as pd
 
 from fracray.config import Config
 from fracray.data.datasheet import datasheet
-from fracray.data.loading.ingest import Shards
+from fracray.data.loading.shards import Shards
 from fracray.data.loading.streams import fits_in_memory
 from fracray.data.manifest import MANIFEST
 from fracray.data.prepare import Prepared

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import t
 
 from fracray.data.images.corruptions import NAMES, corrupt
-from fracray.data.loading.ingest import open_shards
+from fracray.data.loading.shards import open_shards
 from fracray.errors import InputError, RunError
 from fracray.evaluation.robustness import ModelUnderTest, score_corruptions
 from fracray.runtime.storage import Folder

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from fracray.config import Config
-from fracray.data.loading.ingest import ShardFile, Shards
+from fracray.data.loading.shards import ShardFile, Shards
 from fracray.errors import InputError, RunError
 from fracray.runtime.efficiency import PHASES, TRAINING, TRANSFORM, VALIDATION
 from fracray.runtime.run_folder import BEST, EPOCHS, STATE, trial_folder

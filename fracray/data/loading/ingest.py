@@ -26,6 +26,7 @@ import ray
 
 from fracray.data.images import decode as imagefile
 from fracray.data.images.letterbox import letterbox
+from fracray.data.loading.shards import INDEX, ShardFile, Shards, open_shards
 from fracray.data.manifest import Manifest
 from fracray.errors import InputError, RunError
 from fracray.runtime.resources import alone, capacity, here
@@ -38,52 +39,9 @@ FILE_PIXELS = 64_000_000  # least number of pixels of the original radiographs i
 # A CPU is idle for 0.1 to 0.2 s after every task: Ray Data's executor looks for finished ones ten times a second.
 TASK_PIXELS = 20 * FILE_PIXELS
 READ_AHEAD = 4  # radiographs that are being sent to a task from the machine that has them
-INDEX = "index.json"
 SHARDS_WANTED = 64  # of a set that is not large; this many are shuffled with each other
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class ShardFile:
-    """One Parquet file: the `count` consecutive rows from `first` on."""
-
-    name: str
-    first: int
-    count: int
-
-
-@dataclass(frozen=True)
-class Shards:
-    """A complete set of shards: row i is the i-th used radiograph of the manifest."""
-
-    folder: Folder
-    size: int
-    files: tuple[ShardFile, ...]
-
-    @property
-    def count(self) -> int:
-        return sum(file.count for file in self.files)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the decoded images."""
-        return self.count * self.size * self.size
-
-    def read_file(self, file: ShardFile) -> np.ndarray:
-        """The images of one file, (count, size, size) uint8, read-only."""
-        table = pq.read_table(self.folder.path(file.name), columns=["image"], filesystem=self.folder.filesystem)
-        column = table.column("image").combine_chunks()
-        pixels = np.frombuffer(column.buffers()[1], dtype=np.uint8)
-        offset = column.offset * self.size * self.size
-        return pixels[offset : offset + file.count * self.size**2].reshape(file.count, self.size, self.size)
-
-    def load(self) -> np.ndarray:
-        """All images, (count, size, size) uint8."""
-        images = np.empty((self.count, self.size, self.size), dtype=np.uint8)
-        for file in self.files:
-            images[file.first : file.first + file.count] = self.read_file(file)
-        return images
 
 
 def reduction_for(longer_side: int, size: int) -> int:
@@ -233,12 +191,6 @@ def ingest(
     if not folder.exists(INDEX):
         _write(manifest, size, folder, progress, shared)
     return open_shards(folder)
-
-
-def open_shards(folder: Folder) -> Shards:
-    """Open a complete shard set by its folder."""
-    index = folder.read_json(INDEX)
-    return Shards(folder, index["size"], tuple(ShardFile(**file) for file in index["files"]))
 
 
 def _write(manifest: Manifest, size: int, folder: Folder, progress: Progress | None, shared: bool) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
-    from fracray.data.loading.ingest import Shards
+    from fracray.data.loading.shards import Shards
 
 SHUFFLE_WINDOW = 64  # shards mixed with each other at a time; a set of fewer shards is shuffled in one
 
