@@ -172,7 +172,7 @@ def _check(args: argparse.Namespace) -> None:
 def _audit(args: argparse.Namespace) -> None:
     config = _config(args)
 
-    from fracray.data.audit.facts import find
+    from fracray.data.audit.find import find
     from fracray.data.audit.page import as_html, as_json
     from fracray.data.audit.report import say_audit
     from fracray.data.audit.verdicts import judge

@@ -1,6 +1,6 @@
 """An audit as files: JSON of all findings and verdicts, and one self-contained HTML page with the same figures.
 
-Shows what facts.py and verdicts.py found, reads the pictures that are shown, and decides nothing. The page loads
+Shows what find.py and verdicts.py found, reads the pictures that are shown, and decides nothing. The page loads
 nothing from elsewhere: styles, charts (SVG) and pictures (JPEG) are inside.
 """
 

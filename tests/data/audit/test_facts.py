@@ -9,7 +9,8 @@ import pytest
 from drawn_fracatlas import Atlas, jpeg, picture
 from scipy.stats import binomtest
 
-from fracray.data.audit.facts import BLOCK_SIZES, Findings, find
+from fracray.data.audit.facts import Findings
+from fracray.data.audit.find import BLOCK_SIZES, find
 from fracray.data.audit.scan import examine
 from fracray.data.audit.verdicts import LEVELS, judge, sum_up
 from fracray.data.manifest import Manifest, build

@@ -13,7 +13,7 @@ from drawn_fracatlas import Atlas, jpeg, picture
 from PIL import Image
 
 from fracray.data import __main__ as data
-from fracray.data.audit.facts import find
+from fracray.data.audit.find import find
 from fracray.data.audit.scan import examine
 from fracray.data.audit.verdicts import judge
 from fracray.data.manifest import MANIFEST, Manifest

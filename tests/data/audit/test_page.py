@@ -11,7 +11,7 @@ import pytest
 from drawn_fracatlas import Atlas, jpeg, picture
 
 from fracray.data import __main__ as data
-from fracray.data.audit.facts import find
+from fracray.data.audit.find import find
 from fracray.data.audit.page import HEADINGS, as_html, as_json
 from fracray.data.audit.scan import examine
 from fracray.data.audit.verdicts import judge
