@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are
     from fracray.data.prepare import Prepared
     from fracray.runtime.efficiency import EfficiencyTracker
     from fracray.runtime.storage import Folder
-    from fracray.search.refit import KeepsBack
+    from fracray.search.refit_trials import KeepsBack
     from fracray.search.space import SearchSpace
     from fracray.search.warm_start import WarmStart
     from fracray.training.job import Job
@@ -252,7 +252,7 @@ def _search(
     from fracray.runtime.run_folder import REFIT
     from fracray.search.launch import places_of, run_trials
     from fracray.search.progress import SearchProgress
-    from fracray.search.refit import KeepsBack
+    from fracray.search.refit_trials import KeepsBack
     from fracray.search.schedulers import StudyScheduler
     from fracray.search.study import StudySearcher, local_journal
     from fracray.search.trials_table import StudyLedger

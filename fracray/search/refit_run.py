@@ -27,8 +27,9 @@ from fracray.runtime.storage import Folder
 from fracray.search.ensemble import BEST_OF_BOTH, build_ensemble
 from fracray.search.launch import places_of, run_trials
 from fracray.search.progress import SearchProgress
-from fracray.search.refit import Outcome, RefitPlan, RefitTrials, make_plan, outcome, refit_config
+from fracray.search.refit import Outcome, RefitPlan, make_plan, outcome, refit_config
 from fracray.search.refit_report import gains, say_ensemble, say_gains, say_outcome
+from fracray.search.refit_trials import RefitTrials
 from fracray.search.results import config_table, keep_efficiency
 from fracray.search.space import SearchSpace
 from fracray.search.study import JOURNAL, stored_study

@@ -12,17 +12,10 @@ from fracray.runtime.console import new_console
 from fracray.runtime.run_folder import refit_number, trial_folder, trial_name
 from fracray.runtime.storage import Folder
 from fracray.search.messages import TrialReport
-from fracray.search.refit import (
-    KeepsBack,
-    RefitPlan,
-    RefitTrials,
-    make_plan,
-    outcome,
-    refit_config,
-    seconds_of_refit,
-)
+from fracray.search.refit import RefitPlan, make_plan, outcome, refit_config
 from fracray.search.refit_report import say_gains, say_outcome
 from fracray.search.refit_run import searched_trials
+from fracray.search.refit_trials import KeepsBack, RefitTrials, seconds_of_refit
 from fracray.search.space_file import load_space
 from fracray.search.study import JOURNAL, RETRIES, open_study
 from fracray.search.trials_table import State, TrialRow
