@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 
 import numpy as np
 import pandas as pd
@@ -23,7 +22,6 @@ from fracray.fetch import main as fetch
 from fracray.metrics import fit_temperature
 from fracray.refit import main as refit
 from fracray.runtime.console import new_console
-from fracray.runtime.storage import Folder
 from fracray.train import main as train
 from fracray.training.checkpoint import load_checkpoint, read_metadata, read_predictions, verify
 from fracray.tune import main as tune
@@ -206,7 +204,7 @@ def test_a_training_is_no_search(tmp_path):
         refit([str(tmp_path / "one")])
 
 
-# ---------------------------------------------------------------- interruption, stores, folds, the end of a search
+# ---------------------------------------------------------------- interruption, the end of a search
 
 
 def test_a_refit_that_was_killed_goes_on_where_it_was(searched, tmp_path):
@@ -242,43 +240,6 @@ def test_a_time_budget_leaves_what_was_trained_and_says_how_to_go_on(refitted, t
     assert re.search(r"refitted with \d+ of 500 seeds: 1, 2", out)
     assert 4 <= len(list(run.glob("refit/trials/*"))) < 1000
     verify(run / "best")
-
-
-def test_a_search_in_a_store_is_refitted_there(ray_local, s3, tmp_path, capsys):
-    storage = s3(f"{uuid.uuid4().hex}")
-    tune(["--space", str(write_space(tmp_path)), "--storage", storage, "--name", "search", *ALONE])
-    run = Folder(storage).sub("search")
-    assert run.exists("best/model.safetensors")
-    refit([str(run), "--top", "1", "--seeds", "2", *ALONE])
-    assert not run.exists("best/model.safetensors")  # of the one that was there before
-    fetch([str(run), "--to", str(tmp_path / "out")])
-    names = [member.metadata.trial for member in load_checkpoint(tmp_path / "out/ensemble").members]
-    assert len(names) in (2, 4)
-    capsys.readouterr()
-    evaluate([str(run)])
-    shown = capsys.readouterr().out
-    assert f"the ensemble of {len(names)} ({', '.join(names)})" in " ".join(shown.split())
-    assert "gap, validation minus test: accuracy" in shown
-
-
-def interrupted(*words):
-    raise KeyboardInterrupt
-
-
-def test_with_folds_a_configuration_is_its_mean_over_them(ray_local, tmp_path, capsys, monkeypatch):
-    text = SPACE.replace("block: 10", "block: 10, protocol: kfold, folds: 3, guard: 0")
-    tune(["--space", str(write_space(tmp_path, text)), "--storage", str(tmp_path), "--name", "crossed", *ALONE])
-    run = tmp_path / "crossed"
-    with monkeypatch.context() as patched:
-        patched.setattr("fracray.search.refit_run.make_job", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            refit([str(run), "--top", "1", "--seeds", "1", "--folds", *ALONE])
-    refit([str(run), "--resume", *ALONE])  # it knows that it has folds
-    assert "each the mean over the folds" in capsys.readouterr().out
-    tested = json.loads((run / "refit/data.json").read_text())["parts"]["test"]["images"]
-    assert all(best["val_n"] == (200 - tested) / 2 for best in best_of(run).values())
-    assert load_checkpoint(run / "best").metadata.config.data.split.cross_validate
-    evaluate([str(run)])
 
 
 def test_a_search_refits_at_its_end(searched, tmp_path, capsys):
@@ -334,25 +295,3 @@ def test_a_refit_that_uses_up_the_budget_was_not_interrupted(refitted, tmp_path,
     assert re.search(r"the (search|refit) is not finished; continue with: python -m fracray.tune --name search", out)
     assert trials == "4" or "the refit is not finished" in out
     assert "is taken into it by" not in out  # the command does so itself
-
-
-def test_one_configuration_of_a_search_by_two_metrics(ray_local, tmp_path, capsys, monkeypatch):
-    text = SPACE.replace("metric: val_accuracy", "metric: [val_auroc, val_accuracy]").replace(
-        "name: asha", "name: none"
-    )
-    tune(["--space", str(write_space(tmp_path, text)), "--storage", str(tmp_path), "--name", "two", "--trials", "1"])
-    run = tmp_path / "two"
-    began = json.loads((run / "environment.json").read_text())
-    (run / "environment.json").write_text(json.dumps({**began, "augmentation": 1}))
-    capsys.readouterr()
-    monkeypatch.setattr("fracray.data.prepare.alone", lambda: False)  # as on a cluster of several machines
-    refit([str(run), "--seeds", "1", *ALONE])
-    out = capsys.readouterr().out
-    assert "only the first, val_auroc, decides which configurations are refitted and which one wins" in out
-    assert "refitting 1 configuration (t0000) with 1 seed each: 1 of 1 training to run" in out
-    assert "another version of the augmentation" not in out  # it is trained with this one
-    assert list(tmp_path.glob("shards/*"))  # where all machines see them
-    refit_began = json.loads((run / "refit/environment.json").read_text())
-    (run / "refit/environment.json").write_text(json.dumps({**refit_began, "augmentation": 1}))
-    refit([str(run), "--resume", *ALONE])
-    assert "another version of the augmentation" in capsys.readouterr().out

@@ -1,0 +1,73 @@
+"""python -m fracray.refit after searches of other kinds: in a store, over folds, by two metrics."""
+
+import json
+import uuid
+
+import pytest
+
+from fracray.evaluate import main as evaluate
+from fracray.fetch import main as fetch
+from fracray.refit import main as refit
+from fracray.runtime.storage import Folder
+from fracray.training.checkpoint import load_checkpoint
+from fracray.tune import main as tune
+from tests.test_refit import ALONE, SPACE, best_of, write_space
+
+
+def test_a_search_in_a_store_is_refitted_there(ray_local, s3, tmp_path, capsys):
+    storage = s3(f"{uuid.uuid4().hex}")
+    tune(["--space", str(write_space(tmp_path)), "--storage", storage, "--name", "search", *ALONE])
+    run = Folder(storage).sub("search")
+    assert run.exists("best/model.safetensors")
+    refit([str(run), "--top", "1", "--seeds", "2", *ALONE])
+    assert not run.exists("best/model.safetensors")  # of the one that was there before
+    fetch([str(run), "--to", str(tmp_path / "out")])
+    names = [member.metadata.trial for member in load_checkpoint(tmp_path / "out/ensemble").members]
+    assert len(names) in (2, 4)
+    capsys.readouterr()
+    evaluate([str(run)])
+    shown = capsys.readouterr().out
+    assert f"the ensemble of {len(names)} ({', '.join(names)})" in " ".join(shown.split())
+    assert "gap, validation minus test: accuracy" in shown
+
+
+def interrupted(*words):
+    raise KeyboardInterrupt
+
+
+def test_with_folds_a_configuration_is_its_mean_over_them(ray_local, tmp_path, capsys, monkeypatch):
+    text = SPACE.replace("block: 10", "block: 10, protocol: kfold, folds: 3, guard: 0")
+    tune(["--space", str(write_space(tmp_path, text)), "--storage", str(tmp_path), "--name", "crossed", *ALONE])
+    run = tmp_path / "crossed"
+    with monkeypatch.context() as patched:
+        patched.setattr("fracray.search.refit_run.make_job", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            refit([str(run), "--top", "1", "--seeds", "1", "--folds", *ALONE])
+    refit([str(run), "--resume", *ALONE])  # it knows that it has folds
+    assert "each the mean over the folds" in capsys.readouterr().out
+    tested = json.loads((run / "refit/data.json").read_text())["parts"]["test"]["images"]
+    assert all(best["val_n"] == (200 - tested) / 2 for best in best_of(run).values())
+    assert load_checkpoint(run / "best").metadata.config.data.split.cross_validate
+    evaluate([str(run)])
+
+
+def test_one_configuration_of_a_search_by_two_metrics(ray_local, tmp_path, capsys, monkeypatch):
+    text = SPACE.replace("metric: val_accuracy", "metric: [val_auroc, val_accuracy]").replace(
+        "name: asha", "name: none"
+    )
+    tune(["--space", str(write_space(tmp_path, text)), "--storage", str(tmp_path), "--name", "two", "--trials", "1"])
+    run = tmp_path / "two"
+    began = json.loads((run / "environment.json").read_text())
+    (run / "environment.json").write_text(json.dumps({**began, "augmentation": 1}))
+    capsys.readouterr()
+    monkeypatch.setattr("fracray.data.prepare.alone", lambda: False)  # as on a cluster of several machines
+    refit([str(run), "--seeds", "1", *ALONE])
+    out = capsys.readouterr().out
+    assert "only the first, val_auroc, decides which configurations are refitted and which one wins" in out
+    assert "refitting 1 configuration (t0000) with 1 seed each: 1 of 1 training to run" in out
+    assert "another version of the augmentation" not in out  # it is trained with this one
+    assert list(tmp_path.glob("shards/*"))  # where all machines see them
+    refit_began = json.loads((run / "refit/environment.json").read_text())
+    (run / "refit/environment.json").write_text(json.dumps({**refit_began, "augmentation": 1}))
+    refit([str(run), "--resume", *ALONE])
+    assert "another version of the augmentation" in capsys.readouterr().out
