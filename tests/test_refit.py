@@ -22,6 +22,7 @@ from fracray.fetch import main as fetch
 from fracray.metrics import fit_temperature
 from fracray.refit import main as refit
 from fracray.runtime.console import new_console
+from fracray.search.ensemble import build_ensemble
 from fracray.train import main as train
 from fracray.training.checkpoint import load_checkpoint, read_metadata, read_predictions, verify
 from fracray.tune import main as tune
@@ -129,6 +130,25 @@ def test_the_ensemble_is_calibrated_on_the_mean_logit_of_validation(refitted):
     assert {"val_accuracy", "val_auroc", "val_loss", "val_ece"} <= set(checkpoint.metadata.metrics)
     alone = [set(member.seen["image_id"]) for member in checkpoint.members]
     assert set(checkpoint.seen["image_id"]) == set.union(*alone)
+
+
+def test_a_soup_is_one_network_of_mean_weights_with_the_logits_of_its_own(refitted, tmp_path):
+    members = {path.parent.name: path for path in sorted(refitted.glob("refit/trials/t0000-*/best"))}
+    config = read_metadata(next(iter(members.values()))).config
+    prepared = prepare(config.data, new_console())
+    warm = config.with_leaves({"model.weights": "earlier.safetensors"})  # else no soup is tried
+    build_ensemble(tmp_path / "best", members, [*members], warm, "t0000", prepared, "best", new_console())
+    soup = load_checkpoint(tmp_path / "soup")
+    first, second = (load_checkpoint(path).model.state_dict() for path in members.values())
+    for name, tensor in soup.model.state_dict().items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(tensor, (first[name] + second[name]) / 2)
+    assert (soup.metadata.trial, soup.metadata.config) == ("soup", config)
+    assert soup.seen.equals(load_checkpoint(members["t0000-seed1"]).seen)
+    saved = read_predictions(tmp_path / "soup")
+    rows = pd.Index(prepared.table["image_id"]).get_indexer(saved["image_id"])
+    own = predict(soup, prepared.shards, rows, new_console())
+    np.testing.assert_allclose(saved["logit"], own, atol=1e-5)
 
 
 def test_the_ensemble_is_fetched_first_and_its_members_by_the_refits_own_folder(refitted, tmp_path, capsys):
