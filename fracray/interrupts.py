@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import atexit
 import os
+import select
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import pairwise
@@ -35,6 +37,7 @@ class _Process:
     asked = False  # the user wants it to end
     terminated = False  # by SIGTERM
     bell: int | None = None  # where the number of every signal is read as soon as it comes
+    apart: bool | None = None  # new processes leave the group; None: no process has been told so yet
 
 
 def take_over() -> None:
@@ -92,6 +95,14 @@ def terminated() -> bool:
     return _Process.terminated
 
 
+def terminates(seconds: float) -> bool:
+    """Wait so long for SIGTERM, and say at once when it comes, or came before."""
+    deadline = time.monotonic() + seconds
+    while not terminated() and (left := deadline - time.monotonic()) > 0:
+        select.select([] if _Process.bell is None else [_Process.bell], [], [], left)
+    return _Process.terminated
+
+
 @contextmanager
 def careful() -> Iterator[None]:
     """A block that cleans up after itself, so that the process must not end without leaving it."""
@@ -131,6 +142,26 @@ def children_spared() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def children_apart() -> Iterator[None]:
+    """Processes that start in this block, and those that they start, get no signal that is sent to this one's group.
+
+    `timeout` and shells send theirs to all of it. Only where the block's processes end with this one by themselves.
+    """
+    if _Process.apart is None:
+        os.register_at_fork(after_in_child=_leave_group)
+    _Process.apart = True
+    try:
+        yield
+    finally:
+        _Process.apart = False
+
+
+def _leave_group() -> None:
+    if _Process.apart:
+        os.setsid()
 
 
 def _hang_bell() -> None:

@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
 
 from fracray import interrupts
+from fracray.interrupts import AGAIN
 
 COMMANDS = {
     "tune": ["tune", "--space", "space.yaml", "--name", "atlas"],
@@ -116,19 +118,25 @@ LONG = {"tune": ["--trials", "2", "--epochs", "40", "--concurrent", "1", *SMALL]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("way", ["group", "all"])
 @pytest.mark.parametrize(
     ("name", "moment"), [("tune", "trains"), ("train", "trains"), ("tune", "starts Ray"), ("train", "starts Ray")]
 )
-def test_sigterm_to_all_processes_is_no_killed_cluster(tmp_path, cache, name, moment):
-    """`timeout`, systemd and Slurm send it to the whole group, of which Ray's own servers are."""
+def test_sigterm_to_all_processes_is_no_killed_cluster(tmp_path, cache, name, moment, way):
+    """`timeout` and shells send it to the process group, which Ray leaves; systemd and Slurm also to Ray."""
     process = started(tmp_path, [*COMMANDS[name], *LONG[name]], group=True)
+    wait_until(lambda: raylets(process), process)
+    assert all(os.getpgid(raylet.pid) != process.pid for raylet in raylets(process))
     if moment == "trains":
         wait_for(tmp_path, process, "runs/atlas/trials/*/epochs.json")
+    if way == "group":
+        os.killpg(process.pid, signal.SIGTERM)
     else:
-        wait_until(lambda: raylets(process), process)
-    os.killpg(process.pid, signal.SIGTERM)
+        for victim in [*psutil.Process(process.pid).children(recursive=True), process]:
+            with suppress(psutil.NoSuchProcess):
+                victim.send_signal(signal.SIGTERM)
     code, _, said = end(process, seconds=180)
-    again = "continue with: python -m fracray." if moment == "trains" else "give the same command again"
+    again = "(the search is not finished; )?continue with: python -m fracray." if moment == "trains" else AGAIN
     assert code == 130, said
     assert re.fullmatch(rf"interrupted; {again}.*\n", said), said
     if moment == "trains":

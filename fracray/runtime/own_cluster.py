@@ -16,6 +16,7 @@ KILLED = "failed: the Ray cluster of this command was killed (was the machine sh
 SERVERS = ("raylet", "gcs_server")  # a cluster cannot run without either of them
 LOOK_SECONDS = 0.1
 HEAR_SECONDS = 2.0  # a signal to all processes may reach this one after the servers
+HOLD_SECONDS = 0.5  # by then it has ended those of Ray's processes that do not wait for anything
 LEAVE_SECONDS = 1.5  # for the command to leave its block by itself, and again once it has been interrupted ...
 END_SECONDS = 8.0  # ... and from there to the end of the process
 
@@ -27,8 +28,10 @@ class OwnCluster:
     resources. The driver meanwhile blocks in Ray's C++ code, which no exception interrupts. So the process exits; what
     is lost is what a killed driver loses, and `--resume` continues from there.
 
-    SIGTERM to all processes (`timeout`, systemd, Slurm) also ends Ray's own, the first at once and its raylet ten
-    seconds later. That is an interruption as Ctrl-C is, only that nothing can be waited for.
+    SIGTERM to all processes (systemd, Slurm) also ends Ray's own, the first at once and its raylet ten seconds later,
+    or earlier. That is an interruption as Ctrl-C is, only that nothing can be waited for. Ray's C++ code however ends
+    the driver with exit code 1 as soon as it finds the raylet's object store closed, and tells nobody: so the servers
+    are stopped before they can close; the kernel kills them when this process has ended, as Ray has asked it to.
     """
 
     def __init__(self, remedy: Callable[[], str]) -> None:
@@ -36,7 +39,7 @@ class OwnCluster:
         self._processes: list[int] = []
         self._servers: list[int] = []
         self._starts = True
-        self._closing, self._ended = threading.Event(), threading.Event()
+        self._closing, self._ended, self._held = threading.Event(), threading.Event(), threading.Event()
         self.hopeless = False  # the cluster ends, and the block is to be left
         threading.Thread(target=self._look, daemon=True).start()
 
@@ -48,6 +51,8 @@ class OwnCluster:
 
     def closes(self) -> bool:
         """The block is left, and from here on servers may end. False where all end already: Ray would wait for them."""
+        if interrupts.terminated():
+            self._held.wait(HOLD_SECONDS + HEAR_SECONDS)  # Ray cannot end servers that are stopped
         alive = not (self.hopeless or (interrupts.terminated() and self._told_to_end()))
         self._closing.set()
         if alive:
@@ -55,18 +60,11 @@ class OwnCluster:
         return alive
 
     def _look(self) -> None:
-        while not self._closing.wait(LOOK_SECONDS):
-            if interrupts.terminated() and self._told_to_end():
-                break
-            if any(map(_has_ended, self._servers)):
-                if not any(map(_was_killed, self._servers)):
-                    _wait_for(interrupts.terminated, HEAR_SECONDS)
-                if self._closing.is_set():
-                    return
-                if not interrupts.terminated():
-                    self._end(KILLED, 1)
-                break
-        else:
+        try:
+            ends = self._ends()
+        finally:
+            self._held.set()
+        if not ends:
             return
         if not self._closing.wait(LEAVE_SECONDS):
             self.hopeless = True
@@ -75,6 +73,38 @@ class OwnCluster:
                 self._end("interrupted", interrupts.EXIT_CODE)
         if not self._ended.wait(END_SECONDS):
             self._end("interrupted", interrupts.EXIT_CODE)
+
+    def _ends(self) -> bool:
+        """Wait for the end of the block (False) or of the cluster (True, unless it was killed: then of the process)."""
+        while not self._closing.is_set():
+            if self._held.is_set():
+                self._closing.wait(LOOK_SECONDS)
+            elif interrupts.terminates(LOOK_SECONDS):
+                self._hold()
+            if interrupts.terminated() and self._told_to_end():
+                return True
+            if any(map(_has_ended, self._servers)):
+                if not any(map(_was_killed, self._servers)):
+                    interrupts.terminates(HEAR_SECONDS)
+                if self._closing.is_set():
+                    return False
+                if not interrupts.terminated():
+                    self._end(KILLED, 1)
+                return True
+        return False
+
+    def _hold(self) -> None:
+        """Stop the servers until it is known whether SIGTERM came to them too; if so, for ever."""
+        self._signal_servers(signal.SIGSTOP)
+        _wait_for(self._told_to_end, HOLD_SECONDS)
+        if not self._told_to_end():
+            self._signal_servers(signal.SIGCONT)
+        self._held.set()
+
+    def _signal_servers(self, word: signal.Signals) -> None:
+        for server in self._servers:
+            with suppress(ProcessLookupError):
+                os.kill(server, word)
 
     def _told_to_end(self) -> bool:
         return self._starts or any(map(_has_ended, self._processes))
@@ -85,9 +115,11 @@ class OwnCluster:
                 words += f"; {self._remedy()}"
             sys.stdout.flush()
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # keeps Ray's last lines off the terminal
+            self._signal_servers(signal.SIGSTOP)  # killed here, they would close the store
             for child in psutil.Process().children(recursive=True):
                 with suppress(psutil.Error):
-                    child.kill()
+                    if child.pid not in self._servers:
+                        child.kill()
             show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a live table hides it
             os.write(sys.stderr.fileno(), f"{show_cursor}{words}\n".encode())
         finally:

@@ -115,7 +115,8 @@ def _start(address: str | None) -> None:
         else:
             # Ray listens on every interface. A local cluster answers only clients that hold the token in ~/.ray: this
             # is Ray's default since 2.59, unless RAY_AUTH_MODE changes it (read when Ray is imported).
-            ray.init(address="local", include_dashboard=False, **settings)
+            with interrupts.children_apart():  # without its servers the command could not end in order
+                ray.init(address="local", include_dashboard=False, **settings)
     except Exception as error:  # Ray also raises plain ones, as where a loaded machine takes too long
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if address:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from getpass import getuser
 from pathlib import Path
 
+import psutil
 import pytest
 from heads import space, wait_for
 from machines import ROOT, Machine, environment_of_laptop, free_ports, make_key, missing, processes_of
@@ -42,7 +43,7 @@ class Laptop:
         (self.checkout / "space.yaml").write_text(space(2, 2))
         self.environment = environment_of_laptop(self.home, self.temporary)
 
-    def run(self, *words: str | Path, code: int = 0, seconds: float = 60) -> str:
+    def run(self, *words: str | Path, code: int = 0, seconds: float = 240) -> str:
         """The output of a command, which must end with this exit code."""
         started = time.monotonic()
         # To a file: SSH's connection stays open after the command and would keep a pipe open.
@@ -65,7 +66,7 @@ class Laptop:
         assert "Traceback" not in text, text
         return text
 
-    def fracray(self, verb: str, *words: str | Path, code: int = 0, seconds: float = 60) -> str:
+    def fracray(self, verb: str, *words: str | Path, code: int = 0, seconds: float = 240) -> str:
         return self.run(sys.executable, "-m", f"fracray.{verb}", *words, code=code, seconds=seconds)
 
 
@@ -191,15 +192,27 @@ def test_a_search_on_machines_over_ssh(folder, laptop, machines):
     assert set(Path("/tmp").glob("fracray-*")) == scratch
 
     # Restarted, as after a change of the file: nothing of the first start remains.
+    # The new head finds no heartbeat of the worker, and starts Ray there anew; again, if that takes longer than 30 s.
+    # A `ray start --block` that is replaced needs a while to end.
+    before = [process for machine in (head, worker) for process in machine.processes() if of_ray(process)]
+    assert len(before) > 2
     laptop.run("ray", "up", "-y", "--restart-only", file)
+    wait_for(lambda: not any(process.is_running() for process in before), seconds=120)
+    wait_for(lambda: [starts_on(machine) for machine in (head, worker)] == [0, 1], seconds=120)
     wait_for(lambda: "\n 2 local.cluster.node" in laptop.run("ray", "exec", file, status), seconds=120)
-    assert [starts_on(machine) for machine in (head, worker)] == [0, 1]
 
     laptop.run("ray", "down", "-y", file)
     wait_for(lambda: not head.processes(), seconds=20)
     wait_for(lambda: not worker.processes(), seconds=60)  # they end a while after they lose the head
     # No tunnel and no connection of SSH remains.
     wait_for(lambda: not processes_of(laptop.home), seconds=20)
+
+
+def of_ray(process: psutil.Process) -> bool:
+    """Whether this is a process of Ray itself, and not one of SSH or a shell."""
+    with suppress(psutil.Error):
+        return any(word.startswith("ray::") or "/ray" in word for word in process.cmdline()[:3])
+    return False
 
 
 def starts_on(machine: Machine) -> int:

@@ -1,0 +1,99 @@
+"""SIGTERM to a command and its own Ray cluster, with a program in the raylet's place that ends when a test wants."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+# Ray's C++ code ends the driver with exit code 1 as soon as the raylet's object store is closed, here a pipe.
+DRIVER = """
+import os, subprocess, sys, threading, time
+sys.argv = ["fracray"]  # a command, whose signals fracray answers
+import psutil
+from fracray import interrupts
+from fracray.runtime.own_cluster import OwnCluster
+
+def started(*words):
+    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+
+def as_ray():
+    raylet.stdout.read()
+    os._exit(1)
+
+os.symlink(sys.executable, "raylet")
+raylet = started("./raylet", "raylet.py")
+raylet.stdout.readline()
+monitor = started("sleep", "60")
+threading.Thread(target=as_ray, daemon=True).start()
+interrupts.signal.signal(interrupts.signal.SIGTERM, lambda *_: None)  # as a library's, which goes on
+own = OwnCluster(lambda: "continue with: that")
+own.is_up()
+print(raylet.pid, monitor.pid, flush=True)
+while not (interrupts.terminated() and LEAVES):
+    time.sleep(0.001)
+print(own.closes(), psutil.Process(raylet.pid).status(), flush=True)
+raylet.kill()
+monitor.kill()
+time.sleep(60)
+"""
+# Told to end, it closes its store only a second later. It is killed when the driver has ended, as Ray's is.
+RAYLET = """
+import ctypes, os, signal, time
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+signal.signal(signal.SIGTERM, lambda *_: time.sleep(1) or os._exit(0))
+print("up", flush=True)
+while True:
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A function that starts the driver, which leaves its block after SIGTERM or not: its process and its children."""
+    (tmp_path / "raylet.py").write_text(RAYLET)
+    made = []
+
+    def begin(leaves):
+        driver = subprocess.Popen(
+            [sys.executable, "-c", DRIVER.replace("LEAVES", str(leaves))],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        made.append(driver)
+        return driver, [int(pid) for pid in driver.stdout.readline().split()]
+
+    yield begin
+    for driver in made:
+        if driver.poll() is None:
+            for process in [*psutil.Process(driver.pid).children(), driver]:
+                process.kill()
+
+
+def living(pid):
+    try:
+        process = psutil.Process(pid)
+        return [process] if process.status() != psutil.STATUS_ZOMBIE else []
+    except psutil.NoSuchProcess:
+        return []
+
+
+def test_a_raylet_that_also_got_sigterm_cannot_close_before_the_command_has_ended(begun):
+    driver, (raylet, monitor) = begun(leaves=False)
+    for pid in (raylet, monitor, driver.pid):
+        os.kill(pid, signal.SIGTERM)
+    _, said = driver.communicate(timeout=60)
+    assert (driver.returncode, said) == (130, "interrupted; continue with: that\n")
+    psutil.wait_procs([process for pid in (raylet, monitor) for process in living(pid)], timeout=20)
+    assert not living(raylet) + living(monitor)
+
+
+def test_a_raylet_that_did_not_get_sigterm_goes_on_and_can_be_ended(begun):
+    driver, _ = begun(leaves=True)
+    driver.send_signal(signal.SIGTERM)
+    assert driver.stdout.readline() == "True sleeping\n"
