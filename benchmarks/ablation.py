@@ -50,6 +50,7 @@ FOLDS = 5
 QUALITY = 95  # of the packed JPEG squares
 BATCH = 64
 TABLE, PIXELS, ABOUT = "table.parquet", "squares.npz", "about.json"
+CURVE = ("train_loss", "val_loss", "val_auroc", "val_average_precision", "val_accuracy", "val_balanced_accuracy")
 COLUMNS = ["image_id", "label", "group", "width", "height", "brightness", "boxes", "boxes_width", "boxes_height"]
 
 
@@ -72,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     run_.add_argument("--processes", type=int, default=1, help="trainings at a time (default %(default)s)")
     run_.add_argument("--threads", type=int, default=1, help="Torch's threads of each (default %(default)s)")
     run_.add_argument("--budget", type=float, default=math.inf, help="seconds after which no training begins")
+    run_.add_argument("--every-epoch", action="store_true", help="keep test's logits after each epoch too")
     run_.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of all recipes")
     run_.add_argument("--to", type=Path, required=True, help="file for the logits, .npz")
     show_ = commands.add_parser("show", help="print the table of one or several runs")
@@ -179,7 +181,7 @@ def run(args: argparse.Namespace) -> None:
     todo, done = context.Queue(), context.Queue()
     for training in wanted:
         todo.put(training)
-    given = (todo, done, args.pack, scratch, args.threads, begun + args.budget)
+    given = (todo, done, args.pack, scratch, args.threads, begun + args.budget, args.every_epoch)
     workers = [context.Process(target=_work, args=given, daemon=True) for _ in range(args.processes)]
     for worker in workers:
         worker.start()
@@ -205,7 +207,7 @@ def run(args: argparse.Namespace) -> None:
     console.print(f"written: {args.to}", soft_wrap=True)
 
 
-def _work(todo: Any, done: Any, folder: Path, scratch: Path, threads: int, deadline: float) -> None:
+def _work(todo: Any, done: Any, folder: Path, scratch: Path, threads: int, deadline: float, every_epoch: bool) -> None:
     torch.set_num_threads(threads)
     table = pd.read_parquet(folder / TABLE)
     held: dict[int, np.ndarray] = {}  # DeviceStream keeps a set on the device as long as it is the same array
@@ -218,23 +220,29 @@ def _work(todo: Any, done: Any, folder: Path, scratch: Path, threads: int, deadl
         if size not in held:
             held = {size: np.load(scratch / f"{size}.npy", mmap_mode="r")}
         try:
-            done.put((training.key, train(training, table, held[size])))
+            done.put((training.key, train(training, table, held[size], every_epoch)))
         except Exception as error:
             done.put((training.key, repr(error)))
 
 
-def train(training: Training, table: pd.DataFrame, squares: np.ndarray) -> dict[str, np.ndarray]:
-    """Logits of validation and test, of the pictures and of their mirror images, by the best epoch's weights."""
+def train(training: Training, table: pd.DataFrame, squares: np.ndarray, every_epoch: bool) -> dict[str, np.ndarray]:
+    """Logits of validation and test, of the pictures and of their mirror images, by the best epoch's weights.
+
+    With `every_epoch` also `epochs_test`, test's logits (epochs, n) by the averaged weights of each epoch.
+    """
     begun = time.monotonic()
     config, device = training.config, pick_device()
     split = table[f"fold{training.fold}"]
+    rows = {part: np.flatnonzero(in_set(split, part)) for part in ("val", "test")}
     fit = Fit(config, DeviceStream(plan_of(config, table, split), squares, device), device, "val_loss", "min")
-    curve = []
+    curve, tested = [], []
     while not fit.done:
         report = fit.run_epoch()
         if report.diverged:
             raise ArithmeticError(f"diverged in epoch {report.epoch}")
-        curve.append([report.metrics["train_loss"], report.metrics["val_loss"], report.metrics["val_auroc"]])
+        curve.append([report.metrics[name] for name in CURVE])
+        if every_epoch:
+            tested.append(_logits(fit.averaged, squares, rows["test"], device, mirrored=False))
     fit.averaged.load_state_dict(fit.best_weights)
     found: dict[str, Any] = {
         "epoch": fit.best["epoch"],
@@ -242,11 +250,12 @@ def train(training: Training, table: pd.DataFrame, squares: np.ndarray) -> dict[
         "curve": curve,
         "seconds": time.monotonic() - begun,
     }
-    for part in ("val", "test"):
-        rows = np.flatnonzero(in_set(split, part))
-        found[f"{part}_rows"] = rows
+    if every_epoch:
+        found["epochs_test"] = tested
+    for part, members in rows.items():
+        found[f"{part}_rows"] = members
         for name, mirrored in (("logits", False), ("mirrored", True)):
-            found[f"{part}_{name}"] = _logits(fit.averaged, squares, rows, device, mirrored)
+            found[f"{part}_{name}"] = _logits(fit.averaged, squares, members, device, mirrored)
     return {name: np.asarray(value) for name, value in found.items()}
 
 
@@ -327,7 +336,7 @@ def show(args: argparse.Namespace) -> None:
     console = new_console()
     table = pd.read_parquet(args.pack / TABLE)
     labels, groups = table["label"].to_numpy(), np.unique(table["group"].to_numpy(), return_inverse=True)[1]
-    found = _read(args.runs)
+    found = read_runs(args.runs)
     recipes = list(dict.fromkeys(recipe for recipe, _, _ in found))
     rows = []
     first: Held | None = None
@@ -355,7 +364,7 @@ def show(args: argparse.Namespace) -> None:
     )
 
 
-def _read(files: Sequence[Path]) -> Logits:
+def read_runs(files: Sequence[Path]) -> Logits:
     found: Logits = {}
     for file in files:
         with np.load(file) as held:
