@@ -1,16 +1,12 @@
-"""Images per second on one GPU against synthetic tensors on it, and trials per hour with 1 to 16 trials sharing it.
+"""Images per second on one GPU against synthetic tensors on it, and of many small trials that share it.
 
-An epoch is one of `fracray.training.loop.Fit`, without its validation. The plain alternative takes the same steps over
-one batch that is already on the device: the difference is what fracray's data costs. The two take turns, an epoch each.
-The augmentation alone is compared with torchvision's transforms v2. Trials are those of `python -m fracray.tune`, from
-the command's start to its end.
+An epoch is one of `fracray.training.loop.Fit`, without its validation: its steps one by one, as CUDA graphs, or
+compiled. The plain alternative takes the same steps over one batch that is already on the device: the difference is
+what fracray's data costs. The two take turns, an epoch each. The augmentation alone is compared with torchvision's
+transforms v2. Needs the checkout on PYTHONPATH and Torch with torchvision; Ray only for `--sharing`.
 """
 
 import argparse
-import json
-import os
-import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,8 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
-from processes import timed
+from gpu_sharing import noise, plan_of, time_processes, time_searches, time_streams, train_epoch
 from rich.console import Console
 from table import write_results
 from torchvision.transforms.v2 import functional as v2
@@ -33,21 +28,27 @@ from fracray.data.loading.draws import Pictures, draw, gray_lines, source_matric
 from fracray.data.loading.gpu_stream import DeviceStream
 from fracray.data.loading.plan import Batch, Plan
 from fracray.data.loading.streams import MemoryStream
-from fracray.data.prepare import prepare
 from fracray.runtime.console import new_console, new_table
-from fracray.runtime.ray_session import connect
 from fracray.training.loop import Fit, Stream
 
 HERE = Path(__file__).parent
 OURS, V2 = "fracray", "torchvision's transforms v2"
 SYNTHETIC, ON_CPU, ON_DEVICE = "synthetic tensors", "augmented on the CPU", "augmented on the device"
-VAL_IMAGES = 64
-SPACE = {
-    "metric": "val_accuracy",
-    "sampler": {"name": "random"},
-    "scheduler": {"name": "none"},
-    "space": {"model.dropout": {"float": [0.0, 0.7]}, "augment.rotate": {"float": [0, 30]}},
-}
+COMPILE_SECONDS = 40.0  # that torch.compile may take: not begun with less
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is trained: NAME:SIZE:BATCH, a network by `model.name`, the side of its images in pixels, and a batch."""
+
+    name: str
+    size: int
+    batch: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Network":
+        name, size, batch = text.rsplit(":", 2)
+        return cls(name, int(size), int(batch))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,28 +56,39 @@ def parser() -> argparse.ArgumentParser:
         prog="python benchmarks/gpu.py",
         description="Images per second of fracray's training epoch on one GPU, its radiographs augmented on the CPU "
         "or on the GPU, against the same steps over synthetic tensors on the GPU ('ratio', of the epochs of one "
-        "round); the augmentation alone, against torchvision's transforms v2; then trials per hour of a search with "
-        "several trials sharing the GPU. Without a GPU it says so and ends.",
+        "round); the augmentation alone, against torchvision's transforms v2; then small trials that share the GPU, "
+        "against one alone. Without a GPU it says so and ends.",
     )
     cli.add_argument(
         "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try the benchmark (default cuda)"
     )
-    cli.add_argument("--model", default="fracture_cnn", help="as model.name (default %(default)s)")
     cli.add_argument(
-        "--size", type=int, nargs="+", default=[128, 224], help="sides of the images, px (default 128 224)"
+        "--networks",
+        type=Network.parse,
+        nargs="*",
+        default=[Network("fracture_cnn", 128, 256), Network("tf_efficientnet_lite0", 224, 32)],
+        help="NAME:SIZE:BATCH of each (default fracture_cnn:128:256 tf_efficientnet_lite0:224:32)",
     )
-    cli.add_argument("--batch", type=int, default=256, help="images of a step (default %(default)s)")
-    cli.add_argument("--images", type=int, default=4096, help="of the resident set (default %(default)s)")
-    cli.add_argument("--passes", type=int, default=16, help="over the set in an epoch (default %(default)s)")
+    cli.add_argument("--images", type=int, default=1024, help="of the resident set (default %(default)s)")
+    cli.add_argument("--epoch-steps", type=int, default=64, help="steps of an epoch (default %(default)s)")
     cli.add_argument("--precision", nargs="+", choices=("bf16", "fp32"), default=["bf16"], help="default bf16")
     cli.add_argument(
-        "--compile", nargs="+", choices=("off", "on"), default=["off", "on"], help="torch.compile (default off on)"
+        "--steps",
+        nargs="+",
+        choices=("graphs", "eager", "compile"),
+        default=["graphs", "eager", "compile"],
+        help="how steps are taken (default: all; graphs need a GPU); compile comes last",
     )
     cli.add_argument(
-        "--rounds", type=int, default=5, help="epochs of each kind, in turn, after one that does not count (default 5)"
+        "--rounds", type=int, default=3, help="epochs of each kind, in turn, after one that does not count (default 3)"
     )
     cli.add_argument(
-        "--sharing", type=int, nargs="*", default=[1, 2, 4, 8, 16], help="trials at a time; none: no searches"
+        "--processes", type=int, nargs="*", default=[1, 4, 8, 16], help="that share the GPU; none: not measured"
+    )
+    cli.add_argument("--window", type=float, default=3.0, help="seconds of each number of processes (default 3)")
+    cli.add_argument("--budget", type=float, default=95.0, help="seconds; what does not fit is left out (default 95)")
+    cli.add_argument(
+        "--sharing", type=int, nargs="*", default=[], help="trials at a time of a search with Ray each; default: none"
     )
     cli.add_argument("--trials", type=int, default=32, help="of each search (default %(default)s)")
     cli.add_argument("--epochs", type=int, default=3, help="of each trial (default %(default)s)")
@@ -92,33 +104,68 @@ def main(argv: Sequence[str] | None = None) -> None:
         console.print("skipped: this machine has no GPU that Torch can use")
         return
     device = torch.device("cuda", 0) if args.device == "cuda" else torch.device("cpu")
-    table = new_table("what", "size", "precision", "compile", "median", "min", "max", "ratio")
-    epochs = []
-    for size, precision, compiled in product(args.size, args.precision, args.compile):
-        epochs += time_epochs(args, device, size, precision, compiled == "on", console)
-    for row in epochs:
-        rates = row["images_per_second"]
-        settings = (str(row["size"]), row["precision"], "on" if row["compile"] else "off")
-        spread = (f"{value:,.0f}" for value in (median(rates), min(rates), max(rates)))
-        table.add_row(f"images/s, {row['arm']}", *settings, *spread, f"{median(row['ratio']):.3f}")
-    augmentations = [time_augmentation(args, device, size) for size in args.size]
-    for row in augmentations:
+    until = time.perf_counter() + args.budget
+    figures: dict[str, Any] = {
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "settings": {**vars(args), "json": None, "networks": [vars(network) for network in args.networks]},
+        "epochs": [],
+        "augmentation": [],
+        "processes": [],
+        "streams": [],
+        "searches": [],
+    }
+
+    def left() -> float:
+        return until - time.perf_counter()
+
+    def epochs(kinds: Sequence[str], least: float) -> None:
+        for kind, network, precision in product(kinds, args.networks, args.precision):
+            if left() < least:
+                console.print(f"left out, for want of time: {network.name}, {precision}, {kind}")
+                continue
+            figures["epochs"] += time_epochs(args, device, network, precision, kind, console, left)
+
+    epochs([kind for kind in args.steps if kind == "eager" or (kind == "graphs" and device.type == "cuda")], 10.0)
+    figures["augmentation"] = [time_augmentation(args.rounds, device, network) for network in args.networks]
+    size = args.networks[0].size if args.networks else 128
+    shared = (args.processes, args.window, size, device, console)
+    figures["streams"] = time_streams(*shared, left())
+    figures["processes"] = time_processes(*shared, left())
+    epochs([kind for kind in args.steps if kind == "compile"], COMPILE_SECONDS)
+    figures["searches"] = time_searches(
+        args.sharing, args.trials, args.epochs, args.phantoms, device.type == "cuda", console
+    )
+    write_results(console, "gpu", table_of(figures), figures, args.json)
+
+
+def table_of(figures: dict[str, Any]) -> Any:
+    table = new_table("what", "network, side, batch", "precision", "steps", "median", "min", "max", "ratio")
+
+    def spread(rates: Sequence[float]) -> list[str]:
+        return [f"{value:,.0f}" for value in (median(rates), min(rates), max(rates))]
+
+    for row in figures["epochs"]:
+        words = f"{row['network']}, {row['size']}, {row['batch']}", row["precision"], row["steps"]
+        table.add_row(
+            f"images/s, {row['arm']}", *words, *spread(row["images_per_second"]), f"{median(row['ratio']):.3f}"
+        )
+    for row in figures["augmentation"]:
         for name, rates in row["images_per_second"].items():
             ratio = median(rates) / median(row["images_per_second"][OURS])
-            spread = (f"{value:,.0f}" for value in (median(rates), min(rates), max(rates)))
-            table.add_row(f"images/s, augmentation alone, {name}", str(row["size"]), "", "", *spread, f"{ratio:.3f}")
-    searches = time_searches(args, console)
-    for row in searches:
+            words = f"{row['size']}, {row['batch']}"
+            table.add_row(f"images/s, augmentation alone, {name}", words, "", "", *spread(rates), f"{ratio:.3f}")
+    for what in ("processes", "streams"):
+        for row in figures[what]:
+            words = f"images/s, small trials in {row[what]} {what}", "fracture_cnn, 64", "auto"
+            table.add_row(
+                *words, row.get("steps", "graphs"), f"{row['images_per_second']:,.0f}", "", "", f"{row['ratio']:.2f}"
+            )
+    for row in figures["searches"]:
         words = f"trials/h, {row['at_once']} at a time, {row['augmented_on']}, efficiency {row['efficiency']:.2f}"
-        table.add_row(words, "128", "auto", "off", f"{row['per_hour']:,.0f}", "", "", f"{row['ratio']:.2f}")
-    figures = {
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "settings": {**vars(args), "json": None},
-        "epochs": epochs,
-        "augmentation": augmentations,
-        "searches": searches,
-    }
-    write_results(console, "gpu", table, figures, args.json)
+        table.add_row(
+            words, "fracture_cnn, 128", "auto", "auto", f"{row['per_hour']:,.0f}", "", "", f"{row['ratio']:.2f}"
+        )
+    return table
 
 
 # ---------------------------------------------------------------- images per second
@@ -129,21 +176,16 @@ class Synthetic:
 
     def __init__(self, plan: Plan, size: int, device: torch.device) -> None:
         self.plan = plan
-
-        def noise(rows: np.ndarray) -> torch.Tensor:
-            return torch.randint(0, 256, (len(rows), size, size), dtype=torch.uint8, device=device)
-
         rows, count = plan.train_slices(0)[0]
-        labels = torch.from_numpy(plan.labels[rows]).to(device)
-        self._batch = Batch(noise(rows), labels, rows, count)
-        self._validation = [Batch(noise(rows), plan.labels[rows], rows, count) for rows, count in plan.val_slices()]
+        images = torch.randint(0, 256, (len(rows), size, size), dtype=torch.uint8, device=device)
+        self._batch = Batch(images, torch.from_numpy(plan.labels[rows]).to(device), rows, count)  # type: ignore[arg-type]
 
     def train(self, epoch: int) -> Iterator[Batch]:
         for _ in range(self.plan.steps):
             yield self._batch
 
     def validation(self) -> Iterator[Batch]:
-        yield from self._validation
+        yield from ()
 
 
 @dataclass
@@ -155,50 +197,65 @@ class Arm:
     rates: list[float]
 
     def epoch(self) -> None:
-        """Train an epoch. `advance` also validates: a second validation is timed and subtracted."""
         begun = time.perf_counter()
-        self.fit.advance()
-        trained = time.perf_counter()
-        self.fit.validate()
-        seconds = (trained - begun) - (time.perf_counter() - trained)
-        self.rates.append(len(self.fit.stream.plan.train_rows) / seconds)
+        train_epoch(self.fit)
+        self.rates.append(len(self.fit.stream.plan.train_rows) / (time.perf_counter() - begun))
 
 
 def time_epochs(
-    args: argparse.Namespace, device: torch.device, size: int, precision: str, compiled: bool, console: Console
+    args: argparse.Namespace,
+    device: torch.device,
+    network: Network,
+    precision: str,
+    kind: str,
+    console: Console,
+    left: Any,
 ) -> list[dict[str, Any]]:
-    """The rates of the three arms under one setting; the first epoch of each, which compiles, does not count."""
+    """The rates of the arms under one setting; the first epoch of each, which compiles or records, does not count."""
     config = Config().with_leaves(
         {
-            "data.size": size,
-            "model.name": args.model,
-            "train.batch_size": args.batch,
+            "data.size": network.size,
+            "model.name": network.name,
+            "train.batch_size": network.batch,
             "train.precision": precision,
-            "train.compile": compiled,
+            "train.compile": kind == "compile",
+            "train.graphs": "on" if kind == "graphs" else "off",
             "train.epochs": args.rounds + 1,
         }
     )
-    images = np.random.default_rng(0).integers(0, 256, (args.images, size, size), dtype=np.uint8)
-    plan = plan_of(config, images, args.passes)
-    from_memory = MemoryStream(plan, images, config.train.epochs)
+    images = noise(args.images, network.size)
+    plan = plan_of(config, images, args.epoch_steps)
+    # One core augments far fewer images than a GPU trains on: shorter epochs.
+    from_memory = MemoryStream(plan_of(config, images, max(1, args.epoch_steps // 4)), images, config.train.epochs)
     streams: dict[str, Stream] = {
-        SYNTHETIC: Synthetic(plan, size, device),
-        ON_CPU: from_memory,
+        SYNTHETIC: Synthetic(plan, network.size, device),
         ON_DEVICE: DeviceStream(plan, images, device),
     }
+    if kind != "compile":
+        streams[ON_CPU] = from_memory
     arms = [Arm(name, Fit(config, stream, device), []) for name, stream in streams.items()]
     for turn in range(args.rounds + 1):
+        begun = time.perf_counter()
         for arm in arms:
             arm.epoch()
-        console.print(f"{size} px, {precision}, compile {compiled}: epoch {turn + 1} of {args.rounds + 1}")
+        console.print(
+            f"{network.name}, {network.size} px, {precision}, {kind}: epoch {turn + 1} of {args.rounds + 1}, "
+            f"{time.perf_counter() - begun:.1f} s; "
+            + ", ".join(f"{arm.name} {arm.rates[-1]:,.0f} images/s" for arm in arms)
+        )
+        if turn and left() < 0:
+            break
     from_memory.close()
     plain = arms[0].rates[1:]
     return [
         {
             "arm": arm.name,
-            "size": size,
+            "network": network.name,
+            "size": network.size,
+            "batch": network.batch,
             "precision": precision,
-            "compile": compiled,
+            "steps": kind,
+            "first_epoch_images_per_second": arm.rates[0],
             "images_per_second": arm.rates[1:],
             "ratio": [rate / base for rate, base in zip(arm.rates[1:], plain, strict=True)],
         }
@@ -206,38 +263,14 @@ def time_epochs(
     ]
 
 
-def plan_of(config: Config, images: np.ndarray, passes: int) -> Plan:
-    """Epochs of several passes over a set, in complete batches.
-
-    They are long, so that validation takes little of the time, and so do the batches that the CPU prepares while
-    another arm has its turn.
-    """
-    val = np.arange(min(VAL_IMAGES, len(images)))
-    rows = np.tile(np.arange(len(images)), passes)
-    batch = config.train.batch_size
-    if len(rows) < batch:
-        raise SystemExit(f"--batch {batch} is more than the {len(rows)} images of an epoch (--images times --passes)")
-    return Plan(
-        train_rows=rows[: len(rows) // batch * batch],
-        val_rows=val,
-        val_sets={"val": val},
-        labels=(np.arange(len(images)) % 3 == 0).astype(np.float32),
-        pictures=Pictures.of_images(images),
-        batch_size=batch,
-        strengths=config.augment,
-        seed=0,
-        shard_rows=512,
-    )
-
-
 # ---------------------------------------------------------------- augmentation alone
 
 
-def time_augmentation(args: argparse.Namespace, device: torch.device, size: int) -> dict[str, Any]:
+def time_augmentation(rounds: int, device: torch.device, network: Network) -> dict[str, Any]:
     """Images a second of a batch's augmentation on the device, the draws made before, fracray's and torchvision's."""
     strengths = Config().augment
-    rows = np.arange(args.batch)
-    images = torch.randint(0, 256, (args.batch, size, size), dtype=torch.uint8, device=device)
+    rows, size = np.arange(network.batch), network.size
+    images = torch.randint(0, 256, (len(rows), size, size), dtype=torch.uint8, device=device)
     pictures = Pictures.of_images(images.cpu().numpy())
     drawn = gpu_stream._DeviceDraws.draw(strengths, 0, 0, rows, pictures, device)
     draws = draw(strengths, 0, 0, rows)
@@ -251,18 +284,23 @@ def time_augmentation(args: argparse.Namespace, device: torch.device, size: int)
     }
     rates: dict[str, list[float]] = {name: [] for name in arms}
     results = {}
-    for turn in range(args.rounds + 1):
+    for turn in range(rounds + 1):
         for name, augment in arms.items():
             begun = time.perf_counter()
             results[name] = augment()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             if turn:
-                rates[name].append(args.batch / (time.perf_counter() - begun))
+                rates[name].append(len(rows) / (time.perf_counter() - begun))
     # Both do the same work: pixels that are interpolated may be rounded to a neighbouring gray level.
     differences = (results[OURS].int() - results[V2].int()).abs().float()
     assert differences.mean() < 1, f"the two differ by {differences.mean():.2f} gray levels on average"
-    return {"size": size, "images_per_second": rates, "mean_difference": float(differences.mean())}
+    return {
+        "size": size,
+        "batch": network.batch,
+        "images_per_second": rates,
+        "mean_difference": float(differences.mean()),
+    }
 
 
 def augment_with_v2(
@@ -280,56 +318,6 @@ def augment_with_v2(
         for image, matrix in zip(levels, matrices, strict=True)
     ]
     return torch.cat(changed).round_().to(torch.uint8)
-
-
-# ---------------------------------------------------------------- trials per hour
-
-
-def time_searches(args: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
-    """A search for each number of trials at a time, augmented on the CPU and on the GPU; ratios are to the first."""
-    rows: list[dict[str, Any]] = []
-    places = ("cpu", "gpu") if args.device == "cuda" else ("cpu",)
-    with tempfile.TemporaryDirectory() as scratch:
-        os.environ["FRACRAY_CACHE"] = str(Path(scratch) / "cache")
-        space = Path(scratch) / "space.yaml"
-        space.write_text(yaml.safe_dump({**SPACE, "trials": args.trials, "epochs": args.epochs}))
-        if args.sharing:  # the phantoms are drawn and ingested before the clock runs
-            config = Config().with_leaves({"data.phantom.count": args.phantoms})
-            with connect(None):
-                prepare(config.data, console)
-        for at_once, place in product(args.sharing, places):
-            seconds = timed(search_command(args, space, Path(scratch), at_once, place))
-            rate = args.trials / seconds * 3600
-            report = json.loads((Path(scratch) / "runs" / name_of(at_once, place) / "efficiency.json").read_text())
-            rows.append(
-                {
-                    "at_once": at_once,
-                    "augmented_on": place,
-                    "seconds": seconds,
-                    "per_hour": rate,
-                    "efficiency": report["efficiency"],
-                }
-            )
-            console.print(f"{at_once} trial(s) at a time, augmented on the {place}: {rate:,.0f} trials an hour")
-    for row in rows:
-        row["ratio"] = row["per_hour"] / rows[0]["per_hour"]
-    return rows
-
-
-def name_of(at_once: int, place: str) -> str:
-    return f"{place}-{at_once}"
-
-
-def search_command(args: argparse.Namespace, space: Path, scratch: Path, at_once: int, place: str) -> list[str]:
-    """The search's command; its trials share the machine's cores and its GPU."""
-    share = 1 / at_once
-    cpus = np.floor(len(os.sched_getaffinity(0)) * share * 100) / 100
-    words = ["--space", str(space), "--storage", str(scratch / "runs"), "--name", name_of(at_once, place)]
-    words += ["--concurrent", str(at_once), "--cpus-per-trial", f"{cpus:g}"]
-    words += ["--set", f"data.phantom.count={args.phantoms}", "--set", f"data.augment_on={place}"]
-    if args.device == "cuda":
-        words += ["--gpus-per-trial", f"{np.floor(share * 1e4) / 1e4:g}"]
-    return [sys.executable, "-m", "fracray.tune", *words]
 
 
 if __name__ == "__main__":

@@ -139,6 +139,11 @@ class TrainConfig(Section):
     )
     channels_last: bool = Field(True, description="keep images in memory with the channels last, which is faster")
     compile: bool = Field(False, description="compile the network with torch.compile")
+    graphs: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="run each training step on a GPU as one CUDA graph, which frees it from waiting for Python; auto: "
+        "where a trial has one worker with a GPU, without compile; on: refused where that is not so",
+    )
     threads: int | None = Field(
         None, ge=1, description="CPU threads of a worker, 1 or more; null: the CPUs that the worker is given"
     )

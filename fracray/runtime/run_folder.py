@@ -70,12 +70,20 @@ def environment() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
-        "packages": {name: metadata.version(name) for name in packages},
+        "packages": {name: _version(name) for name in packages},
         "augmentation": AUGMENTATION_VERSION,
         "arithmetic": ARITHMETIC_VERSION,
         "split": SPLIT_VERSION,
         "command": sys.argv,
     }
+
+
+def _version(package: str) -> str | None:
+    """None: not installed, as where a benchmark runs on a machine that has Torch alone."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def find_run(storage: str, name: str | None, kind: str, resume: bool) -> Folder:

@@ -15,16 +15,19 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn import functional as F
 
-from fracray.config import Config, TrainConfig
+from fracray.config import Config
 from fracray.data.loading.boxes import BoxMaps
 from fracray.data.loading.plan import Batch, Plan
 from fracray.metric_names import preference
 from fracray.metrics import Calibration
+from fracray.training.average import MovingAverage
 from fracray.training.depthwise import slow_in_bf16
+from fracray.training.graphs import GraphedSteps, uses_graphs
 from fracray.training.localise import map_loss
+from fracray.training.loss import batch_loss
 from fracray.training.model import build_model, float32, freeze_norm, freeze_stages, parameter_groups, train_mode
+from fracray.training.schedule import Rates
 from fracray.training.validation import score_validation
 
 
@@ -82,36 +85,6 @@ def pick_precision(config: Config, device: torch.device, model: nn.Module) -> to
     return torch.bfloat16 if native and not slow_in_bf16(model) else torch.float32
 
 
-def learning_rate(config: TrainConfig, step: int, total: int) -> float:
-    """Linear warm-up, then a half cosine to zero (Loshchilov and Hutter 2017, arXiv 1608.03983); step from 0.
-
-    timm's CosineLRScheduler can give the same rates, but takes three seconds to import.
-    """
-    warmup = config.warmup * total
-    if step < warmup:
-        return config.lr * (step + 1) / (warmup + 1)
-    progress = (step - warmup) / max(1.0, total - warmup)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-def batch_loss(logits: torch.Tensor, labels: torch.Tensor, config: TrainConfig, positive_weight: float) -> torch.Tensor:
-    """Loss of every image, (n,): binary cross-entropy, weighted by class, or focal (Lin et al. 2017, arXiv 1708.02002).
-
-    `positive_weight` is negatives over positives in the training part; labels are 0. and 1.
-    """
-    targets = labels * (1 - 2 * config.label_smoothing) + config.label_smoothing
-    losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    if config.loss == "plain":
-        return losses
-    if config.loss == "focal":
-        # torchvision's sigmoid_focal_loss rounds 1 - p to 0 where an image is certain: for focal_gamma below 1 its
-        # gradient is then nan. It would also smooth this factor with the labels.
-        missed = torch.sigmoid((1 - 2 * labels) * logits)
-        losses = losses * missed**config.focal_gamma
-    # Both classes have the same total weight, and the mean weight is 1 for any imbalance.
-    return losses * torch.where(labels > 0.5, (1 + positive_weight) / 2, (1 + positive_weight) / (2 * positive_weight))
-
-
 def dropout_seed(seed: int, epoch: int, rank: int) -> int:
     """The seed of an epoch's dropout: it depends on nothing before the epoch, so that a resumed run repeats it."""
     return int(np.random.SeedSequence((seed, epoch, rank)).generate_state(1, np.uint64)[0])
@@ -147,14 +120,22 @@ class Fit:
         self.precision = pick_precision(config, self.device, self.model)
         self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
         freeze_stages(self.model, config.model.freeze_stages)
+        self._moving = MovingAverage(self.averaged, self.model)
+        self._rates = Rates(config.train, self.device)
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, config.train.weight_decay), lr=config.train.lr, betas=(0.9, 0.99)
+            parameter_groups(self.model, config.train.weight_decay),
+            lr=self._rates.lr,
+            betas=(0.9, 0.99),
+            capturable=self._rates.on_device,
         )
         self._parallel: nn.Module = self.model
         if self.world > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             self._parallel = nn.parallel.DistributedDataParallel(self.model, device_ids=ids)
         self._forward = torch.compile(self._parallel) if config.train.compile else self._parallel
+        self._graphed: GraphedSteps | None = None
+        if uses_graphs(config, self.device, self.world):
+            self._graphed = GraphedSteps(self.device, must=config.train.graphs == "on")
 
         labels = stream.plan.labels[stream.plan.train_rows]
         self.positive_weight = float((labels == 0).sum() / max(1, (labels == 1).sum()))
@@ -221,8 +202,9 @@ class Fit:
 
     def _step(self, batch: Batch, step: int) -> torch.Tensor:
         """One optimiser step; returns the sum of this rank's losses of the labels."""
+        self._rates.set(step, self.total_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config.train, step, self.total_steps)
+            group["lr"] = self._rates.lr
         images, labels = self._to_device(batch.images), self._to_device(batch.labels)
         too_few = len(labels) < 2
         if too_few:  # one image has no batch statistics
@@ -231,26 +213,43 @@ class Fit:
         if empty:  # the last batch may have fewer images than ranks: take part in the reduction with weight 0
             images = torch.zeros((1, *batch.images.shape[1:]), dtype=torch.uint8, device=self.device)
             labels = torch.zeros(1, device=self.device)
+        inputs = [images, labels, *self._maps_of(batch, step // self.stream.plan.steps)]
+        if self._graphed is not None and len(labels) == self.stream.plan.batch_size:
+            total = self._graphed.take(self._update, inputs)
+        else:
+            total = self._update(*inputs, global_count=batch.global_count, counted=0.0 if empty else 1.0)
+        if too_few:
+            self._train_mode()
+        return total
+
+    def _update(
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        shares: torch.Tensor | None = None,
+        known: torch.Tensor | None = None,
+        global_count: int | None = None,
+        counted: float = 1.0,
+    ) -> torch.Tensor:
+        """What a step does on the device; all that changes from step to step is a tensor, see `GraphedSteps`."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision is torch.bfloat16):
-            if self._learns_where:
+            if shares is not None:
                 logits, where = self._forward(images.unsqueeze(1), True)
             else:
                 logits, where = self._forward(images.unsqueeze(1)), None
         losses = batch_loss(logits.float(), labels, self.config.train, self.positive_weight)
-        total = losses.sum() * (0.0 if empty else 1.0)
+        total = losses.sum() * counted
         learnt = total
-        if where is not None:
-            weight = 0.0 if empty else self.config.train.box_weight
-            learnt = total + weight * self._map_losses(where, batch, step // self.stream.plan.steps).sum()
+        if where is not None and shares is not None and known is not None:
+            learnt = total + self.config.train.box_weight * counted * map_loss(where, shares, known).sum()
+        # Before the step and not after it: a recording that failed leaves gradients behind.
+        self.optimizer.zero_grad(set_to_none=True)
         # DDP averages the gradients over ranks; times `world` they are those of the mean over the global batch.
-        (learnt * self.world / batch.global_count).backward()
+        (learnt * self.world / (global_count or len(labels))).backward()
         if self.config.train.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self._average(step)
-        if too_few:
-            self._train_mode()
+        self._moving.update(self._rates.average)
         return total.detach()
 
     @property
@@ -258,13 +257,19 @@ class Fit:
         """Whether the map is trained: the set has boxes, and the network a localiser."""
         return self.config.model.localise and self.stream.plan.boxes is not None and self.config.train.box_weight > 0
 
-    def _map_losses(self, where: torch.Tensor, batch: Batch, epoch: int) -> torch.Tensor:
-        if not len(batch.rows):
-            return where.sum()  # counted with weight 0
+    def _maps_of(self, batch: Batch, epoch: int) -> list[torch.Tensor]:
+        """Shares and what is known of a batch, as `map_loss` takes them; nothing where the map is not trained."""
+        if not self._learns_where:
+            return []
         if self._box_maps is None:
-            self._box_maps = BoxMaps(self.stream.plan, batch.images.shape[-1], where.shape[-1])
-        shares, known = (self._to_device(array) for array in self._box_maps.of(batch.rows, epoch))
-        return map_loss(where, shares, known)
+            size = batch.images.shape[-1]
+            with torch.no_grad():
+                where = self.averaged(torch.zeros((1, 1, size, size), dtype=torch.uint8, device=self.device), True)[1]
+            self._box_maps = BoxMaps(self.stream.plan, size, where.shape[-1])
+        if not len(batch.rows):  # counted with weight 0
+            cells = self._box_maps.cells
+            return [torch.zeros((1, cells, cells), device=self.device), torch.zeros(1, device=self.device)]
+        return [self._to_device(array) for array in self._box_maps.of(batch.rows, epoch)]
 
     def _to_device(self, array: np.ndarray | torch.Tensor) -> torch.Tensor:
         if isinstance(array, torch.Tensor):  # the stream keeps its images on the device
@@ -274,19 +279,6 @@ class Fit:
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor
-
-    def _average(self, step: int) -> None:
-        """Exponential moving average of weights and batch norm statistics, with Adam-like warm-up of its decay.
-
-        timm's ModelEmaV3 does the same arithmetic at the same speed, but takes three seconds to import.
-        """
-        decay = min(self.config.train.ema, (1 + step) / (10 + step)) if self.config.train.ema else 0.0
-        averaged, current = self.averaged.state_dict(), self.model.state_dict()
-        floats = [name for name, tensor in averaged.items() if tensor.is_floating_point()]
-        with torch.no_grad():
-            torch._foreach_lerp_([averaged[n] for n in floats], [current[n] for n in floats], 1 - decay)
-            for name in averaged.keys() - set(floats):
-                averaged[name].copy_(current[name])
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Everything that the next epoch depends on: copies of tensors by name, and the rest as JSON values."""
@@ -316,6 +308,8 @@ class Fit:
             index, slot = name.split(".", 1)
             optimizer["state"].setdefault(int(index), {})[slot] = tensor
         self.optimizer.load_state_dict(optimizer)
+        if self._graphed is not None:
+            self._graphed.forget()
         self.epochs_done, self.best = meta["epochs_done"], meta["best"]
 
     @torch.inference_mode()

@@ -18,6 +18,7 @@ import numpy as np
 from fracray.config import AugmentConfig
 from fracray.config.extra_transforms import make_transform
 from fracray.data.loading.draws import Pictures, draw, gray_tables, random_words, source_matrices
+from fracray.data.loading.pixels import NEAREST, regray, warp
 
 if TYPE_CHECKING:
     import albumentations as A
@@ -50,15 +51,13 @@ class Augmenter:
     microseconds per image."""
 
     def __init__(self, strengths: AugmentConfig, seed: int) -> None:
-        from fracray.data.loading.transforms import GrayLevels, Warp
-
         self._strengths, self._seed = strengths, seed
-        pipeline = build_pipeline(strengths)
-        self._warp = next((transform for transform in pipeline if isinstance(transform, Warp)), None)
-        self._gray_levels = next((transform for transform in pipeline if isinstance(transform, GrayLevels)), None)
-        extra = pipeline.transforms[len(pipeline) - len(strengths.extra) :]
-        named = zip(strengths.extra, extra, strict=True)
-        self._extra = [_Reseeded(name, transform) for name, transform in named if transform.p > 0]
+        self._moves = strengths.warps or strengths.flips
+        self._extra = []
+        if strengths.extra:  # albumentations takes a second to import, and is not needed for the rest
+            pipeline = build_pipeline(strengths)
+            named = zip(strengths.extra, pipeline.transforms[len(pipeline) - len(strengths.extra) :], strict=True)
+            self._extra = [_Reseeded(name, transform) for name, transform in named if transform.p > 0]
         cv2.setNumThreads(1)  # workers and tasks run in parallel already
 
     def batch(
@@ -70,25 +69,25 @@ class Augmenter:
         the pictures are (None: look). Gray levels change inside the picture only. A warp interpolates linearly, and
         what comes from outside the image is black; flips alone move pixels without changing them.
         """
-        warp, gray_levels = self._warp, self._gray_levels
+        moves, regrays = self._moves, self._strengths.regrays
         augmented = images
-        if warp or gray_levels:
+        if moves or regrays:
             draws = draw(self._strengths, self._seed, epoch, rows)
             augmented = np.empty(images.shape, dtype=np.uint8)
         before = images
-        if gray_levels:
+        if regrays:
             pictures = pictures or Pictures.of_images(images)
             tables, frames = gray_tables(draws, pictures.means), pictures.frames.tolist()
-            before = np.empty(images.shape, dtype=np.uint8) if warp else augmented
+            before = np.empty(images.shape, dtype=np.uint8) if moves else augmented
             for image, into, table, frame in zip(images, before, tables, frames, strict=True):
-                gray_levels.apply(image, table, frame, into)
-        if warp and self._strengths.warps:
+                regray(image, table, frame, into)
+        if self._strengths.warps:
             matrices = source_matrices(draws, *images.shape[1:])
             for image, into, matrix in zip(before, augmented, matrices, strict=True):
-                warp.apply(image, False, False, matrix, into)  # the flips are part of the matrix
-        elif warp:
+                warp(image, False, False, matrix, into)  # the flips are part of the matrix
+        elif moves:
             for image, into, flip, vertical in zip(before, augmented, draws.flip, draws.vertical_flip, strict=True):
-                warp.apply(image, flip, vertical, None, into)
+                warp(image, flip, vertical, None, into)
         if self._extra and augmented is images:
             augmented = images.copy()
         for transform in self._extra:
@@ -101,11 +100,11 @@ class Augmenter:
         Gray levels stay; the nearest pixel decides, and outside is 0.
         """
         moved = masks.copy()
-        if self._warp:
+        if self._moves:
             draws = draw(self._strengths, self._seed, epoch, rows)
             matrices = source_matrices(draws, *masks.shape[1:])
             for mask, into, matrix in zip(masks, moved, matrices, strict=True):
-                self._warp.apply_to_mask(mask, matrix=matrix, dst=into)
+                warp(mask, matrix=matrix, dst=into, interpolation=NEAREST)
         for transform in self._extra:
             transform.masks(moved, self._seed, epoch, rows)
         return moved

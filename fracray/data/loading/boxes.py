@@ -59,7 +59,7 @@ class BoxMaps:
 
     def __init__(self, plan: "Plan", size: int, cells: int) -> None:
         assert plan.boxes is not None
-        self._plan, self._boxes, self._size, self._cells = plan, plan.boxes, size, cells
+        self._plan, self._boxes, self._size, self.cells = plan, plan.boxes, size, cells
 
     @cached_property
     def _augmenter(self) -> Augmenter:
@@ -71,7 +71,7 @@ class BoxMaps:
         Not known is where the fracture of an image is that is labelled fractured and has no box.
         """
         rows = np.asarray(rows, dtype=np.int64)
-        shares = np.zeros((len(rows), self._cells, self._cells), dtype=np.float32)
+        shares = np.zeros((len(rows), self.cells, self.cells), dtype=np.float32)
         boxed = np.flatnonzero(self._boxes.first[rows + 1] > self._boxes.first[rows])
         known = self._plan.labels[rows] == 0
         known[boxed] = True
@@ -84,7 +84,5 @@ class BoxMaps:
                     mask[int(top) : max(int(top) + 1, round(bottom)), across] = 255
             moved = self._augmenter.masks(masks, epoch, rows[boxed])
             for at, mask in zip(boxed, moved, strict=True):
-                shares[at] = cv2.resize(mask, (self._cells, self._cells), interpolation=cv2.INTER_AREA) / np.float32(
-                    255
-                )
+                shares[at] = cv2.resize(mask, (self.cells, self.cells), interpolation=cv2.INTER_AREA) / np.float32(255)
         return shares, known

@@ -12,15 +12,17 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from fracray.data.loading.augment import Augmenter
-from fracray.data.loading.ingest import ShardFile, Shards
 from fracray.data.loading.plan import SHUFFLE_WINDOW, Batch, Plan
 from fracray.runtime.efficiency import AUGMENTATION, TRANSFORM, Meter
 from fracray.runtime.resources import smallest_memory
+
+if TYPE_CHECKING:  # needs Ray and readers of image files; a stream from memory needs neither
+    from fracray.data.loading.ingest import ShardFile, Shards
 
 TASK_BYTES = 32 * 2**20  # of images that one task augments: starting a task costs as much as augmenting some 500
 TASK_CPUS = 0.5  # of a task, free in addition to those of the workers; below 1, so that one core is enough
@@ -104,7 +106,7 @@ class RayStream(_Ahead):
     One Ray Data execution serves all remaining epochs.
     """
 
-    def __init__(self, plan: Plan, shards: Shards, epochs: int, meter: Meter | None = None) -> None:
+    def __init__(self, plan: Plan, shards: "Shards", epochs: int, meter: Meter | None = None) -> None:
         super().__init__(plan, epochs, meter)
         self._shards = shards
 
@@ -167,7 +169,7 @@ class _Rows:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _load_and_augment(items: dict[str, np.ndarray], plan: Any, shards: Shards) -> dict[str, np.ndarray]:
+def _load_and_augment(items: dict[str, np.ndarray], plan: Any, shards: "Shards") -> dict[str, np.ndarray]:
     import ray
 
     begun = time.thread_time()
@@ -192,7 +194,7 @@ def _load_and_augment(items: dict[str, np.ndarray], plan: Any, shards: Shards) -
     return block
 
 
-def _gather(shards: Shards, rows: np.ndarray) -> np.ndarray:
+def _gather(shards: "Shards", rows: np.ndarray) -> np.ndarray:
     """The images of these rows, in this order, reading each shard file once."""
     images = np.empty((len(rows), shards.size, shards.size), dtype=np.uint8)
     for file in shards.files:
@@ -203,7 +205,7 @@ def _gather(shards: Shards, rows: np.ndarray) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=SHUFFLE_WINDOW)
-def _read_file(shards: Shards, file: ShardFile) -> np.ndarray:
+def _read_file(shards: "Shards", file: "ShardFile") -> np.ndarray:
     # A Ray worker process runs many tasks of one window of shards: it reads each file of the window once.
     return shards.read_file(file)
 
@@ -242,6 +244,6 @@ def ahead(produce: Callable[[], Iterator[Batch]], depth: int = PREFETCHED_BATCHE
             thread.join(0.01)
 
 
-def fits_in_memory(shards: Shards) -> bool:
+def fits_in_memory(shards: "Shards") -> bool:
     """Whether workers may keep the decoded set: it fills at most a quarter of the smallest machine's memory."""
     return shards.nbytes <= MEMORY_SHARE * smallest_memory()

@@ -1,7 +1,7 @@
 """fracray's own albumentations transforms: one affine warp, and one lookup table of gray levels.
 
 Each does the work of several stock transforms in one pass. In a pipeline of albumentations they draw their parameters
-from its random state; the `Augmenter` calls `apply` with the parameters it has drawn.
+from its random state; the `Augmenter` does the same arithmetic (`pixels`) with the parameters it has drawn.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from albumentations.core.type_definitions import Targets
 
 from fracray.config import AugmentConfig
 from fracray.data.loading.draws import UNIFORMS, Draws, Pictures, draws_within, gray_tables, source_matrices
+from fracray.data.loading.pixels import LINEAR, NEAREST, regray, warp
 
-LINEAR, NEAREST = (flag | cv2.WARP_INVERSE_MAP for flag in (cv2.INTER_LINEAR, cv2.INTER_NEAREST))
 OFF = dict.fromkeys(("rotate", "flip", "vertical_flip", "scale", "stretch", "brightness", "contrast"), 0.0)
 
 
@@ -65,15 +65,7 @@ class Warp(A.DualTransform):
         **params: Any,
     ) -> np.ndarray:
         """The warped image, written into `dst` where that is given; with a `matrix`, the flips are part of it."""
-        if matrix is not None:
-            warped = cv2.warpAffine(img, matrix, img.shape[1::-1], dst, interpolation)
-            return warped if dst is not None else warped.reshape(img.shape)
-        if flip or vertical_flip:
-            return cv2.flip(img, -1 if flip and vertical_flip else int(flip), dst).reshape(img.shape)
-        if dst is None:
-            return img.copy()
-        dst[:] = img
-        return dst
+        return warp(img, flip, vertical_flip, matrix, dst, interpolation)
 
     def apply_to_mask(self, mask: np.ndarray, *args: Any, **params: Any) -> np.ndarray:
         """The warped mask: no value appears that was not there, except 0 from outside."""
@@ -122,14 +114,7 @@ class GrayLevels(A.ImageOnlyTransform):
         **params: Any,
     ) -> np.ndarray:
         """The image with new gray levels inside `frame` (see `Pictures`); into `dst` where that is given."""
-        if dst is None:
-            dst = np.empty_like(img)
-        top, bottom, left, right = frame
-        if (bottom - top, right - left) != img.shape[:2]:
-            dst[:] = img
-        inside = img[top:bottom, left:right]
-        dst[top:bottom, left:right] = cv2.LUT(inside, table).reshape(inside.shape)
-        return dst
+        return regray(img, table, frame, dst)
 
 
 def _one_draw(strengths: AugmentConfig, random: np.random.Generator) -> Draws:
