@@ -10,7 +10,6 @@ prints each recipe's mean over the folds and its difference from the first recip
 import argparse
 import json
 import math
-import multiprocessing as mp
 import queue
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
+from processes import server
 from table import write_results
 
 from fracray.config import Config
@@ -177,7 +177,7 @@ def run(args: argparse.Namespace) -> None:
     for size in sorted({training.config.data.size for training in wanted}):
         np.save(scratch / f"{size}.npy", unpacked(args.pack, size))
     console.print(f"{len(wanted)} trainings, {args.processes} at a time; unpacked in {time.monotonic() - begun:.0f} s")
-    context = mp.get_context("spawn")
+    context = server()
     todo, done = context.Queue(), context.Queue()
     for training in wanted:
         todo.put(training)
