@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from processes import timed
+from processes import server, timed
 from rich.console import Console
-from torch import multiprocessing as mp
 
 from fracray.config import Config
 from fracray.data.loading.draws import Pictures
@@ -89,7 +88,7 @@ def time_processes(
     until = time.perf_counter() + budget
     kinds = ("graphs", "eager") if device.type == "cuda" else ("eager",)
     stages = [(kind, count) for kind in kinds for count in sorted(counts)]
-    context = mp.get_context("spawn")
+    context = server()
     barrier, results = context.Barrier(max(counts)), context.Queue()
     arguments = (stages, window, size, str(device), barrier, results)
     processes = [context.Process(target=_share, args=(index, *arguments), daemon=True) for index in range(max(counts))]

@@ -1,9 +1,11 @@
 """Processes measured: a command's wall time, and what this process and all that it started, Ray's included, use."""
 
+import multiprocessing
 import subprocess
 import threading
 import time
 from collections.abc import Sequence
+from multiprocessing.context import ForkServerContext
 from types import TracebackType
 
 import psutil
@@ -75,3 +77,13 @@ def _held() -> int:
         except psutil.Error:  # ended meanwhile
             continue
     return total
+
+
+def server() -> ForkServerContext:
+    """Where processes are started that have the slow imports behind them.
+
+    On a machine that has not imported them yet, each process would take half a minute for them, all at once.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch._dynamo", "timm", "torchvision", "fracray.training.loop"])
+    return context

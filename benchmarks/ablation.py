@@ -1,0 +1,449 @@
+"""What each step of a recipe brings on real radiographs, alone: trainings that differ in one step, on grouped folds.
+
+`pack` prepares a data set once: its radiographs as squares, its table, its folds and what the no-pixel predictors reach
+on each. `run` needs neither Ray nor the data set, so that it runs on a machine that has a GPU and little else: several
+processes share the device, and each trains one recipe on one fold at a time with `fracray.training.loop.Fit`. Every
+fold is test once and validation once. The epoch, the calibration and the threshold are chosen on validation. `show`
+prints each recipe's mean over the folds and its difference from the first recipe, on the same images.
+"""
+
+import argparse
+import json
+import math
+import queue
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from processes import server
+from table import write_results
+
+from fracray.config import Config
+from fracray.data.loading.boxes import Boxes
+from fracray.data.loading.draws import Pictures
+from fracray.data.loading.gpu_stream import DeviceStream
+from fracray.data.loading.plan import Plan
+from fracray.data.manifest import in_set
+from fracray.metrics import (
+    Array,
+    GroupJackknife,
+    Interval,
+    auroc_over_folds,
+    choose_threshold,
+    fit_temperature,
+    score_intervals,
+)
+from fracray.metrics.scores import Ranked
+from fracray.runtime.console import new_console, new_table
+from fracray.training.loop import Fit, pick_device
+from fracray.training.model import float32
+
+HERE = Path(__file__).parent
+FOLDS = 5
+QUALITY = 95  # of the packed JPEG squares
+BATCH = 64
+TABLE, PIXELS, ABOUT = "table.parquet", "squares.npz", "about.json"
+CURVE = ("train_loss", "val_loss", "val_auroc", "val_average_precision", "val_accuracy", "val_balanced_accuracy")
+COLUMNS = ["image_id", "label", "group", "width", "height", "brightness", "boxes", "boxes_width", "boxes_height"]
+
+
+def parser() -> argparse.ArgumentParser:
+    cli = argparse.ArgumentParser(
+        prog="python benchmarks/ablation.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = cli.add_subparsers(dest="command", required=True)
+    pack_ = commands.add_parser("pack", help="prepare a data set for `run`; needs Ray")
+    pack_.add_argument("--data", required=True, help="FracAtlas folder or zip, or an imported set")
+    pack_.add_argument("--size", type=int, default=384, help="largest side of the squares, px (default %(default)s)")
+    pack_.add_argument("--quality", type=int, default=QUALITY, help="of their JPEG coding (default %(default)s)")
+    pack_.add_argument("--to", type=Path, required=True, help="new folder for the pack")
+    run_ = commands.add_parser("run", help="train the recipes on the folds")
+    run_.add_argument("--pack", type=Path, required=True, help="folder that `pack` wrote")
+    run_.add_argument("--recipes", type=Path, default=HERE / "ablation.yaml", help="default %(default)s")
+    run_.add_argument("--only", nargs="+", help="names of recipes (default: all)")
+    run_.add_argument("--folds", type=int, nargs="+", default=list(range(FOLDS)), help="default 0 1 2 3 4")
+    run_.add_argument("--seeds", type=int, nargs="+", default=[0], help="default 0")
+    run_.add_argument("--processes", type=int, default=1, help="trainings at a time (default %(default)s)")
+    run_.add_argument("--threads", type=int, default=1, help="Torch's threads of each (default %(default)s)")
+    run_.add_argument("--budget", type=float, default=math.inf, help="seconds after which no training begins")
+    run_.add_argument("--every-epoch", action="store_true", help="keep test's logits after each epoch too")
+    run_.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of all recipes")
+    run_.add_argument("--to", type=Path, required=True, help="file for the logits, .npz")
+    show_ = commands.add_parser("show", help="print the table of one or several runs")
+    show_.add_argument("runs", type=Path, nargs="+", help="files that `run` wrote, all of one pack")
+    show_.add_argument("--pack", type=Path, required=True, help="folder that `pack` wrote")
+    show_.add_argument("--json", type=Path, default=HERE / "results" / "ablation.json", help="default %(default)s")
+    return cli
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    {"pack": pack, "run": run, "show": show}[args.command](args)
+
+
+# ---------------------------------------------------------------- pack
+
+
+def pack(args: argparse.Namespace) -> None:
+    """Write the squares, the table with a column of parts for each fold, and the scores of the no-pixel predictors."""
+    from fracray.data.prepare import prepare
+    from fracray.runtime.ray_session import connect
+
+    console = new_console()
+    base = {"data.source": args.data, "data.size": args.size, "data.split.protocol": "kfold"}
+    parts, baselines = {}, []
+    with connect(None):
+        for fold in range(FOLDS):
+            prepared = prepare(Config().with_leaves({**base, "data.split.fold": fold}).data, console)
+            parts[f"fold{fold}"] = prepared.table["split"].to_numpy()
+            baselines.append([baseline.as_dict() for baseline in prepared.baselines])
+    args.to.mkdir(parents=True)
+    prepared.table[COLUMNS].assign(**parts).to_parquet(args.to / TABLE)
+    coded = [_coded(square, args.quality) for square in prepared.shards.load()]
+    ends = np.cumsum([len(data) for data in coded])
+    np.savez(args.to / PIXELS, data=np.concatenate(coded), ends=ends, size=args.size)
+    (args.to / ABOUT).write_text(json.dumps({"fingerprint": prepared.fingerprint, "baselines": baselines}, indent=1))
+    console.print(f"{len(coded):,} radiographs, {ends[-1] / 2**20:.1f} MiB: {args.to}", soft_wrap=True)
+
+
+def _coded(square: np.ndarray, quality: int) -> np.ndarray:
+    done, data = cv2.imencode(".jpg", square, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    assert done
+    return data.ravel()
+
+
+def unpacked(folder: Path, size: int) -> np.ndarray:
+    """The squares (N, size, size) uint8."""
+    with np.load(folder / PIXELS) as held:
+        data, ends, largest = held["data"], held["ends"], int(held["size"])
+    if size > largest:
+        raise SystemExit(f"{folder}: holds squares of {largest} pixels, and a recipe wants {size}; pack it anew")
+    squares = np.empty((len(ends), size, size), dtype=np.uint8)
+    for at, (start, end) in enumerate(zip(np.r_[0, ends[:-1]], ends, strict=True)):
+        square = cv2.imdecode(data[start:end], cv2.IMREAD_GRAYSCALE)
+        assert square is not None
+        squares[at] = square if len(square) == size else cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA)
+    return squares
+
+
+# ---------------------------------------------------------------- run
+
+
+@dataclass(frozen=True)
+class Training:
+    """One recipe on one fold with one seed."""
+
+    recipe: str
+    fold: int
+    seed: int
+    config: Config
+
+    @property
+    def key(self) -> str:
+        return f"{self.recipe}/{self.fold}/{self.seed}"
+
+
+def trainings(args: argparse.Namespace) -> list[Training]:
+    """Recipe after recipe, so that a budget ends with complete ones."""
+    recipes = yaml.safe_load(args.recipes.read_text())
+    base: dict[str, Any] = recipes["base"]
+    steps: dict[str, dict[str, Any]] = recipes["steps"]
+    more = {name: yaml.safe_load(value) for name, _, value in (setting.partition("=") for setting in args.set)}
+    chosen = args.only or list(steps)
+    if unknown := set(chosen) - set(steps):
+        raise SystemExit(f"{args.recipes}: no step is called {', '.join(sorted(unknown))}")
+    return [
+        Training(name, fold, seed, Config().with_leaves({**base, **steps[name], **more, "train.seed": seed}, name))
+        for seed in args.seeds
+        for name in chosen
+        for fold in args.folds
+    ]
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train all; the logits of validation and test are written as each training is done."""
+    console = new_console()
+    begun = time.monotonic()
+    wanted = trainings(args)
+    scratch = args.to.with_suffix(".squares")
+    scratch.mkdir(parents=True, exist_ok=True)
+    for size in sorted({training.config.data.size for training in wanted}):
+        np.save(scratch / f"{size}.npy", unpacked(args.pack, size))
+    console.print(f"{len(wanted)} trainings, {args.processes} at a time; unpacked in {time.monotonic() - begun:.0f} s")
+    context = server()
+    todo, done = context.Queue(), context.Queue()
+    for training in wanted:
+        todo.put(training)
+    given = (todo, done, args.pack, scratch, args.threads, begun + args.budget, args.every_epoch)
+    workers = [context.Process(target=_work, args=given, daemon=True) for _ in range(args.processes)]
+    for worker in workers:
+        worker.start()
+    held: dict[str, np.ndarray] = {}
+    while any(worker.is_alive() for worker in workers) or not done.empty():
+        try:
+            key, arrays = done.get(timeout=1)
+        except queue.Empty:
+            continue
+        if isinstance(arrays, str):
+            console.print(f"{key}: {arrays}", style="red", markup=False, soft_wrap=True)
+            continue
+        held |= {f"{key}/{name}": array for name, array in arrays.items()}
+        np.savez(args.to, **held)  # type: ignore[arg-type]
+        words = f"validation AUROC {float(arrays['val_auroc']):.3f} in epoch {int(arrays['epoch'])}"
+        console.print(
+            f"{time.monotonic() - begun:5.0f} s  {key}: {words}, {float(arrays['seconds']):.0f} s",
+            markup=False,
+            highlight=False,
+        )
+    if lost := [training.key for training in wanted if f"{training.key}/epoch" not in held]:
+        console.print(f"{len(lost)} of {len(wanted)} trainings are missing: {', '.join(lost)}", style="yellow")
+    console.print(f"written: {args.to}", soft_wrap=True)
+
+
+def _work(todo: Any, done: Any, folder: Path, scratch: Path, threads: int, deadline: float, every_epoch: bool) -> None:
+    torch.set_num_threads(threads)
+    table = pd.read_parquet(folder / TABLE)
+    held: dict[int, np.ndarray] = {}  # DeviceStream keeps a set on the device as long as it is the same array
+    while time.monotonic() < deadline:
+        try:
+            training: Training = todo.get(timeout=1)
+        except queue.Empty:
+            return
+        size = training.config.data.size
+        if size not in held:
+            held = {size: np.load(scratch / f"{size}.npy", mmap_mode="r")}
+        try:
+            done.put((training.key, train(training, table, held[size], every_epoch)))
+        except Exception as error:
+            done.put((training.key, repr(error)))
+
+
+def train(training: Training, table: pd.DataFrame, squares: np.ndarray, every_epoch: bool) -> dict[str, np.ndarray]:
+    """Logits of validation and test, of the pictures and of their mirror images, by the best epoch's weights.
+
+    With `every_epoch` also `epochs_test`, test's logits (epochs, n) by the averaged weights of each epoch.
+    """
+    begun = time.monotonic()
+    config, device = training.config, pick_device()
+    split = table[f"fold{training.fold}"]
+    rows = {part: np.flatnonzero(in_set(split, part)) for part in ("val", "test")}
+    fit = Fit(config, DeviceStream(plan_of(config, table, split), squares, device), device, "val_loss", "min")
+    curve, tested = [], []
+    while not fit.done:
+        report = fit.run_epoch()
+        if report.diverged:
+            raise ArithmeticError(f"diverged in epoch {report.epoch}")
+        curve.append([report.metrics[name] for name in CURVE])
+        if every_epoch:
+            tested.append(_logits(fit.averaged, squares, rows["test"], device, mirrored=False))
+    fit.averaged.load_state_dict(fit.best_weights)
+    found: dict[str, Any] = {
+        "epoch": fit.best["epoch"],
+        "val_auroc": fit.best["val_auroc"],
+        "curve": curve,
+        "seconds": time.monotonic() - begun,
+    }
+    if every_epoch:
+        found["epochs_test"] = tested
+    for part, members in rows.items():
+        found[f"{part}_rows"] = members
+        for name, mirrored in (("logits", False), ("mirrored", True)):
+            found[f"{part}_{name}"] = _logits(fit.averaged, squares, members, device, mirrored)
+    return {name: np.asarray(value) for name, value in found.items()}
+
+
+def plan_of(config: Config, table: pd.DataFrame, split: pd.Series) -> Plan:
+    """As `fracray.data.loading.plan.make_plan` makes it from shards, which are not here."""
+    width, height, brightness = (table[name].to_numpy() for name in ("width", "height", "brightness"))
+    val = np.flatnonzero(in_set(split, "val"))
+    return Plan(
+        train_rows=np.flatnonzero(in_set(split, "train")),
+        val_rows=val,
+        val_sets={"val": val},
+        labels=table["label"].to_numpy().astype(np.float32),
+        pictures=Pictures.of_sizes(width, height, brightness, config.data.size),
+        batch_size=config.train.batch_size,
+        strengths=config.augment,
+        seed=config.train.seed,
+        shard_rows=len(table),
+        groups=np.unique(table["group"].to_numpy(), return_inverse=True)[1],
+        boxes=Boxes.of_table(table, config.data.size) if config.model.localise else None,
+    )
+
+
+@torch.inference_mode()
+def _logits(
+    model: torch.nn.Module, squares: np.ndarray, rows: np.ndarray, device: torch.device, mirrored: bool
+) -> np.ndarray:
+    found = []
+    for start in range(0, len(rows), BATCH):
+        images = torch.from_numpy(squares[rows[start : start + BATCH]]).unsqueeze(1).to(device)
+        with float32():
+            found.append(model(images.flip(3) if mirrored else images).cpu().numpy())
+    return np.concatenate(found)
+
+
+# ---------------------------------------------------------------- show
+
+
+@dataclass(frozen=True)
+class Held:
+    """A recipe's held-out images, of all folds: what the models that never saw them say.
+
+    rows, folds, probabilities (calibrated), and the thresholds for accuracy and for balanced accuracy: (n,) each.
+    """
+
+    rows: np.ndarray
+    folds: np.ndarray
+    probabilities: np.ndarray
+    for_accuracy: np.ndarray
+    for_balanced: np.ndarray
+
+    @classmethod
+    def of(cls, folds: Mapping[int, Sequence[np.ndarray]], labels: np.ndarray) -> "Held":
+        """folds: of each, validation's rows and logits, then test's rows and logits."""
+        columns: list[list[np.ndarray]] = [[] for _ in range(5)]
+        for fold, (val_rows, val, rows, test) in sorted(folds.items()):
+            calibration = fit_temperature(labels[val_rows], val)
+            told = calibration.apply(val)
+            of_accuracy = choose_threshold(labels[val_rows], told, "accuracy")
+            of_balanced = choose_threshold(labels[val_rows], told, "balanced")
+            n = len(rows)
+            parts = (
+                rows,
+                np.full(n, fold),
+                calibration.apply(test),
+                np.full(n, of_accuracy),
+                np.full(n, of_balanced),
+            )
+            for column, part in zip(columns, parts, strict=True):
+                column.append(part)
+        return cls(*(np.concatenate(column) for column in columns))
+
+
+Logits = dict[tuple[str, int, int], dict[str, np.ndarray]]  # by recipe, fold and seed
+
+
+def show(args: argparse.Namespace) -> None:
+    """Print a row for each recipe: what the models say of the images that they never saw, over all folds."""
+    console = new_console()
+    table = pd.read_parquet(args.pack / TABLE)
+    labels, groups = table["label"].to_numpy(), np.unique(table["group"].to_numpy(), return_inverse=True)[1]
+    found = read_runs(args.runs)
+    recipes = list(dict.fromkeys(recipe for recipe, _, _ in found))
+    rows = []
+    first: Held | None = None
+    for recipe in recipes:
+        for mirrored in (False, True):
+            seeds = sorted({seed for name, _, seed in found if name == recipe})
+            for members in [seeds[:1]] if len(seeds) == 1 else [[seed] for seed in seeds] + [seeds]:
+                if mirrored and len(members) < len(seeds):
+                    continue
+                held = _held(found, recipe, members, mirrored, labels)
+                if held is None:
+                    continue
+                first = first or held
+                name = f"{recipe}{', and its mirror image' if mirrored else ''}"
+                rows.append(_row(name, members, found, recipe, held, first, labels, groups))
+    shown = new_table("recipe", "seeds", "AUROC", "AP", "accuracy", "balanced", "calibration", "gain in AUROC", "min")
+    for row in rows:
+        texts = [_text(row[name]) for name in ("auroc", "average_precision", "accuracy", "balanced_accuracy", "ece")]
+        shown.add_row(
+            row["recipe"], str(len(row["seeds"])), *texts, _text(row["gain"], "+.3f"), f"{row['minutes']:.1f}"
+        )
+    about = json.loads((args.pack / ABOUT).read_text())
+    write_results(
+        console, "ablation", shown, {"baselines": about["baselines"], "folds": FOLDS, "rows": rows}, args.json
+    )
+
+
+def read_runs(files: Sequence[Path]) -> Logits:
+    found: Logits = {}
+    for file in files:
+        with np.load(file) as held:
+            for key in held.files:
+                recipe, fold, seed, name = key.split("/")
+                found.setdefault((recipe, int(fold), int(seed)), {})[name] = held[key]
+    return {key: arrays for key, arrays in found.items() if "epoch" in arrays}
+
+
+def _held(found: Logits, recipe: str, seeds: Sequence[int], mirrored: bool, labels: np.ndarray) -> Held | None:
+    """None where a fold is missing: folds differ more than recipes do."""
+    folds: dict[int, tuple[np.ndarray, ...]] = {}
+    for fold in range(FOLDS):
+        members = [found[recipe, fold, seed] for seed in seeds if (recipe, fold, seed) in found]
+        if len(members) < len(seeds):
+            return None
+        logits = []
+        for part in ("val", "test"):
+            plain = np.mean([member[f"{part}_logits"] for member in members], axis=0)
+            flipped = np.mean([member[f"{part}_mirrored"] for member in members], axis=0)
+            logits += [members[0][f"{part}_rows"], (plain + flipped) / 2 if mirrored else plain]
+        folds[fold] = tuple(logits)
+    return Held.of(folds, labels)
+
+
+def _row(
+    name: str,
+    seeds: Sequence[int],
+    found: Logits,
+    recipe: str,
+    held: Held,
+    first: Held,
+    labels: np.ndarray,
+    groups: np.ndarray,
+) -> dict[str, Any]:
+    y, group = labels[held.rows], groups[held.rows]
+    values = score_intervals(y, held.probabilities, group, held.for_accuracy)
+    balanced = score_intervals(y, held.probabilities, group, held.for_balanced)["balanced_accuracy"]
+    mine = [found[recipe, fold, seed] for fold in range(FOLDS) for seed in seeds]
+    return {
+        "recipe": name,
+        "seeds": list(seeds),
+        "images": len(y),
+        "groups": len(np.unique(group)),
+        "auroc": auroc_over_folds(y, held.probabilities, group, held.folds).as_dict(),
+        **{metric: values[metric].as_dict() for metric in ("average_precision", "accuracy", "brier", "ece")},
+        "balanced_accuracy": balanced.as_dict(),
+        "gain": _gain(held, first, y, group).as_dict(),
+        "val_auroc": float(np.mean([training["val_auroc"] for training in mine])),
+        "epoch": float(np.mean([training["epoch"] for training in mine])),
+        "minutes": float(sum(training["seconds"] for training in mine)) / 60,
+    }
+
+
+def _gain(held: Held, first: Held, labels: np.ndarray, groups: np.ndarray) -> Interval:
+    """The mean over the folds of AUROC less that of the first recipe, with the same groups left out of both."""
+    assert (held.rows == first.rows).all(), "the runs are of different packs"
+    jackknife = GroupJackknife(labels, groups)
+
+    def statistic(weights: Array) -> dict[str, Array]:
+        return {"gain": _auroc(held, labels, weights) - _auroc(first, labels, weights)}
+
+    value = float(statistic(np.ones((1, len(labels))))["gain"][0])
+    return jackknife.interval(value, jackknife.values(statistic)["gain"], "both", "number")
+
+
+def _auroc(held: Held, labels: np.ndarray, weights: Array) -> Array:
+    each = []
+    for fold in np.unique(held.folds):
+        rows = np.flatnonzero(held.folds == fold)
+        each.append(Ranked(labels[rows], held.probabilities[rows], 0.5).scores(weights[:, rows])["auroc"])
+    return np.mean(each, axis=0)
+
+
+def _text(interval: Mapping[str, float | None], form: str = ".3f") -> str:
+    value, low, high = (interval[name] for name in ("value", "low", "high"))
+    between = "" if low is None or high is None else f" [{low:{form}}, {high:{form}}]"
+    return "not known" if value is None else f"{value:{form}}{between}"
+
+
+if __name__ == "__main__":
+    main()
