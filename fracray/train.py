@@ -91,9 +91,9 @@ def _begin(args: argparse.Namespace, held: ExitStack) -> tuple[Config, Folder]:
 
     run = find_run(args.storage, args.name, "train", resume=False)
 
-    from fracray.training.model import build_model
+    from fracray.training.growth import try_network
 
-    build_model(config.model, size=config.data.size)  # an unknown name or missing weights are refused here
+    try_network(config)  # an unknown name or missing weights are refused here
     _hold(args, run, held)
     return config, run
 

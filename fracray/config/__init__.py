@@ -63,6 +63,16 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _grows(self) -> Self:
+        if self.train.first_size is not None and self.train.first_size > self.data.size:
+            raise SettingError(
+                ("train", "first_size"),
+                f"{self.train.first_size} is more than data.size = {self.data.size}, to which images grow; set "
+                "train.first_size lower, or null",
+            )
+        return self
+
     def leaves(self) -> dict[str, Any]:
         """Every setting by dotted path; lists below `augment.extra` by position, as in `....clip_limit.1`."""
         return _flatten(self.model_dump(mode="json"))

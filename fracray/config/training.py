@@ -100,6 +100,15 @@ class TrainConfig(Section):
     """The optimisation of one model."""
 
     epochs: int = Field(12, ge=1, description="passes over the training images, 1 or more")
+    first_size: int | None = Field(
+        None,
+        ge=16,
+        description="side in pixels, 16 to data.size, of the images that the first epochs train on, which costs less; "
+        "validation has the full size; null: every epoch trains on the full size",
+    )
+    grow_at: Rate = Field(
+        0.6, description="share of the epochs after which images have their full size, 0 to below 1; see first_size"
+    )
     batch_size: int = Field(64, ge=1, description="images per step, over all workers together, 1 or more")
     lr: Annotated[float, Field(gt=0)] = Field(2e-3, description="peak learning rate of AdamW, above 0")
     weight_decay: Annotated[float, Field(ge=0)] = Field(

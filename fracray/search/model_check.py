@@ -7,6 +7,7 @@ from typing import Any
 from fracray.config import Config
 from fracray.errors import InputError
 from fracray.search.space import Dimension, SearchSpace
+from fracray.training.growth import try_network
 from fracray.training.model import build_model
 
 # What a network needs to be built; the other settings of `model` are rates and switches that fit any network.
@@ -29,7 +30,7 @@ def check_models(space: SearchSpace) -> None:
             continue
         tried.append(config)
         try:
-            build_model(config.model, size=config.data.size)
+            try_network(config)
         except InputError as error:
             path = "model.weights" if _builds_without_weights(config) else "model.name"
             path = next((named for named in lines if named in NETWORK and str(error).startswith(named)), path)

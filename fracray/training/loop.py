@@ -24,6 +24,7 @@ from fracray.metrics import Calibration
 from fracray.training.average import MovingAverage
 from fracray.training.depthwise import slow_in_bf16
 from fracray.training.graphs import GraphedSteps, uses_graphs
+from fracray.training.growth import shrunk, side_in
 from fracray.training.localise import map_loss
 from fracray.training.loss import batch_loss
 from fracray.training.model import build_model, float32, freeze_norm, freeze_stages, parameter_groups, train_mode
@@ -140,6 +141,7 @@ class Fit:
         labels = stream.plan.labels[stream.plan.train_rows]
         self.positive_weight = float((labels == 0).sum() / max(1, (labels == 1).sum()))
         self._box_maps: BoxMaps | None = None
+        self._side = config.data.size  # of the images that the running epoch trains on
         self.epochs_done = 0
         self.best: dict[str, float] = {}
         self.best_weights: dict[str, torch.Tensor] = {}
@@ -189,6 +191,7 @@ class Fit:
 
     def _train_epoch(self, epoch: int) -> float:
         self._train_mode()
+        self._resize(side_in(self.config, epoch))
         torch.manual_seed(dropout_seed(self.config.train.seed, epoch, self.rank))
         total = torch.zeros((), device=self.device)
         for step, batch in enumerate(self.stream.train(epoch), start=epoch * self.stream.plan.steps):
@@ -196,6 +199,14 @@ class Fit:
         if self.world > 1:
             dist.all_reduce(total)
         return float(total) / len(self.stream.plan.train_rows)  # waits until a GPU has done all steps
+
+    def _resize(self, side: int) -> None:
+        """Train on images of this side from now on."""
+        if side == self._side:
+            return
+        self._side, self._box_maps = side, None
+        if self._graphed is not None:
+            self._graphed.forget()
 
     def _train_mode(self) -> None:
         train_mode(self.model, self.config.model.freeze_norm)
@@ -205,19 +216,19 @@ class Fit:
         self._rates.set(step, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self._rates.lr
-        images, labels = self._to_device(batch.images), self._to_device(batch.labels)
+        images, labels = shrunk(self._to_device(batch.images), self._side), self._to_device(batch.labels)
         too_few = len(labels) < 2
         if too_few:  # one image has no batch statistics
             freeze_norm(self.model)
         empty = len(labels) == 0
         if empty:  # the last batch may have fewer images than ranks: take part in the reduction with weight 0
-            images = torch.zeros((1, *batch.images.shape[1:]), dtype=torch.uint8, device=self.device)
+            images = torch.zeros((1, self._side, self._side), dtype=torch.uint8, device=self.device)
             labels = torch.zeros(1, device=self.device)
-        inputs = [images, labels, *self._maps_of(batch, step // self.stream.plan.steps)]
+        maps = self._maps_of(batch, step // self.stream.plan.steps)
         if self._graphed is not None and len(labels) == self.stream.plan.batch_size:
-            total = self._graphed.take(self._update, inputs)
+            total = self._graphed.take(self._update, [images, labels, *maps])
         else:
-            total = self._update(*inputs, global_count=batch.global_count, counted=0.0 if empty else 1.0)
+            total = self._update(images, labels, *maps, count=batch.global_count, counted=0.0 if empty else 1.0)
         if too_few:
             self._train_mode()
         return total
@@ -226,26 +237,28 @@ class Fit:
         self,
         images: torch.Tensor,
         labels: torch.Tensor,
-        shares: torch.Tensor | None = None,
-        known: torch.Tensor | None = None,
-        global_count: int | None = None,
+        *maps: torch.Tensor,
+        count: int | None = None,
         counted: float = 1.0,
     ) -> torch.Tensor:
-        """What a step does on the device; all that changes from step to step is a tensor, see `GraphedSteps`."""
+        """What a step does on the device; all that changes from step to step is a tensor, see `GraphedSteps`.
+
+        maps: shares and what is known, as `map_loss` takes them; none where the map is not trained.
+        """
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision is torch.bfloat16):
-            if shares is not None:
+            if maps:
                 logits, where = self._forward(images.unsqueeze(1), True)
             else:
-                logits, where = self._forward(images.unsqueeze(1)), None
+                logits = self._forward(images.unsqueeze(1))
         losses = batch_loss(logits.float(), labels, self.config.train, self.positive_weight)
         total = losses.sum() * counted
         learnt = total
-        if where is not None and shares is not None and known is not None:
-            learnt = total + self.config.train.box_weight * counted * map_loss(where, shares, known).sum()
+        if maps:
+            learnt = total + self.config.train.box_weight * counted * map_loss(where, *maps).sum()
         # Before the step and not after it: a recording that failed leaves gradients behind.
         self.optimizer.zero_grad(set_to_none=True)
         # DDP averages the gradients over ranks; times `world` they are those of the mean over the global batch.
-        (learnt * self.world / (global_count or len(labels))).backward()
+        (learnt * self.world / (count or len(labels))).backward()
         if self.config.train.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
         self.optimizer.step()
@@ -262,10 +275,10 @@ class Fit:
         if not self._learns_where:
             return []
         if self._box_maps is None:
-            size = batch.images.shape[-1]
+            blank = torch.zeros((1, 1, self._side, self._side), dtype=torch.uint8, device=self.device)
             with torch.no_grad():
-                where = self.averaged(torch.zeros((1, 1, size, size), dtype=torch.uint8, device=self.device), True)[1]
-            self._box_maps = BoxMaps(self.stream.plan, size, where.shape[-1])
+                where = self.averaged(blank, True)[1]
+            self._box_maps = BoxMaps(self.stream.plan, batch.images.shape[-1], where.shape[-1])
         if not len(batch.rows):  # counted with weight 0
             cells = self._box_maps.cells
             return [torch.zeros((1, cells, cells), device=self.device), torch.zeros(1, device=self.device)]
