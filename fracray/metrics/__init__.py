@@ -17,6 +17,7 @@ from fracray.metrics.intervals import (
     paired_gain,
     score_intervals,
 )
+from fracray.metrics.label_noise import LabelDoubt, doubt_labels
 from fracray.metrics.reliability import CalibrationError, slope_and_intercept
 from fracray.metrics.scores import Scores, by_set, choose_threshold, over_sets, score
 
@@ -31,6 +32,7 @@ __all__ = [
     "CalibrationError",
     "GroupJackknife",
     "Interval",
+    "LabelDoubt",
     "Scale",
     "Scores",
     "auroc_over_folds",
@@ -38,6 +40,7 @@ __all__ = [
     "by_set",
     "choose_threshold",
     "cross_fitted",
+    "doubt_labels",
     "fit_temperature",
     "over_sets",
     "paired_gain",

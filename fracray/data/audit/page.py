@@ -13,7 +13,8 @@ from importlib.metadata import version
 from typing import Any
 
 import cv2
-from jinja2 import Environment, PackageLoader, StrictUndefined
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from fracray.data.audit.facts import Blocks, Findings
@@ -54,16 +55,9 @@ def as_json(findings: Findings, verdicts: Sequence[Verdict]) -> str:
 
 def as_html(findings: Findings, verdicts: Sequence[Verdict], manifest: Manifest) -> str:
     """The page, with pictures read from the manifest's files; a text replaces those that cannot be shown."""
-    environment = Environment(
-        loader=PackageLoader("fracray.data.audit"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     tree = findings.as_dict()
     sets = (*findings.duplicates.shown, *findings.conflicts.sets, *findings.cut.shown, *findings.grays.shown)
-    return environment.get_template("audit.html").render(
+    return template("audit.html").render(
         findings=findings,
         overall=sum_up(verdicts),
         verdicts={verdict.section: verdict for verdict in verdicts},
@@ -76,6 +70,24 @@ def as_html(findings: Findings, verdicts: Sequence[Verdict], manifest: Manifest)
         most_alike=MOST_ALIKE,
         fact=lambda path, style="count": _fact(tree, path, style),
     )
+
+
+def template(name: str) -> Template:
+    """A page of this package by the name of its file; what is put into it is escaped."""
+    environment = Environment(
+        loader=PackageLoader("fracray.data.audit"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
+def data_uri(pixels: np.ndarray) -> Markup:
+    """A gray picture (H, W) uint8 as a JPEG inside of a page."""
+    data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
+    return Markup("data:image/jpeg;base64,") + escape(base64.b64encode(data).decode())
 
 
 def _fact(tree: dict[str, Any], path: str, style: str) -> Markup:
@@ -97,8 +109,7 @@ def _pictures(sets: Sequence[PictureSet], manifest: Manifest) -> dict[str, Marku
     for image_id in sorted(shown):
         pixels = preview(manifest.root / paths[image_id], PICTURE)
         if pixels is not None:
-            data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
-            uris[image_id] = Markup("data:image/jpeg;base64,") + escape(base64.b64encode(data).decode())
+            uris[image_id] = data_uri(pixels)
     return uris
 
 
