@@ -60,10 +60,11 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = cli.add_subparsers(dest="command", required=True)
     pack_ = commands.add_parser("pack", help="prepare a data set for `run`; needs Ray")
-    pack_.add_argument("--data", required=True, help="FracAtlas folder or zip, or an imported set")
+    pack_.add_argument("--data", required=True, help="FracAtlas folder or zip, an imported set, or phantom")
     pack_.add_argument("--size", type=int, default=384, help="largest side of the squares, px (default %(default)s)")
     pack_.add_argument("--quality", type=int, default=QUALITY, help="of their JPEG coding (default %(default)s)")
     pack_.add_argument("--to", type=Path, required=True, help="new folder for the pack")
+    pack_.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the data")
     run_ = commands.add_parser("run", help="train the recipes on the folds")
     run_.add_argument("--pack", type=Path, required=True, help="folder that `pack` wrote")
     run_.add_argument("--recipes", type=Path, default=HERE / "ablation.yaml", help="default %(default)s")
@@ -97,7 +98,7 @@ def pack(args: argparse.Namespace) -> None:
     from fracray.runtime.ray_session import connect
 
     console = new_console()
-    base = {"data.source": args.data, "data.size": args.size, "data.split.protocol": "kfold"}
+    base = {"data.source": args.data, "data.size": args.size, "data.split.protocol": "kfold", **_settings(args.set)}
     parts, baselines = {}, []
     with connect(None):
         for fold in range(FOLDS):
@@ -155,7 +156,7 @@ def trainings(args: argparse.Namespace) -> list[Training]:
     recipes = yaml.safe_load(args.recipes.read_text())
     base: dict[str, Any] = recipes["base"]
     steps: dict[str, dict[str, Any]] = recipes["steps"]
-    more = {name: yaml.safe_load(value) for name, _, value in (setting.partition("=") for setting in args.set)}
+    more = _settings(args.set)
     chosen = args.only or list(steps)
     if unknown := set(chosen) - set(steps):
         raise SystemExit(f"{args.recipes}: no step is called {', '.join(sorted(unknown))}")
@@ -165,6 +166,10 @@ def trainings(args: argparse.Namespace) -> list[Training]:
         for name in chosen
         for fold in args.folds
     ]
+
+
+def _settings(words: Sequence[str]) -> dict[str, Any]:
+    return {name: yaml.safe_load(value) for name, _, value in (word.partition("=") for word in words)}
 
 
 def run(args: argparse.Namespace) -> None:
