@@ -27,7 +27,8 @@ _BLACK = 20  # level, 1.6 in gray: the ground of a picture that is mostly black 
 # Where more than this share is as much darker than the ground, it is no ground: the picture is inverted, or in doubt.
 _DARKER = 0.02
 _NEAR = 9  # px: what is nearer than half of that to a clear part may be its skin
-_GROUND = 60  # every fourth px of the ground: with fewer no plane is fitted, and the picture is kept whole
+_APART = 3  # px between those of the ground that a plane is fitted to
+_GROUND = 30  # of these; with fewer the picture is kept whole
 _SPECK = 0.004  # of the picture: smaller parts are letters, dust and scratches
 _STRIPE = 0.12  # of a side: a part along an edge that is no wider is light that fell beside the cassette
 _MARGIN = 0.05  # of the longer side, kept around what is found: skin is hardly brighter than the ground
@@ -78,13 +79,13 @@ def _clear_parts(small: np.ndarray) -> np.ndarray | None:
 def _grown(small: np.ndarray, clear: np.ndarray) -> np.ndarray:
     """The clear parts and what is connected to them and brighter than the ground near it, (H, W) uint8, 1 or 0."""
     height, width = small.shape
-    far = cv2.dilate(clear, np.ones((_NEAR, _NEAR), dtype=np.uint8))[_EDGE:-_EDGE:2, _EDGE:-_EDGE:2] == 0
+    far = cv2.dilate(clear, np.ones((_NEAR, _NEAR), dtype=np.uint8))[_EDGE:-_EDGE:_APART, _EDGE:-_EDGE:_APART] == 0
     y, x = np.nonzero(far)
     if len(y) < _GROUND:
         return np.ones_like(clear)
-    levels = small[_EDGE:-_EDGE:2, _EDGE:-_EDGE:2][far].astype(np.float64)
+    levels = small[_EDGE:-_EDGE:_APART, _EDGE:-_EDGE:_APART][far].astype(np.float64)
     across, down = np.arange(width) / width - 0.5, np.arange(height) / height - 0.5
-    terms = np.stack([np.ones(len(y)), across[2 * x + _EDGE], down[2 * y + _EDGE]])
+    terms = np.stack([np.ones(len(y)), across[_APART * x + _EDGE], down[_APART * y + _EDGE]])
     for _ in range(2):  # light beside the cassette is left out the second time
         # Also where they all lie on one line.
         plane = np.linalg.solve(terms @ terms.T + 1e-3 * np.eye(3), terms @ levels)

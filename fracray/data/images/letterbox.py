@@ -14,7 +14,8 @@ def letterbox(image: np.ndarray, size: int, full: tuple[int, int] | None = None)
     the image was decoded at less than its scale, where the frame is to be that of these.
     """
     height, width = image.shape
-    rows, columns = frame(*(full or (width, height)), size=size)
+    full_width, full_height = full or (width, height)
+    rows, columns = frame(full_width, full_height, size)
     resized = cv2.resize(
         image,
         (columns.stop - columns.start, rows.stop - rows.start),

@@ -60,9 +60,9 @@ def decode_part(
     left, top = columns.start * factor, rows.start * factor
     right, bottom = min(columns.stop * factor, width), min(rows.stop * factor, height)
     # The frame is that of the pixels at full scale, which whoever places boxes knows.
-    shape = right - left, bottom - top
-    square = letterbox(np.ascontiguousarray(gray[rows, columns]), size, shape)
-    return square, Kept(left, top, right, bottom, float(square[frame(*shape, size=size)].mean()))
+    full = right - left, bottom - top
+    square = letterbox(np.ascontiguousarray(gray[rows, columns]), size, full)
+    return square, Kept(left, top, right, bottom, float(square[frame(*full, size)].mean()))
 
 
 def _decoded(data: bytes, reduction: int, known: imagefile.KnownGeometry | None) -> tuple[np.ndarray, int, int]:

@@ -48,7 +48,7 @@ class Boxes:
         sizes = some[["boxes_width", "boxes_height", "width", "height"]].to_numpy()
         parts = shown(some)[["width", "height"]].to_numpy()
         for row, full, part, (inside, _) in zip(boxed, sizes, parts, boxes_shown(some), strict=True):
-            rows, across = frame(*part, size=size)
+            rows, across = frame(int(part[0]), int(part[1]), size)
             drawn = part * full[:2] / full[2:]  # what is shown, in the boxes' own pixels
             scale = (across.stop - across.start) / drawn[0], (rows.stop - rows.start) / drawn[1]
             for x, y, w, h in inside:
