@@ -308,7 +308,7 @@ def _refuse_other(card: CheckpointMetadata, member: CheckpointMetadata, folder: 
             values = "" if what == "split" else f" ({other}, not {mine})"
             raise InputError(
                 f"{folder}: {what} of another kind than its ensemble's{values}; members must agree in the size of the "
-                "images, the classes, the data and the split"
+                "images, data.crop, the classes, the data and the split"
             )
 
 

@@ -16,7 +16,7 @@ from fracray.data.phantom.draw import write_phantoms
 from fracray.data.sources.fracatlas import read_fracatlas
 
 
-def limb(seed, height=900, width=700):
+def limb(seed, height=900, width=700, fingers=0.35):
     """A hand on a dark, uneven, noisy ground: a forearm from the top edge, a palm, dim fingers; and where it is."""
     rng = np.random.default_rng(seed)
     down, across = np.mgrid[0:height, 0:width].astype(np.float32)
@@ -27,7 +27,7 @@ def limb(seed, height=900, width=700):
     cv2.ellipse(mask, (x, y), (80, 90), 0, 0, 360, 0.8, -1)
     for tilt in (-25, -8, 8, 25):
         tip = x + int(170 * np.sin(np.deg2rad(tilt))), y + int(170 * np.cos(np.deg2rad(tilt)))
-        cv2.line(mask, (x, y + 40), tip, 0.35, 26)
+        cv2.line(mask, (x, y + 40), tip, fingers, 26)
     picture = ground + 130 * cv2.GaussianBlur(mask, (0, 0), 4) + rng.normal(0, 4, (height, width))
     rows, columns = np.flatnonzero((mask > 0).any(1)), np.flatnonzero((mask > 0).any(0))
     where = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
@@ -55,6 +55,13 @@ def test_a_hand_in_a_large_field_is_enlarged_and_no_finger_is_cut(seed):
     assert gain(gray) >= 1.2
     assert holds(gray, where)
     assert anatomy(gray) == anatomy(gray.copy())
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_fingers_that_are_hardly_brighter_than_the_ground_are_not_cut(seed):
+    gray, where = limb(seed, fingers=0.1)
+    assert gain(gray) >= 1.2
+    assert holds(gray, where)
 
 
 @pytest.mark.parametrize("seed", range(6))
