@@ -26,10 +26,10 @@ from processes import server
 from table import write_results
 
 from fracray.config import Config
-from fracray.data.loading.boxes import Boxes
-from fracray.data.loading.draws import Pictures
+from fracray.data.images.square import KEPT
 from fracray.data.loading.gpu_stream import DeviceStream
-from fracray.data.loading.plan import Plan
+from fracray.data.loading.plan import Plan, make_plan
+from fracray.data.loading.shards import ShardFile, Shards
 from fracray.data.manifest import in_set
 from fracray.metrics import (
     Array,
@@ -42,6 +42,7 @@ from fracray.metrics import (
 )
 from fracray.metrics.scores import Ranked
 from fracray.runtime.console import new_console, new_table
+from fracray.runtime.storage import Folder
 from fracray.training.loop import Fit, pick_device
 from fracray.training.model import float32
 
@@ -106,7 +107,8 @@ def pack(args: argparse.Namespace) -> None:
             parts[f"fold{fold}"] = prepared.table["split"].to_numpy()
             baselines.append([baseline.as_dict() for baseline in prepared.baselines])
     args.to.mkdir(parents=True)
-    prepared.table[COLUMNS].assign(**parts).to_parquet(args.to / TABLE)
+    columns = [*COLUMNS, *KEPT] if prepared.shards.cropped else COLUMNS
+    prepared.table[columns].assign(**parts).to_parquet(args.to / TABLE)
     coded = [_coded(square, args.quality) for square in prepared.shards.load()]
     ends = np.cumsum([len(data) for data in coded])
     np.savez(args.to / PIXELS, data=np.concatenate(coded), ends=ends, size=args.size)
@@ -265,22 +267,9 @@ def train(training: Training, table: pd.DataFrame, squares: np.ndarray, every_ep
 
 
 def plan_of(config: Config, table: pd.DataFrame, split: pd.Series) -> Plan:
-    """As `fracray.data.loading.plan.make_plan` makes it from shards, which are not here."""
-    width, height, brightness = (table[name].to_numpy() for name in ("width", "height", "brightness"))
-    val = np.flatnonzero(in_set(split, "val"))
-    return Plan(
-        train_rows=np.flatnonzero(in_set(split, "train")),
-        val_rows=val,
-        val_sets={"val": val},
-        labels=table["label"].to_numpy().astype(np.float32),
-        pictures=Pictures.of_sizes(width, height, brightness, config.data.size),
-        batch_size=config.train.batch_size,
-        strengths=config.augment,
-        seed=config.train.seed,
-        shard_rows=len(table),
-        groups=np.unique(table["group"].to_numpy(), return_inverse=True)[1],
-        boxes=Boxes.of_table(table, config.data.size) if config.model.localise else None,
-    )
+    """The plan over a pack: a set of shards of a single file, which is not read."""
+    shards = Shards(Folder(""), config.data.size, (ShardFile("", 0, len(table)),))
+    return make_plan(config, table.assign(split=split), shards)
 
 
 @torch.inference_mode()

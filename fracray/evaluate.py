@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are
     from rich.console import Console
 
     from fracray.config import Config
-    from fracray.data.loading.ingest import Shards
+    from fracray.data.loading.shards import Shards
     from fracray.data.manifest import Manifest
     from fracray.data.prepare import Prepared
     from fracray.evaluation.localisation import Localisation
@@ -122,7 +122,7 @@ def read_severities(text: str) -> tuple[int, ...]:
 
 
 def _evaluate(args: argparse.Namespace, severities: tuple[int, ...]) -> None:
-    from fracray.data.prepare import examined, prepare, shards_at
+    from fracray.data.prepare import examined, prepare, shards_as
     from fracray.data.report import say_flow, say_phantom
     from fracray.evaluation.inference import half_the_cpus
     from fracray.evaluation.localisation import score_localisation
@@ -162,7 +162,7 @@ def _evaluate(args: argparse.Namespace, severities: tuple[int, ...]) -> None:
             raise InputError(f"{config.data.source}: has changed since the folds were trained; restore it")
         folds = [prepared, *(prepare(one.metadata.config.data, console, manifest=manifest) for one in checkpoints[1:])]
         scored = [score_part(*pair, part, console) for pair in zip(checkpoints, folds, strict=True)]
-        other = shards_at(prepared, reference.metadata.config.data.size, console) if reference else None
+        other = shards_as(prepared, reference.metadata.config.data, console) if reference else None
     pooled = pool_folds([one for one, _ in scored])
     intervals, perfect = pooled.intervals(), pooled.perfect_ece(args.seed)
     threshold = f"decision threshold {metadata.threshold:.3f}" if len(scored) == 1 else "each fold's decision threshold"

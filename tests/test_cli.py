@@ -129,7 +129,7 @@ FLAGS = {
     "--some-without-patient --licence --salt",
     "data check": "path --manifest --datasheet --set --address",
     "data audit": "path --json --html --set",
-    "data sheet": "path --to --count --augmented --corrupted --set --address",
+    "data sheet": "path --to --count --augmented --corrupted --crops --set --address",
     "data phantom": "--to --count --seed",
 }
 MODULES = {

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from fracray.data.images.letterbox import frame
 from fracray.data.loading.boxes import Boxes
+from fracray.data.loading.kept import shown
 from fracray.data.prepare import Prepared
 from fracray.evaluation.inference import predict_maps
 from fracray.metrics import GroupJackknife, Interval
@@ -79,14 +80,14 @@ def _touched(boxes: Boxes, row: int, size: int, cells: int) -> np.ndarray:
 def _picture(prepared: Prepared, row: int, cells: int) -> np.ndarray:
     """(cells, cells) bool: the cells whose centre lies in the picture, and not in the black beside it."""
     size = prepared.shards.size
-    width, height = (int(prepared.table[name].iloc[row]) for name in ("width", "height"))
+    width, height = shown(prepared.table.iloc[[row]])[["width", "height"]].to_numpy(dtype=int)[0]
     centres = (np.arange(cells) + 0.5) * size / cells
-    shown = []
+    inside_of = []
     for part in frame(width, height, size):
         inside = (centres >= part.start) & (centres < part.stop)
         inside[np.abs(centres - (part.start + part.stop) / 2).argmin()] = True  # also of a picture thinner than a cell
-        shown.append(inside)
-    return np.outer(*shown)
+        inside_of.append(inside)
+    return np.outer(*inside_of)
 
 
 def _usual_place(train: np.ndarray, prepared: Prepared, boxes: Boxes, cells: int) -> tuple[int, int]:

@@ -227,7 +227,8 @@ def _write_card(
         "input": {  # for those who serve it without fracray
             "shape": ["batch", 1, size, size],
             "range": [0, 255],
-            "geometry": "letterboxed: longer side scaled to the size, padded with 0 to a square",
+            "geometry": f"{'cropped to the anatomy (fracray.data.images.crop), then ' * metadata.config.data.crop}"
+            "letterboxed: longer side scaled to the size, padded with 0 to a square",
             **about,
         },
         **metadata.to_json(),
@@ -298,6 +299,7 @@ def _refuse_other(card: CheckpointMetadata, member: CheckpointMetadata, folder: 
     ours, theirs = card.config.data, member.config.data
     for what, mine, other in (
         ("image size", ours.size, theirs.size),
+        ("data.crop", ours.crop, theirs.crop),
         ("classes", card.classes, member.classes),
         ("data", card.data_fingerprint, member.data_fingerprint),
         ("split", ours.split, theirs.split),
@@ -306,7 +308,7 @@ def _refuse_other(card: CheckpointMetadata, member: CheckpointMetadata, folder: 
             values = "" if what == "split" else f" ({other}, not {mine})"
             raise InputError(
                 f"{folder}: {what} of another kind than its ensemble's{values}; members must agree in the size of the "
-                "images, the classes, the data and the split"
+                "images, data.crop, the classes, the data and the split"
             )
 
 
