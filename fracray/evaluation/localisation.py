@@ -4,23 +4,23 @@ Beside the hits stand those of two pointers that see no pixel: a cell of the pic
 fractures of the training part most often are. Must not know of the command line.
 """
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import track
 
 from fracray.data.images.letterbox import frame
 from fracray.data.loading.boxes import Boxes
 from fracray.data.prepare import Prepared
-from fracray.evaluation.inference import BATCH
-from fracray.metrics import GroupJackknife, Interval
+from fracray.evaluation.maps import over_rows
+from fracray.metrics import GroupJackknife, Interval, Scale
 from fracray.training.checkpoint import Checkpoint
+from fracray.training.ensemble import Ensemble
 from fracray.training.loop import pick_device
-from fracray.training.model import float32
+from fracray.training.model import Classifier, float32
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,11 @@ def score_localisation(
     boxed = rows[(labels[rows] == 1) & (boxes.first[rows + 1] > boxes.first[rows])]
     if not len(boxed):
         return None
-    maps = np.concatenate([*_maps(checkpoint, prepared, boxed, console)])
+    model = checkpoint.model.to(pick_device())
+    maps = over_rows(prepared.shards, boxed, partial(_logits, model), console)
     cells = maps.shape[-1]
-    touched = np.stack([_touched(boxes, row, prepared.shards.size, cells) for row in boxed])
-    in_picture = np.stack([_picture(prepared, row, cells) for row in boxed])
+    touched = np.stack([touched_cells(boxes, row, prepared.shards.size, cells) for row in boxed])
+    in_picture = np.stack([picture_cells(prepared, row, cells) for row in boxed])
     hits = np.array([mask.flat[found.argmax()] for mask, found in zip(touched, maps, strict=True)], dtype=float)
     random = (touched & in_picture).sum((1, 2)) / in_picture.sum((1, 2))
     train = prepared.rows("train") if "train" in prepared.sets else np.empty(0, dtype=np.int64)
@@ -66,24 +67,16 @@ def score_localisation(
     place = "the most frequent place of the training part" if len(train) else "the middle of the image"
     jackknife = GroupJackknife(np.ones(len(boxed)), prepared.table["group"].to_numpy()[boxed])
     at_usual = touched[:, *usual].astype(float)
-    hit, by_chance, at_place = (_mean(jackknife, values) for values in (hits, random, at_usual))
+    hit, by_chance, at_place = (mean_interval(jackknife, values) for values in (hits, random, at_usual))
     return Localisation(len(boxed), cells, hit, by_chance, at_place, place)
 
 
-def _maps(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray, console: Console) -> Iterator[np.ndarray]:
-    """The maps (n, cells, cells) float32 of ascending rows, a shard at a time."""
-    device = pick_device()
-    model = checkpoint.model.to(device)
-    for file in track(prepared.shards.files, "looking where", console=console, transient=True):
-        inside = rows[(rows >= file.first) & (rows < file.first + file.count)] - file.first
-        images = prepared.shards.read_file(file)[inside] if len(inside) else np.empty(0)
-        for start in range(0, len(inside), BATCH):
-            batch = torch.from_numpy(images[start : start + BATCH]).unsqueeze(1).to(device)
-            with torch.inference_mode(), float32():
-                yield model(batch, True)[1].float().cpu().numpy()
+def _logits(model: Classifier | Ensemble, images: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode(), float32():
+        return model(images, True)[1]
 
 
-def _touched(boxes: Boxes, row: int, size: int, cells: int) -> np.ndarray:
+def touched_cells(boxes: Boxes, row: int, size: int, cells: int) -> np.ndarray:
     """(cells, cells) bool: the cells that a box of this row touches."""
     side = size / cells
     first = np.arange(cells) * side
@@ -94,7 +87,7 @@ def _touched(boxes: Boxes, row: int, size: int, cells: int) -> np.ndarray:
     return touched
 
 
-def _picture(prepared: Prepared, row: int, cells: int) -> np.ndarray:
+def picture_cells(prepared: Prepared, row: int, cells: int) -> np.ndarray:
     """(cells, cells) bool: the cells whose centre lies in the picture, and not in the black beside it."""
     size = prepared.shards.size
     width, height = (int(prepared.table[name].iloc[row]) for name in ("width", "height"))
@@ -109,11 +102,12 @@ def _picture(prepared: Prepared, row: int, cells: int) -> np.ndarray:
 
 def _usual_place(train: np.ndarray, prepared: Prepared, boxes: Boxes, cells: int) -> tuple[int, int]:
     """The cell that a box touches in most of these radiographs."""
-    counts = np.sum([_touched(boxes, row, prepared.shards.size, cells) for row in train], axis=0)
+    counts = np.sum([touched_cells(boxes, row, prepared.shards.size, cells) for row in train], axis=0)
     row, column = divmod(int(counts.argmax()), cells)
     return row, column
 
 
-def _mean(jackknife: GroupJackknife, values: np.ndarray) -> Interval:
+def mean_interval(jackknife: GroupJackknife, values: np.ndarray, scale: Scale = "share") -> Interval:
+    """The mean of values, (n,), with its 95% interval over the groups of these images."""
     left_out = jackknife.values(lambda weights: {"": weights @ values / weights.sum(1)})[""]
-    return jackknife.interval(float(values.mean()), left_out, "all")
+    return jackknife.interval(float(values.mean()), left_out, "all", scale)

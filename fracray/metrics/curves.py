@@ -80,7 +80,8 @@ def reliability_diagram(
     count, known = int(bins.max()) + 1, int(group.max()) + 1
     cell = bins * known + group
     images, positives = (
-        np.bincount(cell, weights, minlength=count * known).reshape(count, known) for weights in (np.ones(len(y)), y)
+        np.bincount(cell, weights, minlength=count * known).reshape(count, known).astype(np.float64)
+        for weights in (np.ones(len(y)), y)
     )
     total = images.sum(1)
     low, high = _band(images, positives, seed)

@@ -36,15 +36,14 @@ def choose_operating_points(
     """Thresholds by name, chosen on these images; labels (n,) in {0, 1}, with both classes, probabilities (n,) in 0..1.
 
     'specificity_0.90': of the thresholds with at least this specificity, that of the highest sensitivity, then of the
-    highest specificity; 'sensitivity_0.90': the reverse. 'youden': the highest sensitivity + specificity - 1 (Youden 1950, doi
-    10.1002/1097-0142(1950)3:1<32::AID-CNCR2820030106>3.0.CO;2-3). 'cost', with a cost: the lowest mean cost at this
-    prevalence (default: that of these images). Of several thresholds that are best for the last two, the nearest to
-    0.5, then the lower.
+    highest specificity; 'sensitivity_0.90': the reverse. 'youden': the highest sensitivity + specificity - 1 (Youden
+    1950, Cancer 3, 32). 'cost', with a cost: the lowest mean cost at this prevalence (default: that of these images).
+    Of several thresholds that are best for the last two, the nearest to 0.5, then the lower.
     Raises RunError for probabilities that are not finite.
     """
     y, p = checked(labels, probabilities)
     positives, negatives = int(y.sum()), int(len(y) - y.sum())
-    assert positives and negatives, "an operating point needs both classes"
+    assert 0 < positives < len(y), "an operating point needs both classes"
     thresholds, caught, spared = cuts(y, p)
     found = {}
     for target in TARGETS:

@@ -123,9 +123,7 @@ def cuts(labels: npt.ArrayLike, probabilities: npt.ArrayLike) -> tuple[Array, In
     # There is no float between two neighbouring ones: the upper one still separates them, as p >= threshold.
     candidates = np.where(middle > lower, middle, upper)
     candidates[0] = middle[0]
-    missed, spared = (
-        np.r_[0, np.cumsum(np.bincount(level_of[y == label], minlength=len(levels)))] for label in (1, 0)
-    )
+    missed, spared = (np.r_[0, np.cumsum(np.bincount(level_of[y == label], minlength=len(levels)))] for label in (1, 0))
     return candidates, missed[-1] - missed, spared
 
 
