@@ -34,18 +34,10 @@ def say_subgroups(console: Console, found: Sequence[Subgroup], overall: Mapping[
         "\nsubgroups, at the same threshold and calibration; each score with its 95% interval over groups in brackets",
     )
     table = new_table()
-    for heading in ("", "subgroup"):
-        table.add_column(heading, no_wrap=True)
-    headings = (
-        "fractured",
-        "not",
-        "AUROC",
-        "sensitivity",
-        "specificity",
-        "balanced\naccuracy",
-        "calibration\nintercept",
-    )
-    for heading in headings:
+    table.add_column("", no_wrap=True)
+    table.add_column("subgroup")
+    scores = ("AUROC", "sensitivity", "specificity", "balanced\naccuracy", "calibration\nintercept")
+    for heading in ("fract.", "not", *scores):
         table.add_column(heading, justify="right", no_wrap=True)
     shown = ("auroc", "sensitivity", "specificity", "balanced_accuracy", "calibration_intercept")
     for axis, members in groupby(found, key=lambda one: one.axis):
@@ -68,7 +60,7 @@ def say_subgroups(console: Console, found: Sequence[Subgroup], overall: Mapping[
     if any(one.axis == "box" for one in found):
         _say(
             console,
-            "box: the fracture's size, its boxes' area as a share of the picture; AUROC is against all radiographs "
+            "box: the area of the fracture's boxes as a share of the picture; AUROC is against all radiographs "
             "without a fracture, which have no size, so specificity and what depends on it have no value",
         )
     below = [one for one in found if _clearly_below(one.scores.get("auroc"), overall.get("auroc"))]
@@ -140,13 +132,8 @@ def say_decision_curve(console: Console, found: Operating) -> None:
         "model calls fractured at a threshold probability",
     )
     table = new_table()
-    for heading in (
-        "threshold\nprobability",
-        "a missed fracture\nis as bad as",
-        "the model",
-        "treat all",
-        "treat\nnone",
-    ):
+    table.add_column("threshold\nprobability", justify="right")
+    for heading in ("a missed fracture\nis as bad as", "the model", "treat all", "treat\nnone"):
         table.add_column(heading, justify="right")
     table.add_column("model, less the better\nof all and none", justify="right")
     for wanted in CURVE_AT:
@@ -163,11 +150,16 @@ def say_decision_curve(console: Console, found: Operating) -> None:
     console.print(table)
     useful = [t for t, gain in zip(curve.thresholds, curve.gain, strict=True) if gain.low > 0]
     words = f"at threshold probabilities {_ranges(useful)}" if useful else "at no threshold probability"
+    moved = (
+        ". Its probabilities are moved from the prevalence of validation to that (their odds are multiplied)"
+        if found.given
+        else ""
+    )
     _say(
         console,
         f"the model is clearly worth more than treating all or none (interval above 0) {words}, at a prevalence of "
-        f"{found.prevalence:.1%}. Its probabilities are used as they are. Choose the row by how many false alarms you "
-        "would accept to find one fracture more",
+        f"{found.prevalence:.1%}{moved}. Choose the row by how many false alarms you would accept to find one fracture "
+        "more",
     )
 
 
@@ -265,8 +257,8 @@ def _say_sanity(console: Console, one: Saliency) -> None:
     _say(
         console,
         f"sanity check on {counted(sanity.images, 'radiograph')} (Adebayo et al. 2018): the rank correlation of the "
-        f"cells is 1 for the same map and 0 for an unrelated one. With a random head it is {head:.2f}, with all weights "
-        f"random {last:.2f}: {verdict}{alike}",
+        f"cells is 1 for the same map and 0 for an unrelated one. With a random head it is {head:.2f}, with all "
+        f"weights random {last:.2f}: {verdict}{alike}",
     )
 
 

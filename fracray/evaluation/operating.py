@@ -16,6 +16,7 @@ from fracray.metrics import (
     CostRatio,
     DecisionCurve,
     Interval,
+    at_prevalence,
     choose_operating_points,
     decision_curve,
     operating_scores,
@@ -71,8 +72,8 @@ def score_operating_points(
     """Fix the thresholds on each checkpoint's validation and apply them to what is scored.
 
     Of several checkpoints, each applies its own to the images of its fold. prevalence: for ppv, npv, the cost and the
-    net benefit; without it, the set's own, and for the cost that of validation. InputError for a checkpoint without
-    predictions on validation.
+    net benefit, for which the probabilities are moved to it; without it, the set's own, and for the cost that of
+    validation. InputError for a checkpoint without predictions on validation.
     """
     chosen = []
     for checkpoint in checkpoints:
@@ -90,7 +91,11 @@ def score_operating_points(
         on_validation = {"sensitivity": float(there[0]), "specificity": float(there[1])}
         found.append(OperatingPoint(name, words, tuple(thresholds.tolist()), on_validation, reached))
     share = float(scored.labels.mean()) if prevalence is None else prevalence
-    curve = decision_curve(scored.labels, scored.told, scored.groups, prevalence)
+    told = scored.told
+    if prevalence is not None:  # they are calibrated on validation
+        before = np.array([labels.mean() for labels, _, _ in chosen])
+        told = at_prevalence(told, before[fold], prevalence)
+    curve = decision_curve(scored.labels, told, scored.groups, prevalence)
     return Operating(tuple(found), curve, share, prevalence is not None)
 
 

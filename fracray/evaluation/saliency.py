@@ -144,7 +144,8 @@ def look_at(shown: np.ndarray, boxes: Boxes, scored: Scored) -> Iterator[Looked]
     called = scored.probabilities >= scored.thresholds
     sizes = sizes_of_fractures(prepared.table.iloc[scored.rows])
     everything = np.ones(len(scored.rows), dtype=bool)
-    subsets = {"all": everything, "called fractured": called, "missed": ~called} | sizes
+    subsets = {"all": everything, "called fractured": called, "missed": ~called}
+    subsets |= {f"box {name}": inside for name, inside in sizes.items()}
     for name, inside in subsets.items():
         if inside.any():
             yield _looked(name, values, inside, scored.groups)

@@ -89,9 +89,9 @@ def sizes_of_fractures(table: pd.DataFrame) -> dict[str, np.ndarray]:
     low, high = SIZES
     known, fractured = ~np.isnan(area), table["label"].to_numpy() == 1
     return {
-        f"small, below {low:.1%}": known & (area < low),
-        f"medium, {low:.1%} to {high:.1%}": known & (area >= low) & (area < high),
-        f"large, from {high:.1%}": known & (area >= high),
+        f"below {low:.1%}": known & (area < low),
+        f"{low:.1%} to {high:.1%}": known & (area >= low) & (area < high),
+        f"{high:.1%} and more": known & (area >= high),
         "no box": fractured & ~known,
     }
 

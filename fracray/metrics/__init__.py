@@ -22,6 +22,7 @@ from fracray.metrics.intervals import (
 from fracray.metrics.operating import (
     CostRatio,
     DecisionCurve,
+    at_prevalence,
     choose_operating_points,
     decision_curve,
     operating_scores,
@@ -45,6 +46,7 @@ __all__ = [
     "Interval",
     "Scale",
     "Scores",
+    "at_prevalence",
     "auroc_over_folds",
     "balanced_errors",
     "by_set",

@@ -101,6 +101,17 @@ def operating_scores(
     }
 
 
+def at_prevalence(probabilities: npt.ArrayLike, before: npt.ArrayLike, after: float) -> Array:
+    """Probabilities (n,) that are calibrated at one prevalence, `before`, one or (n,), as they are at another one.
+
+    By Bayes' theorem, where the radiographs of each class stay as they are, the odds change by the ratio of the odds of
+    the prevalences (Saerens et al. 2002, doi 10.1162/089976602753284446). Both prevalences above 0 and below 1.
+    """
+    p, share = np.asarray(probabilities, dtype=np.float64), np.asarray(before, dtype=np.float64)
+    ill, well = p * after / share, (1 - p) * (1 - after) / (1 - share)
+    return ill / (ill + well)
+
+
 @dataclass(frozen=True)
 class DecisionCurve:
     """Net benefit by threshold probability, in true positives per image; that of treating none is 0.
@@ -141,7 +152,8 @@ def decision_curve(
 
     labels (n,) in {0, 1}, probabilities (n,) in 0..1, groups (n,); thresholds above 0 and below 1. A threshold
     probability t stands for a user to whom a missed fracture is as bad as (1 - t) / t false alarms. At another
-    prevalence the two error rates are weighted by it; the probabilities stay as they are. Source: Vickers and Elkin
+    prevalence the two error rates are weighted by it; the probabilities must be those of that prevalence, as
+    `at_prevalence` gives them. Source: Vickers and Elkin
     2006, doi 10.1177/0272989X06295361.
     """
     y, p = checked(labels, probabilities)
