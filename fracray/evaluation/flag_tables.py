@@ -149,7 +149,10 @@ def say_decision_curve(console: Console, found: Operating) -> None:
         )
     console.print(table)
     useful = [t for t, gain in zip(curve.thresholds, curve.gain, strict=True) if gain.low > 0]
-    words = f"at threshold probabilities {_ranges(useful)}" if useful else "at no threshold probability"
+    where = f"at threshold probabilities {_ranges(useful)}" if useful else "at no threshold probability"
+    clearly = f"the model is clearly worth more than treating all or none (interval above 0) {where}"
+    if all(isnan(gain.low) for gain in curve.gain):
+        clearly = "the groups are too few for intervals, so it cannot be said where the model is clearly worth more"
     moved = (
         ". Its probabilities are moved from the prevalence of validation to that (their odds are multiplied)"
         if found.given
@@ -157,9 +160,8 @@ def say_decision_curve(console: Console, found: Operating) -> None:
     )
     _say(
         console,
-        f"the model is clearly worth more than treating all or none (interval above 0) {words}, at a prevalence of "
-        f"{found.prevalence:.1%}{moved}. Choose the row by how many false alarms you would accept to find one fracture "
-        "more",
+        f"{clearly}, at a prevalence of {found.prevalence:.1%}{moved}. Choose the row by how many false alarms you would "
+        "accept to find one fracture more",
     )
 
 
