@@ -160,8 +160,8 @@ def say_decision_curve(console: Console, found: Operating) -> None:
     )
     _say(
         console,
-        f"{clearly}, at a prevalence of {found.prevalence:.1%}{moved}. Choose the row by how many false alarms you would "
-        "accept to find one fracture more",
+        f"{clearly}, at a prevalence of {found.prevalence:.1%}{moved}. Choose the row by how many false alarms you "
+        "would accept to find one fracture more",
     )
 
 
