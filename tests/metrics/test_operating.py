@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
 
-from fracray.metrics import CostRatio, choose_operating_points, decision_curve, operating_scores
+from fracray.metrics import (
+    CostRatio,
+    at_prevalence,
+    choose_operating_points,
+    decision_curve,
+    fit_temperature,
+    operating_scores,
+)
 
 
 def drawn(seed, n=300, groups=30):
@@ -150,3 +157,20 @@ def test_intervals_at_a_given_prevalence_hold_the_truth():
         held["gain"] += gain.low <= truth["gain"] <= gain.high
     assert held["ppv"] / runs > 0.9
     assert held["gain"] / runs > 0.9
+
+
+def test_probabilities_that_are_moved_to_another_prevalence_are_calibrated_there():
+    """Bayes' theorem by hand, there and back, and a logistic regression on a sample of the other prevalence."""
+    # Of 1,000 at 20%: 40 fractured and 10 others look like this. At 5%: 10 of 50 fractured, and 11.875 of 950.
+    assert at_prevalence([0.8], 0.2, 0.05)[0] == pytest.approx(10 / (10 + 950 / 80))
+    some = np.array([0.0, 0.1, 0.5, 0.97, 1.0])
+    assert at_prevalence(at_prevalence(some, 0.2, 0.05), 0.05, 0.2) == pytest.approx(some)
+    assert at_prevalence(some, 0.3, 0.3) == pytest.approx(some)
+    generator = np.random.default_rng(5)
+    labels = (generator.random(100_000) < 0.05).astype(int)
+    z = generator.normal(2.0 * labels, 1)
+    at_a_third = expit(2 * z - 2 + math.log(0.5))  # right where a third is positive
+    moved = at_prevalence(at_a_third, 1 / 3, 0.05)
+    found = fit_temperature(labels, np.log(moved / (1 - moved)))
+    assert found.temperature == pytest.approx(1, abs=0.03)
+    assert found.bias == pytest.approx(0, abs=0.05)
