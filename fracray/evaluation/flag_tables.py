@@ -37,7 +37,7 @@ def say_subgroups(console: Console, found: Sequence[Subgroup], overall: Mapping[
     table.add_column("", no_wrap=True)
     table.add_column("subgroup")
     scores = ("AUROC", "sensitivity", "specificity", "balanced\naccuracy", "calibration\nintercept")
-    for heading in ("fract.", "not", *scores):
+    for heading in ("fract.", "not\nfract.", *scores):
         table.add_column(heading, justify="right", no_wrap=True)
     shown = ("auroc", "sensitivity", "specificity", "balanced_accuracy", "calibration_intercept")
     for axis, members in groupby(found, key=lambda one: one.axis):

@@ -197,10 +197,10 @@ def box_shares(boxes: Boxes, row: int, size: int, cells: int) -> np.ndarray:
 def _centre(picture: np.ndarray) -> np.ndarray:
     """A normal distribution in the middle of the picture, whose cells are given as (cells, cells)."""
     weights = []
-    for shown in (picture.any(1), picture.any(0)):
-        inside = np.flatnonzero(shown)
+    for axis in (1, 0):
+        inside = np.flatnonzero(picture.any(axis=axis))
         middle, side = (inside[0] + inside[-1]) / 2, inside[-1] - inside[0] + 1
-        weights.append(np.exp(-0.5 * ((np.arange(len(shown)) - middle) / (CENTRE_SPREAD * side)) ** 2))
+        weights.append(np.exp(-0.5 * ((np.arange(len(picture)) - middle) / (CENTRE_SPREAD * side)) ** 2))
     return np.outer(*weights) * picture
 
 
