@@ -193,13 +193,13 @@ def say_saliency(console: Console, found: Sequence[Saliency]) -> None:
     for one in found:
         _say(console, f"\nwhere it looks: {WORDS[one.method]}, {one.cells} x {one.cells} cells")
         if one.looked:
-            _say_looked(console, one.looked)
+            _say_looked(console, one.looked, one.usual_place)
         else:
             _say(console, "none of these fractured radiographs has a box, so there are no hits to count")
         _say_sanity(console, one)
 
 
-def _say_looked(console: Console, looked: Sequence[Looked]) -> None:
+def _say_looked(console: Console, looked: Sequence[Looked], usual_place: str) -> None:
     table = new_table("fractured radiographs")
     table.add_column("images", justify="right")
     for measure in ("hit", "energy"):
@@ -221,8 +221,8 @@ def _say_looked(console: Console, looked: Sequence[Looked]) -> None:
     _say(
         console,
         "hit: the highest cell touches a fracture's box. energy: the share of the map's sum that lies inside the "
-        "boxes. Beside the map, with no look at the picture: a cell at random, the middle, and where the boxes of the "
-        "training part most often are",
+        "boxes. Beside the map, with no look at the picture: a cell at random, the centre of the picture, and the "
+        f"usual place, which is {usual_place}",
     )
     if everything.pointers:
         gain = everything.hit_gain

@@ -15,9 +15,15 @@ from rich.console import Console
 from scipy.stats import rankdata
 
 from fracray.data.loading.boxes import Boxes
-from fracray.data.prepare import Prepared
 from fracray.errors import InputError
-from fracray.evaluation.localisation import mean_interval, picture_cells, touched_cells
+from fracray.evaluation.localisation import (
+    mean_interval,
+    peak_hits,
+    picture_cells,
+    touched_cells,
+    usual_places,
+    usual_words,
+)
 from fracray.evaluation.maps import Method, maps, methods, over_images, over_rows, randomised, read_images
 from fracray.evaluation.scoring import Scored
 from fracray.evaluation.subgroups import FEWEST, sizes_of_fractures
@@ -93,11 +99,13 @@ class Saliency:
     cells: int
     looked: tuple[Looked, ...]
     sanity: Sanity
+    usual_place: str = ""  # in words, where the pointer 'usual' points
 
     def as_dict(self) -> dict[str, Any]:
         """A tree of JSON values."""
         looked = [one.as_dict() for one in self.looked]
-        return {"method": self.method, "cells": self.cells, "looked": looked, "sanity": self.sanity.as_dict()}
+        about = {"method": self.method, "cells": self.cells, "usual_place": self.usual_place}
+        return about | {"looked": looked, "sanity": self.sanity.as_dict()}
 
 
 def score_saliency(checkpoint: Checkpoint, scored: Scored, seed: int, console: Console) -> tuple[Saliency, ...]:
@@ -122,7 +130,7 @@ def score_saliency(checkpoint: Checkpoint, scored: Scored, seed: int, console: C
             shown = over_rows(prepared.shards, rows, partial(maps, model, method), console)
             looked = tuple(look_at(shown, boxes, scored.only(boxed)))
         sanity, cells = _sanity(checkpoint, scored, method, seed)
-        result.append(Saliency(method, cells, looked, sanity))
+        result.append(Saliency(method, cells, looked, sanity, "" if boxes is None else usual_words(prepared, boxes)))
     return tuple(result)
 
 
@@ -136,9 +144,9 @@ def look_at(shown: np.ndarray, boxes: Boxes, scored: Scored) -> Iterator[Looked]
     shares = np.stack([box_shares(boxes, row, size, cells) for row in scored.rows])
     picture = np.stack([picture_cells(prepared, row, cells) for row in scored.rows]).astype(float)
     random = picture / picture.sum((1, 2), keepdims=True)
-    usual = np.broadcast_to(_usual(prepared, boxes, cells), shown.shape)
+    usual = np.broadcast_to(usual_places(prepared, boxes, cells), shown.shape)
     priors = {"map": shown, "centre": np.stack([_centre(one) for one in picture]), "usual": usual}
-    values = {name: (_peak_hits(prior, touched), _energy(prior, shares)) for name, prior in priors.items()}
+    values = {name: (peak_hits(prior, touched), _energy(prior, shares)) for name, prior in priors.items()}
     # A cell of the picture at random hits as often as cells are touched.
     values["random"] = ((random * touched).sum((1, 2)), _energy(random, shares))
     called = scored.probabilities >= scored.thresholds
@@ -165,13 +173,6 @@ def _looked(
         for ours, usual in zip(values["map"], values["usual"], strict=True)
     )
     return Looked(name, count, pointers, *gains)
-
-
-def _peak_hits(found: np.ndarray, touched: np.ndarray) -> np.ndarray:
-    """1.0 where the highest cell is touched; of several highest ones, their share; 0.0 for an empty map."""
-    peaks = (found == found.max((1, 2), keepdims=True)) & (found > 0)
-    with np.errstate(invalid="ignore"):
-        return np.nan_to_num((peaks & touched).sum((1, 2)) / peaks.sum((1, 2)))
 
 
 def _energy(found: np.ndarray, shares: np.ndarray) -> np.ndarray:
@@ -202,15 +203,6 @@ def _centre(picture: np.ndarray) -> np.ndarray:
         middle, side = (inside[0] + inside[-1]) / 2, inside[-1] - inside[0] + 1
         weights.append(np.exp(-0.5 * ((np.arange(len(picture)) - middle) / (CENTRE_SPREAD * side)) ** 2))
     return np.outer(*weights) * picture
-
-
-def _usual(prepared: Prepared, boxes: Boxes, cells: int) -> np.ndarray:
-    """(cells, cells): how many boxes of the training part touch a cell; of the picture's middle without any."""
-    train = prepared.rows("train") if "train" in prepared.sets else np.empty(0, dtype=np.int64)
-    train = train[boxes.first[train + 1] > boxes.first[train]]
-    if not len(train):
-        return _centre(np.ones((cells, cells)))
-    return np.sum([touched_cells(boxes, row, prepared.shards.size, cells) for row in train], axis=0).astype(float)
 
 
 # ---- the sanity check ----------------------------------------------------------------------------------------------
