@@ -52,6 +52,7 @@ class Checkpoint:
     folder: Path
     seen: pd.DataFrame | None = None  # see read_seen
     members: tuple["Checkpoint", ...] = ()
+    predictions: pd.DataFrame | None = None  # see read_predictions
 
 
 def save_checkpoint(
@@ -117,13 +118,13 @@ def _open(folder: Path, metadata: CheckpointMetadata) -> Checkpoint:
         inside = [folder / MEMBERS / name for name in names]
         members = tuple(_open(member, read_metadata(member)) for member in inside)
         ensemble = Ensemble([member.model for member in members if isinstance(member.model, Classifier)])
-        return Checkpoint(ensemble.eval(), metadata, folder, read_seen(folder), members)
+        return Checkpoint(ensemble.eval(), metadata, folder, read_seen(folder), members, read_predictions(folder))
     tensors = read_tensors(folder / WEIGHTS).tensors
     with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: keep the caller's random state
         model = build_model(metadata.config.model, load_weights=False)
     _check_tensors(model.state_dict(), tensors, folder)
     model.load_state_dict(tensors)
-    return Checkpoint(model.eval(), metadata, folder, read_seen(folder))
+    return Checkpoint(model.eval(), metadata, folder, read_seen(folder), predictions=read_predictions(folder))
 
 
 def read_metadata(folder: str | Path) -> CheckpointMetadata:
