@@ -26,10 +26,10 @@ from processes import server
 from table import write_results
 
 from fracray.config import Config
-from fracray.data.loading.boxes import Boxes
-from fracray.data.loading.draws import Pictures
+from fracray.data.images.square import KEPT
 from fracray.data.loading.gpu_stream import DeviceStream
-from fracray.data.loading.plan import Plan
+from fracray.data.loading.plan import Plan, make_plan
+from fracray.data.loading.shards import ShardFile, Shards
 from fracray.data.manifest import in_set
 from fracray.metrics import (
     Array,
@@ -42,6 +42,7 @@ from fracray.metrics import (
 )
 from fracray.metrics.scores import Ranked
 from fracray.runtime.console import new_console, new_table
+from fracray.runtime.storage import Folder
 from fracray.training.loop import Fit, pick_device
 from fracray.training.model import float32
 
@@ -60,10 +61,11 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = cli.add_subparsers(dest="command", required=True)
     pack_ = commands.add_parser("pack", help="prepare a data set for `run`; needs Ray")
-    pack_.add_argument("--data", required=True, help="FracAtlas folder or zip, or an imported set")
+    pack_.add_argument("--data", required=True, help="FracAtlas folder or zip, an imported set, or phantom")
     pack_.add_argument("--size", type=int, default=384, help="largest side of the squares, px (default %(default)s)")
     pack_.add_argument("--quality", type=int, default=QUALITY, help="of their JPEG coding (default %(default)s)")
     pack_.add_argument("--to", type=Path, required=True, help="new folder for the pack")
+    pack_.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the data")
     run_ = commands.add_parser("run", help="train the recipes on the folds")
     run_.add_argument("--pack", type=Path, required=True, help="folder that `pack` wrote")
     run_.add_argument("--recipes", type=Path, default=HERE / "ablation.yaml", help="default %(default)s")
@@ -97,7 +99,7 @@ def pack(args: argparse.Namespace) -> None:
     from fracray.runtime.ray_session import connect
 
     console = new_console()
-    base = {"data.source": args.data, "data.size": args.size, "data.split.protocol": "kfold"}
+    base = {"data.source": args.data, "data.size": args.size, "data.split.protocol": "kfold", **_settings(args.set)}
     parts, baselines = {}, []
     with connect(None):
         for fold in range(FOLDS):
@@ -105,7 +107,8 @@ def pack(args: argparse.Namespace) -> None:
             parts[f"fold{fold}"] = prepared.table["split"].to_numpy()
             baselines.append([baseline.as_dict() for baseline in prepared.baselines])
     args.to.mkdir(parents=True)
-    prepared.table[COLUMNS].assign(**parts).to_parquet(args.to / TABLE)
+    columns = [*COLUMNS, *KEPT] if prepared.shards.cropped else COLUMNS
+    prepared.table[columns].assign(**parts).to_parquet(args.to / TABLE)
     coded = [_coded(square, args.quality) for square in prepared.shards.load()]
     ends = np.cumsum([len(data) for data in coded])
     np.savez(args.to / PIXELS, data=np.concatenate(coded), ends=ends, size=args.size)
@@ -155,7 +158,7 @@ def trainings(args: argparse.Namespace) -> list[Training]:
     recipes = yaml.safe_load(args.recipes.read_text())
     base: dict[str, Any] = recipes["base"]
     steps: dict[str, dict[str, Any]] = recipes["steps"]
-    more = {name: yaml.safe_load(value) for name, _, value in (setting.partition("=") for setting in args.set)}
+    more = _settings(args.set)
     chosen = args.only or list(steps)
     if unknown := set(chosen) - set(steps):
         raise SystemExit(f"{args.recipes}: no step is called {', '.join(sorted(unknown))}")
@@ -165,6 +168,10 @@ def trainings(args: argparse.Namespace) -> list[Training]:
         for name in chosen
         for fold in args.folds
     ]
+
+
+def _settings(words: Sequence[str]) -> dict[str, Any]:
+    return {name: yaml.safe_load(value) for name, _, value in (word.partition("=") for word in words)}
 
 
 def run(args: argparse.Namespace) -> None:
@@ -260,22 +267,9 @@ def train(training: Training, table: pd.DataFrame, squares: np.ndarray, every_ep
 
 
 def plan_of(config: Config, table: pd.DataFrame, split: pd.Series) -> Plan:
-    """As `fracray.data.loading.plan.make_plan` makes it from shards, which are not here."""
-    width, height, brightness = (table[name].to_numpy() for name in ("width", "height", "brightness"))
-    val = np.flatnonzero(in_set(split, "val"))
-    return Plan(
-        train_rows=np.flatnonzero(in_set(split, "train")),
-        val_rows=val,
-        val_sets={"val": val},
-        labels=table["label"].to_numpy().astype(np.float32),
-        pictures=Pictures.of_sizes(width, height, brightness, config.data.size),
-        batch_size=config.train.batch_size,
-        strengths=config.augment,
-        seed=config.train.seed,
-        shard_rows=len(table),
-        groups=np.unique(table["group"].to_numpy(), return_inverse=True)[1],
-        boxes=Boxes.of_table(table, config.data.size) if config.model.localise else None,
-    )
+    """The plan over a pack: a set of shards of a single file, which is not read."""
+    shards = Shards(Folder(""), config.data.size, (ShardFile("", 0, len(table)),))
+    return make_plan(config, table.assign(split=split), shards)
 
 
 @torch.inference_mode()

@@ -26,7 +26,8 @@ from table import write_results
 from fracray.config import DataConfig
 from fracray.data.images.decode import REDUCED
 from fracray.data.images.letterbox import letterbox
-from fracray.data.loading.ingest import ingest, reduction_for
+from fracray.data.images.square import reduction_for
+from fracray.data.loading.ingest import ingest
 from fracray.data.manifest import Manifest
 from fracray.data.prepare import examined
 from fracray.data.sources.import_rows import ImportOptions

@@ -7,30 +7,37 @@ images of a group are not independent. The scores of no-pixel predictors are sho
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
-from math import isnan
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from fracray.config import PHANTOM
 from fracray.errors import InputError, run_verb
+from fracray.evaluation.asked import (
+    SEVERITIES,
+    SUBGROUPS,
+    Asked,
+    read_axes,
+    read_costs,
+    read_prevalence,
+    read_severities,
+)
 from fracray.runtime.arguments import add_address, command
 
 if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are read and its files are found
     from rich.console import Console
 
-    from fracray.config import Config
-    from fracray.data.loading.ingest import Shards
-    from fracray.data.manifest import Manifest
-    from fracray.data.prepare import Prepared
-    from fracray.evaluation.localisation import Localisation
+    from fracray.data.loading.shards import Shards
     from fracray.evaluation.robustness import CorruptionScores, ModelUnderTest
     from fracray.evaluation.scoring import Scored
-    from fracray.metrics import Interval
-    from fracray.training.checkpoint import Checkpoint, CheckpointMetadata
+    from fracray.evaluation.written import Findings
+    from fracray.training.checkpoint import Checkpoint
 
-SEVERITIES = (1, 2, 3, 4, 5)  # those of data.images.corruptions, which takes long to import; a test compares them
+NEEDS = {
+    "reference": "corruptions",
+    "severities": "corruptions",
+    "cost_ratio": "operating_points",
+    "prevalence": "operating_points",
+}
 
 # ---------------------------------------------------------------- the command
 
@@ -43,6 +50,8 @@ def parser() -> argparse.ArgumentParser:
         "  python -m fracray.evaluate checkpoints/t0007 --data FracAtlas --split test\n"
         "  python -m fracray.evaluate runs/first --json scores.json\n"
         "  python -m fracray.evaluate checkpoints/t0007 --data other-hospital --split all\n"
+        "  python -m fracray.evaluate runs/first --by region,view,box --operating-points --prevalence 0.05 --saliency\n"
+        "  python -m fracray.evaluate runs/first --against runs/second\n"
         "  python -m fracray.evaluate checkpoints/t0007 --corruptions --reference checkpoints/t0000 --json bad.json\n"
         "  python -m fracray.evaluate runs/fold0 runs/fold1 runs/fold2 runs/fold3 runs/fold4\n",
     )
@@ -63,7 +72,44 @@ def parser() -> argparse.ArgumentParser:
         metavar="SET",
         help="default: test, and its held-out sets; val, test/device, ...; all, for data that the training never saw",
     )
-    cli.add_argument("--json", metavar="FILE", help="also write the scores and every image's probability as JSON")
+    cli.add_argument(
+        "--json",
+        metavar="FILE",
+        help="also write all of it as JSON, with every image's probability and the points of the curves",
+    )
+    cli.add_argument("--csv", metavar="FOLDER", help="also write each table as a CSV file into this folder")
+    cli.add_argument(
+        "--by",
+        metavar="LIST",
+        help=f"also score subgroups by some of {','.join(SUBGROUPS)}; box is the size of the fracture",
+    )
+    cli.add_argument(
+        "--operating-points",
+        action="store_true",
+        help="also score thresholds that are fixed on validation for a sensitivity or specificity of 0.90 and 0.95, "
+        "Youden's index and --cost-ratio, and the decision curve",
+    )
+    cli.add_argument(
+        "--cost-ratio",
+        metavar="FN:FP",
+        help="with --operating-points: what a missed fracture costs and what a false alarm, for example 10:1",
+    )
+    cli.add_argument(
+        "--prevalence",
+        metavar="SHARE",
+        help="with --operating-points: the share of fractured radiographs where the model is to be used, for example "
+        "0.05, for PPV, NPV, cost and net benefit (default: the set's own)",
+    )
+    cli.add_argument(
+        "--saliency",
+        action="store_true",
+        help="also score where it looks: the localiser's map and Grad-CAM beside the boxes, and their sanity check",
+    )
+    cli.add_argument(
+        "--against",
+        metavar="CHECKPOINT",
+        help="also score another checkpoint or run on the same radiographs: differences with intervals, DeLong's test",
+    )
     cli.add_argument(
         "--corruptions",
         action="store_true",
@@ -79,67 +125,65 @@ def parser() -> argparse.ArgumentParser:
         "--seed",
         type=int,
         default=0,
-        help="of the corruptions, and of the draws of a perfectly calibrated model (default %(default)s)",
+        help="of what is drawn: corruptions, a perfectly calibrated model, random weights, bands (default %(default)s)",
     )
     add_address(cli)
     return cli
 
 
+@dataclass(frozen=True)
+class Other:
+    """Another checkpoint, and the same radiographs at the size it takes."""
+
+    checkpoint: Checkpoint
+    shards: Shards
+
+
 def main(argv: Sequence[str]) -> None:
     args = parser().parse_args(argv)
-    severities = _check(args)
-    _evaluate(args, severities)
+    _evaluate(args, _check(args))
 
 
-def _check(args: argparse.Namespace) -> tuple[int, ...]:
-    """Refuse what can be refused without opening a checkpoint; returns the severities of the corruptions."""
+def _check(args: argparse.Namespace) -> Asked:
+    """Refuse what can be refused without opening a checkpoint."""
     from fracray.runtime.locations import data_source, require_local
 
-    if not args.corruptions and (args.reference or args.severities):
-        raise InputError(f"{'--reference' if args.reference else '--severities'}: only with --corruptions")
+    for flag, needed in NEEDS.items():
+        if getattr(args, flag) and not getattr(args, needed):
+            raise InputError(f"{_flag(flag)}: only with {_flag(needed)}")
     if len(args.checkpoint) > 1:
-        if args.corruptions:
-            raise InputError("--corruptions: scores one checkpoint at a time; name a single one")
+        for flag in ("corruptions", "saliency", "against"):
+            if getattr(args, flag):
+                raise InputError(f"{_flag(flag)}: takes one checkpoint at a time; name a single one")
         if args.data or args.split not in (None, "test"):
             raise InputError("several checkpoints are scored on the test fold of each; leave out --data and --split")
-    for location in (*args.checkpoint, *([args.reference] if args.reference else [])):
+    for location in (*args.checkpoint, *filter(None, (args.reference, args.against))):
         require_local(location, "no such checkpoint folder or run")
     if args.data:
         data_source(args.data)
-    return read_severities(args.severities) if args.severities else SEVERITIES
+    return Asked(
+        severities=read_severities(args.severities) if args.severities else SEVERITIES,
+        axes=read_axes(args.by) if args.by else (),
+        costs=read_costs(args.cost_ratio) if args.cost_ratio else None,
+        prevalence=read_prevalence(args.prevalence) if args.prevalence else None,
+    )
 
 
-def read_severities(text: str) -> tuple[int, ...]:
-    """'1,3,5' to (1, 3, 5); InputError for anything else."""
-    known = {str(severity): severity for severity in SEVERITIES}
-    words = [word.strip() for word in text.split(",")]
-    if not all(word in known for word in words):
-        raise InputError(f"--severities {text}: expected some of 1 to 5 with commas between, for example 1,3,5")
-    return tuple(sorted({known[word] for word in words}))
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 # ---------------------------------------------------------------- the steps
 
 
-def _evaluate(args: argparse.Namespace, severities: tuple[int, ...]) -> None:
-    from fracray.data.prepare import examined, prepare, shards_at
+def _evaluate(args: argparse.Namespace, asked: Asked) -> None:
+    from fracray.data.prepare import examined, prepare, shards_as
     from fracray.data.report import say_flow, say_phantom
-    from fracray.evaluation.inference import half_the_cpus
-    from fracray.evaluation.localisation import score_localisation
-    from fracray.evaluation.report import (
-        say_beaten,
-        say_calibration,
-        say_corruptions,
-        say_few_groups,
-        say_gap,
-        say_localisation,
-        say_one_class,
-        scores_table,
-        sets_table,
-    )
-    from fracray.evaluation.robustness import score_corruptions
+    from fracray.evaluation.opening import on_what, open_checkpoint, paths_to_open, prepare_part, who
     from fracray.evaluation.scoring import check_folds, pool_folds, refuse_seen, score_part
-    from fracray.runtime.console import counted, new_console, progress_bar
+    from fracray.evaluation.subgroups import check_axes
+    from fracray.evaluation.written import Findings, as_tree, curves_of, write_csv, write_json
+    from fracray.runtime.console import new_console
     from fracray.runtime.ray_session import connect
 
     checkpoints = [open_checkpoint(location) for location in args.checkpoint]
@@ -147,14 +191,16 @@ def _evaluate(args: argparse.Namespace, severities: tuple[int, ...]) -> None:
     if len(checkpoints) > 1:
         check_folds(args.checkpoint, [checkpoint.metadata for checkpoint in checkpoints])
     reference = open_checkpoint(args.reference) if args.reference else None
-    config = metadata.config.with_leaves(_paths(args.data, args.checkpoint[0], metadata), "--data")
+    against = open_checkpoint(args.against) if args.against else None
+    config = metadata.config.with_leaves(paths_to_open(args.data, args.checkpoint[0], metadata), "--data")
     console = new_console()
     if not args.data:
         say_phantom(console, config)
     with connect(args.address):
         manifest = examined(config.data, console)
-        prepared, part = _prepare(config, manifest, metadata.data_fingerprint, args.split, console)
+        prepared, part = prepare_part(config, manifest, metadata.data_fingerprint, args.split, console)
         say_flow(console, prepared)
+        check_axes(prepared.table, asked.axes, config.data.source)
         if reference is not None and (part != "all" or prepared.fingerprint != metadata.data_fingerprint):
             complaint = f"--reference {args.reference}: name a model of the same split"
             refuse_seen(reference, prepared, prepared.rows(part), complaint)
@@ -162,124 +208,130 @@ def _evaluate(args: argparse.Namespace, severities: tuple[int, ...]) -> None:
             raise InputError(f"{config.data.source}: has changed since the folds were trained; restore it")
         folds = [prepared, *(prepare(one.metadata.config.data, console, manifest=manifest) for one in checkpoints[1:])]
         scored = [score_part(*pair, part, console) for pair in zip(checkpoints, folds, strict=True)]
-        other = shards_at(prepared, reference.metadata.config.data.size, console) if reference else None
+        others = [
+            Other(one, shards_as(prepared, one.metadata.config.data, console)) if one else None
+            for one in (reference, against)
+        ]
     pooled = pool_folds([one for one, _ in scored])
-    intervals, perfect = pooled.intervals(), pooled.perfect_ece(args.seed)
-    threshold = f"decision threshold {metadata.threshold:.3f}" if len(scored) == 1 else "each fold's decision threshold"
+    sets = {part: pooled.intervals()}
+    if len(scored) == 1:
+        sets |= {name: found.intervals() for name, found in scored[0][1].items()}
+    found = Findings(part, pooled, sets, pooled.perfect_ece(args.seed), curves_of(pooled, args.seed))
+    _say_scores(
+        console, found, checkpoints, f"{who(checkpoints)}, on {on_what(part, prepared, metadata.data_fingerprint)}"
+    )
+    _more(args, asked, found, checkpoints, others, console)
+    tree = as_tree(found, args.checkpoint, checkpoints)
+    if args.json:
+        write_json(args.json, tree)
+        console.print(f"written: {args.json}")
+    if args.csv:
+        console.print(f"written: {', '.join(write_csv(args.csv, tree))} in {args.csv}", soft_wrap=True)
+
+
+def _say_scores(console: Console, found: Findings, checkpoints: Sequence[Checkpoint], what: str) -> None:
+    """Print the scores of the part and of its held-out sets, and what they are worth."""
+    from fracray.evaluation.report import (
+        say_beaten,
+        say_calibration,
+        say_few_groups,
+        say_gap,
+        say_one_class,
+        scores_table,
+        sets_table,
+    )
+    from fracray.runtime.console import counted
+
+    part, pooled, intervals = found.part, found.scored, found.sets[found.part]
+    metadata, prepared, single = checkpoints[0].metadata, pooled.prepared, len(checkpoints) == 1
+    threshold = f"decision threshold {metadata.threshold:.3f}" if single else "each fold's decision threshold"
     console.print(
-        f"\n{_who(checkpoints)}, on {_what(part, prepared, metadata.data_fingerprint)}: "
-        f"{counted(len(pooled.rows), 'radiograph')} in {counted(len(set(pooled.groups)), 'group')}, "
-        f"{pooled.labels.mean():.1%} fractured; "
-        f"{threshold}, fixed on validation",
+        f"\n{what}: {counted(len(pooled.rows), 'radiograph')} in {counted(len(set(pooled.groups)), 'group')}, "
+        f"{pooled.labels.mean():.1%} fractured; {threshold}, fixed on validation",
         soft_wrap=True,
     )
-    console.print(scores_table(intervals, pooled.prepared.baselines, part))
-    sets = scored[0][1] if len(scored) == 1 else {}
-    all_sets = {part: intervals} | {name: found.intervals() for name, found in sets.items()}
-    if sets:
-        console.print(sets_table(all_sets, prepared))
-    say_beaten(console, intervals, pooled.prepared.baselines, part, config.train.operating_point)
+    console.print(scores_table(intervals, prepared.baselines, part))
+    if len(found.sets) > 1:
+        console.print(sets_table(found.sets, prepared))
+    say_beaten(console, intervals, prepared.baselines, part, metadata.config.train.operating_point)
     say_one_class(console, pooled.labels)
-    say_calibration(console, intervals, perfect)
+    say_calibration(console, intervals, found.perfect_ece)
     say_few_groups(console, pooled.groups, pooled.labels)
-    if part == "test" and len(checkpoints) == 1:
+    if part == "test" and single:
         say_gap(console, metadata.metrics, intervals)
-    where = score_localisation(checkpoints[0], prepared, pooled.rows, console) if len(checkpoints) == 1 else None
-    say_localisation(console, where)
     if part == "all" and prepared.fingerprint == metadata.data_fingerprint:
         console.print(
             "note: 'all' includes the images that this checkpoint was trained on, so its scores are optimistic",
             style="yellow",
         )
-    corruptions = None
+
+
+def _more(
+    args: argparse.Namespace,
+    asked: Asked,
+    found: Findings,
+    checkpoints: Sequence[Checkpoint],
+    others: Sequence[Other | None],
+    console: Console,
+) -> None:
+    """Add to what was found what the flags ask for, and print it."""
+    from fracray.evaluation import flag_tables
+    from fracray.evaluation.comparison import compare
+    from fracray.evaluation.localisation import score_localisation
+    from fracray.evaluation.operating import score_operating_points
+    from fracray.evaluation.report import say_corruptions, say_localisation
+    from fracray.evaluation.saliency import score_saliency
+    from fracray.evaluation.subgroups import score_subgroups
+
+    pooled, only = found.scored, checkpoints[0]
+    reference, against = others
+    if len(checkpoints) == 1:
+        found.localisation = score_localisation(only, pooled.prepared, pooled.rows, console)
+        if not args.saliency:
+            say_localisation(console, found.localisation)
+    if asked.axes:
+        found.subgroups = score_subgroups(pooled, asked.axes)
+        flag_tables.say_subgroups(console, found.subgroups, found.sets[found.part])
+    if args.operating_points:
+        found.operating = score_operating_points(checkpoints, pooled, asked.cost_ratio(), asked.prevalence)
+        flag_tables.say_operating_points(console, found.operating, found.part == "val")
+        flag_tables.say_decision_curve(console, found.operating)
+    if args.saliency:
+        found.saliency = score_saliency(only, pooled, args.seed, console)
+        flag_tables.say_saliency(console, found.saliency)
+    if against is not None:
+        found.against = compare(args.against, against.checkpoint, against.shards, pooled, found.part, console)
+        flag_tables.say_comparison(console, found.against)
     if args.corruptions:
-        with half_the_cpus(), progress_bar(console, "scoring corrupted radiographs") as step:
-            corruptions = score_corruptions(
-                _under_test(checkpoints[0], prepared.shards),
-                pooled.rows,
-                prepared.table["image_id"].iloc[pooled.rows].tolist(),
-                pooled.labels,
-                pooled.groups,
-                severities,
-                _under_test(reference, other) if reference and other else None,
-                args.seed,
-                step,
-            )
-        say_corruptions(console, corruptions)
-    if args.json:
-        _write_json(Path(args.json), args.checkpoint, checkpoints, part, pooled, all_sets, perfect, where, corruptions)
-        console.print(f"written: {args.json}")
+        found.corruptions = _corruptions(asked.severities, args.seed, only, pooled, reference, console)
+        say_corruptions(console, found.corruptions)
 
 
-def _paths(data: str | None, location: str, metadata: CheckpointMetadata) -> dict[str, str | None]:
-    """Where the data and the cache are. A checkpoint from elsewhere does not choose which paths are opened."""
-    from fracray.runtime.locations import data_source
-    from fracray.runtime.run_folder import is_in_run
+def _corruptions(
+    severities: tuple[int, ...],
+    seed: int,
+    checkpoint: Checkpoint,
+    scored: Scored,
+    reference: Other | None,
+    console: Console,
+) -> CorruptionScores:
+    from fracray.evaluation.inference import half_the_cpus
+    from fracray.evaluation.robustness import score_corruptions
+    from fracray.runtime.console import progress_bar
 
-    trained_on = metadata.config.data.source
-    if is_in_run(location):
-        return {"data.source": data_source(data) if data else trained_on}
-    if not data and trained_on != PHANTOM:
-        raise InputError(
-            f"{location}: was trained on {trained_on!r}; name the data with --data: only a run, or a checkpoint inside "
-            "of its run, chooses what is opened"
+    prepared = scored.prepared
+    with half_the_cpus(), progress_bar(console, "scoring corrupted radiographs") as step:
+        return score_corruptions(
+            _under_test(checkpoint, prepared.shards),
+            scored.rows,
+            prepared.table["image_id"].iloc[scored.rows].tolist(),
+            scored.labels,
+            scored.groups,
+            severities,
+            _under_test(reference.checkpoint, reference.shards) if reference else None,
+            seed,
+            step,
         )
-    return {"data.source": data_source(data) if data else PHANTOM, "data.cache": None}
-
-
-def _who(checkpoints: Sequence[Checkpoint]) -> str:
-    if len(checkpoints) > 1:
-        folds = sorted(checkpoint.metadata.config.data.split.fold for checkpoint in checkpoints)
-        of = checkpoints[0].metadata.config.data.split.folds
-        return f"{len(folds)} of {of} folds ({', '.join(map(str, folds))}), each by the checkpoint that never saw it"
-    only = checkpoints[0]
-    if only.members:
-        names = ", ".join(member.metadata.trial for member in only.members)
-        return f"the ensemble of {len(only.members)} ({names})" if len(only.members) > 1 else names
-    return f"{only.metadata.trial or only.folder.name}, epoch {only.metadata.epoch}"
-
-
-def open_checkpoint(location: str) -> Checkpoint:
-    """Load a checkpoint folder, or a run's best one, from a path or URI."""
-    from fracray.runtime.run_folder import BEST
-    from fracray.runtime.storage import Folder
-    from fracray.training.checkpoint import load_checkpoint
-
-    folder = Folder(location)
-    if folder.exists("config.yaml") and folder.exists(BEST):
-        folder = folder.sub(BEST)
-    elif folder.exists("trials") and not folder.exists("config.json"):
-        raise InputError(
-            f"{location}: a run without a best checkpoint yet; name one of {', '.join(folder.names('trials'))}"
-        )
-    if not folder.is_local and not folder.exists("config.json"):  # before anything is copied
-        raise InputError(f"{folder}: not a checkpoint folder: no config.json in it; name a run, or its best/")
-    with folder.local_folder() as local:
-        return load_checkpoint(local)
-
-
-def _prepare(
-    config: Config, manifest: Manifest, trained_on: str, split: str | None, console: Console
-) -> tuple[Prepared, str]:
-    """The data set and the part of it to score; data that was never seen has no parts and is scored in full."""
-    from fracray.data.prepare import prepare
-    from fracray.errors import nearest
-
-    known = manifest.fingerprint() == trained_on
-    if split == "all" or (not known and split is None):
-        return prepare(config.data, console, split=False, manifest=manifest), "all"
-    if not known:
-        raise InputError(
-            f"--split {split}: {config.data.source} is not the data this checkpoint was trained on, so it has no "
-            f"{split} part; score all of it with --split all"
-        )
-    prepared = prepare(config.data, console, manifest=manifest)
-    if split is not None and split not in prepared.sets:
-        raise InputError(
-            f"--split {split}: there is no such set{nearest(split, prepared.sets)}; there are "
-            f"{', '.join(prepared.sets)} and all"
-        )
-    return prepared, split or "test"
 
 
 def _under_test(checkpoint: Checkpoint, shards: Shards) -> ModelUnderTest:
@@ -288,66 +340,6 @@ def _under_test(checkpoint: Checkpoint, shards: Shards) -> ModelUnderTest:
 
     run, metadata = network(checkpoint), checkpoint.metadata
     return ModelUnderTest(shards, lambda images: metadata.calibration.apply(run(images)), metadata.threshold)
-
-
-def _what(part: str, prepared: Prepared, trained_on: str) -> str:
-    if prepared.fingerprint != trained_on:
-        return f"{prepared.origin}, without what its training is known to have seen"
-    return "all radiographs" if part == "all" else f"the set {part}"
-
-
-def _write_json(
-    path: Path,
-    locations: Sequence[str],
-    checkpoints: Sequence[Checkpoint],
-    part: str,
-    scored: Scored,
-    sets: dict[str, dict[str, Interval]],
-    perfect: float,
-    where: Localisation | None,
-    corruptions: CorruptionScores | None,
-) -> None:
-    table = scored.prepared.table.iloc[scored.rows]
-    tree: dict[str, Any] = {
-        "checkpoints": [
-            {
-                "location": location,
-                "trial": checkpoint.metadata.trial,
-                "epoch": checkpoint.metadata.epoch,
-                "threshold": checkpoint.metadata.threshold,
-                "members": [member.metadata.trial for member in checkpoint.members],
-            }
-            for location, checkpoint in zip(locations, checkpoints, strict=True)
-        ],
-        "data": (data := scored.prepared.summary()),
-        "warnings": data["warnings"],
-        "split": part,
-        "images": len(table),
-        "groups": int(table["group"].nunique()),
-        "scores": _as_dicts(sets[part]),
-        "ece_of_a_perfect_model": None if isnan(perfect) else perfect,
-        "sets": {name: _as_dicts(intervals) for name, intervals in sets.items() if name != part},
-        "predictions": [
-            {"image_id": image_id, "group": group, "label": int(label), "probability": float(f"{probability:.9g}")}
-            for image_id, group, label, probability in zip(
-                table["image_id"], table["group"], table["label"], scored.probabilities, strict=True
-            )
-        ],
-    }
-    if where is not None:
-        tree["localisation"] = where.as_dict()
-    if corruptions is not None:
-        tree["corruptions"] = corruptions.as_dict()
-    from fracray.runtime.storage import write_named
-
-    try:
-        write_named(path, (json.dumps(tree, indent=1, allow_nan=False) + "\n").encode())
-    except OSError as error:
-        raise InputError(f"--json {path}: cannot be written: {error}") from None
-
-
-def _as_dicts(intervals: dict[str, Interval]) -> dict[str, dict[str, float | None]]:
-    return {name: interval.as_dict() for name, interval in intervals.items()}
 
 
 if __name__ == "__main__":

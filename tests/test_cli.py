@@ -120,7 +120,8 @@ FLAGS = {
     "train": "--config --workers --cpus-per-worker --gpus-per-worker --data --epochs --set --storage --name --resume "
     "--address",
     "fetch": "run --top --metric --cluster --to",
-    "evaluate": "checkpoint --data --split --json --corruptions --reference --severities --seed --address",
+    "evaluate": "checkpoint --data --split --json --csv --by --operating-points --cost-ratio --prevalence --saliency "
+    "--against --corruptions --reference --severities --seed --address",
     "cluster check": "file --space --workers-per-trial --cpus-per-trial --gpus-per-trial --storage",
     "cluster submit": "file --address",
     "cluster attach": "file --address job",
@@ -129,7 +130,7 @@ FLAGS = {
     "--some-without-patient --licence --salt",
     "data check": "path --manifest --datasheet --set --address",
     "data audit": "path --json --html --set",
-    "data sheet": "path --to --count --augmented --corrupted --set --address",
+    "data sheet": "path --to --count --augmented --corrupted --crops --set --address",
     "data phantom": "--to --count --seed",
 }
 MODULES = {

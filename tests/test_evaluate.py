@@ -240,7 +240,8 @@ def test_shifted_sets_are_scored_next_to_the_test_part(ray_local, tmp_path, caps
     for name in ("test", "test/exposure", "test/severity"):
         assert name in out
     alone = evaluate(run, tmp_path, "--split", "test/exposure")
-    assert alone["scores"] == scores["sets"]["test/exposure"]
+    for name, value in scores["sets"]["test/exposure"].items():  # batches of another size round otherwise
+        assert alone["scores"][name] == pytest.approx(value, rel=1e-6), name
     with pytest.raises(InputError, match=r"--split test/exposur: there is no such set \(did you mean 'test/exposure'"):
         main([str(run), "--split", "test/exposur"])
 

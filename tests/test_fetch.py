@@ -18,7 +18,7 @@ from fracray.cluster.head_runs import place_of
 from fracray.config import Config
 from fracray.data.loading.shards import ShardFile, Shards
 from fracray.errors import run_verb
-from fracray.evaluate import open_checkpoint
+from fracray.evaluation.opening import open_checkpoint
 from fracray.metrics import Calibration
 from fracray.runtime.run_folder import BEST, EPOCHS, trial_folder
 from fracray.runtime.storage import Folder

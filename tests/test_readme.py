@@ -28,7 +28,10 @@ from fracray.search.space_file import load_space
 pytestmark = pytest.mark.pages
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", *(f"docs/{name}.md" for name in ("data", "search", "splits", "robustness", "run-folder")))
+PAGES = (
+    "README.md",
+    *(f"docs/{name}.md" for name in ("data", "search", "splits", "evaluate", "robustness", "run-folder")),
+)
 VERBS = {
     "cluster": fracray.cluster.__main__,
     "data": fracray.data.__main__,

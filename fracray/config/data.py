@@ -16,6 +16,7 @@ SPLIT_VERSION = 2  # raise it when equal settings give another split; 1 had no g
 GUARD = 5  # file numbers at the border of two parts that go unused where data.split.guard is not set ...
 # What every stored config names of data.split, and hardly anybody by hand, from before there was a guard.
 STORED = {"protocol", "train", "val", "block", "hold_out", "shifts", "folds", "fold", "budget", "file", "seed"}
+STORED_DATA = {"source", "size", "split", "phantom", "stream", "cache"}  # likewise of data, from before data.crop
 GUARDED = 10  # ... and no more than a block of file numbers divided by this
 
 
@@ -193,6 +194,11 @@ class DataConfig(Section):
         PHANTOM, description="'phantom', or the path of a FracAtlas folder or zip, or of an imported set"
     )
     size: int = Field(128, ge=32, le=2048, description="side of the square, letterboxed image in pixels, 32 to 2048")
+    crop: bool = Field(
+        False,
+        description="true: letterbox only the part of each radiograph that holds its anatomy, where that enlarges it "
+        "by a tenth at least; what is cut is counted in data.json and the datasheet",
+    )
     split: SplitConfig = SplitConfig()
     phantom: PhantomConfig = PhantomConfig()
     stream: Literal["auto", "memory", "ray"] = Field(
@@ -208,6 +214,14 @@ class DataConfig(Section):
     cache: str | None = Field(
         None, description="folder for prepared shards; null: $FRACRAY_CACHE, or ~/.cache/fracray where that is not set"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _begun_without_crop(cls, value: Any) -> Any:
+        """A stored config without `crop` is of a version that cropped nothing, whatever the default is now."""
+        if isinstance(value, Mapping) and "crop" not in value and value.keys() >= STORED_DATA:
+            return {**value, "crop": False}
+        return value
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:

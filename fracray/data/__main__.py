@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
         "  python -m fracray.data audit FracAtlas --json audit.json --html audit.html\n"
         "  python -m fracray.data sheet FracAtlas --augmented --set augment.rotate=30 --to sheet.png\n"
         "  python -m fracray.data sheet FracAtlas --corrupted --to faults.png\n"
+        "  python -m fracray.data sheet FracAtlas --crops --to crops.png\n"
         "  python -m fracray.data phantom --count 500 --to phantoms\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -75,6 +76,11 @@ def parser() -> argparse.ArgumentParser:
         "--corrupted",
         action="store_true",
         help="a row for each corruption of `evaluate --corruptions`: each radiograph clean and at severities 1 to 5",
+    )
+    drawn.add_argument(
+        "--crops",
+        action="store_true",
+        help="those that data.crop=true cuts, whole, each with a frame around what is kept",
     )
     for verb in (check, audited, sheet):
         verb.add_argument(
@@ -208,10 +214,13 @@ def _write(flag: str, path: str, text: str) -> None:
 
 def _sheet(args: argparse.Namespace) -> None:
     config = _config(args)
+    if args.crops:
+        config = config.with_leaves({"data.crop": True}, "--crops")
 
     import cv2
 
-    from fracray.data.contact_sheet import draw_augmented, draw_corrupted, draw_plain
+    from fracray.data.contact_sheet import draw_augmented, draw_corrupted, draw_crops, draw_plain
+    from fracray.data.report import say_flow
     from fracray.runtime.console import new_console
     from fracray.runtime.ray_session import connect
     from fracray.runtime.storage import write_named
@@ -220,7 +229,11 @@ def _sheet(args: argparse.Namespace) -> None:
     with connect(args.address):
         prepared = _prepared(config, console)
     count = (12 if args.augmented else 2 if args.corrupted else 48) if args.count is None else max(1, args.count)
-    draw = draw_corrupted if args.corrupted else draw_augmented if args.augmented else draw_plain
+    if args.crops:
+        draw = draw_crops
+        say_flow(console, prepared)
+    else:
+        draw = draw_corrupted if args.corrupted else draw_augmented if args.augmented else draw_plain
     sheet = draw(prepared, config, count)
     try:
         _, picture = cv2.imencode(Path(args.to).suffix, sheet)

@@ -1,6 +1,7 @@
-"""Contact sheets: prepared radiographs side by side in one picture, as they are, augmented, or corrupted.
+"""Contact sheets: prepared radiographs side by side in one picture, as they are, augmented, corrupted,
+or whole with what is kept of them.
 
-Must not know of files or arguments.
+Must not know of arguments.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,10 @@ from torchvision.utils import make_grid
 
 from fracray.config import Config
 from fracray.data.images.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from fracray.data.images.decode import preview
+from fracray.data.images.letterbox import frame, letterbox
 from fracray.data.loading.augment import Augmenter
+from fracray.data.loading.kept import shown
 from fracray.data.loading.plan import make_plan
 from fracray.data.prepare import Prepared
 
@@ -46,6 +50,29 @@ def draw_corrupted(prepared: Prepared, config: Config, count: int) -> np.ndarray
             tiles += [image, *(corrupt(image, corruption.name, severity, seed, name) for severity in SEVERITIES)]
             captions += [corruption.name, *(f"{s}: {corruption.values[s - 1]:.3g}" for s in SEVERITIES)]
     return contact_sheet(tiles, len(rows) * (1 + len(SEVERITIES)), captions)
+
+
+def draw_crops(prepared: Prepared, config: Config, count: int) -> np.ndarray:
+    """`count` of the radiographs that data.crop cuts, whole, with a frame around what is kept; others where none is."""
+    table, size = prepared.table, prepared.shards.size
+    part = shown(table)
+    gain = (table[["width", "height"]].max(axis=1) / part[["width", "height"]].max(axis=1)).to_numpy()
+    rows = np.flatnonzero(gain > 1) if (gain > 1).any() else np.arange(len(table))
+    rows = np.sort(np.random.default_rng(config.train.seed).permutation(rows)[:count])
+    tiles = []
+    for row in rows:
+        entry, kept = table.iloc[row], part.iloc[row]
+        picture = preview(prepared.manifest.root / entry["path"], size)
+        assert picture is not None, f"{entry['path']} was decoded a moment ago"
+        tile = letterbox(picture, size)
+        down, across = frame(entry["width"], entry["height"], size)
+        scale = (across.stop - across.start) / entry["width"], (down.stop - down.start) / entry["height"]
+        first = across.start + kept["left"] * scale[0], down.start + kept["top"] * scale[1]
+        last = first[0] + kept["width"] * scale[0] - 1, first[1] + kept["height"] * scale[1] - 1
+        cv2.rectangle(tile, [*map(round, first)], [*map(round, last)], 255)
+        tiles.append(tile)
+    names = [f"{table['image_id'].iloc[row]} x{gain[row]:.2f}" for row in rows]
+    return contact_sheet(tiles, COLUMNS, names)
 
 
 def contact_sheet(images: Sequence[np.ndarray] | np.ndarray, columns: int, captions: Sequence[str]) -> np.ndarray:

@@ -7,6 +7,7 @@ After "Datasheets for Datasets" (Gebru et al., Communications of the ACM 2021, d
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fracray.data.loading.kept import CUT
 from fracray.data.manifest import REASONS, UNUSED
 from fracray.data.splits.assign import DIVIDED
 from fracray.runtime.console import counted
@@ -49,8 +50,28 @@ def _facts(summary: Mapping[str, Any]) -> str:
         ("patients known", f"{summary['patients']['patients']:,}, of {summary['patients']['named']:,} images"),
         ("groups", f"{summary['groups']:,}"),
         ("prepared as", f"gray, letterboxed to {summary['size']} x {summary['size']} pixels, 8 bit"),
+        *([("cropped to the anatomy", crop_words(summary["crop"]))] if summary.get("crop") else []),
     ]
     return _table(("", ""), rows)
+
+
+def crop_words(crop: Mapping[str, Any]) -> str:
+    """How many radiographs are cropped, by how much, and whether boxes are cut: from `loading.kept.cropping`."""
+    words = f"{crop['images']:,} of {crop['of']:,} radiographs"
+    if crop["images"]:
+        words += f", enlarged {crop['median']:.2f} times (median; at most {crop['largest']:.2f})"
+    if crop["boxes"]:
+        words += f"; {crop['cut']:,} of {counted(crop['boxes'], 'fracture box', 'fracture boxes')} cut"
+    return words
+
+
+def cut_words(crop: Mapping[str, Any]) -> str:
+    """A warning of fracture boxes that are cut, with what to do."""
+    return (
+        f"data.crop cuts {counted(crop['cut'], 'fracture box', 'fracture boxes')} by more than {CUT:.0%} of the area: "
+        f"{', '.join(crop['cut_images'])}{', ...' * crop['more']}; set data.crop=false, or "
+        "look at them with `python -m fracray.data sheet --crops`"
+    )
 
 
 def _flow(summary: Mapping[str, Any]) -> list[tuple[str, int]]:
@@ -88,6 +109,8 @@ def _baselines(baselines: Sequence[Mapping[str, Any]]) -> str:
 def _defects(summary: Mapping[str, Any]) -> list[str]:
     flow = summary["flow"]
     found = [f"- {_cell(warning)}" for warning in summary["warnings"]]
+    if (crop := summary.get("crop")) and crop["cut"]:
+        found.append(f"- {_cell(cut_words(crop))}")
     found += [f"- {flow[name]:,} {name}: {why}" for name, why in REASONS.items() if flow[name]]
     if summary["near_duplicates"]["sets"]:
         near = summary["near_duplicates"]

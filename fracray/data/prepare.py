@@ -18,6 +18,7 @@ from fracray.config import PHANTOM, DataConfig
 from fracray.data.audit.scan import AUDIT_VERSION, examine
 from fracray.data.baselines import Baseline
 from fracray.data.loading.ingest import ingest
+from fracray.data.loading.kept import cropping
 from fracray.data.loading.shards import Shards
 from fracray.data.manifest import MANIFEST, Flow, Manifest, in_set, sets_named
 from fracray.data.patients import KnownPatients, known_patients
@@ -46,7 +47,8 @@ class Prepared:
     """A data set ready for training.
 
     table: one row per used radiograph, in the order of the shards' rows, with at least image_id, label, group and
-    split (read by `fracray.data.manifest.in_set`). baselines: scores of the no-pixel predictors on it.
+    split (read by `fracray.data.manifest.in_set`), and where the shards are cropped with the columns KEPT.
+    baselines: scores of the no-pixel predictors on it.
     """
 
     config: DataConfig
@@ -132,6 +134,7 @@ class Prepared:
                 name: _prevalence(table, column) for name, column in _DESCRIBED if table[column].nunique() > 1
             },
             "size": self.shards.size,
+            "crop": cropping(table),
             "baselines": [baseline.as_dict() for baseline in self.baselines],
         }
 
@@ -189,11 +192,12 @@ def prepare(
         divided = divide(manifest, config.split, split, cache)
     with progress_bar(console, f"ingesting at {config.size} px") as step:
         place = Folder(cache) if shelf is None or alone() else shelf
-        shards = ingest(divided.manifest, config.size, place, step, shared=shelf is not None)
+        shards = ingest(divided.manifest, config.size, place, step, shelf is not None, config.crop)
+    table, kept = divided.manifest.used.reset_index(drop=True), shards.kept()
     return Prepared(
         config=config,
         shards=shards,
-        table=divided.manifest.used.reset_index(drop=True),
+        table=table if kept is None else pd.concat([table, kept], axis=1),
         manifest=divided.manifest,
         baselines=divided.baselines,
         split_notes=divided.notes,
@@ -217,12 +221,13 @@ def examined(config: DataConfig, console: Console) -> Manifest:
         return _manifest(root, cache, console, copied or root)
 
 
-def shards_at(prepared: Prepared, size: int, console: Console) -> Shards:
-    """The same radiographs, row by row, at another size; Ray must be running."""
-    if size == prepared.shards.size:
+def shards_as(prepared: Prepared, config: DataConfig, console: Console) -> Shards:
+    """The same radiographs, row by row, at the size of another config and cropped as there; Ray must be running."""
+    if (config.size, config.crop) == (prepared.shards.size, prepared.shards.cropped):
         return prepared.shards
-    with progress_bar(console, f"ingesting at {size} px") as step:
-        return ingest(prepared.manifest, size, Folder(cache_folder(prepared.config)), step, shared=False)
+    with progress_bar(console, f"ingesting at {config.size} px") as step:
+        place = Folder(cache_folder(prepared.config))
+        return ingest(prepared.manifest, config.size, place, step, shared=False, crop=config.crop)
 
 
 def _phantom(config: DataConfig, cache: Path, console: Console) -> Path:

@@ -8,6 +8,8 @@ from rich.console import Console
 
 from fracray.config import PHANTOM, Config
 from fracray.data.baselines import Baseline
+from fracray.data.datasheet import crop_words, cut_words
+from fracray.data.loading.kept import cropping
 from fracray.data.manifest import Manifest
 from fracray.data.patients import say_patients
 from fracray.data.prepare import PHANTOM_NOTICE, Prepared
@@ -27,6 +29,10 @@ def say_flow(console: Console, prepared: Prepared) -> None:
     console.print(f"data: {prepared.origin}", soft_wrap=True)
     console.print(f"flow: {prepared.flow.summary()}", soft_wrap=True)
     say_ignored(console, prepared.manifest)
+    if crop := cropping(prepared.table):
+        console.print(f"cropped to the anatomy: {crop_words(crop)}", soft_wrap=True)
+        if crop["cut"]:
+            console.print(f"warning: {cut_words(crop)}", style="yellow", soft_wrap=True, markup=False)
     say_patients(console, prepared.patients, prepared.divided)
 
 

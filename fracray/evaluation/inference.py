@@ -79,21 +79,21 @@ def _trained_in_bf16(checkpoint: Checkpoint, device: torch.device) -> bool:
 
 def predict(checkpoint: Checkpoint, shards: Shards, rows: np.ndarray, console: Console) -> np.ndarray:
     """Logits (n,) float32 of these rows of a shard set, in their order."""
-    return _walk(network(checkpoint), shards, rows, "scoring", console)
+    return over_rows(network(checkpoint), shards, rows, "scoring", console)
 
 
 def predict_maps(checkpoint: Checkpoint, shards: Shards, rows: np.ndarray, console: Console) -> np.ndarray:
     """The maps (n, h, w) float32 of these rows of a shard set, in their order; of a checkpoint that gives maps."""
-    return _walk(map_network(checkpoint), shards, rows, "looking where", console)
+    return over_rows(map_network(checkpoint), shards, rows, "looking where", console)
 
 
-def _walk(
+def over_rows(
     run: Callable[[np.ndarray], np.ndarray], shards: Shards, rows: np.ndarray, words: str, console: Console
 ) -> np.ndarray:
-    """What `run` gives for the images of these rows, a shard at a time."""
+    """What `run` makes of the images (B, S, S) uint8 of these rows, in their order; a shard at a time."""
     ascending, places = np.unique(rows, return_inverse=True)
     found = []
-    for file in track(shards.files, words, console=console, transient=True):
+    for file in track(shards.files, words, console=console, transient=True, disable=not console.is_terminal):
         inside = ascending[(ascending >= file.first) & (ascending < file.first + file.count)] - file.first
         images = shards.read_file(file)[inside] if len(inside) else np.empty((0,))
         found += [run(images[start : start + BATCH]) for start in range(0, len(inside), BATCH)]

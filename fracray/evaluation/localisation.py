@@ -12,9 +12,10 @@ from rich.console import Console
 
 from fracray.data.images.letterbox import frame
 from fracray.data.loading.boxes import Boxes
+from fracray.data.loading.kept import shown
 from fracray.data.prepare import Prepared
 from fracray.evaluation.inference import predict_maps
-from fracray.metrics import GroupJackknife, Interval
+from fracray.metrics import GroupJackknife, Interval, Scale
 from fracray.training.checkpoint import Checkpoint
 
 
@@ -51,21 +52,17 @@ def score_localisation(
         return None
     maps = predict_maps(checkpoint, prepared.shards, boxed, console)
     cells = maps.shape[-1]
-    touched = np.stack([_touched(boxes, row, prepared.shards.size, cells) for row in boxed])
-    in_picture = np.stack([_picture(prepared, row, cells) for row in boxed])
-    hits = np.array([mask.flat[found.argmax()] for mask, found in zip(touched, maps, strict=True)], dtype=float)
+    touched = np.stack([touched_cells(boxes, row, prepared.shards.size, cells) for row in boxed])
+    in_picture = np.stack([picture_cells(prepared, row, cells) for row in boxed])
+    hits = peak_hits(maps, touched)
     random = (touched & in_picture).sum((1, 2)) / in_picture.sum((1, 2))
-    train = prepared.rows("train") if "train" in prepared.sets else np.empty(0, dtype=np.int64)
-    train = train[boxes.first[train + 1] > boxes.first[train]]
-    usual = _usual_place(train, prepared, boxes, cells) if len(train) else (cells // 2, cells // 2)
-    place = "the most frequent place of the training part" if len(train) else "the middle of the image"
     jackknife = GroupJackknife(np.ones(len(boxed)), prepared.table["group"].to_numpy()[boxed])
-    at_usual = touched[:, *usual].astype(float)
-    hit, by_chance, at_place = (_mean(jackknife, values) for values in (hits, random, at_usual))
-    return Localisation(len(boxed), cells, hit, by_chance, at_place, place)
+    at_usual = peak_hits(np.broadcast_to(usual_places(prepared, boxes, cells), maps.shape), touched)
+    hit, by_chance, at_place = (mean_interval(jackknife, values) for values in (hits, random, at_usual))
+    return Localisation(len(boxed), cells, hit, by_chance, at_place, usual_words(prepared, boxes))
 
 
-def _touched(boxes: Boxes, row: int, size: int, cells: int) -> np.ndarray:
+def touched_cells(boxes: Boxes, row: int, size: int, cells: int) -> np.ndarray:
     """(cells, cells) bool: the cells that a box of this row touches."""
     side = size / cells
     first = np.arange(cells) * side
@@ -76,26 +73,54 @@ def _touched(boxes: Boxes, row: int, size: int, cells: int) -> np.ndarray:
     return touched
 
 
-def _picture(prepared: Prepared, row: int, cells: int) -> np.ndarray:
+def picture_cells(prepared: Prepared, row: int, cells: int) -> np.ndarray:
     """(cells, cells) bool: the cells whose centre lies in the picture, and not in the black beside it."""
     size = prepared.shards.size
-    width, height = (int(prepared.table[name].iloc[row]) for name in ("width", "height"))
+    width, height = shown(prepared.table.iloc[[row]])[["width", "height"]].to_numpy(dtype=int)[0]
     centres = (np.arange(cells) + 0.5) * size / cells
-    shown = []
+    inside_of = []
     for part in frame(width, height, size):
         inside = (centres >= part.start) & (centres < part.stop)
         inside[np.abs(centres - (part.start + part.stop) / 2).argmin()] = True  # also of a picture thinner than a cell
-        shown.append(inside)
-    return np.outer(*shown)
+        inside_of.append(inside)
+    return np.outer(*inside_of)
 
 
-def _usual_place(train: np.ndarray, prepared: Prepared, boxes: Boxes, cells: int) -> tuple[int, int]:
-    """The cell that a box touches in most of these radiographs."""
-    counts = np.sum([_touched(boxes, row, prepared.shards.size, cells) for row in train], axis=0)
-    row, column = divmod(int(counts.argmax()), cells)
-    return row, column
+def peak_hits(found: np.ndarray, touched: np.ndarray) -> np.ndarray:
+    """(n,) 1.0 where the highest cell of a map (n, cells, cells) is touched; of several highest ones, the share.
+
+    0.0 for a map that is the same everywhere: it points at nothing.
+    """
+    highest = found.max((1, 2), keepdims=True)
+    peaks = (found == highest) & (highest > found.min((1, 2), keepdims=True))
+    with np.errstate(invalid="ignore"):
+        return np.nan_to_num((peaks & touched).sum((1, 2)) / peaks.sum((1, 2)))
 
 
-def _mean(jackknife: GroupJackknife, values: np.ndarray) -> Interval:
+def usual_places(prepared: Prepared, boxes: Boxes, cells: int) -> np.ndarray:
+    """(cells, cells): in how many radiographs of the training part a box touches a cell.
+
+    Without any, the middle: 1 at its one cell, or at the four around it.
+    """
+    train = _boxed_of_training(prepared, boxes)
+    if len(train):
+        return np.sum([touched_cells(boxes, row, prepared.shards.size, cells) for row in train], axis=0).astype(float)
+    middle = np.abs(np.arange(cells) - (cells - 1) / 2) < 1
+    return np.outer(middle, middle).astype(float)
+
+
+def usual_words(prepared: Prepared, boxes: Boxes) -> str:
+    """What the pointer of `usual_places` points at."""
+    known = len(_boxed_of_training(prepared, boxes))
+    return "the most frequent place of the training part" if known else "the middle of the image"
+
+
+def _boxed_of_training(prepared: Prepared, boxes: Boxes) -> np.ndarray:
+    train = prepared.rows("train") if "train" in prepared.sets else np.empty(0, dtype=np.int64)
+    return train[boxes.first[train + 1] > boxes.first[train]]
+
+
+def mean_interval(jackknife: GroupJackknife, values: np.ndarray, scale: Scale = "share") -> Interval:
+    """The mean of values, (n,), with its 95% interval over the groups of these images."""
     left_out = jackknife.values(lambda weights: {"": weights @ values / weights.sum(1)})[""]
-    return jackknife.interval(float(values.mean()), left_out, "all")
+    return jackknife.interval(float(values.mean()), left_out, "all", scale)

@@ -137,14 +137,15 @@ def sets_table(scores: Mapping[str, Mapping[str, float | Interval]], prepared: P
     for name, values in scores.items():
         rows = prepared.rows(name)
         fractured = prepared.table["label"].to_numpy()[rows].mean()
-        both = [_with_interval(values.get(metric)) for metric in ("accuracy", "auroc")]
+        both = [with_interval(values.get(metric)) for metric in ("accuracy", "auroc")]
         alone = [score_cell(_value(values.get(metric))) for metric in ("sensitivity", "specificity")]
         others = [score_cell(rival.auroc) for rival in rivals if rival.part == name]
         table.add_row(name, str(len(rows)), f"{fractured:.1%}", *both, *alone, *others)
     return table
 
 
-def _with_interval(value: float | Interval | None) -> str:
+def with_interval(value: float | Interval | None) -> str:
+    """A score with three decimals and its interval in brackets; empty where there is none."""
     text = score_cell(_value(value))
     if isinstance(value, Interval) and not isnan(value.low):
         text += f" [{score_cell(value.low)}, {score_cell(value.high)}]"
@@ -195,9 +196,9 @@ def say_localisation(console: Console, found: Localisation | None) -> None:
         return
     console.print(
         f"where: the map's highest cell of {found.cells} x {found.cells} touches a fracture's box in "
-        f"{_with_interval(found.hit)} of the {found.images} fractured radiographs with boxes; a cell of the picture at "
-        f"random does in {_with_interval(found.random)}, {found.usual_place} in "
-        f"{_with_interval(found.usual)}",
+        f"{with_interval(found.hit)} of the {found.images} fractured radiographs with boxes; a cell of the picture at "
+        f"random does in {with_interval(found.random)}, {found.usual_place} in "
+        f"{with_interval(found.usual)}",
         soft_wrap=True,
     )
 

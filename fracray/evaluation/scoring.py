@@ -42,6 +42,17 @@ class Scored:
     def groups(self) -> np.ndarray:
         return self.prepared.table["group"].to_numpy()[self.rows]
 
+    @property
+    def told(self) -> np.ndarray:
+        """The probabilities (n,) by which the calibration is judged."""
+        return self.probabilities if self.cross_fitted is None else self.cross_fitted
+
+    def only(self, inside: np.ndarray) -> "Scored":
+        """Those of them where `inside`, (n,) bool, holds."""
+        folds, crossed = (None if each is None else each[inside] for each in (self.folds, self.cross_fitted))
+        rows, probabilities, thresholds = (each[inside] for each in (self.rows, self.probabilities, self.thresholds))
+        return Scored(self.prepared, rows, probabilities, thresholds, folds, crossed)
+
     def intervals(self) -> dict[str, Interval]:
         """The scores with their intervals, and the calibration's slope and intercept: see `metrics.score_intervals`."""
         intervals = score_intervals(self.labels, self.probabilities, self.groups, self.thresholds, self.cross_fitted)
@@ -51,8 +62,7 @@ class Scored:
 
     def perfect_ece(self, seed: int) -> float:
         """The calibration error that a perfectly calibrated model stays below in 95% of the draws, on these groups."""
-        told = self.probabilities if self.cross_fitted is None else self.cross_fitted
-        return CalibrationError(self.labels, told, self.groups).perfect(seed)
+        return CalibrationError(self.labels, self.told, self.groups).perfect(seed)
 
 
 def score_part(
@@ -64,7 +74,7 @@ def score_part(
         name: prepared.rows(name) for name in prepared.sets if name.startswith(f"{part}/")
     }
     if prepared.fingerprint != metadata.data_fingerprint:
-        sets = {part: _unseen(checkpoint, prepared, sets[part], console)}
+        sets = {part: unseen(checkpoint, prepared, sets[part], console)}
     elif part not in ("train", "all"):
         file = prepared.config.split.file
         changed = f"{file} has changed since the training" if file else "the split is not that of the training"
@@ -84,7 +94,7 @@ def score_part(
     return found.pop(part), found
 
 
-def _unseen(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray, console: Console) -> np.ndarray:
+def unseen(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray, console: Console) -> np.ndarray:
     """The rows whose pictures were neither trained nor validated on; says how many were."""
     if checkpoint.seen is None:
         console.print("note: the checkpoint does not list the images of its training; make sure that none is scored")

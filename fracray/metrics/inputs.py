@@ -6,6 +6,7 @@ import numpy.typing as npt
 from fracray.errors import RunError
 
 Array = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.intp]
 # Weights are held as (weightings, images); this many at a time bounds the memory at some 100 MB.
 CELLS = 1_000_000
 

@@ -167,9 +167,9 @@ def score_intervals(
 def paired_gain(
     labels: npt.ArrayLike,
     probabilities_a: npt.ArrayLike,
-    threshold_a: float,
+    threshold_a: npt.ArrayLike,
     probabilities_b: npt.ArrayLike,
-    threshold_b: float,
+    threshold_b: npt.ArrayLike,
     groups: npt.ArrayLike,
     metric: str = "accuracy",
 ) -> Interval:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fracray.metric_names import METRICS, REPORTED, lower_is_better
-from fracray.metrics.inputs import Array, checked
+from fracray.metrics.inputs import Array, IntArray, checked
 from fracray.metrics.reliability import CalibrationError
 
 
@@ -100,9 +100,22 @@ def choose_threshold(
     Raises RunError for probabilities that are not finite.
     """
     y, p = checked(labels, probabilities)
-    positives, negatives = y.sum(), len(y) - y.sum()
+    positives, negatives = int(y.sum()), int(len(y) - y.sum())
     if not positives or not negatives:
         return 0.5
+    candidates, caught, spared = cuts(y, p)
+    # Integers, so that equal gains compare equal.
+    worth = caught + spared if operating_point == "accuracy" else caught * negatives + spared * positives
+    return nearest_half(candidates[worth == worth.max()])
+
+
+def cuts(labels: npt.ArrayLike, probabilities: npt.ArrayLike) -> tuple[Array, IntArray, IntArray]:
+    """Every way in which a threshold divides these images: thresholds (k,) ascending, caught (k,) and spared (k,).
+
+    Thresholds lie midway between neighbouring probabilities, with 0 and 1 as the outer neighbours. caught: positives
+    at or above the threshold; spared: negatives below it. Not for no images. RunError as `choose_threshold`.
+    """
+    y, p = checked(labels, probabilities)
     levels, level_of = np.unique(p, return_inverse=True)
     lower = np.concatenate([[min(0.0, levels[0])], levels])
     upper = np.concatenate([levels, [max(1.0, np.nextafter(levels[-1], np.inf))]])
@@ -110,12 +123,13 @@ def choose_threshold(
     # There is no float between two neighbouring ones: the upper one still separates them, as p >= threshold.
     candidates = np.where(middle > lower, middle, upper)
     candidates[0] = middle[0]
-    caught = positives - np.concatenate([[0], np.cumsum(np.bincount(level_of, y))])
-    spared = np.concatenate([[0], np.cumsum(np.bincount(level_of, 1 - y))])
-    # Integers, so that equal gains compare equal.
-    worth = caught + spared if operating_point == "accuracy" else caught * negatives + spared * positives
-    best = candidates[worth == worth.max()]
-    return float(best[np.argmin(np.abs(best - 0.5))])
+    missed, spared = (np.r_[0, np.cumsum(np.bincount(level_of[y == label], minlength=len(levels)))] for label in (1, 0))
+    return candidates, missed[-1] - missed, spared
+
+
+def nearest_half(thresholds: Array) -> float:
+    """Of thresholds (k,) ascending that are as good, the nearest to 0.5, then the lower."""
+    return float(thresholds[np.argmin(np.abs(thresholds - 0.5))])
 
 
 class Ranked:

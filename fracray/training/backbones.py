@@ -49,6 +49,7 @@ class Parts:
     stages: tuple[str, ...]  # modules with outputs (B, C, H, W), the last stage left out; empty without feature maps
     classifiers: tuple[str, ...]  # the layers that give the logit
     maps: tuple[FeatureMap, FeatureMap] | None  # at a sixteenth of the image's resolution, and the last, coarser one
+    last: str | None  # the module that ends the last stage; None without feature maps
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,8 @@ class _Timm(_Library):
         classifiers = found if isinstance(found, tuple) else (found,)
         named = {module: name for name, module in network.named_modules()}
         layers = tuple(named[layer] for layer in classifiers)
-        return Parts(_mean(cfg["mean"]), _mean(cfg["std"]), stages, layers, _maps(ends, shapes, size or native))
+        maps = _maps(ends, shapes, size or native)
+        return Parts(_mean(cfg["mean"]), _mean(cfg["std"]), stages, layers, maps, ends[-1] if ends else None)
 
     def stems(self, network: nn.Module) -> tuple[str, ...]:
         return _names(_cfg(network)["first_conv"])
@@ -214,7 +216,8 @@ class _Torchvision(_Library):
         if self._short in ("googlenet", "inception_v3"):
             # Given their weights, torchvision has them normalise once more, from ImageNet's values to these.
             mean = std = 0.5
-        return Parts(mean, std, ends[:-1], self.heads(network)[:1], _maps(ends, shapes, native))
+        last = ends[-1] if ends else None
+        return Parts(mean, std, ends[:-1], self.heads(network)[:1], _maps(ends, shapes, native), last)
 
     def stems(self, network: nn.Module) -> tuple[str, ...]:
         return (next(name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)),)

@@ -52,6 +52,7 @@ class Checkpoint:
     folder: Path
     seen: pd.DataFrame | None = None  # see read_seen
     members: tuple["Checkpoint", ...] = ()
+    predictions: pd.DataFrame | None = None  # see read_predictions
 
 
 def save_checkpoint(
@@ -117,13 +118,13 @@ def _open(folder: Path, metadata: CheckpointMetadata) -> Checkpoint:
         inside = [folder / MEMBERS / name for name in names]
         members = tuple(_open(member, read_metadata(member)) for member in inside)
         ensemble = Ensemble([member.model for member in members if isinstance(member.model, Classifier)])
-        return Checkpoint(ensemble.eval(), metadata, folder, read_seen(folder), members)
+        return Checkpoint(ensemble.eval(), metadata, folder, read_seen(folder), members, read_predictions(folder))
     tensors = read_tensors(folder / WEIGHTS).tensors
     with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: keep the caller's random state
         model = build_model(metadata.config.model, load_weights=False)
     _check_tensors(model.state_dict(), tensors, folder)
     model.load_state_dict(tensors)
-    return Checkpoint(model.eval(), metadata, folder, read_seen(folder))
+    return Checkpoint(model.eval(), metadata, folder, read_seen(folder), predictions=read_predictions(folder))
 
 
 def read_metadata(folder: str | Path) -> CheckpointMetadata:
@@ -227,7 +228,8 @@ def _write_card(
         "input": {  # for those who serve it without fracray
             "shape": ["batch", 1, size, size],
             "range": [0, 255],
-            "geometry": "letterboxed: longer side scaled to the size, padded with 0 to a square",
+            "geometry": f"{'cropped to the anatomy (fracray.data.images.crop), then ' * metadata.config.data.crop}"
+            "letterboxed: longer side scaled to the size, padded with 0 to a square",
             **about,
         },
         **metadata.to_json(),
@@ -298,6 +300,7 @@ def _refuse_other(card: CheckpointMetadata, member: CheckpointMetadata, folder: 
     ours, theirs = card.config.data, member.config.data
     for what, mine, other in (
         ("image size", ours.size, theirs.size),
+        ("data.crop", ours.crop, theirs.crop),
         ("classes", card.classes, member.classes),
         ("data", card.data_fingerprint, member.data_fingerprint),
         ("split", ours.split, theirs.split),
@@ -306,7 +309,7 @@ def _refuse_other(card: CheckpointMetadata, member: CheckpointMetadata, folder: 
             values = "" if what == "split" else f" ({other}, not {mine})"
             raise InputError(
                 f"{folder}: {what} of another kind than its ensemble's{values}; members must agree in the size of the "
-                "images, the classes, the data and the split"
+                "images, data.crop, the classes, the data and the split"
             )
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from fracray.config import Config
 from fracray.data.datasheet import datasheet
+from fracray.data.images.square import KEPT as PART
 from fracray.data.loading.shards import Shards
 from fracray.data.loading.streams import fits_in_memory
 from fracray.data.manifest import MANIFEST
@@ -30,7 +31,8 @@ class Job:
     """What all trials of a run share.
 
     images: (N, S, S) uint8, shared read-only; None: Ray Data streams the shards instead. table: the columns
-    KEPT of every shard row. rotations: the split column of each division that a trial trains on.
+    KEPT of every shard row, and those of PART where the shards are cropped. rotations: the split column of each
+    division that a trial trains on.
     """
 
     config: Config
@@ -69,7 +71,7 @@ def make_job(config: Config, run: Folder, prepared: Prepared, images: np.ndarray
         config=config,
         run=run,
         shards=prepared.shards,
-        table=prepared.table[[*KEPT]],
+        table=prepared.table[[name for name in (*KEPT, *PART) if name in prepared.table]],
         fingerprint=prepared.fingerprint,
         rotations=prepared.rotations,
         metrics=config.search.metrics,

@@ -27,13 +27,15 @@ class Classifier(nn.Module):
 
     forward: (B, 1, S, S), uint8 or float, in 0..255, to (B,) float32; `forward(images, True)` gives the map of
     fracture logits too, (B, h, w) float32, of a network with a `localiser`. The buffers `mean` and `std`, of shape
-    (1, 1, 1, 1), are on the scale 0..1. `depth`: the modules that end its stages, from the input on, but the last.
+    (1, 1, 1, 1), are on the scale 0..1. `depth`: the modules that end its stages, from the input on, but the last;
+    `last_stage`: the one that ends the last, whose output is (B, C, h, w); None in a network without feature maps.
     """
 
     mean: Tensor
     std: Tensor
     localiser: Localiser | None
     depth: tuple[str, ...]
+    last_stage: str | None
 
     def __init__(self, config: ModelConfig, mean: float, std: float, places: int) -> None:
         super().__init__()
@@ -111,7 +113,7 @@ class FractureCNN(Classifier):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config, mean=0.5, std=0.25, places=2)
         width = config.width
-        self.depth = ("stages.0", "stages.1")
+        self.depth, self.last_stage = ("stages.0", "stages.1"), "stages.2"
         self.stem = nn.Sequential(
             nn.Conv2d(1, width, 4, stride=4, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
         )
@@ -167,6 +169,7 @@ class Backbone(Classifier):
         speed_up_depthwise(network)
         self.network = network
         self.depth = tuple(f"network.{stage}" for stage in parts.stages)
+        self.last_stage = parts.last and f"network.{parts.last}"
         # Hooks are bound methods of submodules: a deep copy of the model (EMA) then hooks its own dropouts.
         for drop, stage in zip(self.spatial_dropout, parts.stages, strict=True):
             assert isinstance(drop, _StageDropout)

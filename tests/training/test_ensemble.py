@@ -136,6 +136,7 @@ def test_what_is_not_as_written_is_refused_by_name(folder, change, match):
     ("leaves", "more", "match"),
     [
         ({"data.size": 64}, {}, r"image size of another kind than its ensemble's \(64, not 32\)"),
+        ({"data.crop": True}, {}, r"data.crop of another kind than its ensemble's \(True, not False\)"),
         ({"data.split.seed": 1}, {}, "split of another kind"),
         ({}, {"data_fingerprint": "g"}, r"data of another kind than its ensemble's \(g, not f\)"),
         ({}, {"classes": ("a", "b")}, "classes of another kind"),

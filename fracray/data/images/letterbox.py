@@ -7,13 +7,15 @@ import cv2
 import numpy as np
 
 
-def letterbox(image: np.ndarray, size: int) -> np.ndarray:
+def letterbox(image: np.ndarray, size: int, full: tuple[int, int] | None = None) -> np.ndarray:
     """Fit a gray image (H, W) uint8 into a (size, size) square, keeping its aspect, centred on black.
 
-    Shrinking averages over areas, so that thin lines stay visible; enlarging is linear.
+    Shrinking averages over areas, so that thin lines stay visible; enlarging is linear. full: width and height before
+    the image was decoded at less than its scale, where the frame is to be that of these.
     """
     height, width = image.shape
-    rows, columns = frame(width, height, size)
+    full_width, full_height = full or (width, height)
+    rows, columns = frame(full_width, full_height, size)
     resized = cv2.resize(
         image,
         (columns.stop - columns.start, rows.stop - rows.start),

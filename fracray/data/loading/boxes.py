@@ -13,7 +13,9 @@ import cv2
 import numpy as np
 
 from fracray.data.images.letterbox import frame
+from fracray.data.images.square import KEPT
 from fracray.data.loading.augment import Augmenter
+from fracray.data.loading.kept import boxes_shown, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,19 +36,27 @@ class Boxes:
 
     @classmethod
     def of_table(cls, table: "pd.DataFrame", size: int) -> Self | None:
-        """Of a prepared table, whose boxes (x, y, w, h) are in pixels of their own size; None if it has none."""
-        counts = table["boxes"].map(len).to_numpy()
+        """Of a prepared table, whose boxes (x, y, w, h) are in pixels of their own size; None if it has none.
+
+        Where the squares show parts of the radiographs, a box is what of it is shown.
+        """
+        boxed = np.flatnonzero(table["boxes"].map(len))
+        counts = np.zeros(len(table), dtype=np.int64)
+        edges = []
+        columns = ["boxes", "boxes_width", "boxes_height", "width", "height", *(name for name in KEPT if name in table)]
+        some = table[columns].iloc[boxed]
+        sizes = some[["boxes_width", "boxes_height", "width", "height"]].to_numpy()
+        parts = shown(some)[["width", "height"]].to_numpy()
+        for row, full, part, (inside, _) in zip(boxed, sizes, parts, boxes_shown(some), strict=True):
+            rows, across = frame(int(part[0]), int(part[1]), size)
+            drawn = part * full[:2] / full[2:]  # what is shown, in the boxes' own pixels
+            scale = (across.stop - across.start) / drawn[0], (rows.stop - rows.start) / drawn[1]
+            for x, y, w, h in inside:
+                left, top = across.start + x * scale[0], rows.start + y * scale[1]
+                edges.append((left, top, left + w * scale[0], top + h * scale[1]))
+            counts[row] = len(inside)
         if not counts.any():
             return None
-        edges = []
-        columns = ("boxes", "boxes_width", "boxes_height", "width", "height")
-        boxed = table.loc[counts > 0, list(columns)]
-        for boxes, drawn_width, drawn_height, width, height in boxed.itertuples(index=False):
-            rows, columns_ = frame(width, height, size)
-            scale = (columns_.stop - columns_.start) / drawn_width, (rows.stop - rows.start) / drawn_height
-            for x, y, w, h in boxes:
-                left, top = columns_.start + x * scale[0], rows.start + y * scale[1]
-                edges.append((left, top, left + w * scale[0], top + h * scale[1]))
         return cls(np.array(edges, dtype=np.float64).reshape(-1, 4), np.concatenate([[0], np.cumsum(counts)]))
 
     def of(self, row: int) -> np.ndarray:

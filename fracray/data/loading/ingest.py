@@ -24,8 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from fracray.data.images import decode as imagefile
-from fracray.data.images.letterbox import letterbox
+from fracray.data.images.crop import CROP_VERSION
+from fracray.data.images.decode import KnownGeometry
+from fracray.data.images.square import KEPT, Kept, decode, decode_part
 from fracray.data.loading.shards import INDEX, ShardFile, Shards, open_shards
 from fracray.data.manifest import Manifest
 from fracray.errors import InputError, RunError
@@ -42,26 +43,6 @@ READ_AHEAD = 4  # radiographs that are being sent to a task from the machine tha
 SHARDS_WANTED = 64  # of a set that is not large; this many are shuffled with each other
 
 Progress = Callable[[int, int], None]
-
-
-def reduction_for(longer_side: int, size: int) -> int:
-    """The factor, 1, 2, 4 or 8, by which a JPEG is reduced in decoding for a square of this size.
-
-    The image is still at least twice as large as the square, so that the area filter determines the result.
-    """
-    return next((factor for factor in (8, 4, 2) if longer_side >= 2 * factor * size), 1)
-
-
-def decode(data: bytes, longer_side: int, size: int, known: imagefile.KnownGeometry | None = None) -> np.ndarray:
-    """Bytes of an image file to a letterboxed (size, size) uint8 image, by the decoder of the audit.
-
-    A JPEG several times larger than the target is decoded at a half, a quarter or an eighth of its scale; what is
-    `known` of the file is not read again. Raises ValueError where the bytes are not a complete image.
-    """
-    found = imagefile.decode(data, reduction_for(longer_side, size), known)
-    if found.gray is None or found.fault:
-        raise ValueError(found.note or "not decodable")
-    return letterbox(found.gray, size)
 
 
 @dataclass(frozen=True)
@@ -118,6 +99,7 @@ class _WriteShards:
     size: int
     rows: int
     reader: Any
+    crop: bool = False
 
     def __call__(self, block: pa.Table) -> pa.Table:
         cv2.setNumThreads(1)  # the parallelism is Ray Data's
@@ -150,16 +132,25 @@ class _WriteShards:
         images = np.empty((len(rows), self.size, self.size), dtype=np.uint8)
         paths = rows["path"].to_pylist()
         data = self._bytes(paths)
+        kept: list[Kept] = []
         for at, (path, *seen) in enumerate(zip(paths, *(rows[name].to_pylist() for name in _KNOWN), strict=True)):
-            known = imagefile.KnownGeometry(*seen)
+            known = KnownGeometry(*seen)
+            side = max(known.width, known.height)
             try:
-                images[at] = decode(next(data), max(known.width, known.height), self.size, known)
+                if self.crop:
+                    images[at], part = decode_part(next(data), side, self.size, known)
+                    kept.append(part)
+                else:
+                    images[at] = decode(next(data), side, self.size, known)
             except (OSError, ValueError) as error:
                 return _Written(shard, undecodable=f"{path}: {error}")
         pixels = pa.Array.from_buffers(pa.binary(self.size**2), len(images), [None, pa.py_buffer(images)])
+        table = rows.select(["row", "image_id", "label"]).append_column("image", pixels)
+        for name, values in zip(KEPT, zip(*kept, strict=True), strict=False):  # there are none without crop
+            table = table.append_column(name, pa.array(values, pa.float32() if name == KEPT[-1] else pa.int32()))
         try:
             pq.write_table(
-                rows.select(["row", "image_id", "label"]).append_column("image", pixels),
+                table,
                 self.folder.path(shard.name),
                 filesystem=self.folder.filesystem,
                 compression="none",
@@ -171,29 +162,35 @@ class _WriteShards:
         return _Written(shard)
 
 
-def fingerprint(manifest: Manifest, size: int) -> str:
+def fingerprint(manifest: Manifest, size: int, crop: bool = False) -> str:
     """The key of a shard set: files, labels and geometry, in 32 hex digits."""
-    text = f"{INGEST_VERSION}:{size}:{manifest.fingerprint()}"
+    text = f"{INGEST_VERSION}:{size}:{manifest.fingerprint()}{f':crop {CROP_VERSION}' if crop else ''}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def ingest(
-    manifest: Manifest, size: int, place: Folder, progress: Progress | None = None, shared: bool = True
+    manifest: Manifest,
+    size: int,
+    place: Folder,
+    progress: Progress | None = None,
+    shared: bool = True,
+    crop: bool = False,
 ) -> Shards:
     """Find the shards of these radiographs at this size in `place`, or write them there with Ray Data.
 
+    crop: the part of each radiograph that holds its anatomy (`images.crop`), instead of all of it.
     On a cluster of several machines only this one needs the radiographs, which it sends to the others; all must be
     able to write to `place`. Where it is not `shared`, this machine does all the work.
     Raises InputError where no radiograph is usable or the disk is full, RunError where a file was changed or removed
     since the data set was examined.
     """
-    folder = place.sub(f"shards/{fingerprint(manifest, size)}")
+    folder = place.sub(f"shards/{fingerprint(manifest, size, crop)}")
     if not folder.exists(INDEX):
-        _write(manifest, size, folder, progress, shared)
+        _write(manifest, size, folder, progress, shared, crop)
     return open_shards(folder)
 
 
-def _write(manifest: Manifest, size: int, folder: Folder, progress: Progress | None, shared: bool) -> None:
+def _write(manifest: Manifest, size: int, folder: Folder, progress: Progress | None, shared: bool, crop: bool) -> None:
     used = manifest.used
     if used.empty:
         raise InputError(f"{manifest.root}: no usable radiograph is left ({manifest.flow().summary()})")
@@ -220,7 +217,7 @@ def _write(manifest: Manifest, size: int, folder: Folder, progress: Progress | N
     try:
         with _filling(folder) as partial:
             written = ray.data.from_arrow(blocks).map_batches(
-                _WriteShards("" if reader else str(manifest.root), partial, size, rows, reader),
+                _WriteShards("" if reader else str(manifest.root), partial, size, rows, reader, crop),
                 batch_format="pyarrow",
                 batch_size=None,
                 zero_copy_batch=True,
@@ -242,7 +239,8 @@ def _write(manifest: Manifest, size: int, folder: Folder, progress: Progress | N
             if (done := sum(file.count for file in files)) != len(used):
                 raise RunError(f"{partial}: {done} of {len(used)} radiographs were written; run again")
             files.sort(key=lambda file: file.first)
-            partial.write_json(INDEX, {"size": size, "files": [asdict(file) for file in files]})
+            index: dict[str, Any] = {"size": size, "files": [asdict(file) for file in files]}
+            partial.write_json(INDEX, index | {"cropped": True} if crop else index)
     except OSError as error:
         choice = "--storage" if reader else "data.cache"
         raise InputError(f"{folder}: cannot write shards: {error}; free space or choose another {choice}") from None

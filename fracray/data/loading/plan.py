@@ -11,6 +11,7 @@ import numpy as np
 from fracray.config import AugmentConfig, Config
 from fracray.data.loading.boxes import Boxes
 from fracray.data.loading.draws import Pictures
+from fracray.data.loading.kept import shown
 from fracray.data.manifest import in_set, part_of, sets_named
 from fracray.data.splits.set_names import is_validation
 
@@ -87,7 +88,7 @@ class Plan:
 def make_plan(config: Config, table: "pd.DataFrame", shards: "Shards", rank: int = 0, world: int = 1) -> Plan:
     """The plan of a config over a prepared table (a row for each image of the shard set, with `label` and `split`)."""
     split = table["split"]
-    width, height, brightness = (table[name].to_numpy() for name in ("width", "height", "brightness"))
+    width, height, brightness = (shown(table)[name].to_numpy() for name in ("width", "height", "brightness"))
     return Plan(
         train_rows=np.flatnonzero(in_set(split, "train")),
         val_rows=np.flatnonzero((part_of(split) == "val").to_numpy()),

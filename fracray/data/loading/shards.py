@@ -6,8 +6,10 @@
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 
+from fracray.data.images.square import KEPT
 from fracray.runtime.storage import Folder
 
 INDEX = "index.json"  # written last: a set with an index is complete
@@ -24,11 +26,15 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class Shards:
-    """A complete set of shards: row i is the i-th used radiograph of the manifest."""
+    """A complete set of shards: row i is the i-th used radiograph of the manifest.
+
+    cropped: whether the images show a part of their radiographs each, which is stored with them.
+    """
 
     folder: Folder
     size: int
     files: tuple[ShardFile, ...]
+    cropped: bool = False
 
     @property
     def count(self) -> int:
@@ -54,8 +60,16 @@ class Shards:
             images[file.first : file.first + file.count] = self.read_file(file)
         return images
 
+    def kept(self) -> pd.DataFrame | None:
+        """What is kept of every radiograph, a row each with the columns KEPT; None where they are whole."""
+        if not self.cropped:
+            return None
+        paths = [self.folder.path(file.name) for file in self.files]
+        return pq.read_table(paths, columns=[*KEPT], filesystem=self.folder.filesystem).to_pandas()
+
 
 def open_shards(folder: Folder) -> Shards:
     """Open a complete shard set by its folder."""
     index = folder.read_json(INDEX)
-    return Shards(folder, index["size"], tuple(ShardFile(**file) for file in index["files"]))
+    files = tuple(ShardFile(**file) for file in index["files"])
+    return Shards(folder, index["size"], files, index.get("cropped", False))

@@ -23,7 +23,7 @@ from fracray.runtime.efficiency import AUGMENTATION, TRANSFORM, Meter
 from fracray.runtime.resources import smallest_memory
 
 if TYPE_CHECKING:  # needs Ray and readers of image files; a stream from memory needs neither
-    from fracray.data.loading.ingest import ShardFile, Shards
+    from fracray.data.loading.shards import ShardFile, Shards
 
 TASK_BYTES = 32 * 2**20  # of images that one task augments: starting a task costs as much as augmenting some 500
 TASK_CPUS = 0.5  # of a task, free in addition to those of the workers; below 1, so that one core is enough

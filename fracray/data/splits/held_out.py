@@ -100,7 +100,7 @@ def _default(tags: pd.DataFrame, axis: str) -> list[str]:
 def _subtle(used: pd.DataFrame, where: str) -> HeldOutSet:
     area = np.array(
         [
-            _area(boxes, width * height) if label else np.nan
+            area_share(boxes, width * height) if label else np.nan
             for label, boxes, width, height in zip(
                 used["label"], used["boxes"], used["boxes_width"], used["boxes_height"], strict=True
             )
@@ -115,7 +115,7 @@ def _subtle(used: pd.DataFrame, where: str) -> HeldOutSet:
     return HeldOutSet("severity", small & single, "a single small fracture", one_class=True)
 
 
-def _area(boxes: Sequence[Box], picture: int) -> float:
+def area_share(boxes: Sequence[Box], picture: int) -> float:
     """The boxes' area as a share of the picture's; nan without a box."""
     return sum(width * height for _, _, width, height in boxes) / picture if len(boxes) and picture else np.nan
 

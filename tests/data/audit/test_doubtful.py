@@ -240,3 +240,17 @@ def test_missing_pictures_and_markup_in_names_do_no_harm(contradicted, tmp_path)
     assert not page.all("image")
     assert "<script" not in html
     assert "onerror" not in {name for _, attributes in page.tags for name in attributes}
+
+
+def test_of_fracatlas_the_contradicting_twins_and_the_corrected_label_are_named(fracatlas):
+    """Where the folder has all files of the release; 3298 is listed as 0, and has a box in the folder of fractures."""
+    listed = list_doubtful(fracatlas, held_of(fracatlas, fracatlas.table["label"]))
+    found = listed.found.set_index("image_id")
+    assert "taken as fractured" in found.loc["IMG0003298", "audit"]
+    assert not np.isnan(found.loc["IMG0003298", "probability"])
+    conflicts = fracatlas.table["image_id"][fracatlas.table["status"] == "conflict"]
+    assert set(conflicts) <= set(found.index)
+    twins = found.drop("IMG0003298")
+    assert all(twins["twins"].map(len) > 0)
+    assert all(name in set(found.index) for others in twins["twins"] for name in others)
+    assert twins["probability"].isna().all(), "no model was trained on either"

@@ -34,8 +34,8 @@ from fracray.data.images.decode import MAX_BYTES, MAX_PIXELS, decode, inspect_fi
 from fracray.data.images.dicom import gray, is_dicom, open_image
 from fracray.data.images.dicom_fields import DicomError
 from fracray.data.images.dicom_header import Header, read_header
-from fracray.data.loading.ingest import decode as decode_for_shard
-from fracray.data.loading.ingest import letterbox
+from fracray.data.images.letterbox import letterbox
+from fracray.data.images.square import decode as decode_for_shard
 
 RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)  # each 12-bit value once
 

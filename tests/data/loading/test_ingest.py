@@ -12,7 +12,8 @@ from fracray.config import DataConfig
 from fracray.data import duplicates
 from fracray.data.images import decode as imagefile
 from fracray.data.images.letterbox import letterbox
-from fracray.data.loading.ingest import SHARD_BYTES, _tasks, decode, fingerprint, ingest
+from fracray.data.images.square import decode
+from fracray.data.loading.ingest import SHARD_BYTES, _tasks, fingerprint, ingest
 from fracray.data.loading.shards import open_shards
 from fracray.data.prepare import examined
 from fracray.errors import RunError

@@ -12,8 +12,9 @@ import pytest
 
 from fracray.config import Config
 from fracray.data.images.letterbox import letterbox
+from fracray.data.images.square import decode
 from fracray.data.loading.augment import Augmenter
-from fracray.data.loading.ingest import decode, ingest
+from fracray.data.loading.ingest import ingest
 from fracray.data.loading.plan import make_plan
 from fracray.data.loading.shards import open_shards
 from fracray.data.loading.streams import MemoryStream, RayStream, ahead

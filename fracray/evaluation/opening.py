@@ -1,0 +1,93 @@
+"""From the names on a command line to checkpoints, the data they are scored on, and the part of it.
+
+A checkpoint from elsewhere does not choose which paths are opened. Must not know of the command line's own arguments.
+"""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from fracray.config import PHANTOM, Config
+from fracray.data.manifest import Manifest
+from fracray.data.prepare import Prepared, prepare
+from fracray.errors import InputError, nearest
+from fracray.runtime.locations import data_source
+from fracray.runtime.run_folder import BEST, is_in_run
+from fracray.runtime.storage import Folder
+from fracray.training.card import CheckpointMetadata
+from fracray.training.checkpoint import Checkpoint, load_checkpoint
+
+
+def open_checkpoint(location: str) -> Checkpoint:
+    """Load a checkpoint folder, or a run's best one, from a path or URI."""
+    folder = Folder(location)
+    if folder.exists("config.yaml") and folder.exists(BEST):
+        folder = folder.sub(BEST)
+    elif folder.exists("trials") and not folder.exists("config.json"):
+        raise InputError(
+            f"{location}: a run without a best checkpoint yet; name one of {', '.join(folder.names('trials'))}"
+        )
+    if not folder.is_local and not folder.exists("config.json"):  # before anything is copied
+        raise InputError(f"{folder}: not a checkpoint folder: no config.json in it; name a run, or its best/")
+    with folder.local_folder() as local:
+        return load_checkpoint(local)
+
+
+def paths_to_open(data: str | None, location: str, metadata: CheckpointMetadata) -> dict[str, str | None]:
+    """The settings of where the data and the cache are, for a checkpoint at `location` and the data that was named.
+
+    InputError where a checkpoint from outside of its run would choose the data.
+    """
+    trained_on = metadata.config.data.source
+    if is_in_run(location):
+        return {"data.source": data_source(data) if data else trained_on}
+    if not data and trained_on != PHANTOM:
+        raise InputError(
+            f"{location}: was trained on {trained_on!r}; name the data with --data: only a run, or a checkpoint inside "
+            "of its run, chooses what is opened"
+        )
+    return {"data.source": data_source(data) if data else PHANTOM, "data.cache": None}
+
+
+def prepare_part(
+    config: Config, manifest: Manifest, trained_on: str, split: str | None, console: Console
+) -> tuple[Prepared, str]:
+    """The data set and the part of it to score; data that was never seen has no parts and is scored in full.
+
+    trained_on: the fingerprint of the training's data. InputError for a part that there is not.
+    """
+    known = manifest.fingerprint() == trained_on
+    if split == "all" or (not known and split is None):
+        return prepare(config.data, console, split=False, manifest=manifest), "all"
+    if not known:
+        raise InputError(
+            f"--split {split}: {config.data.source} is not the data this checkpoint was trained on, so it has no "
+            f"{split} part; score all of it with --split all"
+        )
+    prepared = prepare(config.data, console, manifest=manifest)
+    if split is not None and split not in prepared.sets:
+        raise InputError(
+            f"--split {split}: there is no such set{nearest(split, prepared.sets)}; there are "
+            f"{', '.join(prepared.sets)} and all"
+        )
+    return prepared, split or "test"
+
+
+def who(checkpoints: Sequence[Checkpoint]) -> str:
+    """What is scored, in words: a trial and its epoch, an ensemble, or the folds."""
+    if len(checkpoints) > 1:
+        folds = sorted(checkpoint.metadata.config.data.split.fold for checkpoint in checkpoints)
+        of = checkpoints[0].metadata.config.data.split.folds
+        return f"{len(folds)} of {of} folds ({', '.join(map(str, folds))}), each by the checkpoint that never saw it"
+    only = checkpoints[0]
+    if only.members:
+        names = ", ".join(member.metadata.trial for member in only.members)
+        return f"the ensemble of {len(only.members)} ({names})" if len(only.members) > 1 else names
+    return f"{only.metadata.trial or only.folder.name}, epoch {only.metadata.epoch}"
+
+
+def on_what(part: str, prepared: Prepared, trained_on: str) -> str:
+    """What it is scored on, in words; trained_on: the fingerprint of the training's data."""
+    if prepared.fingerprint != trained_on:
+        return f"{prepared.origin}, without what its training is known to have seen"
+    return "all radiographs" if part == "all" else f"the set {part}"

@@ -1,0 +1,130 @@
+"""benchmarks/ablation.py and signals.py, from a pack of phantoms to their tables."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from fracray.config import Config
+from fracray.data.loading.plan import make_plan
+from fracray.data.prepare import prepare
+from fracray.metrics import auroc_over_folds
+from fracray.runtime.console import new_console
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+SMALL = ["data.phantom.count=120", "data.split.block=2"]
+TINY = {"model.width": 4, "train.batch_size": 32, "train.epochs": 2, "data.size": 32}
+
+
+@pytest.fixture(scope="module")
+def modules(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        patch.setenv("FRACRAY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        import ablation
+        import signals
+
+        yield ablation, signals
+
+
+@pytest.fixture(scope="module")
+def pack(modules, ray_local, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pack") / "phantoms"
+    modules[0].main(["pack", "--data", "phantom", "--size", "48", "--to", str(folder), "--set", *SMALL])
+    return folder
+
+
+def test_a_pack_holds_the_squares_and_the_folds(modules, pack):
+    ablation = modules[0]
+    table = pd.read_parquet(pack / "table.parquet")
+    settings = {"data.phantom.count": 120, "data.split.block": 2, "data.size": 48, "data.split.protocol": "kfold"}
+    for fold in range(5):
+        config = Config().with_leaves({**settings, "data.split.fold": fold, "model.localise": True})
+        prepared = prepare(config.data, new_console())
+        assert (prepared.table["split"].to_numpy() == table[f"fold{fold}"].to_numpy()).all()
+        ours, theirs = (
+            ablation.plan_of(config, table, table[f"fold{fold}"]),
+            make_plan(config, prepared.table, prepared.shards),
+        )
+        for name in ("train_rows", "val_rows", "labels", "groups"):
+            assert np.array_equal(getattr(ours, name), getattr(theirs, name)), name
+        assert np.array_equal(ours.boxes.edges, theirs.boxes.edges)
+        assert np.array_equal(ours.pictures.frames, theirs.pictures.frames)
+        assert np.array_equal(ours.pictures.means, theirs.pictures.means)
+    squares = ablation.unpacked(pack, 48).astype(int)
+    assert np.abs(squares - prepared.shards.load()).mean() < 2  # they were coded as JPEG
+    assert ablation.unpacked(pack, 24).shape == (len(table), 24, 24)
+    with pytest.raises(SystemExit, match="holds squares of 48 pixels, and a recipe wants 96"):
+        ablation.unpacked(pack, 96)
+
+
+def test_steps_are_trained_on_every_fold_and_compared(modules, pack, tmp_path, capsys):
+    ablation, signals = modules
+    recipes = {"base": TINY, "steps": {"default": {}, "wide": {"model.width": 8}}}
+    (tmp_path / "recipes.yaml").write_text(yaml.safe_dump(recipes))
+    words = ["run", "--pack", str(pack), "--recipes", str(tmp_path / "recipes.yaml"), "--every-epoch"]
+    ablation.main([*words, "--seeds", "0", "1", "--processes", "2", "--to", str(tmp_path / "steps.npz")])
+    assert "missing" not in capsys.readouterr().out
+    found = ablation.read_runs([tmp_path / "steps.npz"])
+    assert set(found) == {(name, fold, seed) for name in ("default", "wide") for fold in range(5) for seed in (0, 1)}
+
+    ablation.main(["show", str(tmp_path / "steps.npz"), "--pack", str(pack), "--json", str(tmp_path / "a.json")])
+    rows = json.loads((tmp_path / "a.json").read_text())["rows"]
+    table = pd.read_parquet(pack / "table.parquet")
+    first = rows[0]
+    assert (first["recipe"], first["seeds"], first["gain"]["value"]) == ("default", [0], 0)
+    assert first["images"] == len(table)  # every one is test once
+    assert {(row["recipe"], tuple(row["seeds"])) for row in rows} == {
+        *((name, seeds) for name in ("default", "wide") for seeds in ((0,), (1,), (0, 1))),
+        *((f"{name}, and its mirror image", (0, 1)) for name in ("default", "wide")),
+    }
+    # The order of images within a fold is what counts, which no calibration changes.
+    parts = [found["default", fold, 0] for fold in range(5)]
+    test = np.concatenate([part["test_rows"] for part in parts])
+    expected = auroc_over_folds(
+        table["label"].to_numpy()[test],
+        1 / (1 + np.exp(-np.concatenate([part["test_logits"] for part in parts]))),
+        table["group"].to_numpy()[test],
+        np.repeat(range(5), [len(part["test_rows"]) for part in parts]),
+    )
+    assert first["auroc"]["value"] == pytest.approx(expected.value)
+
+    signals.main(["show", str(tmp_path / "steps.npz"), "--pack", str(pack), "--json", str(tmp_path / "s.json")])
+    told = {row["metric"]: row for row in json.loads((tmp_path / "s.json").read_text())["rows"]}
+    assert set(told) == set(ablation.CURVE)
+    curves = np.array(
+        [[[found[n, f, s]["curve"][:, 2] for s in (0, 1)] for f in range(5)] for n in ("default", "wide")]
+    )
+    assert told["val_auroc"]["seeds"] == pytest.approx(curves.max(-1).std(2, ddof=1).mean())
+    assert all(-1 <= row["correlation"] <= 1 for row in told.values() if row["correlation"] == row["correlation"])
+
+
+def test_a_fold_that_is_missing_leaves_its_step_out(modules, pack, tmp_path, capsys):
+    ablation = modules[0]
+    (tmp_path / "recipes.yaml").write_text(yaml.safe_dump({"base": TINY, "steps": {"default": {}}}))
+    words = ["run", "--pack", str(pack), "--recipes", str(tmp_path / "recipes.yaml"), "--budget", "0"]
+    ablation.main([*words, "--to", str(tmp_path / "none.npz")])
+    assert "5 of 5 trainings are missing" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="no step is called other"):
+        ablation.main([*words, "--only", "other", "--to", str(tmp_path / "none.npz")])
+
+
+def test_the_metric_that_tells_configurations_apart_is_found(modules):
+    """Ten configurations of known worth: one metric follows it, the other is noise."""
+    _, signals = modules
+    random = np.random.default_rng(0)
+    worth = np.linspace(0.7, 0.9, 10)[:, None, None, None] + np.zeros((10, 5, 3, 4))
+    test = worth + 0.002 * random.standard_normal(worth.shape)
+    names = [signals.DEFAULT, *(f"random {number}" for number in range(9))]
+    good = signals._row("val_auroc", worth + 0.005 * random.standard_normal(worth.shape), test, names)
+    loss = signals._row("val_loss", 1 - worth + 0.005 * random.standard_normal(worth.shape), test, names)
+    noise = signals._row("val_accuracy", random.standard_normal(worth.shape), test, names)
+    assert good["correlation"] > 0.9
+    assert loss["correlation"] > 0.9  # less is better
+    assert abs(noise["correlation"]) < 0.4
+    assert good["gain"] == pytest.approx(0.2, abs=0.02)
+    assert good["configurations"] > 5 * good["seeds"]
+    assert noise["gain"] < good["gain"]
