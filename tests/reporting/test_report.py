@@ -30,6 +30,7 @@ from fracray.reporting.data_section import spoken
 from fracray.reporting.explorer import explorer
 from fracray.reporting.run_facts import run_facts
 from fracray.reporting.subject import Search, opened
+from fracray.runtime.storage import Folder
 from fracray.search.space import Choices, Dimension, SearchSpace
 from fracray.search.trials_table import State, TrialRow
 from fracray.training.checkpoint import read_metadata, read_predictions
@@ -234,6 +235,16 @@ def test_the_run_folder_of_a_refit_stands_for_its_search(searched, tmp_path):
     assert "Report of a search" in page_of(tmp_path / "page.html").text
 
 
+def test_a_run_in_a_bucket_gets_its_report_there(searched, s3):
+    store = Folder(s3("reports"))
+    store.upload(searched / "unrefitted", "bucketed")
+    store.remove("bucketed/report.html")
+    written(s3("reports/bucketed"))
+    page = Page(store.read("bucketed/report.html").decode())
+    assert list(page.sections) == OF_A_SEARCH
+    assert page.all("img")
+
+
 def test_a_search_that_runs_is_shown_as_far_as_it_is(run):
     study = study_of(run)
     study.add_trial(optuna.trial.create_trial(state=TrialState.RUNNING))
@@ -390,8 +401,6 @@ def test_every_fact_of_a_checklist_is_one_that_a_run_can_have(searched):
 
 def test_a_report_that_fails_does_not_fail_the_search(searched, monkeypatch, capsys):
     from rich.console import Console
-
-    from fracray.runtime.storage import Folder
 
     monkeypatch.setattr(write, "as_html", lambda *_: 1 / 0)
     before = (searched / "first/report.html").read_bytes()
