@@ -1,8 +1,9 @@
 """The second section: how the search went, which settings mattered, what it cost, and every trial."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import isfinite, isnan, nan
+from typing import Any
 
 from markupsafe import Markup
 
@@ -228,7 +229,7 @@ def _slice(search: Search, dimension: Dimension) -> Markup:
     metric, path = search.metric, dimension.path
     default = search.space.config.leaves().get(path)
     rows = [row for row in search.ranked if path in row.leaves]
-    x, place = _axis(dimension, [row.leaves[path] for row in rows])
+    x, place = _axis(dimension)
     plot = Plot(
         x,
         Axis.without_outliers(metric, [row.best(metric) for row in search.ranked], [search.ranked[0].best(metric)]),
@@ -254,7 +255,7 @@ def _slice(search: Search, dimension: Dimension) -> Markup:
     )
 
 
-def _axis(dimension: Dimension, values: Sequence[object]):  # type: ignore[no-untyped-def]
+def _axis(dimension: Dimension) -> tuple[Axis, Callable[[Any], float]]:
     """The axis of a setting, and where on it a value is."""
     if isinstance(dimension.values, Range):
         low, high = float(dimension.values.low), float(dimension.values.high)
