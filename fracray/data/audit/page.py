@@ -4,7 +4,6 @@ Shows what find.py and verdicts.py found, reads the pictures that are shown, and
 nothing from elsewhere: styles, charts (SVG) and pictures (JPEG) are inside.
 """
 
-import base64
 import json
 import math
 from collections.abc import Sequence
@@ -12,15 +11,14 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
-import cv2
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from fracray.data.audit.facts import Blocks, Findings
 from fracray.data.audit.shares import PictureSet
 from fracray.data.audit.verdicts import Verdict, sum_up
 from fracray.data.images.decode import preview
 from fracray.data.manifest import Manifest
+from fracray.runtime.page import page_environment, picture_uri
 
 PICTURE = 176  # px, longer side of a picture on the page
 MOST_NAMES = 200  # ids and notes listed one by one; the JSON has all
@@ -54,27 +52,24 @@ def as_json(findings: Findings, verdicts: Sequence[Verdict]) -> str:
 
 def as_html(findings: Findings, verdicts: Sequence[Verdict], manifest: Manifest) -> str:
     """The page, with pictures read from the manifest's files; a text replaces those that cannot be shown."""
-    environment = Environment(
-        loader=PackageLoader("fracray.data.audit"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     tree = findings.as_dict()
     sets = (*findings.duplicates.shown, *findings.conflicts.sets, *findings.cut.shown, *findings.grays.shown)
-    return environment.get_template("audit.html").render(
-        findings=findings,
-        overall=sum_up(verdicts),
-        verdicts={verdict.section: verdict for verdict in verdicts},
-        headings=HEADINGS,
-        version=version("fracray"),
-        pictures=_pictures(sets, manifest),
-        chart=_chart(findings.prevalence.blocks, findings.prevalence.overall.share),
-        flow=[name for name, count in tree["files"]["flow"].items() if count or name in ("found", "used")],
-        most_names=MOST_NAMES,
-        most_alike=MOST_ALIKE,
-        fact=lambda path, style="count": _fact(tree, path, style),
+    return (
+        page_environment("fracray.data.audit")
+        .get_template("audit.html")
+        .render(
+            findings=findings,
+            overall=sum_up(verdicts),
+            verdicts={verdict.section: verdict for verdict in verdicts},
+            headings=HEADINGS,
+            version=version("fracray"),
+            pictures=_pictures(sets, manifest),
+            chart=_chart(findings.prevalence.blocks, findings.prevalence.overall.share),
+            flow=[name for name, count in tree["files"]["flow"].items() if count or name in ("found", "used")],
+            most_names=MOST_NAMES,
+            most_alike=MOST_ALIKE,
+            fact=lambda path, style="count": _fact(tree, path, style),
+        )
     )
 
 
@@ -97,8 +92,7 @@ def _pictures(sets: Sequence[PictureSet], manifest: Manifest) -> dict[str, Marku
     for image_id in sorted(shown):
         pixels = preview(manifest.root / paths[image_id], PICTURE)
         if pixels is not None:
-            data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
-            uris[image_id] = Markup("data:image/jpeg;base64,") + escape(base64.b64encode(data).decode())
+            uris[image_id] = picture_uri(pixels)
     return uris
 
 
