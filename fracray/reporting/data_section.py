@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from fracray.data.audit.facts import find
+from fracray.data.audit.find import find
 from fracray.data.audit.verdicts import judge, sum_up
 from fracray.data.datasheet import MEANING, datasheet
 from fracray.reporting import parts

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from fracray.data.loading.ingest import Shards
+from fracray.data.loading.shards import Shards
 from fracray.data.prepare import Prepared
 from fracray.evaluation.scoring import Scored
 from fracray.evaluation.subgroups import AXES, FEWEST, Subgroup, divide, score_subgroups

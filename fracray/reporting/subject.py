@@ -23,8 +23,9 @@ from fracray.metrics import Interval, cross_fitted, score_intervals
 from fracray.runtime.run_folder import BEST, CONFIG, ENVIRONMENT, REFIT, open_run, stored_config, trial_folder
 from fracray.runtime.storage import Folder
 from fracray.search.importance import Importances, importances
-from fracray.search.refit import PLAN, Outcome, RefitPlan, kept_trainings, outcome
+from fracray.search.refit import PLAN, Outcome, RefitPlan, outcome
 from fracray.search.refit_report import gains_told
+from fracray.search.refit_trials import kept_trainings
 from fracray.search.results import EFFICIENCY, fold_gains, gains_over_default
 from fracray.search.space import SearchSpace
 from fracray.search.space_file import stored_space
