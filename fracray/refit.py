@@ -138,6 +138,7 @@ def _refit(args: argparse.Namespace, space: SearchSpace, run: Folder, begun: flo
 
     from fracray.data.prepare import prepare
     from fracray.data.report import say_phantom, say_prepared
+    from fracray.reporting.write import leave_report
     from fracray.runtime.console import new_console
     from fracray.runtime.efficiency import EfficiencyTracker
     from fracray.runtime.ray_session import connect
@@ -171,6 +172,7 @@ def _refit(args: argparse.Namespace, space: SearchSpace, run: Folder, begun: flo
         tracker = EfficiencyTracker(begun, lambda: present(unit), unit)
         started = time.monotonic()
         finished = refit(space, run, prepared, options, tracker, console)
+        leave_report(run, prepared.manifest, console)
     if not finished:
         words = f"the refit is not finished; {_how_to_continue(args, run)}"
         if options.seconds is None or time.monotonic() - started < options.seconds:

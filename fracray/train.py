@@ -144,6 +144,7 @@ def _train(args: argparse.Namespace, config: Config, run: Folder, least: int, mo
     from fracray.data.prepare import prepare
     from fracray.data.report import say_phantom, say_prepared
     from fracray.evaluation.report import say_validation
+    from fracray.reporting.write import leave_report
     from fracray.runtime.console import counted, new_console
     from fracray.runtime.ray_session import Shared, connect
     from fracray.runtime.resources import (
@@ -193,6 +194,7 @@ def _train(args: argparse.Namespace, config: Config, run: Folder, least: int, mo
     run.copy(f"trials/{trial_name(TRIAL)}/{BEST}", BEST)
     console.print(f"\nbest of {counted(len(history), 'epoch')}, on validation:")
     say_validation(console, prepared, history[-1].best, config.train.operating_point)
+    leave_report(run, prepared.manifest, console)
     console.print(next_steps(run, BEST, config.data.source), soft_wrap=True)
 
 

@@ -180,6 +180,7 @@ def _search_and_summarise(
 
     from fracray.data.prepare import prepare
     from fracray.data.report import say_phantom, say_prepared
+    from fracray.reporting.write import leave_report
     from fracray.runtime.console import new_console
     from fracray.runtime.efficiency import EfficiencyTracker
     from fracray.runtime.ray_session import connect
@@ -218,6 +219,7 @@ def _search_and_summarise(
             refitted = _refit(space, job, prepared, tracker, clock, console)
             if not refitted:  # of the search it is known already, but not whether the rest of the budget was enough
                 over = clock.over if clock else budget is not None and time.monotonic() - started >= budget
+        leave_report(run, prepared.manifest, console)
     if not (finished and refitted):
         what = "search" if not finished else "refit"
         words = f"the {what} is not finished; {how_to_continue('tune', args.storage, run)}"

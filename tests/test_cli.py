@@ -14,7 +14,7 @@ import pytest
 import torch
 from drawn_fracatlas import Atlas, jpeg, picture
 
-from fracray import cli, evaluate, fetch, refit, train, tune
+from fracray import cli, evaluate, fetch, refit, report, train, tune
 from fracray.cluster import __main__ as cluster
 from fracray.config import Config
 from fracray.data import __main__ as data
@@ -122,6 +122,7 @@ FLAGS = {
     "fetch": "run --top --metric --cluster --to",
     "evaluate": "checkpoint --data --split --json --csv --by --operating-points --cost-ratio --prevalence --saliency "
     "--against --corruptions --reference --severities --seed --address",
+    "report": "run --data --to --model-card --claim",
     "cluster check": "file --space --workers-per-trial --cpus-per-trial --gpus-per-trial --storage",
     "cluster submit": "file --address",
     "cluster attach": "file --address job",
@@ -139,6 +140,7 @@ MODULES = {
     "train": train,
     "fetch": fetch,
     "evaluate": evaluate,
+    "report": report,
     "cluster": cluster,
     "data": data,
 }

@@ -19,6 +19,7 @@ import fracray.data.__main__
 import fracray.evaluate
 import fracray.fetch
 import fracray.refit
+import fracray.report
 import fracray.train
 import fracray.tune
 from fracray.config import Config, parse_assignments
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.pages
 ROOT = Path(__file__).parent.parent
 PAGES = (
     "README.md",
-    *(f"docs/{name}.md" for name in ("data", "search", "splits", "evaluate", "robustness", "run-folder")),
+    *(f"docs/{name}.md" for name in ("data", "search", "splits", "evaluate", "robustness", "run-folder", "report")),
 )
 VERBS = {
     "cluster": fracray.cluster.__main__,
@@ -38,6 +39,7 @@ VERBS = {
     "evaluate": fracray.evaluate,
     "fetch": fracray.fetch,
     "refit": fracray.refit,
+    "report": fracray.report,
     "train": fracray.train,
     "tune": fracray.tune,
 }

@@ -36,6 +36,7 @@ def loaded(folder, *words):
         "fracray.fetch",
         "fracray.refit",
         "fracray.evaluate",
+        "fracray.report",
         "fracray.data",
         *(f"fracray.data {verb}" for verb in ("download", "import", "check", "audit", "sheet", "phantom")),
         "fracray.cluster",

@@ -14,8 +14,8 @@ from fracray.runtime.console import counted
 
 MOST_NOTES = 200  # notes on images that are listed; the manifest has all of them
 
-_MEANING = {"found": "images found, listed or on disk", **REASONS, "used": "images used"}
-_MEANING |= {**UNUSED, "in_parts": "images in parts"}
+MEANING = {"found": "images found, listed or on disk", **REASONS, "used": "images used"}
+MEANING |= {**UNUSED, "in_parts": "images in parts"}
 
 
 def datasheet(summary: Mapping[str, Any]) -> str:
@@ -24,7 +24,7 @@ def datasheet(summary: Mapping[str, Any]) -> str:
         f"# Datasheet: {_cell(summary['origin'])}",
         _facts(summary),
         "## From files found to images used",
-        _table(("images", "outcome"), [(f"{count:,}", _MEANING[name]) for name, count in _flow(summary)]),
+        _table(("images", "outcome"), [(f"{count:,}", MEANING[name]) for name, count in _flow(summary)]),
     ]
     if summary["ignored"]:
         parts.append(f"- {counted(summary['ignored'], 'file')} of operating systems beside them: ignored")

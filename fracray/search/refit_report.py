@@ -1,6 +1,7 @@
 """What a refit found, on the console: means and deviations over seeds, the winner, its gain, and the ensemble."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from math import isnan, nan
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from rich.table import Table
 from fracray.metrics import Interval
 from fracray.metrics.seeds import SeedRun, seeded_gain
 from fracray.runtime.console import new_table
+from fracray.runtime.run_folder import BEST, refit_number, trial_folder
+from fracray.runtime.storage import Folder
 from fracray.search.ensemble import Choice
 from fracray.search.refit import Outcome, RefitPlan, Refitted
 from fracray.search.results import OVER_DEFAULT, JudgedSet, gain_words, judged_set, told_gains, told_over_folds
@@ -35,7 +38,7 @@ def say_outcome(
     elif best is default:
         console.print(f"the default configuration ({best.name}) has the best mean {metric}: it was not beaten")
     else:
-        console.print(f"winner by mean {metric}: {best.name}, {_spread(best, metric)}")
+        console.print(f"winner by mean {metric}: {best.name}, {spread(best, metric)}")
     if len(found.ranked) > 1:
         console.print(
             f"the best of {len(found.ranked)} means is still somewhat optimistic, though far less than the best of "
@@ -51,14 +54,15 @@ def _table(found: Outcome, searched: Mapping[int, TrialRow], metric: str) -> Tab
         before = searched[one.number].best(metric) if one.number in searched else float("nan")
         table.add_row(
             f"{one.name} (default)" if one.number == 0 else one.name,
-            *(_spread(one, name) for name in shown),
+            *(spread(one, name) for name in shown),
             "" if isnan(before) else f"{before:.4f}",
             style="bold green" if one is found.winner else "",
         )
     return table
 
 
-def _spread(one: Refitted, metric: str) -> str:
+def spread(one: Refitted, metric: str) -> str:
+    """A configuration's mean in a metric and, of several seeds, the standard deviation."""
     deviation = one.deviation(metric)
     return f"{one.mean(metric):.4f}" + ("" if isnan(deviation) else f" ± {deviation:.4f}")
 
@@ -77,6 +81,32 @@ def gains(winner: Sequence[Path], default: Sequence[Path], metric: str, sets: Se
     return found
 
 
+def gains_told(
+    own: Folder, plan: RefitPlan, found: Outcome | None, metric: str, sets: Sequence[str]
+) -> dict[str, Interval]:
+    """The gain of a refit's winner as `say_gains` prints it, from its run folder; empty where there is none to tell."""
+    if found is None or found.default is None or found.winner is found.default:
+        return {}
+    if plan.folds:
+        return _told(found, metric, {})
+    with ExitStack() as held:
+        ours, theirs = (
+            [
+                held.enter_context(trial_folder(own, refit_number(number, seed)).sub(BEST).local_folder())
+                for seed in found.seeds
+            ]
+            for number in (found.winner.number, 0)
+        )
+        return _told(found, metric, gains(ours, theirs, metric, sets))
+
+
+def _told(found: Outcome, metric: str, intervals: Mapping[str, Interval]) -> dict[str, Interval]:
+    """The gains with their intervals, or without any where there are none."""
+    assert found.default is not None
+    means = {name: found.winner.mean(name) - found.default.mean(name) for name in told_over_folds(metric)}
+    return dict(intervals) or {name: Interval(mean, nan, nan) for name, mean in means.items()}
+
+
 def _runs(side: Sequence[JudgedSet]) -> list[SeedRun]:
     return [SeedRun(one.told, one.threshold) for one in side]
 
@@ -88,9 +118,7 @@ def say_gains(
     default = found.default
     if default is None or found.winner is default:
         return
-    means = {name: found.winner.mean(name) - default.mean(name) for name in told_over_folds(metric)}
-    gains = intervals or {name: Interval(mean, nan, nan) for name, mean in means.items()}
-    for name, gain in gains.items():
+    for name, gain in _told(found, metric, intervals).items():
         console.print(f"{OVER_DEFAULT}: {gain_words(name, gain)}", soft_wrap=True)
     if any(not isnan(gain.low) for gain in intervals.values()):
         console.print(

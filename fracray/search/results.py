@@ -3,8 +3,8 @@
 Reads the run folder and prints; trains nothing.
 """
 
-import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import isnan, nan
 from pathlib import Path
@@ -63,17 +63,10 @@ def summarise(
             raise RunError(f"{run}: no trial succeeded; the reasons are above")
         console.print("no trial has finished an epoch yet")
         return
-    with tempfile.TemporaryDirectory() as scratch:
-        winner = Path(scratch) / "best"
-        trial_folder(run, best.number).download(BEST, winner)
-        if ensemble_card(run) is None:
-            run.upload(winner, BEST)
-        default = Path(scratch) / "default"
-        gains: dict[str, Interval] = {}
-        crossed = space.config.data.split.cross_validate
-        if 0 in rows and rows[0].state.finished and best.number != 0 and not crossed:
-            trial_folder(run, 0).download(BEST, default)
-            gains = _gains(winner, default, metric, sets)
+    if ensemble_card(run) is None:
+        run.copy(f"trials/{best.name}/{BEST}", BEST)
+    crossed = space.config.data.split.cross_validate
+    gains = {} if crossed else gains_over_default(run, space, rows, best, sets)
     ended = sum(row.state.finished for row in rows.values())
     full = sum(row.state is State.DONE for row in rows.values())
     reached = f"{best.name}, {metric} {best.best(metric):.4f} at its best epoch"
@@ -85,12 +78,11 @@ def summarise(
     console.print("\nbest configuration:")
     console.print(config_table(space, best.leaves))
     _say_gains(console, best.number, gains)
-    if crossed and best.number != 0 and 0 in rows:
-        for name in told_over_folds(metric):
-            gain = gain_words(name, Interval(best.best(name) - rows[0].best(name), nan, nan))
-            console.print(
-                f"{OVER_DEFAULT}: {gain}, each the mean over {space.config.data.split.rotations} folds", soft_wrap=True
-            )
+    for name, gain in (fold_gains(space, rows, best) if crossed else {}).items():
+        console.print(
+            f"{OVER_DEFAULT}: {gain_words(name, gain)}, each the mean over {space.config.data.split.rotations} folds",
+            soft_wrap=True,
+        )
     if gains:
         inside = prepared.table.iloc[prepared.rows("val")]
         say_few_groups(console, inside["group"].to_numpy(), inside["label"].to_numpy())
@@ -130,6 +122,31 @@ def told_over_folds(metric: str) -> tuple[str, ...]:
 
 def _beside(metric: str) -> tuple[str, ...]:
     return BESIDE if lower_is_better(metric) else ()
+
+
+def gains_over_default(
+    run: Folder, space: SearchSpace, rows: Mapping[int, TrialRow], best: TrialRow, sets: Sequence[str]
+) -> dict[str, Interval]:
+    """How much better the best trial of a search is than the default one, by reported name.
+
+    Empty where the default is the best, or has not finished. Not for means over folds: see `fold_gains`.
+    """
+    if best.number == 0 or 0 not in rows or not rows[0].state.finished:
+        return {}
+    with ExitStack() as held:
+        winner, default = (
+            held.enter_context(trial_folder(run, number).sub(BEST).local_folder()) for number in (best.number, 0)
+        )
+        return _gains(winner, default, space.metrics[0], sets)
+
+
+def fold_gains(space: SearchSpace, rows: Mapping[int, TrialRow], best: TrialRow) -> dict[str, Interval]:
+    """The same where a metric is the mean over folds: without an interval."""
+    if best.number == 0 or 0 not in rows:
+        return {}
+    return {
+        name: Interval(best.best(name) - rows[0].best(name), nan, nan) for name in told_over_folds(space.metrics[0])
+    }
 
 
 def _gains(winner: Path, default: Path, metric: str, sets: Sequence[str]) -> dict[str, Interval]:

@@ -42,8 +42,7 @@ WARM = "warm"  # the settings of the trials after the default one, from an earli
 
 def open_study(journal: Path, space: SearchSpace) -> optuna.Study:
     """Open or begin the study of a run; optuna-dashboard opens the same file."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    logging.getLogger("optuna").setLevel(logging.ERROR)
+    _quiet()
     lock = JournalFileOpenLock(str(journal))
     _drop_half_entry(journal, lock)
     storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
@@ -78,6 +77,7 @@ def begun_space(run: Folder) -> dict[str, str] | None:
 @contextmanager
 def stored_study(run: Folder) -> Iterator[optuna.Study | None]:
     """The study in the journal of a run, to read: it is that of a copy. None where it has not begun."""
+    _quiet()
     with tempfile.TemporaryDirectory() as scratch:
         journal = Path(scratch) / JOURNAL
         journal.write_bytes(run.read(JOURNAL))
@@ -86,6 +86,12 @@ def stored_study(run: Folder) -> Iterator[optuna.Study | None]:
         storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
         known = storage.get_all_studies()
         yield optuna.load_study(study_name=STUDY, storage=storage) if known else None
+
+
+def _quiet() -> None:
+    """Optuna's own messages, of every study that is made, are not for the user."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    logging.getLogger("optuna").setLevel(logging.ERROR)
 
 
 def _drop_half_entry(journal: Path, lock: JournalFileOpenLock) -> None:

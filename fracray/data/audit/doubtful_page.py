@@ -12,9 +12,9 @@ import pandas as pd
 from markupsafe import Markup
 
 from fracray.data.audit.doubtful import Doubtful
-from fracray.data.audit.page import data_uri, template
 from fracray.data.images.decode import preview
 from fracray.data.manifest import Box, Manifest
+from fracray.runtime.page import page_environment, picture_uri
 
 MOST_SHOWN = 100  # doubtful images, and likewise sets of the audit
 MOST_TOGETHER = 4  # pictures side by side
@@ -61,7 +61,7 @@ class _Album:
     def _picture(self, image_id: str) -> _Picture:
         file = self._files.loc[image_id]
         pixels = preview(self._root / file["path"], PICTURE) if file["path"] and not self.full else None
-        uri = None if pixels is None else data_uri(pixels)
+        uri = None if pixels is None else picture_uri(pixels)
         if uri is not None and self._bytes + len(uri) > MOST_BYTES:
             self.full, uri = True, None
         self._bytes += len(uri or "")
@@ -78,7 +78,8 @@ def doubtful_page(doubtful: Doubtful, manifest: Manifest, origin: str, models: s
     first = [album.entry((row.image_id, *row.twins)) for row in judged.head(MOST_SHOWN).itertuples()]
     sets = [tuple(ids) for ids in _sets(doubtful.found)]
     found = [album.entry(ids) for ids in sets[:MOST_SHOWN]]
-    return template("doubtful.html").render(
+    page = page_environment("fracray.data.audit").get_template("doubtful.html")
+    return page.render(
         doubtful=doubtful,
         judged=judged,
         origin=origin,

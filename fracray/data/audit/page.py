@@ -4,7 +4,6 @@ Shows what find.py and verdicts.py found, reads the pictures that are shown, and
 nothing from elsewhere: styles, charts (SVG) and pictures (JPEG) are inside.
 """
 
-import base64
 import json
 import math
 from collections.abc import Sequence
@@ -12,16 +11,14 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
-import cv2
-import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from fracray.data.audit.facts import Blocks, Findings
 from fracray.data.audit.shares import PictureSet
 from fracray.data.audit.verdicts import Verdict, sum_up
 from fracray.data.images.decode import preview
 from fracray.data.manifest import Manifest
+from fracray.runtime.page import page_environment, picture_uri
 
 PICTURE = 176  # px, longer side of a picture on the page
 MOST_NAMES = 200  # ids and notes listed one by one; the JSON has all
@@ -57,37 +54,23 @@ def as_html(findings: Findings, verdicts: Sequence[Verdict], manifest: Manifest)
     """The page, with pictures read from the manifest's files; a text replaces those that cannot be shown."""
     tree = findings.as_dict()
     sets = (*findings.duplicates.shown, *findings.conflicts.sets, *findings.cut.shown, *findings.grays.shown)
-    return template("audit.html").render(
-        findings=findings,
-        overall=sum_up(verdicts),
-        verdicts={verdict.section: verdict for verdict in verdicts},
-        headings=HEADINGS,
-        version=version("fracray"),
-        pictures=_pictures(sets, manifest),
-        chart=_chart(findings.prevalence.blocks, findings.prevalence.overall.share),
-        flow=[name for name, count in tree["files"]["flow"].items() if count or name in ("found", "used")],
-        most_names=MOST_NAMES,
-        most_alike=MOST_ALIKE,
-        fact=lambda path, style="count": _fact(tree, path, style),
+    return (
+        page_environment("fracray.data.audit")
+        .get_template("audit.html")
+        .render(
+            findings=findings,
+            overall=sum_up(verdicts),
+            verdicts={verdict.section: verdict for verdict in verdicts},
+            headings=HEADINGS,
+            version=version("fracray"),
+            pictures=_pictures(sets, manifest),
+            chart=_chart(findings.prevalence.blocks, findings.prevalence.overall.share),
+            flow=[name for name, count in tree["files"]["flow"].items() if count or name in ("found", "used")],
+            most_names=MOST_NAMES,
+            most_alike=MOST_ALIKE,
+            fact=lambda path, style="count": _fact(tree, path, style),
+        )
     )
-
-
-def template(name: str) -> Template:
-    """A page of this package by the name of its file; what is put into it is escaped."""
-    environment = Environment(
-        loader=PackageLoader("fracray.data.audit"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(name)
-
-
-def data_uri(pixels: np.ndarray) -> Markup:
-    """A gray picture (H, W) uint8 as a JPEG inside of a page."""
-    data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
-    return Markup("data:image/jpeg;base64,") + escape(base64.b64encode(data).decode())
 
 
 def _fact(tree: dict[str, Any], path: str, style: str) -> Markup:
@@ -109,7 +92,7 @@ def _pictures(sets: Sequence[PictureSet], manifest: Manifest) -> dict[str, Marku
     for image_id in sorted(shown):
         pixels = preview(manifest.root / paths[image_id], PICTURE)
         if pixels is not None:
-            uris[image_id] = data_uri(pixels)
+            uris[image_id] = picture_uri(pixels)
     return uris
 
 

@@ -1,0 +1,134 @@
+"""Radiographs as a page shows them: with their boxes, and under the map of where a network looks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from markupsafe import Markup
+from rich.console import Console
+
+from fracray.config import PHANTOM
+from fracray.data.images.decode import preview
+from fracray.data.images.letterbox import frame, letterbox
+from fracray.data.loading.boxes import Boxes
+from fracray.data.manifest import Manifest
+from fracray.data.prepare import examined
+from fracray.errors import InputError
+from fracray.evaluation.inference import half_the_cpus
+from fracray.evaluation.maps import WORDS, maps, methods
+from fracray.evaluation.opening import paths_to_open
+from fracray.reporting.subject import Judged, Subject
+from fracray.runtime.page import picture_uri
+from fracray.runtime.run_folder import is_in_run
+from fracray.training.checkpoint import load_checkpoint
+
+SIDE = 192  # px, the longer side of a picture on the page
+BOX, GLOW = (40, 140, 255), (60, 60, 255)  # BGR: orange, red
+STRONGEST = 0.65  # how much of a pixel the map may cover
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A radiograph as data URIs: with its boxes, if it has any, and under the map; None without a map."""
+
+    plain: Markup
+    looked: Markup | None
+    boxes: int
+    words: str  # what the map is
+
+
+def images_at_hand(subject: Subject, data: str | None, console: Console) -> Manifest | None:
+    """The examined files that a checkpoint was trained on; None where they are not at hand and were not named.
+
+    data: as typed; InputError where it is not the data of the training. A checkpoint from outside of a run does not
+    choose which paths are opened: see `paths_to_open`.
+    """
+    if subject.judged is None:
+        return None
+    config, expected = subject.judged.card.config, subject.judged.card.data_fingerprint
+    if data is None and config.data.source != PHANTOM and not is_in_run(subject.location):
+        return None
+    config = config.with_leaves(paths_to_open(data, subject.location, subject.judged.card), "--data")
+    try:
+        manifest = examined(config.data, console)
+    except InputError:
+        if data is not None:
+            raise
+        return None  # the data was moved since, or is on another machine
+    if manifest.fingerprint() == expected:
+        return manifest
+    if data is not None:
+        raise InputError(
+            f"--data {data}: not the data that {subject.location} was trained on; name that, or leave it out"
+        )
+    return None
+
+
+def show(images: Manifest, names: Sequence[str], judged: Judged) -> dict[str, Shown]:
+    """These radiographs by image_id, without those that cannot be decoded; with a map where the network has one."""
+    table = images.table.set_index("image_id", drop=False)
+    table = table.loc[[name for name in names if name in table.index]]
+    grays = {
+        name: preview(images.root / path, SIDE)
+        for name, path in zip(table["image_id"], table["path"], strict=True)
+        if path
+    }
+    known = [name for name, gray in grays.items() if gray is not None]
+    if not known:
+        return {}
+    table = table.loc[known].reset_index(drop=True)
+    boxes = Boxes.of_table(table, SIDE)
+    words, looks = _maps(images.root, table.set_index("image_id")["path"].to_dict(), judged)
+    shown = {}
+    for row, name in enumerate(known):
+        gray = grays[name]
+        assert gray is not None
+        square = letterbox(gray, SIDE)
+        inside = frame(int(table["width"].iloc[row]), int(table["height"].iloc[row]), SIDE)
+        edges = boxes.of(row) if boxes is not None else np.empty((0, 4))
+        plain = _boxed(cv2.cvtColor(square, cv2.COLOR_GRAY2BGR), edges)
+        looked = _glowing(square, looks[name]) if name in looks else None
+        shown[name] = Shown(
+            picture_uri(np.ascontiguousarray(plain[inside])),
+            None if looked is None else picture_uri(np.ascontiguousarray(looked[inside])),
+            len(edges),
+            words,
+        )
+    return shown
+
+
+def _maps(root: Path, paths: Mapping[str, str], judged: Judged) -> tuple[str, dict[str, np.ndarray]]:
+    """Maps (cells, cells), 0 or above, by image_id, and what they are; none where the network has none."""
+    checkpoint, size = load_checkpoint(judged.folder), judged.card.config.data.size
+    found = methods(checkpoint.model)
+    if not found:
+        return "", {}
+    squares = []
+    for path in paths.values():
+        gray = preview(root / path, max(size, SIDE))
+        assert gray is not None
+        squares.append(letterbox(gray, size))
+    with half_the_cpus():
+        images = torch.from_numpy(np.stack(squares))[:, None]
+        shown = maps(checkpoint.model, found[0], images).numpy()
+    return WORDS[found[0]], dict(zip(paths, shown, strict=True))
+
+
+def _boxed(picture: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    for left, top, right, bottom in edges:
+        cv2.rectangle(picture, (int(left), int(top)), (round(right), round(bottom)), BOX, 1)
+    return picture
+
+
+def _glowing(square: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """The picture under the map, from its lowest to its highest cell."""
+    spread = float(found.max() - found.min())
+    level = (found - found.min()) / spread if spread > 0 else np.zeros_like(found)
+    weight = STRONGEST * np.clip(
+        cv2.resize(level.astype(np.float32), square.shape[::-1], interpolation=cv2.INTER_LINEAR), 0, 1
+    )
+    gray = cv2.cvtColor(square, cv2.COLOR_GRAY2BGR).astype(np.float32)
+    return (gray * (1 - weight[..., None]) + np.array(GLOW, dtype=np.float32) * weight[..., None]).astype(np.uint8)

@@ -1,0 +1,215 @@
+"""What a run knows of itself in sentences, for the model card and the reporting checklists. Must not know of either."""
+
+from collections.abc import Iterator, Mapping
+from math import isnan
+from typing import Any
+
+from fracray.config import PHANTOM
+from fracray.data.manifest import REASONS
+from fracray.evaluation.report import HEADINGS
+from fracray.metrics.curves import confusion
+from fracray.reporting.parts import with_interval
+from fracray.reporting.subject import Subject
+from fracray.runtime.console import counted, setting_cell
+from fracray.search.results import gain_words
+
+MAIN = ("auroc", "accuracy", "sensitivity", "specificity", "average_precision", "brier", "ece")
+
+
+def run_facts(subject: Subject) -> dict[str, str]:
+    """Sentences by what they are about; without what this run does not know."""
+    return dict(
+        pair for source in (_of_data, _of_partitions, _of_model, _of_training, _of_results) for pair in source(subject)
+    )
+
+
+def _of_data(subject: Subject) -> Iterator[tuple[str, str]]:
+    summary, config = subject.data, subject.config.data
+    yield (
+        "preprocessing",
+        f"Decoded to 8-bit gray, turned upright by EXIF, letterboxed to {config.size} x {config.size} pixels; "
+        "normalised inside "
+        f"the network. Training images are augmented: {_settings(subject, 'augment.')}.",
+    )
+    if summary is None:
+        return
+    origin = "synthetic phantoms drawn by fracray" if config.source == PHANTOM else summary["origin"]
+    yield "sources", f"{origin}. Licence: {summary['licence']}. Fingerprint (sha256): {summary['fingerprint']}."
+    flow = summary["flow"]
+    lost = [f"{flow[name]:,} {name} ({why})" for name, why in REASONS.items() if flow.get(name)]
+    yield (
+        "included",
+        f"{flow['found']:,} images found, {flow['used']:,} used, {flow.get('in_parts', flow['used']):,} in parts. "
+        f"Left out: {'; '.join(lost) or 'none'}.",
+    )
+    yield "exclusion", f"Left out by the audit: {'; '.join(lost) or 'none'}. All other images are used."
+    yield (
+        "missing",
+        (
+            "Images without a label or a readable file are left out and counted. Tags that are missing stay "
+            "unknown and are "
+            "not imputed; the network sees the picture alone."
+        ),
+    )
+    known = summary["patients"]
+    yield "patients", f"{counted(known['patients'], 'patient')} known, of {known['named']:,} images."
+    if summary["prevalence"]:
+        axes = (f"By {axis}, {_cells(some)}" for axis, some in summary["prevalence"].items())
+        yield "characteristics", f"Of all used images. {'. '.join(axes)}. Per part: {_parts(summary)}."
+
+
+def _cells(cells: Mapping[str, Mapping[str, int]]) -> str:
+    return ", ".join(
+        f"{name or 'unknown'}: {cell['images']:,} ({cell['fractured']:,} fractured)" for name, cell in cells.items()
+    )
+
+
+def _parts(summary: Mapping[str, Any]) -> str:
+    return "; ".join(
+        f"{name} {part['images']:,} images, {part['fractured']:,} fractured, {counted(part['groups'], 'group')}"
+        for name, part in summary["parts"].items()
+    )
+
+
+def _of_partitions(subject: Subject) -> Iterator[tuple[str, str]]:
+    split = subject.config.data.split
+    kind = "read from a file" if split.file else f"protocol '{split.protocol}', seed {split.seed}"
+    sizes = f" {_parts(subject.data)}." if subject.data else ""
+    notes = f" {'. '.join(subject.data['split'])}." if subject.data and subject.data["split"] else ""
+    yield "partition", f"Assigned by fracray, {kind}.{sizes}{notes}"
+    if split.protocol == "random" and not split.file:
+        yield "level", "Single images: groups may be in two parts, so scores are optimistic."
+    else:
+        divided = subject.data["straddling"] if subject.data else 0
+        yield (
+            "level",
+            "Groups of images: patients and studies where they are known, duplicates and near duplicates, "
+            "blocks of neighbouring "
+            f"file numbers. Groups in two parts: {divided}.",
+        )
+    if subject.data:
+        yield "sample", f"Not calculated beforehand: all usable images. {_parts(subject.data)}."
+
+
+def _of_model(subject: Subject) -> Iterator[tuple[str, str]]:
+    config, judged = subject.judged.card.config if subject.judged else subject.config, subject.judged
+    model = config.model
+    members = (
+        f" An ensemble: the mean logit of {counted(len(judged.members), 'network')}."
+        if judged and judged.members
+        else ""
+    )
+    head = " A second head gives a coarse map of where the fracture is." if model.localise else ""
+    yield (
+        "model",
+        f"{model.name}, a convolutional or other image network of one output, the logit of 'fractured'; input "
+        f"{config.data.size} x {config.data.size} gray; dropout {setting_cell(model.dropout)}.{head}{members}",
+    )
+    yield "initialisation", f"{model.weights} weights" if model.weights else "Random, by the training seed."
+    if judged and judged.members:
+        yield "ensemble", f"Mean logit of {', '.join(judged.members)}, calibrated anew on validation."
+    elif judged:
+        yield "ensemble", "None: one network."
+    versions = {**(subject.environment or {}).get("packages", {}), **(judged.card.versions if judged else {})}
+    if versions:
+        yield "software", ", ".join(f"{name} {version}" for name, version in versions.items())
+    if judged:
+        temperature, bias = judged.card.calibration.temperature, judged.card.calibration.bias
+        yield (
+            "output",
+            f"A probability of a fracture, 0 to 1: sigmoid(logit / {temperature:.3f} + {bias:.3f}), fitted on "
+            "validation. Called "
+            f"fractured from {judged.card.threshold:.3f} on, which maximises {config.train.operating_point} "
+            "on validation.",
+        )
+
+
+def _of_training(subject: Subject) -> Iterator[tuple[str, str]]:
+    config, search = subject.judged.card.config if subject.judged else subject.config, subject.search
+    yield "training", f"Up to {counted(config.train.epochs, 'epoch')}; {_settings(subject, 'train.')}."
+    yield (
+        "imbalance",
+        f"Loss: {config.train.loss}. Probabilities are recalibrated on validation; images are not resampled.",
+    )
+    if search is None:
+        yield "selection", "The epoch with the best validation metric. No search of settings."
+        return
+    settings = search.space.config.search
+    again = ""
+    if subject.refit and subject.refit.found:
+        seeds = ", ".join(map(str, subject.refit.found.seeds))
+        winner = subject.refit.found.winner.name
+        again = f" The best were trained again with seeds {seeds}, and {winner} wins by mean."
+    yield (
+        "selection",
+        f"{counted(len(search.rows), 'trial')} over {', '.join(one.path for one in search.space.dimensions)} with "
+        f"{settings.sampler.name} and {settings.scheduler.name}, by {' and '.join(search.space.metrics)} on "
+        "validation; the "
+        f"default configuration was the first trial.{again} The test part was not used.",
+    )
+
+
+def _settings(subject: Subject, start: str) -> str:
+    leaves = (subject.judged.card.config if subject.judged else subject.config).leaves()
+    chosen = {path.removeprefix(start): value for path, value in leaves.items() if path.startswith(start)}
+    return ", ".join(f"{name} {setting_cell(value)}" for name, value in chosen.items() if value not in (None, {}, []))
+
+
+def _of_results(subject: Subject) -> Iterator[tuple[str, str]]:
+    yield "metrics", f"{', '.join(HEADINGS[name] for name in MAIN)}; beside them those of predictors that see no pixel."
+    yield (
+        "uncertainty",
+        (
+            "95% intervals over groups of images (t-intervals of a jackknife over groups), not over single "
+            "images; of gains over "
+            "seeds, also over training seeds."
+        ),
+    )
+    yield (
+        "explanation",
+        (
+            "Maps of where the network looks (the localiser's, or Grad-CAM) beside the fractures' boxes, for "
+            "the most confident errors."
+        ),
+    )
+    found = subject.judged.validation if subject.judged else None
+    if found is None:
+        return
+    scores = [
+        f"{HEADINGS[name]} {with_interval(found.scores[name])}" for name in MAIN if not isnan(found.scores[name].value)
+    ]
+    yield (
+        "performance",
+        f"On validation ({len(found.labels):,} images), by which choices were made: {', '.join(scores)}.",
+    )
+    rivals = [
+        f"{one.name} accuracy {one.accuracy:.3f}" + ("" if isnan(one.auroc) else f", AUROC {one.auroc:.3f}")
+        for one in subject.baselines
+        if one.part == "val"
+    ]
+    if rivals:
+        yield "rivals", f"Predictors without pixels on validation: {'; '.join(rivals)}."
+    gains = (
+        subject.refit.gains if subject.refit and subject.refit.gains else subject.search.gains if subject.search else {}
+    )
+    if gains:
+        yield "gain", "; ".join(gain_words(name, gain) for name, gain in gains.items())
+    calls = confusion(found.labels, found.probabilities, found.card.threshold)
+    yield (
+        "failures",
+        f"At the threshold on validation {calls['false_negative']:,} fractures are missed and "
+        f"{calls['false_positive']:,} other "
+        "images are false alarms; the report shows the most confident ones with their pictures.",
+    )
+    few = len(set(found.groups))
+    yield (
+        "limitations",
+        f"Scores are on validation, in {counted(few, 'group')}; scores on the test part and on other sites "
+        "are separate steps. "
+        "Labels were taken as given."
+        + (
+            " The radiographs are synthetic: nothing follows for patients."
+            if subject.config.data.source == PHANTOM
+            else ""
+        ),
+    )
