@@ -1,10 +1,13 @@
 """python -m fracray.refit after searches of other kinds: in a store, over folds, by two metrics."""
 
 import json
+import shutil
 import uuid
 
+import pandas as pd
 import pytest
 
+from fracray.data.manifest import Manifest
 from fracray.evaluate import main as evaluate
 from fracray.fetch import main as fetch
 from fracray.refit import main as refit
@@ -35,6 +38,10 @@ def interrupted(*words):
     raise KeyboardInterrupt
 
 
+def broken(*words):
+    raise ZeroDivisionError
+
+
 def test_with_folds_a_configuration_is_its_mean_over_them(ray_local, tmp_path, capsys, monkeypatch):
     text = SPACE.replace("block: 10", "block: 10, protocol: kfold, folds: 3, guard: 0")
     tune(["--space", str(write_space(tmp_path, text)), "--storage", str(tmp_path), "--name", "crossed", *ALONE])
@@ -44,11 +51,32 @@ def test_with_folds_a_configuration_is_its_mean_over_them(ray_local, tmp_path, c
         with pytest.raises(KeyboardInterrupt):
             refit([str(run), "--top", "1", "--seeds", "1", "--folds", *ALONE])
     refit([str(run), "--resume", *ALONE])  # it knows that it has folds
-    assert "each the mean over the folds" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "each the mean over the folds" in out
     tested = json.loads((run / "refit/data.json").read_text())["parts"]["test"]["images"]
     assert all(best["val_n"] == (200 - tested) / 2 for best in best_of(run).values())
     assert load_checkpoint(run / "best").metadata.config.data.split.cross_validate
     evaluate([str(run)])
+    doubtful = pd.read_csv(run / "refit/doubtful.csv")
+    manifest = Manifest.read(run / "refit/manifest.parquet")
+    assert sorted(doubtful["image_id"]) == sorted(manifest.table["image_id"])
+    judged = doubtful[doubtful["probability"].notna()]
+    assert set(judged["fold"]) == {1, 2}, "0 is test"
+    assert len(judged) == 200 - tested
+    assert judged["probability"].between(0, 1).all()
+    assert f"doubtful labels: {doubtful['flagged'].sum()} of {len(judged)} images flagged" in out
+    assert f"{run}/refit/doubtful.html" in out.replace("\n", "")
+    assert "Nothing was removed or relabelled" in (run / "refit/doubtful.html").read_text()
+    (run / "refit/doubtful.html").unlink()
+    shutil.rmtree(run / "best")
+    capsys.readouterr()
+    with monkeypatch.context() as patched:
+        patched.setattr("fracray.search.doubtful.doubtful_page", broken)
+        refit([str(run), "--resume", *ALONE])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "warning: the list of doubtful labels could not be written" in out
+    assert "ZeroDivisionError" in out
+    assert load_checkpoint(run / "best").members, "the refit is not lost"
 
 
 def test_one_configuration_of_a_search_by_two_metrics(ray_local, tmp_path, capsys, monkeypatch):

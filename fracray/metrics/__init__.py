@@ -19,6 +19,7 @@ from fracray.metrics.intervals import (
     paired_gain,
     score_intervals,
 )
+from fracray.metrics.label_noise import LabelDoubt, doubt_labels
 from fracray.metrics.operating import (
     CostRatio,
     DecisionCurve,
@@ -44,6 +45,7 @@ __all__ = [
     "DecisionCurve",
     "GroupJackknife",
     "Interval",
+    "LabelDoubt",
     "Scale",
     "Scores",
     "at_prevalence",
@@ -56,6 +58,7 @@ __all__ = [
     "cross_fitted",
     "decision_curve",
     "delong",
+    "doubt_labels",
     "fit_temperature",
     "histogram",
     "operating_scores",

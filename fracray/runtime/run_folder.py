@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # rich takes a while to import
 CONFIG, ENVIRONMENT, DATA = "config.yaml", "environment.json", "data.json"
 SPACE, OVERRIDES = "space.yaml", "overrides.json"  # of a search: its space, and what the command line changed in it
 EPOCHS, STATE, BEST = "epochs.json", "state.safetensors", "best"
+FOLDS = "folds.parquet"  # of a cross-validated trial: what each fold's model says of the images that it never saw
 REFIT = "refit"  # in the run folder of a search: the run folder of its refit
 SEED_PLACE = 1_000_000  # a refit's number is that of its trial plus this many times its seed
 CLUSTER_FILE = "FRACRAY_CLUSTER_FILE"  # the cluster file, as typed, by which `submit` reached the cluster

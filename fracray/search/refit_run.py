@@ -24,6 +24,7 @@ from fracray.runtime.run_folder import (
     trial_name,
 )
 from fracray.runtime.storage import Folder
+from fracray.search.doubtful import write_doubtful
 from fracray.search.ensemble import BEST_OF_BOTH, build_ensemble
 from fracray.search.launch import places_of, run_trials
 from fracray.search.progress import SearchProgress
@@ -168,3 +169,5 @@ def _summarise(
     folds = " of the first fold" if space.config.data.split.cross_validate else ""
     console.print(f"the ensemble on validation{folds}:")
     say_validation(console, prepared, chosen.scored.metrics)
+    if space.config.data.split.cross_validate:
+        write_doubtful(own, prepared, found, console)

@@ -15,8 +15,9 @@ from fracray.training.loop import EpochReport, Fit
 class Folds:
     """One config trained on several divisions of the same images, one epoch on each at a time.
 
-    Metrics are the means over the models, and the best epoch is the one with the best mean. The weights and the
-    validation that are kept are those of the first model. All `fits` have the same config, metric and mode.
+    Metrics are the means over the models, and the best epoch is the one with the best mean. The weights that are kept
+    are those of the first model; the report has the validation of each. All `fits` have the same config, metric and
+    mode.
     """
 
     def __init__(self, fits: Sequence[Fit]) -> None:
@@ -55,7 +56,8 @@ class Folds:
             for fit in self._fits:
                 fit.keep(metrics)
         seconds = math.fsum(report.seconds for report in reports)
-        return EpochReport(self.epochs_done, metrics, reports[0].validation, is_best, diverged, seconds)
+        folds = tuple(report.validation for report in reports)
+        return EpochReport(self.epochs_done, metrics, folds[0], is_best, diverged, seconds, folds)
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """The states of all models, as `Fit.state` gives them."""

@@ -57,7 +57,10 @@ class Validation:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """The result of one epoch: metrics by name, its validation, and whether it is the best so far."""
+    """The result of one epoch: metrics by name, its validation, and whether it is the best so far.
+
+    folds: in cross-validation the validation of every model, the first one's included; else empty.
+    """
 
     epoch: int  # counted from 1
     metrics: dict[str, float]
@@ -65,6 +68,7 @@ class EpochReport:
     is_best: bool
     diverged: bool = False
     seconds: float = field(default=0.0, compare=False)
+    folds: tuple[Validation, ...] = ()
 
 
 def pick_device() -> torch.device:

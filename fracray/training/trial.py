@@ -23,12 +23,12 @@ from fracray.config import Config, resolve
 from fracray.data.loading.gpu_stream import DeviceStream
 from fracray.data.loading.plan import Plan, make_plan
 from fracray.data.loading.streams import MemoryStream, RayStream
-from fracray.data.manifest import part_of
+from fracray.data.manifest import in_set, part_of
 from fracray.errors import InputError
 from fracray.metric_names import is_validation
 from fracray.runtime.efficiency import CHECKPOINTING, Meter
 from fracray.runtime.resources import refuse_missing_gpu
-from fracray.runtime.run_folder import BEST, STATE, trial_folder, trial_name
+from fracray.runtime.run_folder import BEST, FOLDS, STATE, trial_folder, trial_name
 from fracray.training.checkpoint import SEEN_COLUMNS, CheckpointMetadata, load_state, save_checkpoint, save_state
 from fracray.training.cross_validation import Folds
 from fracray.training.epochs import EpochResult, write_epochs
@@ -172,6 +172,9 @@ class TrialRunner:
             if state is not None and state.best is not None:
                 with self._folder.building(BEST) as path:
                     self._export(path, state.best, state.weights)
+                if state.best.folds:
+                    with self._folder.building(FOLDS) as path:
+                        self._held_out(state.best).to_parquet(path, index=False)
             write_epochs(self._folder, lines)
             if state is not None:
                 # Written last: it guarantees that the best checkpoint and the history before it are complete.
@@ -211,6 +214,24 @@ class TrialRunner:
             trial=trial_name(self.number),
         )
         save_checkpoint(folder, weights, metadata, predictions, self._seen)
+
+    def _held_out(self, report: EpochReport) -> pd.DataFrame:
+        """Every image of a fold's 'val' with the logit of that fold's model, which was not trained on it.
+
+        Columns image_id, group, label, fold (its number in the split) and logit; no image is in two folds.
+        """
+        table, split, parts = self._job.table, self.config.data.split, []
+        for number, (seen, cells) in enumerate(zip(report.folds, self._job.rotations, strict=True)):
+            inside = in_set(pd.Series(cells[seen.rows]), "val")
+            rows = table.iloc[seen.rows[inside]]
+            columns = {name: rows[name].to_numpy() for name in ("image_id", "group")}
+            columns |= {"label": seen.labels[inside].astype(np.int8)}
+            columns |= {
+                "fold": np.full(len(rows), (split.fold + 1 + number) % split.folds),
+                "logit": seen.logits[inside],
+            }
+            parts.append(pd.DataFrame(columns))
+        return pd.concat(parts, ignore_index=True)
 
     def close(self) -> None:
         """Stop the streams and write what is not written yet, unless an epoch was interrupted."""

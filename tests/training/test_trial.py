@@ -3,18 +3,20 @@
 import itertools
 import json
 import resource
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from fracray.config import Config
 from fracray.data.loading.shards import ShardFile, Shards
 from fracray.errors import InputError, RunError
 from fracray.runtime.efficiency import PHASES, TRAINING, TRANSFORM, VALIDATION
-from fracray.runtime.run_folder import BEST, EPOCHS, STATE, trial_folder
+from fracray.runtime.run_folder import BEST, EPOCHS, FOLDS, STATE, trial_folder
 from fracray.runtime.storage import Folder
-from fracray.training.checkpoint import load_state, read_metadata, save_state
+from fracray.training.checkpoint import load_checkpoint, load_state, read_metadata, read_predictions, save_state
 from fracray.training.epochs import read_epochs, saved_epochs
 from fracray.training.job import Job
 from fracray.training.loop import Fit
@@ -224,3 +226,34 @@ def test_an_epoch_reports_its_core_seconds_by_phase(tmp_path):
     assert 0 < report.core_seconds[TRAINING] < report.seconds * 1.5
     assert report.core_seconds[VALIDATION] > 0
     assert report.core_seconds[TRANSFORM] > 0
+
+
+def test_of_folds_every_image_is_kept_once_with_the_logit_of_the_model_that_never_saw_it(tmp_path):
+    job = make_job(tmp_path, **{"train.epochs": 2})
+    whole = TrialRunner(job, 0, {})
+    for _ in range(2):
+        whole.run_epoch()
+    whole.close()
+    assert not (tmp_path / "trials/t0000" / FOLDS).exists()
+    cells = job.table["split"].to_numpy()
+    rotated = np.where(np.arange(len(cells)) < VAL, "val", "train").astype(object)
+    rotated[-4:] = ""
+    folds = TrialRunner(replace(job, rotations=(cells, rotated)), 1, {})
+    for _ in range(2):
+        folds.run_epoch()
+    folds.close()
+    kept = pd.read_parquet(tmp_path / "trials/t0001" / FOLDS)
+    assert sorted(kept["image_id"]) == sorted(job.table["image_id"][(cells == "val") | (rotated == "val")])
+    assert kept.groupby("fold")["image_id"].apply(set).to_dict() == {
+        1: set(job.table["image_id"][cells == "val"]),
+        2: set(job.table["image_id"][rotated == "val"]),
+    }
+    by_id = job.table.set_index("image_id")
+    assert (kept["label"] == by_id.loc[kept["image_id"], "label"].to_numpy()).all()
+    assert (kept["group"] == by_id.loc[kept["image_id"], "group"].to_numpy()).all()
+    first = read_predictions(tmp_path / "trials/t0001" / BEST).set_index("image_id")["logit"]
+    mine = kept[kept["fold"] == 1].set_index("image_id")["logit"]
+    np.testing.assert_array_equal(mine, first[mine.index])
+    model = load_checkpoint(tmp_path / "trials/t0001" / BEST).model
+    of_first = model(torch.from_numpy(job.images[:VAL][:, None])).detach().numpy()
+    assert not np.allclose(kept["logit"][kept["fold"] == 2], of_first, atol=1e-3), "of the second fold's model"

@@ -138,12 +138,12 @@ def _fill(cells: _Cells, row: int, seen: FileInspection) -> None:
     if seen.fault:
         cells["status"][row] = seen.fault
     if seen.fault == "blank":  # an older audit compared blank pictures with each other
-        kept = [part for part in cells["note"][row].split("; ") if _SAME_PICTURE not in part]
+        kept = [part for part in cells["note"][row].split("; ") if SAME_PICTURE not in part]
         cells["note"][row] = "; ".join(kept)
     _add_note(cells, row, seen.note)
 
 
-_SAME_PICTURE = "but the same picture as"
+SAME_PICTURE = "but the same picture as"
 
 
 def _add_note(cells: _Cells, row: int, text: str) -> None:
@@ -160,7 +160,7 @@ def _find_conflict(cells: _Cells, same: Sequence[int]) -> None:
         if others := by_label[1 - label[row]]:
             more = f" and {len(others) - MOST_NAMED:,} more" if len(others) > MOST_NAMED else ""
             named = f"{', '.join(others[:MOST_NAMED])}{more}"
-            _add_note(cells, row, f"labelled {label[row]}, {_SAME_PICTURE} {named}, with the other label")
+            _add_note(cells, row, f"labelled {label[row]}, {SAME_PICTURE} {named}, with the other label")
             if cells["status"][row] == "ok":
                 cells["status"][row] = "conflict"
 

@@ -27,6 +27,7 @@ LICENCE = (
     "doi 10.1038/s41597-023-02432-4)"
 )
 FOLDERS = ("Non_fractured", "Fractured")  # indexed by label
+CSV_SAYS = "dataset.csv says"  # in the note on a label for which table, folder and boxes do not speak with one voice
 COCO = Path("Annotations", "COCO JSON", "COCO_fracture_masks.json")
 
 
@@ -203,16 +204,16 @@ def _reconcile(
     if not in_folder:
         status, note = "missing", "in neither class folder"
     elif len(in_folder) == 2:
-        note = f"in both class folders; dataset.csv says {listed}, {count if boxed else 'no box'}"
+        note = f"in both class folders; {CSV_SAYS} {listed}, {count if boxed else 'no box'}"
         if drawings is None or boxed != bool(listed):
             status = "conflict"
     elif in_folder == [listed]:
         if boxed and not listed:
             status, note = "conflict", f"{count}, but dataset.csv and folder say 0"
     elif boxed:
-        label, note = 1, f"dataset.csv says {listed}, folder {FOLDERS[in_folder[0]]}, {count}: taken as fractured"
+        label, note = 1, f"{CSV_SAYS} {listed}, folder {FOLDERS[in_folder[0]]}, {count}: taken as fractured"
     else:
-        status, note = "conflict", f"dataset.csv says {listed}, folder {FOLDERS[in_folder[0]]}, no box"
+        status, note = "conflict", f"{CSV_SAYS} {listed}, folder {FOLDERS[in_folder[0]]}, no box"
     place = in_folder[0] if len(in_folder) == 1 else label
     if file != name:
         note = f"{note}{'; ' if note else ''}the file is named {file!r}"
