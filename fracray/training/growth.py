@@ -12,18 +12,18 @@ from fracray.errors import InputError
 from fracray.training.model import build_model
 
 
-def side_in(config: Config, epoch: int) -> int:
-    """The side in pixels of the images that an epoch, counted from 0, trains on; in the last it is the full one."""
+def side_in(config: Config, epoch: int) -> int | None:
+    """The side in pixels of the images that an epoch, counted from 0, trains on; None: the full one, as in the last."""
     grown = min(round(config.train.grow_at * config.train.epochs), config.train.epochs - 1)
-    return config.data.size if config.train.first_size is None or epoch >= grown else config.train.first_size
+    return config.train.first_size if epoch < grown else None
 
 
-def shrunk(images: Tensor, side: int) -> Tensor:
-    """(n, S, S) uint8 images to (n, side, side) uint8; the same tensor where they have this side.
+def shrunk(images: Tensor, side: int | None) -> Tensor:
+    """(n, S, S) uint8 images to (n, side, side) uint8; the same tensor where they have this side, or it is None.
 
     Averages over what becomes one pixel, so that thin lines stay visible.
     """
-    if images.shape[-1] == side:
+    if side is None or images.shape[-1] == side:
         return images
     levels = F.interpolate(images.float().unsqueeze(1), size=(side, side), mode="bilinear", antialias=True)
     return levels.squeeze(1).round_().clamp_(0, 255).to(torch.uint8)
@@ -33,7 +33,7 @@ def try_network(config: Config) -> None:
     """Build the network, and try it on images of every side it will see; InputError where one does not fit."""
     build_model(config.model, size=config.data.size)
     first = side_in(config, 0)
-    if first != config.data.size:
+    if first is not None:
         try:
             build_model(config.model, load_weights=False, size=first)
         except InputError:

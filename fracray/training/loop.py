@@ -145,7 +145,7 @@ class Fit:
         labels = stream.plan.labels[stream.plan.train_rows]
         self.positive_weight = float((labels == 0).sum() / max(1, (labels == 1).sum()))
         self._box_maps: BoxMaps | None = None
-        self._side = config.data.size  # of the images that the running epoch trains on
+        self._side: int | None = None  # of the images that the running epoch trains on; None: the full one
         self.epochs_done = 0
         self.best: dict[str, float] = {}
         self.best_weights: dict[str, torch.Tensor] = {}
@@ -204,7 +204,7 @@ class Fit:
             dist.all_reduce(total)
         return float(total) / len(self.stream.plan.train_rows)  # waits until a GPU has done all steps
 
-    def _resize(self, side: int) -> None:
+    def _resize(self, side: int | None) -> None:
         """Train on images of this side from now on."""
         if side == self._side:
             return
@@ -226,7 +226,7 @@ class Fit:
             freeze_norm(self.model)
         empty = len(labels) == 0
         if empty:  # the last batch may have fewer images than ranks: take part in the reduction with weight 0
-            images = torch.zeros((1, self._side, self._side), dtype=torch.uint8, device=self.device)
+            images = torch.zeros((1, *images.shape[1:]), dtype=torch.uint8, device=self.device)
             labels = torch.zeros(1, device=self.device)
         maps = self._maps_of(batch, step // self.stream.plan.steps)
         if self._graphed is not None and len(labels) == self.stream.plan.batch_size:
@@ -279,10 +279,11 @@ class Fit:
         if not self._learns_where:
             return []
         if self._box_maps is None:
-            blank = torch.zeros((1, 1, self._side, self._side), dtype=torch.uint8, device=self.device)
+            whole = batch.images.shape[-1]
+            side = self._side or whole
             with torch.no_grad():
-                where = self.averaged(blank, True)[1]
-            self._box_maps = BoxMaps(self.stream.plan, batch.images.shape[-1], where.shape[-1])
+                where = self.averaged(torch.zeros((1, 1, side, side), dtype=torch.uint8, device=self.device), True)[1]
+            self._box_maps = BoxMaps(self.stream.plan, whole, where.shape[-1])
         if not len(batch.rows):  # counted with weight 0
             cells = self._box_maps.cells
             return [torch.zeros((1, cells, cells), device=self.device), torch.zeros(1, device=self.device)]

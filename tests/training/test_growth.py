@@ -24,11 +24,11 @@ def config_of(**leaves):
 @pytest.mark.parametrize(
     ("leaves", "sides"),
     [
-        ({"epochs": 4}, [224] * 4),
-        ({"epochs": 5, "first_size": 96}, [96, 96, 96, 224, 224]),
-        ({"epochs": 4, "first_size": 96, "grow_at": 0.0}, [224] * 4),
-        ({"epochs": 3, "first_size": 96, "grow_at": 0.99}, [96, 96, 224]),
-        ({"epochs": 1, "first_size": 96}, [224]),  # what is kept has seen the full size
+        ({"epochs": 4}, [None] * 4),
+        ({"epochs": 5, "first_size": 96}, [96, 96, 96, None, None]),
+        ({"epochs": 4, "first_size": 96, "grow_at": 0.0}, [None] * 4),
+        ({"epochs": 3, "first_size": 96, "grow_at": 0.99}, [96, 96, None]),
+        ({"epochs": 1, "first_size": 96}, [None]),  # what is kept has seen the full size
     ],
 )
 def test_the_side_of_each_epoch(leaves, sides):
@@ -65,7 +65,7 @@ def test_shrinking_averages():
 
 def test_the_full_size_is_passed_on_untouched():
     images = torch.randint(0, 256, (2, 40, 40), dtype=torch.uint8)
-    assert shrunk(images, 40) is images
+    assert shrunk(images, 40) is shrunk(images, None) is images
 
 
 class Watched(Fit):
