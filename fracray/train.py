@@ -144,6 +144,7 @@ def _train(args: argparse.Namespace, config: Config, run: Folder, least: int, mo
     from fracray.runtime.ray_session import Shared, connect
     from fracray.runtime.resources import (
         gather,
+        gpu_words,
         refuse_missing_gpu,
         refuse_shared_gpu,
         require_seen,
@@ -179,6 +180,7 @@ def _train(args: argparse.Namespace, config: Config, run: Folder, least: int, mo
             f"GPU(s) each, {counted(config.train.epochs, 'epoch')}; run folder {run}",
             soft_wrap=True,
         )
+        console.print(gpu_words(_fewest(each), "worker", args.gpus_per_worker), soft_wrap=True)
         board, latest = _board()
         with TrainingLines(trial_folder(run, TRIAL), config, console, latest):
             run_workers(run, trial_name(TRIAL), _work, {"job": Shared(job), "each": each, "board": board}, each)
@@ -197,11 +199,11 @@ def _train(args: argparse.Namespace, config: Config, run: Folder, least: int, mo
 
 def _resources(args: argparse.Namespace, least: int, most: int, spare: float = 0.0) -> WorkerResources:
     """What each worker gets, from the command line or the cluster, of which `spare` CPUs stay free."""
-    from fracray.runtime.resources import WorkerResources, capacity, cpus_for
+    from fracray.runtime.resources import WorkerResources, capacity, cpus_for, gpus_for
 
     gpus = args.gpus_per_worker
     if gpus is None:
-        gpus = 1.0 if capacity("GPU") >= least else 0.0
+        gpus = gpus_for(least, None)
     if gpus < 0 or (args.cpus_per_worker is not None and args.cpus_per_worker <= 0):
         raise InputError("--cpus-per-worker and --gpus-per-worker: a worker needs more than 0 CPUs and at least 0 GPUs")
     expected = max(least, min(most, int(capacity("GPU") / gpus))) if gpus else most

@@ -50,7 +50,10 @@ def parser() -> argparse.ArgumentParser:
     cli.add_argument("--workers-per-trial", type=int, metavar="N", help="Ray Train workers of a trial (default 1)")
     cli.add_argument("--cpus-per-trial", type=float, metavar="N", help="CPUs of each worker of a trial (default 1)")
     cli.add_argument(
-        "--gpus-per-trial", type=float, metavar="N", help="GPUs of each worker; 0.25 puts four on one GPU (default 0)"
+        "--gpus-per-trial",
+        type=float,
+        metavar="N",
+        help="GPUs of each worker; 0.25 puts four on one GPU (default: 1 where the cluster has them)",
     )
     cli.add_argument(
         "--warm-start", metavar="RUN", help="an earlier search, whose best configurations follow the default one"
@@ -80,6 +83,7 @@ FLAGS = {
     "time_budget": "search.time_budget",
     "refit": "search.refit.top",
 }
+GPUS = FLAGS["gpus_per_trial"]
 # What may change when a search is resumed.
 BEGUN = "search.warm_start"  # of no use once the search has begun
 FREE = {"search.refit.seeds", *(path for path in FLAGS.values() if path.startswith("search."))} - {BEGUN}
@@ -129,9 +133,12 @@ def _resume(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Fol
     with run.local_copy(SPACE) as path:
         space = _load(args.space or path, {**stored, **leaves})
         space = replace(space, config=as_begun(run, space.config))
+        before = stored_config(run).leaves()
+        if space.config.search.gpus_per_trial is None:  # searches of older versions took none where none was named
+            space = replace(space, config=space.config.with_leaves({GPUS: before[GPUS]}))
         begun = begun_space(run) or _load(path, stored).described()
     where = "in this command" if args.space or leaves.keys() - FREE else f"in the run's {SPACE} and {OVERRIDES}"
-    refuse_other(run, _kept(stored_config(run).leaves()), _kept(space.config.leaves()), where)
+    refuse_other(run, _kept(before), _kept(space.config.leaves()), where)
     refuse_other(run, begun, space.described(), where)
     run.write_json(OVERRIDES, {**stored, **leaves})
     return space, run, WarmStart(space)
@@ -166,7 +173,7 @@ def _load(file: str | Path, leaves: dict[str, Any]) -> SearchSpace:
     from fracray.search.space_file import load_space
 
     space = load_space(file, leaves)
-    refuse_missing_gpu(space.config.data.augment_on, space.config.search.gpus_per_trial > 0)
+    refuse_missing_gpu(space.config.data.augment_on, space.config.search.gpus_per_trial != 0)
     return space
 
 
@@ -187,7 +194,7 @@ def _search_and_summarise(
     from fracray.runtime.resources import gather, present, require_seen
     from fracray.runtime.run_folder import how_to_continue, say_changed
     from fracray.runtime.storage import Folder
-    from fracray.search.launch import places
+    from fracray.search.launch import find_places
     from fracray.search.results import summarise
     from fracray.training.job import make_job
 
@@ -200,13 +207,13 @@ def _search_and_summarise(
     say_phantom(console, space.config)
     with connect(args.address, lambda: how_to_continue("tune", args.storage, run)):
         gather(lambda words: console.print(words, soft_wrap=True))
-        places(space.config.search)  # refused before anything that takes long
+        each = find_places(space.config, console)  # refused before anything that takes long
         if run.is_local:
             require_seen(run.path("environment.json"), f"--storage {args.storage}")
         prepared = prepare(space.config.data, console, shelf=Folder(args.storage))
         say_prepared(console, prepared, space.config.model.localise)
         job = make_job(space.config, run, prepared)
-        unit = "GPU" if space.config.search.gpus_per_trial else "CPU"
+        unit = "GPU" if each.gpus else "CPU"
         tracker = EfficiencyTracker(begun, lambda: present(unit), unit)
         finished, clock = _search(space, job, warm, tracker, console)
         budget = space.config.search.time_budget
