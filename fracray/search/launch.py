@@ -4,10 +4,12 @@ Knows nothing of how a trial's settings are chosen, nor of what is shown.
 """
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ray import tune
+from ray.tune import Callback
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
@@ -65,8 +67,12 @@ def run_trials(
     scheduler: FIFOScheduler | None = None,
     seconds: float | None = None,
     stop: Stopper | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> None:
-    """Run trials until the searcher has none left, `seconds` are over, or `stop` says so."""
+    """Run trials until the searcher has none left, `seconds` are over, or `stop` says so.
+
+    callbacks: whom Tune tells of the trials, besides `progress`.
+    """
     each, concurrent = places_of(job)
     tuner = tune.Tuner(
         trainable(job, each),
@@ -84,7 +90,7 @@ def run_trials(
             name=f"search-{uuid.uuid4().hex[:8]}",
             storage_path=job.run.path("ray"),
             storage_filesystem=job.run.filesystem,
-            callbacks=[progress],
+            callbacks=[progress, *callbacks],
             stop=stop,
             verbose=0,
         ),
