@@ -76,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="MODULE:CLASS",
         help="a subclass of ray.tune.Callback of your own, which Tune calls during the search; repeatable",
     )
+    cli.add_argument("--dry-run", action="store_true", help="only say what would be searched, and what it would take")
     add_run_options(cli, "tune")
     return cli
 
@@ -101,6 +102,9 @@ def main(argv: Sequence[str]) -> None:
     begun = time.time()
     args = parser().parse_args(argv)
     with ExitStack() as held:  # the run, which no other command may work in
+        if args.dry_run:
+            _forecast(args)
+            return
         space, run, warm = (_resume if args.resume else _begin)(args, held)
         _search_and_summarise(args, space, run, warm, begun)
 
@@ -197,6 +201,16 @@ def _load(file: str | Path, leaves: dict[str, Any]) -> SearchSpace:
 
 
 # ---------------------------------------------------------------- the search
+
+
+def _forecast(args: argparse.Namespace) -> None:
+    """Say what a new search would do and take."""
+    if args.resume:
+        raise InputError("--dry-run: is for a new search; one that is resumed says by itself how long it still takes")
+    space, run, _ = _new(args)
+    from fracray.search.forecast import forecast_search
+
+    forecast_search(space, run, args.address)
 
 
 def _search_and_summarise(
