@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are
     from fracray.training.steps import Reached
 
 TRIAL = 0  # a training is a run of one trial
+ANSWER_SECONDS = 2.0  # for the actor that knows how far the training is: the command must not wait for it
 
 # ---------------------------------------------------------------- the command
 
@@ -226,8 +227,8 @@ def _board() -> tuple[Any, Callable[[], Reached | None]]:
 
     def latest() -> Reached | None:
         try:
-            reached: Reached | None = ray.get(board.get.remote())
-        except ray.exceptions.RayError:  # the cluster ends; whoever trains on it says so
+            reached: Reached | None = ray.get(board.get.remote(), timeout=ANSWER_SECONDS)
+        except ray.exceptions.RayError:  # it starts, or the cluster ends, which whoever trains on it says
             return None
         return reached
 
