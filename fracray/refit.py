@@ -143,7 +143,7 @@ def _refit(args: argparse.Namespace, space: SearchSpace, run: Folder, begun: flo
     from fracray.runtime.efficiency import EfficiencyTracker
     from fracray.runtime.ray_session import connect
     from fracray.runtime.resources import gather, present, refuse_missing_gpu, require_seen
-    from fracray.search.launch import places
+    from fracray.search.launch import find_places
     from fracray.search.refit_run import RefitOptions, refit, searched_trials
     from fracray.training.job import refuse_change
 
@@ -153,7 +153,7 @@ def _refit(args: argparse.Namespace, space: SearchSpace, run: Folder, begun: flo
     options = RefitOptions(
         top=args.top, seeds=args.seeds, folds=args.folds, members=args.members, seconds=args.time_budget
     )
-    refuse_missing_gpu(space.config.data.augment_on, search.gpus_per_trial > 0)
+    refuse_missing_gpu(space.config.data.augment_on, search.gpus_per_trial != 0)
     if not searched_trials(space, run):
         raise InputError(
             f"{run}: no trial has finished an epoch yet, so there is nothing to refit; continue the search"
@@ -162,13 +162,13 @@ def _refit(args: argparse.Namespace, space: SearchSpace, run: Folder, begun: flo
     say_phantom(console, space.config)
     with connect(args.address, lambda: _how_to_continue(args, run)):
         gather(lambda words: console.print(words, soft_wrap=True))
-        places(search)  # refused before anything that takes long
+        each = find_places(space.config, console)  # refused before anything that takes long
         if run.is_local:
             require_seen(run.path("environment.json"), args.run)
         prepared = prepare(space.config.data, console, shelf=run.around)
         say_prepared(console, prepared, space.config.model.localise)
         refuse_change(run, prepared.summary())
-        unit = "GPU" if search.gpus_per_trial else "CPU"
+        unit = "GPU" if each.gpus else "CPU"
         tracker = EfficiencyTracker(begun, lambda: present(unit), unit)
         started = time.monotonic()
         finished = refit(space, run, prepared, options, tracker, console)

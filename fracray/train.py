@@ -6,10 +6,8 @@ The loop is `fracray.training.loop`; here it gets its workers and its data, and 
 from __future__ import annotations
 
 import argparse
-import re
-import threading
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from math import isnan
 from pathlib import Path
@@ -20,15 +18,13 @@ from fracray.interrupts import remedy
 from fracray.runtime.arguments import add_run_options, command
 
 if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are read and its files are found
-    from rich.console import Console
-
     from fracray.config import Config
     from fracray.runtime.resources import WorkerResources
     from fracray.runtime.storage import Folder
-    from fracray.training.epochs import EpochResult
+    from fracray.training.steps import Reached
 
 TRIAL = 0  # a training is a run of one trial
-HELD_OUT_ACCURACY = re.compile(r"(val/[a-z]+|worst_val)_accuracy")
+ANSWER_SECONDS = 2.0  # for the actor that knows how far the training is: the command must not wait for it
 
 # ---------------------------------------------------------------- the command
 
@@ -149,6 +145,7 @@ def _train(args: argparse.Namespace, config: Config, run: Folder, least: int, mo
     from fracray.runtime.ray_session import Shared, connect
     from fracray.runtime.resources import (
         gather,
+        gpu_words,
         refuse_missing_gpu,
         refuse_shared_gpu,
         require_seen,
@@ -158,6 +155,7 @@ def _train(args: argparse.Namespace, config: Config, run: Folder, least: int, mo
     from fracray.runtime.storage import Folder
     from fracray.training.epochs import read_epochs
     from fracray.training.job import make_job
+    from fracray.training.watch import TrainingLines
     from fracray.training.workers import run_workers
 
     console = new_console()
@@ -183,8 +181,10 @@ def _train(args: argparse.Namespace, config: Config, run: Folder, least: int, mo
             f"GPU(s) each, {counted(config.train.epochs, 'epoch')}; run folder {run}",
             soft_wrap=True,
         )
-        with _EpochLines(trial_folder(run, TRIAL), config.train.epochs, console):
-            run_workers(run, trial_name(TRIAL), _work, {"job": Shared(job), "each": each}, each)
+        console.print(gpu_words(_fewest(each), "worker", args.gpus_per_worker), soft_wrap=True)
+        board, latest = _board()
+        with TrainingLines(trial_folder(run, TRIAL), config, console, latest):
+            run_workers(run, trial_name(TRIAL), _work, {"job": Shared(job), "each": each, "board": board}, each)
     history = read_epochs(trial_folder(run, TRIAL))
     if isnan(history[-1].value("val_loss")):
         raise RunError(
@@ -200,11 +200,11 @@ def _train(args: argparse.Namespace, config: Config, run: Folder, least: int, mo
 
 def _resources(args: argparse.Namespace, least: int, most: int, spare: float = 0.0) -> WorkerResources:
     """What each worker gets, from the command line or the cluster, of which `spare` CPUs stay free."""
-    from fracray.runtime.resources import WorkerResources, capacity, cpus_for
+    from fracray.runtime.resources import WorkerResources, capacity, cpus_for, gpus_for
 
     gpus = args.gpus_per_worker
     if gpus is None:
-        gpus = 1.0 if capacity("GPU") >= least else 0.0
+        gpus = gpus_for(least, None)
     if gpus < 0 or (args.cpus_per_worker is not None and args.cpus_per_worker <= 0):
         raise InputError("--cpus-per-worker and --gpus-per-worker: a worker needs more than 0 CPUs and at least 0 GPUs")
     expected = max(least, min(most, int(capacity("GPU") / gpus))) if gpus else most
@@ -214,6 +214,25 @@ def _resources(args: argparse.Namespace, least: int, most: int, spare: float = 0
 def _fewest(each: WorkerResources) -> WorkerResources:
     """The resources without which the training cannot start."""
     return replace(each, workers=each.least)
+
+
+def _board() -> tuple[Any, Callable[[], Reached | None]]:
+    """The actor that the first worker tells how far it is, and a function that returns what was told last."""
+    import ray
+
+    from fracray.runtime.resources import here
+    from fracray.training.steps import Latest
+
+    board = ray.remote(Latest).options(num_cpus=0, scheduling_strategy=here()).remote()
+
+    def latest() -> Reached | None:
+        try:
+            reached: Reached | None = ray.get(board.get.remote(), timeout=ANSWER_SECONDS)
+        except ray.exceptions.RayError:  # it starts, or the cluster ends, which whoever trains on it says
+            return None
+        return reached
+
+    return board, latest
 
 
 def _work(settings: dict[str, Any]) -> None:
@@ -227,7 +246,8 @@ def _work(settings: dict[str, Any]) -> None:
     job = settings["job"].get()
     meter = use_cores(job.config, settings["each"].cpus, settings["each"].gpus)
     rank, world = context.get_world_rank(), context.get_world_size()
-    runner = TrialRunner(job, TRIAL, {}, rank, world, ray.train.torch.get_device(), meter)
+    put = settings["board"].put.remote
+    runner = TrialRunner(job, TRIAL, {}, rank, world, ray.train.torch.get_device(), meter, put if rank == 0 else None)
     try:
         while not runner.done:
             result = runner.run_epoch()
@@ -236,60 +256,6 @@ def _work(settings: dict[str, Any]) -> None:
                 break
     finally:
         runner.close()
-
-
-# ---------------------------------------------------------------- what is printed
-
-
-class _EpochLines:
-    """Prints a line for every epoch as soon as the trial's folder has it."""
-
-    def __init__(self, folder: Folder, epochs: int, console: Console) -> None:
-        self._folder, self._epochs, self._console = folder, epochs, console
-        self._shown = 0
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.5):
-            with suppress(InputError, RunError):  # a storage that cannot be reached: the next look catches up
-                self._show()
-
-    def _show(self) -> None:
-        from fracray.training.epochs import read_epochs
-
-        history = read_epochs(self._folder)
-        for result in history[self._shown :]:
-            self._console.print(epoch_line(result, self._epochs))
-        self._shown = len(history)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *exc: object) -> None:
-        self._done.set()
-        self._thread.join()
-        if exc[0] is None:
-            self._show()
-
-
-def epoch_line(result: EpochResult, epochs: int) -> str:
-    """One epoch in one line."""
-    values = result.metrics
-    accuracy, auroc = (values.get(name, float("nan")) for name in ("val_accuracy", "val_auroc"))
-    held_out = [f"{name.replace('_', ' ')} {values[name]:.4f}" for name in values if HELD_OUT_ACCURACY.fullmatch(name)]
-    return "  ".join(
-        (
-            f"epoch {result.epoch:>3}/{epochs}",
-            f"train loss {values['train_loss']:.4f}",
-            f"val loss {values['val_loss']:.4f}",
-            f"val accuracy {accuracy:.4f}",
-            f"val AUROC {auroc:.4f}",
-            *held_out,
-            f"{result.seconds:.1f} s",
-            *([f"{result.workers} workers"] if result.workers > 1 else []),
-        )
-    )
 
 
 if __name__ == "__main__":

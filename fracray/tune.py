@@ -18,6 +18,7 @@ from fracray.interrupts import remedy
 from fracray.runtime.arguments import add_run_options, command
 
 if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are read and its files are found
+    from ray.tune import Callback
     from rich.console import Console
 
     from fracray.data.prepare import Prepared
@@ -50,7 +51,10 @@ def parser() -> argparse.ArgumentParser:
     cli.add_argument("--workers-per-trial", type=int, metavar="N", help="Ray Train workers of a trial (default 1)")
     cli.add_argument("--cpus-per-trial", type=float, metavar="N", help="CPUs of each worker of a trial (default 1)")
     cli.add_argument(
-        "--gpus-per-trial", type=float, metavar="N", help="GPUs of each worker; 0.25 puts four on one GPU (default 0)"
+        "--gpus-per-trial",
+        type=float,
+        metavar="N",
+        help="GPUs of each worker; 0.25 puts four on one GPU (default: 1 where the cluster has them)",
     )
     cli.add_argument(
         "--warm-start", metavar="RUN", help="an earlier search, whose best configurations follow the default one"
@@ -65,6 +69,14 @@ def parser() -> argparse.ArgumentParser:
         help="at the end, within the time budget, train the K best configurations (default 3) anew with several seeds, "
         "as `python -m fracray.refit` does",
     )
+    cli.add_argument(
+        "--callback",
+        action="append",
+        default=[],
+        metavar="MODULE:CLASS",
+        help="a subclass of ray.tune.Callback of your own, which Tune calls during the search; repeatable",
+    )
+    cli.add_argument("--dry-run", action="store_true", help="only say what would be searched, and what it would take")
     add_run_options(cli, "tune")
     return cli
 
@@ -80,6 +92,7 @@ FLAGS = {
     "time_budget": "search.time_budget",
     "refit": "search.refit.top",
 }
+GPUS = FLAGS["gpus_per_trial"]
 # What may change when a search is resumed.
 BEGUN = "search.warm_start"  # of no use once the search has begun
 FREE = {"search.refit.seeds", *(path for path in FLAGS.values() if path.startswith("search."))} - {BEGUN}
@@ -89,6 +102,9 @@ def main(argv: Sequence[str]) -> None:
     begun = time.time()
     args = parser().parse_args(argv)
     with ExitStack() as held:  # the run, which no other command may work in
+        if args.dry_run:
+            _forecast(args)
+            return
         space, run, warm = (_resume if args.resume else _begin)(args, held)
         _search_and_summarise(args, space, run, warm, begun)
 
@@ -97,12 +113,23 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _begin(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Folder, WarmStart]:
-    """The space, folder and warm start of a new run; what can be refused early is refused before it is written."""
+    """The space, folder and warm start of a new run, which is written from here on."""
+    space, run, warm = _new(args)
+    from fracray.runtime.run_folder import OVERRIDES, SPACE
+
+    _hold(args, run, held)
+    run.write(SPACE, Path(args.space).read_bytes())
+    run.write_json(OVERRIDES, _leaves(args))
+    return space, run, warm
+
+
+def _new(args: argparse.Namespace) -> tuple[SearchSpace, Folder, WarmStart]:
+    """The same, of which nothing is written yet: what can be refused early is refused here."""
     if not args.space:
         raise InputError("--space: name a search-space file, for example --space search_spaces/reg.yaml")
-    leaves = _leaves(args)
-    space = _load(args.space, leaves)
-    from fracray.runtime.run_folder import OVERRIDES, SPACE, find_run
+    space = _load(args.space, _leaves(args))
+    from fracray.runtime.run_folder import find_run
+    from fracray.search.callbacks import load_callbacks
     from fracray.search.model_check import check_models
     from fracray.search.warm_start import WarmStart
 
@@ -110,9 +137,7 @@ def _begin(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Fold
     check_models(space)
     warm = WarmStart(space)
     _ = warm.points  # read here, so that what is no search is refused
-    _hold(args, run, held)
-    run.write(SPACE, Path(args.space).read_bytes())
-    run.write_json(OVERRIDES, leaves)
+    args.callbacks = load_callbacks(args.callback)
     return space, run, warm
 
 
@@ -120,18 +145,23 @@ def _resume(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Fol
     """The space, folder and warm start of a run that exists; nothing is written before it is known to be the same."""
     leaves = _leaves(args)
     from fracray.runtime.run_folder import OVERRIDES, SPACE, as_begun, find_run, refuse_other, stored_config
+    from fracray.search.callbacks import load_callbacks
     from fracray.search.study import begun_space
     from fracray.search.warm_start import WarmStart
 
     run = find_run(args.storage, args.name, "tune", resume=True)
+    args.callbacks = load_callbacks(args.callback)
     _hold(args, run, held)
     stored = run.read_json(OVERRIDES)
     with run.local_copy(SPACE) as path:
         space = _load(args.space or path, {**stored, **leaves})
         space = replace(space, config=as_begun(run, space.config))
+        before = stored_config(run).leaves()
+        if space.config.search.gpus_per_trial is None:  # searches of older versions took none where none was named
+            space = replace(space, config=space.config.with_leaves({GPUS: before[GPUS]}))
         begun = begun_space(run) or _load(path, stored).described()
     where = "in this command" if args.space or leaves.keys() - FREE else f"in the run's {SPACE} and {OVERRIDES}"
-    refuse_other(run, _kept(stored_config(run).leaves()), _kept(space.config.leaves()), where)
+    refuse_other(run, _kept(before), _kept(space.config.leaves()), where)
     refuse_other(run, begun, space.described(), where)
     run.write_json(OVERRIDES, {**stored, **leaves})
     return space, run, WarmStart(space)
@@ -166,11 +196,21 @@ def _load(file: str | Path, leaves: dict[str, Any]) -> SearchSpace:
     from fracray.search.space_file import load_space
 
     space = load_space(file, leaves)
-    refuse_missing_gpu(space.config.data.augment_on, space.config.search.gpus_per_trial > 0)
+    refuse_missing_gpu(space.config.data.augment_on, space.config.search.gpus_per_trial != 0)
     return space
 
 
 # ---------------------------------------------------------------- the search
+
+
+def _forecast(args: argparse.Namespace) -> None:
+    """Say what a new search would do and take."""
+    if args.resume:
+        raise InputError("--dry-run: is for a new search; one that is resumed says by itself how long it still takes")
+    space, run, _ = _new(args)
+    from fracray.search.forecast import forecast_search
+
+    forecast_search(space, run, args.address)
 
 
 def _search_and_summarise(
@@ -187,7 +227,7 @@ def _search_and_summarise(
     from fracray.runtime.resources import gather, present, require_seen
     from fracray.runtime.run_folder import how_to_continue, say_changed
     from fracray.runtime.storage import Folder
-    from fracray.search.launch import places
+    from fracray.search.launch import find_places
     from fracray.search.results import summarise
     from fracray.training.job import make_job
 
@@ -200,15 +240,15 @@ def _search_and_summarise(
     say_phantom(console, space.config)
     with connect(args.address, lambda: how_to_continue("tune", args.storage, run)):
         gather(lambda words: console.print(words, soft_wrap=True))
-        places(space.config.search)  # refused before anything that takes long
+        each = find_places(space.config, console)  # refused before anything that takes long
         if run.is_local:
             require_seen(run.path("environment.json"), f"--storage {args.storage}")
         prepared = prepare(space.config.data, console, shelf=Folder(args.storage))
         say_prepared(console, prepared, space.config.model.localise)
         job = make_job(space.config, run, prepared)
-        unit = "GPU" if space.config.search.gpus_per_trial else "CPU"
+        unit = "GPU" if each.gpus else "CPU"
         tracker = EfficiencyTracker(begun, lambda: present(unit), unit)
-        finished, clock = _search(space, job, warm, tracker, console)
+        finished, clock = _search(space, job, warm, tracker, console, args.callbacks)
         budget = space.config.search.time_budget
         over = clock.ended if clock else budget is not None and time.monotonic() - started >= budget
         refits = space.config.search.refit.top > 0 and (finished or over)
@@ -228,26 +268,13 @@ def _search_and_summarise(
         console.print(f"\n{words}", soft_wrap=True)
 
 
-def _warm(warm: WarmStart, run: Folder, console: Console) -> list[dict[str, Any]]:
-    """The trials that follow the default one, from the earlier search that the space names; says how many they are."""
-    from fracray.runtime.console import counted
-    from fracray.search.warm_start import refuse_other_split
-
-    location = warm.space.config.search.warm_start
-    if location is None:
-        return []
-    refuse_other_split(run, location)
-    points, notes = warm.points
-    if notes:
-        left = counted(len(notes), "trial is", "trials are")
-        console.print(f"note: {left} left out: {notes[0]}{', ...' * (len(notes) > 1)}", style="yellow", soft_wrap=True)
-    many = counted(len(points), "trial that follows the default one is", "trials that follow the default one are")
-    console.print(f"{many} from {location}, best first", soft_wrap=True)
-    return points
-
-
 def _search(
-    space: SearchSpace, job: Job, warm: WarmStart, tracker: EfficiencyTracker, console: Console
+    space: SearchSpace,
+    job: Job,
+    warm: WarmStart,
+    tracker: EfficiencyTracker,
+    console: Console,
+    callbacks: Sequence[Callback],
 ) -> tuple[bool, KeepsBack | None]:
     """Run the missing trials; whether all are done, and the clock of a time budget that a refit shares."""
     from fracray.runtime.console import counted
@@ -258,13 +285,14 @@ def _search(
     from fracray.search.schedulers import StudyScheduler
     from fracray.search.study import StudySearcher, local_journal
     from fracray.search.trials_table import StudyLedger
+    from fracray.search.warm_start import told_points
     from fracray.training.rungs import stopping_epochs
 
     search = space.config.search
     _, concurrent = places_of(job)
     with local_journal(job.run) as journal:
         budget = min(search.trials, space.grid_points or search.trials)
-        searcher = StudySearcher(space, journal, budget, lambda: _warm(warm, job.run, console))
+        searcher = StudySearcher(space, journal, budget, lambda: told_points(warm, job.run, console))
         missing = searcher.remaining
         if missing <= 0:
             done = "the one trial is" if budget == 1 else f"all {budget:,} trials are"
@@ -293,7 +321,7 @@ def _search(
         shared = search.time_budget is not None and search.refit.top > 0
         clock = KeepsBack(space.config, concurrent, lambda: progress.rows, job.run.sub(REFIT)) if shared else None
         seconds = None if clock else search.time_budget
-        run_trials(job, searcher, progress, StudyScheduler(searcher.stops), seconds, clock)
+        run_trials(job, searcher, progress, StudyScheduler(searcher.stops), seconds, clock, callbacks)
         return searcher.remaining <= 0 and not progress.unfinished, clock
 
 

@@ -114,7 +114,7 @@ def test_the_command_is_installed():
 # Frozen, so that an option is added on purpose: its line stays in --help forever.
 FLAGS = {
     "tune": "--space --trials --concurrent --workers-per-trial --cpus-per-trial --gpus-per-trial --warm-start "
-    "--time-budget --refit --data --epochs --set --storage --name --resume --address",
+    "--time-budget --refit --callback --dry-run --data --epochs --set --storage --name --resume --address",
     "refit": "run --top --seeds --folds --members --concurrent --workers-per-trial --cpus-per-trial --gpus-per-trial "
     "--time-budget --resume --address",
     "train": "--config --workers --cpus-per-worker --gpus-per-worker --data --epochs --set --storage --name --resume "

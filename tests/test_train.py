@@ -1,6 +1,7 @@
 """python -m fracray.train, with real Ray Train workers that are killed for real."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -102,6 +103,19 @@ def test_two_workers_see_the_complete_set(one_worker, tmp_path):
     assert len(history(pair)) == 2
     assert history(pair)[0]["val_n"] == history(one_worker)[0]["val_n"]
     assert history(pair)[0]["train_loss"] == pytest.approx(history(one_worker)[0]["train_loss"], abs=0.05)
+
+
+def test_a_training_shows_its_steps_and_the_time_left_within_an_epoch(ray_local, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("fracray.runtime.console.LINE_SECONDS", 0.0)
+    slow = ["--set", "model.width=24", "--set", "data.size=96", "--set", "train.batch_size=2"]
+    train(tmp_path, "slow", "--epochs", "2", "--workers", "2", *slow)
+    shown = re.findall(
+        r"^epoch (\d) of 2: (\d+) of (\d+) steps, .*images/s, at least .* left$", capsys.readouterr().out, re.M
+    )
+    assert shown
+    images = json.loads((tmp_path / "slow/data.json").read_text())["parts"]["train"]["images"]
+    assert {int(of) for _, _, of in shown} == {-(-images // 2)}
+    assert all(0 < int(done) <= int(of) for _, done, of in shown)
 
 
 def test_resume_continues_where_the_run_stopped(ray_local, tmp_path):

@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _check(args: argparse.Namespace, cluster: ClusterFile) -> None:
-    need = _need(args)
+    need = _need(args, cluster)
 
     from fracray.cluster.checks import problems, warnings
     from fracray.runtime.console import new_console
@@ -107,7 +107,7 @@ def _check(args: argparse.Namespace, cluster: ClusterFile) -> None:
     console.print(f"{args.file}: no problems found", soft_wrap=True)
 
 
-def _need(args: argparse.Namespace) -> WorkerResources:
+def _need(args: argparse.Namespace, cluster: ClusterFile) -> WorkerResources:
     config = Config()
     if args.space:
         from fracray.search.space_file import load_space
@@ -117,7 +117,11 @@ def _need(args: argparse.Namespace) -> WorkerResources:
         if (given := getattr(args, name)) is not None:
             config = config.with_leaves({f"search.{name}": given}, f"--{name.replace('_', '-')}")
     search = config.search
-    return WorkerResources(search.workers_per_trial, search.cpus_per_trial, search.gpus_per_trial)
+    gpus = search.gpus_per_trial
+    if gpus is None:  # as tune decides it once the cluster is up
+        nodes = cluster.at_full_size(lambda node: node.gpus or 0.0)
+        gpus = float(sum(node.most * (node.gpus or 0.0) for node in nodes) >= search.workers_per_trial)
+    return WorkerResources(search.workers_per_trial, search.cpus_per_trial, gpus)
 
 
 def _print_nodes(console: "Console", cluster: ClusterFile, need: WorkerResources, storage: str | None) -> None:

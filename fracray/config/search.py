@@ -61,8 +61,10 @@ class SearchConfig(Section):
     )
     workers_per_trial: int = Field(1, ge=1, description="workers that train one trial together, 1 or more")
     cpus_per_trial: Annotated[float, Field(gt=0)] = Field(1.0, description="CPUs of each worker of a trial, above 0")
-    gpus_per_trial: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="GPUs of each worker of a trial, 0 or more; 0.25: four share a GPU; 0: trains on CPUs"
+    gpus_per_trial: Annotated[float, Field(ge=0)] | None = Field(
+        None,
+        description="GPUs of each worker of a trial, 0 or more; 0.25: four share a GPU; 0: trains on CPUs; null: one "
+        "where the cluster has that many, else 0",
     )
     time_budget: Annotated[float, Field(gt=0)] | None = Field(
         None,

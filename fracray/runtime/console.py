@@ -3,9 +3,8 @@
 import os
 import sys
 import time
-from collections.abc import Callable
 from math import isnan
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:  # rich takes a while to import, and a command that refuses its arguments needs none of it
     from rich.console import Console
@@ -65,36 +64,45 @@ def refresh_rate(console: "Console") -> float:
     return 2.0 if console.file.isatty() else 0.2
 
 
+class ShowsStep(Protocol):
+    """What a progress bar is told: how much is done, and a few words on it."""
+
+    def __call__(self, done: int, total: int, note: str = "") -> None: ...
+
+
 class progress_bar:  # noqa: N801 - used as `with progress_bar(...)`, like the functions of contextlib
     """A progress bar that appears with its first step and disappears when the work is done.
 
-    Where the output goes to a file there is no bar, but a line every LINE_SECONDS.
+    Where the output goes to a file there is no bar, but a line every LINE_SECONDS. With `noted` each step brings a
+    note, which stands where the time left is shown otherwise.
     """
 
-    def __init__(self, console: "Console", what: str) -> None:
+    def __init__(self, console: "Console", what: str, unit: str = "", noted: bool = False) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._bar = Progress(
-            TextColumn(what),
+            TextColumn(what, markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            TextColumn(unit, markup=False),
+            TextColumn("{task.fields[note]}", markup=False) if noted else TimeRemainingColumn(),
             console=console,
             refresh_per_second=refresh_rate(console),
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task(what, total=None)
-        self._what, self._said = what, time.monotonic()
+        self._task = self._bar.add_task(what, total=None, note="")
+        self._what, self._unit, self._said = what, unit and f" {unit}", time.monotonic()
 
-    def __enter__(self) -> Callable[[int, int], None]:
+    def __enter__(self) -> ShowsStep:
         self._bar.start()
         return self._step
 
-    def _step(self, done: int, total: int) -> None:
-        self._bar.update(self._task, completed=done, total=total)
+    def _step(self, done: int, total: int, note: str = "") -> None:
+        self._bar.update(self._task, completed=done, total=total, note=note)
         if self._bar.disable and time.monotonic() - self._said > LINE_SECONDS:
-            self._bar.console.print(f"{self._what}: {done:,} of {total:,}")
+            words = f"{self._what}: {done:,} of {total:,}{self._unit}"
+            self._bar.console.print(f"{words}, {note}" if note else words, soft_wrap=True)
             self._said = time.monotonic()
 
     def __exit__(self, *exc: object) -> None:

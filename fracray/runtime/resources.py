@@ -17,6 +17,7 @@ from fracray.errors import InputError
 
 PROMISED = "FRACRAY_MACHINES"  # the machines that the cluster may grow to; Ray does not tell a driver
 EXPECTED = "FRACRAY_EXPECTED"  # how many machines are being set up, where it is not known what they have
+GPU_KIND = "accelerator_type:"  # before the model of a machine's GPUs, in the name of one of Ray's resources
 GATHER_SECONDS = 1800.0  # longest wait for a machine that is being set up
 
 
@@ -218,6 +219,59 @@ def cpus_for(workers: int, gpus: float, spare_cpus: float = 0.0) -> float:
     """
     most, rest = int(max(machine.cpus for machine in machines())), 0.5 if spare_cpus else 1.0
     return next((float(cpus) for cpus in range(most, 0, -1) if _slots(cpus, gpus, spare_cpus) >= workers), rest)
+
+
+def gpus_for(workers: int, asked: float | None, cpus: float = 0.0) -> float:
+    """The GPUs of each of so many workers: as asked, or with None one where the cluster has room for it, else 0."""
+    if asked is not None:
+        return asked
+    return 1.0 if _slots(cpus, 1.0, 0.0) >= workers and torch_uses_gpus() else 0.0
+
+
+def torch_uses_gpus() -> bool:
+    """Whether Torch can compute on the GPUs that Ray counts on this machine, or has been built for those of others."""
+    import ray
+    import torch
+
+    node = ray.get_runtime_context().get_node_id()
+    if any(one["NodeID"] == node and one["Resources"].get("GPU") for one in _alive()):
+        return torch.cuda.is_available()
+    return torch.backends.cuda.is_built()
+
+
+def gpu_words(each: WorkerResources, whose: str, asked: float | None) -> str:
+    """Which GPUs are used: '1 x NVIDIA H200 for each trial', or why none is. whose: 'trial' or 'worker'.
+
+    asked: the GPUs of each worker that a setting or an option names; None where it leaves that to the cluster.
+    """
+    if each.gpus:
+        group = each.workers > 1 and whose != "worker"
+        who = f"of a {whose}'s {each.workers} workers" if group else whose
+        return f"{each.gpus:g} x {_gpu_model()} for each {who}"
+    have, why = capacity("GPU"), ""
+    if have and asked is not None:
+        why = f", as asked, of the cluster's {have:g}"
+    elif have < each.workers and have:
+        why = f", as {each.workers} workers need one each and the cluster has {have:g}"
+    elif have and not torch_uses_gpus():
+        why = f", as PyTorch cannot use the cluster's {have:g} (an old driver, or a build for CPUs?)"
+    elif have:
+        why = ", as no machine has both the GPUs and the CPUs for it"
+    return f"no GPU{why}: {whose}s train on CPUs"
+
+
+def _gpu_model() -> str:
+    """The models of the GPUs that are up, as Ray names them; 'GPU' where it knows none."""
+    kinds = {
+        name.removeprefix(GPU_KIND)
+        for node in _alive()
+        if node["Resources"].get("GPU")
+        for name in node["Resources"]
+        if name.startswith(GPU_KIND)
+    }
+    # Ray names the maker of other GPUs alone.
+    named = (kind if kind.startswith(("AMD", "Intel")) else f"NVIDIA {kind}" for kind in sorted(kinds))
+    return " or ".join(named).replace("-", " ") or "GPU"
 
 
 def refuse_shared_gpu(workers: int, gpus: float) -> None:

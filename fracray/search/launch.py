@@ -4,18 +4,28 @@ Knows nothing of how a trial's settings are chosen, nor of what is shown.
 """
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ray import tune
+from ray.tune import Callback
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
+from rich.console import Console
 
-from fracray.config import SearchConfig
+from fracray.config import Config, SearchConfig
 from fracray.data.loading.streams import TASK_CPUS
 from fracray.interrupts import listen
-from fracray.runtime.resources import WorkerResources, cpus_for, trials_at_once
+from fracray.runtime.resources import (
+    WorkerResources,
+    cpus_for,
+    gpu_words,
+    gpus_for,
+    refuse_missing_gpu,
+    trials_at_once,
+)
 from fracray.search.messages import searched
 from fracray.search.trainable import trainable
 from fracray.training.job import Job
@@ -29,11 +39,20 @@ def places(search: SearchConfig, spare: float = 0.0) -> tuple[WorkerResources, i
 
     Fewer CPUs than asked for where Ray Data would have none left on a small cluster. InputError as `trials_at_once`.
     """
-    each = WorkerResources(search.workers_per_trial, search.cpus_per_trial, search.gpus_per_trial)
+    gpus = gpus_for(search.workers_per_trial, search.gpus_per_trial, search.cpus_per_trial)
+    each = WorkerResources(search.workers_per_trial, search.cpus_per_trial, gpus)
     most = cpus_for(each.workers, each.gpus, spare)
     if most < each.cpus <= cpus_for(each.workers, each.gpus):
         each = replace(each, cpus=most)
     return each, trials_at_once(each, spare, search.concurrent)
+
+
+def find_places(config: Config, console: Console) -> WorkerResources:
+    """What each trial gets, or InputError where the cluster has no room for one; says which GPUs that is."""
+    each, _ = places(config.search)
+    refuse_missing_gpu(config.data.augment_on, each.gpus > 0)
+    console.print(gpu_words(each, "trial", config.search.gpus_per_trial), soft_wrap=True)
+    return each
 
 
 def places_of(job: Job) -> tuple[WorkerResources, int]:
@@ -48,8 +67,12 @@ def run_trials(
     scheduler: FIFOScheduler | None = None,
     seconds: float | None = None,
     stop: Stopper | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> None:
-    """Run trials until the searcher has none left, `seconds` are over, or `stop` says so."""
+    """Run trials until the searcher has none left, `seconds` are over, or `stop` says so.
+
+    callbacks: whom Tune tells of the trials, besides `progress`.
+    """
     each, concurrent = places_of(job)
     tuner = tune.Tuner(
         trainable(job, each),
@@ -67,7 +90,7 @@ def run_trials(
             name=f"search-{uuid.uuid4().hex[:8]}",
             storage_path=job.run.path("ray"),
             storage_filesystem=job.run.filesystem,
-            callbacks=[progress],
+            callbacks=[progress, *callbacks],
             stop=stop,
             verbose=0,
         ),

@@ -6,8 +6,10 @@ from typing import Any
 
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
+from rich.console import Console
 
 from fracray.errors import InputError
+from fracray.runtime.console import counted
 from fracray.runtime.run_folder import DATA
 from fracray.runtime.storage import Folder
 from fracray.search.space import SearchSpace
@@ -70,3 +72,18 @@ def warm_points(space: SearchSpace, location: str) -> tuple[list[dict[str, Any]]
         if len(points) == MOST:
             break
     return points, notes
+
+
+def told_points(warm: WarmStart, run: Folder, console: Console) -> list[dict[str, Any]]:
+    """The trials that follow the default one, from the earlier search that the space names; says how many they are."""
+    location = warm.space.config.search.warm_start
+    if location is None:
+        return []
+    refuse_other_split(run, location)
+    points, notes = warm.points
+    if notes:
+        left = counted(len(notes), "trial is", "trials are")
+        console.print(f"note: {left} left out: {notes[0]}{', ...' * (len(notes) > 1)}", style="yellow", soft_wrap=True)
+    many = counted(len(points), "trial that follows the default one is", "trials that follow the default one are")
+    console.print(f"{many} from {location}, best first", soft_wrap=True)
+    return points

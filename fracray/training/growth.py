@@ -18,6 +18,11 @@ def side_in(config: Config, epoch: int) -> int | None:
     return config.train.first_size if epoch < grown else None
 
 
+def work_in(config: Config, epoch: int) -> float:
+    """The work of an epoch, counted from 1, as a share of that of one on images of the full size, above 0 to 1."""
+    return ((side_in(config, epoch - 1) or config.data.size) / config.data.size) ** 2
+
+
 def shrunk(images: Tensor, side: int | None) -> Tensor:
     """(n, S, S) uint8 images to (n, side, side) uint8; the same tensor where they have this side, or it is None.
 

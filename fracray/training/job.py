@@ -50,10 +50,27 @@ class Job:
 
 
 def make_job(config: Config, run: Folder, prepared: Prepared, images: np.ndarray | None = None) -> Job:
-    """The job of a run on prepared data, with all images in memory or left to Ray Data; also writes the run's files.
+    """The job of a run on prepared data, as `gather_job`; also writes the run's files.
 
-    images: those of another job on the same data, which are in memory already. Raises InputError where a resumed run
-    was started on other data, and where the images do not fit the memory through which a GPU would get them.
+    Raises InputError where a resumed run was started on other data.
+    """
+    summary = prepared.summary()
+    refuse_change(run, summary)
+    job = gather_job(config, run, prepared, images)
+    run.write_json(DATA, summary)
+    run.write("DATASHEET.md", datasheet(summary))
+    with TemporaryDirectory() as scratch:
+        prepared.manifest.write(Path(scratch) / MANIFEST)
+        run.upload(Path(scratch) / MANIFEST, MANIFEST)
+    run.write(CONFIG, config.to_yaml())  # from here on the run can be resumed
+    return job
+
+
+def gather_job(config: Config, run: Folder, prepared: Prepared, images: np.ndarray | None = None) -> Job:
+    """The job of a run on prepared data, with all images in memory or left to Ray Data; writes nothing.
+
+    images: those of another job on the same data, which are in memory already. Raises InputError where the images do
+    not fit the memory through which a GPU would get them.
     """
     chosen = config.data.stream
     if chosen == "auto":
@@ -63,11 +80,9 @@ def make_job(config: Config, run: Folder, prepared: Prepared, images: np.ndarray
                 f"data.augment_on = gpu: the {prepared.shards.nbytes / 2**30:.1f} GiB of images do not fit this "
                 "machine's memory, through which they reach the GPU; set data.augment_on=cpu, or a smaller data.size"
             )
-    summary = prepared.summary()
-    refuse_change(run, summary)
     if images is None and chosen == "memory":
         images = prepared.shards.load()
-    job = Job(
+    return Job(
         config=config,
         run=run,
         shards=prepared.shards,
@@ -77,13 +92,6 @@ def make_job(config: Config, run: Folder, prepared: Prepared, images: np.ndarray
         metrics=config.search.metrics,
         images=images if chosen == "memory" else None,
     )
-    run.write_json(DATA, summary)
-    run.write("DATASHEET.md", datasheet(summary))
-    with TemporaryDirectory() as scratch:
-        prepared.manifest.write(Path(scratch) / MANIFEST)
-        run.upload(Path(scratch) / MANIFEST, MANIFEST)
-    run.write(CONFIG, config.to_yaml())  # from here on the run can be resumed
-    return job
 
 
 def refuse_change(run: Folder, summary: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ What is counted ends up in a search's efficiency. Knows nothing of Ray.
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 import torch
 
@@ -13,6 +13,7 @@ from fracray.config import Config
 from fracray.data.loading.plan import Batch, Plan
 from fracray.runtime.efficiency import DATA_WAIT, TRAINING, VALIDATION, Meter, Stretches
 from fracray.training.loop import Fit, Stream, Validation
+from fracray.training.steps import StepCounter
 
 
 class MeteredFit(Fit):
@@ -23,13 +24,19 @@ class MeteredFit(Fit):
     ) -> None:
         self._meter = meter
         self._stream = _MeteredStream(stream, meter)
+        self.counter: StepCounter | None = None  # is told of every step
         super().__init__(config, self._stream, device, metric, mode)
 
     def _step(self, batch: Batch, step: int) -> torch.Tensor:
         with self._meter.stretch(TRAINING, self.device, self._stream.steps):
-            return super()._step(batch, step)
+            total = super()._step(batch, step)
+        if self.counter is not None:
+            self.counter.step(batch.global_count, self._stream.unfinished)
+        return total
 
     def _train_epoch(self, epoch: int) -> float:
+        if self.counter is not None:
+            self.counter.begin(epoch + 1)
         loss = super()._train_epoch(epoch)
         self._stream.count_device_time()
         return loss
@@ -61,6 +68,10 @@ class _MeteredStream:
 
     def validation(self) -> Iterator[Batch]:
         return self._stream.validation()
+
+    def unfinished(self) -> int:
+        """How many steps of the epoch the GPU has been given and not done; 0 on a CPU."""
+        return sum(1 for _ in takewhile(lambda step: not step[1].query(), reversed(self.steps)))
 
     def count_device_time(self) -> None:
         """Count what the GPU did in the epoch that has ended: its steps, and waiting for batches between them.

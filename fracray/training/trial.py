@@ -8,6 +8,7 @@ written, at most `train.keep_seconds` before.
 import json
 import math
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +37,7 @@ from fracray.training.job import Job
 from fracray.training.loop import EpochReport, pick_device
 from fracray.training.metered import MeteredFit
 from fracray.training.rungs import may_stop
+from fracray.training.steps import Reached, StepCounter
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,9 @@ class TrialRunner:
         world: int = 1,
         device: torch.device | None = None,
         meter: Meter | None = None,
+        tell: Callable[[Reached], None] | None = None,
     ) -> None:
+        """`tell` is called about once a second while an epoch trains."""
         self._job, self.number = job, number
         self._meter = meter or Meter(torch.get_num_threads())
         self.config = job.config.with_leaves(leaves, f"trial {trial_name(number)}")
@@ -73,6 +77,10 @@ class TrialRunner:
             MeteredFit(self.config, stream, device, job.metric, job.config.search.mode, self._meter)
             for stream in self._streams
         ]
+        if tell is not None:
+            counter = StepCounter(sum(plan.steps for plan in plans), tell)
+            for fit in fits:
+                fit.counter = counter
         self._fit = fits[0] if len(fits) == 1 else Folds(fits)
         self._folder = trial_folder(job.run, number)
         self._history: list[EpochResult] = []

@@ -92,6 +92,14 @@ def test_a_valid_file_has_no_problem(tmp_path, capsys):
     assert check(tmp_path, capsys, (), "--workers-per-trial", "3", "--gpus-per-trial", "1")[1] == []
 
 
+def test_a_trial_needs_a_gpu_where_the_nodes_have_one(tmp_path, capsys):
+    check(tmp_path, capsys)
+    for options, needed in (((), "1 CPU(s) and 1 GPU(s)"), (("--gpus-per-trial", "0"), "1 CPU(s)")):
+        run_verb(main, ["check", str(tmp_path / "cluster.yaml"), *options])
+        title = " ".join(capsys.readouterr().out.split())
+        assert f"a trial needs 1 worker(s) of {needed} nodes at least" in title
+
+
 GROUP = "available_node_types/gpu/node_config"
 
 

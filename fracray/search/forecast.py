@@ -1,0 +1,192 @@
+"""What a search will do and what it will cost, before it is begun: `tune --dry-run`. Writes nothing to the storage."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import ray
+from rich.console import Console
+
+from fracray.config import Config
+from fracray.data.loading.plan import make_plan
+from fracray.data.prepare import Prepared, prepare
+from fracray.data.report import say_phantom, say_prepared
+from fracray.errors import InputError, RunError
+from fracray.runtime.console import counted, duration, new_console, new_table, setting_cell
+from fracray.runtime.ray_session import Shared, connect
+from fracray.runtime.resources import WorkerResources, alone, gather
+from fracray.runtime.storage import Folder
+from fracray.search.launch import find_places, places_of
+from fracray.search.space import SearchSpace
+from fracray.training.growth import work_in
+from fracray.training.job import Job, gather_job
+from fracray.training.timing import Timing, time_steps
+
+MOST_TIMED = 8  # workers that are timed at the same time
+BETWEEN_TRIALS = 0.35  # seconds of Tune, from one trial of a process to the next
+AFTER_EPOCH = 0.05  # seconds that an epoch's report and its files may take
+QUANTILES = (0.25, 0.9)  # of the steps' times, the ends of the range
+CHANGES_COST = ("model.", "train.batch_size", "train.first_size", "train.grow_at", "data.size")
+
+
+@dataclass(frozen=True)
+class Range:
+    """From the least to the most, in seconds."""
+
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        low, high = duration(self.low), duration(self.high)
+        return low if low == high else f"{low} to {high}"
+
+    def hours(self, each: float) -> str:
+        """So many of something, for that long: '0.4 to 0.5'."""
+        low, high = (f"{seconds * each / 3600:.2g}" for seconds in (self.low, self.high))
+        return low if low == high else f"{low} to {high}"
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What trials of the default configuration take, all of which run to their last epoch.
+
+    trial: of one trial; wall: of all; busy: of all, added up over the places.
+    """
+
+    trial: Range
+    wall: Range
+    busy: Range
+
+
+def forecast(
+    config: Config, timings: Sequence[Timing], steps: int, trials: int, at_once: int, start: float
+) -> Forecast:
+    """The seconds of `trials` trainings, `at_once` at a time, with so many steps an epoch.
+
+    start: seconds until the first process is ready. The range is that of the timed steps.
+    """
+    epochs, rotations = config.train.epochs, config.data.split.rotations
+    work = sum(work_in(config, epoch) for epoch in range(1, epochs + 1))
+    times = np.concatenate([timing.steps for timing in timings])
+    ends = []
+    for quantile, after in zip(QUANTILES, (0.0, AFTER_EPOCH), strict=True):
+        step = float(np.quantile(times, quantile))
+        validation = float(np.quantile([timing.validation for timing in timings], quantile))
+        build = float(np.quantile([timing.build for timing in timings], quantile))
+        epoch_seconds = rotations * (steps * step * work + validation * epochs) + after * epochs
+        ends.append(rotations * build + epoch_seconds + BETWEEN_TRIALS)
+    trial, (low, high) = Range(*ends), ends
+    return Forecast(
+        trial,
+        Range(start + low * trials / at_once, start + high * -(-trials // at_once)),
+        Range(low * trials, high * trials),
+    )
+
+
+def forecast_search(space: SearchSpace, run: Folder, address: str | None) -> None:
+    """Prepare the data, and print what a new search in `run` would do and take; Ray is started, or found at `address`.
+
+    Raises InputError as a search does.
+    """
+    console = new_console()
+    say_phantom(console, space.config)
+    with connect(address):
+        gather(lambda words: console.print(words, soft_wrap=True))
+        find_places(space.config, console)
+        prepared = prepare(space.config.data, console)  # kept in this machine's cache, not in the storage
+        say_prepared(console, prepared, space.config.model.localise)
+        say_forecast(space, run, prepared, console)
+
+
+def say_forecast(space: SearchSpace, run: Folder, prepared: Prepared, console: Console) -> None:
+    """Print the settings, the space, the trials, and what they will take, from steps that are timed on the cluster."""
+    config = space.config
+    _say_settings(space, console)
+    job = gather_job(config, run, prepared)
+    if job.images is None and not alone():
+        raise InputError(
+            "--dry-run: the images do not fit a machine's memory, and to time a step on several machines they would "
+            "have to be written to --storage; try a smaller data.size"
+        )
+    each, at_once = places_of(job)
+    trials = min(config.search.trials, space.grid_points or config.search.trials)
+    plan = make_plan(config, job.table.assign(split=job.rotations[0]), job.shards)
+    console.print(
+        f"{counted(trials, 'trial')}, {at_once} at a time, each on {each}, "
+        f"up to {counted(config.train.epochs, 'epoch')} of {counted(plan.steps, 'step')}",
+        soft_wrap=True,
+    )
+    begun = time.time()
+    timings = _time(job, each, min(MOST_TIMED, at_once * each.workers))
+    start = min(timing.ready for timing in timings) - begun
+    steps = np.concatenate([timing.steps for timing in timings])
+    low, high = np.quantile(steps, QUANTILES) * 1000
+    console.print(
+        f"timed {counted(len(steps), 'step')} of the default configuration on {counted(len(timings), 'worker')} at the "
+        f"same time: {low:.3g} to {high:.3g} ms a step; validation {max(one.validation for one in timings):.2g} s",
+        soft_wrap=True,
+    )
+    found = forecast(config, timings, plan.steps, trials, at_once, start)
+    console.print(f"expected: {found.wall}; {_cost(found, each)}; {found.trial} for a trial", soft_wrap=True)
+    if config.search.refit.top:
+        trainings = (config.search.refit.top + 1) * config.search.refit.seeds
+        more = forecast(config, timings, plan.steps, trainings, at_once, 0.0)
+        console.print(
+            f"the refit, up to {counted(trainings, 'training')}: {more.wall} more; {_cost(more, each)}", soft_wrap=True
+        )
+    if (budget := config.search.time_budget) is not None:
+        console.print(f"search.time_budget ends it after {duration(budget)} in any case", soft_wrap=True)
+    for line in left_out(space, each):
+        console.print(f"not in it: {line}", soft_wrap=True)
+    console.print(f"a dry run: nothing was written to {run.around}", soft_wrap=True)
+
+
+def _time(job: Job, each: WorkerResources, workers: int) -> list[Timing]:
+    task = ray.remote(max_retries=0)(time_steps).options(num_cpus=each.cpus, num_gpus=each.gpus)
+    shared = Shared(job)
+    try:
+        return list(ray.get([task.remote(shared, each) for _ in range(workers)]))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, InputError | RunError):
+            raise error.cause from None
+        raise RunError(f"a step of the default configuration could not be run: {error.cause}") from None
+    except ray.exceptions.RayError as error:
+        raise RunError(
+            f"a step of the default configuration could not be run: {str(error).splitlines()[0]}; was the machine "
+            "short of memory?"
+        ) from None
+
+
+def _cost(found: Forecast, each: WorkerResources) -> str:
+    words = f"{found.busy.hours(each.workers * each.cpus)} core-hours"
+    return f"{words}, {found.busy.hours(each.workers * each.gpus)} GPU-hours" if each.gpus else words
+
+
+def left_out(space: SearchSpace, each: WorkerResources) -> list[str]:
+    """What makes a search shorter or longer than the forecast says."""
+    search, lines = space.config.search, []
+    if search.scheduler.name != "none":
+        lines.append(f"trials that {search.scheduler.name} stops early, which make it shorter")
+    changing = [one.path for one in space.dimensions if one.path.startswith(CHANGES_COST) and "dropout" not in one.path]
+    if changing:
+        lines.append(f"settings that change what a step costs: {', '.join(changing)}")
+    if each.workers > 1:
+        lines.append("what the workers of a trial tell each other after every step")
+    return [*lines, "preparing the data, and what other programs take of the machines"]
+
+
+def _say_settings(space: SearchSpace, console: Console) -> None:
+    """The settings that are not the defaults', then what is searched."""
+    leaves, defaults = space.config.leaves(), Config().leaves()
+    console.print("\nsettings that differ from the defaults:")
+    table = new_table("setting", "value", "default")
+    for path, value in leaves.items():
+        if path not in defaults or value != defaults[path]:
+            table.add_row(path, setting_cell(value), setting_cell(defaults.get(path, "")))
+    console.print(table if table.row_count else "none")
+    console.print(f"searched, from {space.origin}:")
+    table = new_table("setting", "values", "first trial")
+    for dimension in space.dimensions:
+        table.add_row(dimension.path, str(dimension), setting_cell(leaves.get(dimension.path, "")))
+    console.print(table)
