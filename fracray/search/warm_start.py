@@ -2,18 +2,16 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
-
-from optuna.study import StudyDirection
-from optuna.trial import TrialState
-from rich.console import Console
+from typing import TYPE_CHECKING, Any
 
 from fracray.errors import InputError
 from fracray.runtime.console import counted
 from fracray.runtime.run_folder import DATA
 from fracray.runtime.storage import Folder
 from fracray.search.space import SearchSpace
-from fracray.search.study import JOURNAL, LEAVES, stored_study
+
+if TYPE_CHECKING:  # a search that starts from no other one needs Optuna and Tune only once it has its run
+    from rich.console import Console
 
 MOST = 4  # configurations that are taken over
 
@@ -51,6 +49,11 @@ def warm_points(space: SearchSpace, location: str) -> tuple[list[dict[str, Any]]
     not search has the default of this space; the default itself is left out, for it runs anyway.
     Raises InputError where the run has no search, or no such trial.
     """
+    from optuna.study import StudyDirection
+    from optuna.trial import TrialState
+
+    from fracray.search.study import JOURNAL, LEAVES, stored_study
+
     run = Folder(location)
     if not run.exists(JOURNAL):
         raise InputError(f"search.warm_start: {location} is no run of fracray.tune (it has no {JOURNAL}); name one")
@@ -74,7 +77,7 @@ def warm_points(space: SearchSpace, location: str) -> tuple[list[dict[str, Any]]
     return points, notes
 
 
-def told_points(warm: WarmStart, run: Folder, console: Console) -> list[dict[str, Any]]:
+def told_points(warm: WarmStart, run: Folder, console: "Console") -> list[dict[str, Any]]:
     """The trials that follow the default one, from the earlier search that the space names; says how many they are."""
     location = warm.space.config.search.warm_start
     if location is None:
