@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ from fracray.training.model import Classifier, float32
 
 Method = Literal["localiser", "grad_cam"]
 WORDS: dict[Method, str] = {"localiser": "the map of the localiser", "grad_cam": "Grad-CAM"}
+GLOW = (60, 60, 255)  # BGR: red
+STRONGEST = 0.65  # how much of a pixel the map may cover
 
 
 def methods(model: Classifier | Ensemble) -> tuple[Method, ...]:
@@ -86,6 +89,17 @@ def over_images(images: np.ndarray, look: Callable[[Tensor], Tensor]) -> np.ndar
         for start in range(0, len(images), BATCH)
     )
     return np.concatenate([look(batch).float().cpu().numpy() for batch in batches])
+
+
+def glowing(square: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """A gray picture (H, W) uint8 under a map (h, w), from its lowest to its highest cell: (H, W, 3) uint8, BGR."""
+    spread = float(found.max() - found.min())
+    level = (found - found.min()) / spread if spread > 0 else np.zeros_like(found)
+    weight = STRONGEST * np.clip(
+        cv2.resize(level.astype(np.float32), square.shape[::-1], interpolation=cv2.INTER_LINEAR), 0, 1
+    )
+    gray = cv2.cvtColor(square, cv2.COLOR_GRAY2BGR).astype(np.float32)
+    return (gray * (1 - weight[..., None]) + np.array(GLOW, dtype=np.float32) * weight[..., None]).astype(np.uint8)
 
 
 # ---- weights that know nothing -------------------------------------------------------------------------------------

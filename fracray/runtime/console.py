@@ -68,7 +68,7 @@ def refresh_rate(console: "Console") -> float:
 class progress_bar:  # noqa: N801 - used as `with progress_bar(...)`, like the functions of contextlib
     """A progress bar that appears with its first step and disappears when the work is done.
 
-    Where the output goes to a file there is no bar, but a line every LINE_SECONDS.
+    Where the output goes to a file there is no bar, but a line every LINE_SECONDS, with the time left.
     """
 
     def __init__(self, console: "Console", what: str) -> None:
@@ -86,6 +86,7 @@ class progress_bar:  # noqa: N801 - used as `with progress_bar(...)`, like the f
         )
         self._task = self._bar.add_task(what, total=None)
         self._what, self._said = what, time.monotonic()
+        self._first: tuple[float, int] | None = None  # when the first step was done, and what was done by then
 
     def __enter__(self) -> Callable[[int, int], None]:
         self._bar.start()
@@ -93,9 +94,13 @@ class progress_bar:  # noqa: N801 - used as `with progress_bar(...)`, like the f
 
     def _step(self, done: int, total: int) -> None:
         self._bar.update(self._task, completed=done, total=total)
-        if self._bar.disable and time.monotonic() - self._said > LINE_SECONDS:
-            self._bar.console.print(f"{self._what}: {done:,} of {total:,}")
-            self._said = time.monotonic()
+        now = time.monotonic()
+        since, before = self._first = self._first or (now, done)
+        if self._bar.disable and now - self._said > LINE_SECONDS:
+            left = (total - done) * (now - since) / (done - before) if done > before else None
+            words = "" if left is None else f", about {duration(left)} left"
+            self._bar.console.print(f"{self._what}: {done:,} of {total:,}{words}")
+            self._said = now
 
     def __exit__(self, *exc: object) -> None:
         self._bar.stop()
