@@ -15,6 +15,7 @@ import numpy as np
 from fracray.data.images.decode import inspect, read_file
 from fracray.data.images.dicom_header import Header, header_in
 from fracray.data.images.kinds import DICOM, HEAD, kind_of
+from fracray.data.images.letterbox import letterbox
 from fracray.data.images.square import KEPT, square_of
 
 READ_AHEAD = 4  # files that are being sent to a task from the machine that has them
@@ -41,11 +42,12 @@ class Sender:
 class Decoder:
     """Ray Data's first step: batches of (place, path, file, image_id, error) to these with squares and facts.
 
-    size, crop: as in the training. sender: an actor of `Sender`; None where this process finds the files itself.
+    size, crop: as in the training. shown: the side of another square of the same part, for overlays; 0 for none.
+    sender: an actor of `Sender`; None where this process finds the files itself.
     """
 
-    def __init__(self, size: int, crop: bool, sender: Any = None) -> None:
-        self._size, self._crop, self._sender = size, crop, sender
+    def __init__(self, size: int, crop: bool, shown: int = 0, sender: Any = None) -> None:
+        self._size, self._crop, self._shown, self._sender = size, crop, shown, sender
 
     def __call__(self, batch: Batch) -> Batch:
         cv2.setNumThreads(1)  # the parallelism is Ray Data's
@@ -55,14 +57,14 @@ class Decoder:
                 {"error": error} if error else self._facts(*read)
                 for error, read in zip(batch["error"].tolist(), self._bytes(batch["file"].tolist()), strict=True)
             ]
-        empty = np.zeros((self._size, self._size), dtype=np.uint8)
         unknown: dict[str, Any] = {
             **dict.fromkeys(("error", "sop_instance_uid", "study_instance_uid", "pixel_hash", "fault", "note"), ""),
             **dict.fromkeys(("width", "height", "refilled"), 0),
             **dict.fromkeys(KEPT, 0),
             "brightness": float("nan"),
             "look": b"",
-            "square": empty,
+            "square": _black(self._size),
+            "shown": _black(self._shown or 1),
         }
         columns = {name: [row.get(name, value) for row in rows] for name, value in unknown.items()}
         return {name: batch[name] for name in ("place", "path", "image_id")} | {
@@ -94,6 +96,8 @@ class Decoder:
             if seen.fault in FAULTS or picture.gray is None:
                 return named | {"error": "; ".join(filter(None, [FAULTS.get(seen.fault, ""), seen.note]))}
             square, kept = square_of(data, picture, self._size, self._crop)
+            part = np.ascontiguousarray(picture.gray[kept.top : kept.bottom, kept.left : kept.right])
+            shown = {"shown": letterbox(part, self._shown)} if self._shown else {}
         except Exception as error:  # a damaged file must not end the prediction of all others
             return {"error": f"cannot be decoded: {type(error).__name__}: {error}"}
         facts = ("pixel_hash", "fault", "note", "width", "height", "refilled", "brightness", "look")
@@ -101,8 +105,13 @@ class Decoder:
             named
             | {name: getattr(seen, name) for name in facts}
             | {"square": square}
+            | shown
             | dict(zip(KEPT, kept, strict=True))
         )
+
+
+def _black(side: int) -> np.ndarray:
+    return np.zeros((side, side), dtype=np.uint8)
 
 
 def _array(values: list[Any]) -> np.ndarray:

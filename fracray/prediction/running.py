@@ -17,7 +17,7 @@ from fracray.errors import RunError
 from fracray.evaluation.inference import BATCH
 from fracray.prediction.inputs import Picture
 from fracray.prediction.reading import Batch, Decoder, Sender
-from fracray.prediction.scoring import PLACE, SCORED, Asked, Scorer
+from fracray.prediction.scoring import PLACE, SCORED, SHOWN, Asked, Scorer
 from fracray.runtime.resources import alone, here, present
 from fracray.training.checkpoint import load_checkpoint
 
@@ -89,7 +89,7 @@ def predict_pictures(
     if not alone():
         actor = ray.remote(max_concurrency=SENT, num_cpus=0, scheduling_strategy=here())
         sender = actor(Sender).remote(folder)
-    decoder = Decoder(*geometry, sender)
+    decoder = Decoder(*geometry, SHOWN if asked.heatmaps else 0, sender)
     data = ray.data.from_arrow(list(blocks))
     # A block is a batch: what is done in one call. Ray Data would else cut and join them.
     common: dict[str, Any] = {"batch_size": None, "batch_format": "numpy"}

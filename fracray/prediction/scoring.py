@@ -47,6 +47,7 @@ COLUMNS = pa.schema(
         ("error", pa.string()),
     ]
 )
+SHOWN = 512  # px, the longer side of an overlay
 PLACE, HEATMAP = "place", "heatmap"
 # Of one step of the work: its place in the list of inputs, and the overlay as PNG, null unless asked.
 SCORED = pa.schema([(PLACE, pa.int64()), *COLUMNS, (HEATMAP, pa.binary())])
@@ -123,7 +124,7 @@ class Scorer:
                 "seen_in_training": seen[number],
                 "peak_x": None if peak is None else peak[0],
                 "peak_y": None if peak is None else peak[1],
-                HEATMAP: None if overlays is None else _png(squares[number], overlays[number], kept),
+                HEATMAP: None if overlays is None else _png(batch["shown"][at], overlays[number], kept),
             }
 
     def _overlays(self, squares: np.ndarray, where: np.ndarray | None) -> Sequence[np.ndarray] | None:
@@ -152,7 +153,7 @@ def peak_of(where: np.ndarray, kept: Kept, size: int) -> tuple[float, float] | N
 
 
 def _png(square: np.ndarray, found: np.ndarray, kept: Kept) -> bytes:
-    """The part that a square shows under a map, as PNG."""
+    """The part of a picture that a square shows under the map of another square of it, as PNG."""
     inside = frame(int(kept.right - kept.left), int(kept.bottom - kept.top), len(square))
     written, data = cv2.imencode(".png", np.ascontiguousarray(glowing(square, found)[inside]))
     assert written, "OpenCV encodes PNG"
