@@ -112,7 +112,7 @@ def _rows(args: argparse.Namespace, target: Path, folder: Path, console: Console
     from fracray.evaluation.opening import who
     from fracray.prediction import overlays, parts
     from fracray.prediction.inputs import find_pictures
-    from fracray.prediction.running import predict_pictures, quiet_ray_core
+    from fracray.prediction.running import predict_pictures
     from fracray.prediction.scoring import Asked, conformal_of, hash_of
     from fracray.runtime.console import counted, progress_bar
     from fracray.runtime.ray_session import connect
@@ -140,7 +140,6 @@ def _rows(args: argparse.Namespace, target: Path, folder: Path, console: Console
             console.print(f"going on after {done.sum():,} of {len(done):,} that an earlier start has done")
         config = checkpoint.metadata.config.data
         keep = overlays.keeper(kept.keep, args.heatmaps, found.pictures) if args.heatmaps else kept.keep
-        quiet_ray_core()
         with connect(args.address), progress_bar(console, "predicting") as step:
             predict_pictures(found.pictures, done, folder, (config.size, config.crop), asked, keep, step)
         tally = _write(args.study, target, kept.tables())

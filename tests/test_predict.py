@@ -25,7 +25,9 @@ from fracray.errors import InputError, RunError, run_verb
 from fracray.evaluation.inference import predict as logits_of
 from fracray.evaluation.inference import predict_maps
 from fracray.predict import main
-from fracray.prediction.scoring import COLUMNS, hash_of
+from fracray.prediction import running
+from fracray.prediction.inputs import find_pictures
+from fracray.prediction.scoring import COLUMNS, Asked, hash_of
 from fracray.runtime.console import new_console
 from fracray.train import main as train
 from fracray.training.checkpoint import load_checkpoint, read_metadata, save_checkpoint, save_ensemble
@@ -176,10 +178,10 @@ def test_an_imported_set_keeps_its_ids(run, tmp_path):
     for name, first in (("fractured", 0), ("normal", 4)):
         (tmp_path / "hospital" / name).mkdir(parents=True)
         for seed in range(first, first + 4):
-            (tmp_path / "hospital" / name / f"{seed}.jpg").write_bytes(jpeg(picture(seed)))
+            (tmp_path / "hospital" / name / f"x{seed}.jpg").write_bytes(jpeg(picture(seed)))
     data(["import", str(tmp_path / "hospital"), "--to", str(tmp_path / "set")])
     found = predict(run, tmp_path, tmp_path / "set")
-    assert sorted(found["image_id"]) == [str(seed) for seed in range(8)]
+    assert sorted(found["image_id"]) == [f"x{seed}" for seed in range(8)]
     assert (found["error"] == "").all()
 
 
@@ -195,6 +197,18 @@ def test_a_study_has_one_row_and_overlays_are_pictures(run, mixed, tmp_path):
     assert set(overlays) == set(single["image_id"][single["error"] == ""])
     assert overlays["x0"].shape == (512, 410, 3)  # of 200 x 160
     assert (overlays["x0"][..., 2].astype(int) - overlays["x0"][..., 0] > 20).any()  # red
+
+
+def test_machines_that_see_neither_files_nor_checkpoint_get_them_from_this_one(run, mixed, tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "alone", lambda: False)
+    rows = []
+    pictures = find_pictures([str(mixed)], tmp_path, lambda done, total: None).pictures
+    done = np.arange(len(pictures)) % 3 == 0
+    running.predict_pictures(pictures, done, run, (64, False), Asked(), rows.append, lambda done, total: None)
+    sent = {row["place"]: row["error"] for table in rows for row in table.to_pylist()}
+    assert sorted(sent) == np.flatnonzero(~done).tolist()
+    assert {pictures[place].image_id for place, error in sent.items() if error} <= {"cut", "text"}
+    assert any(not error for error in sent.values())
 
 
 # ---------------------------------------------------------------- interruption
@@ -284,10 +298,6 @@ def test_where_no_file_can_be_read_the_run_has_failed(run, mixed, tmp_path, caps
 
 def test_a_network_that_fails_in_a_process_of_ray_is_named(run, mixed, tmp_path):
     """As where its memory does not suffice: in a line, without Ray's traceback, and what is done is kept."""
-    from fracray.prediction import running
-    from fracray.prediction.inputs import find_pictures
-    from fracray.prediction.scoring import Asked
-
     found = find_pictures([str(mixed)], tmp_path, lambda done, total: None).pictures
     with pytest.raises(RunError, match=r"InputError: .*nowhere.*; give the same command again"):
         running.predict_pictures(

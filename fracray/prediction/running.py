@@ -3,7 +3,7 @@
 Knows pictures as places in a list, and checkpoints as the bytes of their files.
 """
 
-import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,14 +22,9 @@ from fracray.runtime.resources import alone, here, present
 from fracray.training.checkpoint import load_checkpoint
 
 SENT = 8  # files that the sender reads at a time
-
-
-def quiet_ray_core() -> None:
-    """Keep Ray from printing a warning on each actor of Ray Data's pools, whose arguments it puts into its store.
-
-    Before Ray is started. https://github.com/ray-project/ray/issues/53727
-    """
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+# By default Ray starts a process that died, and what it did, again without end: for ever with a file that kills its
+# decoder. Here the command ends, and keeps what is done.
+ONCE = {"max_restarts": 0, "max_task_retries": 0}
 
 
 class _Score:
@@ -101,7 +96,8 @@ def predict_pictures(
             num_gpus=1,
             num_cpus=0,
             compute=_pool(workers),
-            **common,
+            **ONCE,
+            **common | {"batch_size": BATCH},  # Ray Data demands one with GPUs; `_whole` sorts what it joins
         )
     else:
         workers = min(cpus, len(blocks))
@@ -110,6 +106,7 @@ def predict_pictures(
             fn_constructor_args=(folder, sender, asked, decoder),
             num_cpus=1,
             compute=_pool(workers),
+            **ONCE,
             **common,
         )
     ends = {block[PLACE][0].as_py(): len(block) for block in blocks}
@@ -128,11 +125,9 @@ def predict_pictures(
 
 
 def _cause(error: BaseException) -> str:
-    """What went wrong in a process of Ray, in a line: of the innermost error that Ray has wrapped."""
-    inner = getattr(error, "cause", None) or error.__cause__
-    if isinstance(inner, BaseException) and inner is not error:
-        return _cause(inner)
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+    """What went wrong in a process of Ray, in a line: the first error in the tracebacks that its message quotes."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return next((line for line in lines if re.match(r"[\w.]*(Error|Exception)\w*: ", line)), lines[0])
 
 
 def _pool(workers: int) -> Any:
