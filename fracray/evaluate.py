@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fracray.errors import InputError, run_verb
@@ -149,7 +150,7 @@ def _check(args: argparse.Namespace) -> Asked:
     from fracray.runtime.locations import data_source, require_local
 
     for flag, needed in NEEDS.items():
-        if getattr(args, flag) and not getattr(args, needed):
+        if getattr(args, flag) is not None and not getattr(args, needed):
             raise InputError(f"{_flag(flag)}: only with {_flag(needed)}")
     if len(args.checkpoint) > 1:
         for flag in ("corruptions", "saliency", "against"):
@@ -161,11 +162,13 @@ def _check(args: argparse.Namespace) -> Asked:
         require_local(location, "no such checkpoint folder or run")
     if args.data:
         data_source(args.data)
+    if args.csv and Path(args.csv).exists() and not Path(args.csv).is_dir():
+        raise InputError(f"--csv {args.csv}: is a file; name a folder for the tables")
     return Asked(
-        severities=read_severities(args.severities) if args.severities else SEVERITIES,
-        axes=read_axes(args.by) if args.by else (),
-        costs=read_costs(args.cost_ratio) if args.cost_ratio else None,
-        prevalence=read_prevalence(args.prevalence) if args.prevalence else None,
+        severities=read_severities(args.severities) if args.severities is not None else SEVERITIES,
+        axes=read_axes(args.by) if args.by is not None else (),
+        costs=read_costs(args.cost_ratio) if args.cost_ratio is not None else None,
+        prevalence=read_prevalence(args.prevalence) if args.prevalence is not None else None,
     )
 
 
@@ -300,7 +303,10 @@ def _more(
         found.saliency = score_saliency(only, pooled, args.seed, console)
         flag_tables.say_saliency(console, found.saliency)
     if against is not None:
-        found.against = compare(args.against, against.checkpoint, against.shards, pooled, found.part, console)
+        trained_on = only.metadata.data_fingerprint
+        found.against = compare(
+            args.against, against.checkpoint, against.shards, pooled, trained_on, found.part, console
+        )
         flag_tables.say_comparison(console, found.against)
     if args.corruptions:
         found.corruptions = _corruptions(asked.severities, args.seed, only, pooled, reference, console)

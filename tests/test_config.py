@@ -207,3 +207,13 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
 
 def test_what_is_saved_is_plain_yaml():
     assert yaml.safe_load(Config().to_yaml()) == Config().model_dump(mode="json")
+
+
+@pytest.mark.parametrize("word", ["on", "off", "auto"])
+def test_a_switch_is_set_by_the_words_that_the_docs_name(word, tmp_path):
+    """YAML reads a plain on and off as true and false."""
+    leaves = parse_assignments([f"train.graphs={word}"], "command line")
+    assert Config().with_leaves(leaves).train.graphs == word
+    (tmp_path / "config.yaml").write_text(f"train: {{graphs: {word}}}\n")
+    assert load_config(tmp_path / "config.yaml").train.graphs == word
+    assert yaml.safe_load(load_config(tmp_path / "config.yaml").to_yaml())["train"]["graphs"] == word

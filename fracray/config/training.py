@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, WithJsonSchema
+from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, ValidationInfo, WithJsonSchema
 
 from fracray.config.extra_transforms import FrozenMap, read_extra, thaw
 from fracray.config.section import Probability, Rate, Section
@@ -96,6 +96,11 @@ class ModelConfig(Section):
     )
 
 
+def _as_switch(value: Any) -> Any:
+    """YAML reads a plain on and off as true and false."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
 class TrainConfig(Section):
     """The optimisation of one model."""
 
@@ -148,7 +153,7 @@ class TrainConfig(Section):
     )
     channels_last: bool = Field(True, description="keep images in memory with the channels last, which is faster")
     compile: bool = Field(False, description="compile the network with torch.compile")
-    graphs: Literal["auto", "on", "off"] = Field(
+    graphs: Annotated[Literal["auto", "on", "off"], BeforeValidator(_as_switch)] = Field(
         "auto",
         description="run each training step on a GPU as one CUDA graph, which frees it from waiting for Python; auto: "
         "where a trial has one worker with a GPU, without compile; on: refused where that is not so",

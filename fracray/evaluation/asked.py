@@ -46,7 +46,7 @@ def read_axes(text: str) -> tuple[str, ...]:
     for word in words:
         if word not in SUBGROUPS:
             raise InputError(
-                f"--by {text}: '{word}' is not a column of tags{nearest(word, SUBGROUPS)}; there are "
+                f"--by {text}: radiographs are not divided by '{word}'{nearest(word, SUBGROUPS)}; name some of "
                 f"{', '.join(SUBGROUPS)}, with commas between"
             )
     return tuple(dict.fromkeys(words))

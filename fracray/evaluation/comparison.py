@@ -52,13 +52,16 @@ class Comparison:
         }
 
 
-def rows_for(location: str, other: Checkpoint, scored: Scored, part: str, console: Console) -> np.ndarray:
+def rows_for(
+    location: str, other: Checkpoint, scored: Scored, trained_on: str, part: str, console: Console
+) -> np.ndarray:
     """Which of the scored radiographs, (n,) bool, the other checkpoint has not seen either.
 
-    On the data it was trained on, InputError where it was trained on one of them: its split is another one.
+    trained_on: the fingerprint of the data that the scored checkpoint was trained on. Where both were trained on this
+    data, InputError if the other was trained on one of the radiographs: its split is another one.
     """
     prepared = scored.prepared
-    if other.metadata.data_fingerprint == prepared.fingerprint:
+    if other.metadata.data_fingerprint == prepared.fingerprint == trained_on:
         if part not in ("train", "all"):
             refuse_seen(other, prepared, scored.rows, f"--against {location}: name a model of the same split")
         return np.ones(len(scored.rows), dtype=bool)
@@ -67,14 +70,15 @@ def rows_for(location: str, other: Checkpoint, scored: Scored, part: str, consol
 
 
 def compare(
-    location: str, other: Checkpoint, shards: Shards, scored: Scored, part: str, console: Console
+    location: str, other: Checkpoint, shards: Shards, scored: Scored, trained_on: str, part: str, console: Console
 ) -> Comparison:
     """The scores less those of the other checkpoint, each at its own threshold and calibration.
 
-    shards: of the same radiographs, at the size that the other takes; part: the name of the set, for what was fitted to
-    it. The intervals know of the groups, and not of what another seed of either training would give.
+    shards: of the same radiographs, at the size that the other takes; trained_on: as of `rows_for`; part: the name of
+    the set, for what was fitted to it. The intervals know of the groups, and not of what another seed of either
+    training would give.
     """
-    ours = scored.only(rows_for(location, other, scored, part, console))
+    ours = scored.only(rows_for(location, other, scored, trained_on, part, console))
     labels, groups = ours.labels, ours.groups
     logits = predict(other, shards, ours.rows, console)
     probabilities = other.metadata.calibration.apply(logits)

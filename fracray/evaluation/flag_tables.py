@@ -149,7 +149,7 @@ def say_decision_curve(console: Console, found: Operating) -> None:
         )
     console.print(table)
     useful = [t for t, gain in zip(curve.thresholds, curve.gain, strict=True) if gain.low > 0]
-    where = f"at threshold probabilities {_ranges(useful)}" if useful else "at no threshold probability"
+    where = f"at a threshold probability of {_ranges(useful)}" if useful else "at no threshold probability"
     clearly = f"the model is clearly worth more than treating all or none (interval above 0) {where}"
     if all(isnan(gain.low) for gain in curve.gain):
         clearly = "the groups are too few for intervals, so it cannot be said where the model is clearly worth more"
@@ -177,7 +177,7 @@ def _gain(value: Interval) -> str:
 
 
 def _ranges(thresholds: Sequence[float]) -> str:
-    """'5% to 12% and 20%' of threshold probabilities in steps of a hundredth."""
+    """'5% to 12%, 20%' of threshold probabilities in steps of a hundredth."""
     steps = [round(100 * each) for each in thresholds]
     runs: list[list[int]] = []
     for step in steps:
@@ -238,6 +238,9 @@ def _say_looked(console: Console, looked: Sequence[Looked], usual_place: str) ->
 
 def _say_sanity(console: Console, one: Saliency) -> None:
     sanity = one.sanity
+    if not sanity.images:
+        _say(console, "the map is the same everywhere in every radiograph: it points at nothing, and cannot be checked")
+        return
     table = new_table("weights drawn at random (from the head down)")
     table.add_column("likeness to the trained network's map", justify="right")
     for name, value in sanity.levels.items():
@@ -251,6 +254,7 @@ def _say_sanity(console: Console, one: Saliency) -> None:
         if max(abs(head), abs(last)) < PASSED
         else "the map shows much that the training did not put there: do not read it as the reason of a call"
     )
+    empty = f", without {sanity.empty} whose map is the same everywhere" if sanity.empty else ""
     alike = (
         ". The maps of two radiographs are much alike, so it depends little on the picture"
         if sanity.others.value > 1 - PASSED
@@ -258,9 +262,9 @@ def _say_sanity(console: Console, one: Saliency) -> None:
     )
     _say(
         console,
-        f"sanity check on {counted(sanity.images, 'radiograph')} (Adebayo et al. 2018): the rank correlation of the "
-        f"cells is 1 for the same map and 0 for an unrelated one. With a random head it is {head:.2f}, with all "
-        f"weights random {last:.2f}: {verdict}{alike}",
+        f"sanity check on {counted(sanity.images, 'radiograph')}{empty} (Adebayo et al. 2018): the rank "
+        f"correlation of the cells is 1 for the same map and 0 for an unrelated one. With a random head it is "
+        f"{head:.2f}, with all weights random {last:.2f}: {verdict}{alike}",
     )
 
 

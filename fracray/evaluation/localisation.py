@@ -54,7 +54,7 @@ def score_localisation(
     cells = maps.shape[-1]
     touched = np.stack([touched_cells(boxes, row, prepared.shards.size, cells) for row in boxed])
     in_picture = np.stack([picture_cells(prepared, row, cells) for row in boxed])
-    hits = peak_hits(maps, touched)
+    hits = peak_hits(maps, touched) * points(maps)
     random = (touched & in_picture).sum((1, 2)) / in_picture.sum((1, 2))
     jackknife = GroupJackknife(np.ones(len(boxed)), prepared.table["group"].to_numpy()[boxed])
     at_usual = peak_hits(np.broadcast_to(usual_places(prepared, boxes, cells), maps.shape), touched)
@@ -87,14 +87,14 @@ def picture_cells(prepared: Prepared, row: int, cells: int) -> np.ndarray:
 
 
 def peak_hits(found: np.ndarray, touched: np.ndarray) -> np.ndarray:
-    """(n,) 1.0 where the highest cell of a map (n, cells, cells) is touched; of several highest ones, the share.
+    """(n,) 1.0 where the highest cell of a map (n, cells, cells) is touched; of several highest ones, the share."""
+    peaks = found == found.max((1, 2), keepdims=True)
+    return (peaks & touched).sum((1, 2)) / peaks.sum((1, 2))
 
-    0.0 for a map that is the same everywhere: it points at nothing.
-    """
-    highest = found.max((1, 2), keepdims=True)
-    peaks = (found == highest) & (highest > found.min((1, 2), keepdims=True))
-    with np.errstate(invalid="ignore"):
-        return np.nan_to_num((peaks & touched).sum((1, 2)) / peaks.sum((1, 2)))
+
+def points(found: np.ndarray) -> np.ndarray:
+    """(n,) bool: whether a map (n, cells, cells) points anywhere; one that is the same everywhere does not."""
+    return found.max((1, 2)) > found.min((1, 2))
 
 
 def usual_places(prepared: Prepared, boxes: Boxes, cells: int) -> np.ndarray:
@@ -122,5 +122,6 @@ def _boxed_of_training(prepared: Prepared, boxes: Boxes) -> np.ndarray:
 
 def mean_interval(jackknife: GroupJackknife, values: np.ndarray, scale: Scale = "share") -> Interval:
     """The mean of values, (n,), with its 95% interval over the groups of these images."""
-    left_out = jackknife.values(lambda weights: {"": weights @ values / weights.sum(1)})[""]
+    with np.errstate(invalid="ignore"):  # with a single group, nothing is left without it
+        left_out = jackknife.values(lambda weights: {"": weights @ values / weights.sum(1)})[""]
     return jackknife.interval(float(values.mean()), left_out, "all", scale)

@@ -91,13 +91,9 @@ def over_images(images: np.ndarray, look: Callable[[Tensor], Tensor]) -> np.ndar
     return np.concatenate([look(batch).float().cpu().numpy() for batch in batches])
 
 
-def glowing(square: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """A gray picture (H, W) uint8 under a map (h, w), from its lowest to its highest cell: (H, W, 3) uint8, BGR."""
-    spread = float(found.max() - found.min())
-    level = (found - found.min()) / spread if spread > 0 else np.zeros_like(found)
-    weight = STRONGEST * np.clip(
-        cv2.resize(level.astype(np.float32), square.shape[::-1], interpolation=cv2.INTER_LINEAR), 0, 1
-    )
+def glowing(square: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """A gray picture (H, W) uint8 under a map (H, W) in 0..1: (H, W, 3) uint8, BGR."""
+    weight = STRONGEST * level
     gray = cv2.cvtColor(square, cv2.COLOR_GRAY2BGR).astype(np.float32)
     return (gray * (1 - weight[..., None]) + np.array(GLOW, dtype=np.float32) * weight[..., None]).astype(np.uint8)
 

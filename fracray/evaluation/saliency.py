@@ -21,6 +21,7 @@ from fracray.evaluation.localisation import (
     mean_interval,
     peak_hits,
     picture_cells,
+    points,
     touched_cells,
     usual_places,
     usual_words,
@@ -78,18 +79,21 @@ class Looked:
 class Sanity:
     """Rank correlations of a radiograph's map with those of the same network with random weights, from the head down.
 
-    images: how many radiographs; levels: by what is random; others: the correlation of the maps of two radiographs,
-    which a map has that does not depend on the image.
+    images: how many radiographs, those whose map points somewhere; empty: the others, whose map is the same everywhere
+    and could be alike to nothing; levels: by what is random; others: the correlation of the maps of two radiographs,
+    which a map has that does not depend on the image. Without images there are no levels.
     """
 
     images: int
+    empty: int
     levels: dict[str, Interval]
     others: Interval
 
     def as_dict(self) -> dict[str, Any]:
         """By name, as JSON values."""
         levels = [{"random": name, "similarity": found.as_dict()} for name, found in self.levels.items()]
-        return {"images": self.images, "levels": levels, "of_two_radiographs": self.others.as_dict()}
+        counts = {"images": self.images, "empty": self.empty}
+        return counts | {"levels": levels, "of_two_radiographs": self.others.as_dict()}
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,7 @@ def look_at(shown: np.ndarray, boxes: Boxes, scored: Scored) -> Iterator[Looked]
     usual = np.broadcast_to(usual_places(prepared, boxes, cells), shown.shape)
     priors = {"map": shown, "centre": np.stack([_centre(one) for one in picture]), "usual": usual}
     values = {name: (peak_hits(prior, touched), _energy(prior, shares)) for name, prior in priors.items()}
+    values["map"] = (values["map"][0] * points(shown), values["map"][1])
     # A cell of the picture at random hits as often as cells are touched.
     values["random"] = ((random * touched).sum((1, 2)), _energy(random, shares))
     called = scored.probabilities >= scored.thresholds
@@ -214,14 +219,18 @@ def _sanity(checkpoint: Checkpoint, scored: Scored, method: Method, seed: int, c
     """The check on at most SANITY_IMAGES of the scored radiographs, and the side of the map in cells."""
     prepared = scored.prepared
     kept = np.unique(np.linspace(0, len(scored.rows) - 1, SANITY_IMAGES).round().astype(np.intp))
-    rows, groups = scored.rows[kept], scored.groups[kept]
+    rows = scored.rows[kept]
     device, images = pick_device(), over_rows(lambda batch: batch, prepared.shards, rows, "reading", console)
 
     def of(model: Any) -> np.ndarray:
         return over_images(images, partial(maps, model, method))
 
     trained = of(checkpoint.model.to(device))
-    cells = trained.shape[-1]
+    cells, pointing = trained.shape[-1], points(trained)
+    rows, images, trained, groups = (each[pointing] for each in (rows, images, trained, scored.groups[kept]))
+    empty = int((~pointing).sum())
+    if not len(rows):
+        return Sanity(0, empty, {}, Interval(nan, nan, nan)), cells
     inside = np.stack([picture_cells(prepared, row, cells) for row in rows])
     drawn: dict[str, list[np.ndarray]] = {}
     for draw in range(SANITY_DRAWS):
@@ -234,7 +243,7 @@ def _sanity(checkpoint: Checkpoint, scored: Scored, method: Method, seed: int, c
     other = np.array([_elsewhere(groups, at) for at in range(len(rows))])
     both = inside & inside[other]
     others = mean_interval(jackknife, similarity(trained, trained[other], both), "number")
-    return Sanity(len(rows), levels, others), cells
+    return Sanity(len(rows), empty, levels, others), cells
 
 
 def _elsewhere(groups: np.ndarray, at: int) -> int:

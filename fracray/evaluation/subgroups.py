@@ -114,7 +114,8 @@ def check_axes(table: pd.DataFrame, axes: Sequence[str], where: str) -> None:
     for axis in axes:
         if axis not in (known := [name for name in AXES if _known(table, name)]):
             raise InputError(
-                f"--by {axis}: of no radiograph of {where} is it known; there are {', '.join(known) or 'none'}"
+                f"--by {axis}: it is not known of any radiograph of {where}; known are "
+                f"{', '.join(known) or 'none of these'}"
             )
 
 
@@ -150,7 +151,8 @@ def _subgroup(scored: Scored, axis: str, name: str, inside: np.ndarray) -> Subgr
     positives = int(mine.labels.sum())
     negatives = len(mine.labels) - positives
     groups = len(set(scored.groups[inside]))
-    few = [f"{count} {word}" for count, word in ((positives, "fractured"), (negatives, "not")) if count < FEWEST]
+    counts = {"fractured": positives, "not fractured": negatives}
+    few = [f"{count} {word}" for word, count in counts.items() if count < FEWEST]
     if few:
         why = f"only {' and '.join(few)}: fewer than {FEWEST}"
         return Subgroup(axis, name, positives, negatives, groups, {}, why)

@@ -113,8 +113,9 @@ def _band(images: Array, positives: Array, seed: int) -> tuple[Array, Array]:
     sampled = np.concatenate(shares)
     several = (images > 0).sum(1) > 1
     low, high = nothing.copy(), nothing.copy()
-    ends = np.nanquantile(sampled[:, several], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    low[several], high[several] = ends
+    if several.any():  # else numpy gives no ends at all
+        ends = np.nanquantile(sampled[:, several], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+        low[several], high[several] = ends
     return low, high
 
 

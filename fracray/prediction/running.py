@@ -5,6 +5,7 @@ Knows pictures as places in a list, and checkpoints as the bytes of their files.
 
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,8 @@ def predict_pictures(
         actor = ray.remote(max_concurrency=SENT, num_cpus=0, scheduling_strategy=here())
         sender = actor(Sender).remote(folder)
     decoder = Decoder(*geometry, SHOWN if asked.heatmaps else 0, sender)
+    # Ray 2.60 has no named parameters for ONCE.
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     data = ray.data.from_arrow(list(blocks))
     # A block is a batch: what is done in one call. Ray Data would else cut and join them.
     common: dict[str, Any] = {"batch_size": None, "batch_format": "numpy"}

@@ -155,6 +155,9 @@ def peak_of(where: np.ndarray, kept: Kept, size: int) -> tuple[float, float] | N
 def _png(square: np.ndarray, found: np.ndarray, kept: Kept) -> bytes:
     """The part of a picture that a square shows under the map of another square of it, as PNG."""
     inside = frame(int(kept.right - kept.left), int(kept.bottom - kept.top), len(square))
-    written, data = cv2.imencode(".png", np.ascontiguousarray(glowing(square, found)[inside]))
+    spread = float(found.max() - found.min())
+    level = (found - found.min()) / spread if spread > 0 else np.zeros_like(found)
+    sized = cv2.resize(level.astype(np.float32), square.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    written, data = cv2.imencode(".png", np.ascontiguousarray(glowing(square, np.clip(sized, 0, 1))[inside]))
     assert written, "OpenCV encodes PNG"
     return bytes(data)

@@ -40,7 +40,7 @@ def answer(subject: Subject) -> Section:
         "answer",
         "The answer",
         "What was found, and how far it can be trusted. All scores are on validation, by which choices were made: "
-        "they are too high. The test part, scored once with `evaluate`, is the judge.".replace("`", ""),
+        "they are too high. The test part, scored once with evaluate, is the judge.",
         Markup("").join(body),
     )
 

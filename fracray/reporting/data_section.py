@@ -14,6 +14,7 @@ from fracray.data.datasheet import MEANING, datasheet
 from fracray.reporting import parts
 from fracray.reporting.parts import Section, paragraph, score
 from fracray.reporting.subject import Subject
+from fracray.runtime.console import counted
 from fracray.runtime.page import macros
 
 SEEDS = ("train.seed", "search.sampler.seed", "data.split.seed", "data.phantom.seed")
@@ -62,8 +63,8 @@ def _flow(summary: Mapping[str, Any]) -> Markup:
             )
         )
     ends = [
-        Markup("<li><b>{:,}</b> {}<br><small>{:.1%} fractured, {:,} groups</small></li>").format(
-            part["images"], name, part["fractured"] / max(1, part["images"]), part["groups"]
+        Markup("<li><b>{:,}</b> {}<br><small>{:.1%} fractured, {}</small></li>").format(
+            part["images"], name, part["fractured"] / max(1, part["images"]), counted(part["groups"], "group")
         )
         for name, part in summary["parts"].items()
     ]

@@ -45,7 +45,7 @@ def operating_points(subject: Subject) -> Section | None:
         "operating",
         "Operating points",
         "A lower threshold finds more fractures and raises more false alarms; which is right depends on what "
-        "each costs. "
+        "each costs. Thresholds were chosen on the radiographs that they are shown on, so expect less of new ones. "
         f"Predictive values are for the prevalence of validation, {share:.1%}; at a lower one a positive call "
         "means less.",
         _points(found) + parts.charts([_decision(found)]),

@@ -102,10 +102,12 @@ def _scores(subject: Subject) -> str:
 
 def _usage(subject: Subject) -> str:
     folder = "best" if subject.run else subject.name
+    config = subject.judged.card.config if subject.judged else subject.config
+    crop = ", cut by fracray.data.images.square.decode_part" * config.data.crop
     return (
         "```python\nimport fracray\n\n"
         f'checkpoint = fracray.load_checkpoint("{folder}")\n'
-        "logits = checkpoint.model(radiographs)  # (n, 1, S, S) uint8, letterboxed squares, gray\n"
+        f"logits = checkpoint.model(radiographs)  # (n, 1, S, S) uint8, letterboxed squares, gray{crop}\n"
         "probabilities = checkpoint.metadata.calibration.apply(logits.detach())\n```"
     )
 

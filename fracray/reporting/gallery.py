@@ -33,6 +33,8 @@ def gallery(subject: Subject, images: Manifest | None) -> Section | None:
         about = (
             f"Left with the boxes of the fractures (orange), right under {words}: red is the highest place in this "
             "picture, however low that is; without red, nothing in it speaks for a fracture."
+            + " The network gets the part that data.crop keeps; outside of it nothing is red."
+            * subject.judged.card.config.data.crop
             if words
             else "Boxes of fractures, where there are any, are orange."
         )

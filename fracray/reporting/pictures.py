@@ -1,11 +1,12 @@
 """Radiographs as a page shows them: with their boxes, and under the map of where a network looks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import torch
 from markupsafe import Markup
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.console import Console
 from fracray.config import PHANTOM
 from fracray.data.images.decode import preview
 from fracray.data.images.letterbox import frame, letterbox
+from fracray.data.images.square import Kept, decode, decode_part
 from fracray.data.loading.boxes import Boxes
 from fracray.data.manifest import Manifest
 from fracray.data.prepare import examined
@@ -80,7 +82,7 @@ def show(images: Manifest, names: Sequence[str], judged: Judged) -> dict[str, Sh
         return {}
     table = table.loc[known].reset_index(drop=True)
     boxes = Boxes.of_table(table, SIDE)
-    words, looks = _maps(images.root, table.set_index("image_id")["path"].to_dict(), judged)
+    words, looks = _maps(images.root, table, judged)
     shown = {}
     for row, name in enumerate(known):
         gray = grays[name]
@@ -99,21 +101,46 @@ def show(images: Manifest, names: Sequence[str], judged: Judged) -> dict[str, Sh
     return shown
 
 
-def _maps(root: Path, paths: Mapping[str, str], judged: Judged) -> tuple[str, dict[str, np.ndarray]]:
-    """Maps (cells, cells), 0 or above, by image_id, and what they are; none where the network has none."""
-    checkpoint, size = load_checkpoint(judged.folder), judged.card.config.data.size
+def _maps(root: Path, table: pd.DataFrame, judged: Judged) -> tuple[str, dict[str, np.ndarray]]:
+    """Maps over the letterboxed pictures, (SIDE, SIDE) in 0..1, by image_id, and what they are.
+
+    The network gets the squares that it was trained on: of a cropped set, the parts that are kept. None where the
+    network has no map.
+    """
+    checkpoint, data = load_checkpoint(judged.folder), judged.card.config.data
     found = methods(checkpoint.model)
     if not found:
         return "", {}
-    squares = []
-    for path in paths.values():
-        gray = preview(root / path, max(size, SIDE))
-        assert gray is not None
-        squares.append(letterbox(gray, size))
+    squares, kept = [], []
+    for path, width, height in zip(table["path"], table["width"], table["height"], strict=True):
+        read, longer = (root / path).read_bytes(), max(int(width), int(height))
+        square, part = decode_part(read, longer, data.size) if data.crop else (decode(read, longer, data.size), None)
+        squares.append(square)
+        kept.append(part)
     with half_the_cpus():
-        images = torch.from_numpy(np.stack(squares))[:, None]
-        shown = maps(checkpoint.model, found[0], images).numpy()
-    return WORDS[found[0]], dict(zip(paths, shown, strict=True))
+        shown = maps(checkpoint.model, found[0], torch.from_numpy(np.stack(squares))[:, None]).numpy()
+    sizes = zip(table["width"], table["height"], strict=True)
+    placed = [over_picture(one, part, *map(int, size)) for one, part, size in zip(shown, kept, sizes, strict=True)]
+    return WORDS[found[0]], dict(zip(table["image_id"], placed, strict=True))
+
+
+def over_picture(found: np.ndarray, part: Kept | None, width: int, height: int) -> np.ndarray:
+    """A map (cells, cells) of a square, over the whole letterboxed picture: (SIDE, SIDE) in 0..1, 0 outside the part.
+
+    From 0 at its lowest cell to 1 at its highest; 0 everywhere for a map that is the same everywhere.
+    """
+    spread = float(found.max() - found.min())
+    level = (found - found.min()) / spread if spread > 0 else np.zeros_like(found)
+    level = np.clip(cv2.resize(level.astype(np.float32), (SIDE, SIDE), interpolation=cv2.INTER_LINEAR), 0, 1)
+    if part is None:
+        return level
+    inside = frame(part.right - part.left, part.bottom - part.top, SIDE)
+    down, across = frame(width, height, SIDE)
+    top, bottom = (down.start + round(at * (down.stop - down.start) / height) for at in (part.top, part.bottom))
+    left, right = (across.start + round(at * (across.stop - across.start) / width) for at in (part.left, part.right))
+    placed = np.zeros_like(level)
+    placed[top:bottom, left:right] = cv2.resize(level[inside], (right - left, bottom - top))
+    return placed
 
 
 def _boxed(picture: np.ndarray, edges: np.ndarray) -> np.ndarray:

@@ -24,10 +24,11 @@ def run_facts(subject: Subject) -> dict[str, str]:
 
 
 def _of_data(subject: Subject) -> Iterator[tuple[str, str]]:
-    summary, config = subject.data, subject.config.data
+    summary, config = subject.data, subject.judged.card.config.data if subject.judged else subject.config.data
+    crop = "cropped to the part that holds the anatomy (found by fracray, data.crop), " * config.crop
     yield (
         "preprocessing",
-        f"Decoded to 8-bit gray, turned upright by EXIF, letterboxed to {config.size} x {config.size} pixels; "
+        f"Decoded to 8-bit gray, turned upright by EXIF, {crop}letterboxed to {config.size} x {config.size} pixels; "
         "normalised inside "
         f"the network. Training images are augmented: {_settings(subject, 'augment.')}.",
     )
@@ -115,9 +116,10 @@ def _of_model(subject: Subject) -> Iterator[tuple[str, str]]:
         yield "software", ", ".join(f"{name} {version}" for name, version in versions.items())
     if judged:
         temperature, bias = judged.card.calibration.temperature, judged.card.calibration.bias
+        added = f"{'-' if bias < 0 else '+'} {abs(bias):.3f}"
         yield (
             "output",
-            f"A probability of a fracture, 0 to 1: sigmoid(logit / {temperature:.3f} + {bias:.3f}), fitted on "
+            f"A probability of a fracture, 0 to 1: sigmoid(logit / {temperature:.3f} {added}), fitted on "
             "validation. Called "
             f"fractured from {judged.card.threshold:.3f} on, which maximises {config.train.operating_point} "
             "on validation.",
@@ -168,8 +170,8 @@ def _of_results(subject: Subject) -> Iterator[tuple[str, str]]:
     yield (
         "explanation",
         (
-            "Maps of where the network looks (the localiser's, or Grad-CAM) beside the fractures' boxes, for "
-            "the most confident errors."
+            "Maps of where the network looks (the localiser's, or Grad-CAM, where the network has one) beside the "
+            "fractures' boxes, for the most confident errors."
         ),
     )
     found = subject.judged.validation if subject.judged else None

@@ -336,10 +336,11 @@ def cost(subject: Subject, rows: Sequence[TrialRow]) -> Markup:
     words = f"Cost: {total / 3600:.3g} {core}-hours ({total:,.0f} {core}-seconds)"
     stored, told = subject.efficiency, ""
     if stored:
+        held = stored["wall_seconds"] * stored["cores"] / 3600
         told = (
-            f"The last command ran for {duration(stored['wall_seconds'])} on {stored['cores']:.3g} {unit}(s), of which "
-            f"a share of {stored['efficiency']:.2f} went into training and augmentation. For the cost, multiply the "
-            f"{core}-hours by the price of an hour of one {unit}, and divide them by that share."
+            f"The last command ran for {duration(stored['wall_seconds'])} on {stored['cores']:.3g} {unit}(s): "
+            f"{held:.3g} {core}-hours, of which a share of {stored['efficiency']:.2f} went into training and "
+            f"augmentation. What it cost is these {core}-hours times the price of an hour of one {unit}."
         )
     table = parts.table(("what the time went into", hours, "share", ""), lines, (1, 2), kind="cost", caption=words)
     return parts.heading(words) + table + (paragraph(told, "soft") if told else Markup(""))

@@ -20,7 +20,7 @@ from fracray.data.manifest import MANIFEST, Manifest, in_set
 from fracray.data.splits.set_names import is_validation
 from fracray.errors import InputError, RunError
 from fracray.metrics import Interval, cross_fitted, score_intervals
-from fracray.runtime.run_folder import BEST, CONFIG, ENVIRONMENT, REFIT, open_run, stored_config, trial_folder
+from fracray.runtime.run_folder import BEST, CONFIG, DATA, ENVIRONMENT, REFIT, open_run, stored_config, trial_folder
 from fracray.runtime.storage import Folder
 from fracray.search.importance import Importances, importances
 from fracray.search.refit import PLAN, Outcome, RefitPlan, outcome
@@ -34,8 +34,6 @@ from fracray.search.trials_table import State, TrialRow, best_row, best_rows, co
 from fracray.training.card import CheckpointMetadata
 from fracray.training.checkpoint import MEMBERS, read_metadata, read_predictions
 from fracray.training.epochs import EpochResult, read_epochs
-
-DATA = "data.json"
 
 
 def state_words(row: TrialRow) -> str:

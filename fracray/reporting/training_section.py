@@ -35,8 +35,9 @@ def training_section(subject: Subject) -> Section | None:
         "Training",
         "Loss and score over the epochs. A training loss that falls while the validation loss rises means "
         "overfitting; both "
-        "high and still falling, too few epochs. Augmentation and dropout act on the training loss alone, so "
-        "it may lie above.",
+        "high and still falling, too few epochs. Only their directions can be compared: augmentation, dropout and the "
+        "class weights (train.loss) act on the training loss alone, and the validation loss is that of calibrated "
+        "probabilities.",
         body,
     )
 

@@ -11,12 +11,14 @@ from sklearn.metrics import auc, average_precision_score, brier_score_loss, roc_
 
 from fracray.config import PhantomConfig
 from fracray.data.phantom.draw import write_phantoms
-from fracray.data.prepare import Prepared
+from fracray.data.prepare import Prepared, prepare
 from fracray.errors import InputError
 from fracray.evaluate import main
+from fracray.evaluation.comparison import rows_for
 from fracray.evaluation.operating import score_operating_points, validation
 from fracray.evaluation.scoring import Scored
 from fracray.metrics import choose_operating_points
+from fracray.runtime.console import new_console
 from fracray.train import main as train
 from fracray.training.checkpoint import SEEN_COLUMNS, load_checkpoint, read_predictions, save_checkpoint
 
@@ -270,14 +272,31 @@ def test_each_fold_applies_its_own_thresholds(runs):
         (["--prevalence", "0.1"], "--prevalence: only with --operating-points"),
         (["--cost-ratio", "2:1"], "--cost-ratio: only with --operating-points"),
         (["--operating-points", "--prevalence", "5%"], "--prevalence 5%"),
-        (["--by", "colour"], "'colour' is not a column of tags"),
-        (["--by", "age"], "--by age: of no radiograph of phantom is it known"),
+        (["--by", "colour"], "--by colour: radiographs are not divided by 'colour'"),
+        (["--by", ""], "--by : radiographs are not divided by ''"),
+        (["--cost-ratio", ""], "--cost-ratio: only with --operating-points"),
+        (["--csv", __file__], "is a file; name a folder"),
+        (["--by", "age"], "--by age: it is not known of any radiograph of phantom"),
         (["--against", "nowhere"], "no such checkpoint folder"),
     ],
 )
 def test_what_cannot_be_is_refused(runs, flags, words):
     with pytest.raises(InputError, match=words):
         main([str(runs / "where"), *flags])
+
+
+def test_what_the_other_model_was_trained_on_does_not_count_for_it(runs):
+    """On the other model's own data, which the first was not trained on, only what both have not seen is left."""
+    other = load_checkpoint(runs / "blind/best")
+    console = new_console()
+    prepared = prepare(other.metadata.config.data, console)
+    rows = np.arange(len(prepared.table))
+    scored = Scored(prepared, rows, np.zeros(len(rows)), np.zeros(len(rows)))
+    kept = rows_for("blind", other, scored, "the fingerprint of other data", "all", console)
+    known = set(other.seen["pixel_hash"])
+    assert not known & set(prepared.table["pixel_hash"][kept])
+    assert set(prepared.rows("test")) <= set(rows[kept])
+    assert rows_for("blind", other, scored, prepared.fingerprint, "all", console).all()  # asked for, of both
 
 
 @pytest.mark.parametrize("flag", [["--saliency"], ["--against", "."]])

@@ -32,7 +32,7 @@ def test_where_a_model_is_worth_more_is_said_in_ranges():
     useful = [round(100 * t) for t, gain in zip(curve.thresholds, curve.gain, strict=True) if gain.low > 0]
     assert useful == list(range(useful[0], useful[-1] + 1))
     assert (5 < useful[0] < 15, 55 < useful[-1] < 66) == (True, True)
-    assert f"(interval above 0) at threshold probabilities {useful[0]}% to {useful[-1]}%, at a prevalence of" in out
+    assert f"(interval above 0) at a threshold probability of {useful[0]}% to {useful[-1]}%, at a prevalence of" in out
     assert "19 false alarms" in out
     assert "1 false alarm " in out
     assert "moved" not in out
@@ -60,7 +60,7 @@ def saliency(gain, head, last, others):
     pointers = dict.fromkeys(("map", "random", "centre", "usual"), pointer)
     levels = {"the head": Interval(head, head, head), "all weights": Interval(last, last, last)}
     looked = (Looked("all", 20, pointers, gain, gain), Looked("missed", 4, {}, UNKNOWN, UNKNOWN))
-    sanity = Sanity(100, levels, Interval(others, others, others))
+    sanity = Sanity(100, 0, levels, Interval(others, others, others))
     return (Saliency("grad_cam", 7, looked, sanity, "the middle of the image"),)
 
 

@@ -10,8 +10,10 @@ from scipy.stats import spearmanr
 from fracray.config import Config
 from fracray.data.loading.boxes import Boxes
 from fracray.data.prepare import Prepared
+from fracray.evaluation import saliency
 from fracray.evaluation.saliency import box_shares, look_at, similarity
 from fracray.evaluation.scoring import Scored
+from fracray.runtime.console import new_console
 
 SIZE, CELLS = 80, 4  # cells of 20 pixels
 
@@ -93,3 +95,30 @@ def test_likeness_is_spearmans_correlation_of_the_cells_of_the_picture():
     assert similarity(one, two, inside) == pytest.approx(known)
     assert similarity(one, 3 * one + 1, inside) == pytest.approx(np.ones(5))
     assert similarity(one, np.zeros((5, 4, 4)), inside) == pytest.approx(np.zeros(5))
+
+
+def test_a_centre_of_four_cells_points_at_all_of_them():
+    """With 2 x 2 cells the centre lies between them: it hits as often as a random cell, and not never."""
+    boxes, scored = atlas([[[10.0, 10.0, 20.0, 20.0]]] * 40)
+    found = looked(look_at(np.zeros((20, 2, 2)), boxes, scored))["all"].pointers
+    assert found["centre"].hit.value == found["random"].hit.value == pytest.approx(1 / 4)
+    assert found["map"].hit.value == 0  # an empty map points at nothing
+
+
+def test_radiographs_whose_map_is_empty_do_not_make_the_check_pass(monkeypatch):
+    """A map that random weights leave as it is stays at 1, however many radiographs have none."""
+    generator = np.random.default_rng(0)
+    shown = generator.random((30, 4, 4))
+    shown[10:] = 0
+    console, method = new_console(), "grad_cam"
+    _, scored = atlas([[[20.0, 20.0, 20.0, 10.0]]] * 60)
+    checkpoint = SimpleNamespace(model=SimpleNamespace(to=lambda _: None, cpu=lambda: None))
+    monkeypatch.setattr(saliency, "over_rows", lambda *_: shown)
+    monkeypatch.setattr(saliency, "over_images", lambda images, _: images)
+    monkeypatch.setattr(saliency, "randomised", lambda *_: iter([("all weights", checkpoint.model)]))
+    found, cells = saliency._sanity(checkpoint, scored, method, 0, console)
+    assert (found.images, found.empty, cells) == (10, 20, 4)
+    assert found.levels["all weights"].value == pytest.approx(1)
+    shown[:] = 0
+    found, _ = saliency._sanity(checkpoint, scored, method, 0, console)
+    assert (found.images, found.empty, found.levels) == (0, 30, {})

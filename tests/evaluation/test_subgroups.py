@@ -127,11 +127,11 @@ def test_ages_are_in_bands_and_every_radiograph_is_in_one():
 def test_the_axes_of_the_command_are_those_that_there_are():
     assert tuple(AXES) == SUBGROUPS
     assert read_axes("view, region,view") == ("view", "region")
-    with pytest.raises(InputError, match=r"--by regoin: 'regoin' is not a column of tags \(did you mean 'region'\?\)"):
+    with pytest.raises(InputError, match=r"--by regoin: .* not divided by 'regoin' \(did you mean 'region'\?\)"):
         read_axes("regoin")
     table = table_of().assign(age=np.nan, sex="")
     check_axes(table, ["region", "box"], "there")
-    with pytest.raises(InputError, match="--by sex: of no radiograph of there is it known; there are region, view"):
+    with pytest.raises(InputError, match=r"--by sex: it is not known of .* there; known are region, view"):
         check_axes(table, ["region", "sex"], "there")
 
 

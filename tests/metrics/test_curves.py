@@ -96,3 +96,11 @@ def test_few_groups_have_no_band():
     labels, probabilities = drawn(11)
     assert all(math.isnan(each["low"]) for each in reliability_diagram(labels, probabilities, np.arange(300) % 4))
     assert reliability_diagram([], []) == []
+
+
+def test_bins_of_one_group_each_have_no_band():
+    groups = np.repeat(np.arange(5), 20)
+    probabilities = 0.1 + 0.2 * groups + np.linspace(0, 1e-3, 100)
+    bins = reliability_diagram(np.arange(100) % 2, probabilities, groups)
+    assert len(bins) == 5
+    assert all(np.isnan(one["low"]) and np.isnan(one["high"]) for one in bins)

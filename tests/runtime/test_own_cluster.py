@@ -34,7 +34,7 @@ own.is_up()
 print(raylet.pid, monitor.pid, flush=True)
 while not (interrupts.terminated() and LEAVES):
     time.sleep(0.001)
-print(own.closes(), psutil.Process(raylet.pid).status(), flush=True)
+print(own.closes(), psutil.Process(raylet.pid).status() != psutil.STATUS_STOPPED, flush=True)
 raylet.kill()
 monitor.kill()
 time.sleep(60)
@@ -96,4 +96,4 @@ def test_a_raylet_that_also_got_sigterm_cannot_close_before_the_command_has_ende
 def test_a_raylet_that_did_not_get_sigterm_goes_on_and_can_be_ended(begun):
     driver, _ = begun(leaves=True)
     driver.send_signal(signal.SIGTERM)
-    assert driver.stdout.readline() == "True sleeping\n"
+    assert driver.stdout.readline() == "True True\n"  # it may be ended, and it is not held

@@ -18,7 +18,6 @@ import numpy as np
 
 from fracray.data.loading.augment import Augmenter
 from fracray.data.loading.plan import SHUFFLE_WINDOW, Batch, Plan
-from fracray.data.loading.shards import ShardFile, Shards
 from fracray.runtime.efficiency import AUGMENTATION, TRANSFORM, Meter
 from fracray.runtime.resources import smallest_memory
 

@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +28,7 @@ from fracray.errors import run_verb
 from fracray.reporting import write
 from fracray.reporting.checklists import CLAIM, TRIPOD_AI
 from fracray.reporting.data_section import spoken
+from fracray.reporting.documents import model_card
 from fracray.reporting.explorer import explorer
 from fracray.reporting.run_facts import run_facts
 from fracray.reporting.subject import Search, opened
@@ -394,6 +396,16 @@ def test_every_fact_of_a_checklist_is_one_that_a_run_can_have(searched):
         facts = run_facts(subject)
     asked = {name for item in (*CLAIM, *TRIPOD_AI) for name in item.facts}
     assert asked - set(facts) <= {"gain"}  # there is none where the default configuration wins
+
+
+def test_a_crop_is_part_of_what_the_network_gets(run):
+    with opened(str(run)) as subject:
+        plain = run_facts(subject)["preprocessing"]
+        card = replace(subject.judged.card, config=subject.judged.card.config.with_leaves({"data.crop": True}))
+        cropped = replace(subject, judged=replace(subject.judged, card=card))
+        assert "cropped" not in plain + model_card(subject)
+        assert "cropped to the part that holds the anatomy" in run_facts(cropped)["preprocessing"]
+        assert "square.decode_part" in model_card(cropped)
 
 
 # ---- faults --------------------------------------------------------------------------------------------------------
