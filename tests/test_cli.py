@@ -14,7 +14,7 @@ import pytest
 import torch
 from drawn_fracatlas import Atlas, jpeg, picture
 
-from fracray import cli, evaluate, fetch, refit, report, train, tune
+from fracray import cli, evaluate, fetch, predict, refit, report, train, tune
 from fracray.cluster import __main__ as cluster
 from fracray.config import Config
 from fracray.data import __main__ as data
@@ -122,6 +122,7 @@ FLAGS = {
     "fetch": "run --top --metric --cluster --to",
     "evaluate": "checkpoint --data --split --json --csv --by --operating-points --cost-ratio --prevalence --saliency "
     "--against --corruptions --reference --severities --seed --address",
+    "predict": "checkpoint path --to --overwrite --coverage --study --heatmaps --address",
     "report": "run --data --to --model-card --claim",
     "cluster check": "file --space --workers-per-trial --cpus-per-trial --gpus-per-trial --storage",
     "cluster submit": "file --address",
@@ -140,6 +141,7 @@ MODULES = {
     "train": train,
     "fetch": fetch,
     "evaluate": evaluate,
+    "predict": predict,
     "report": report,
     "cluster": cluster,
     "data": data,

@@ -18,6 +18,7 @@ import fracray.cluster.__main__
 import fracray.data.__main__
 import fracray.evaluate
 import fracray.fetch
+import fracray.predict
 import fracray.refit
 import fracray.report
 import fracray.train
@@ -31,7 +32,10 @@ pytestmark = pytest.mark.pages
 ROOT = Path(__file__).parent.parent
 PAGES = (
     "README.md",
-    *(f"docs/{name}.md" for name in ("data", "search", "splits", "evaluate", "robustness", "run-folder", "report")),
+    *(
+        f"docs/{name}.md"
+        for name in ("data", "search", "splits", "evaluate", "robustness", "run-folder", "report", "predict")
+    ),
 )
 VERBS = {
     "cluster": fracray.cluster.__main__,
@@ -39,6 +43,7 @@ VERBS = {
     "evaluate": fracray.evaluate,
     "fetch": fracray.fetch,
     "refit": fracray.refit,
+    "predict": fracray.predict,
     "report": fracray.report,
     "train": fracray.train,
     "tune": fracray.tune,

@@ -57,6 +57,24 @@ def map_network(checkpoint: Checkpoint) -> Callable[[np.ndarray], np.ndarray]:
     return maps
 
 
+def looking_network(checkpoint: Checkpoint) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]:
+    """As `network`, with the maps of `map_network`, (n, h, w) float32, where the checkpoint gives one; else None."""
+    plain = network(checkpoint)
+    if not checkpoint.model.localises:
+        return lambda images: (plain(images), None)
+    maps = map_network(checkpoint)
+    if AS_TRAINED in {one.metadata.arithmetic for one in (checkpoint, *checkpoint.members)}:
+        return lambda images: (plain(images), maps(images))
+    model, device = _on_device(checkpoint)
+
+    def both(images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:  # in one pass
+        with torch.inference_mode(), float32():
+            logits, where = model(_batch(images, device), True)
+        return logits.float().cpu().numpy(), where.float().cpu().numpy()
+
+    return both
+
+
 def _on_device(checkpoint: Checkpoint) -> tuple[Classifier | Ensemble, torch.device]:
     device = pick_device()
     model = checkpoint.model.to(device)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ from fracray.training.model import Classifier, float32
 
 Method = Literal["localiser", "grad_cam"]
 WORDS: dict[Method, str] = {"localiser": "the map of the localiser", "grad_cam": "Grad-CAM"}
+GLOW = (60, 60, 255)  # BGR: red
+STRONGEST = 0.65  # how much of a pixel the map may cover
 
 
 def methods(model: Classifier | Ensemble) -> tuple[Method, ...]:
@@ -86,6 +89,13 @@ def over_images(images: np.ndarray, look: Callable[[Tensor], Tensor]) -> np.ndar
         for start in range(0, len(images), BATCH)
     )
     return np.concatenate([look(batch).float().cpu().numpy() for batch in batches])
+
+
+def glowing(square: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """A gray picture (H, W) uint8 under a map (H, W) in 0..1: (H, W, 3) uint8, BGR."""
+    weight = STRONGEST * level
+    gray = cv2.cvtColor(square, cv2.COLOR_GRAY2BGR).astype(np.float32)
+    return (gray * (1 - weight[..., None]) + np.array(GLOW, dtype=np.float32) * weight[..., None]).astype(np.uint8)
 
 
 # ---- weights that know nothing -------------------------------------------------------------------------------------

@@ -3,7 +3,9 @@
 A checkpoint from elsewhere does not choose which paths are opened. Must not know of the command line's own arguments.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 
@@ -20,6 +22,13 @@ from fracray.training.checkpoint import Checkpoint, load_checkpoint
 
 def open_checkpoint(location: str) -> Checkpoint:
     """Load a checkpoint folder, or a run's best one, from a path or URI."""
+    with checkpoint_folder(location) as local:
+        return load_checkpoint(local)
+
+
+@contextmanager
+def checkpoint_folder(location: str) -> Iterator[Path]:
+    """The local path of a checkpoint folder, or of a run's best one, at a path or URI, as long as the block lasts."""
     folder = Folder(location)
     if folder.exists("config.yaml") and folder.exists(BEST):
         folder = folder.sub(BEST)
@@ -30,7 +39,7 @@ def open_checkpoint(location: str) -> Checkpoint:
     if not folder.is_local and not folder.exists("config.json"):  # before anything is copied
         raise InputError(f"{folder}: not a checkpoint folder: no config.json in it; name a run, or its best/")
     with folder.local_folder() as local:
-        return load_checkpoint(local)
+        yield local
 
 
 def paths_to_open(data: str | None, location: str, metadata: CheckpointMetadata) -> dict[str, str | None]:

@@ -4,6 +4,7 @@ Knows nothing of images, networks, files or Ray.
 """
 
 from fracray.metrics.calibration import BIASES, TEMPERATURES, Calibration, cross_fitted, fit_temperature
+from fracray.metrics.conformal import ConformalSets, fit_conformal
 from fracray.metrics.curves import confusion, histogram, precision_recall_points, reliability_diagram, roc_points
 from fracray.metrics.delong import DeLong, delong
 from fracray.metrics.inputs import Array
@@ -40,6 +41,7 @@ __all__ = [
     "Array",
     "Calibration",
     "CalibrationError",
+    "ConformalSets",
     "CostRatio",
     "DeLong",
     "DecisionCurve",
@@ -59,6 +61,7 @@ __all__ = [
     "decision_curve",
     "delong",
     "doubt_labels",
+    "fit_conformal",
     "fit_temperature",
     "histogram",
     "operating_scores",

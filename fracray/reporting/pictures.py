@@ -20,7 +20,7 @@ from fracray.data.manifest import Manifest
 from fracray.data.prepare import examined
 from fracray.errors import InputError
 from fracray.evaluation.inference import half_the_cpus
-from fracray.evaluation.maps import WORDS, maps, methods
+from fracray.evaluation.maps import WORDS, glowing, maps, methods
 from fracray.evaluation.opening import paths_to_open
 from fracray.reporting.subject import Judged, Subject
 from fracray.runtime.page import picture_uri
@@ -28,8 +28,7 @@ from fracray.runtime.run_folder import is_in_run
 from fracray.training.checkpoint import load_checkpoint
 
 SIDE = 192  # px, the longer side of a picture on the page
-BOX, GLOW = (40, 140, 255), (60, 60, 255)  # BGR: orange, red
-STRONGEST = 0.65  # how much of a pixel the map may cover
+BOX = (40, 140, 255)  # BGR: orange
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def show(images: Manifest, names: Sequence[str], judged: Judged) -> dict[str, Sh
         inside = frame(int(table["width"].iloc[row]), int(table["height"].iloc[row]), SIDE)
         edges = boxes.of(row) if boxes is not None else np.empty((0, 4))
         plain = _boxed(cv2.cvtColor(square, cv2.COLOR_GRAY2BGR), edges)
-        looked = _glowing(square, looks[name]) if name in looks else None
+        looked = glowing(square, looks[name]) if name in looks else None
         shown[name] = Shown(
             picture_uri(np.ascontiguousarray(plain[inside])),
             None if looked is None else picture_uri(np.ascontiguousarray(looked[inside])),
@@ -148,10 +147,3 @@ def _boxed(picture: np.ndarray, edges: np.ndarray) -> np.ndarray:
     for left, top, right, bottom in edges:
         cv2.rectangle(picture, (int(left), int(top)), (round(right), round(bottom)), BOX, 1)
     return picture
-
-
-def _glowing(square: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """The picture (SIDE, SIDE) under the map (SIDE, SIDE) in 0..1."""
-    weight = STRONGEST * level
-    gray = cv2.cvtColor(square, cv2.COLOR_GRAY2BGR).astype(np.float32)
-    return (gray * (1 - weight[..., None]) + np.array(GLOW, dtype=np.float32) * weight[..., None]).astype(np.uint8)

@@ -73,8 +73,8 @@ class ShowsStep(Protocol):
 class progress_bar:  # noqa: N801 - used as `with progress_bar(...)`, like the functions of contextlib
     """A progress bar that appears with its first step and disappears when the work is done.
 
-    Where the output goes to a file there is no bar, but a line every LINE_SECONDS. With `noted` each step brings a
-    note, which stands where the time left is shown otherwise.
+    Where the output goes to a file there is no bar, but a line every LINE_SECONDS, with the time left. With `noted`
+    each step brings a note, which stands where the time left is shown otherwise.
     """
 
     def __init__(self, console: "Console", what: str, unit: str = "", noted: bool = False) -> None:
@@ -93,6 +93,7 @@ class progress_bar:  # noqa: N801 - used as `with progress_bar(...)`, like the f
         )
         self._task = self._bar.add_task(what, total=None, note="")
         self._what, self._unit, self._said = what, unit and f" {unit}", time.monotonic()
+        self._first: tuple[float, int] | None = None  # when the first step was done, and what was done by then
 
     def __enter__(self) -> ShowsStep:
         self._bar.start()
@@ -100,10 +101,13 @@ class progress_bar:  # noqa: N801 - used as `with progress_bar(...)`, like the f
 
     def _step(self, done: int, total: int, note: str = "") -> None:
         self._bar.update(self._task, completed=done, total=total, note=note)
-        if self._bar.disable and time.monotonic() - self._said > LINE_SECONDS:
-            words = f"{self._what}: {done:,} of {total:,}{self._unit}"
-            self._bar.console.print(f"{words}, {note}" if note else words, soft_wrap=True)
-            self._said = time.monotonic()
+        now = time.monotonic()
+        since, before = self._first = self._first or (now, done)
+        if self._bar.disable and now - self._said > LINE_SECONDS:
+            left = f"about {duration((total - done) * (now - since) / (done - before))} left" if done > before else ""
+            words = ", ".join(filter(None, (f"{self._what}: {done:,} of {total:,}{self._unit}", note or left)))
+            self._bar.console.print(words, soft_wrap=True)
+            self._said = now
 
     def __exit__(self, *exc: object) -> None:
         self._bar.stop()

@@ -34,7 +34,9 @@ METADATA = "config.json"
 PREDICTIONS = "val_predictions.parquet"
 SEEN = "seen.parquet"
 MEMBERS = "members"
-SEEN_COLUMNS = ("image_id", "split", "pixel_hash", "look")  # older checkpoints lack the last
+# Older checkpoints have only the first ones, and SEEN_LEAST at least.
+SEEN_COLUMNS = ("image_id", "split", "pixel_hash", "look", "width", "height", "brightness")
+SEEN_LEAST = 3
 PREDICTION_COLUMNS = ("image_id", "group", "label", "split", "logit")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a member
 _NONE: Mapping[str, Any] = {}
@@ -73,7 +75,7 @@ def save_checkpoint(
         if predictions is not None:
             _write_table(predictions, PREDICTION_COLUMNS, partial / PREDICTIONS)
         if seen is not None:
-            _write_table(seen, SEEN_COLUMNS, partial / SEEN)
+            _write_seen(seen, partial / SEEN)
         values = {name: float(state_dict[name].flatten()[0]) for name in ("mean", "std")}
         about = {**values, "normalised_by": "the network itself: (x / 255 - mean) / std"}
         _write_card(partial, SINGLE, metadata, about)
@@ -96,7 +98,7 @@ def save_ensemble(
             _refuse_other(metadata, verify(member), member)
             shutil.copytree(member, partial / MEMBERS / name)
         _write_table(predictions, PREDICTION_COLUMNS, partial / PREDICTIONS)
-        _write_table(seen, SEEN_COLUMNS, partial / SEEN)
+        _write_seen(seen, partial / SEEN)
         about = {"normalised_by": "each member itself, which returns a logit; the ensemble's is their mean"}
         _write_card(partial, ENSEMBLE, metadata, about, {MEMBERS: list(members)})
 
@@ -139,7 +141,7 @@ def read_predictions(folder: str | Path) -> pd.DataFrame | None:
 
 def read_seen(folder: str | Path) -> pd.DataFrame | None:
     """The images that a checkpoint was trained and validated on, with SEEN_COLUMNS; None if not saved."""
-    return _read_table(Path(folder) / SEEN, SEEN_COLUMNS[:3])
+    return _read_table(Path(folder) / SEEN, SEEN_COLUMNS[:SEEN_LEAST])
 
 
 def _read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame | None:
@@ -208,6 +210,11 @@ def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
         save_file(dense, path, metadata=metadata)
     except SafetensorError as error:  # most often a full disk
         raise OSError(str(error)) from None
+
+
+def _write_seen(seen: pd.DataFrame, path: Path) -> None:
+    # Those of members of an older version lack the last columns.
+    _write_table(seen, SEEN_COLUMNS[: max(len(seen.columns), SEEN_LEAST)], path)
 
 
 def _write_table(table: pd.DataFrame, columns: tuple[str, ...], path: Path) -> None:

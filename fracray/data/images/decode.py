@@ -99,9 +99,12 @@ class KnownGeometry:
 
 def inspect_file(path: Path) -> FileInspection:
     """Read, check and decode one file of a kind that is read, of at most MAX_PIXELS by its header."""
-    data, note = _read(path)
-    if data is None:
-        return FileInspection("unreadable", note)
+    data, note = read_file(path)
+    return FileInspection("unreadable", note) if data is None else inspect(data)[0]
+
+
+def inspect(data: bytes) -> tuple[FileInspection, DecodedImage]:
+    """As `inspect_file`, of the bytes of a file; and the picture they hold."""
     found = decode(data)
     seen = FileInspection(
         fault=found.fault,
@@ -114,17 +117,17 @@ def inspect_file(path: Path) -> FileInspection:
         mode=found.mode,
     )
     if found.gray is None:
-        return seen
+        return seen, found
     import imagehash  # SciPy comes with it, which no task of the ingest needs
 
     thumb = cv2.resize(found.gray, (THUMB, THUMB), interpolation=cv2.INTER_AREA)
     phash = int(str(imagehash.phash(Image.fromarray(thumb))), 16)
     if found.fault:
-        return replace(seen, thumb=thumb, phash=phash)
+        return replace(seen, thumb=thumb, phash=phash), found
     size = f"{found.gray.shape[1]}x{found.gray.shape[0]}:".encode()
     pixels = hashlib.sha256(size + np.ascontiguousarray(found.gray).tobytes()).hexdigest()
     why = nothing_shown(found.gray)
-    return replace(
+    seen = replace(
         seen,
         fault="blank" if why else "",
         note="; ".join(filter(None, [why, seen.note])),
@@ -136,11 +139,12 @@ def inspect_file(path: Path) -> FileInspection:
         borders=borders(found.gray),
         refilled=refilled(upright(found.gray, _BACK.get(found.orientation, found.orientation))),
     )
+    return seen, found
 
 
 def preview(path: Path, side: int) -> np.ndarray | None:
     """A preview of a file: gray, as displayed, at most `side` on its longer side; None if nothing can be decoded."""
-    data, _ = _read(path)
+    data, _ = read_file(path)
     gray = None if data is None else decode(data).gray
     if gray is None:
         return None
@@ -149,7 +153,7 @@ def preview(path: Path, side: int) -> np.ndarray | None:
     return cv2.resize(gray, size, interpolation=cv2.INTER_AREA)
 
 
-def _read(path: Path) -> tuple[bytes | None, str]:
+def read_file(path: Path) -> tuple[bytes | None, str]:
     """The bytes of a file, or None and the reason."""
     try:
         about = path.stat()

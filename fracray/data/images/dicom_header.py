@@ -5,7 +5,9 @@ What names a person is returned only in a Header, whose reader hashes it. Must n
 
 import math
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 from pydicom.dataset import Dataset
 from pydicom.filereader import dcmread
@@ -52,15 +54,28 @@ def read_header(path: Path, max_bytes: int) -> Header:
     """Read the header of a file without its picture; an empty Header where it cannot be read."""
     try:
         with as_dicom_errors(""), open(path, "rb") as file:
-            deflated = is_deflated(file.read(4096))
-            file.seek(0)
-            if deflated:
-                return _header(inflated_header(file.read(max_bytes)))
-            return _header(
-                dcmread(file, force=True, stop_before_pixels=True, defer_size=2**20, specific_tags=list(_HEADER_TAGS))
-            )
+            return _read(file, max_bytes)
     except DicomError:  # the audit reports what is wrong with the file
         return Header()
+
+
+def header_in(data: bytes) -> Header:
+    """As `read_header`, from the bytes of a file."""
+    try:
+        with as_dicom_errors(""):
+            return _read(BytesIO(data), len(data))
+    except DicomError:
+        return Header()
+
+
+def _read(file: BinaryIO, max_bytes: int) -> Header:
+    deflated = is_deflated(file.read(4096))
+    file.seek(0)
+    if deflated:
+        return _header(inflated_header(file.read(max_bytes)))
+    return _header(
+        dcmread(file, force=True, stop_before_pixels=True, defer_size=2**20, specific_tags=list(_HEADER_TAGS))
+    )
 
 
 def _header(dataset: Dataset) -> Header:

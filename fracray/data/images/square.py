@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fracray.data.images import decode as imagefile
+from fracray.data.images import kinds
 from fracray.data.images.crop import LEAST, anatomy
 from fracray.data.images.letterbox import frame, letterbox
 
@@ -53,7 +54,26 @@ def decode_part(
     whoever decodes the same file for the same size gets the same part.
     """
     factor = reduction_for(longer_side, size, crop=True)
-    gray, width, height = _decoded(data, factor, known)
+    return _part(*_decoded(data, factor, known), factor, size)
+
+
+def square_of(data: bytes, picture: imagefile.DecodedImage, size: int, crop: bool) -> tuple[np.ndarray, Kept]:
+    """The square of a file whose sound picture was decoded at full scale, and the part of it that the square shows.
+
+    Equal to that of `decode`, or with `crop` of `decode_part`: a JPEG that these reduce is decoded again.
+    """
+    assert picture.gray is not None, "only a sound picture has a square"
+    side, whole = max(picture.width, picture.height), Kept(0, 0, picture.width, picture.height, float("nan"))
+    if reduction_for(side, size, crop) > 1 and kinds.kind_of(data[: kinds.HEAD]) == kinds.JPEG:
+        known = imagefile.KnownGeometry(picture.width, picture.height, picture.orientation)
+        return decode_part(data, side, size, known) if crop else (decode(data, side, size, known), whole)
+    if crop:
+        return _part(picture.gray, picture.width, picture.height, 1, size)
+    return letterbox(picture.gray, size), whole
+
+
+def _part(gray: np.ndarray, width: int, height: int, factor: int, size: int) -> tuple[np.ndarray, Kept]:
+    """The square of the anatomy in a picture of this width and height, decoded at one over `factor` of its scale."""
     rows, columns = anatomy(gray)
     if gray.shape == (height, width):  # no JPEG, or one that is not reduced
         factor = 1

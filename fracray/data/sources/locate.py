@@ -34,7 +34,7 @@ def open_source(path: str | Path, cache: Path, progress: Callable[[int, int], No
     that is none of these, and as `unpack`.
     """
     if "://" in str(path):
-        path = _local_copy(str(path), cache, progress or (lambda done, total: None))
+        path = local_copy(str(path), cache, progress or (lambda done, total: None))
     path = Path(path).expanduser()
     if path.is_dir():
         return path if (path / MANIFEST).is_file() else _holding_table(path, path)
@@ -42,15 +42,20 @@ def open_source(path: str | Path, cache: Path, progress: Callable[[int, int], No
         raise InputError(f"{path}: no such file or folder; name a FracAtlas folder, its zip, or an imported set")
     if not zipfile.is_zipfile(path):
         raise InputError(f"{path}: neither a folder nor a complete zip; name a FracAtlas folder, or download it again")
+    return _holding_table(unpacked(path, cache), path)
+
+
+def unpacked(path: Path, cache: Path) -> Path:
+    """The folder in the cache with what the zip at `path` holds; unpacked if it is not there. Raises as `unpack`."""
     about = path.stat()
     key = hashlib.sha256(f"{path.name}|{about.st_size}|{about.st_mtime_ns}".encode()).hexdigest()[:16]
     target = Path(cache).expanduser() / "archives" / f"{path.stem}-{key}"
     if not target.is_dir():
         unpack(path, target)
-    return _holding_table(target, path)
+    return target
 
 
-def _local_copy(uri: str, cache: Path, progress: Callable[[int, int], None]) -> Path:
+def local_copy(uri: str, cache: Path, progress: Callable[[int, int], None]) -> Path:
     """The local copy of the folder or file at a URI; copied if there is none, or if the source has changed."""
     place = Folder(uri)
     base = place.path("").rstrip("/")

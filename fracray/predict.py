@@ -1,0 +1,202 @@
+"""python -m fracray.predict: what a checkpoint says of radiographs without labels, a row for each.
+
+A file that cannot be read has a row too, with its error. A command that was stopped goes on when it is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fracray.errors import InputError, RunError, run_verb
+from fracray.runtime.arguments import add_address, command
+
+if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are read and its files are found
+    import pyarrow as pa
+    from rich.console import Console
+
+    from fracray.metrics import ConformalSets
+    from fracray.prediction.tally import Tally
+
+# ---------------------------------------------------------------- the command
+
+
+def parser() -> argparse.ArgumentParser:
+    cli = command(
+        "predict",
+        "Predict on radiographs without labels: a table with probability, call, conformal set, flags and the place "
+        "that speaks most for a fracture, a row for each file. Give a command that was stopped again, and it goes on.",
+        "  python -m fracray.predict runs/atlas other-hospital --to predictions.csv\n"
+        "  python -m fracray.predict checkpoints/t0007 a.dcm b.jpg scans.zip --to predictions.parquet --coverage 0.95\n"
+        "  find /archive -name '*.dcm' | python -m fracray.predict checkpoints/t0007 - --to found.jsonl --study\n",
+    )
+    cli.add_argument("checkpoint", help="a checkpoint folder, or a run (its best checkpoint), as a path or URI")
+    cli.add_argument(
+        "path",
+        nargs="+",
+        metavar="PATH",
+        help="a radiograph (JPEG, PNG, TIFF, DICOM ...), a folder, a zip, an imported set or a URI; - reads a list of "
+        "paths from standard input, a line each",
+    )
+    cli.add_argument("--to", required=True, metavar="FILE", help="the table: FILE.csv, FILE.parquet or FILE.jsonl")
+    cli.add_argument("--overwrite", action="store_true", help="replace FILE where it exists")
+    cli.add_argument(
+        "--coverage",
+        type=float,
+        default=0.9,
+        metavar="SHARE",
+        help="how often the conformal set shall hold the right class, of each class (default %(default)s)",
+    )
+    cli.add_argument(
+        "--study", action="store_true", help="a row for each study: that of its picture with the highest probability"
+    )
+    cli.add_argument(
+        "--heatmaps", metavar="DIR", help="also write each radiograph under the map of where the network looks, as PNG"
+    )
+    add_address(cli)
+    return cli
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parser().parse_args(argv)
+    _predict(args, _check(args))
+
+
+def _check(args: argparse.Namespace) -> Path:
+    """Refuse what can be refused without opening a checkpoint; the file to write."""
+    from fracray.prediction.parts import SUFFIXES
+    from fracray.runtime.locations import refuse_secret, require_local
+
+    if not 0 < args.coverage < 1:
+        raise InputError(f"--coverage {args.coverage:g}: expected a share above 0 and below 1, for example 0.9")
+    target = Path(args.to).expanduser().absolute()
+    if target.suffix.lower() not in SUFFIXES:
+        raise InputError(f"--to {args.to}: name a file that ends in {', '.join(SUFFIXES)}")
+    if "://" in args.to or not target.parent.is_dir():
+        raise InputError(
+            f"--to {args.to}: its folder does not exist on this machine; create it, or choose another file"
+        )
+    if target.exists() and not (args.overwrite and target.is_file()):
+        raise InputError(f"--to {args.to}: exists already; choose another file, or replace it with --overwrite")
+    if args.heatmaps and Path(args.heatmaps).expanduser().is_file():
+        raise InputError(f"--heatmaps {args.heatmaps}: is a file; name a folder")
+    require_local(args.checkpoint, "no such checkpoint folder or run")
+    for path in args.path:
+        refuse_secret(path)
+        if path != "-":
+            require_local(path, "no such file or folder; name radiographs, a folder, a zip or -")
+    return target
+
+
+# ---------------------------------------------------------------- the steps
+
+
+def _predict(args: argparse.Namespace, target: Path) -> None:
+    from fracray.evaluation.opening import checkpoint_folder
+    from fracray.runtime.console import new_console
+
+    console = new_console()
+    with checkpoint_folder(args.checkpoint) as folder:
+        tally = _rows(args, target, folder, console)
+    _say_end(console, args, tally)
+
+
+def _rows(args: argparse.Namespace, target: Path, folder: Path, console: Console) -> Tally:
+    """Predict with the checkpoint in this folder, and write the table."""
+    from fracray import __version__
+    from fracray.config import DataConfig
+    from fracray.data.prepare import cache_folder
+    from fracray.evaluation.maps import methods
+    from fracray.evaluation.opening import who
+    from fracray.prediction import overlays, parts
+    from fracray.prediction.inputs import find_pictures
+    from fracray.prediction.running import predict_pictures
+    from fracray.prediction.scoring import Asked, conformal_of, hash_of
+    from fracray.runtime.console import counted, progress_bar
+    from fracray.runtime.ray_session import connect
+    from fracray.training.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(folder)
+    asked = Asked(args.coverage, bool(args.heatmaps))
+    if asked.heatmaps and not methods(checkpoint.model):
+        raise InputError(f"--heatmaps: {args.checkpoint} has no feature maps to look at; leave it out")
+    with progress_bar(console, "MiB copied") as step:
+        found = find_pictures(args.path, cache_folder(DataConfig()), step)
+    skipped = f"; {counted(found.skipped, 'other file')} skipped" if found.skipped else ""
+    console.print(
+        f"{who([checkpoint])}, on {counted(len(found.pictures), 'radiograph')}{skipped}; decision threshold "
+        f"{checkpoint.metadata.threshold:.3f}, fixed on validation",
+        soft_wrap=True,
+    )
+    _say_conformal(console, conformal_of(checkpoint, asked.coverage), asked.coverage)
+    about = parts.About(
+        hash_of(folder), found.fingerprint(), len(found.pictures), asked.coverage, asked.heatmaps, __version__
+    )
+    with parts.open_parts(target, about, args.overwrite) as kept:
+        done = kept.done()
+        if done.any():
+            console.print(f"going on after {done.sum():,} of {len(done):,} that an earlier start has done")
+        config = checkpoint.metadata.config.data
+        keep = overlays.keeper(kept.keep, args.heatmaps, found.pictures) if args.heatmaps else kept.keep
+        with connect(args.address), progress_bar(console, "predicting") as step:
+            predict_pictures(found.pictures, done, folder, (config.size, config.crop), asked, keep, step)
+        tally = _write(args.study, target, kept.tables())
+    parts.remove(kept.folder)
+    return tally
+
+
+def _write(by_study: bool, target: Path, tables: Iterator[pa.Table]) -> Tally:
+    """Write the rows, or those of their studies, and count them."""
+    from fracray.prediction.parts import write_output
+    from fracray.prediction.scoring import COLUMNS
+    from fracray.prediction.studies import STUDY_COLUMNS, of_studies
+    from fracray.prediction.tally import Tally
+
+    tally = Tally()
+    counted = tally.over(table.select(COLUMNS.names) for table in tables)
+    if by_study:
+        write_output(target, of_studies(counted), STUDY_COLUMNS)
+    else:
+        write_output(target, counted, COLUMNS)
+    return tally
+
+
+def _say_conformal(console: Console, sets: ConformalSets | None, coverage: float) -> None:
+    """Say where the conformal sets can promise nothing."""
+    import math
+
+    if sets is None:
+        console.print("note: the checkpoint keeps no validation logits, so there are no conformal sets")
+        return
+    least = math.ceil(coverage / (1 - coverage) - 1e-9)
+    for label, (groups, limit) in enumerate(zip(sets.groups, (sets.highest_of_0, sets.lowest_of_1), strict=True)):
+        if math.isinf(limit):
+            console.print(
+                f"note: class {label} is in every conformal set: its validation images are in {groups} groups, and a "
+                f"coverage of {coverage:g} needs {least}",
+                soft_wrap=True,
+            )
+
+
+def _say_end(console: Console, args: argparse.Namespace, tally: Tally) -> None:
+    from fracray.runtime.console import counted
+
+    if args.heatmaps:
+        console.print(f"written: {counted(tally.rows - tally.failed, 'overlay')} in {args.heatmaps}", soft_wrap=True)
+    console.print(f"written: {args.to}: {tally.words()}", soft_wrap=True)
+    if tally.seen:
+        console.print(
+            f"note: {counted(tally.seen, 'radiograph is', 'radiographs are')} known from the training or its "
+            "validation, or copies of those (column seen_in_training): what is said of them is worth less than "
+            "it seems",
+            style="yellow",
+            soft_wrap=True,
+        )
+    if tally.failed == tally.rows:
+        raise RunError(f"none of {counted(tally.rows, 'file')} could be read; {args.to} says why in its column error")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_verb(main))

@@ -1,0 +1,1 @@
+"""From a checkpoint and radiographs without labels to a table with a row for each, whatever becomes of it."""

@@ -1,0 +1,163 @@
+"""Decoded pictures to rows of the output, with a checkpoint. The second half of a prediction.
+
+Must not open a radiograph, and knows nothing of how the work is spread over processes.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import torch
+
+from fracray.data.images.letterbox import frame
+from fracray.data.images.square import KEPT, Kept
+from fracray.data.manifest import in_set
+from fracray.evaluation.inference import BATCH, looking_network
+from fracray.evaluation.maps import glowing, maps, methods
+from fracray.metrics import ConformalSets, fit_conformal
+from fracray.prediction.familiar import Familiar
+from fracray.prediction.reading import Batch
+from fracray.training.checkpoint import METADATA, Checkpoint
+from fracray.training.loop import pick_device
+
+HASH_DIGITS = 16
+COLUMNS = pa.schema(
+    [
+        ("path", pa.string()),
+        ("image_id", pa.string()),
+        ("sop_instance_uid", pa.string()),
+        ("study_instance_uid", pa.string()),
+        ("logit", pa.float32()),
+        ("probability", pa.float64()),
+        ("threshold", pa.float64()),
+        ("call", pa.int8()),
+        ("operating_point", pa.string()),
+        ("conformal", pa.string()),
+        ("flags", pa.string()),
+        ("seen_in_training", pa.string()),
+        ("peak_x", pa.float32()),
+        ("peak_y", pa.float32()),
+        ("checkpoint", pa.string()),
+        ("error", pa.string()),
+    ]
+)
+SHOWN = 512  # px, the longer side of an overlay
+PLACE, HEATMAP = "place", "heatmap"
+# Of one step of the work: its place in the list of inputs, and the overlay as PNG, null unless asked.
+SCORED = pa.schema([(PLACE, pa.int64()), *COLUMNS, (HEATMAP, pa.binary())])
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What of a prediction the user chose: the coverage of the conformal sets, and whether overlays are drawn."""
+
+    coverage: float = 0.9
+    heatmaps: bool = False
+
+
+def hash_of(folder: Path) -> str:
+    """What identifies a checkpoint folder: of its config.json, which holds the hashes of its other files."""
+    return hashlib.sha256((folder / METADATA).read_bytes()).hexdigest()[:HASH_DIGITS]
+
+
+def conformal_of(checkpoint: Checkpoint, coverage: float) -> ConformalSets | None:
+    """The conformal limits from the validation logits that a checkpoint keeps; None where it keeps none."""
+    if checkpoint.predictions is None:
+        return None
+    kept = checkpoint.predictions[in_set(checkpoint.predictions["split"], "val")]
+    return fit_conformal(kept["label"], kept["logit"], kept["group"], coverage)
+
+
+class Scorer:
+    """Batches of `Decoder` to tables of SCORED, by one checkpoint on this process' device."""
+
+    def __init__(self, checkpoint: Checkpoint, asked: Asked) -> None:
+        self._metadata, self._model = checkpoint.metadata, checkpoint.model
+        self._hash = hash_of(checkpoint.folder)
+        self._run = looking_network(checkpoint)
+        self._familiar = Familiar.of(checkpoint.seen)
+        self._conformal = conformal_of(checkpoint, asked.coverage)
+        found = methods(checkpoint.model)
+        self._overlay = found[0] if asked.heatmaps and found else None
+
+    def __call__(self, batch: Batch) -> pa.Table:
+        sound = np.flatnonzero(batch["error"] == "")
+        rows: list[dict[str, Any]] = [
+            {name: batch[name][at] for name in ("place", "path", "image_id", "error")}
+            | {name: batch[name][at] or None for name in ("sop_instance_uid", "study_instance_uid")}
+            | {"checkpoint": self._hash}
+            for at in range(len(batch["error"]))
+        ]
+        for start in range(0, len(sound), BATCH):
+            self._fill(rows, batch, sound[start : start + BATCH])
+        return pa.Table.from_pylist(rows, schema=SCORED)
+
+    def _fill(self, rows: list[dict[str, Any]], batch: Batch, sound: np.ndarray) -> None:
+        """Write what the network says of these pictures into their rows."""
+        squares = np.ascontiguousarray(batch["square"][sound])
+        logits, where = self._run(squares)
+        probabilities = self._metadata.calibration.apply(logits)
+        seen = self._familiar.seen_as(batch["pixel_hash"][sound].tolist(), batch["look"][sound].tolist())
+        overlays = self._overlays(squares, where)
+        facts = ("fault", "note", "brightness", "width", "height", "refilled")
+        for number, at in enumerate(sound):
+            kept = Kept(*(batch[name][at] for name in KEPT))
+            logit, probability = float(logits[number]), float(probabilities[number])
+            peak = None if where is None else peak_of(where[number], kept, squares.shape[-1])
+            if not math.isfinite(logit):
+                rows[at]["error"] = "the network gives no finite logit"
+                continue
+            rows[at] |= {
+                "logit": logit,
+                "probability": probability,
+                "threshold": self._metadata.threshold,
+                "call": int(probability >= self._metadata.threshold),
+                "operating_point": self._metadata.config.train.operating_point,
+                "conformal": None if self._conformal is None else self._conformal.words(logit),
+                "flags": "+".join(self._familiar.flags({name: batch[name][at] for name in facts})),
+                "seen_in_training": seen[number],
+                "peak_x": None if peak is None else peak[0],
+                "peak_y": None if peak is None else peak[1],
+                HEATMAP: None if overlays is None else _png(batch["shown"][at], overlays[number], kept),
+            }
+
+    def _overlays(self, squares: np.ndarray, where: np.ndarray | None) -> Sequence[np.ndarray] | None:
+        if self._overlay is None:
+            return None
+        if where is not None:
+            return list(1 / (1 + np.exp(-where)))
+        images = torch.from_numpy(squares).unsqueeze(1).to(pick_device())
+        return list(maps(self._model, self._overlay, images).cpu().numpy())
+
+
+def peak_of(where: np.ndarray, kept: Kept, size: int) -> tuple[float, float] | None:
+    """The centre of the highest cell of a map (h, w) of a square, in pixels of the picture as displayed: x, y.
+
+    Of several highest ones the first; within the part that the square shows. None for a map that is the same
+    everywhere: it points at nothing.
+    """
+    if where.max() == where.min():
+        return None
+    row, column = np.unravel_index(where.argmax(), where.shape)
+    across, down = kept.right - kept.left, kept.bottom - kept.top
+    rows, columns = frame(int(across), int(down), size)
+    x = ((column + 0.5) * size / where.shape[1] - columns.start) / (columns.stop - columns.start)
+    y = ((row + 0.5) * size / where.shape[0] - rows.start) / (rows.stop - rows.start)
+    return float(kept.left + np.clip(x, 0, 1) * across), float(kept.top + np.clip(y, 0, 1) * down)
+
+
+def _png(square: np.ndarray, found: np.ndarray, kept: Kept) -> bytes:
+    """The part of a picture that a square shows under the map of another square of it, as PNG."""
+    inside = frame(int(kept.right - kept.left), int(kept.bottom - kept.top), len(square))
+    spread = float(found.max() - found.min())
+    level = (found - found.min()) / spread if spread > 0 else np.zeros_like(found)
+    sized = cv2.resize(level.astype(np.float32), square.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    written, data = cv2.imencode(".png", np.ascontiguousarray(glowing(square, np.clip(sized, 0, 1))[inside]))
+    assert written, "OpenCV encodes PNG"
+    return bytes(data)

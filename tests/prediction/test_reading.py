@@ -1,0 +1,253 @@
+"""What a prediction makes of single files and of tables, without Ray: pixels, errors, flags, peaks, parts, studies."""
+
+import io
+import json
+
+import cv2
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv as pcsv
+import pyarrow.parquet as pq
+import pytest
+from drawn_dicom import as_bytes, dataset
+from drawn_fracatlas import jpeg, picture
+
+from fracray.data.images.decode import KnownGeometry, inspect
+from fracray.data.images.square import Kept, decode, decode_part, square_of
+from fracray.errors import InputError
+from fracray.prediction.familiar import Familiar
+from fracray.prediction.overlays import file_names
+from fracray.prediction.parts import About, open_parts, write_output
+from fracray.prediction.reading import Decoder
+from fracray.prediction.scoring import COLUMNS, SCORED, peak_of
+from fracray.prediction.studies import STUDY_COLUMNS, of_studies
+from fracray.prediction.tally import Tally
+
+
+def png(image):
+    return cv2.imencode(".png", image)[1].tobytes()
+
+
+FILES = {
+    "small JPEG": jpeg(picture(1)),
+    "large JPEG": jpeg(picture(2, width=1300, height=1000)),
+    "turned JPEG": jpeg(picture(3, width=900, height=700), orientation=6),
+    "large PNG": png(picture(4, width=900, height=700)),
+    "DICOM": as_bytes(dataset(picture(5).astype(np.uint16) * 16, bits=12)),
+}
+
+
+@pytest.mark.parametrize("crop", [False, True])
+@pytest.mark.parametrize("kind", FILES)
+def test_a_file_gives_the_pixels_that_the_training_got(kind, crop):
+    data = FILES[kind]
+    seen, found = inspect(data)
+    square, kept = square_of(data, found, 64, crop)
+    known = KnownGeometry(seen.width, seen.height, seen.orientation)
+    side = max(seen.width, seen.height)
+    if crop:
+        expected, part = decode_part(data, side, 64, known)
+        assert kept == part
+    else:
+        expected = decode(data, side, 64, known)
+        assert kept[:4] == (0, 0, seen.width, seen.height)
+    assert np.array_equal(square, expected)
+
+
+def cells(files, **more):
+    names = {"path": list(files), "file": [str(path) for path in files.values()], "image_id": list(files)}
+    batch = {"place": np.arange(len(files)), "error": np.array([""] * len(files), dtype=object)}
+    return Decoder(32, False, **more)(batch | {name: np.array(v, dtype=object) for name, v in names.items()})
+
+
+def test_a_file_that_cannot_be_read_has_its_error_and_ends_nothing(tmp_path):
+    contents = {
+        "sound": FILES["small JPEG"],
+        "cut": FILES["large JPEG"][:5000],
+        "text": b"not a picture",
+        "empty": b"",
+        "dicom": as_bytes(dataset(picture(5), StudyInstanceUID="1.2.9", instance="1.2.3")),
+        "dicom of text": b"\0" * 128 + b"DICM" + b"rubbish" * 9,
+        "blank": png(np.full((50, 60), 90, dtype=np.uint8)),
+    }
+    for name, data in contents.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "folder").mkdir()
+    found = cells({name: tmp_path / name for name in (*contents, "folder", "gone")}, shown=48)
+    errors = dict(zip(found["image_id"], found["error"], strict=True))
+    assert {name for name, error in errors.items() if not error} == {"sound", "dicom", "blank"}
+    assert errors["cut"] == "the file is cut short"
+    assert errors["text"].startswith("not readable; its first bytes are not those of JPEG")
+    assert "an empty file" in errors["empty"]
+    assert errors["folder"] == "not a file"
+    assert "No such file" in errors["gone"]
+    at = list(contents).index("dicom")
+    assert (found["sop_instance_uid"][at], found["study_instance_uid"][at]) == ("1.2.3", "1.2.9")
+    assert found["fault"][list(contents).index("blank")] == "blank"
+    assert found["square"].shape == (9, 32, 32)
+    assert found["shown"].shape == (9, 48, 48)
+
+
+def seen_table(count=1000):
+    random = np.random.default_rng(0)
+    looks = [inspect(jpeg(picture(seed)))[0].look for seed in range(3)]
+    return pd.DataFrame(
+        {
+            "image_id": [f"i{at}" for at in range(count)],
+            "split": ["val+val/view", *["train"] * (count - 1)],
+            "pixel_hash": [f"hash{at}" for at in range(count)],
+            "look": [*looks, *[b""] * (count - 3)],
+            "width": random.integers(400, 500, count),
+            "height": 500,
+            "brightness": random.uniform(60, 120, count).astype(np.float32),
+        }
+    )
+
+
+USUAL = {"fault": "", "note": "", "refilled": 0, "brightness": 90.0, "width": 450, "height": 500}
+
+
+@pytest.mark.parametrize(
+    ("change", "flags"),
+    [
+        ({}, []),
+        ({"brightness": 30.0}, ["dark"]),
+        ({"brightness": 200.0}, ["bright"]),
+        ({"width": 45, "height": 50}, ["small"]),
+        ({"width": 2250, "height": 2500}, ["large"]),
+        ({"width": 100}, ["narrow"]),
+        ({"width": 500, "height": 250}, ["wide"]),
+        ({"fault": "blank", "note": "shows nothing"}, ["blank"]),
+        ({"refilled": 30, "note": "Window Width is 0"}, ["refilled", "header"]),
+    ],
+)
+def test_a_flag_names_what_is_unlike_the_training(change, flags):
+    assert Familiar.of(seen_table()).flags(USUAL | change) == flags
+
+
+def test_about_one_in_a_hundred_of_the_trainings_own_is_beyond_a_bound():
+    table = seen_table()
+    familiar = Familiar.of(table)
+    flagged = [familiar.flags(USUAL | row) for row in table[["brightness", "width", "height"]].to_dict("records")]
+    assert 0.002 < np.mean([bool(words) for words in flagged]) < 0.04
+
+
+def test_an_older_checkpoint_has_no_bounds_and_one_without_a_list_knows_nothing():
+    older = Familiar.of(seen_table()[["image_id", "split", "pixel_hash"]])
+    assert older.flags(USUAL | {"brightness": 0.0}) == []
+    assert older.seen_as(["hash0", "hash5", "other"], [b"", b"", b""]) == ["val", "train", "no"]
+    assert Familiar.of(None).seen_as(["hash0"], [b""]) == [""]
+
+
+def test_a_copy_that_was_encoded_again_is_known():
+    again = inspect(jpeg(picture(1), quality=60))[0]
+    of_validation = inspect(jpeg(picture(0), quality=60))[0]
+    new = inspect(jpeg(picture(99)))[0]
+    looks = [again.look, of_validation.look, new.look]
+    assert Familiar.of(seen_table()).seen_as(["a", "b", "c"], looks) == ["train copy", "val copy", "no"]
+
+
+def test_a_peak_is_in_pixels_of_the_picture():
+    where = np.zeros((4, 4))
+    assert peak_of(where, Kept(0, 0, 100, 100, 0.0), 32) is None
+    where[1, 2] = 1
+    assert peak_of(where, Kept(0, 0, 100, 100, 0.0), 32) == (62.5, 37.5)
+    # 200 x 100 in a square of 32: the picture is in rows 8 to 23, so row 1's centre, 12, is a quarter down.
+    assert peak_of(where, Kept(0, 0, 200, 100, 0.0), 32) == (125.0, 25.0)
+    assert peak_of(where, Kept(50, 10, 250, 110, 0.0), 32) == (175.0, 35.0)  # of a part
+    where[0, 0] = 2
+    assert peak_of(where, Kept(0, 0, 200, 100, 0.0), 32) == (25.0, 0.0)  # a cell of the black above
+
+
+# ---------------------------------------------------------------- parts and output
+
+
+def scored(places, **cells):
+    rows = [{"place": place, "path": f"p{place}", "image_id": f"i{place}", "error": ""} | cells for place in places]
+    return pa.Table.from_pylist(rows, schema=SCORED)
+
+
+ABOUT = About("abc", "def", 5, 0.9, False, "0.1.0")
+
+
+def test_parts_go_on_where_they_were_and_refuse_another_prediction(tmp_path):
+    target = tmp_path / "out.csv"
+    with open_parts(target, ABOUT, anew=False) as parts:
+        parts.keep(scored([3, 4]))
+        parts.keep(scored([0, 1]))
+    with open_parts(target, ABOUT, anew=False) as parts:
+        assert parts.done().tolist() == [True, True, False, True, True]
+        parts.keep(scored([2]))
+        assert [place for table in parts.tables() for place in table["place"].to_pylist()] == [0, 1, 2, 3, 4]
+        with (
+            pytest.raises(InputError, match="another predict writes to it now"),
+            open_parts(target, ABOUT, anew=True),
+        ):
+            pass
+    for change, words in (({"checkpoint": "x"}, "another checkpoint"), ({"inputs": "x"}, "other inputs")):
+        other = About(**{**ABOUT.__dict__, **change})
+        with pytest.raises(InputError, match=words), open_parts(target, other, anew=False):
+            pass
+    with open_parts(target, other, anew=True) as parts:
+        assert not parts.done().any()
+
+
+ROWS = [
+    {"path": "a,b.png", "logit": 0.1, "probability": 0.25, "call": 0, "flags": "", "conformal": "", "error": ""},
+    {"path": "ö.png", "error": "the file is cut short"},
+]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl", ".CSV"])
+def test_every_format_holds_the_same_rows(tmp_path, suffix):
+    target = tmp_path / f"out{suffix}"
+    write_output(
+        target, iter([pa.Table.from_pylist(ROWS[:1], COLUMNS), pa.Table.from_pylist(ROWS[1:], COLUMNS)]), COLUMNS
+    )
+    if suffix == ".parquet":
+        found = pq.read_table(target).to_pylist()
+    elif suffix == ".jsonl":
+        found = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
+    else:
+        options = pcsv.ConvertOptions(column_types=COLUMNS, strings_can_be_null=True, quoted_strings_can_be_null=False)
+        found = pcsv.read_csv(io.BytesIO(target.read_bytes()), convert_options=options).to_pylist()
+    assert [row["path"] for row in found] == ["a,b.png", "ö.png"]
+    assert found[0]["logit"] == pytest.approx(0.1, abs=1e-7)
+    assert found[0]["probability"] == 0.25
+    assert found[1]["logit"] is None
+    assert found[0]["conformal"] == ""
+    assert found[1]["conformal"] is None
+    assert found[1]["error"] == "the file is cut short"
+
+
+def test_a_study_has_the_row_of_its_highest_picture():
+    rows = [
+        {"path": "a", "study_instance_uid": "s1", "probability": 0.2, "error": ""},
+        {"path": "b", "study_instance_uid": None, "probability": 0.9, "error": ""},
+        {"path": "c", "study_instance_uid": "s1", "probability": 0.7, "error": ""},
+        {"path": "d", "study_instance_uid": "s1", "error": "cut"},
+        {"path": "e", "study_instance_uid": "s2", "error": "cut"},
+    ]
+    tables = [pa.Table.from_pylist(part, COLUMNS) for part in (rows[:2], rows[2:])]
+    (found,) = of_studies(tables)
+    assert found.schema == STUDY_COLUMNS
+    assert found["path"].to_pylist() == ["c", "b", "e"]
+    assert found["pictures"].to_pylist() == [3, 1, 1]
+    assert found["failed"].to_pylist() == [1, 0, 1]
+
+
+def test_what_is_counted():
+    tally = Tally()
+    rows = [
+        {"call": 1, "flags": "dark", "seen_in_training": "train", "error": ""},
+        {"call": 0, "flags": "", "seen_in_training": "no", "error": ""},
+        {"error": "cut"},
+    ]
+    list(tally.over([pa.Table.from_pylist(rows, COLUMNS)]))
+    assert (tally.rows, tally.failed, tally.positive, tally.flagged, tally.seen) == (3, 1, 1, 1, 1)
+    assert tally.words() == "2 radiographs, 1 called fractured, 1 flagged; 1 could not be read: see the column error"
+
+
+def test_overlays_get_names_of_their_own():
+    assert file_names(["a", "x/a.b", "A", "../up", ""]) == ["a.png", "x_a.b.png", "A-2.png", "_up.png", "image.png"]
