@@ -28,10 +28,10 @@ from fracray.config import Config
 from fracray.data.duplicates import LOOK_BYTES
 from fracray.data.loading.streams import MemoryStream
 from fracray.runtime.console import new_console, new_table
-from fracray.search.progress import TRIALS
 from fracray.search.space import SearchSpace
 from fracray.search.space_file import load_space
 from fracray.search.study import JOURNAL, open_study
+from fracray.search.trials_table import TRIALS
 from fracray.training.checkpoint import CheckpointMetadata, save_checkpoint, save_state
 from fracray.training.loop import Fit
 
