@@ -172,9 +172,10 @@ def test_ray_data_and_the_gpu_cannot_both_augment():
 
 
 def test_a_gpu_that_is_not_there_cannot_augment(tmp_path, ray_local):
-    config = Config().with_leaves({"data.augment_on": "gpu"})
-    refuse_missing_gpu(config, True)
-    refuse_missing_gpu(Config(), False)
+    refuse_missing_gpu("gpu", True)
+    refuse_missing_gpu("cpu", False)
+    with pytest.raises(InputError, match=r"data\.augment_on = gpu"):
+        refuse_missing_gpu("gpu", False)
     words = ["--storage", str(tmp_path), "--set", "data.augment_on=gpu"]
     with pytest.raises(InputError, match=r"data\.augment_on = gpu.*--gpus-per-trial"):
         tune(["--space", "search_spaces/reg.yaml", *words])
