@@ -22,9 +22,11 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
+from fracray.config import Config
 from fracray.errors import InputError
 from fracray.runtime.storage import Folder
 from fracray.search.messages import Suggestion, TrialReport, searched
+from fracray.search.pasha import first_budget, raised_budget
 from fracray.search.samplers import sampler
 from fracray.search.schedulers import stopping_rule
 from fracray.search.space import SearchSpace
@@ -37,6 +39,7 @@ DIVERGED = "diverged"  # Optuna's constraint that a trial broke whose loss becam
 TRIES, REACHED = "tries", "reached"  # how often in a row a trial was lost, and its last finished epoch
 JOURNAL = "optuna.journal"
 STUDY, SPACE = "fracray", "space"  # its name, and its space as a user attribute
+BUDGET = "budget"  # of pasha: the epochs that a trial may run, since they were first raised, as a user attribute
 WARM = "warm"  # the settings of the trials after the default one, from an earlier search, as a user attribute
 
 
@@ -72,6 +75,11 @@ def begun_space(run: Folder) -> dict[str, str] | None:
         return None
     with stored_study(run) as study:
         return None if study is None else study.user_attrs.get(SPACE)
+
+
+def epoch_budget(study: optuna.Study, config: Config) -> int:
+    """The epochs that a trial may run, as far as the study has come: with pasha they grow, else they are all."""
+    return int(study.user_attrs.get(BUDGET, first_budget(config)))
 
 
 @contextmanager
@@ -221,7 +229,11 @@ class StudySearcher(Searcher):
             for known in trials
         }
         curves[trial.number][epoch] = sign * value
-        stops = self._stops(trial.number, epoch, curves)
+        had = epoch_budget(self.study, self._space.config)
+        budget = raised_budget(self._space.config, epoch, curves, had)
+        if budget > had:  # noted first: a trial that is judged again is below the top rung then
+            self.study.set_user_attr(BUDGET, budget)
+        stops = epoch >= budget or self._stops(trial.number, epoch, curves)
         if stops:
             # Before its value: a driver killed in between repeats the decision, for the epoch is not reported yet.
             trial.set_user_attr(STOPPED, epoch)
