@@ -132,8 +132,8 @@ class SearchConfig(Section):
             raise ValueError("expected a mapping from a metric to its bound: {val_sensitivity: {at_least: 0.8}}")
         return value
 
-    def breaks(self, value: Callable[[str], float]) -> Mapping[str, float]:
-        """How far each constraint that does not hold is exceeded, by metric; `value` gives a reported metric."""
+    def broken(self, value: Callable[[str], float]) -> dict[str, float]:
+        """How far each constraint that does not hold is missed, by metric; `value` gives a reported metric."""
         excess = {metric: bound.excess(value(metric)) for metric, bound in self.constraints.items()}
         return {metric: by for metric, by in excess.items() if by > 0}
 

@@ -30,6 +30,7 @@ from fracray.search.pasha import first_budget, raised_budget
 from fracray.search.samplers import sampler
 from fracray.search.schedulers import stopping_rule
 from fracray.search.space import SearchSpace
+from fracray.training.epochs import EpochResult
 from fracray.training.rungs import may_stop
 
 RETRIES = 2  # in a row without progress, of a trial whose process died or whose code failed
@@ -284,10 +285,19 @@ class StudySearcher(Searcher):
             self.study.tell(trial, state=TrialState.PRUNED)
         elif reason:
             self.study.tell(trial, state=TrialState.FAIL)
-        elif STOPPED in self._now(trial).user_attrs:
+        else:
+            self._tell(trial, report.result)
+
+    def _tell(self, trial: optuna.Trial, result: EpochResult) -> None:
+        """Report the values of a trial that ended with a result, and how far it is from breaking each constraint."""
+        known = self._now(trial)
+        for metric, bound in self._space.config.search.constraints.items():
+            if metric not in known.constraints:  # a driver may have been killed in between
+                trial.set_constraint(metric, bound.excess(result.value(metric)))
+        if STOPPED in known.user_attrs:
             self.study.tell(trial, state=TrialState.PRUNED)
         else:
-            self.study.tell(trial, [report.result.value(metric) for metric in self._space.metrics])
+            self.study.tell(trial, [result.value(metric) for metric in self._space.metrics])
 
     def _forget(self, trial_id: str) -> None:
         self._running.pop(trial_id, None)

@@ -407,6 +407,7 @@ def test_a_search_killed_at_every_report_decides_as_one_that_was_not(tmp_path, d
     for seed in range(2):
         curves = random_curves(seed, trials=10, epochs=8)
         whole = drive(space, curves, places)
+        assert whole[0][-1] == (4 if scheduler == "pasha" else 8)  # pasha has raised it from 2
         assert drive(space, curves, places, lambda reports, at: at == moment) == whole
         pruned += sum(state is TrialState.PRUNED for _, _, state, *_ in whole)
     assert pruned >= 2
@@ -417,7 +418,7 @@ def test_a_search_killed_at_every_report_decides_as_one_that_was_not(tmp_path, d
 )
 def test_a_search_killed_once_anywhere_decides_as_one_that_was_not(tmp_path, drive, scheduler, mode):
     space = space_of(tmp_path, scheduler, mode=mode, trials=6, epochs=6)
-    curves = random_curves(3, trials=6, epochs=6)
+    curves = random_curves(8 if scheduler == "pasha" else 3, trials=6, epochs=6)  # of 8 pasha raises its budget
     curves[2, 3:] = np.nan  # one diverges
     if mode == "min":
         curves = 1 - curves
