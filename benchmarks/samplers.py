@@ -45,10 +45,10 @@ CHOICES: dict[str, Any] = {
 SPACES = {"ranges": RANGES, "choices": RANGES | CHOICES}
 SEARCHES = (  # sampler, scheduler
     *(("random", "none"), ("tpe", "none"), ("gp", "none"), ("cmaes", "none"), ("nsga2", "none")),
-    *(("random", "asha"), ("tpe", "asha"), ("gp", "asha"), ("cmaes", "asha"), ("tpe", "pasha")),
+    *(("random", "asha"), ("tpe", "asha"), ("cmaes", "asha"), ("tpe", "pasha")),
     *(("tpe", "median"), ("tpe", "hyperband")),
 )
-FRONTS = ("random", "tpe", "gp", "nsga2")
+FRONTS = ("random", "tpe", "nsga2")
 
 
 def space_of(name: str, sampled: str, scheduler: str, seed: int, metrics: list[str], folder: Path) -> SearchSpace:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 NAME = "search.sampler.name"
-FEW = 100  # trials up to which a Gaussian process is quick, and nsga2 has too few generations
+FEW = 100  # trials up to which nsga2 has too few generations
 MANY = 1000  # trials from which Optuna recommends CMA-ES
 
 
@@ -39,13 +39,11 @@ def choose(space: SearchSpace, at_once: int) -> tuple[str, str]:
         )
     if conditional:
         return "tpe", "it models settings with a condition"
-    if search.scheduler.name == "none" and trials <= FEW:
-        return "gp", f"at most {FEW} trials, which all run to their last epoch"
     if trials >= MANY and not choices and not search.constraints:
         return "cmaes", f"ranges alone, one metric, no constraint, and at least {MANY} trials"
     if search.scheduler.name != "none":
         return "tpe", f"it learns from the trials that {search.scheduler.name} stops early too"
-    return "tpe", f"more than {FEW} trials"
+    return "tpe", "one metric, and fewer trials than cmaes needs or what it cannot use: choices or constraints"
 
 
 def resolved(space: SearchSpace, at_once: int, console: "Console") -> SearchSpace:
