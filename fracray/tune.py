@@ -145,6 +145,7 @@ def _resume(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Fol
     """The space, folder and warm start of a run that exists; nothing is written before it is known to be the same."""
     leaves = _leaves(args)
     from fracray.runtime.run_folder import OVERRIDES, SPACE, as_begun, find_run, refuse_other, stored_config
+    from fracray.search.auto import NAME
     from fracray.search.callbacks import load_callbacks
     from fracray.search.study import begun_space
     from fracray.search.warm_start import WarmStart
@@ -157,6 +158,8 @@ def _resume(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Fol
         space = _load(args.space or path, {**stored, **leaves})
         space = replace(space, config=as_begun(run, space.config))
         before = stored_config(run).leaves()
+        if space.config.search.sampler.name == "auto":  # it was chosen when the search began
+            space = replace(space, config=space.config.with_leaves({NAME: before[NAME]}))
         if space.config.search.gpus_per_trial is None:  # searches of older versions took none where none was named
             space = replace(space, config=space.config.with_leaves({GPUS: before[GPUS]}))
         begun = begun_space(run) or _load(path, stored).described()
@@ -227,7 +230,8 @@ def _search_and_summarise(
     from fracray.runtime.resources import gather, present, require_seen
     from fracray.runtime.run_folder import how_to_continue, say_changed
     from fracray.runtime.storage import Folder
-    from fracray.search.launch import find_places
+    from fracray.search.auto import resolved
+    from fracray.search.launch import at_once, find_places
     from fracray.search.results import summarise
     from fracray.training.job import make_job
 
@@ -243,6 +247,7 @@ def _search_and_summarise(
         each = find_places(space.config, console)  # refused before anything that takes long
         if run.is_local:
             require_seen(run.path("environment.json"), f"--storage {args.storage}")
+        space = resolved(space, at_once(space.config.search), console)
         prepared = prepare(space.config.data, console, shelf=Folder(args.storage))
         say_prepared(console, prepared, space.config.model.localise)
         job = make_job(space.config, run, prepared)
@@ -280,13 +285,13 @@ def _search(
     from fracray.runtime.console import counted
     from fracray.runtime.run_folder import REFIT
     from fracray.search.launch import places_of, run_trials
+    from fracray.search.notes import say_notes
     from fracray.search.progress import SearchProgress
     from fracray.search.refit_trials import KeepsBack
     from fracray.search.schedulers import StudyScheduler
     from fracray.search.study import StudySearcher, local_journal
     from fracray.search.trials_table import StudyLedger
     from fracray.search.warm_start import told_points
-    from fracray.training.rungs import stopping_epochs
 
     search = space.config.search
     _, concurrent = places_of(job)
@@ -305,17 +310,7 @@ def _search(
             f"up to {counted(space.config.train.epochs, 'epoch')} each; run folder {job.run}",
             soft_wrap=True,
         )
-        if search.scheduler.name != "none" and not stopping_epochs(space.config):
-            console.print(
-                f"note: {search.scheduler.name} can stop no trial: grace_epochs is {search.scheduler.grace_epochs}, "
-                f"and a trial has {counted(space.config.train.epochs, 'epoch')}",
-                soft_wrap=True,
-            )
-        if space.unmodelled:
-            console.print(
-                f"note: cmaes models ranges without a condition; {', '.join(space.unmodelled)}: drawn at random",
-                soft_wrap=True,
-            )
+        say_notes(space, console)
         ledger = StudyLedger(job.run, searcher.study, journal, space.config.train.epochs)
         progress = SearchProgress(space, job.run, ledger, budget, tracker, console, search.time_budget)
         shared = search.time_budget is not None and search.refit.top > 0

@@ -21,6 +21,7 @@ from fracray.errors import InputError, nearest
 
 __all__ = [
     "AXES",
+    "CONSTRAINTS",
     "EXTRA",
     "PHANTOM",
     "AugmentConfig",
@@ -41,7 +42,7 @@ __all__ = [
     "resolve",
 ]
 
-EXTRA = "augment.extra"  # the one setting that has leaves of the user's choice below it
+EXTRA, CONSTRAINTS = "augment.extra", "search.constraints"  # the settings that have leaves of the user's choice below
 
 
 class Config(Section):
@@ -92,7 +93,7 @@ class Config(Section):
             *parents, leaf = path.split(".")
             node = tree
             for parent in parents:
-                node = node[parent]
+                node = node.setdefault(parent, {})
             node[leaf] = copy.deepcopy(value)  # the paths that follow may change it
         return resolve(tree, where, known_extra=not any(path.startswith(EXTRA) for path in values))
 
@@ -145,8 +146,8 @@ LEAVES: tuple[str, ...] = tuple(Config().leaves())  # those of every config; aug
 
 def check_path(path: str, where: str) -> None:
     """InputError unless `path` can name a setting; paths below `augment.extra` are checked when the config is."""
-    known = (*LEAVES, EXTRA)
-    if path not in known and not (path.startswith(f"{EXTRA}.") and all(path.split("."))):
+    known = (*LEAVES, EXTRA, CONSTRAINTS)
+    if path not in known and not (path.startswith((f"{EXTRA}.", f"{CONSTRAINTS}.")) and all(path.split("."))):
         inside = [leaf for leaf in known if leaf.startswith(f"{path}.")]
         remedy = f"; name one of its settings: {', '.join(inside)}" if inside else nearest(path, known)
         raise InputError(f"{where}: '{path}' is not a setting{remedy}")
@@ -171,7 +172,7 @@ def _fault_text(fault: Any, where: str | Callable[[str], str]) -> str:
     where = where if isinstance(where, str) else where(path)
     if fault["type"] == "extra_forbidden":
         depth = path.count(".") + 1
-        siblings = {".".join(leaf.split(".")[:depth]) for leaf in (*LEAVES, EXTRA)}  # sections too
+        siblings = {".".join(leaf.split(".")[:depth]) for leaf in (*LEAVES, EXTRA, CONSTRAINTS)}  # sections too
         return f"{where}: '{path}' is not a setting{nearest(path, siblings)}"
     message = fault["msg"].removeprefix("Value error, ")
     if isinstance(fault["input"], Mapping):  # of a complete section, whose values would hide the message

@@ -14,6 +14,7 @@ from fracray.reporting.parts import Section, key, paragraph, score
 from fracray.reporting.subject import Search, Subject, state_words
 from fracray.runtime.console import counted, duration, setting_cell
 from fracray.runtime.efficiency import WORDS
+from fracray.search.constraints import USED_BY, verdict
 from fracray.search.importance import FEWEST_TRIALS
 from fracray.search.space import Choices, Dimension, Range
 from fracray.search.trials_table import State, TrialRow
@@ -40,10 +41,11 @@ def search_section(subject: Subject) -> Section | None:
         body = paragraph("No trial has finished an epoch yet.") + _failed(search)
     else:
         boxes = [_history(search), _rung_chart(search)]
-        if len(search.space.metrics) > 1:
+        if search.front:
             boxes.append(_pareto(search))
         body = (
             _counts(search)
+            + _constraints(search)
             + parts.charts(boxes)
             + _rungs(search)
             + _importance(search)
@@ -65,13 +67,26 @@ def _counts(search: Search) -> Markup:
     return paragraph(", ".join(told) + ".")
 
 
+def _constraints(search: Search) -> Markup:
+    config = search.space.config.search
+    if not config.constraints:
+        return Markup("")
+    words, _ = verdict([(row.name, row.best) for row in search.ranked], config)
+    unused = "" if config.sampler.name in USED_BY else f" {config.sampler.name} did not look for them."
+    return paragraph(
+        f"Constraints, at a trial's best epoch: {words}. A trial that breaks one is never the best where another "
+        f"satisfies all; if none does, the one that comes closest is.{unused}"
+    )
+
+
 def _history(search: Search) -> Markup:
     metric = search.metric
     rows = sorted(search.rows.values(), key=lambda row: row.number)
     values = [row.best(metric) if row.state not in LOST else nan for row in rows]
-    best, so_far = nan, []
-    for value in values:
-        if isfinite(value) and (isnan(best) or (value > best if search.mode == "max" else value < best)):
+    best, so_far, bound = nan, [], search.space.config.search
+    fine = [not bound.broken(row.best) for row in rows]
+    for value, eligible in zip(values, fine if any(fine) else [True] * len(rows), strict=True):
+        if eligible and isfinite(value) and (isnan(best) or (value > best if search.mode == "max" else value < best)):
             best = value
         so_far.append(best)
     plot = Plot(

@@ -123,12 +123,12 @@ class Search:
 
     @cached_property
     def best(self) -> TrialRow | None:
-        return best_row(self.rows.values(), self.metric, self.mode)
+        return best_row(self.rows.values(), self.space.config.search)
 
     @cached_property
     def ranked(self) -> list[TrialRow]:
         """The trials that could be the best one, the best first."""
-        return best_rows(self.rows.values(), self.metric, self.mode)
+        return best_rows(self.rows.values(), self.space.config.search)
 
     def leaves(self, row: TrialRow) -> Mapping[str, Any]:
         """A trial's settings, also those of a default configuration that lies outside of the space."""
@@ -307,7 +307,7 @@ def _refit(run: Folder) -> Refit | None:
     plan, config = RefitPlan.read(own), stored_config(own)
     rows = kept_trainings(plan, own, config.train.epochs)
     try:
-        found = outcome(plan, rows, config.search.metrics[0], config.search.mode)
+        found = outcome(plan, rows, config.search)
     except RunError:  # none could be refitted
         found = None
     parts = own.read_json(DATA)["parts"] if own.exists(DATA) else {"val": None}

@@ -17,6 +17,7 @@ from rich.text import Text
 from fracray.runtime.console import counted, duration, new_table, refresh_rate, setting_cell
 from fracray.runtime.efficiency import EfficiencyTracker
 from fracray.runtime.storage import Folder
+from fracray.search.constraints import values_in_words
 from fracray.search.messages import Suggestion, TrialReport
 from fracray.search.space import SearchSpace
 from fracray.search.trials_table import Ledger, State, TrialRow, best_row, write_trials
@@ -42,7 +43,7 @@ class SearchProgress(tune.Callback):
         """`budget`: the number of trials in all; `time_budget`: the seconds after which they are stopped."""
         self._run, self._ledger, self._console = run, ledger, console
         self._paths = [dimension.path for dimension in space.dimensions]
-        self._metric, self._mode = space.metrics[0], space.config.search.mode
+        self._metric, self._search = space.metrics[0], space.config.search
         self._epochs, self._budget, self._time_budget = space.config.train.epochs, budget, time_budget
         self._tracker = tracker
         self.rows = ledger.rows()
@@ -137,6 +138,9 @@ class SearchProgress(tune.Callback):
             best = self._best()
             words = f"{row.name} {row.state} after {counted(len(row.history), 'epoch')}: "
             words += f"{self._metric} {row.best(self._metric):.4f}"
+            if self._search.constraints and row.history:
+                words += f", {'satisfies' if self._satisfies(row) else 'breaks'} the constraints"
+                words += f" ({values_in_words(row.best, self._search)})"
             if best is not None:
                 words += f" (best so far {best.best(self._metric):.4f}, {best.name})"
             self._console.print(f"[{self._ended()}/{self._budget}] {words}; {self._left()}", soft_wrap=True)
@@ -153,7 +157,10 @@ class SearchProgress(tune.Callback):
     # What is shown
 
     def _best(self) -> TrialRow | None:
-        return best_row(self.rows.values(), self._metric, self._mode)
+        return best_row(self.rows.values(), self._search)
+
+    def _satisfies(self, row: TrialRow) -> bool:
+        return not self._search.broken(row.best)
 
     def _ended(self) -> int:
         return sum(row.state.ended for row in self.rows.values())
@@ -180,10 +187,13 @@ class SearchProgress(tune.Callback):
         words = f"{self._ended()} of {self._budget} trials, {gone} gone, {self._left()}"
         if best is not None:
             words += f"; best {self._metric} {best.best(self._metric):.4f} ({best.name})"
+            words += "" if self._satisfies(best) else ", but no trial satisfies the constraints yet"
         return Group(self._table(ROWS_SHOWN), Text(words))
 
     def _table(self, most: int | None = None) -> Table:
-        table = new_table("trial", "state", "epoch", self._metric)
+        bound = [metric for metric in self._search.constraints if metric != self._metric]
+        more = (*bound, "constraints") if self._search.constraints else ()
+        table = new_table("trial", "state", "epoch", self._metric, *more)
         for path in self._paths:
             table.add_column(path.partition(".")[2].replace("_", " "), justify="right", overflow="fold")
         best = self._best()
@@ -199,6 +209,8 @@ class SearchProgress(tune.Callback):
                 row.state,
                 f"{len(row.history)}/{self._epochs}",
                 "" if isnan(value) else f"{value:.4f}",
+                *("" if isnan(row.best(metric)) else f"{row.best(metric):.4f}" for metric in bound),
+                *(("satisfied" if self._satisfies(row) else "broken") if row.history else "" for _ in more[-1:]),
                 *(setting_cell(row.leaves[path]) if path in row.leaves else "" for path in self._paths),
                 style="bold green" if row is best else "dim" if dim else "",
             )

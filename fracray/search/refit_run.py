@@ -59,7 +59,7 @@ def searched_trials(space: SearchSpace, run: Folder) -> dict[int, TrialRow]:
         return {}
     with stored_study(run) as study:
         rows = {} if study is None else collect(run, study, space.config.train.epochs)
-    return rows if best_rows(rows.values(), space.metrics[0], space.config.search.mode) else {}
+    return rows if best_rows(rows.values(), space.config.search) else {}
 
 
 def refit(
@@ -111,12 +111,12 @@ def refit(
             soft_wrap=True,
         )
         run_trials(job, trials, progress, seconds=options.seconds)
-    found = outcome(plan, progress.rows, space.metrics[0], config.search.mode)
+    found = outcome(plan, progress.rows, config.search)
     finished = not trials.remaining and not progress.unfinished
     if found is None:
         console.print("\nno seed has been trained with every configuration yet, so there is no winner", soft_wrap=True)
         return finished
-    say_outcome(console, plan, found, rows, space.metrics[0])
+    say_outcome(console, plan, found, rows, config.search)
     _summarise(replace(space, config=config), run, prepared, plan, found, options.members, console)
     keep_efficiency(own, tracker, console)
     console.print(next_steps(run, BEST, config.data.source), soft_wrap=True)

@@ -45,6 +45,11 @@ def test_the_forecast_adds_up_steps_validation_and_starting():
     assert (found.busy.low, found.busy.high) == pytest.approx((7 * trial, 7 * slowest))
 
 
+def test_trials_that_end_at_a_smaller_budget_take_less():
+    few = forecast(config(train__epochs=9), [timed()], steps=10, trials=2, at_once=1, start=0.0, epochs=3)
+    assert few.trial.low == pytest.approx(3 * (10 * 0.1 + 2.0) + 1.0 + BETWEEN_TRIALS)
+
+
 def test_the_range_is_that_of_the_places():
     found = forecast(config(train__epochs=1), [timed(0.1), timed(0.2)], steps=100, trials=1, at_once=1, start=0.0)
     assert found.trial.high - found.trial.low == pytest.approx(100 * 0.1 + AFTER_EPOCH)
