@@ -94,6 +94,11 @@ class ModelConfig(Section):
         description="a second head that says where a fracture is, at a sixteenth of the resolution, trained on the "
         "fractures' boxes where the set has some; what it finds counts in the image's logit",
     )
+    mirror: bool = Field(
+        False,
+        description="outside of training, the logit is the mean of those of the radiograph and of its mirror image, "
+        "which doubles the time of validation and of every prediction",
+    )
 
 
 def _as_switch(value: Any) -> Any:

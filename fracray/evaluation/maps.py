@@ -69,11 +69,18 @@ def grad_cam(model: Classifier, images: Tensor) -> Tensor:
     try:
         with torch.enable_grad(), float32():
             logits = model(images)
-            (gradient,) = torch.autograd.grad(logits.sum(), kept[-1])
+            gradients = torch.autograd.grad(logits.sum(), kept)
     finally:
         hook.remove()
-    weights = gradient.mean((2, 3), keepdim=True)
-    return F.relu((weights * kept[-1]).sum(1)).detach().float()
+    looks = [
+        F.relu((gradient.mean((2, 3), keepdim=True) * maps_kept).sum(1)).detach().float()
+        for gradient, maps_kept in zip(gradients, kept, strict=True)
+    ]
+    if not model.mirrors:
+        (found,) = looks
+        return found
+    plain, mirrored = looks  # each of half the logit: their sum is a mean
+    return plain + mirrored.flip(2)
 
 
 def _scaled(found: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ class Classifier(nn.Module):
     fracture logits too, (B, h, w) float32, of a network with a `localiser`. The buffers `mean` and `std`, of shape
     (1, 1, 1, 1), are on the scale 0..1. `depth`: the modules that end its stages, from the input on, but the last;
     `last_stage`: the one that ends the last, whose output is (B, C, h, w); None in a network without feature maps.
+    With `model.mirror`, in evaluation mode, logits and maps are the mean of those of the image and its mirror image.
     """
 
     mean: Tensor
@@ -44,6 +45,7 @@ class Classifier(nn.Module):
         self.dropout = _HeadDropout(config.dropout)
         self.spatial_dropout = nn.ModuleList(_StageDropout(config.spatial_dropout) for _ in range(places))
         self.localiser = None
+        self.mirrors = config.mirror
 
     @property
     def localises(self) -> bool:
@@ -55,14 +57,24 @@ class Classifier(nn.Module):
     @overload
     def forward(self, images: Tensor, where: Literal[True]) -> tuple[Tensor, Tensor]: ...
     def forward(self, images: Tensor, where: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        logits, found = self._look_once(images)
+        if self.mirrors and not self.training:
+            mirrored, turned = self._look_once(images.flip(3))
+            logits = (logits + mirrored) / 2
+            found = None if found is None or turned is None else (found + turned.flip(2)) / 2
+        if not where:
+            return logits
+        assert found is not None, "a network without a localiser has no map"
+        return logits, found
+
+    def _look_once(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The logits, and the map of a network with a localiser."""
         logits, fine, coarse = self.look(self.normalise(images))
         logits = logits.squeeze(1).float()
         if self.localiser is None:
-            assert not where, "a network without a localiser has no map"
-            return logits
+            return logits, None
         found = self.localiser(fine, coarse)
-        logits = logits + self.localiser.evidence(found)
-        return (logits, found) if where else logits
+        return logits + self.localiser.evidence(found), found
 
     @abstractmethod
     def look(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
