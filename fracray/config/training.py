@@ -121,6 +121,18 @@ class TrainConfig(Section):
     )
     batch_size: int = Field(64, ge=1, description="images per step, over all workers together, 1 or more")
     lr: Annotated[float, Field(gt=0)] = Field(2e-3, description="peak learning rate of AdamW, above 0")
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="factor of the learning rate from each layer to the one before it, above 0 to 1: the head has "
+        "train.lr, the first layer the least. Layers are the blocks of timm's networks, and stages in fracture_cnn and "
+        "torchvision's; 1: all alike",
+    )
+    head_epochs: int = Field(
+        0,
+        ge=0,
+        description="first epochs, fewer than train.epochs, that train the head alone, with all else, batch norm's "
+        "statistics too, as pretrained; needs model.weights; 0: none",
+    )
     weight_decay: Annotated[float, Field(ge=0)] = Field(
         0.02, description="decoupled weight decay of AdamW, 0 or more; none on biases and norms; 0: off"
     )

@@ -25,9 +25,10 @@ from fracray.training.average import MovingAverage
 from fracray.training.depthwise import slow_in_bf16
 from fracray.training.graphs import GraphedSteps, uses_graphs
 from fracray.training.growth import shrunk, side_in
+from fracray.training.layers import body, parameter_groups
 from fracray.training.localise import map_loss
 from fracray.training.loss import batch_loss
-from fracray.training.model import build_model, float32, freeze_norm, freeze_stages, parameter_groups, train_mode
+from fracray.training.model import build_model, float32, freeze_norm, freeze_stages, train_mode
 from fracray.training.schedule import Rates
 from fracray.training.validation import score_validation
 
@@ -126,18 +127,14 @@ class Fit:
         self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
         freeze_stages(self.model, config.model.freeze_stages)
         self._moving = MovingAverage(self.averaged, self.model)
-        self._rates = Rates(config.train, self.device)
+        groups = parameter_groups(self.model, config.train.weight_decay, config.train.layer_decay)
+        self._rates = Rates(config.train, self.device, [group["lr_scale"] for group in groups])
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, config.train.weight_decay),
-            lr=self._rates.lr,
-            betas=(0.9, 0.99),
-            capturable=self._rates.on_device,
+            groups, lr=self._rates.lrs[0], betas=(0.9, 0.99), capturable=self._rates.on_device
         )
-        self._parallel: nn.Module = self.model
-        if self.world > 1:
-            ids = [self.device.index] if self.device.type == "cuda" else None
-            self._parallel = nn.parallel.DistributedDataParallel(self.model, device_ids=ids)
-        self._forward = torch.compile(self._parallel) if config.train.compile else self._parallel
+        self._body = body(self.model)
+        self._head_alone = False
+        self._wrap()
         self._graphed: GraphedSteps | None = None
         if uses_graphs(config, self.device, self.world):
             self._graphed = GraphedSteps(self.device, must=config.train.graphs == "on")
@@ -149,6 +146,14 @@ class Fit:
         self.epochs_done = 0
         self.best: dict[str, float] = {}
         self.best_weights: dict[str, torch.Tensor] = {}
+
+    def _wrap(self) -> None:
+        """Make the function that a step calls: ranks exchange the gradients of the parameters that train now."""
+        parallel: nn.Module = self.model
+        if self.world > 1:
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            parallel = nn.parallel.DistributedDataParallel(self.model, device_ids=ids)
+        self._forward = torch.compile(parallel) if self.config.train.compile else parallel
 
     @property
     def total_steps(self) -> int:
@@ -194,6 +199,7 @@ class Fit:
         return preference(metrics[self.metric], metrics["val_loss"], self.mode)
 
     def _train_epoch(self, epoch: int) -> float:
+        self._open(head_alone=epoch < self.config.train.head_epochs)
         self._train_mode()
         self._resize(side_in(self.config, epoch))
         torch.manual_seed(dropout_seed(self.config.train.seed, epoch, self.rank))
@@ -203,6 +209,17 @@ class Fit:
         if self.world > 1:
             dist.all_reduce(total)
         return float(total) / len(self.stream.plan.train_rows)  # waits until a GPU has done all steps
+
+    def _open(self, head_alone: bool) -> None:
+        """From now on train the head alone, or all that is not frozen for good."""
+        if head_alone == self._head_alone:
+            return
+        self._head_alone = head_alone
+        for parameter in self._body:
+            parameter.requires_grad_(not head_alone)
+        self._wrap()
+        if self._graphed is not None:
+            self._graphed.forget()
 
     def _resize(self, side: int | None) -> None:
         """Train on images of this side from now on."""
@@ -218,8 +235,8 @@ class Fit:
     def _step(self, batch: Batch, step: int) -> torch.Tensor:
         """One optimiser step; returns the sum of this rank's losses of the labels."""
         self._rates.set(step, self.total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._rates.lr
+        for group, lr in zip(self.optimizer.param_groups, self._rates.lrs, strict=True):
+            group["lr"] = lr
         images, labels = shrunk(self._to_device(batch.images), self._side), self._to_device(batch.labels)
         too_few = len(labels) < 2
         if too_few:  # one image has no batch statistics

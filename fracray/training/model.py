@@ -19,8 +19,6 @@ from fracray.training.depthwise import speed_up_depthwise
 from fracray.training.localise import Localiser
 from fracray.training.pretrained import LOCALISER, PACKAGED, load_backbone, read_tensors
 
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
-
 
 class Classifier(nn.Module):
     """A network from gray images to one fracture logit each; it holds its normalisation and its two dropouts.
@@ -29,7 +27,7 @@ class Classifier(nn.Module):
     fracture logits too, (B, h, w) float32, of a network with a `localiser`. The buffers `mean` and `std`, of shape
     (1, 1, 1, 1), are on the scale 0..1. `depth`: the modules that end its stages, from the input on, but the last;
     `last_stage`: the one that ends the last, whose output is (B, C, h, w); None in a network without feature maps.
-    With `model.mirror`, in evaluation mode, logits and maps are the mean of those of the image and its mirror image.
+    `heads`: the modules that give the logit. With `model.mirror`, in evaluation mode, logits and maps are the mean of those of the image and its mirror image.
     """
 
     mean: Tensor
@@ -37,6 +35,7 @@ class Classifier(nn.Module):
     localiser: Localiser | None
     depth: tuple[str, ...]
     last_stage: str | None
+    heads: tuple[str, ...]
 
     def __init__(self, config: ModelConfig, mean: float, std: float, places: int) -> None:
         super().__init__()
@@ -125,7 +124,7 @@ class FractureCNN(Classifier):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config, mean=0.5, std=0.25, places=2)
         width = config.width
-        self.depth, self.last_stage = ("stages.0", "stages.1"), "stages.2"
+        self.depth, self.last_stage, self.heads = ("stages.0", "stages.1"), "stages.2", ("head",)
         self.stem = nn.Sequential(
             nn.Conv2d(1, width, 4, stride=4, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
         )
@@ -182,6 +181,7 @@ class Backbone(Classifier):
         self.network = network
         self.depth = tuple(f"network.{stage}" for stage in parts.stages)
         self.last_stage = parts.last and f"network.{parts.last}"
+        self.heads = tuple(f"network.{classifier}" for classifier in parts.classifiers)
         # Hooks are bound methods of submodules: a deep copy of the model (EMA) then hooks its own dropouts.
         for drop, stage in zip(self.spatial_dropout, parts.stages, strict=True):
             assert isinstance(drop, _StageDropout)
@@ -295,22 +295,3 @@ def float32() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.allow_tf32 = before
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The trainable parameters in two optimiser groups: those with `weight_decay`, then norms, biases and the like.
-
-    timm's `param_groups_weight_decay` takes three seconds to import, puts the groups in another order, and makes them
-    one where the decay is 0: the optimiser states of earlier runs would no longer fit.
-    """
-    exempt: set[str] = set()
-    for prefix, module in model.named_modules():
-        listed = module.no_weight_decay() if hasattr(module, "no_weight_decay") else ()
-        if isinstance(module, _NORMS):
-            listed = [name for name, _ in module.named_parameters(recurse=False)]
-        exempt |= {f"{prefix}.{name}".lstrip(".") for name in listed}
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups[parameter.ndim > 1 and name not in exempt].append(parameter)
-    return [{"params": groups[True], "weight_decay": weight_decay}, {"params": groups[False], "weight_decay": 0.0}]
