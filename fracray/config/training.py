@@ -149,8 +149,25 @@ class TrainConfig(Section):
     focal_gamma: Annotated[float, Field(ge=0)] = Field(
         2.0, description="exponent of the focal loss, 0 or more; 0: the weighted loss; used by loss focal only"
     )
+    balance: Probability = Field(
+        0.0,
+        description="how far the images of an epoch go towards half of each class, 0 to 1; it has as many as the "
+        "training part: those of the rarer class several times, each time augmented anew, and of the other class "
+        "another part in each epoch; 0: each image once",
+    )
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
         0.0, description="distance of the targets from 0 and 1, 0 to below 0.5; 0: off"
+    )
+    mixup: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="blend each image, its label and its map with those of another of its batch, by shares from the "
+        "beta distribution with both parameters this number, 0 or more; 0.2 is usual; 0: off",
+    )
+    cutmix: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="paste a window of another image of its batch into each image, in label and map too; as mixup, the "
+        "shares of the pixels are from the beta distribution, 0 or more; 1 is usual; each batch has one of both, where "
+        "both are on; 0: off",
     )
     box_weight: Annotated[float, Field(ge=0)] = Field(
         1.0, description="weight of the loss of the map against the boxes, 0 or more; used with model.localise"

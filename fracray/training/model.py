@@ -27,7 +27,8 @@ class Classifier(nn.Module):
     fracture logits too, (B, h, w) float32, of a network with a `localiser`. The buffers `mean` and `std`, of shape
     (1, 1, 1, 1), are on the scale 0..1. `depth`: the modules that end its stages, from the input on, but the last;
     `last_stage`: the one that ends the last, whose output is (B, C, h, w); None in a network without feature maps.
-    `heads`: the modules that give the logit. With `model.mirror`, in evaluation mode, logits and maps are the mean of those of the image and its mirror image.
+    `heads`: the modules that give the logit. With `model.mirror`, in evaluation mode, logits and maps are the mean of
+    those of the image and its mirror image.
     """
 
     mean: Tensor

@@ -3,8 +3,6 @@
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import distributed as dist
-from torch import multiprocessing as mp
 from torch import nn
 
 from fracray.config import Config, ModelConfig
@@ -17,7 +15,7 @@ from fracray.training.loss import batch_loss
 from fracray.training.model import build_model
 from fracray.training.schedule import Rates, learning_rate
 from tests.training.test_localise import with_boxes
-from tests.training.test_loop import free_port, make_config, make_stream
+from tests.training.test_loop import make_config, make_stream
 
 
 @pytest.fixture(scope="module")
@@ -162,23 +160,6 @@ def test_a_training_resumed_after_the_head_is_the_uninterrupted_one(weights, tmp
     assert [resumed.run_epoch().metrics for _ in range(2)] == expected[1:]
 
 
-def rank_main(rank, world, port, folder, weights):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-    config = make_config(**{"model.weights": weights, "train.head_epochs": 1, "train.layer_decay": 0.7})
-    fit = Fit(config, make_stream(config, rank, world))
-    fit.run_epoch(), fit.run_epoch()
-    torch.save({name: tensor.detach() for name, tensor in fit.model.named_parameters()}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def test_two_ranks_train_the_head_and_then_all_together(weights, tmp_path):
-    mp.spawn(rank_main, (2, free_port(), str(tmp_path), weights), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    for name, tensor in first.items():
-        assert torch.equal(tensor, second[name]), name
-
-
 @pytest.mark.parametrize(
     ("leaves", "why"),
     [
@@ -198,11 +179,8 @@ def plain_losses(config, stream):
     """The losses of the epochs' steps by a loop of its own, as fracray trained before it knew any of these settings."""
     torch.manual_seed(config.train.seed)
     model = build_model(config.model).to(memory_format=torch.channels_last).train()
-    norms = {
-        f"{at}.{name}" for at, m in model.named_modules() if isinstance(m, nn.BatchNorm2d) for name in m._parameters
-    }
-    decayed = [p for name, p in model.named_parameters() if p.ndim > 1 and name not in norms]
-    spared = [p for name, p in model.named_parameters() if not (p.ndim > 1 and name not in norms)]
+    # Of a plain convolutional network, norms and biases are what has one dimension.
+    decayed, spared = ([p for p in model.parameters() if (p.ndim > 1) is many] for many in (True, False))
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": config.train.weight_decay}, {"params": spared, "weight_decay": 0.0}],
         betas=(0.9, 0.99),
