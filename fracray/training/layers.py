@@ -50,7 +50,7 @@ def below_head(model: Classifier) -> list[int]:
     Layers are timm's own for its networks (blocks, mostly), and stages elsewhere. Raises InputError for a network of
     torchvision that has no stages, such as a vision transformer.
     """
-    layer = {}
+    layer: dict[int, int] = {}
     for number, level in enumerate(stage_parameters(model)):
         layer |= {id(parameter): number for parameter in level}
     if isinstance(model, Backbone) and hasattr(model.network, "group_matcher"):
