@@ -74,6 +74,29 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _begins_with_the_head(self) -> Self:
+        train, why = self.train, ""
+        if train.head_epochs and self.model.weights is None:
+            why = "trains a head on random weights; set model.weights"
+        elif train.head_epochs >= train.epochs:
+            why = f"leaves none of the {train.epochs} epochs to the network; set it lower, or train.epochs higher"
+        if why:
+            raise SettingError(("train", "head_epochs"), f"{why}, or train.head_epochs=0", train.head_epochs)
+        return self
+
+    @model_validator(mode="after")
+    def _mixes_two(self) -> Self:
+        for name in ("mixup", "cutmix"):
+            if getattr(self.train, name) and self.train.batch_size < 2 * self.search.workers_per_trial:
+                raise SettingError(
+                    ("train", name),
+                    f"mixes the images that a worker has of a batch, and train.batch_size = {self.train.batch_size} "
+                    f"gives it one; set train.batch_size higher, or train.{name}=0",
+                    getattr(self.train, name),
+                )
+        return self
+
     def leaves(self) -> dict[str, Any]:
         """Every setting by dotted path; lists below `augment.extra` by position, as in `....clip_limit.1`."""
         return _flatten(self.model_dump(mode="json"))
