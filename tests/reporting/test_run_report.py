@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shutil
+from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -237,14 +238,21 @@ def test_the_run_folder_of_a_refit_stands_for_its_search(searched, tmp_path):
     assert "Report of a search" in page_of(tmp_path / "page.html").text
 
 
-def test_a_run_in_a_bucket_gets_its_report_there(searched, s3):
-    store = Folder(s3("reports"))
-    store.upload(searched / "unrefitted", "bucketed")
+def test_a_run_in_a_bucket_gets_its_report_there_and_each_file_is_read_once(searched, s3, monkeypatch):
+    store, asked = Folder(s3("reports")), Counter()
+    store.upload(searched / "first", "bucketed")
     store.remove("bucketed/report.html")
+    read = Folder.read_if_there
+    monkeypatch.setattr(Folder, "read_if_there", lambda self, name: asked.update([self.path(name)]) or read(self, name))
     written(s3("reports/bucketed"))
+    monkeypatch.undo()
     page = Page(store.read("bucketed/report.html").decode())
     assert list(page.sections) == OF_A_SEARCH
     assert page.all("img")
+    assert {path: times for path, times in asked.items() if times > 1} == {}
+    trials = [path.partition("/trials/")[2] for path in asked if "bucketed/trials/" in path]
+    assert sum(path.endswith("epochs.json") for path in trials) == 4
+    assert not [path for path in trials if path.endswith(".safetensors")]  # scores take no weights
 
 
 def test_a_search_that_runs_is_shown_as_far_as_it_is(run):
@@ -393,19 +401,19 @@ def test_the_model_card_and_the_checklists_hold_what_the_run_knows(searched, tmp
 
 def test_every_fact_of_a_checklist_is_one_that_a_run_can_have(searched):
     with opened(str(searched / "first")) as subject:
-        facts = run_facts(subject)
+        facts = run_facts(subject, True)
     asked = {name for item in (*CLAIM, *TRIPOD_AI) for name in item.facts}
     assert asked - set(facts) <= {"gain"}  # there is none where the default configuration wins
 
 
 def test_a_crop_is_part_of_what_the_network_gets(run):
     with opened(str(run)) as subject:
-        plain = run_facts(subject)["preprocessing"]
+        plain = run_facts(subject, True)["preprocessing"]
         card = replace(subject.judged.card, config=subject.judged.card.config.with_leaves({"data.crop": True}))
         cropped = replace(subject, judged=replace(subject.judged, card=card))
-        assert "cropped" not in plain + model_card(subject)
-        assert "cropped to the part that holds the anatomy" in run_facts(cropped)["preprocessing"]
-        assert "square.decode_part" in model_card(cropped)
+        assert "cropped" not in plain + model_card(subject, True)
+        assert "cropped to the part that holds the anatomy" in run_facts(cropped, True)["preprocessing"]
+        assert "square.decode_part" in model_card(cropped, True)
 
 
 # ---- faults --------------------------------------------------------------------------------------------------------
