@@ -110,9 +110,9 @@ def _sample(
     assert rows is not None
     chosen = np.union1d(boxed[spread(len(boxed), MOST_LOOKED)], spread(len(rows), CHECK.images))
     needed = np.unique(rows[chosen])
-    if "split" in table:  # the usual place is that of the training part
-        train = in_set(table["split"], "train") & (table["boxes"].map(len).to_numpy() > 0)
-        needed = np.union1d(needed, np.flatnonzero(train))
+    # The usual place is that of the training part.
+    train = in_set(table["split"], "train") & (table["boxes"].map(len).to_numpy() > 0)
+    needed = np.union1d(needed, np.flatnonzero(train))
     some = table.iloc[needed].reset_index(drop=True)
     at = np.searchsorted(needed, rows[chosen])
     # Of a cropped set the boxes of the training part lie in what is kept of a picture, which is known once it is read.

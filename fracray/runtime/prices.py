@@ -67,11 +67,14 @@ def money(prices: Sequence[NodePrice], work: Work) -> list[str]:
             more = work.wall.times(head.per_hour)
             told += f"; with {head.name} at {head.per_hour:g} an hour for the whole time, {cost.plus(more)}"
         lines.append(told)
-    return lines or ["none of the types of node that have a price can do this work"]
+    on = "GPUs" if work.gpus.high else "CPUs alone"
+    return lines or [f"none of the types of node that have a price is for this work, which was timed on {on}"]
 
 
 def _node_hours(price: NodePrice, work: Work) -> Span | None:
-    """How long one node of this type would be busy; None where it has not what the work takes."""
+    """How long one node of this type would be busy; None where it has not what the work takes, or GPUs for nothing."""
+    if price.gpus and not work.gpus.high:
+        return None
     found = Span(0.0, 0.0)
     for needed, has in ((work.cpus, price.cpus), (work.gpus, price.gpus)):
         if not needed.high:

@@ -21,9 +21,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-import fracray.refit
 import fracray.train
-import fracray.tune
 from fracray import report
 from fracray.errors import run_verb
 from fracray.reporting import write
@@ -39,22 +37,6 @@ from fracray.search.trials_table import State, TrialRow
 from fracray.training.checkpoint import read_metadata, read_predictions
 from fracray.training.epochs import EpochResult
 
-SPACE = """
-metric: val_auroc
-mode: max
-trials: 4
-epochs: 3
-sampler: {name: random, seed: 0}
-scheduler: {name: asha, grace_epochs: 1, reduction_factor: 2}
-base:
-  data: {size: 32, phantom: {count: 200}, split: {block: 10}}
-  model: {width: 8, localise: true}
-space:
-  model.dropout: {float: [0.0, 0.7]}
-  augment.rotate: {float: [0, 30]}
-  train.lr: {log_float: [1.0e-3, 1.0e-1]}
-  train.loss: {categorical: [weighted, plain]}
-"""
 EVIL = "</script><script>alert(1)</script>&\"'><img src=x onerror=alert(2)>"
 OF_A_SEARCH = [
     "answer",
@@ -63,7 +45,9 @@ OF_A_SEARCH = [
     "discrimination",
     "operating",
     "subgroups",
+    "looks",
     "errors",
+    "robustness",
     "data",
     "reproduce",
 ]
@@ -111,18 +95,6 @@ class Page(HTMLParser):
 
 def page_of(path):
     return Page(Path(path).read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
-def searched(tmp_path_factory, ray_local):
-    """The folder of runs, with a search and its refit, and what they printed."""
-    root = tmp_path_factory.mktemp("searched")
-    (root / "space.yaml").write_text(SPACE)
-    words = ["--space", root / "space.yaml", "--storage", root / "runs", "--name", "first", "--concurrent", 1]
-    fracray.tune.main([str(word) for word in words])
-    shutil.copytree(root / "runs/first", root / "runs/unrefitted")
-    fracray.refit.main([str(root / "runs/first"), "--top", "1", "--seeds", "2", "--concurrent", "1"])
-    return root / "runs"
 
 
 @pytest.fixture
@@ -343,7 +315,15 @@ def test_a_checkpoint_outside_of_its_run_has_what_it_holds(searched, tmp_path, m
     monkeypatch.chdir(tmp_path)
     written(folder)
     page = page_of(tmp_path / "t0009.html")
-    assert list(page.sections) == ["answer", "discrimination", "operating", "errors", "reproduce"]
+    assert list(page.sections) == [
+        "answer",
+        "discrimination",
+        "operating",
+        "looks",
+        "errors",
+        "robustness",
+        "reproduce",
+    ]
     assert "What predictors without pixels reach is not stored" in page.text
     assert page.all("img")  # phantoms can be drawn anywhere
 
