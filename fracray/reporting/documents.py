@@ -58,7 +58,10 @@ def model_card(subject: Subject, pictures: bool) -> str:
         ("Metrics", told("metrics", "uncertainty")),
         ("Training data", told("sources", "included", "partition", "level", "preprocessing")),
         ("Training", told("training", "augmentation", "imbalance", "selection")),
-        ("Evaluation on validation", f"{_scores(subject)}\n\n{told('rivals', 'gain', 'failures', 'robustness', 'explanation')}"),
+        (
+            "Evaluation on validation",
+            f"{_scores(subject)}\n\n{told('rivals', 'gain', 'failures', 'robustness', 'explanation')}",
+        ),
         ("Evaluation on the test part and elsewhere", "TODO: the scores of `python -m fracray.evaluate --split test`."),
         ("Ethical considerations", "TODO: consent, approval, de-identification, and harm by missed and false calls."),
         ("Caveats and recommendations", told("limitations")),

@@ -12,7 +12,7 @@ from fracray.runtime.console import counted
 
 MOST = 8  # of each kind
 
-_PICTURE = Markup('<img src="{}" alt="{}" loading="lazy">')
+_PICTURE = Markup('<img src="{}" alt="{}">')
 
 
 def gallery(subject: Subject, images: Manifest | None, in_run: bool) -> Section | None:

@@ -17,10 +17,13 @@ from fracray.search.results import gain_words
 MAIN = ("auroc", "accuracy", "sensitivity", "specificity", "average_precision", "brier", "ece")
 
 
-# Settings that do nothing unless another one is set, and those that change how fast a training runs, or how it is kept.
+# Settings that do nothing unless another one is set; those that are told in words of their own, or change how fast a
+# training runs and how it is kept, and not the model; and those for which 0 is not off.
 _NEEDED = {"train.focal_gamma": ("train.loss", "focal"), "train.box_weight": ("model.localise", True)}
-_OF_THE_MACHINE = {f"train.{name}" for name in ("threads", "graphs", "keep_seconds", "channels_last", "compile")}
-_ZERO_COUNTS = ("train.seed", "train.focal_gamma", "augment.stretch")  # the others are off at 0
+_TOLD_OR_OF_THE_MACHINE = {
+    f"train.{name}" for name in ("epochs", "threads", "graphs", "keep_seconds", "channels_last", "compile")
+}
+_ZERO_COUNTS = ("train.seed", "train.focal_gamma", "augment.stretch")
 
 
 def run_facts(subject: Subject, pictures: bool) -> dict[str, str]:
@@ -171,7 +174,7 @@ def _settings(subject: Subject, start: str) -> str:
     chosen = {
         path.removeprefix(start): value
         for path, value in leaves.items()
-        if path.startswith(start) and path not in _OF_THE_MACHINE and _has_effect(path, value, leaves)
+        if path.startswith(start) and path not in _TOLD_OR_OF_THE_MACHINE and _has_effect(path, value, leaves)
     }
     return ", ".join(f"{name} {setting_cell(value)}" for name, value in chosen.items())
 
@@ -247,7 +250,7 @@ def _robustness(subject: Subject) -> str | None:
     if found and found.corruptions:
         hurt = [one.name for one in found.corruptions if one.hurts]
         told.append(
-            f"Of {len(found.corruptions)} simulated corruptions on {found.part}, {len(hurt)} clearly raise the "
+            f"Of {len(found.corruptions)} simulated corruptions on {found.part}, {len(hurt) or 'none'} clearly raise the "
             f"balanced error{': ' if hurt else ''}{', '.join(hurt)}."
         )
     return " ".join(told) or None

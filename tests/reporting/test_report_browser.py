@@ -1,5 +1,6 @@
 """The page of a report in a real browser: Chromium without a window, driven by its own driver. Skipped without them."""
 
+import base64
 import shutil
 
 import pytest
@@ -50,9 +51,9 @@ def test_the_page_opens_from_its_file_and_loads_nothing_else(opened_page):
     assert [name for name in loaded if not name.startswith("data:")] == []
     # Errors of scripts and what the page's own policy refused stand in the console's log.
     assert [entry["message"] for entry in opened_page.get_log("browser")] == []
-    pictures = opened_page.execute_script("return [...document.images].map(one => (one.loading = 'eager', one.src))")
+    pictures = opened_page.execute_script("return [...document.images].map(one => [one.src, one.naturalWidth])")
     assert pictures
-    assert all(source.startswith("data:image/jpeg") for source in pictures)
+    assert all(source.startswith("data:image/jpeg") and width > 0 for source, width in pictures)
 
 
 def test_the_policy_of_the_page_refuses_what_is_loaded_or_run_all_the_same(opened_page):
@@ -68,6 +69,12 @@ def test_the_policy_of_the_page_refuses_what_is_loaded_or_run_all_the_same(opene
     assert refused[1] is None
     opened_page.refresh()
     opened_page.get_log("browser")
+
+
+def test_the_pictures_are_printed_too(opened_page):
+    printed = base64.b64decode(opened_page.execute_cdp_cmd("Page.printToPDF", {})["data"])
+    pictures = opened_page.execute_script("return new Set([...document.images].map(one => one.src)).size")
+    assert printed.count(b"/DCTDecode") == pictures > 0  # the filter of a JPEG in a PDF
 
 
 @pytest.mark.parametrize("width", WIDTHS)
