@@ -249,9 +249,10 @@ def _robustness(subject: Subject) -> str | None:
     found = subject.evaluated
     if found and found.corruptions:
         hurt = [one.name for one in found.corruptions if one.hurts]
+        count = f"{len(hurt) or 'none'} clearly raise the balanced error"
         told.append(
-            f"Of {len(found.corruptions)} simulated corruptions on {found.part}, {len(hurt) or 'none'} clearly raise the "
-            f"balanced error{': ' if hurt else ''}{', '.join(hurt)}."
+            f"Of {len(found.corruptions)} simulated corruptions on {found.part}, {count}{': ' if hurt else ''}"
+            f"{', '.join(hurt)}."
         )
     return " ".join(told) or None
 
