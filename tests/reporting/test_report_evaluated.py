@@ -14,10 +14,12 @@ from fracray.evaluation.saliency import Check
 from fracray.reporting import looks as looks_section
 from fracray.reporting.checklists import CLAIM, TRIPOD_AI
 from fracray.reporting.documents import claim_json, model_card
+from fracray.reporting.evaluated import read_evaluated
 from fracray.reporting.gallery import gallery
 from fracray.reporting.looks import looks
 from fracray.reporting.page import AtHand, as_html
 from fracray.reporting.pictures import images_at_hand
+from fracray.reporting.robustness_section import robustness
 from fracray.reporting.run_facts import run_facts
 from fracray.reporting.subject import opened
 
@@ -132,6 +134,24 @@ def test_the_corruptions_on_the_page_are_those_of_the_evaluation(page, evaluated
     assert (f"{len(hurt)} of 21 corruptions clearly raise it" if hurt else "no corruption clearly raises it") in shown
     assert shown.count("clearly worse") == len(hurt)
     assert "Balanced error by severity" in shown
+
+
+def test_what_clearly_hurts_is_named_and_comes_first(searched, evaluated, tmp_path):
+    tree = json.loads(evaluated[0].read_text())
+    excess = {"rotation": (0.2, 0.1, 0.3), "pixelate": (0.3, -0.1, 0.7), "inversion": (0.1, 0.05, 0.15)}
+    for name, one in tree["corruptions"]["corruptions"].items():
+        one["excess"] = dict(zip(("value", "low", "high"), excess.get(name, (0.0, -0.1, 0.1)), strict=True))
+        one["mean"] = {"value": 0.4, "low": 0.3, "high": 0.5}
+    (tmp_path / "scores.json").write_text(json.dumps(tree))
+    with opened(str(searched / "unrefitted")) as subject:
+        found = read_evaluated(str(tmp_path / "scores.json"), subject.judged.card)
+        with_it = replace(subject, evaluated=found)
+        shown, facts = str(robustness(with_it).body), run_facts(with_it, True)
+    assert [one.name for one in found.corruptions][:3] == ["pixelate", "rotation", "inversion"]
+    assert "2 of 21 corruptions clearly raise it, most of all rotation (to 0.400 on average), inversion" in shown
+    assert shown.count("clearly worse") == 2
+    assert "+0.20 [+0.10, +0.30]" in shown
+    assert "2 clearly raise the balanced error: rotation, inversion." in facts["robustness"]
 
 
 def test_without_an_evaluation_the_page_says_how_to_make_one(searched, console):
