@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fracray.errors import InputError, run_verb
 from fracray.interrupts import remedy
-from fracray.runtime.arguments import add_run_options, command
+from fracray.runtime.arguments import add_prices, add_run_options, command
 
 if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are read and its files are found
     from ray.tune import Callback
@@ -77,6 +77,7 @@ def parser() -> argparse.ArgumentParser:
         help="a subclass of ray.tune.Callback of your own, which Tune calls during the search; repeatable",
     )
     cli.add_argument("--dry-run", action="store_true", help="only say what would be searched, and what it would take")
+    add_prices(cli, "with --dry-run, for an estimate in money")
     add_run_options(cli, "tune")
     return cli
 
@@ -101,6 +102,9 @@ FREE = {"search.refit.seeds", *(path for path in FLAGS.values() if path.startswi
 def main(argv: Sequence[str]) -> None:
     begun = time.time()
     args = parser().parse_args(argv)
+    for flag, value in (("--cluster", args.cluster), ("--price-per-hour", args.price_per_hour)):
+        if value is not None and not args.dry_run:
+            raise InputError(f"{flag}: only with --dry-run")
     with ExitStack() as held:  # the run, which no other command may work in
         if args.dry_run:
             _forecast(args)
@@ -210,10 +214,13 @@ def _forecast(args: argparse.Namespace) -> None:
     """Say what a new search would do and take."""
     if args.resume:
         raise InputError("--dry-run: is for a new search; one that is resumed says by itself how long it still takes")
+    from fracray.cluster.prices import read_prices
+
+    prices = read_prices(args.cluster, args.price_per_hour)
     space, run, _ = _new(args)
     from fracray.search.forecast import forecast_search
 
-    forecast_search(space, run, args.address)
+    forecast_search(space, run, args.address, prices)
 
 
 def _search_and_summarise(

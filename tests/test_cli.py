@@ -114,7 +114,8 @@ def test_the_command_is_installed():
 # Frozen, so that an option is added on purpose: its line stays in --help forever.
 FLAGS = {
     "tune": "--space --trials --concurrent --workers-per-trial --cpus-per-trial --gpus-per-trial --warm-start "
-    "--time-budget --refit --callback --dry-run --data --epochs --set --storage --name --resume --address",
+    "--time-budget --refit --callback --dry-run --cluster --price-per-hour --data --epochs --set --storage --name "
+    "--resume --address",
     "refit": "run --top --seeds --folds --members --concurrent --workers-per-trial --cpus-per-trial --gpus-per-trial "
     "--time-budget --resume --address",
     "train": "--config --workers --cpus-per-worker --gpus-per-worker --data --epochs --set --storage --name --resume "
@@ -123,7 +124,7 @@ FLAGS = {
     "evaluate": "checkpoint --data --split --json --csv --by --operating-points --cost-ratio --prevalence --saliency "
     "--against --corruptions --reference --severities --seed --address",
     "predict": "checkpoint path --to --overwrite --coverage --study --heatmaps --address",
-    "report": "run --data --to --model-card --claim",
+    "report": "run --data --to --model-card --claim --evaluated --cluster --price-per-hour",
     "cluster check": "file --space --workers-per-trial --cpus-per-trial --gpus-per-trial --storage",
     "cluster submit": "file --address",
     "cluster attach": "file --address job",

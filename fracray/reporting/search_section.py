@@ -14,6 +14,7 @@ from fracray.reporting.parts import Section, key, paragraph, score
 from fracray.reporting.subject import Search, Subject, state_words
 from fracray.runtime.console import counted, duration, setting_cell
 from fracray.runtime.efficiency import WORDS
+from fracray.runtime.prices import HOLDS, Span, Work, money
 from fracray.search.constraints import USED_BY, verdict
 from fracray.search.importance import FEWEST_TRIALS
 from fracray.search.space import Choices, Dimension, Range
@@ -355,7 +356,27 @@ def cost(subject: Subject, rows: Sequence[TrialRow]) -> Markup:
         told = (
             f"The last command ran for {duration(stored['wall_seconds'])} on {stored['cores']:.3g} {unit}(s): "
             f"{held:.3g} {core}-hours, of which a share of {stored['efficiency']:.2f} went into training and "
-            f"augmentation. What it cost is these {core}-hours times the price of an hour of one {unit}."
+            "augmentation."
         )
     table = parts.table(("what the time went into", hours, "share", ""), lines, (1, 2), kind="cost", caption=words)
-    return parts.heading(words) + table + (paragraph(told, "soft") if told else Markup(""))
+    return (
+        parts.heading(words) + table + (paragraph(told, "soft") if told else Markup("")) + _money(subject, total, core)
+    )
+
+
+def _money(subject: Subject, seconds: float, core: str) -> Markup:
+    """What so much work costs on the nodes whose prices were given."""
+    ended = max(subject.search.ended.values(), default=0.0) if subject.search else 0.0
+    wall = ended or (subject.efficiency or {}).get("wall_seconds", 0.0) / 3600
+    busy, none = Span(seconds / 3600, seconds / 3600), Span(0.0, 0.0)
+    if not subject.prices:
+        return paragraph(
+            "For an estimate in money, name a cluster file and the prices of its nodes: --cluster FILE "
+            "--price-per-hour NODE=PRICE.",
+            "soft",
+        )
+    gpu = core == "GPU"
+    work = Work(none if gpu else busy, busy if gpu else none, Span(wall, wall))
+    lines = Markup("").join(Markup("<li>{}</li>").format(line) for line in money(subject.prices, work))
+    about = f"{HOLDS}; what a refit cost is not in it either."
+    return parts.heading("In money") + Markup("<ul>{}</ul>").format(lines) + paragraph(about, "soft")

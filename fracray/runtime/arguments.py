@@ -24,5 +24,16 @@ def add_run_options(cli: argparse.ArgumentParser, kind: str) -> None:
     add_address(cli)
 
 
+def add_prices(cli: argparse.ArgumentParser, what: str) -> None:
+    """The options of an estimate in money."""
+    cli.add_argument("--cluster", metavar="FILE", help=f"{what}: the cluster file whose nodes --price-per-hour is for")
+    cli.add_argument(
+        "--price-per-hour",
+        metavar="NODE=PRICE,...",
+        help="what an hour of a node costs, by its type in --cluster, for example head=0.13,gpu_spot=0.39, in any "
+        "currency",
+    )
+
+
 def add_address(cli: argparse.ArgumentParser) -> None:
     cli.add_argument("--address", help="a Ray cluster: auto or HOST:PORT (default: a local one)")

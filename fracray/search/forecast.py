@@ -14,6 +14,7 @@ from fracray.data.prepare import Prepared, prepare
 from fracray.data.report import say_phantom, say_prepared
 from fracray.errors import InputError, RunError
 from fracray.runtime.console import counted, duration, new_console, new_table, setting_cell
+from fracray.runtime.prices import HOLDS, NodePrice, Span, Work, money
 from fracray.runtime.ray_session import Shared, connect
 from fracray.runtime.resources import WorkerResources, alone, gather
 from fracray.runtime.storage import Folder
@@ -61,6 +62,14 @@ class Forecast:
     wall: Range
     busy: Range
 
+    def with_refit(self, refit: "Forecast") -> "Forecast":
+        """Both, one after the other."""
+        wall, busy = (
+            Range(one.low + two.low, one.high + two.high)
+            for one, two in ((self.wall, refit.wall), (self.busy, refit.busy))
+        )
+        return Forecast(self.trial, wall, busy)
+
 
 def forecast(
     config: Config,
@@ -94,10 +103,10 @@ def forecast(
     )
 
 
-def forecast_search(space: SearchSpace, run: Folder, address: str | None) -> None:
+def forecast_search(space: SearchSpace, run: Folder, address: str | None, prices: Sequence[NodePrice] = ()) -> None:
     """Prepare the data, and print what a new search in `run` would do and take; Ray is started, or found at `address`.
 
-    Raises InputError as a search does.
+    prices: of the types of nodes for which an estimate in money is wanted. Raises InputError as a search does.
     """
     console = new_console()
     say_phantom(console, space.config)
@@ -107,10 +116,12 @@ def forecast_search(space: SearchSpace, run: Folder, address: str | None) -> Non
         space = resolved(space, at_once(space.config.search), console)
         prepared = prepare(space.config.data, console)  # kept in this machine's cache, not in the storage
         say_prepared(console, prepared, space.config.model.localise)
-        say_forecast(space, run, prepared, console)
+        say_forecast(space, run, prepared, console, prices)
 
 
-def say_forecast(space: SearchSpace, run: Folder, prepared: Prepared, console: Console) -> None:
+def say_forecast(
+    space: SearchSpace, run: Folder, prepared: Prepared, console: Console, prices: Sequence[NodePrice] = ()
+) -> None:
     """Print the settings, the space, the trials, and what they will take, from steps that are timed on the cluster."""
     config = space.config
     _say_settings(space, console)
@@ -153,6 +164,12 @@ def say_forecast(space: SearchSpace, run: Folder, prepared: Prepared, console: C
         console.print(
             f"the refit, up to {counted(trainings, 'training')}: {more.wall} more; {_cost(more, each)}", soft_wrap=True
         )
+        found = found.with_refit(more)
+    if prices:
+        console.print(f"in money{', with the refit' if config.search.refit.top else ''}:")
+        for line in money(prices, _work(found, each)):
+            console.print(f"  {line}", soft_wrap=True)
+        console.print(f"{HOLDS}.", soft_wrap=True)
     if (budget := config.search.time_budget) is not None:
         console.print(f"search.time_budget ends it after {duration(budget)} in any case", soft_wrap=True)
     for line in left_out(space, each):
@@ -179,6 +196,13 @@ def _time(job: Job, each: WorkerResources, workers: int) -> list[Timing]:
 def _cost(found: Forecast, each: WorkerResources) -> str:
     words = f"{found.busy.hours(each.workers * each.cpus)} core-hours"
     return f"{words}, {found.busy.hours(each.workers * each.gpus)} GPU-hours" if each.gpus else words
+
+
+def _work(found: Forecast, each: WorkerResources) -> Work:
+    """What is to be paid for, in hours."""
+    busy = Span(found.busy.low / 3600, found.busy.high / 3600)
+    wall = Span(found.wall.low / 3600, found.wall.high / 3600)
+    return Work(busy.times(each.workers * each.cpus), busy.times(each.workers * each.gpus), wall)
 
 
 def left_out(space: SearchSpace, each: WorkerResources) -> list[str]:

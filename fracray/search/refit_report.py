@@ -17,7 +17,15 @@ from fracray.runtime.storage import Folder
 from fracray.search.constraints import verdict
 from fracray.search.ensemble import Choice
 from fracray.search.refit import Outcome, RefitPlan, Refitted
-from fracray.search.results import OVER_DEFAULT, JudgedSet, gain_words, judged_set, told_gains, told_over_folds
+from fracray.search.results import (
+    JUDGED_BY,
+    OVER_DEFAULT,
+    JudgedSet,
+    gain_words,
+    judged_set,
+    told_gains,
+    told_over_folds,
+)
 from fracray.search.trials_table import TrialRow
 
 BESIDE = ("val_auroc", "val_loss")  # shown beside the searched metric
@@ -103,7 +111,7 @@ def gains_told(
     with ExitStack() as held:
         ours, theirs = (
             [
-                held.enter_context(trial_folder(own, refit_number(number, seed)).sub(BEST).local_folder())
+                held.enter_context(trial_folder(own, refit_number(number, seed)).sub(BEST).local_folder(JUDGED_BY))
                 for seed in found.seeds
             ]
             for number in (found.winner.number, 0)

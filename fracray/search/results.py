@@ -31,7 +31,7 @@ from fracray.search.importance import FEWEST_TRIALS, Importances, importances
 from fracray.search.space import SearchSpace
 from fracray.search.study import epoch_budget, stored_study
 from fracray.search.trials_table import State, TrialRow, best_row, best_rows, collect
-from fracray.training.checkpoint import read_metadata, read_predictions
+from fracray.training.checkpoint import METADATA, PREDICTIONS, read_metadata, read_predictions
 
 EFFICIENCY = "efficiency.json"
 OVER_DEFAULT = f"gain over the default configuration ({trial_name(0)})"
@@ -148,7 +148,8 @@ def gains_over_default(
         return {}
     with ExitStack() as held:
         winner, default = (
-            held.enter_context(trial_folder(run, number).sub(BEST).local_folder()) for number in (best.number, 0)
+            held.enter_context(trial_folder(run, number).sub(BEST).local_folder(JUDGED_BY))
+            for number in (best.number, 0)
         )
         return _gains(winner, default, space.metrics[0], sets)
 
@@ -199,6 +200,9 @@ class JudgedSet:
     groups: np.ndarray
     told: np.ndarray
     threshold: float
+
+
+JUDGED_BY = (METADATA, PREDICTIONS)  # the files of a checkpoint that `judged_set` reads
 
 
 def judged_set(checkpoint: Path, name: str, metric: str) -> JudgedSet:

@@ -128,7 +128,7 @@ def collect(run: Folder, study: optuna.Study, epochs: int) -> dict[int, TrialRow
             continue
         ended = replace(row, history=tuple(read_epochs(folder))).ended(frozen, epochs)
         # The last epochs of a trial that failed may have no checkpoint.
-        kept = tuple(saved_epochs(folder)) if ended.state is State.FAILED else ended.history
+        kept = tuple(saved_epochs(folder, ended.history)) if ended.state is State.FAILED else ended.history
         rows[frozen.number] = replace(ended, history=kept)
     return rows
 
