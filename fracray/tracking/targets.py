@@ -105,25 +105,27 @@ def write_run(entries: Entries, writer: Writer) -> None:
     writer.attach(root, entries.run, files_of(entries.run))
 
 
-def new_points(entry: Entry, known: Mapping[int, float]) -> list[Point]:
-    """The points that are not there yet: `known` are the first values by step, as the target keeps them.
+def new_points(entry: Entry, known: Mapping[int, Sequence[float]]) -> list[Point]:
+    """The points that are not there yet: `known` are the first values of each step, as the target keeps them.
 
-    A step with another value was repeated after a lost process: it is written again.
+    A step with other values was repeated after a lost process: it is written again.
     """
-    return [point for point in entry.points if not _same(known.get(point.step), first_value(point))]
+    return [
+        point
+        for point in entry.points
+        if not any(_same(value, first_value(point)) for value in known.get(point.step, ()))
+    ]
 
 
 def first_value(point: Point) -> float:
     return next(iter(point.values.values()))
 
 
-def _same(known: float | None, value: float) -> bool:
+def _same(known: float, value: float) -> bool:
     """Whether they are one number in single precision, which is what event files keep."""
-    if known is None:
-        return False
     if math.isnan(value) or math.isnan(known):
         return math.isnan(value) and math.isnan(known)
-    return math.isclose(known, finite(value), rel_tol=1e-6, abs_tol=1e-30)
+    return math.isclose(finite(known), finite(value), rel_tol=1e-6, abs_tol=1e-30)
 
 
 def finite(value: float) -> float:
@@ -134,4 +136,4 @@ def finite(value: float) -> float:
 def digest(run: Folder, name: str) -> str:
     """What a file is known by; a checkpoint by its card, which holds the hashes of its files."""
     card = f"{name}/config.json"
-    return hashlib.sha256(run.read(card if run.exists(card) else name)).hexdigest()[:16]
+    return hashlib.sha256(run.read(card if run.exists(card) else name)).hexdigest()[:8]

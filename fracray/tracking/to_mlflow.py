@@ -6,8 +6,9 @@ A run is found again by its tags, so it does not matter which process wrote it f
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,7 @@ class _Known:
     status: str
     tags: dict[str, str]
     params: set[str]
-    steps: dict[int, float] | None = field(default_factory=dict)  # None: not asked for yet
+    steps: dict[int, list[float]] | None = None  # the first metric; None: not asked for yet
 
 
 class MlflowWriter:
@@ -92,9 +93,11 @@ class MlflowWriter:
         if known.steps is None:
             known.steps = self._steps(known, entry)
         self._send_settings(known, entry)
-        for points in _batches(new_points(entry, known.steps)):
-            self._send(known, metrics=[found for point in points for found in _metrics(entry, point)])
-            known.steps.update((point.step, first_value(point)) for point in points)
+        for points in _batches(new_points(entry, known.steps or {})):
+            assert known.steps is not None, "it was asked for, as there are points"
+            self._send(known, metrics=[one for point in points for one in _metrics(entry, point, known.steps)])
+            for point in points:
+                known.steps.setdefault(point.step, []).append(first_value(point))
             self.tally.steps += len(points)
         status = STATUS[entry.state]
         if known.status != status:
@@ -127,11 +130,13 @@ class MlflowWriter:
         self.tally.new_entries += 1
         return known
 
-    def _steps(self, known: _Known, entry: Entry) -> dict[int, float]:
+    def _steps(self, known: _Known, entry: Entry) -> dict[int, list[float]] | None:
         if not entry.points:
-            return {}
-        history = self._client.get_metric_history(known.run_id, next(iter(entry.points[0].values)))
-        return {one.step: one.value for one in sorted(history, key=lambda one: one.timestamp)}
+            return None
+        found: dict[int, list[float]] = {}
+        for one in self._client.get_metric_history(known.run_id, next(iter(entry.points[0].values))):
+            found.setdefault(one.step, []).append(one.value)
+        return found
 
     def _send_settings(self, known: _Known, entry: Entry) -> None:
         from mlflow.entities import Param, RunTag
@@ -168,7 +173,7 @@ class MlflowWriter:
             if run.exists(f"{name}/config.json"):  # a checkpoint: two must not be mixed in one folder
                 with tempfile.TemporaryDirectory() as scratch:
                     run.download(name, Path(scratch) / name)
-                    self._client.log_artifacts(known.run_id, str(Path(scratch) / name), f"{name}-{version[:8]}")
+                    self._client.log_artifacts(known.run_id, str(Path(scratch) / name), f"{name}-{version}")
             else:
                 with run.local_copy(name) as path:
                     self._client.log_artifact(known.run_id, str(path))
@@ -181,13 +186,14 @@ class MlflowWriter:
 
 
 def _known(run: "Run") -> _Known:
-    return _Known(run.info.run_id, run.info.status, dict(run.data.tags), set(run.data.params), None)
+    return _Known(run.info.run_id, run.info.status, dict(run.data.tags), set(run.data.params))
 
 
-def _metrics(entry: Entry, point: Point) -> Iterator[Any]:
+def _metrics(entry: Entry, point: Point, known: Mapping[int, Any]) -> Iterator[Any]:
+    """A step's metrics; MLflow shows those of a step that is written again only if they are newer."""
     from mlflow.entities import Metric
 
-    at = _milliseconds(entry.begun + point.seconds)
+    at = _milliseconds(time.time() if point.step in known else entry.begun + point.seconds)
     for name, value in point.values.items():
         yield Metric(name, finite(value), at, point.step)
 

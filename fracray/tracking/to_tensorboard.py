@@ -31,7 +31,7 @@ class _Known:
     folder: Path
     tags: set[str] = field(default_factory=set)
     texts: dict[str, str] = field(default_factory=dict)
-    first: dict[str, dict[int, float]] = field(default_factory=dict)  # values by tag and step
+    first: dict[str, dict[int, list[float]]] = field(default_factory=dict)  # values by tag and step
 
 
 class TensorboardWriter:
@@ -68,7 +68,7 @@ class TensorboardWriter:
         for point in points:
             for name, value in point.values.items():
                 self._add(entry, known, summary.scalar(name, value), entry.begun + point.seconds, point.step)
-            steps[point.step] = first_value(point)
+            steps[point.step] = [first_value(point)]
         self.tally.steps += len(points)
         if entry.state in (State.DONE, State.STOPPED) and BEGUN in known.tags and ENDED not in known.tags:
             self._add(entry, known, ended, entry.ended)
@@ -122,7 +122,7 @@ class TensorboardWriter:
             for value in event.summary.value:
                 known.tags.add(value.tag)
                 if value.HasField("simple_value"):
-                    known.first.setdefault(value.tag, {})[event.step] = value.simple_value
+                    known.first.setdefault(value.tag, {})[event.step] = [value.simple_value]
                 elif value.tensor.string_val:
                     known.texts[value.tag.removesuffix("/text_summary")] = value.tensor.string_val[0].decode()
         self.tally.new_entries += not known.tags
