@@ -6,7 +6,6 @@ What is there is read back from the event files themselves, so it does not matte
 import json
 import struct
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,8 +100,8 @@ class TensorboardWriter:
 
         if entry.key not in self._open:
             known.folder.mkdir(parents=True, exist_ok=True)
-            # The name alone has whole seconds: a second file within one would replace the first.
-            suffix = f".{uuid.uuid4().hex[:8]}"
+            # The name has whole seconds: a second file within one would replace the first. Files are read by name.
+            suffix = f".{time.time_ns()}"
             self._open[entry.key] = EventsWriter(str(known.folder / "events"), suffix)
         return self._open[entry.key]
 
