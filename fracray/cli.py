@@ -13,6 +13,7 @@ VERBS = {
     "evaluate": ("fracray.evaluate", "score a checkpoint on a split or on other radiographs"),
     "predict": ("fracray.predict", "predict on radiographs without labels: a table with a row for each"),
     "report": ("fracray.report", "write what a run or a checkpoint found as one HTML page"),
+    "log": ("fracray.log", "write a run to MLflow or TensorBoard"),
     "cluster": ("fracray.cluster.__main__", "check a cluster file, run tune, refit or train there, and follow it"),
     "data": ("fracray.data.__main__", "download, import and check data sets, draw phantoms and contact sheets"),
 }

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are
     from fracray.search.refit_trials import KeepsBack
     from fracray.search.space import SearchSpace
     from fracray.search.warm_start import WarmStart
+    from fracray.tracking.live import LiveLog
     from fracray.training.job import Job
 
 # ---------------------------------------------------------------- the command
@@ -105,12 +106,12 @@ def main(argv: Sequence[str]) -> None:
     for flag, value in (("--cluster", args.cluster), ("--price-per-hour", args.price_per_hour)):
         if value is not None and not args.dry_run:
             raise InputError(f"{flag}: only with --dry-run")
-    with ExitStack() as held:  # the run, which no other command may work in
+    with ExitStack() as held:  # the run, which no other command may work in, and its dashboards
         if args.dry_run:
             _forecast(args)
             return
         space, run, warm = (_resume if args.resume else _begin)(args, held)
-        _search_and_summarise(args, space, run, warm, begun)
+        _search_and_summarise(args, space, run, warm, begun, held)
 
 
 # ---------------------------------------------------------------- its checks
@@ -120,7 +121,9 @@ def _begin(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Fold
     """The space, folder and warm start of a new run, which is written from here on."""
     space, run, warm = _new(args)
     from fracray.runtime.run_folder import OVERRIDES, SPACE
+    from fracray.tracking.live import opened
 
+    args.targets = opened(args.log)
     _hold(args, run, held)
     run.write(SPACE, Path(args.space).read_bytes())
     run.write_json(OVERRIDES, _leaves(args))
@@ -136,12 +139,13 @@ def _new(args: argparse.Namespace) -> tuple[SearchSpace, Folder, WarmStart]:
     from fracray.search.callbacks import load_callbacks
     from fracray.search.model_check import check_models
     from fracray.search.warm_start import WarmStart
+    from fracray.tracking.live import addresses
 
     run = find_run(args.storage, args.name, "tune", resume=False)
     check_models(space)
     warm = WarmStart(space)
     _ = warm.points  # read here, so that what is no search is refused
-    args.callbacks = load_callbacks(args.callback)
+    args.callbacks, args.log = load_callbacks(args.callback), addresses(args.log)
     return space, run, warm
 
 
@@ -153,9 +157,10 @@ def _resume(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Fol
     from fracray.search.callbacks import load_callbacks
     from fracray.search.study import begun_space
     from fracray.search.warm_start import WarmStart
+    from fracray.tracking.live import addresses, opened
 
     run = find_run(args.storage, args.name, "tune", resume=True)
-    args.callbacks = load_callbacks(args.callback)
+    args.callbacks, args.targets = load_callbacks(args.callback), opened(addresses(args.log))
     _hold(args, run, held)
     stored = run.read_json(OVERRIDES)
     with run.local_copy(SPACE) as path:
@@ -224,7 +229,7 @@ def _forecast(args: argparse.Namespace) -> None:
 
 
 def _search_and_summarise(
-    args: argparse.Namespace, space: SearchSpace, run: Folder, warm: WarmStart, begun: float
+    args: argparse.Namespace, space: SearchSpace, run: Folder, warm: WarmStart, begun: float, held: ExitStack
 ) -> None:
     import psutil
 
@@ -240,6 +245,7 @@ def _search_and_summarise(
     from fracray.search.auto import resolved
     from fracray.search.launch import at_once, find_places
     from fracray.search.results import summarise
+    from fracray.tracking.live import LiveLog
     from fracray.training.job import make_job
 
     if __name__ == "__main__":  # the process does nothing else, so its start is part of what the search costs
@@ -260,7 +266,8 @@ def _search_and_summarise(
         job = make_job(space.config, run, prepared)
         unit = "GPU" if each.gpus else "CPU"
         tracker = EfficiencyTracker(begun, lambda: present(unit), unit)
-        finished, clock = _search(space, job, warm, tracker, console, args.callbacks)
+        live = held.enter_context(LiveLog(args.targets, run, console))
+        finished, clock = _search(space, job, warm, tracker, console, args.callbacks, live)
         budget = space.config.search.time_budget
         over = clock.ended if clock else budget is not None and time.monotonic() - started >= budget
         refits = space.config.search.refit.top > 0 and (finished or over)
@@ -268,7 +275,7 @@ def _search_and_summarise(
         refitted = True
         if refits:
             started = time.monotonic()
-            refitted = _refit(space, job, prepared, tracker, clock, console)
+            refitted = _refit(space, job, prepared, tracker, clock, console, live)
             if not refitted:  # of the search it is known already, but not whether the rest of the budget was enough
                 over = clock.over if clock else budget is not None and time.monotonic() - started >= budget
         leave_report(run, prepared.manifest, console)
@@ -287,6 +294,7 @@ def _search(
     tracker: EfficiencyTracker,
     console: Console,
     callbacks: Sequence[Callback],
+    live: LiveLog,
 ) -> tuple[bool, KeepsBack | None]:
     """Run the missing trials; whether all are done, and the clock of a time budget that a refit shares."""
     from fracray.runtime.console import counted
@@ -319,7 +327,7 @@ def _search(
         )
         say_notes(space, console)
         ledger = StudyLedger(job.run, searcher.study, journal, space.config.train.epochs)
-        progress = SearchProgress(space, job.run, ledger, budget, tracker, console, search.time_budget)
+        progress = SearchProgress(space, job.run, ledger, budget, tracker, console, search.time_budget, live.trial)
         shared = search.time_budget is not None and search.refit.top > 0
         clock = KeepsBack(space.config, concurrent, lambda: progress.rows, job.run.sub(REFIT)) if shared else None
         seconds = None if clock else search.time_budget
@@ -334,6 +342,7 @@ def _refit(
     tracker: EfficiencyTracker,
     clock: KeepsBack | None,
     console: Console,
+    live: LiveLog,
 ) -> bool:
     """Train the best configurations anew in what is left of the time budget; False when that ended it."""
     from fracray.search.refit_run import RefitOptions, refit
@@ -346,7 +355,7 @@ def _refit(
             soft_wrap=True,
         )
     options = RefitOptions(asked.top, asked.seeds, seconds=left)
-    return refit(space, job.run, prepared, options, tracker, console, job.images)
+    return refit(space, job.run, prepared, options, tracker, console, job.images, live.refitted)
 
 
 if __name__ == "__main__":

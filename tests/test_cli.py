@@ -14,7 +14,7 @@ import pytest
 import torch
 from drawn_fracatlas import Atlas, jpeg, picture
 
-from fracray import cli, evaluate, fetch, predict, refit, report, train, tune
+from fracray import cli, evaluate, fetch, log, predict, refit, report, train, tune
 from fracray.cluster import __main__ as cluster
 from fracray.config import Config
 from fracray.data import __main__ as data
@@ -115,16 +115,17 @@ def test_the_command_is_installed():
 FLAGS = {
     "tune": "--space --trials --concurrent --workers-per-trial --cpus-per-trial --gpus-per-trial --warm-start "
     "--time-budget --refit --callback --dry-run --cluster --price-per-hour --data --epochs --set --storage --name "
-    "--resume --address",
+    "--resume --log --address",
     "refit": "run --top --seeds --folds --members --concurrent --workers-per-trial --cpus-per-trial --gpus-per-trial "
     "--time-budget --resume --address",
     "train": "--config --workers --cpus-per-worker --gpus-per-worker --data --epochs --set --storage --name --resume "
-    "--address",
+    "--log --address",
     "fetch": "run --top --metric --cluster --to",
     "evaluate": "checkpoint --data --split --json --csv --by --operating-points --cost-ratio --prevalence --saliency "
     "--against --corruptions --reference --severities --seed --address",
     "predict": "checkpoint path --to --overwrite --coverage --study --heatmaps --address",
     "report": "run --data --to --model-card --claim --evaluated --cluster --price-per-hour",
+    "log": "run --to",
     "cluster check": "file --space --workers-per-trial --cpus-per-trial --gpus-per-trial --storage",
     "cluster submit": "file --address",
     "cluster attach": "file --address job",
@@ -144,6 +145,7 @@ MODULES = {
     "evaluate": evaluate,
     "predict": predict,
     "report": report,
+    "log": log,
     "cluster": cluster,
     "data": data,
 }

@@ -18,6 +18,7 @@ import fracray.cluster.__main__
 import fracray.data.__main__
 import fracray.evaluate
 import fracray.fetch
+import fracray.log
 import fracray.predict
 import fracray.refit
 import fracray.report
@@ -34,7 +35,17 @@ PAGES = (
     "README.md",
     *(
         f"docs/{name}.md"
-        for name in ("data", "search", "splits", "evaluate", "robustness", "run-folder", "report", "predict")
+        for name in (
+            "data",
+            "search",
+            "splits",
+            "evaluate",
+            "robustness",
+            "run-folder",
+            "report",
+            "predict",
+            "dashboards",
+        )
     ),
 )
 VERBS = {
@@ -42,6 +53,7 @@ VERBS = {
     "data": fracray.data.__main__,
     "evaluate": fracray.evaluate,
     "fetch": fracray.fetch,
+    "log": fracray.log,
     "refit": fracray.refit,
     "predict": fracray.predict,
     "report": fracray.report,
@@ -49,6 +61,7 @@ VERBS = {
     "tune": fracray.tune,
 }
 NETWORK, CLUSTER, BUCKET = "needs the network", "needs a cluster that is up", "needs a bucket and a cluster that is up"
+SERVER = "a server that runs on; tests/tracking/test_log.py starts it"
 FRACRAY = "python -m fracray."
 NOT_RUN = {
     "./dev demo": "makes an environment with the network; its search is the one of README's third block",
@@ -69,6 +82,9 @@ NOT_RUN = {
     "python -m fracray.tune --space search_spaces/backbone.yaml --data FracAtlas.zip --time-budget 3600 --name lite": (
         "trains a large network for minutes"
     ),
+    "mlflow server --backend-store-uri sqlite:///mlflow.db": SERVER,
+    "tensorboard --logdir tb": "a server that runs on; tests/tracking/test_log.py reads the same files",
+    "optuna-dashboard runs/atlas/optuna.journal": SERVER,
 }
 REFUSED = {
     "python -m fracray.cluster check cluster/gpu.yaml --space search_spaces/reg.yaml --gpus-per-trial 0.25": (

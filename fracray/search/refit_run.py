@@ -1,6 +1,7 @@
 """The steps of a refit, for its own command and for the end of a search: plan, train, compare, write the ensemble."""
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -70,11 +71,13 @@ def refit(
     tracker: EfficiencyTracker,
     console: Console,
     images: np.ndarray | None = None,
+    heard: Callable[[TrialRow], None] | None = None,
 ) -> bool:
     """Train what is missing, name the winner, and make the ensemble the run's best checkpoint.
 
-    images: of the search's job, where they are in memory. False where the time budget ended it before all was trained;
-    the ensemble is then of the seeds that all configurations have, if there is one.
+    images: of the search's job, where they are in memory. heard: is called with every training that has changed.
+    False where the time budget ended it before all was trained; the ensemble is then of the seeds that all
+    configurations have, if there is one.
     """
     own, rows = run.sub(REFIT), searched_trials(space, run)
     if not rows:
@@ -93,7 +96,7 @@ def refit(
     job = make_job(config, own, prepared, images)
     trials = RefitTrials(plan, own, config)
     progress = SearchProgress(
-        replace(space, config=config), own, trials, trials.budget, tracker, console, options.seconds
+        replace(space, config=config), own, trials, trials.budget, tracker, console, options.seconds, heard
     )
     if len(space.metrics) > 1:
         console.print(
