@@ -17,6 +17,7 @@ from drawn_fracatlas import Atlas, jpeg, picture
 import fracray.cluster.__main__
 import fracray.data.__main__
 import fracray.evaluate
+import fracray.export
 import fracray.fetch
 import fracray.predict
 import fracray.refit
@@ -34,13 +35,14 @@ PAGES = (
     "README.md",
     *(
         f"docs/{name}.md"
-        for name in ("data", "search", "splits", "evaluate", "robustness", "run-folder", "report", "predict")
+        for name in ("data", "search", "splits", "evaluate", "robustness", "run-folder", "report", "predict", "export")
     ),
 )
 VERBS = {
     "cluster": fracray.cluster.__main__,
     "data": fracray.data.__main__,
     "evaluate": fracray.evaluate,
+    "export": fracray.export,
     "fetch": fracray.fetch,
     "refit": fracray.refit,
     "predict": fracray.predict,

@@ -46,11 +46,15 @@ class Readout(nn.Module):
 
 
 def trace(readout: Readout, size: int) -> ExportedProgram:
-    """The program of a network on the CPU for any number of images of this size, without traces of this machine."""
+    """The program of a network on the CPU for any number of images of this size, without traces of this machine.
+
+    It is for prediction alone: the network is put into evaluation mode, and has no gradients from here on.
+    """
     # Of two images: torch.export takes a batch of 0 or 1 as fixed.
     example = torch.zeros((2, 1, size, size), dtype=torch.uint8)
-    with torch.no_grad():
-        program = torch.export.export(readout.eval(), (example,), dynamic_shapes=({0: Dim("batch", min=1)},))
+    program = torch.export.export(
+        readout.eval().requires_grad_(False), (example,), dynamic_shapes=({0: Dim("batch", min=1)},)
+    )
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # names files of this machine
     return program

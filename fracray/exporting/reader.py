@@ -19,7 +19,7 @@ REDUCED = {2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
 def decoded(data: bytes, how: int) -> np.ndarray:
     gray = cv2.imdecode(np.frombuffer(data, np.uint8), how)
     if gray is None or data[:2] != b"\xff\xd8" or not data.rstrip(b"\0").endswith(b"\xff\xd9"):
-        raise SystemExit("not a complete JPEG")
+        raise ValueError("not a complete JPEG")
     return gray
 
 
@@ -64,5 +64,8 @@ def open_export(path: str) -> tuple:
 if __name__ == "__main__":
     run, about = open_export(sys.argv[1])
     for path in sys.argv[2:]:
-        said = run(square(Path(path).read_bytes(), about)[None, None])
+        try:
+            said = run(square(Path(path).read_bytes(), about)[None, None])
+        except (OSError, ValueError) as error:
+            sys.exit(f"{path}: {error}")
         print(json.dumps({"path": path} | {name: said[name][0].item() for name in ("probability", "logit", "call")}))
