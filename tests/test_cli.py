@@ -14,7 +14,7 @@ import pytest
 import torch
 from drawn_fracatlas import Atlas, jpeg, picture
 
-from fracray import cli, evaluate, fetch, log, predict, refit, report, train, tune
+from fracray import cli, evaluate, export, fetch, log, predict, refit, report, train, tune
 from fracray.cluster import __main__ as cluster
 from fracray.config import Config
 from fracray.data import __main__ as data
@@ -124,6 +124,7 @@ FLAGS = {
     "evaluate": "checkpoint --data --split --json --csv --by --operating-points --cost-ratio --prevalence --saliency "
     "--against --corruptions --reference --severities --seed --address",
     "predict": "checkpoint path --to --overwrite --coverage --study --heatmaps --address",
+    "export": "checkpoint --to --format --data --overwrite",
     "report": "run --data --to --model-card --claim --evaluated --cluster --price-per-hour",
     "log": "run --to",
     "cluster check": "file --space --workers-per-trial --cpus-per-trial --gpus-per-trial --storage",
@@ -144,6 +145,7 @@ MODULES = {
     "fetch": fetch,
     "evaluate": evaluate,
     "predict": predict,
+    "export": export,
     "report": report,
     "log": log,
     "cluster": cluster,

@@ -17,6 +17,7 @@ from drawn_fracatlas import Atlas, jpeg, picture
 import fracray.cluster.__main__
 import fracray.data.__main__
 import fracray.evaluate
+import fracray.export
 import fracray.fetch
 import fracray.log
 import fracray.predict
@@ -45,6 +46,7 @@ PAGES = (
             "report",
             "predict",
             "dashboards",
+            "export",
         )
     ),
 )
@@ -52,6 +54,7 @@ VERBS = {
     "cluster": fracray.cluster.__main__,
     "data": fracray.data.__main__,
     "evaluate": fracray.evaluate,
+    "export": fracray.export,
     "fetch": fracray.fetch,
     "log": fracray.log,
     "refit": fracray.refit,
