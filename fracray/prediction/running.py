@@ -85,7 +85,7 @@ def predict_pictures(
     if not alone():
         actor = ray.remote(max_concurrency=SENT, num_cpus=0, scheduling_strategy=here())
         sender = actor(Sender).remote(folder)
-    decoder = Decoder(*geometry, SHOWN if asked.heatmaps else 0, sender)
+    decoder = Decoder(*geometry, SHOWN if asked.pictures else 0, sender)
     # Ray 2.60 has no named parameters for ONCE.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     data = ray.data.from_arrow(list(blocks))

@@ -48,17 +48,35 @@ COLUMNS = pa.schema(
     ]
 )
 SHOWN = 512  # px, the longer side of an overlay
-PLACE, HEATMAP = "place", "heatmap"
-# Of one step of the work: its place in the list of inputs, and the overlay as PNG, null unless asked.
-SCORED = pa.schema([(PLACE, pa.int64()), *COLUMNS, (HEATMAP, pa.binary())])
+PLACE, HEATMAP, MAP, PART, DICOM_OUT = "place", "heatmap", "map", "part", "dicom_out"
+DICOM_WRITTEN = "written"  # in DICOM_OUT; else why there are no results
+# Of one step of the work, null unless asked: the overlay as PNG, the map of the square, and the part of the picture
+# that the square shows (left, top, right, bottom).
+_PICTURES = {HEATMAP: pa.binary(), MAP: pa.list_(pa.list_(pa.float32())), PART: pa.list_(pa.int32())}
+# Of each row its place in the list of inputs, and at last what became of its DICOM results.
+SCORED = pa.schema([(PLACE, pa.int64()), *COLUMNS, *_PICTURES.items(), (DICOM_OUT, pa.string())])
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What of a prediction the user chose: the coverage of the conformal sets, and whether overlays are drawn."""
+    """What of a prediction the user chose: the coverage of the conformal sets, overlays, DICOM results."""
 
     coverage: float = 0.9
     heatmaps: bool = False
+    dicom: bool = False
+
+    @property
+    def pictures(self) -> bool:
+        """Whether overlays are drawn."""
+        return self.heatmaps or self.dicom
+
+
+def slim(rows: pa.Table) -> pa.Table:
+    """Rows of SCORED without their pictures, to be kept."""
+    for name in _PICTURES:
+        at = rows.schema.get_field_index(name)
+        rows = rows.set_column(at, SCORED.field(name), pa.nulls(len(rows), SCORED.field(name).type))
+    return rows
 
 
 def hash_of(folder: Path) -> str:
@@ -84,7 +102,8 @@ class Scorer:
         self._familiar = Familiar.of(checkpoint.seen)
         self._conformal = conformal_of(checkpoint, asked.coverage)
         found = methods(checkpoint.model)
-        self._overlay = found[0] if asked.heatmaps and found else None
+        self._overlay = found[0] if asked.pictures and found else None
+        self._asked = asked
 
     def __call__(self, batch: Batch) -> pa.Table:
         sound = np.flatnonzero(batch["error"] == "")
@@ -124,8 +143,12 @@ class Scorer:
                 "seen_in_training": seen[number],
                 "peak_x": None if peak is None else peak[0],
                 "peak_y": None if peak is None else peak[1],
-                HEATMAP: None if overlays is None else _png(batch["shown"][at], overlays[number], kept),
             }
+            if self._asked.pictures:
+                found = None if overlays is None else overlays[number]
+                rows[at][HEATMAP] = _png(batch["shown"][at], found, kept)
+                if self._asked.dicom:
+                    rows[at] |= {MAP: None if found is None else list(found), PART: [int(edge) for edge in kept[:4]]}
 
     def _overlays(self, squares: np.ndarray, where: np.ndarray | None) -> Sequence[np.ndarray] | None:
         if self._overlay is None:
@@ -152,9 +175,10 @@ def peak_of(where: np.ndarray, kept: Kept, size: int) -> tuple[float, float] | N
     return float(kept.left + np.clip(x, 0, 1) * across), float(kept.top + np.clip(y, 0, 1) * down)
 
 
-def _png(square: np.ndarray, found: np.ndarray, kept: Kept) -> bytes:
-    """The part of a picture that a square shows under the map of another square of it, as PNG."""
+def _png(square: np.ndarray, found: np.ndarray | None, kept: Kept) -> bytes:
+    """The part of a picture that a square shows, under the map of another square of it if there is one, as PNG."""
     inside = frame(int(kept.right - kept.left), int(kept.bottom - kept.top), len(square))
+    found = np.zeros((1, 1), dtype=np.float32) if found is None else found
     spread = float(found.max() - found.min())
     level = (found - found.min()) / spread if spread > 0 else np.zeros_like(found)
     sized = cv2.resize(level.astype(np.float32), square.shape[::-1], interpolation=cv2.INTER_LINEAR)
