@@ -122,7 +122,7 @@ FLAGS = {
     "fetch": "run --top --metric --cluster --to",
     "evaluate": "checkpoint --data --split --json --csv --by --operating-points --cost-ratio --prevalence --saliency "
     "--against --corruptions --reference --severities --seed --address",
-    "predict": "checkpoint path --to --overwrite --coverage --study --heatmaps --address",
+    "predict": "checkpoint path --to --overwrite --coverage --study --heatmaps --dicom-out --address",
     "report": "run --data --to --model-card --claim",
     "cluster check": "file --space --workers-per-trial --cpus-per-trial --gpus-per-trial --storage",
     "cluster submit": "file --address",

@@ -23,9 +23,10 @@ from fracray.runtime.resources import alone, here, present
 from fracray.training.checkpoint import load_checkpoint
 
 SENT = 8  # files that the sender reads at a time
-# By default Ray starts a process that died, and what it did, again without end: for ever with a file that kills its
-# decoder. Here the command ends, and keeps what is done.
-ONCE = {"max_restarts": 0, "max_task_retries": 0}
+# A process may die of what others do, as where memory runs short: it is started again, and what it did is done once
+# more. By default Ray would do so without end: for ever with a file that kills its decoder. Here the command then ends,
+# and keeps what is done.
+RETRIED = {"max_restarts": 4, "max_task_retries": 1}
 
 
 class _Score:
@@ -86,7 +87,7 @@ def predict_pictures(
         actor = ray.remote(max_concurrency=SENT, num_cpus=0, scheduling_strategy=here())
         sender = actor(Sender).remote(folder)
     decoder = Decoder(*geometry, SHOWN if asked.pictures else 0, sender)
-    # Ray 2.60 has no named parameters for ONCE.
+    # Ray 2.60 has no named parameters for RETRIED.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     data = ray.data.from_arrow(list(blocks))
     # A block is a batch: what is done in one call. Ray Data would else cut and join them.
@@ -99,7 +100,7 @@ def predict_pictures(
             num_gpus=1,
             num_cpus=0,
             compute=_pool(workers),
-            **ONCE,
+            **RETRIED,
             **common | {"batch_size": BATCH},  # Ray Data demands one with GPUs; `_whole` sorts what it joins
         )
     else:
@@ -109,22 +110,25 @@ def predict_pictures(
             fn_constructor_args=(folder, sender, asked, decoder),
             num_cpus=1,
             compute=_pool(workers),
-            **ONCE,
+            **RETRIED,
             **common,
         )
     ends = {block[PLACE][0].as_py(): len(block) for block in blocks}
-    finished, total = int(done.sum()), len(pictures)
+    missing, total = ~done, len(pictures)
     try:
         for rows in _whole(
             scored.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0), ends, SCORED
         ):
             keep(rows)
-            finished += len(rows)
-            progress(finished, total)
+            missing[rows[PLACE].to_numpy()] = False
+            progress(total - int(missing.sum()), total)
     except ray.exceptions.RayError as error:
-        raise RunError(f"{_cause(error)}; give the same command again: it goes on where it was") from None
-    if finished != total:
-        raise RunError(f"{total - finished} of {total} rows are missing; give the same command again")
+        raise RunError(
+            f"{_cause(error)}; give the same command again: it goes on where it was. The first file without a row is "
+            f"{pictures[int(missing.argmax())].path}"
+        ) from None
+    if missing.any():
+        raise RunError(f"{missing.sum():,} of {total:,} rows are missing; give the same command again")
 
 
 def _cause(error: BaseException) -> str:

@@ -40,6 +40,7 @@ COLUMNS = pa.schema(
         ("operating_point", pa.string()),
         ("conformal", pa.string()),
         ("flags", pa.string()),
+        ("distance", pa.float32()),
         ("seen_in_training", pa.string()),
         ("peak_x", pa.float32()),
         ("peak_y", pa.float32()),
@@ -123,11 +124,12 @@ class Scorer:
         logits, where = self._run(squares)
         probabilities = self._metadata.calibration.apply(logits)
         seen = self._familiar.seen_as(batch["pixel_hash"][sound].tolist(), batch["look"][sound].tolist())
+        distances = self._familiar.distances(batch["look"][sound].tolist())
         overlays = self._overlays(squares, where)
         facts = ("fault", "note", "brightness", "width", "height", "refilled")
         for number, at in enumerate(sound):
             kept = Kept(*(batch[name][at] for name in KEPT))
-            logit, probability = float(logits[number]), float(probabilities[number])
+            logit, probability, distance = (float(values[number]) for values in (logits, probabilities, distances))
             peak = None if where is None else peak_of(where[number], kept, squares.shape[-1])
             if not math.isfinite(logit):
                 rows[at]["error"] = "the network gives no finite logit"
@@ -139,7 +141,8 @@ class Scorer:
                 "call": int(probability >= self._metadata.threshold),
                 "operating_point": self._metadata.config.train.operating_point,
                 "conformal": None if self._conformal is None else self._conformal.words(logit),
-                "flags": "+".join(self._familiar.flags({name: batch[name][at] for name in facts})),
+                "flags": "+".join(self._familiar.flags({name: batch[name][at] for name in facts}, distance)),
+                "distance": None if math.isnan(distance) else distance,
                 "seen_in_training": seen[number],
                 "peak_x": None if peak is None else peak[0],
                 "peak_y": None if peak is None else peak[1],
@@ -162,17 +165,25 @@ class Scorer:
 def peak_of(where: np.ndarray, kept: Kept, size: int) -> tuple[float, float] | None:
     """The centre of the highest cell of a map (h, w) of a square, in pixels of the picture as displayed: x, y.
 
-    Of several highest ones the first; within the part that the square shows. None for a map that is the same
-    everywhere: it points at nothing.
+    Of the cells that show the picture, not only the black around it; of several highest ones the first; within the
+    part that the square shows. None for a map that is the same everywhere: it points at nothing.
     """
     if where.max() == where.min():
         return None
-    row, column = np.unravel_index(where.argmax(), where.shape)
     across, down = kept.right - kept.left, kept.bottom - kept.top
     rows, columns = frame(int(across), int(down), size)
+    shown = np.ix_(_cells(rows, where.shape[0], size), _cells(columns, where.shape[1], size))
+    inside = np.full(where.shape, -np.inf, dtype=where.dtype)
+    inside[shown] = where[shown]
+    row, column = np.unravel_index(inside.argmax(), where.shape)
     x = ((column + 0.5) * size / where.shape[1] - columns.start) / (columns.stop - columns.start)
     y = ((row + 0.5) * size / where.shape[0] - rows.start) / (rows.stop - rows.start)
     return float(kept.left + np.clip(x, 0, 1) * across), float(kept.top + np.clip(y, 0, 1) * down)
+
+
+def _cells(pixels: slice, count: int, size: int) -> np.ndarray:
+    """Which of `count` cells along a square of `size` hold some of these pixels, as numbers."""
+    return np.arange(pixels.start * count // size, -(-pixels.stop * count // size))
 
 
 def _png(square: np.ndarray, found: np.ndarray | None, kept: Kept) -> bytes:
