@@ -95,7 +95,7 @@ def test_it_says_what_the_training_saw(phantoms, on_all):
     assert (ours[part == "test"] == "no").mean() > 0.9
     assert (on_all["flags"] != "").mean() < 0.25
     validation = on_all.loc[table.index[part == "val"]]
-    assert 0 < validation["flags"].str.contains("unlike").mean() <= 0.1  # beyond the 0.95 quantile of just these
+    assert not validation["flags"].str.contains("unlike").any()  # of 20, the limit is the farthest
     assert validation["distance"].notna().all()
 
 
@@ -359,31 +359,30 @@ def test_where_no_file_can_be_read_the_run_has_failed(run, mixed, tmp_path, caps
     assert all(row["error"] and row["logit"] is None for row in rows)
 
 
-@pytest.mark.parametrize("always", [False, True])
-def test_a_process_that_dies_is_started_once_more_and_no_oftener(run, mixed, tmp_path, monkeypatch, always):
+@pytest.mark.slow
+def test_a_file_that_kills_its_process_is_the_only_one_without_a_row(run, mixed, tmp_path, monkeypatch):
+    """`x0` kills once, as where memory runs short, and `x1` always."""
+
     class Dying(running._DecodeAndScore):
         def __call__(self, batch):
-            if "x1" in batch["image_id"] and (always or not (tmp_path / "died").exists()):
+            if "x1" in batch["image_id"] or ("x0" in batch["image_id"] and not (tmp_path / "died").exists()):
                 (tmp_path / "died").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().__call__(batch)
 
     monkeypatch.setattr(running, "_DecodeAndScore", Dying)
     found = find_pictures([str(mixed)], tmp_path, lambda done, total: None).pictures
-    done, rows = np.array([one.image_id not in ("x0", "x1", "x2") for one in found]), []
-    arguments = (found, done, run, (64, False), Asked(), rows.append, lambda done, total: None)
-    if always:
-        with pytest.raises(RunError, match=rf"give the same command again.*The first file without a row is {mixed}/x"):
-            running.predict_pictures(*arguments)
-        return
-    running.predict_pictures(*arguments)
-    assert sorted(name for table in rows for name in table["image_id"].to_pylist()) == ["x0", "x1", "x2"]
+    done, rows = np.zeros(len(found), dtype=bool), []
+    with pytest.raises(RunError, match=rf"1 of {len(found)} rows are missing, first that of {mixed}/x1.jpg"):
+        running.predict_pictures(found, done, run, (64, False), Asked(), rows.append, lambda done, total: None)
+    names = sorted(name for table in rows for name in table["image_id"].to_pylist())
+    assert names == sorted(one.image_id for one in found if one.image_id != "x1")
 
 
 def test_a_network_that_fails_in_a_process_of_ray_is_named(run, mixed, tmp_path):
     """As where its memory does not suffice: in a line, without Ray's traceback, and what is done is kept."""
     found = find_pictures([str(mixed)], tmp_path, lambda done, total: None).pictures
-    with pytest.raises(RunError, match=r"InputError: .*nowhere.*; give the same command again.* is .*/mixed/"):
+    with pytest.raises(RunError, match=r"InputError: .*nowhere.*; give the same.* first that of .*/mixed/"):
         running.predict_pictures(
             found, np.zeros(len(found), dtype=bool), tmp_path / "nowhere", (64, False), Asked(), print, print
         )

@@ -4,7 +4,9 @@ A structured report, a secondary capture, a presentation state and, where there 
 header, a finished row and pictures; opens and writes no file. Needs highdicom.
 """
 
+import logging
 import uuid
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +24,8 @@ from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 from fracray import __version__
 from fracray.data.images.letterbox import frame
 from fracray.data.images.square import Kept
+
+logging.getLogger("highdicom").setLevel(logging.CRITICAL)  # its warnings quote names
 
 NOTICE = "Research only. No medical device."
 _NAME = "fracray"
@@ -60,6 +64,12 @@ def results_of(source: Dataset, row: Mapping[str, Any], overlay: np.ndarray, fou
     source: of `read_source`; row: of the table, without an error; overlay (H, W, 3) uint8, BGR. Raises what highdicom
     raises on a header that it cannot take over.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as those of its log
+        return _results_of(source, row, overlay, found)
+
+
+def _results_of(source: Dataset, row: Mapping[str, Any], overlay: np.ndarray, found: Map | None) -> dict[str, Dataset]:
     made: dict[str, Dataset] = {
         "sr": _report(source, row, _about(source, row, "sr")),
         "sc": _capture(source, row, overlay, _about(source, row, "sc")),

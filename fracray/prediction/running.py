@@ -23,10 +23,9 @@ from fracray.runtime.resources import alone, here, present
 from fracray.training.checkpoint import load_checkpoint
 
 SENT = 8  # files that the sender reads at a time
-# A process may die of what others do, as where memory runs short: it is started again, and what it did is done once
-# more. By default Ray would do so without end: for ever with a file that kills its decoder. Here the command then ends,
-# and keeps what is done.
-RETRIED = {"max_restarts": 4, "max_task_retries": 1}
+# By default Ray starts a process that died, and what it did, again without end: for ever with a file that kills its
+# decoder. Here `predict_pictures` starts anew, with what is left, as long as that gets on.
+ONCE = {"max_restarts": 0, "max_task_retries": 0}
 
 
 class _Score:
@@ -76,18 +75,43 @@ def predict_pictures(
     folder: the checkpoint's; geometry: the size of its squares, and whether they are cropped. On CPUs each actor
     decodes and scores; where there are GPUs, each holds a network that scores what tasks on the CPUs decode. On a
     cluster only this machine needs the pictures and the checkpoint. Rows are kept as they come, so memory does not grow
-    with their number. RunError where Ray fails.
+    with their number. Where a process dies, as for want of memory, what is left is tried again, once more than it gets
+    on: at last in blocks of one picture, so a file that kills its decoder is the only one without a row. RunError
+    where Ray fails.
     """
-    gpus, cpus = int(present("GPU")), max(1, int(present("CPU")))
-    blocks = list(_blocks(pictures, done, cpus))
-    if not blocks:
-        return
     sender = None
     if not alone():
         actor = ray.remote(max_concurrency=SENT, num_cpus=0, scheduling_strategy=here())
         sender = actor(Sender).remote(folder)
     decoder = Decoder(*geometry, SHOWN if asked.pictures else 0, sender)
-    # Ray 2.60 has no named parameters for RETRIED.
+    missing, total, before = ~done, len(pictures), -1
+    while missing.any():
+        try:
+            for rows in _rows(pictures, ~missing, folder, asked, decoder, sender):
+                keep(rows)
+                missing[rows[PLACE].to_numpy()] = False
+                progress(total - int(missing.sum()), total)
+        except ray.exceptions.RayError as error:
+            left = int(missing.sum())
+            if isinstance(error, ray.exceptions.RayTaskError) or left == before:
+                first = pictures[int(missing.argmax())].path
+                raise RunError(
+                    f"{_cause(error)}; give the same command again: it goes on where it was. {left:,} of {total:,} "
+                    f"rows are missing, first that of {first}"
+                ) from None
+            before = left
+            continue
+        if missing.any():
+            raise RunError(f"{missing.sum():,} of {total:,} rows are missing; give the same command again")
+
+
+def _rows(
+    pictures: Sequence[Picture], done: np.ndarray, folder: Path, asked: Asked, decoder: Decoder, sender: Any
+) -> Iterator[pa.Table]:
+    """The rows of what is not done, a table for each block of consecutive places, as they come."""
+    gpus, cpus = int(present("GPU")), max(1, int(present("CPU")))
+    blocks = list(_blocks(pictures, done, cpus))
+    # Ray 2.60 has no named parameters for ONCE.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     data = ray.data.from_arrow(list(blocks))
     # A block is a batch: what is done in one call. Ray Data would else cut and join them.
@@ -100,7 +124,7 @@ def predict_pictures(
             num_gpus=1,
             num_cpus=0,
             compute=_pool(workers),
-            **RETRIED,
+            **ONCE,
             **common | {"batch_size": BATCH},  # Ray Data demands one with GPUs; `_whole` sorts what it joins
         )
     else:
@@ -110,25 +134,11 @@ def predict_pictures(
             fn_constructor_args=(folder, sender, asked, decoder),
             num_cpus=1,
             compute=_pool(workers),
-            **RETRIED,
+            **ONCE,
             **common,
         )
     ends = {block[PLACE][0].as_py(): len(block) for block in blocks}
-    missing, total = ~done, len(pictures)
-    try:
-        for rows in _whole(
-            scored.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0), ends, SCORED
-        ):
-            keep(rows)
-            missing[rows[PLACE].to_numpy()] = False
-            progress(total - int(missing.sum()), total)
-    except ray.exceptions.RayError as error:
-        raise RunError(
-            f"{_cause(error)}; give the same command again: it goes on where it was. The first file without a row is "
-            f"{pictures[int(missing.argmax())].path}"
-        ) from None
-    if missing.any():
-        raise RunError(f"{missing.sum():,} of {total:,} rows are missing; give the same command again")
+    return _whole(scored.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0), ends, SCORED)
 
 
 def _cause(error: BaseException) -> str:

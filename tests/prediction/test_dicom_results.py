@@ -233,6 +233,13 @@ def test_a_header_without_what_results_refer_to_has_none(tmp_path, change, why):
     assert str(raised.value) == why
 
 
+def test_nothing_of_a_header_is_said(source_of, capfd):
+    """highdicom warns of names without '^', and quotes them."""
+    made = results_of(source_of(GRAY, STUDY | {"PatientName": "Jane Doe", "bits": 12}), ROW, OVERLAY, FOUND)
+    assert made["sr"].PatientName == "Jane Doe"
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_deflated_header_is_read(tmp_path):
     made = dataset(GRAY, **STUDY)
     made.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
