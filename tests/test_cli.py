@@ -123,7 +123,7 @@ FLAGS = {
     "fetch": "run --top --metric --cluster --to",
     "evaluate": "checkpoint --data --split --json --csv --by --operating-points --cost-ratio --prevalence --saliency "
     "--against --corruptions --reference --severities --seed --address",
-    "predict": "checkpoint path --to --overwrite --coverage --study --heatmaps --address",
+    "predict": "checkpoint path --to --overwrite --coverage --study --heatmaps --dicom-out --address",
     "export": "checkpoint --to --format --data --overwrite",
     "report": "run --data --to --model-card --claim --evaluated --cluster --price-per-hour",
     "log": "run --to",

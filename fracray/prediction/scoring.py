@@ -40,6 +40,7 @@ COLUMNS = pa.schema(
         ("operating_point", pa.string()),
         ("conformal", pa.string()),
         ("flags", pa.string()),
+        ("distance", pa.float32()),
         ("seen_in_training", pa.string()),
         ("peak_x", pa.float32()),
         ("peak_y", pa.float32()),
@@ -48,17 +49,35 @@ COLUMNS = pa.schema(
     ]
 )
 SHOWN = 512  # px, the longer side of an overlay
-PLACE, HEATMAP = "place", "heatmap"
-# Of one step of the work: its place in the list of inputs, and the overlay as PNG, null unless asked.
-SCORED = pa.schema([(PLACE, pa.int64()), *COLUMNS, (HEATMAP, pa.binary())])
+PLACE, HEATMAP, MAP, PART, DICOM_OUT = "place", "heatmap", "map", "part", "dicom_out"
+DICOM_WRITTEN = "written"  # in DICOM_OUT; else why there are no results
+# Of one step of the work, null unless asked: the overlay as PNG, the map of the square, and the part of the picture
+# that the square shows (left, top, right, bottom).
+_PICTURES = {HEATMAP: pa.binary(), MAP: pa.list_(pa.list_(pa.float32())), PART: pa.list_(pa.int32())}
+# Of each row its place in the list of inputs, and at last what became of its DICOM results.
+SCORED = pa.schema([(PLACE, pa.int64()), *COLUMNS, *_PICTURES.items(), (DICOM_OUT, pa.string())])
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What of a prediction the user chose: the coverage of the conformal sets, and whether overlays are drawn."""
+    """What of a prediction the user chose: the coverage of the conformal sets, overlays, DICOM results."""
 
     coverage: float = 0.9
     heatmaps: bool = False
+    dicom: bool = False
+
+    @property
+    def pictures(self) -> bool:
+        """Whether overlays are drawn."""
+        return self.heatmaps or self.dicom
+
+
+def slim(rows: pa.Table) -> pa.Table:
+    """Rows of SCORED without their pictures, to be kept."""
+    for name in _PICTURES:
+        at = rows.schema.get_field_index(name)
+        rows = rows.set_column(at, SCORED.field(name), pa.nulls(len(rows), SCORED.field(name).type))
+    return rows
 
 
 def hash_of(folder: Path) -> str:
@@ -84,7 +103,8 @@ class Scorer:
         self._familiar = Familiar.of(checkpoint.seen)
         self._conformal = conformal_of(checkpoint, asked.coverage)
         found = methods(checkpoint.model)
-        self._overlay = found[0] if asked.heatmaps and found else None
+        self._overlay = found[0] if asked.pictures and found else None
+        self._asked = asked
 
     def __call__(self, batch: Batch) -> pa.Table:
         sound = np.flatnonzero(batch["error"] == "")
@@ -104,11 +124,12 @@ class Scorer:
         logits, where = self._run(squares)
         probabilities = self._metadata.calibration.apply(logits)
         seen = self._familiar.seen_as(batch["pixel_hash"][sound].tolist(), batch["look"][sound].tolist())
+        distances = self._familiar.distances(batch["look"][sound].tolist())
         overlays = self._overlays(squares, where)
         facts = ("fault", "note", "brightness", "width", "height", "refilled")
         for number, at in enumerate(sound):
             kept = Kept(*(batch[name][at] for name in KEPT))
-            logit, probability = float(logits[number]), float(probabilities[number])
+            logit, probability, distance = (float(values[number]) for values in (logits, probabilities, distances))
             peak = None if where is None else peak_of(where[number], kept, squares.shape[-1])
             if not math.isfinite(logit):
                 rows[at]["error"] = "the network gives no finite logit"
@@ -120,12 +141,17 @@ class Scorer:
                 "call": int(probability >= self._metadata.threshold),
                 "operating_point": self._metadata.config.train.operating_point,
                 "conformal": None if self._conformal is None else self._conformal.words(logit),
-                "flags": "+".join(self._familiar.flags({name: batch[name][at] for name in facts})),
+                "flags": "+".join(self._familiar.flags({name: batch[name][at] for name in facts}, distance)),
+                "distance": None if math.isnan(distance) else distance,
                 "seen_in_training": seen[number],
                 "peak_x": None if peak is None else peak[0],
                 "peak_y": None if peak is None else peak[1],
-                HEATMAP: None if overlays is None else _png(batch["shown"][at], overlays[number], kept),
             }
+            if self._asked.pictures:
+                found = None if overlays is None else overlays[number]
+                rows[at][HEATMAP] = _png(batch["shown"][at], found, kept)
+                if self._asked.dicom:
+                    rows[at] |= {MAP: None if found is None else list(found), PART: [int(edge) for edge in kept[:4]]}
 
     def _overlays(self, squares: np.ndarray, where: np.ndarray | None) -> Sequence[np.ndarray] | None:
         if self._overlay is None:
@@ -139,22 +165,31 @@ class Scorer:
 def peak_of(where: np.ndarray, kept: Kept, size: int) -> tuple[float, float] | None:
     """The centre of the highest cell of a map (h, w) of a square, in pixels of the picture as displayed: x, y.
 
-    Of several highest ones the first; within the part that the square shows. None for a map that is the same
-    everywhere: it points at nothing.
+    Of the cells that show the picture, not only the black around it; of several highest ones the first; within the
+    part that the square shows. None for a map that is the same everywhere: it points at nothing.
     """
     if where.max() == where.min():
         return None
-    row, column = np.unravel_index(where.argmax(), where.shape)
     across, down = kept.right - kept.left, kept.bottom - kept.top
     rows, columns = frame(int(across), int(down), size)
+    shown = np.ix_(_cells(rows, where.shape[0], size), _cells(columns, where.shape[1], size))
+    inside = np.full(where.shape, -np.inf, dtype=where.dtype)
+    inside[shown] = where[shown]
+    row, column = np.unravel_index(inside.argmax(), where.shape)
     x = ((column + 0.5) * size / where.shape[1] - columns.start) / (columns.stop - columns.start)
     y = ((row + 0.5) * size / where.shape[0] - rows.start) / (rows.stop - rows.start)
     return float(kept.left + np.clip(x, 0, 1) * across), float(kept.top + np.clip(y, 0, 1) * down)
 
 
-def _png(square: np.ndarray, found: np.ndarray, kept: Kept) -> bytes:
-    """The part of a picture that a square shows under the map of another square of it, as PNG."""
+def _cells(pixels: slice, count: int, size: int) -> np.ndarray:
+    """Which of `count` cells along a square of `size` hold some of these pixels, as numbers."""
+    return np.arange(pixels.start * count // size, -(-pixels.stop * count // size))
+
+
+def _png(square: np.ndarray, found: np.ndarray | None, kept: Kept) -> bytes:
+    """The part of a picture that a square shows, under the map of another square of it if there is one, as PNG."""
     inside = frame(int(kept.right - kept.left), int(kept.bottom - kept.top), len(square))
+    found = np.zeros((1, 1), dtype=np.float32) if found is None else found
     spread = float(found.max() - found.min())
     level = (found - found.min()) / spread if spread > 0 else np.zeros_like(found)
     sized = cv2.resize(level.astype(np.float32), square.shape[::-1], interpolation=cv2.INTER_LINEAR)
