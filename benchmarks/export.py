@@ -9,6 +9,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -47,7 +48,7 @@ BATCHES = (1, 32)
 
 def checkpoints(folder: Path) -> dict[str, Path]:
     """Checkpoints of all NETWORKS and of the ENSEMBLE, with a head drawn at random, by name."""
-    found = {}
+    found: dict[str, Path] = {}
     for name, size, weights in NETWORKS:
         config = Config().with_leaves({"model.name": name, "model.weights": weights, "data.size": size})
         card = CheckpointMetadata(config, 0.5, Calibration(1.2, -0.1), {}, data_fingerprint="", epoch=0)
@@ -69,9 +70,10 @@ def no_validation() -> tuple[pd.DataFrame, pd.DataFrame]:
     return kept, name.assign(split="val", pixel_hash="")
 
 
-def cpu_seconds(run: Callable[[], Any]) -> float:
+def cpu_seconds(run: Callable[[], Any], runs: int) -> float:
     begun = time.process_time()
-    run()
+    for _ in range(runs):
+        run()
     return time.process_time() - begun
 
 
@@ -94,10 +96,8 @@ def measure(checkpoint: Checkpoint, folder: Path, turns: int) -> dict[str, Any]:
         runs = max(1, 8 // batch)
         pairs = []
         for _ in range(turns + 1):
-            of_torch = cpu_seconds(lambda images=images, runs=runs: [network(images) for _ in range(runs)])
-            of_onnx = cpu_seconds(
-                lambda images=images, runs=runs: [session.run(None, {INPUT: images[:, None]}) for _ in range(runs)]
-            )
+            of_torch = cpu_seconds(partial(network, images), runs)
+            of_onnx = cpu_seconds(partial(session.run, None, {INPUT: images[:, None]}), runs)
             pairs.append((of_torch / runs / batch, of_onnx / runs / batch))
         pairs = pairs[1:]  # the first turn warms up
         row[f"ms_torch_{batch}"] = 1000 * median(a for a, _ in pairs)

@@ -15,6 +15,7 @@ import tempfile
 import time
 from multiprocessing.pool import Pool
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -37,7 +38,7 @@ from fracray.training.checkpoint import load_checkpoint
 WORKER_NICENESS = 15  # Ray's default for its workers: on a machine with other work both get the same low priority
 
 _held: list[tuple[bytes, int]] = []
-_network = []
+_network: list[Any] = []
 
 
 def parser() -> argparse.ArgumentParser:
@@ -81,7 +82,9 @@ def _score(numbers: range, reduce: bool) -> float:
     for number in numbers:
         data, side = _held[number % len(_held)]
         flag = REDUCED[reduction_for(side, size) if reduce else 1]
-        squares.append(letterbox(cv2.imdecode(np.frombuffer(data, np.uint8), flag), size))
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+        assert picture is not None
+        squares.append(letterbox(picture, size))
     run(np.stack(squares))
     return time.process_time() - begun
 
@@ -156,8 +159,8 @@ def main() -> None:
     table = new_table("images")
     for heading in ("alone /s", "alone, reduced /s", "predict /s", "with start /s", "ratio", "same scale", "CPU ratio"):
         table.add_column(heading, justify="right")
-    speeds = [f"{statistics.median(values):,.0f}" for values in figures.values()]
-    table.add_row(f"{args.images:,}", *speeds, *(f"{statistics.median(values):.2f}" for values in ratios.values()))
+    medians = [f"{statistics.median(values):,.0f}" for values in figures.values()]
+    table.add_row(f"{args.images:,}", *medians, *(f"{statistics.median(values):.2f}" for values in ratios.values()))
     settings = {"images": args.images, "size": config.size, "crop": config.crop}
     write_results(console, "predict", table, {"settings": settings, "speeds": figures, "cpu": cpu, **ratios}, args.json)
 

@@ -150,10 +150,10 @@ class Entries:
         planned = min(self.config.search.trials, self.space.grid_points or self.config.search.trials)
         done = len(rows) >= planned and len(ended) == len(rows)
         entry = self._root(SEARCH, State.DONE if done else self._unfinished)
-        mode, metrics = self.config.search.mode, self.space.metrics
-        points, gone = [], 0.0
+        metrics, points, gone = self.space.metrics, [], 0.0
+        best: TrialRow | None = None
         for count, row in enumerate(ended, 1):
-            best = best_row(ended[:count], metrics[0], mode)
+            best = best_row([best, row] if best else [row], self.config.search)
             gone = max(gone, _until(row, begun[row.number]) - self._begun)
             if best is not None:
                 points.append(Point(count, gone, {f"{AT_BEST}{metric}": best.best(metric) for metric in metrics}))
