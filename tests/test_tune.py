@@ -550,3 +550,39 @@ class Snapshot:
         assert sorted(zip(table["number"], table["epoch"], strict=True)) == [
             (number, epoch) for number in range(trials) for epoch in range(1, epochs + 1)
         ]
+
+
+# ---------------------------------------------------------------- what is chosen when a search begins
+
+
+def test_auto_pasha_and_constraints_are_the_same_after_a_resume(ray_local, tmp_path, capsys):
+    file = tmp_path / "space.yaml"
+    file.write_text(
+        "epochs: 4\nconcurrent: 1\nsampler: {name: auto, startup_trials: 1}\n"
+        "scheduler: {name: pasha, grace_epochs: 1, reduction_factor: 2}\n"
+        "constraints: {val_sensitivity: {at_least: 1}, val_specificity: {at_least: 1}}\n"
+        "base: {data: {size: 32, phantom: {count: 150}, split: {block: 10}}, model: {width: 8}}\n"
+        "space: {model.dropout: {float: [0, 0.5]}}\n"
+    )
+    where = ["--storage", str(tmp_path), "--name", "auto"]
+    main(["--space", str(file), *where, "--trials", "2"])
+    out = capsys.readouterr().out
+    assert "sampler: auto is random here: of 2 trials" in out
+    assert "pasha: at first no trial gets more than 2 of 4 epochs" in out
+    assert "random does not look for trials that satisfy them" in out
+    assert "constraints: none of 2 satisfies val_sensitivity at least 1 and val_specificity at least 1; t000" in out
+    config = (tmp_path / "auto/config.yaml").read_text()
+    main([*where, "--resume", "--trials", "3"])  # of three trials, of a new search, auto would be tpe
+    out = capsys.readouterr().out
+    assert "searching 1 setting with random and pasha: 1 of 3 trials to run" in out
+    assert "constraints: none of 3 satisfies" in out
+    assert (tmp_path / "auto/config.yaml").read_text() == config.replace("trials: 2", "trials: 3")
+    assert all(
+        trial.constraints.keys() == {"val_sensitivity", "val_specificity"}
+        for trial in study_of(tmp_path / "auto").trials
+    )
+    assert "breaks a constraint" in (tmp_path / "auto/report.html").read_text()
+    with pytest.raises(
+        InputError, match=r"search\.constraints\.val_sensitivity\.at_least was 1\.0 when this run began"
+    ):
+        main([*where, "--resume", "--set", "search.constraints.val_sensitivity.at_least=0.5"])

@@ -83,8 +83,8 @@ def summarise(
         console.print(f"constraints: {words}", style="" if any_does else "yellow", soft_wrap=True)
     if budget < space.config.train.epochs:
         console.print(
-            f"pasha gave no trial more than {budget} of {counted(space.config.train.epochs, 'epoch')}: the ranking "
-            "of the trials did not change any more; a refit trains the best ones for all epochs",
+            f"pasha gave no trial more than {budget} of {counted(space.config.train.epochs, 'epoch')}; a refit trains "
+            "the best ones for all",
             soft_wrap=True,
         )
     console.print("\nbest configuration:")

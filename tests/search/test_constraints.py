@@ -28,6 +28,8 @@ scheduler: {{name: none}}
 constraints: {constraints}
 space:
   model.dropout: {{float: [0.0, 0.6]}}
+  augment.rotate: {{float: [0, 30]}}
+  augment.scale: {{float: [0.0, 0.3]}}
 """
 
 

@@ -206,7 +206,7 @@ def test_only_seeds_that_all_have_count():
 
 def test_a_configuration_of_which_one_training_failed_is_no_winner():
     found = outcome(
-        PLAN, refits(PLAN, {7: [0.9, 0.9, (0.9, State.DIVERGED)], 3: [0.9, nan, 0.9], 0: [0.4, 0.4, 0.4]}), *MAX
+        PLAN, refits(PLAN, {7: [0.9, 0.9, (0.9, State.DIVERGED)], 3: [0.9, nan, 0.9], 0: [0.4, 0.4, 0.4]}), MAX
     )
     assert [one.number for one in found.ranked] == [0]
     assert found.lost == {"t0007": "t0007-seed3 diverged", "t0003": "t0003-seed2 has no val_accuracy"}
