@@ -103,9 +103,8 @@ FREE = {"search.refit.seeds", *(path for path in FLAGS.values() if path.startswi
 def main(argv: Sequence[str]) -> None:
     begun = time.time()
     args = parser().parse_args(argv)
-    for flag, value in (("--cluster", args.cluster), ("--price-per-hour", args.price_per_hour)):
-        if value is not None and not args.dry_run:
-            raise InputError(f"{flag}: only with --dry-run")
+    if not args.dry_run and (args.cluster or args.price_per_hour):
+        raise InputError("--cluster, --price-per-hour: only with --dry-run")
     with ExitStack() as held:  # the run, which no other command may work in, and its dashboards
         if args.dry_run:
             _forecast(args)

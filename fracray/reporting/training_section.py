@@ -7,8 +7,8 @@ from markupsafe import Markup
 
 from fracray.reporting import parts
 from fracray.reporting.charts import Axis, Plot
+from fracray.reporting.cost import cost
 from fracray.reporting.parts import Section, key
-from fracray.reporting.search_section import cost
 from fracray.reporting.subject import Subject
 from fracray.search.trials_table import State, TrialRow
 from fracray.training.epochs import EpochResult

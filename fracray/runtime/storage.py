@@ -288,16 +288,12 @@ class Folder:
             raise RunError(f"{self}: cannot write {name}: {error}") from None
 
     def download(self, name: str, local: Path, only: Collection[str] | None = None) -> None:
-        """Copy a folder's files, also those in folders inside it, to the new local folder `local`.
-
-        only: the paths, inside the folder, of the files to copy, where it has them; without it all.
-        """
+        """Copy a folder's files, also of folders inside, or `only` those at these paths in it, to the new `local`."""
         local.mkdir(parents=True)
         for file in self.files(name):
-            if only is not None and file not in only:
-                continue
-            (local / file).parent.mkdir(parents=True, exist_ok=True)
-            (local / file).write_bytes(self.read(f"{name}/{file}" if name else file))
+            if only is None or file in only:
+                (local / file).parent.mkdir(parents=True, exist_ok=True)
+                (local / file).write_bytes(self.read(f"{name}/{file}" if name else file))
 
     def copy(self, source: str, name: str) -> None:
         """Copy the folder `source` inside this one to `name`, replacing it."""
