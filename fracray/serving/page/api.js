@@ -1,4 +1,4 @@
-// Asks the server. Knows its addresses, its errors, the token and how to wait; no element of the page.
+// Asks the server. Knows its addresses, its errors, the token and when to ask again; no element of the page.
 
 const WAIT = 2; // seconds before another try where a busy server names no time
 const LONGEST_WAIT = 60;
@@ -70,7 +70,7 @@ export class Server {
       });
       if (response.ok) return response;
       if (response.status === 401) await this.renew(token);
-      else if (response.status === 429) await this.wait(response, options.signal);
+      else if (response.headers.has("Retry-After")) await this.wait(response, options.signal);
       else throw new ServerError(await reason(response));
     }
   }

@@ -3,13 +3,13 @@
 // Only what the canvas shows is computed, from halved copies of the picture where it is shown small. So a picture of
 // 100 megapixels costs no more than a small one.
 
-/** Gray values (0 to 255) of all 65,536 stored values, as opaque canvas pixels: the LINEAR function of DICOM PS3.3
- *  C.11.2.1.2.1. center, width: in stored values, width at least 1. */
+/** Gray values (0 to 255) of all 65,536 stored values, as opaque canvas pixels: the LINEAR_EXACT function of DICOM PS3.3
+ *  C.11.2.1.3.2. center, width: in stored values, width above 0. */
 export function windowTable(center, width, inverted) {
   const table = new Uint32Array(65536);
   for (let value = 0; value < table.length; value++) {
-    const share = width > 1 ? (value - (center - 0.5)) / (width - 1) + 0.5 : Number(value > center - 0.5);
-    const gray = Math.round(255 * Math.min(1, Math.max(0, inverted ? 1 - share : share)));
+    const share = Math.min(1, Math.max(0, (value - center) / width + 0.5));
+    const gray = Math.round(255 * (inverted ? 1 - share : share));
     table[value] = 0xff000000 | (gray << 16) | (gray << 8) | gray;
   }
   return table;

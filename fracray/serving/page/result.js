@@ -1,6 +1,6 @@
 // What the page says of the open radiograph, and the choice of a threshold. Asks no server.
 
-import { callOf, callWords, percent, pointWords, reliability, remarks } from "./words.js";
+import { callOf, callWords, modelWords, percent, pointName, points, pointWords, reliability, remarks } from "./words.js";
 
 const element = (id) => document.getElementById(id);
 
@@ -8,17 +8,17 @@ export class Result {
   /** chosen(point): the user took another threshold. */
   constructor(model, chosen) {
     this.model = model;
-    this.point = model.operating_points[0];
+    const all = points(model);
+    this.point = all[0];
     const select = element("point");
-    select.replaceChildren(...model.operating_points.map(({ name, threshold }) => new Option(`${name}: ${percent(threshold)}`)));
+    select.replaceChildren(...all.map((point) => new Option(pointName(point))));
     select.addEventListener("change", () => {
-      this.point = model.operating_points[select.selectedIndex];
+      this.point = all[select.selectedIndex];
       element("point-words").textContent = pointWords(this.point);
       chosen(this.point);
     });
     element("point-words").textContent = pointWords(this.point);
-    element("threshold").hidden = false;
-    element("model").textContent = `Checkpoint ${model.checkpoint}.`;
+    element("model").textContent = modelWords(model);
   }
 
   /** case_: null for none; its row is missing while it is being read. */
@@ -31,6 +31,7 @@ export class Result {
     element("result-error").textContent = row?.error ? `No prediction: ${row.error}` : "";
     element("result-row").hidden = !row || Boolean(row.error);
     element("all").hidden = !row;
+    element("threshold").hidden = !case_;
     if (!row) return;
     element("fields").replaceChildren(
       ...Object.entries(row).flatMap(([name, value]) => [

@@ -99,16 +99,10 @@ export class Viewer {
     this.redraw();
   }
 
-  /** One canvas pixel for each picture pixel, from a whole pixel on. */
+  /** One canvas pixel for each picture pixel. */
   actual() {
-    const { picture, view, canvas } = this;
-    const odd = view.turn % 2;
-    const middle = (length, side) => Math.floor(length / 2) + (side % 2) / 2;
-    view.x = middle(picture.width, odd ? canvas.height : canvas.width);
-    view.y = middle(picture.height, odd ? canvas.width : canvas.height);
-    view.scale = 1;
-    this.fitted = false;
-    this.redraw();
+    this.view.scale = 1;
+    this.centre(this.picture.width / 2, this.picture.height / 2);
   }
 
   /** at: the canvas position that stays where it is; the middle by default. */
@@ -231,19 +225,29 @@ export class Viewer {
     this.waiting = null;
     clearTimeout(this.still);
     const started = performance.now();
-    this.paintPicture(this.coarse);
-    this.paintOverlay();
+    this.paintAll(this.coarse);
     const took = performance.now() - started;
-    if (this.coarse > 1) this.still = setTimeout(() => this.sharpen(), STILL);
+    if (this.coarse > 1) this.still = setTimeout(() => this.paintAll(1), STILL);
     else if (took > SLOW) this.coarse = 2;
   }
 
-  sharpen() {
-    this.paintPicture(1);
-    this.paintOverlay();
+  paintAll(coarse) {
+    const view = this.aligned();
+    this.paintPicture(view, coarse);
+    this.paintOverlay(view);
+    this.canvas.setAttribute("aria-busy", coarse > 1);
   }
 
-  paintPicture(coarse) {
+  /** The view to draw: one to one from whole pixels on, as it would be blurred in between. */
+  aligned() {
+    const { view, canvas } = this;
+    if (!this.picture || view.scale !== 1) return view;
+    const snapped = (at, side) => (side % 2 ? Math.floor(at) + 0.5 : Math.round(at));
+    const [across, down] = view.turn % 2 ? [canvas.height, canvas.width] : [canvas.width, canvas.height];
+    return { ...view, x: snapped(view.x, across), y: snapped(view.y, down) };
+  }
+
+  paintPicture(shown, coarse) {
     const { canvas, context, picture } = this;
     context.setTransform(1, 0, 0, 1, 0, 0);
     if (!picture || !canvas.width) {
@@ -252,7 +256,7 @@ export class Viewer {
     }
     const size = { width: Math.ceil(canvas.width / coarse), height: Math.ceil(canvas.height / coarse) };
     const image = new ImageData(size.width, size.height);
-    const view = { ...this.view, scale: this.view.scale / coarse };
+    const view = { ...shown, scale: shown.scale / coarse };
     draw(picture.levels, view, size, this.table, new Uint32Array(image.data.buffer), AROUND);
     if (coarse === 1) context.putImageData(image, 0, 0);
     else {
@@ -262,8 +266,8 @@ export class Viewer {
     }
   }
 
-  paintOverlay() {
-    const { canvas, context, picture, view } = this;
+  paintOverlay(view) {
+    const { canvas, context, picture } = this;
     if (!picture || !this.overlay) return;
     context.translate(canvas.width / 2, canvas.height / 2);
     context.rotate((view.turn * Math.PI) / 2);

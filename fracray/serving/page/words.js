@@ -1,6 +1,8 @@
 // Sentences on a row of the server and on its model. Pure functions; no element of the page.
 
-/** 0.2345 as 23.4%; never 0% or 100% of what is not. */
+const FEW = 20; // radiographs
+
+/** 0.2345 as 23.5%; never 0% or 100% of what is not. */
 export function percent(share) {
   const tenths = Math.min(share < 1 ? 999 : 1000, Math.max(share > 0 ? 1 : 0, Math.round(1000 * share)));
   return `${(tenths / 10).toFixed(1)}%`;
@@ -38,29 +40,45 @@ export function remarks(row, model) {
 }
 
 function conformal(set, model) {
-  if (set === null || set === undefined) return [];
-  const coverage = percent(model.coverage).replace(".0%", "%");
+  if (set === null || set === undefined || !model.conformal) return [];
+  const at = `At a coverage of ${Number((100 * model.conformal.coverage).toFixed(2))}%`;
+  const few = model.conformal.promised.includes(false) ? " Validation has too few groups to rule one out." : "";
   const said = {
-    "0+1": `Both answers remain possible at a coverage of ${coverage}: the model does not know.`,
-    "": `Neither answer fits at a coverage of ${coverage}: the picture is unlike both kinds on validation.`,
-    0: `At a coverage of ${coverage}, only “${model.classes[0]}” remains.`,
-    1: `At a coverage of ${coverage}, only “${model.classes[1]}” remains.`,
+    "0+1": `${at}, both answers remain: the model does not know.${few}`,
+    "": `${at}, neither answer fits: the picture is unlike both kinds on validation.`,
+    0: `${at}, only “${model.classes[0]}” remains.`,
+    1: `${at}, only “${model.classes[1]}” remains.`,
   };
   return [{ words: said[set] ?? `Conformal set: ${set}.`, look: set === "0+1" || set === "" }];
 }
 
-/** How often pictures of this probability were fractured on validation. */
+/** How often pictures of about this probability were fractured on validation. */
 export function reliability(probability, model) {
-  const bins = model.reliability ?? [];
-  const bin = bins.find(({ low, high }) => probability >= low && probability < high) ?? bins.at(-1);
-  if (!bin || probability < bin.low) return "The checkpoint keeps no validation of this range, so nothing is known of how reliable this number is.";
-  if (!bin.images) return `No validation radiograph has a probability from ${percent(bin.low)} to ${percent(bin.high)}: how reliable this number is, is not known.`;
-  const share = bin.fractured / bin.images;
-  const few = bin.images < 20 ? " These are few, so take it with care." : "";
+  const bin = model.reliability.find(({ to }) => probability < to) ?? model.reliability.at(-1);
+  if (!bin) return "The checkpoint keeps no validation, so how far this number can be trusted is not known.";
+  const band = bin.low === null ? "" : `; 95% band ${percent(bin.low)} to ${percent(bin.high)}`;
+  const few = bin.images < FEW ? " These are few." : "";
+  const fractured = Math.round(bin.share * bin.images);
   return (
-    `Of the ${counted(bin.images, "validation radiograph")} with a probability from ${percent(bin.low)} to ` +
-    `${percent(bin.high)}, ${bin.fractured} ${bin.fractured === 1 ? "was" : "were"} fractured (${percent(share)}).${few}`
+    `Of ${counted(bin.images, "validation radiograph")} with about this probability (${percent(bin.from)} to ` +
+    `${percent(bin.to)}), ${counted(fractured, "was", "were")} fractured (${percent(bin.share)}${band}).${few}`
   );
+}
+
+/** The model, and the share of fractures for which its probabilities hold. */
+export function modelWords(model) {
+  const on = model.validation;
+  const share =
+    on &&
+    ` Probabilities hold where as many radiographs are fractured as on validation: ${percent(on.fractured / on.images)} of ` +
+      `${on.images.toLocaleString("en")}. Where fewer are, they are too high.`;
+  return `Checkpoint ${model.checkpoint} (${model.model}).${share ?? ""}`;
+}
+
+/** The thresholds to choose from, the checkpoint's own first. */
+export function points(model) {
+  if (model.operating_points.length) return model.operating_points;
+  return [{ name: "checkpoint", rule: "the checkpoint's own", threshold: model.threshold, sensitivity: null, specificity: null }];
 }
 
 export function callOf(probability, threshold) {
@@ -72,11 +90,13 @@ export function callWords(row, point, model) {
   return `${call ? "At or above" : "Below"} the threshold of ${percent(point.threshold)}: called “${model.classes[call]}”.`;
 }
 
-export function pointWords(point) {
-  const known = (share) => share !== null && share !== undefined;
-  if (!known(point.sensitivity) || !known(point.specificity)) return "Its sensitivity and specificity are not known.";
-  return (
-    `On validation it finds ${percent(point.sensitivity)} of the fractured radiographs (sensitivity) and leaves ` +
-    `${percent(point.specificity)} of the others alone (specificity).`
-  );
+export function pointName({ name, threshold }) {
+  return `${percent(threshold)}: ${name.replace("_", " of ").replace(/0\.(\d\d)$/, "$1%")}`;
+}
+
+export function pointWords({ rule, sensitivity, specificity }) {
+  if (!sensitivity || !specificity) return "The checkpoint keeps no validation, so its sensitivity and specificity are not known.";
+  const share = ({ value, low, high }) =>
+    `${percent(value)}${low === null ? "" : ` (95% interval ${percent(low)} to ${percent(high)})`}`;
+  return `Rule: ${rule}. On validation: sensitivity ${share(sensitivity)}, specificity ${share(specificity)}.`;
 }
