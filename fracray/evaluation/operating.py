@@ -86,7 +86,7 @@ def score_operating_points(
     for name in chosen[0][2]:
         thresholds = np.array([points[name] for _, _, points in chosen])
         there = np.array([_rates(labels, told, points[name]) for labels, told, points in chosen]).mean(0)
-        words = _words(name, checkpoints[0].metadata.config.train.operating_point, cost)
+        words = rule_words(name, checkpoints[0].metadata.config.train.operating_point, cost)
         reached = operating_scores(scored.labels, scored.probabilities, scored.groups, thresholds[fold], prevalence)
         on_validation = {"sensitivity": float(there[0]), "specificity": float(there[1])}
         found.append(OperatingPoint(name, words, tuple(thresholds.tolist()), on_validation, reached))
@@ -119,7 +119,8 @@ def _rates(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> t
     return float(called[labels == 1].mean()), float((~called)[labels == 0].mean())
 
 
-def _words(name: str, operating_point: str, cost: CostRatio | None) -> str:
+def rule_words(name: str, operating_point: str, cost: CostRatio | None = None) -> str:
+    """By what rule the threshold of an operating point of this name was chosen."""
     rule, _, target = name.partition("_")
     if name == OWN:
         return f"the checkpoint's own: best {'balanced ' if operating_point == 'balanced' else ''}accuracy"

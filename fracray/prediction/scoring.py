@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -74,10 +74,23 @@ def conformal_of(checkpoint: Checkpoint, coverage: float) -> ConformalSets | Non
     return fit_conformal(kept["label"], kept["logit"], kept["group"], coverage)
 
 
-class Scorer:
-    """Batches of `Decoder` to tables of SCORED, by one checkpoint on this process' device."""
+class Draw(Protocol):
+    """A map (h, w), 0 or above, of a square as PNG.
 
-    def __init__(self, checkpoint: Checkpoint, asked: Asked) -> None:
+    kept, sides: the part of the picture that the square shows, and the picture's width and height; shown: the square
+    of the same part that the decoder was asked for.
+    """
+
+    def __call__(self, found: np.ndarray, kept: Kept, sides: tuple[int, int], shown: np.ndarray) -> bytes: ...
+
+
+class Scorer:
+    """Batches of `Decoder` to tables of SCORED, by one checkpoint on this process' device.
+
+    draw: what is made of the maps, where heatmaps are asked for.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, asked: Asked, draw: Draw | None = None) -> None:
         self._metadata, self._model = checkpoint.metadata, checkpoint.model
         self._hash = hash_of(checkpoint.folder)
         self._run = looking_network(checkpoint)
@@ -85,6 +98,7 @@ class Scorer:
         self._conformal = conformal_of(checkpoint, asked.coverage)
         found = methods(checkpoint.model)
         self._overlay = found[0] if asked.heatmaps and found else None
+        self._draw = draw or overlay
 
     def __call__(self, batch: Batch) -> pa.Table:
         sound = np.flatnonzero(batch["error"] == "")
@@ -124,7 +138,14 @@ class Scorer:
                 "seen_in_training": seen[number],
                 "peak_x": None if peak is None else peak[0],
                 "peak_y": None if peak is None else peak[1],
-                HEATMAP: None if overlays is None else _png(batch["shown"][at], overlays[number], kept),
+                HEATMAP: None
+                if overlays is None
+                else self._draw(
+                    overlays[number],
+                    kept,
+                    (int(batch["width"][at]), int(batch["height"][at])),
+                    batch["shown"][at],
+                ),
             }
 
     def _overlays(self, squares: np.ndarray, where: np.ndarray | None) -> Sequence[np.ndarray] | None:
@@ -152,12 +173,34 @@ def peak_of(where: np.ndarray, kept: Kept, size: int) -> tuple[float, float] | N
     return float(kept.left + np.clip(x, 0, 1) * across), float(kept.top + np.clip(y, 0, 1) * down)
 
 
-def _png(square: np.ndarray, found: np.ndarray, kept: Kept) -> bytes:
+def overlay(found: np.ndarray, kept: Kept, sides: tuple[int, int], shown: np.ndarray) -> bytes:
     """The part of a picture that a square shows under the map of another square of it, as PNG."""
-    inside = frame(int(kept.right - kept.left), int(kept.bottom - kept.top), len(square))
+    inside, level = _level(found, kept, len(shown))
+    return _png(np.ascontiguousarray(glowing(shown, level)[inside]))
+
+
+def strength(found: np.ndarray, kept: Kept, sides: tuple[int, int], shown: np.ndarray) -> bytes:
+    """The map on the whole picture, of at most SHOWN px, as gray PNG: 255 where it is highest, 0 lowest and outside."""
+    scale = min(1.0, SHOWN / max(sides))
+    width, height = (max(1, round(side * scale)) for side in sides)
+    left, top, right, bottom = (round(float(edge) * scale) for edge in kept[:4])
+    right, bottom = max(right, left + 1), max(bottom, top + 1)
+    inside, level = _level(found, kept, SHOWN)
+    part = cv2.resize(level[inside], (right - left, bottom - top), interpolation=cv2.INTER_AREA)
+    picture = np.zeros((max(height, bottom), max(width, right)), np.uint8)
+    picture[top:bottom, left:right] = np.rint(255 * np.clip(part, 0, 1))
+    return _png(np.ascontiguousarray(picture[:height, :width]))
+
+
+def _level(found: np.ndarray, kept: Kept, side: int) -> tuple[tuple[slice, slice], np.ndarray]:
+    """A map as (side, side) float32 in 0..1, its lowest cell 0 and its highest 1; and where in it the picture is."""
+    inside = frame(int(kept.right - kept.left), int(kept.bottom - kept.top), side)
     spread = float(found.max() - found.min())
     level = (found - found.min()) / spread if spread > 0 else np.zeros_like(found)
-    sized = cv2.resize(level.astype(np.float32), square.shape[::-1], interpolation=cv2.INTER_LINEAR)
-    written, data = cv2.imencode(".png", np.ascontiguousarray(glowing(square, np.clip(sized, 0, 1))[inside]))
+    return inside, np.clip(cv2.resize(level.astype(np.float32), (side, side), interpolation=cv2.INTER_LINEAR), 0, 1)
+
+
+def _png(picture: np.ndarray) -> bytes:
+    written, data = cv2.imencode(".png", picture)
     assert written, "OpenCV encodes PNG"
     return bytes(data)
