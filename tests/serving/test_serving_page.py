@@ -7,25 +7,18 @@ import io
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
-import httpx
 import numpy as np
-import pandas as pd
 import pytest
-import torch
 from drawn_dicom import as_bytes, dataset
 from drawn_fracatlas import jpeg, picture
 from driven_page import Page, wait
+from served import served, tiny_checkpoint
 
-from fracray.config import Config
 from fracray.data.images.decode import decode
-from fracray.metrics import Calibration
-from fracray.training.checkpoint import CheckpointMetadata, read_predictions, save_checkpoint
-from fracray.training.model import build_model
+from fracray.training.checkpoint import read_metadata, read_predictions
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromium-driver (Debian)")
@@ -35,49 +28,19 @@ TOKEN = "a-token-of-the-tests"
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A network with random weights, and a validation of 400 images whose labels follow the logits."""
-    torch.manual_seed(0)
-    config = Config().with_leaves({"model.width": 8, "data.size": 64, "model.localise": True})
-    model = build_model(config.model).train()
-    model(torch.randint(0, 256, (16, 1, 64, 64), dtype=torch.uint8))  # moves the running statistics from their start
-    rng = np.random.default_rng(0)
-    logits = rng.normal(0, 1.5, 400).astype(np.float32)
-    labels = (rng.uniform(size=400) < 1 / (1 + np.exp(-logits))).astype(int)
-    names = [f"v{number}" for number in range(400)]
-    predictions = pd.DataFrame({"image_id": names, "group": names, "label": labels, "split": "val", "logit": logits})
-    card = CheckpointMetadata(config, 0.4, Calibration(1.0, 0.0), {"val_accuracy": 0.7}, "a1b2", epoch=1)
-    folder = tmp_path_factory.mktemp("checkpoint") / "best"
-    save_checkpoint(folder, model.eval().state_dict(), card, predictions)
-    return folder
+    return tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "best")
 
 
 @pytest.fixture(scope="module")
 def server(checkpoint, tmp_path_factory):
-    """fracray.serve on a free port, with a token: (address, a client that has it)."""
-    folder = tmp_path_factory.mktemp("server")
-    (folder / "token").write_text(TOKEN)
-    command = [
-        sys.executable,
-        "-m",
-        "fracray.serve",
-        str(checkpoint),
-        "--port",
-        "0",
-        "--decoders",
-        "1",
-        "--token-file",
-        "token",
-    ]
-    said = folder / "said"
-    with said.open("w") as out:
-        process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=out)
-    try:
-        found = wait(lambda: re.search(r"http://127\.0\.0\.1:\d+", said.read_text()), 90, said.read_text)
-        with httpx.Client(base_url=found[0], headers={"Authorization": f"Bearer {TOKEN}"}, timeout=60) as client:
-            yield found[0], client
-    finally:
-        process.terminate()
-        process.wait(30)
+    """A client of fracray.serve that has its token."""
+    token = tmp_path_factory.mktemp("server") / "token"
+    token.write_text(TOKEN)
+    with (
+        served(checkpoint, "--decoders", 1, "--token-file", token) as serving,
+        serving.client(headers={"Authorization": f"Bearer {TOKEN}"}) as client,
+    ):
+        yield client
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +62,7 @@ def browser(server, tmp_path_factory):
     options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     with webdriver.Chrome(options=options, service=Service(DRIVER)) as driver:
-        yield Page(driver, server[0], downloads)
+        yield Page(driver, str(server.base_url), downloads)
 
 
 @pytest.fixture
@@ -212,7 +175,7 @@ def test_a_large_picture_is_said_to_be_drawn_from_smaller_copies_and_is(page, tm
 
 
 def test_the_heatmap_lies_over_the_picture_only_while_it_is_asked_for(page, server, files):
-    row = server[1].post("/predict?heatmap=1", files={"files": files["jpeg"].read_bytes()}).json()["rows"][0]
+    row = server.post("/predict?heatmap=1", files={"files": files["jpeg"].read_bytes()}).json()["rows"][0]
     level = cv2.imdecode(np.frombuffer(base64.b64decode(row["heatmap"]), np.uint8), cv2.IMREAD_UNCHANGED)
     page.drop(files["jpeg"])
     page.read(1)
@@ -254,7 +217,7 @@ def test_a_folder_is_read_and_its_rows_are_taken_away(page, server, files, tmp_p
     assert "research" in taken["note"]
     for row in taken["rows"]:
         path = files["text"] if row["error"] else tmp_path / row["path"]
-        answer = server[1].post("/predict", files={"files": (path.name, path.read_bytes())}).json()["rows"][0]
+        answer = server.post("/predict", files={"files": (path.name, path.read_bytes())}).json()["rows"][0]
         same = {
             name: value for name, value in answer.items() if name not in ("path", "heatmap", "logit", "probability")
         }
@@ -276,8 +239,8 @@ def test_the_sentence_on_reliability_tells_of_the_validation_radiographs_of_that
     assert re.match(r"Of \d+ validation radiographs .+, \d+ w\w+ fractured .+; 95% band", words)
     images, low, high, fractured, share, _, least, most = map(float, re.findall(r"\d+(?:\.\d)?", words))
     assert low <= share_of(page) <= high
-    row = server[1].post("/predict", files={"files": files["jpeg"].read_bytes()}).json()["rows"][0]
-    bins = server[1].get("/model").json()["reliability"]
+    row = server.post("/predict", files={"files": files["jpeg"].read_bytes()}).json()["rows"][0]
+    bins = server.get("/model").json()["reliability"]
     right = next(one for one in bins if one["from"] <= row["probability"] < one["to"])
     assert images == right["images"]
     assert fractured == pytest.approx(right["images"] * right["share"])
@@ -291,7 +254,7 @@ def test_another_threshold_changes_the_calls_and_says_what_it_costs(page, files,
     page.drop(files["dicom"], files["jpeg"])
     page.read(2)
     known = read_predictions(checkpoint)
-    probability = 1 / (1 + np.exp(-known["logit"].astype(float)))
+    probability = read_metadata(checkpoint).calibration.apply(known["logit"])
     select = Select(page.get("point"))
     assert len(select.options) >= 2
     for number, option in enumerate([option.text for option in select.options]):

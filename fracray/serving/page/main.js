@@ -7,12 +7,12 @@ import { decodeHeatmap } from "./heatmap.js";
 import { Reading } from "./reading.js";
 import { Result } from "./result.js";
 import { asCsv, asJson, save } from "./takeaway.js";
+import { Tools } from "./tools.js";
 import { Viewer } from "./viewer.js";
 import { counted } from "./words.js";
 
 const LARGE = 25e6; // pixels from which the page says how a picture is drawn
 const NARROW = matchMedia("(max-width: 50rem)"); // the list stands above the picture
-const MOVE = 60; // canvas pixels by an arrow key
 
 const element = (id) => document.getElementById(id);
 const on = (id, name, action) => element(id).addEventListener(name, action);
@@ -22,9 +22,10 @@ const on = (id, name, action) => element(id).addEventListener(name, action);
 const server = new Server(askToken, (seconds) => {
   element("busy").textContent = seconds ? `The server is busy. Trying again in ${counted(seconds, "second")}.` : "";
 });
-const viewer = new Viewer(element("canvas"), showTools, (point) => {
+const viewer = new Viewer(element("canvas"), () => tools.show(), (point) => {
   element("pixel").textContent = point ? `${point.x}, ${point.y}: ${point.value}` : "";
 });
+const tools = new Tools(viewer, showHeatmap, step);
 const list = new CaseList(element("list"), (case_) => {
   open(case_);
   if (NARROW.matches) element("view").scrollIntoView();
@@ -140,7 +141,7 @@ async function open(case_) {
     viewer.show(picture);
     element("canvas").setAttribute("aria-label", `Radiograph ${case_.path}, ${width} by ${height} pixels`);
     say(width * height < LARGE ? "" : large(width, height));
-    if (heatmapOn()) await showHeatmap();
+    if (tools.heatmapOn) await showHeatmap();
   } catch (error) {
     if (signal.aborted) return;
     say(`No picture: ${error instanceof RangeError ? "it is too large for the memory of this browser." : error.message}`, true);
@@ -185,13 +186,9 @@ function say(words, wrong = false) {
 
 // ---- the heatmap
 
-function heatmapOn() {
-  return element("heat").getAttribute("aria-pressed") === "true";
-}
-
 async function showHeatmap() {
   const [case_, { signal }] = [current, opening];
-  if (!heatmapOn() || !viewer.picture) {
+  if (!tools.heatmapOn || !viewer.picture) {
     viewer.setOverlay(null, null);
     element("heat-words").textContent = "";
     return;
@@ -200,7 +197,7 @@ async function showHeatmap() {
   try {
     const row = await server.predict(case_.file, true, signal);
     const overlay = row.heatmap && (await decodeHeatmap(row.heatmap));
-    if (signal.aborted || !heatmapOn()) return;
+    if (signal.aborted || !tools.heatmapOn) return;
     viewer.setOverlay(overlay, row.peak_x === null ? null : { x: row.peak_x, y: row.peak_y });
     element("heat-words").textContent = overlay
       ? "Red is where the picture speaks most for a fracture, from its own lowest to its own highest place. A strong red " +
@@ -211,23 +208,7 @@ async function showHeatmap() {
   }
 }
 
-// ---- the tools
-
-function showTools() {
-  const { picture } = viewer;
-  for (const control of element("tools").querySelectorAll("button, input")) control.disabled = !picture;
-  if (!picture) return;
-  const rounded = (value) => Number(value.toFixed(1));
-  for (const [id, value] of [["center", viewer.center], ["width", viewer.width]]) {
-    if (document.activeElement !== element(id)) element(id).value = rounded(value);
-  }
-  element("invert").setAttribute("aria-pressed", viewer.inverted);
-}
-
-function press(tool) {
-  viewer.tool = tool;
-  for (const name of ["window", "move"]) element(`tool-${name}`).setAttribute("aria-pressed", name === tool);
-}
+// ---- from one radiograph or threshold to another
 
 function chooseThreshold(point) {
   for (const case_ of list.shown) list.write(case_, point.threshold, result.model.classes);
@@ -240,62 +221,6 @@ function step(by) {
   open(next);
   if (list.element.contains(document.activeElement)) next.button.focus();
 }
-
-const ACTIONS = {
-  w: () => viewer.widen(1.1),
-  n: () => viewer.widen(1 / 1.1),
-  b: () => viewer.brighten(0.05),
-  d: () => viewer.brighten(-0.05),
-  x: () => viewer.resetWindow(),
-  i: () => viewer.invert(),
-  h: () => element("heat").click(),
-  "+": () => viewer.zoomIn(),
-  "=": () => viewer.zoomIn(),
-  "-": () => viewer.zoomOut(),
-  f: () => viewer.fit(),
-  1: () => viewer.actual(),
-  r: () => viewer.turn(1),
-  R: () => viewer.turn(-1),
-};
-const ARROWS = { ArrowLeft: [MOVE, 0], ArrowRight: [-MOVE, 0], ArrowUp: [0, MOVE], ArrowDown: [0, -MOVE] };
-
-/** The keys of the picture and the list: only while one of them has the focus, as single letters are also typed. */
-function key(event) {
-  if (event.ctrlKey || event.altKey || event.metaKey || event.target.matches("input")) return;
-  const move = event.target === element("canvas") && ARROWS[event.key];
-  const steps = { j: 1, k: -1 }[event.key];
-  if (steps) step(steps);
-  else if (viewer.picture && move) viewer.pan(...move);
-  else if (viewer.picture && Object.hasOwn(ACTIONS, event.key)) ACTIONS[event.key]();
-  else return;
-  event.preventDefault();
-}
-
-for (const id of ["view", "list"]) on(id, "keydown", key);
-on("tool-window", "click", () => press("window"));
-on("tool-move", "click", () => press("move"));
-on("reset", "click", ACTIONS.x);
-on("invert", "click", ACTIONS.i);
-on("zoom-in", "click", ACTIONS["+"]);
-on("zoom-out", "click", ACTIONS["-"]);
-on("fit", "click", ACTIONS.f);
-on("actual", "click", ACTIONS[1]);
-on("turn-right", "click", ACTIONS.r);
-on("turn-left", "click", ACTIONS.R);
-for (const id of ["center", "width"]) {
-  on(id, "input", () => {
-    const [center, width] = [element("center"), element("width")];
-    if (center.validity.valid && width.validity.valid && center.value && width.value) {
-      viewer.setWindow(Number(center.value), Number(width.value));
-    }
-  });
-  on(id, "blur", showTools);
-}
-on("heat", "click", () => {
-  element("heat").setAttribute("aria-pressed", !heatmapOn());
-  showHeatmap();
-});
-on("opacity", "input", () => viewer.setOpacity(element("opacity").value / 100));
 
 // ---- files in, results out
 
@@ -352,7 +277,7 @@ function rows() {
 }
 
 say("Drop radiographs here: JPEG, PNG or DICOM.");
-showTools();
+tools.show();
 ready().catch((error) => {
   element("busy").textContent = error.message;
 });
