@@ -93,9 +93,20 @@ class Page:
         return any((part == gray[..., None]).all() for part in parts)
 
     def saved(self, name):
-        """The text of a file that the page saves; the file is removed."""
+        """The bytes of a file that the page saves; the file is removed."""
         file = self.downloads / name
         wait(file.exists)
-        text = file.read_text()
+        data = file.read_bytes()
         file.unlink()
-        return text
+        return data
+
+    def watch(self, name):
+        """Collect all words of an element from now on, also those that are gone at once."""
+        self.driver.execute_script(
+            "const e = arguments[0]; window.watched = [];"
+            "new MutationObserver(() => watched.push(e.textContent)).observe(e, {childList: true})",
+            self.get(name),
+        )
+
+    def watched(self):
+        return self.driver.execute_script("return watched")

@@ -24,6 +24,7 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromium-driver (Debian)")
 
 TOKEN = "a-token-of-the-tests"
+QUEUE = 3  # fewer than the page asks for at once of a folder, and enough for two files
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def server(checkpoint, tmp_path_factory):
     token = tmp_path_factory.mktemp("server") / "token"
     token.write_text(TOKEN)
     with (
-        served(checkpoint, "--decoders", 1, "--token-file", token) as serving,
+        served(checkpoint, "--decoders", 1, "--queue", QUEUE, "--token-file", token) as serving,
         serving.client(headers={"Authorization": f"Bearer {TOKEN}"}) as client,
     ):
         yield client
@@ -206,10 +207,13 @@ def test_a_folder_is_read_and_its_rows_are_taken_away(page, server, files, tmp_p
         (folder / f"b/x{seed}.jpg").write_bytes(jpeg(picture(seed)))
     (folder / "notes, old.csv").write_text("a,b\n")
     shutil.copy(files["dicom"], folder)
+    page.watch("busy")
     page.drop(folder, files["text"])
     labels = page.read(11)
     assert page.text("counts") == "10 radiographs read; 1 file without a prediction; 1 other file skipped"
     assert re.fullmatch(r"text\.dcm: error: .+", labels[-1])
+    assert 'status="429"' in server.get("/metrics").text
+    assert any("The server is busy. Trying again in " in words for words in page.watched())
     shares = [float(re.search(r": ([\d.]+)%", label)[1]) for label in labels[:-1]]
     assert shares == sorted(shares, reverse=True)
     page.press("take-json")
@@ -226,7 +230,7 @@ def test_a_folder_is_read_and_its_rows_are_taken_away(page, server, files, tmp_p
             assert row["probability"] == pytest.approx(answer["probability"], abs=1e-6)
             assert row["chosen_call"] == int(row["probability"] >= row["chosen_threshold"]) == row["call"]
     page.press("take-csv")
-    written = list(csv.DictReader(io.StringIO(page.saved("predictions.csv"))))
+    written = list(csv.DictReader(io.StringIO(page.saved("predictions.csv").decode())))
     assert [row["path"] for row in written] == [row["path"] for row in taken["rows"]]
     assert written[0]["probability"] == str(taken["rows"][0]["probability"])
     assert written[-1]["probability"] == written[-1]["chosen_call"] == ""
@@ -281,6 +285,36 @@ def test_an_unreadable_file_says_why_and_the_next_one_is_read(page, files):
     page.press("clear")
     assert page.rows() == []
     assert not page.get("result-row").is_displayed()
+
+
+def test_stop_leaves_out_what_waits(page, tmp_path):
+    for seed in range(40):
+        (tmp_path / f"{seed}.jpg").write_bytes(jpeg(picture(seed)))
+    page.driver.execute_script(
+        "const words = document.getElementById('progress-words');"
+        "const watch = new MutationObserver(() => { if (words.textContent.startsWith('Read 0')) return;"
+        "watch.disconnect(); document.getElementById('stop').click() });"
+        "watch.observe(words, {childList: true})"
+    )
+    page.drop(tmp_path)
+    wait(lambda: not page.get("reading").is_displayed() and page.rows())
+    assert 1 <= len(page.rows()) <= 8
+    assert re.fullmatch(r"\d radiographs? read; stopped, and the rest left out", page.text("counts"))
+
+
+def test_dicom_sr_is_for_dicom_files_and_the_servers_answer_is_said(page, server, files):
+    page.drop(files["jpeg"])
+    page.read(1)
+    assert not page.get("take-sr").is_enabled()
+    page.drop(files["dicom"])
+    page.read(2)
+    page.press("take-sr")
+    wait(lambda: not page.text("sr-words").startswith(("CSV", "Writing")))
+    answer = server.post("/predict?format=dicom-sr", files={"files": files["dicom"].read_bytes()})
+    if answer.status_code == 200:
+        assert page.saved("hand-sr.dcm")[128:132] == b"DICM"
+    else:
+        assert page.text("sr-words") == f"No DICOM SR: {answer.json()['error']}"
 
 
 # ---------------------------------------------------------------- access

@@ -5,27 +5,34 @@ const MARKS = ["\xff\xd8", "\x89PNG", "II*\0", "MM\0*", "II+\0", "MM\0+", "BM", 
 const DICOM_PLAIN = ["\x08\0", "\x02\0"]; // the first group of a DICOM file without a preamble
 
 /** Give each picture of a drop to take({file, path}); skip() counts the files of folders that hold no picture. A file
- *  that was dropped itself is always taken, so that the server says what is wrong with it. */
-export async function dropped(transfer, take, skip) {
+ *  that was dropped itself is always taken, so that the server says what is wrong with it. Ends once signal is aborted. */
+export async function dropped(transfer, { take, skip, signal }) {
   // The entries are gone once this function waits, so they are taken first.
   const items = [...transfer.items].filter((item) => item.kind === "file");
   const tops = items.map((item) => ({ entry: item.webkitGetAsEntry?.(), file: item.getAsFile() }));
   for (const { entry, file } of tops) {
-    if (entry?.isDirectory) for await (const inside of walk(entry)) await sort(inside, take, skip);
-    else if (file) take({ file, path: file.name });
+    if (entry?.isDirectory) {
+      for await (const inside of walk(entry)) {
+        await sort(inside, take, skip, signal);
+        if (signal.aborted) return;
+      }
+    } else if (file) take({ file, path: file.name });
   }
 }
 
 /** Of a file input, as `dropped`. */
-export async function chosen(list, take, skip) {
+export async function chosen(list, { take, skip, signal }) {
   for (const file of list) {
-    if (file.webkitRelativePath) await sort({ file, path: file.webkitRelativePath }, take, skip);
+    if (signal.aborted) return;
+    if (file.webkitRelativePath) await sort({ file, path: file.webkitRelativePath }, take, skip, signal);
     else take({ file, path: file.name });
   }
 }
 
-async function sort(inside, take, skip) {
-  if (await isPicture(inside.file)) take(inside);
+async function sort(inside, take, skip, signal) {
+  const picture = await isPicture(inside.file);
+  if (signal.aborted) return;
+  if (picture) take(inside);
   else skip();
 }
 

@@ -74,12 +74,13 @@ function rowOf(case_, { heatmap, ...row }) {
 /** What takes the files of one drop or choice, and opens the first. */
 function intake() {
   let first = true;
-  return (found) => {
+  const take = (found) => {
     const case_ = { ...found, row: null, button: null };
     reading.add(case_);
     if (first) open(case_);
     first = false;
   };
+  return { take, skip: () => reading.skip(), signal: reading.gathering.signal };
 }
 
 function done(case_) {
@@ -99,13 +100,14 @@ function tell(case_) {
 }
 
 function showReading() {
-  const { asked, read, failed, skipped, busy } = reading;
+  const { asked, read, failed, skipped, stopped, busy } = reading;
   element("reading").hidden = !busy;
   element("progress-words").textContent = `Read ${read.toLocaleString("en")} of ${counted(asked, "radiograph")}`;
   element("progress").value = asked ? read / asked : 0;
   const parts = [
     failed ? `${counted(failed, "file")} without a prediction` : "",
     skipped ? `${counted(skipped, "other file")} skipped` : "",
+    stopped ? "stopped, and the rest left out" : "",
   ].filter(Boolean);
   const all = busy || !asked ? "" : `${counted(read - failed, "radiograph")} read`;
   element("counts").textContent = [all, ...parts].filter(Boolean).join("; ");
@@ -229,7 +231,7 @@ for (const [button, input] of [["add-files", "files"], ["add-folder", "folder"]]
   on(input, "change", async () => {
     const found = [...element(input).files];
     element(input).value = ""; // so that the same file can be chosen again
-    await chosen(found, intake(), () => reading.skip()).catch(unreadable);
+    await chosen(found, intake()).catch(unreadable);
   });
 }
 for (const name of ["dragover", "dragleave", "drop"]) {
@@ -237,7 +239,7 @@ for (const name of ["dragover", "dragleave", "drop"]) {
     if (!event.dataTransfer?.types.includes("Files")) return;
     event.preventDefault();
     document.body.classList.toggle("over", name === "dragover");
-    if (name === "drop") dropped(event.dataTransfer, intake(), () => reading.skip()).catch(unreadable);
+    if (name === "drop") dropped(event.dataTransfer, intake()).catch(unreadable);
   });
 }
 
@@ -245,10 +247,7 @@ function unreadable(error) {
   element("busy").textContent = `A file or folder cannot be read any more: ${error.message}`;
 }
 
-on("stop", "click", () => {
-  const left = reading.stop();
-  element("said").textContent = `${counted(left, "radiograph")} left out.`;
-});
+on("stop", "click", () => reading.stop());
 on("take-csv", "click", () => save("predictions.csv", asCsv(rows(), result.point), "text/csv"));
 on("take-json", "click", () => save("predictions.json", asJson(rows(), result.point), "application/json"));
 on("take-sr", "click", async () => {

@@ -12,6 +12,8 @@ export class Reading {
   clear() {
     this.abort?.abort();
     this.abort = new AbortController();
+    this.endGathering();
+    this.stopped = false;
     this.waiting = [];
     this.running = 0;
     this.asked = 0;
@@ -23,6 +25,7 @@ export class Reading {
   add(case_) {
     this.waiting.push(case_);
     this.asked += 1;
+    this.stopped = false;
     this.start();
     this.changed();
   }
@@ -32,13 +35,18 @@ export class Reading {
     this.changed();
   }
 
-  /** Leave out what waits; what is on its way comes. The number left out. */
+  /** Leave out what waits, and what of a folder has not been looked at; what is on its way comes. */
   stop() {
-    const left = this.waiting.length;
-    this.asked -= left;
+    this.endGathering();
+    this.asked -= this.waiting.length;
     this.waiting = [];
+    this.stopped = true;
     this.changed();
-    return left;
+  }
+
+  endGathering() {
+    this.gathering?.abort();
+    this.gathering = new AbortController(); // of the folders that are being looked through
   }
 
   get busy() {
