@@ -116,7 +116,7 @@ def _check(args: argparse.Namespace) -> None:
     require_local(args.checkpoint, "no such checkpoint folder or run")
     try:
         import fastapi  # noqa: F401
-        import multipart  # noqa: F401
+        import python_multipart  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise InputError(f'{error.name} is not installed; install it with: pip install "fracray[serve]"') from None

@@ -14,7 +14,7 @@ import pytest
 import torch
 from drawn_fracatlas import Atlas, jpeg, picture
 
-from fracray import cli, evaluate, fetch, predict, refit, report, train, tune
+from fracray import cli, evaluate, fetch, predict, refit, report, serve, train, tune
 from fracray.cluster import __main__ as cluster
 from fracray.config import Config
 from fracray.data import __main__ as data
@@ -123,6 +123,8 @@ FLAGS = {
     "evaluate": "checkpoint --data --split --json --csv --by --operating-points --cost-ratio --prevalence --saliency "
     "--against --corruptions --reference --severities --seed --address",
     "predict": "checkpoint path --to --overwrite --coverage --study --heatmaps --address",
+    "serve": "checkpoint --host --port --token-file --workers --decoders --batch --wait --coverage --max-megabytes "
+    "--max-megapixels --max-files --timeout --queue",
     "report": "run --data --to --model-card --claim",
     "cluster check": "file --space --workers-per-trial --cpus-per-trial --gpus-per-trial --storage",
     "cluster submit": "file --address",
@@ -142,6 +144,7 @@ MODULES = {
     "fetch": fetch,
     "evaluate": evaluate,
     "predict": predict,
+    "serve": serve,
     "report": report,
     "cluster": cluster,
     "data": data,

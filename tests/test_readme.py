@@ -21,6 +21,7 @@ import fracray.fetch
 import fracray.predict
 import fracray.refit
 import fracray.report
+import fracray.serve
 import fracray.train
 import fracray.tune
 from fracray.config import Config, parse_assignments
@@ -34,7 +35,7 @@ PAGES = (
     "README.md",
     *(
         f"docs/{name}.md"
-        for name in ("data", "search", "splits", "evaluate", "robustness", "run-folder", "report", "predict")
+        for name in ("data", "search", "splits", "evaluate", "robustness", "run-folder", "report", "predict", "serve")
     ),
 )
 VERBS = {
@@ -45,9 +46,11 @@ VERBS = {
     "refit": fracray.refit,
     "predict": fracray.predict,
     "report": fracray.report,
+    "serve": fracray.serve,
     "train": fracray.train,
     "tune": fracray.tune,
 }
+SERVES = "serves until it is stopped; tests/serving/test_serve.py does it"
 NETWORK, CLUSTER, BUCKET = "needs the network", "needs a cluster that is up", "needs a bucket and a cluster that is up"
 FRACRAY = "python -m fracray."
 NOT_RUN = {
@@ -69,6 +72,9 @@ NOT_RUN = {
     "python -m fracray.tune --space search_spaces/backbone.yaml --data FracAtlas.zip --time-budget 3600 --name lite": (
         "trains a large network for minutes"
     ),
+    "python -m fracray.serve runs/atlas": SERVES,
+    "python -m fracray.serve runs/atlas --host 0.0.0.0 --token-file token --queue 256": SERVES,
+    "curl -F files=@hand.dcm -F files=@foot.jpg 'http://127.0.0.1:8000/predict?heatmap=1'": SERVES,
 }
 REFUSED = {
     "python -m fracray.cluster check cluster/gpu.yaml --space search_spaces/reg.yaml --gpus-per-trial 0.25": (

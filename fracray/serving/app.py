@@ -78,7 +78,7 @@ class _Watch:
         try:
             self._guard.check(scope["path"], request.headers, _page_file(scope["path"]) is not None)
         except RefusedError as refusal:
-            await drain(request, self._limits)
+            await drain(request, self._limits.seconds)
             await _refused(refusal)(scope, receive, sending)
         else:
             await self._app(scope, receive, sending)
@@ -101,7 +101,7 @@ def make_app(engine: Engine, guard: Guard, limits: Limits) -> FastAPI:
 
     @app.exception_handler(RefusedError)
     async def refused(request: Request, refusal: RefusedError) -> Response:
-        await drain(request, limits)
+        await drain(request, 0.5 if refusal.status == 408 else limits.seconds)
         return _refused(refusal)
 
     @app.exception_handler(HTTPException)
@@ -113,7 +113,7 @@ def make_app(engine: Engine, guard: Guard, limits: Limits) -> FastAPI:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        await drain(request, limits)
+        await drain(request, limits.seconds)
         first = error.errors()[0]
         return JSONResponse({"error": f"{first['loc'][-1]}: {first['msg']}; see /docs"}, 422)
 

@@ -12,12 +12,13 @@ class Counters:
     """The metrics of one server."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        own = {"registry": self._registry}
-        self.requests = Counter("fracray_requests", "Requests answered", ("path", "status"), **own)
-        self.seconds = Histogram("fracray_request_seconds", "Time of a request", ("path",), buckets=SECONDS, **own)
-        self.pictures = Counter("fracray_pictures", "Pictures by outcome: read or failed", ("outcome",), **own)
-        self.batch = Histogram("fracray_batch_pictures", "Pictures in a forward pass", buckets=SIZES, **own)
+        own = self._registry = CollectorRegistry()
+        self.requests = Counter("fracray_requests", "Requests answered", ("path", "status"), registry=own)
+        self.seconds = Histogram(
+            "fracray_request_seconds", "Time of a request", ("path",), buckets=SECONDS, registry=own
+        )
+        self.pictures = Counter("fracray_pictures", "Pictures by outcome: read or failed", ("outcome",), registry=own)
+        self.batch = Histogram("fracray_batch_pictures", "Pictures in a forward pass", buckets=SIZES, registry=own)
 
     def gauge(self, name: str, words: str, value: Callable[[], float]) -> None:
         """A number that is asked for whenever the metrics are read."""

@@ -57,10 +57,12 @@ class Engine:
         self._batcher: Batcher | None = None
         self.counters = Counters()
         self.card: dict[str, Any] = {}
-        for name, pool in (("decoder", self._decoders), ("model", self._models)):
-            self.counters.gauge(
-                f"fracray_{name}_processes_lost", f"{name} processes that died or were ended", lambda p=pool: p.lost
-            )
+        self._count_lost("decoder", self._decoders)
+        self._count_lost("model", self._models)
+
+    def _count_lost(self, name: str, pool: Pool) -> None:
+        words = f"{name} processes that died or were ended"
+        self.counters.gauge(f"fracray_{name}_processes_lost", words, lambda: pool.lost)
 
     async def start(self) -> None:
         """Start all processes; InputError where the checkpoint cannot be opened."""

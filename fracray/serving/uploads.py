@@ -63,10 +63,10 @@ async def _stream(request: Request, take: Callable[[int], None]) -> AsyncGenerat
         yield chunk
 
 
-async def drain(request: Request, limits: Limits) -> None:
-    """Read what the client still sends and forget it, so that it can read its answer; for a limited time."""
+async def drain(request: Request, seconds: float) -> None:
+    """Read what the client still sends and forget it, so that it can read its answer; for so long at most."""
     try:
-        async with asyncio.timeout(limits.seconds):
+        async with asyncio.timeout(seconds):
             async for _ in request.stream():
                 pass
     except (TimeoutError, ClientDisconnect, RuntimeError):  # RuntimeError: it was read

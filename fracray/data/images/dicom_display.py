@@ -271,14 +271,14 @@ def _through_lut(values: np.ndarray, item: Dataset, fields: Fields) -> np.ndarra
 
 def _own_range(real: np.ndarray, values: np.ndarray, counts: np.ndarray, fields: Fields) -> np.ndarray:
     """`stretch`, or nothing where the stored values hardly differ."""
-    low, high = _tails(values, counts)
+    low, high = tails(values, counts)
     if high - low < _LEVELS:
         fields.note("PixelData", f"holds values between {low:g} and {high:g} only")
         return np.zeros(len(values))
     return stretch(real, counts)
 
 
-def _tails(values: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
+def tails(values: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
     """The values at the percentiles TAILS of a picture in which each occurs `counts` times; 0, 0 in an empty one."""
     order = np.argsort(values, kind="stable")
     order = order[counts[order] > 0]
@@ -292,5 +292,5 @@ def _tails(values: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
 def stretch(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Brightness, 0 to 1, of each of `values`, black and white at the percentiles TAILS of a picture in which they
     occur `counts` times: (n,) float."""
-    low, high = _tails(values, counts)
+    low, high = tails(values, counts)
     return (values - low) / (high - low) if high > low else np.zeros(len(values))

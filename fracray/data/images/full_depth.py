@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from fracray.data.images import dicom, kinds
-from fracray.data.images.decode import decode
+from fracray.data.images.decode import decode, upright
 from fracray.data.images.dicom_display import Display
 from fracray.data.images.dicom_fields import DicomError
-from fracray.data.images.samples import MAX_PIXELS
+from fracray.data.images.jpeg_png import open_deep_jpeg, png_head
+from fracray.data.images.samples import MAX_PIXELS, Samples, words_of
+from fracray.data.images.tiff import open_page
 
 STEP = 0.5 / 255  # of brightness, which a window may differ from what the header asks for
 
@@ -32,7 +34,8 @@ class FullDepth:
 def full_depth(data: bytes) -> FullDepth:
     """The picture in the bytes of a file, of which all must be sound: stored values of gray DICOM, gray of all else.
 
-    A window of the header that is no straight line (a table, a sigmoid) is applied, to 16 bits. ValueError, with the
+    Of other files, opaque ones of 9 to 16 bits keep their depth, and all others have 8. A window of the header that is
+    no straight line (a table, a sigmoid) is applied, to 16 bits. ValueError, with the
     reason, as `decode` notes it.
     """
     if kinds.kind_of(data[: kinds.HEAD]) == kinds.DICOM:
@@ -46,7 +49,23 @@ def full_depth(data: bytes) -> FullDepth:
     if found.gray is None or found.fault:
         cut = "the file is cut short" if found.fault == "truncated" else ""
         raise ValueError("; ".join(filter(None, [cut, found.note])))
+    if (stored := _stored(data)) and (deep := words_of(stored)):
+        gray, black, white = deep
+        values = upright(gray, found.orientation)
+        return FullDepth(values, 16, (black + white) / 2, max(white - black, 1.0), stored.inverted)
     return FullDepth(found.gray.astype(np.uint16), 8, 127.5, 255.0, False)
+
+
+def _stored(data: bytes) -> Samples | None:
+    """The samples of a sound file, as they are stored; None of kinds that have 8 bits always."""
+    kind = kinds.kind_of(data[: kinds.HEAD])
+    if kind == kinds.PNG:
+        head = png_head(data)
+        return head.stored(data) if head and head.bits > 8 else None
+    if kind == kinds.TIFF:
+        return open_page(data).stored()
+    deep = open_deep_jpeg(data) if kind == kinds.JPEG else None
+    return deep.stored() if deep else None
 
 
 def _of_display(shown: Display) -> FullDepth:
