@@ -1,6 +1,7 @@
 """The page of fracray.serve as a user has it: pressed, typed into, dropped on, read and looked at, through selenium."""
 
 import base64
+import re
 import time
 
 import numpy as np
@@ -22,6 +23,18 @@ def wait(found, seconds=WAIT, why=lambda: ""):
         assert time.monotonic() < end, why() or "it did not come"
         time.sleep(0.05)
     return got
+
+
+def gray_of(values, window, inverted=False):
+    """LINEAR_EXACT of DICOM PS3.3 C.11.2.1.3.2, to 0..255."""
+    center, width = window
+    share = np.clip((values.astype(np.float64) - center) / width + 0.5, 0, 1)
+    return np.floor(255 * (1 - share if inverted else share) + 0.5).astype(np.uint8)
+
+
+def share_in(words):
+    """The first percentage in a text, in percent."""
+    return float(re.search(r"([\d.]+)%", words)[1])
 
 
 class Page:

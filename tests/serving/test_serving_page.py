@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from drawn_dicom import as_bytes, dataset
 from drawn_fracatlas import jpeg, picture
-from driven_page import Page, wait
+from driven_page import CHROMIUM_FLAGS, Page, gray_of, share_in, wait
 from served import served, tiny_checkpoint
 
 from fracray.data.images.decode import decode
@@ -52,13 +52,7 @@ def browser(server, tmp_path_factory):
     downloads = tmp_path_factory.mktemp("downloads")
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
-    for word in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--window-size=1500,900",
-    ):
+    for word in CHROMIUM_FLAGS:
         options.add_argument(word)
     options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
@@ -75,20 +69,9 @@ def page(browser):
     assert not [message for message in wrong if "the server responded with a status" not in message]
 
 
-def gray_of(values, window, inverted=False):
-    """LINEAR_EXACT of DICOM PS3.3 C.11.2.1.3.2, to 0..255."""
-    center, width = window
-    share = np.clip((values.astype(np.float64) - center) / width + 0.5, 0, 1)
-    return np.floor(255 * (1 - share if inverted else share) + 0.5).astype(np.uint8)
-
-
 def share_of(page):
     """The probability of the open radiograph as it is said, in percent."""
     return share_in(page.text("probability"))
-
-
-def share_in(words):
-    return float(re.search(r"([\d.]+)%", words)[1])
 
 
 def window_of(page):
