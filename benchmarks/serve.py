@@ -156,6 +156,7 @@ def measured(folder: Path, requests: list[bytes], args: argparse.Namespace) -> l
                 row |= {f"p{share}": float(np.percentile(times, share)) for share in (50, 95, 99)}
                 rows.append(row | {"answers": dict(Counter(str(status) for status, _ in found))})
         server.send_signal(signal.SIGTERM)
+        server.stdout.read()
     return rows
 
 

@@ -187,8 +187,10 @@ def strength(found: np.ndarray, kept: Kept, sides: tuple[int, int], shown: np.nd
     right, bottom = max(right, left + 1), max(bottom, top + 1)
     inside, level = _level(found, kept, SHOWN)
     part = cv2.resize(level[inside], (right - left, bottom - top), interpolation=cv2.INTER_AREA)
+    part -= part.min()  # the highest cell may lie beside the picture, in the square's border
     picture = np.zeros((max(height, bottom), max(width, right)), np.uint8)
-    picture[top:bottom, left:right] = np.rint(255 * np.clip(part, 0, 1))
+    if part.max() > 0:
+        picture[top:bottom, left:right] = np.rint(255 * part / part.max())
     return _png(np.ascontiguousarray(picture[:height, :width]))
 
 

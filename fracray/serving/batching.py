@@ -21,11 +21,6 @@ class Batcher:
         self._collecting = asyncio.Lock()
         self._tasks = [asyncio.create_task(self._work()) for _ in range(at_once)]
 
-    @property
-    def waiting(self) -> int:
-        """Items that are in no batch yet."""
-        return self._queue.qsize()
-
     async def __call__(self, item: Any) -> Any:
         """What `run` returns for this item, or raises for its batch."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()

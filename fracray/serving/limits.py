@@ -1,7 +1,7 @@
 """What the server allows a client, and how it answers where that is passed. Knows nothing of HTTP libraries."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 MEGABYTE = 2**20
 BODIES = 4  # requests of the largest size that are in memory at once
@@ -34,7 +34,7 @@ class Admission:
     limits: Limits
     requests: int = 0
     bytes: int = 0
-    seconds_each: float = field(default=0.0)  # a moving mean of what a request takes
+    seconds_each: float = 0.0  # a moving mean of what a request takes
 
     def enter(self) -> "Visit":
         """Let a request in. RefusedError 429 where the queue is full."""

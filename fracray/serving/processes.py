@@ -120,7 +120,7 @@ class Pool:
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="fracray-call")
         self._idle: asyncio.Queue[Worker] = asyncio.Queue()
         self._reviving: set[asyncio.Future[Any]] = set()
-        self.count, self.lost = count, 0
+        self.lost = 0
 
     async def start(self) -> None:
         """Start all processes; errors as `Worker.start`."""
