@@ -13,6 +13,7 @@ VERBS = {
     "evaluate": ("fracray.evaluate", "score a checkpoint on a split or on other radiographs"),
     "predict": ("fracray.predict", "predict on radiographs without labels: a table with a row for each"),
     "export": ("fracray.export", "write a checkpoint as one ONNX or torch.export file, and prove it"),
+    "serve": ("fracray.serve", "serve a checkpoint over HTTP, with a page for a radiologist"),
     "report": ("fracray.report", "write what a run or a checkpoint found as one HTML page"),
     "log": ("fracray.log", "write a run to MLflow or TensorBoard"),
     "cluster": ("fracray.cluster.__main__", "check a cluster file, run tune, refit or train there, and follow it"),

@@ -14,7 +14,7 @@ import pytest
 import torch
 from drawn_fracatlas import Atlas, jpeg, picture
 
-from fracray import cli, evaluate, export, fetch, log, predict, refit, report, train, tune
+from fracray import cli, evaluate, export, fetch, log, predict, refit, report, serve, train, tune
 from fracray.cluster import __main__ as cluster
 from fracray.config import Config
 from fracray.data import __main__ as data
@@ -125,6 +125,8 @@ FLAGS = {
     "--against --corruptions --reference --severities --seed --address",
     "predict": "checkpoint path --to --overwrite --coverage --study --heatmaps --dicom-out --address",
     "export": "checkpoint --to --format --data --overwrite",
+    "serve": "checkpoint --host --port --token-file --workers --decoders --batch --wait --coverage --max-megabytes "
+    "--max-megapixels --max-files --timeout --queue",
     "report": "run --data --to --model-card --claim --evaluated --cluster --price-per-hour",
     "log": "run --to",
     "cluster check": "file --space --workers-per-trial --cpus-per-trial --gpus-per-trial --storage",
@@ -146,6 +148,7 @@ MODULES = {
     "evaluate": evaluate,
     "predict": predict,
     "export": export,
+    "serve": serve,
     "report": report,
     "log": log,
     "cluster": cluster,

@@ -23,6 +23,7 @@ import fracray.log
 import fracray.predict
 import fracray.refit
 import fracray.report
+import fracray.serve
 import fracray.train
 import fracray.tune
 from fracray.config import Config, parse_assignments
@@ -47,6 +48,7 @@ PAGES = (
             "predict",
             "dashboards",
             "export",
+            "serve",
         )
     ),
 )
@@ -60,9 +62,11 @@ VERBS = {
     "refit": fracray.refit,
     "predict": fracray.predict,
     "report": fracray.report,
+    "serve": fracray.serve,
     "train": fracray.train,
     "tune": fracray.tune,
 }
+SERVES = "serves until it is stopped; tests/serving/test_serve.py does it"
 NETWORK, CLUSTER, BUCKET = "needs the network", "needs a cluster that is up", "needs a bucket and a cluster that is up"
 SERVER = "a server that runs on; tests/tracking/test_log.py starts it"
 FRACRAY = "python -m fracray."
@@ -88,6 +92,9 @@ NOT_RUN = {
     "mlflow server --backend-store-uri sqlite:///mlflow.db": SERVER,
     "tensorboard --logdir tb": "a server that runs on; tests/tracking/test_log.py reads the same files",
     "optuna-dashboard runs/atlas/optuna.journal": SERVER,
+    "python -m fracray.serve runs/atlas": SERVES,
+    "python -m fracray.serve runs/atlas --host 0.0.0.0 --token-file token --queue 256": SERVES,
+    "curl -F files=@hand.dcm -F files=@foot.jpg 'http://127.0.0.1:8000/predict?heatmap=1'": SERVES,
 }
 REFUSED = {
     "python -m fracray.cluster check cluster/gpu.yaml --space search_spaces/reg.yaml --gpus-per-trial 0.25": (

@@ -5,7 +5,7 @@ Decodes as the training did, so the same file gives the same pixels. Knows no ch
 
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,16 @@ class Decoder:
         self._size, self._crop, self._shown, self._sender = size, crop, shown, sender
 
     def __call__(self, batch: Batch) -> Batch:
-        cv2.setNumThreads(1)  # the parallelism is Ray Data's
+        return self.of_bytes(batch, self._bytes(batch["file"].tolist()))
+
+    def of_bytes(self, batch: Batch, contents: Iterable[tuple[bytes | None, str]]) -> Batch:
+        """As a call, of files whose bytes are here, or the reasons why they are not."""
+        cv2.setNumThreads(1)  # the parallelism is that of processes
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a row says what is odd about a file
             rows = [
                 {"error": error} if error else self._facts(*read)
-                for error, read in zip(batch["error"].tolist(), self._bytes(batch["file"].tolist()), strict=True)
+                for error, read in zip(batch["error"].tolist(), contents, strict=True)
             ]
         unknown: dict[str, Any] = {
             **dict.fromkeys(("error", "sop_instance_uid", "study_instance_uid", "pixel_hash", "fault", "note"), ""),

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -93,10 +93,23 @@ def conformal_of(checkpoint: Checkpoint, coverage: float) -> ConformalSets | Non
     return fit_conformal(kept["label"], kept["logit"], kept["group"], coverage)
 
 
-class Scorer:
-    """Batches of `Decoder` to tables of SCORED, by one checkpoint on this process' device."""
+class Draw(Protocol):
+    """A map (h, w), 0 or above, of a square as PNG; None: there is no map, the picture alone.
 
-    def __init__(self, checkpoint: Checkpoint, asked: Asked) -> None:
+    kept, sides: the part of the picture that the square shows, and the picture's width and height; shown: the square
+    of the same part that the decoder was asked for.
+    """
+
+    def __call__(self, found: np.ndarray | None, kept: Kept, sides: tuple[int, int], shown: np.ndarray) -> bytes: ...
+
+
+class Scorer:
+    """Batches of `Decoder` to tables of SCORED, by one checkpoint on this process' device.
+
+    draw: what is made of the maps, where heatmaps are asked for.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, asked: Asked, draw: Draw | None = None) -> None:
         self._metadata, self._model = checkpoint.metadata, checkpoint.model
         self._hash = hash_of(checkpoint.folder)
         self._run = looking_network(checkpoint)
@@ -105,6 +118,7 @@ class Scorer:
         found = methods(checkpoint.model)
         self._overlay = found[0] if asked.pictures and found else None
         self._asked = asked
+        self._draw = draw or overlay
 
     def __call__(self, batch: Batch) -> pa.Table:
         sound = np.flatnonzero(batch["error"] == "")
@@ -149,7 +163,9 @@ class Scorer:
             }
             if self._asked.pictures:
                 found = None if overlays is None else overlays[number]
-                rows[at][HEATMAP] = _png(batch["shown"][at], found, kept)
+                sides = int(batch["width"][at]), int(batch["height"][at])
+                if found is not None or self._asked.dicom:
+                    rows[at][HEATMAP] = self._draw(found, kept, sides, batch["shown"][at])
                 if self._asked.dicom:
                     rows[at] |= {MAP: None if found is None else list(found), PART: [int(edge) for edge in kept[:4]]}
 
@@ -186,13 +202,41 @@ def _cells(pixels: slice, count: int, size: int) -> np.ndarray:
     return np.arange(pixels.start * count // size, -(-pixels.stop * count // size))
 
 
-def _png(square: np.ndarray, found: np.ndarray | None, kept: Kept) -> bytes:
+def overlay(found: np.ndarray | None, kept: Kept, sides: tuple[int, int], shown: np.ndarray) -> bytes:
     """The part of a picture that a square shows, under the map of another square of it if there is one, as PNG."""
-    inside = frame(int(kept.right - kept.left), int(kept.bottom - kept.top), len(square))
-    found = np.zeros((1, 1), dtype=np.float32) if found is None else found
+    inside, level = _level(found, kept, len(shown))
+    return _png(np.ascontiguousarray(glowing(shown, level)[inside]))
+
+
+def strength(found: np.ndarray | None, kept: Kept, sides: tuple[int, int], shown: np.ndarray) -> bytes:
+    """The map on the whole picture, of at most SHOWN px, as gray PNG: 255 where it is highest, 0 lowest and outside."""
+    scale = min(1.0, SHOWN / max(sides))
+    width, height = (max(1, round(side * scale)) for side in sides)
+    left, top, right, bottom = (round(float(edge) * scale) for edge in kept[:4])
+    right, bottom = max(right, left + 1), max(bottom, top + 1)
+    inside, level = _level(found, kept, SHOWN)
+    part = cv2.resize(level[inside], (right - left, bottom - top), interpolation=cv2.INTER_AREA)
+    part -= part.min()  # the highest cell may lie beside the picture, in the square's border
+    picture = np.zeros((max(height, bottom), max(width, right)), np.uint8)
+    if part.max() > 0:
+        picture[top:bottom, left:right] = np.rint(255 * part / part.max())
+    return _png(np.ascontiguousarray(picture[:height, :width]))
+
+
+def _level(found: np.ndarray | None, kept: Kept, side: int) -> tuple[tuple[slice, slice], np.ndarray]:
+    """Where in a square of this side the picture is, and a map as (side, side) float32.
+
+    Its lowest cell is 0 and its highest 1; it is 0 all over where there is none.
+    """
+    inside = frame(int(kept.right - kept.left), int(kept.bottom - kept.top), side)
+    if found is None:
+        return inside, np.zeros((side, side), dtype=np.float32)
     spread = float(found.max() - found.min())
     level = (found - found.min()) / spread if spread > 0 else np.zeros_like(found)
-    sized = cv2.resize(level.astype(np.float32), square.shape[::-1], interpolation=cv2.INTER_LINEAR)
-    written, data = cv2.imencode(".png", np.ascontiguousarray(glowing(square, np.clip(sized, 0, 1))[inside]))
+    return inside, np.clip(cv2.resize(level.astype(np.float32), (side, side), interpolation=cv2.INTER_LINEAR), 0, 1)
+
+
+def _png(picture: np.ndarray) -> bytes:
+    written, data = cv2.imencode(".png", picture)
     assert written, "OpenCV encodes PNG"
     return bytes(data)

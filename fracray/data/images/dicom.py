@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.filereader import dcmread, read_dataset, read_preamble
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
-from fracray.data.images.dicom_display import show_colour, show_gray
+from fracray.data.images.dicom_display import Display, display_of, show_colour, show_gray
 from fracray.data.images.dicom_fields import DicomError, Fields, as_dicom_errors
 from fracray.data.images.dicom_format import (
     MONOCHROME,
@@ -34,7 +34,7 @@ warnings.filterwarnings("ignore", module=r"pydicom\b")
 
 MAX_HEADER = 2**22  # bytes of a deflated file beyond its pixels; overlays and colour profiles need less
 
-_PIXELS = 0x7FE00010
+_PIXEL_DATA = 0x7FE00010
 
 
 def is_dicom(head: bytes) -> bool:
@@ -95,10 +95,20 @@ def gray(picture: DicomImage) -> np.ndarray:
     percentiles. Colour is converted to luma. What the header asks for is ignored where it hides the whole picture: see
     `notes` of the picture. DicomError for what cannot be decoded.
     """
-    fields, stored, form = picture.fields, picture.stored, picture.form
     with as_dicom_errors("its pixels cannot be decoded"):
-        pixels = decode_pixels(fields, stored, form, read_syntax(fields, stored, form))
-        return (show_gray if form.kind in MONOCHROME else show_colour)(pixels, form, fields)
+        show = show_gray if picture.form.kind in MONOCHROME else show_colour
+        return show(_pixels(picture), picture.form, picture.fields)
+
+
+def display(picture: DicomImage) -> Display | None:
+    """As `gray`, with the stored values that the picture is made from; None for colour."""
+    with as_dicom_errors("its pixels cannot be decoded"):
+        return display_of(_pixels(picture), picture.form, picture.fields) if picture.form.kind in MONOCHROME else None
+
+
+def _pixels(picture: DicomImage) -> np.ndarray:
+    fields, stored, form = picture.fields, picture.stored, picture.form
+    return decode_pixels(fields, stored, form, read_syntax(fields, stored, form))
 
 
 # ---------------------------------------------------------------- deflated files
@@ -142,4 +152,4 @@ def _meta(data: bytes) -> tuple[Dataset, bytes]:
 
 
 def _up_to_pixels(head: bytes) -> Dataset:
-    return read_dataset(BytesIO(head), False, True, stop_when=lambda tag, vr, length: tag >= _PIXELS)
+    return read_dataset(BytesIO(head), False, True, stop_when=lambda tag, vr, length: tag >= _PIXEL_DATA)

@@ -5,6 +5,7 @@ where it cannot be read or where it hides the whole picture. Source: DICOM PS3.3
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -43,26 +44,45 @@ def show_gray(pixels: np.ndarray, form: PixelFormat, fields: Fields) -> np.ndarr
     Of the VOI LUT, the windows in their order and the picture's own range, the first that does not hide the whole
     picture is used. Notes what is ignored.
     """
+    return display_of(pixels, form, fields).gray
+
+
+@dataclass(frozen=True)
+class Display:
+    """How a picture is shown: the stored bits of each pixel as an index (rows, columns), and for each index, (n,), the
+    value it means, its brightness before dark and bright are exchanged, 0 to 1, and whether it is padding; the result.
+    """
+
+    codes: np.ndarray
+    values: np.ndarray
+    brightness: np.ndarray
+    padding: np.ndarray
+    inverted: bool
+    gray: np.ndarray
+
+
+def display_of(pixels: np.ndarray, form: PixelFormat, fields: Fields) -> Display:
+    """As `show_gray`, with what the picture is made from."""
     codes, values = _codes(pixels, form, fields)
     counts = np.bincount(codes.ravel(), minlength=len(values))
     padding = _padding(values, counts, fields)
     counts[padding] = 0
     inverted = _inverted(form, fields)
-    first: np.ndarray | None = None
+    first: Display | None = None
     hiding: list[str] = []
     for words, display in _ways(values, counts, form, fields):
         with np.errstate(all="ignore"):
-            brightness = np.nan_to_num(display(), nan=0.0)
-        table = np.rint(np.clip(brightness, 0, 1) * 255).astype(np.uint8)
+            brightness = np.clip(np.nan_to_num(display(), nan=0.0), 0, 1)
+        table = np.rint(brightness * 255).astype(np.uint8)
         if inverted:
             table = 255 - table
         table[padding] = 0
-        picture = table[codes]
-        if not nothing_shown(picture):
+        found = Display(codes, values, brightness, padding, inverted, table[codes])
+        if not nothing_shown(found.gray):
             for hidden in hiding:
                 fields.note(hidden, "hides the whole picture: ignored")
-            return picture
-        first = picture if first is None else first
+            return found
+        first = first or found
         hiding += [words] if words else []
     assert first is not None
     return first
@@ -251,14 +271,14 @@ def _through_lut(values: np.ndarray, item: Dataset, fields: Fields) -> np.ndarra
 
 def _own_range(real: np.ndarray, values: np.ndarray, counts: np.ndarray, fields: Fields) -> np.ndarray:
     """`stretch`, or nothing where the stored values hardly differ."""
-    low, high = _tails(values, counts)
+    low, high = tails(values, counts)
     if high - low < _LEVELS:
         fields.note("PixelData", f"holds values between {low:g} and {high:g} only")
         return np.zeros(len(values))
     return stretch(real, counts)
 
 
-def _tails(values: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
+def tails(values: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
     """The values at the percentiles TAILS of a picture in which each occurs `counts` times; 0, 0 in an empty one."""
     order = np.argsort(values, kind="stable")
     order = order[counts[order] > 0]
@@ -272,5 +292,5 @@ def _tails(values: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
 def stretch(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Brightness, 0 to 1, of each of `values`, black and white at the percentiles TAILS of a picture in which they
     occur `counts` times: (n,) float."""
-    low, high = _tails(values, counts)
+    low, high = tails(values, counts)
     return (values - low) / (high - low) if high > low else np.zeros(len(values))

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from fracray.data.images.exif import orientation_of
-from fracray.data.images.samples import PictureError, check_size, over_black, said, shown
+from fracray.data.images.samples import PictureError, Samples, check_size, over_black, said, shown
 
 _EXIF = b"Exif\0\0"
 _MODES = {1: "I", 3: "RGB", 4: "CMYK"}
@@ -50,6 +50,10 @@ class DeepJpeg:
 
     def gray(self) -> np.ndarray:
         """The picture as a viewer shows it, before it is turned: (height, width) uint8. PictureError where damaged."""
+        return shown(*self.stored())
+
+    def stored(self) -> Samples:
+        """Its samples, before it is turned. PictureError where damaged."""
         if b"\xff\xd9" not in self.data[-64:]:
             raise PictureError("truncated", "")
         try:
@@ -58,7 +62,7 @@ class DeepJpeg:
             raise PictureError("unreadable", f"its pixels cannot be decoded: {said(error)}") from None
         if samples.shape[:2] != (self.height, self.width) or samples.shape[2:] not in ((), (3,)):
             raise PictureError("unreadable", "its picture is not of the announced size, or neither gray nor RGB")
-        return shown(samples)
+        return Samples(samples)
 
 
 def open_deep_jpeg(data: bytes) -> DeepJpeg | None:
@@ -114,16 +118,24 @@ class PngHead:
 
     def gray(self, data: bytes) -> np.ndarray | None:
         """The picture as a viewer shows it: uint8. None where it is damaged."""
+        stored = self.stored(data)
+        if stored is None:
+            return None
+        samples, alpha, *_ = stored
+        if samples.dtype == np.uint16:
+            return shown(*stored)
+        gray = _luma(samples) if samples.ndim == 3 else np.ascontiguousarray(samples)
+        return gray if alpha is None else over_black(gray, alpha)
+
+    def stored(self, data: bytes) -> Samples | None:
+        """Its samples, gray or RGB. None where it is damaged."""
         try:
             samples = imagecodecs.png_decode(data)
         except Exception:  # whatever a decoder raises on unknown bytes; the caller asks Pillow why
             return None
         samples = samples if samples.ndim == 3 else samples[..., None]
         alpha = samples[..., -1] if samples.shape[2] in (2, 4) else None
-        if samples.dtype == np.uint16:
-            return shown(samples[..., :3] if samples.shape[2] > 2 else samples[..., 0], alpha)
-        gray = _luma(samples) if samples.shape[2] > 2 else np.ascontiguousarray(samples[..., 0])
-        return gray if alpha is None else over_black(gray, alpha)
+        return Samples(samples[..., :3] if samples.shape[2] > 2 else samples[..., 0], alpha)
 
 
 def _luma(colours: np.ndarray) -> np.ndarray:

@@ -4,11 +4,12 @@ Knows arrays only: nothing of files. Imports neither Torch nor Ray.
 """
 
 import math
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from fracray.data.images.dicom_display import TAILS, stretch
+from fracray.data.images.dicom_display import TAILS, stretch, tails
 
 MAX_PIXELS = 80_000_000  # a 43 cm detector at 50 µm has 74 million
 MAX_SIDE = 65_535  # px, JPEG's own limit
@@ -23,6 +24,16 @@ class PictureError(ValueError):
     def __init__(self, fault: str, why: str) -> None:
         super().__init__(why)
         self.fault = fault
+
+
+class Samples(NamedTuple):
+    """The samples of a picture and what they mean: the arguments of `shown`."""
+
+    samples: np.ndarray
+    alpha: np.ndarray | None = None
+    bits: int = 0
+    inverted: bool = False
+    premultiplied: bool = False
 
 
 def said(error: Exception) -> str:
@@ -79,6 +90,18 @@ def shown(
     if lit is not None:
         gray[~lit] = 0
     return gray if alpha is None or premultiplied else over_black(gray, alpha)
+
+
+def words_of(stored: Samples) -> tuple[np.ndarray, float, float] | None:
+    """Opaque samples of 16 bits as gray, (H, W) uint16, and the values that `shown` makes black and white; else None.
+
+    inverted is not applied.
+    """
+    samples, alpha, *_ = stored
+    if samples.dtype not in (np.uint16, np.int16) or (alpha is not None and (alpha != np.iinfo(alpha.dtype).max).any()):
+        return None
+    gray = _luma(samples if samples.dtype == np.uint16 else samples.view(np.uint16) ^ 0x8000)
+    return gray, *tails(np.arange(2**16), np.bincount(gray.ravel(), minlength=2**16))
 
 
 def over_black(gray: np.ndarray, alpha: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import imagecodecs
 import numpy as np
 from PIL import Image
 
-from fracray.data.images.samples import MAX_DECODED, PictureError, check_size, said, shown
+from fracray.data.images.samples import MAX_DECODED, PictureError, Samples, check_size, said, shown
 
 MAX_PAGES = 10_000  # directories that are followed
 
@@ -95,6 +95,10 @@ class TiffPage:
 
     def gray(self) -> np.ndarray:
         """The page as a viewer shows it, before it is turned: (height, width) uint8. PictureError where damaged."""
+        return shown(*self.stored())
+
+    def stored(self) -> Samples:
+        """Its samples, before it is turned; colour as RGB. PictureError where damaged."""
         try:
             if self.kind in _BY_PILLOW:
                 with Image.open(io.BytesIO(self.data), formats=("TIFF",)) as image:
@@ -110,15 +114,15 @@ class TiffPage:
             raise PictureError("unreadable", "its picture is not of the announced size")
         stored = stored if stored.ndim == 3 else stored[..., None]
         if self.kind in _BY_PILLOW:
-            return shown(stored)
+            return Samples(stored)
         if stored.dtype.kind not in "buif" or stored.shape[2:] != (self.samples,):
             raise PictureError("unreadable", "its samples are complex numbers, or not as many as announced")
         sample, premultiplied = self.alpha or (0, False)
         alpha = _opacity(stored[..., sample]) if self.alpha else None
         colours = stored[..., :3] if self.kind == _RGB else stored[..., 0]
         if self.kind == _BY_PALETTE:
-            return shown(_through_palette(colours, self.tags[_PALETTE]), alpha)
-        return shown(colours, alpha, self.bits, self.kind == _WHITE_IS_ZERO, premultiplied)
+            return Samples(_through_palette(colours, self.tags[_PALETTE]), alpha)
+        return Samples(colours, alpha, self.bits, self.kind == _WHITE_IS_ZERO, premultiplied)
 
 
 def open_page(data: bytes) -> TiffPage:

@@ -1,0 +1,192 @@
+"""python -m fracray.serve: a checkpoint behind HTTP on this machine, with a page for a radiologist.
+
+Only this machine's programs reach it, unless a token is given. Nothing of a picture is kept or logged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fracray.errors import InputError, run_verb
+from fracray.runtime.arguments import command
+
+if TYPE_CHECKING:  # a command imports Torch only once its arguments are read
+    from socket import socket
+
+    from fracray.serving.engine import Plan
+    from fracray.serving.guard import Guard
+    from fracray.serving.limits import Limits
+
+# ---------------------------------------------------------------- the command
+
+
+def parser() -> argparse.ArgumentParser:
+    cli = command(
+        "serve",
+        "Serve a checkpoint over HTTP: POST /predict takes radiographs and gives the rows of fracray.predict as JSON; "
+        "GET / is a page that shows them. Ctrl-C or SIGTERM ends it after what is in work.",
+        "  python -m fracray.serve runs/atlas\n"
+        "  curl -F files=@hand.dcm 'http://127.0.0.1:8000/predict?heatmap=1'\n"
+        "  python -m fracray.serve runs/atlas --host 0.0.0.0 --token-file token --queue 256\n",
+    )
+    cli.add_argument("checkpoint", help="a checkpoint folder, or a run (its best checkpoint), as a path or URI")
+    cli.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="the address to listen on (default %(default)s: this machine alone); another one needs --token-file",
+    )
+    cli.add_argument("--port", type=int, default=8000, help="the port; 0 takes a free one (default %(default)s)")
+    cli.add_argument(
+        "--token-file", metavar="FILE", help="a file with a token that clients send as 'Authorization: Bearer TOKEN'"
+    )
+    cli.add_argument(
+        "--workers", type=int, metavar="N", help="processes that hold the network (default: one a GPU, else one)"
+    )
+    cli.add_argument("--decoders", type=int, metavar="N", help="processes that decode (default: one a CPU)")
+    cli.add_argument(
+        "--batch", type=int, default=32, metavar="N", help="pictures of a forward pass, at most (default %(default)s)"
+    )
+    cli.add_argument(
+        "--wait",
+        type=float,
+        default=5.0,
+        metavar="MS",
+        help="how long a picture waits for others (default %(default)g)",
+    )
+    cli.add_argument(
+        "--coverage",
+        type=float,
+        default=0.9,
+        metavar="SHARE",
+        help="how often the conformal set shall hold the right class, of each class (default %(default)s)",
+    )
+    limits = cli.add_argument_group("limits, beyond which a request is refused with what to do")
+    limits.add_argument(
+        "--max-megabytes", type=int, default=128, metavar="N", help="of a request (default %(default)s)"
+    )
+    limits.add_argument(
+        "--max-megapixels", type=int, default=80, metavar="N", help="of a picture (default and most: 80)"
+    )
+    limits.add_argument("--max-files", type=int, default=64, metavar="N", help="of a request (default %(default)s)")
+    limits.add_argument(
+        "--timeout",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="for an upload, for decoding one picture, and for a forward pass (default %(default)g s)",
+    )
+    limits.add_argument(
+        "--queue", type=int, default=64, metavar="N", help="requests at once; more get 429 (default %(default)s)"
+    )
+    return cli
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parser().parse_args(argv)
+    _check(args)
+    _serve(args)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what can be refused without opening a checkpoint."""
+    from fracray.runtime.locations import require_local
+
+    for name, least, most in (
+        ("port", 0, 65535),
+        ("workers", 1, 256),
+        ("decoders", 1, 256),
+        ("batch", 1, 4096),
+        ("wait", 0, 10_000),
+        ("max_megabytes", 1, 4096),
+        ("max_megapixels", 1, 80),
+        ("max_files", 1, 10_000),
+        ("timeout", 0.1, 3600),
+        ("queue", 1, 100_000),
+    ):
+        value = getattr(args, name)
+        if value is not None and not (math.isfinite(value) and least <= value <= most):
+            raise InputError(f"--{name.replace('_', '-')} {value:g}: expected a number from {least:g} to {most:g}")
+    if not 0 < args.coverage < 1:
+        raise InputError(f"--coverage {args.coverage:g}: expected a share above 0 and below 1, for example 0.9")
+    require_local(args.checkpoint, "no such checkpoint folder or run")
+    try:
+        import fastapi  # noqa: F401
+        import python_multipart  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise InputError(f'{error.name} is not installed; install it with: pip install "fracray[serve]"') from None
+
+
+# ---------------------------------------------------------------- the steps
+
+
+def _serve(args: argparse.Namespace) -> None:
+    from fracray.evaluation.opening import checkpoint_folder
+    from fracray.serving.guard import Guard, read_token
+    from fracray.serving.server import is_loopback, open_port
+
+    token = read_token(args.token_file) if args.token_file else ""
+    if not token and not is_loopback(args.host):
+        raise InputError(
+            f"--host {args.host}: other machines could send pictures and read answers; give --token-file FILE, or "
+            "leave --host out"
+        )
+    port = open_port(args.host, args.port)
+    with port, checkpoint_folder(args.checkpoint) as folder:
+        _run(args, folder, port, Guard(token, args.host))
+
+
+def _run(args: argparse.Namespace, folder: Path, port: socket, guard: Guard) -> None:
+    from fracray.runtime.console import counted, new_console
+    from fracray.serving.engine import Engine
+    from fracray.serving.server import run
+    from fracray.training.checkpoint import verify
+
+    console = new_console()
+    metadata = verify(folder)
+    plan, limits = _plan(args), _limits(args)
+    engine = Engine(folder, metadata.config, plan, limits, args.coverage)
+    host, number = port.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{number}"
+
+    def started() -> None:
+        console.print(
+            f"serving {metadata.trial or folder.name}, epoch {metadata.epoch}, at {url} "
+            f"({counted(plan.workers, 'process', 'processes')} with the network, {counted(plan.decoders, 'decoder')}; "
+            f"{'a token is asked for' if args.token_file else 'no token'}); research only, no medical device. Ctrl-C "
+            "stops it",
+            soft_wrap=True,
+        )
+
+    console.print(f"starting the network of {args.checkpoint}", soft_wrap=True)
+    run(engine, port, guard, limits, started)
+    console.print("stopped; all that was asked is answered")
+
+
+def _plan(args: argparse.Namespace) -> Plan:
+    """On CPUs one network with all of them: see docs/serve.md for the measurement."""
+    import torch
+
+    from fracray.serving.engine import Plan
+
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = args.workers or max(1, torch.cuda.device_count())
+    threads = max(1, cpus // workers)
+    return Plan(workers, threads, args.decoders or cpus, args.batch, args.wait / 1000)
+
+
+def _limits(args: argparse.Namespace) -> Limits:
+    from fracray.serving.limits import MEGABYTE, Limits
+
+    return Limits(
+        args.max_megabytes * MEGABYTE, args.max_megapixels * 1_000_000, args.max_files, args.timeout, args.queue
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_verb(main))

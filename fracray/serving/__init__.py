@@ -1,0 +1,1 @@
+"""A checkpoint behind HTTP: uploads, decoders and networks in processes that can be lost, batches, and the page."""

@@ -1,0 +1,41 @@
+"""What a decoder's process does: one upload to what the network takes, or to what a viewer shows.
+
+Decodes as the training did. Knows no network and no HTTP.
+"""
+
+import numpy as np
+
+from fracray.data.images.announced import announced_pixels
+from fracray.data.images.full_depth import FullDepth, full_depth
+from fracray.data.images.samples import MAX_PIXELS
+from fracray.prediction.reading import Batch, Decoder
+
+
+class Reader:
+    """Lives in a process of its own. size, crop: as in the training; pixels: the most that are decoded."""
+
+    def __init__(self, size: int, crop: bool, pixels: int) -> None:
+        self._decoder, self._most = Decoder(size, crop), min(pixels, MAX_PIXELS)
+
+    def batch(self, name: str, data: bytes) -> Batch | str:
+        """The batch of one for the network, or why it is too large."""
+        return self._too_large(data) or self._of(name, data, "")
+
+    def failed(self, name: str, why: str) -> Batch:
+        """The batch of one for a file that cost its decoder the life."""
+        return self._of(name, None, why)
+
+    def _of(self, name: str, data: bytes | None, why: str) -> Batch:
+        named = {"place": 0, "path": name, "image_id": "", "error": ""}
+        batch = {column: np.array([value], dtype=object) for column, value in named.items()}
+        return self._decoder.of_bytes(batch, [(data, why)])
+
+    def picture(self, data: bytes) -> FullDepth | str:
+        """The picture at its full depth, or why it is too large. Raises ValueError where there is none."""
+        return self._too_large(data) or full_depth(data)
+
+    def _too_large(self, data: bytes) -> str:
+        pixels = announced_pixels(data)
+        if pixels <= self._most:
+            return ""
+        return f"its header announces more than {self._most:,} pixels: not decoded; send it at a lower resolution"

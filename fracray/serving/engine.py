@@ -1,0 +1,143 @@
+"""From uploads to rows: decoders and networks in processes of their own, pictures of many requests in one pass.
+
+Knows no HTTP. The same for the server on one machine and for a replica of Ray Serve.
+"""
+
+import asyncio
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fracray.config import Config
+from fracray.data.images.dicom_header import Header
+from fracray.data.images.full_depth import FullDepth
+from fracray.data.images.kinds import DICOM, HEAD, kind_of
+from fracray.data.sources.image_folder import RadiographFile, name_images
+from fracray.errors import RunError
+from fracray.prediction.reading import Batch
+from fracray.serving.batching import Batcher
+from fracray.serving.counters import Counters
+from fracray.serving.decoding import Reader
+from fracray.serving.limits import Limits, RefusedError
+from fracray.serving.model import Model
+from fracray.serving.processes import LostError, Pool
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One file of a request: its name as the client sent it, and its bytes."""
+
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the work is spread: model processes with so many threads each, decoder processes, pictures of a pass, and
+    the seconds that a picture waits for others."""
+
+    workers: int = 1
+    threads: int = 1
+    decoders: int = 1
+    batch: int = 32
+    wait: float = 0.005
+
+
+class Engine:
+    """Holds the processes; `start` before, `stop` after. folder: the checkpoint's; coverage: of the conformal sets."""
+
+    def __init__(self, folder: Path, config: Config, plan: Plan, limits: Limits, coverage: float) -> None:
+        data = config.data
+        self._reader = functools.partial(Reader, data.size, data.crop, limits.pixels)
+        self._decoders = Pool(self._reader, plan.decoders, limits.seconds, quiet=True)
+        self._models = Pool(functools.partial(Model, folder, plan.threads, coverage), plan.workers, limits.seconds)
+        self._plan, self._decoding = plan, 0
+        self._batcher: Batcher | None = None
+        self.counters = Counters()
+        self.card: dict[str, Any] = {}
+        self._count_lost("decoder", self._decoders)
+        self._count_lost("model", self._models)
+
+    def _count_lost(self, name: str, pool: Pool) -> None:
+        words = f"{name} processes that died or were ended"
+        self.counters.gauge(f"fracray_{name}_processes_lost", words, lambda: pool.lost)
+
+    async def start(self) -> None:
+        """Start all processes; InputError where the checkpoint cannot be opened."""
+        try:
+            await asyncio.gather(self._models.start(), self._decoders.start())
+            self.card = await self._models.call("card")
+        except BaseException:
+            self.stop()
+            raise
+        self._batcher = Batcher(
+            self._score, self._plan.batch, self._plan.wait, self._plan.workers, lambda: self._decoding > 0
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Whether a picture would be predicted on now."""
+        return self._batcher is not None and self._models.ready and self._decoders.ready
+
+    async def rows(self, uploads: Sequence[Upload], mapped: bool) -> list[dict[str, Any]]:
+        """The row of each upload, as `fracray.predict` writes it for files of these names. RefusedError as `_row`."""
+        rows = await asyncio.gather(*(self._row(upload, mapped) for upload in uploads))
+        files = [
+            RadiographFile(upload.name, Header(instance=row["sop_instance_uid"] or "") if _dicom(upload) else None)
+            for upload, row in zip(uploads, rows, strict=True)
+        ]
+        for row, image_id in zip(rows, name_images(files), strict=True):
+            row["image_id"] = image_id
+            self.counters.pictures.labels("failed" if row["error"] else "read").inc()
+        return rows
+
+    async def picture(self, upload: Upload) -> FullDepth:
+        """The picture at its full depth. RefusedError 413 where it is too large, 422 where there is none."""
+        try:
+            found = await self._decoders.call("picture", upload.data)
+        except RunError as error:
+            raise RefusedError(422, f"{upload.name}: {_cause(error)}; send a sound picture") from None
+        except LostError as lost:
+            raise RefusedError(422, f"{upload.name}: its decoder {lost}; convert it to PNG") from None
+        if isinstance(found, str):
+            raise RefusedError(413, f"{upload.name}: {found}")
+        return found
+
+    async def _row(self, upload: Upload, mapped: bool) -> dict[str, Any]:
+        """One upload's row. RefusedError 413 where it is too large, 503 where the network's process was lost."""
+        assert self._batcher is not None, "start() first"
+        self._decoding += 1
+        try:
+            batch = await self._decoders.call("batch", upload.name, upload.data)
+        except LostError as lost:
+            batch = self._reader().failed(upload.name, f"its decoder {lost}")
+        finally:
+            self._decoding -= 1
+        if isinstance(batch, str):
+            raise RefusedError(413, f"{upload.name}: {batch}")
+        try:
+            return await self._batcher((batch, mapped))
+        except LostError as lost:
+            words = f"the network's process {lost}; it starts again: send the request once more"
+            raise RefusedError(503, words, {"Retry-After": "10"}) from None
+
+    async def _score(self, items: Sequence[tuple[Batch, bool]]) -> Sequence[dict[str, Any]]:
+        self.counters.batch.observe(len(items))
+        return await self._models.call("rows", [batch for batch, _ in items], [mapped for _, mapped in items])
+
+    def stop(self) -> None:
+        """End all processes."""
+        if self._batcher is not None:
+            self._batcher.stop()
+        self._decoders.stop()
+        self._models.stop()
+
+
+def _dicom(upload: Upload) -> bool:
+    return kind_of(upload.data[:HEAD]) == DICOM
+
+
+def _cause(error: RunError) -> str:
+    return str(error).removeprefix("ValueError: ")

@@ -1,0 +1,121 @@
+"""One machine's server: the port, slow clients and the graceful stop. Knows no pictures."""
+
+import asyncio
+import errno
+import ipaddress
+import logging
+import socket
+from collections.abc import Callable
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from fracray import interrupts
+from fracray.errors import InputError
+from fracray.serving.app import make_app
+from fracray.serving.engine import Engine
+from fracray.serving.guard import Guard
+from fracray.serving.limits import Limits
+
+HEADERS_WITHIN = 10.0  # seconds from the first byte of a request, or a connection, to the end of its headers
+
+
+def open_port(host: str, port: int) -> socket.socket:
+    """A socket that listens here; InputError where the port or the address cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        opened = socket.socket(family, kind, protocol)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            why = f"--port {port}: another program uses it; choose another one"
+        elif error.errno == errno.EACCES:
+            why = f"--port {port}: this user may not open it; choose one above 1023"
+        else:
+            why = f"--host {host}: {error.strerror or error}; name an address of this machine"
+        raise InputError(why) from None
+    return opened
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs on this machine reach this address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, which may point anywhere
+        return False
+
+
+def run(engine: Engine, port: socket.socket, guard: Guard, limits: Limits, started: Callable[[], None]) -> None:
+    """Serve until SIGTERM, which ends it, or Ctrl-C, which raises KeyboardInterrupt; both after what is in work.
+
+    InputError where the checkpoint cannot be opened. started: called once requests are answered.
+    """
+    try:
+        asyncio.run(_serve(engine, port, guard, limits, started))
+    except KeyboardInterrupt:
+        if interrupts.terminated():
+            return
+        raise KeyboardInterrupt("the server is stopped; " + interrupts.AGAIN) from None
+    finally:
+        port.close()
+
+
+async def _serve(
+    engine: Engine, port: socket.socket, guard: Guard, limits: Limits, started: Callable[[], None]
+) -> None:
+    await engine.start()
+    try:
+        config = uvicorn.Config(
+            make_app(engine, guard, limits),
+            http=_Protocol,
+            ws="none",
+            lifespan="off",
+            log_level=logging.ERROR,
+            access_log=False,  # it would name clients
+            server_header=False,
+            timeout_graceful_shutdown=int(limits.seconds) + 1,
+        )
+        server = _Server(config)
+        server.said = started
+        await server.serve([port])
+    finally:
+        engine.stop()
+
+
+class _Server(uvicorn.Server):
+    said: Callable[[], None]
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.said()
+
+
+class _Protocol(H11Protocol):
+    """Closes connections whose next headers do not come, which uvicorn would keep open for ever."""
+
+    _impatient: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait_for_headers()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_waiting()
+        elif self._impatient is None:
+            self._wait_for_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _wait_for_headers(self) -> None:
+        self._impatient = self.loop.call_later(HEADERS_WITHIN, self.transport.close)
+
+    def _stop_waiting(self) -> None:
+        if self._impatient is not None:
+            self._impatient.cancel()
+            self._impatient = None
