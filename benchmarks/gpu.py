@@ -145,20 +145,32 @@ def table_of(figures: dict[str, Any]) -> Any:
         return [f"{value:,.0f}" for value in (median(rates), min(rates), max(rates))]
 
     for row in figures["epochs"]:
-        words = f"{row['network']}, {row['size']}, {row['batch']}", row["precision"], row["steps"]
+        shape = f"{row['network']}, {row['size']}, {row['batch']}"
         table.add_row(
-            f"images/s, {row['arm']}", *words, *spread(row["images_per_second"]), f"{median(row['ratio']):.3f}"
+            f"images/s, {row['arm']}",
+            shape,
+            row["precision"],
+            row["steps"],
+            *spread(row["images_per_second"]),
+            f"{median(row['ratio']):.3f}",
         )
     for row in figures["augmentation"]:
         for name, rates in row["images_per_second"].items():
             ratio = median(rates) / median(row["images_per_second"][OURS])
-            words = f"{row['size']}, {row['batch']}"
-            table.add_row(f"images/s, augmentation alone, {name}", words, "", "", *spread(rates), f"{ratio:.3f}")
+            shape = f"{row['size']}, {row['batch']}"
+            table.add_row(f"images/s, augmentation alone, {name}", shape, "", "", *spread(rates), f"{ratio:.3f}")
     for what in ("processes", "streams"):
         for row in figures[what]:
-            words = f"images/s, small trials in {row[what]} {what}", "fracture_cnn, 64", "auto"
+            trials = f"images/s, small trials in {row[what]} {what}"
             table.add_row(
-                *words, row.get("steps", "graphs"), f"{row['images_per_second']:,.0f}", "", "", f"{row['ratio']:.2f}"
+                trials,
+                "fracture_cnn, 64",
+                "auto",
+                row.get("steps", "graphs"),
+                f"{row['images_per_second']:,.0f}",
+                "",
+                "",
+                f"{row['ratio']:.2f}",
             )
     for row in figures["searches"]:
         words = f"trials/h, {row['at_once']} at a time, {row['augmented_on']}, efficiency {row['efficiency']:.2f}"

@@ -97,7 +97,7 @@ def time_processes(
     rows: list[dict[str, Any]] = []
     try:
         for kind, count in stages:
-            rates = []
+            rates: list[float] = []
             while len(rates) < count:
                 try:
                     rates.append(results.get(timeout=1))

@@ -76,7 +76,9 @@ def _decode(numbers: range, size: int, reduce: bool) -> float:
     for number in numbers:
         data, side = _held[number % len(_held)]
         flag = REDUCED[reduction_for(side, size) if reduce else 1]
-        letterbox(cv2.imdecode(np.frombuffer(data, np.uint8), flag), size)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+        assert image is not None
+        letterbox(image, size)
     return time.process_time() - begun
 
 

@@ -56,7 +56,7 @@ def search(
 def finished(run: Path, space: SearchSpace) -> np.ndarray:
     """Seconds at which the trials of a run were finished, ascending."""
     trials = open_study(run / JOURNAL, space).get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-    return np.sort([trial.datetime_complete.timestamp() for trial in trials])
+    return np.sort([trial.datetime_complete.timestamp() for trial in trials if trial.datetime_complete])
 
 
 def growth(run: Path, space: SearchSpace) -> dict[str, float]:

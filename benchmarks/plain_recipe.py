@@ -13,7 +13,9 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import ray
 import ray.train
@@ -29,7 +31,7 @@ SIZE, BATCH, LR = 128, 64, 2e-3
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or every worker asks the network for a newer version at import
 
 
-def augment(batch, strengths):
+def augment(batch: dict[str, Any], strengths: dict[str, Any]) -> dict[str, Any]:
     """A block of decoded images through albumentations."""
     import albumentations as A
     import numpy as np
@@ -51,11 +53,11 @@ def augment(batch, strengths):
     return batch
 
 
-def load(paths, labels):
+def load(paths: Sequence[str], labels: Sequence[int]) -> Any:
     """The radiographs of one part, with their labels, as a lazy dataset."""
     by_path = dict(zip(paths, labels, strict=True))
 
-    def add_label(row):
+    def add_label(row: dict[str, Any]) -> dict[str, Any]:
         row["label"] = by_path[row.pop("path")]
         return row
 
@@ -63,7 +65,7 @@ def load(paths, labels):
     return images.map(add_label)
 
 
-def train_func(config):
+def train_func(config: dict[str, Any]) -> None:
     """What the one worker of a trial runs."""
     from fracray.config import ModelConfig
     from fracray.training.model import build_model
@@ -103,7 +105,7 @@ def train_func(config):
             ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
 
 
-def driver(config):
+def driver(config: dict[str, Any]) -> None:
     """One trial: build the datasets and a trainer, and fit it."""
     train = load(config["train"]["path"], config["train"]["label"]).map_batches(
         augment, fn_kwargs={"strengths": config}, batch_size=BATCH
@@ -123,7 +125,7 @@ def driver(config):
     trainer.fit()
 
 
-def main():
+def main() -> None:
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("--parts", required=True, help="JSON: {train: {path: [...], label: [...]}, val: {...}}")
     cli.add_argument("--trials", type=int, required=True)

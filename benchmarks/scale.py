@@ -69,10 +69,11 @@ def copy_of(original: Original, number: int) -> np.ndarray:
     """The picture of this number, which no other picture is a near duplicate of: (side, side) uint8."""
     rng = np.random.default_rng(number)
     side = len(original.image)
-    warp = cv2.getRotationMatrix2D((side / 2, side / 2), rng.uniform(0, 360), rng.uniform(0.7, 1.4))
+    warp = np.asarray(cv2.getRotationMatrix2D((side / 2, side / 2), rng.uniform(0, 360), rng.uniform(0.7, 1.4)), float)
     warp[:, 2] += rng.uniform(-side / 6, side / 6, 2)
     image = cv2.warpAffine(original.image, warp, (side, side), borderMode=cv2.BORDER_REFLECT).astype(np.float32)
-    image += cv2.resize(rng.uniform(-70, 70, (6, 6)).astype(np.float32), (side, side), interpolation=cv2.INTER_CUBIC)
+    clouds = rng.uniform(-70, 70, (6, 6)).astype(np.float32)
+    image = image + cv2.resize(clouds, (side, side), interpolation=cv2.INTER_CUBIC)
     return np.clip(image + rng.normal(0, 5, image.shape), 0, 255).astype(np.uint8)
 
 
@@ -85,7 +86,7 @@ def write_pictures(numbers: range, originals: list[Original], images: Path) -> l
         original = originals[number % len(originals)]
         name = f"IMG{number:07d}.jpg"
         data = cv2.imencode(".jpg", copy_of(original, number), [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
-        (images / FOLDERS[original.flags[fractured]] / name).write_bytes(data)
+        (images / FOLDERS[original.flags[fractured]] / name).write_bytes(data.tobytes())
         rows.append((name, *original.flags))
     return rows
 

@@ -50,7 +50,7 @@ def write_parts(source: str, path: Path) -> dict[str, int]:
     config = Config().with_leaves({"data.source": source}, "benchmark")
     with connect(None):
         prepared = prepare(config.data, console)
-    parts = {}
+    parts: dict[str, dict[str, list[Any]]] = {}
     for part in ("train", "val"):
         rows = prepared.table.iloc[prepared.rows(part)]
         files = [str(prepared.manifest.root / name) for name in rows["path"]]

@@ -150,11 +150,11 @@ def measured(folder: Path, requests: list[bytes], args: argparse.Namespace) -> l
         with multiprocessing.get_context("spawn").Pool(1) as process:
             process.apply(load, (port, requests, args.clients, 3.0))
             for clients in (1, args.clients, 10 * args.clients):
-                found = process.apply(load, (port, requests, clients, args.seconds))
-                times = np.array([taken for status, taken in found if status == 200])
+                answers = process.apply(load, (port, requests, clients, args.seconds))
+                times = np.array([taken for status, taken in answers if status == 200])
                 row: dict[str, Any] = {"clients": clients, "per_second": len(times) / args.seconds}
                 row |= {f"p{share}": float(np.percentile(times, share)) for share in (50, 95, 99)}
-                rows.append(row | {"answers": dict(Counter(str(status) for status, _ in found))})
+                rows.append(row | {"answers": dict(Counter(str(status) for status, _ in answers))})
         server.send_signal(signal.SIGTERM)
         server.stdout.read()
     return rows

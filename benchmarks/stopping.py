@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import FloatDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.samplers import BaseSampler, CmaEsSampler, TPESampler
 from optuna.trial import TrialState, create_trial
@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 STARTUP, EPOCHS, GRACE, FACTOR = 8, 12, 3, 3
 CLIFF_TRIALS = 40
 SETTINGS = ("dropout", "spatial", "rotate", "scale", "brightness", "lr")
-SPACE = {name: FloatDistribution(0, 1) for name in SETTINGS}
+SPACE: dict[str, BaseDistribution] = {name: FloatDistribution(0, 1) for name in SETTINGS}
 Point = dict[str, float]
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import timm
 import torch
@@ -72,7 +73,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     console = new_console()
     table = new_table("network", "way", "images/s", "speed, to timm in fp32", "least", "most")
-    figures = {}
+    figures: dict[str, Any] = {}
     for name in args.networks:
         steps = ways(name, args.size, args.batch)
         seconds: dict[str, list[float]] = {way: [] for way in steps}

@@ -12,8 +12,10 @@ VERBS = {
     "fetch": ("fracray.fetch", "copy the best checkpoints out of a run"),
     "evaluate": ("fracray.evaluate", "score a checkpoint on a split or on other radiographs"),
     "predict": ("fracray.predict", "predict on radiographs without labels: a table with a row for each"),
+    "export": ("fracray.export", "write a checkpoint as one ONNX or torch.export file, and prove it"),
     "serve": ("fracray.serve", "serve a checkpoint over HTTP, with a page for a radiologist"),
     "report": ("fracray.report", "write what a run or a checkpoint found as one HTML page"),
+    "log": ("fracray.log", "write a run to MLflow or TensorBoard"),
     "cluster": ("fracray.cluster.__main__", "check a cluster file, run tune, refit or train there, and follow it"),
     "data": ("fracray.data.__main__", "download, import and check data sets, draw phantoms and contact sheets"),
 }

@@ -283,7 +283,7 @@ def _more(
     from fracray.evaluation.localisation import score_localisation
     from fracray.evaluation.operating import score_operating_points
     from fracray.evaluation.report import say_corruptions, say_localisation
-    from fracray.evaluation.saliency import score_saliency
+    from fracray.evaluation.saliency import Check, score_saliency
     from fracray.evaluation.subgroups import score_subgroups
 
     pooled, only = found.scored, checkpoints[0]
@@ -300,7 +300,7 @@ def _more(
         flag_tables.say_operating_points(console, found.operating, found.part == "val")
         flag_tables.say_decision_curve(console, found.operating)
     if args.saliency:
-        found.saliency = score_saliency(only, pooled, args.seed, console)
+        found.saliency = score_saliency(only, pooled, Check(seed=args.seed), console)
         flag_tables.say_saliency(console, found.saliency)
     if against is not None:
         trained_on = only.metadata.data_fingerprint

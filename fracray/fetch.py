@@ -15,7 +15,7 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from fracray.errors import InputError, run_verb
-from fracray.metric_names import REPORTED, lower_is_better, preference
+from fracray.metric_names import REPORTED, lower_is_better
 from fracray.runtime.arguments import command
 from fracray.runtime.locations import require_local
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are
     from rich.console import Console
 
     from fracray.cluster.head_runs import HeadRun
+    from fracray.config import SearchConfig
     from fracray.runtime.storage import Folder
     from fracray.training.epochs import EpochResult
 
 
 @dataclass(frozen=True)
 class RankedTrial:
-    """A trial that kept a checkpoint, with the metric and the validation loss at the checkpoint's epoch.
+    """A trial that kept a checkpoint, with the metric at the checkpoint's epoch.
 
     place: of the checkpoint, in the run.
     """
 
     trial: str
     value: float
-    loss: float
     place: str
 
 
@@ -98,11 +98,12 @@ def _fetch_best(run: Folder, args: argparse.Namespace, console: Console, head: H
     from fracray.runtime.run_folder import stored_config
     from fracray.search.space import check_metric
 
-    metric = args.metric or stored_config(run).search.metrics[0]
+    search = stored_config(run).search
+    metric = args.metric or search.metrics[0]
     epochs = last_epochs(run)
     if args.metric:
         check_metric(metric, _reported(epochs), "--metric")
-    found = rank(epochs, metric)
+    found = rank(epochs, metric, search)
     if not args.metric:
         found = [*ensemble(run, metric), *found]
     if not found:
@@ -133,8 +134,8 @@ def ensemble(run: Folder, metric: str) -> list[RankedTrial]:
     card = ensemble_card(run)
     if card is None:
         return []
-    value, loss = (card["metrics"].get(name) for name in (metric, "val_loss"))
-    return [RankedTrial("ensemble", nan if value is None else value, nan if loss is None else loss, BEST)]
+    value = card["metrics"].get(metric)
+    return [RankedTrial("ensemble", nan if value is None else value, BEST)]
 
 
 def last_epochs(run: Folder) -> dict[str, EpochResult]:
@@ -151,17 +152,21 @@ def _reported(epochs: Mapping[str, EpochResult]) -> list[str]:
     return list(dict.fromkeys(name for result in epochs.values() for name in result.best if name.endswith(endings)))
 
 
-def rank(epochs: Mapping[str, EpochResult], metric: str) -> list[RankedTrial]:
-    """The trials that have a value of this metric, the best first; ties as in the search, then by name."""
-    from fracray.runtime.run_folder import BEST
+def rank(epochs: Mapping[str, EpochResult], metric: str, search: SearchConfig) -> list[RankedTrial]:
+    """The trials that have a value of this metric, the best first; ties as in the search, then by name.
 
-    mode = "min" if lower_is_better(metric) else "max"
+    Those that break a constraint of the search come last.
+    """
+    from fracray.runtime.run_folder import BEST
+    from fracray.search.constraints import rank_key
+
+    search = search.model_copy(update={"metric": metric, "mode": "min" if lower_is_better(metric) else "max"})
     found = [
-        RankedTrial(name, result.value(metric), result.value("val_loss"), f"trials/{name}/{BEST}")
+        (rank_key(result.value, search), RankedTrial(name, result.value(metric), f"trials/{name}/{BEST}"))
         for name, result in sorted(epochs.items())
         if not isnan(result.value(metric))
     ]
-    return sorted(found, key=lambda trial: preference(trial.value, trial.loss, mode), reverse=True)
+    return [trial for _, trial in sorted(found, key=lambda one: one[0], reverse=True)]
 
 
 def fetch_checkpoint(run: Folder, place: str, target: Path) -> None:

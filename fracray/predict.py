@@ -6,7 +6,8 @@ A file that cannot be read has a row too, with its error. A command that was sto
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,10 @@ if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are
     from rich.console import Console
 
     from fracray.metrics import ConformalSets
+    from fracray.prediction.inputs import Picture
+    from fracray.prediction.parts import Parts
     from fracray.prediction.tally import Tally
+    from fracray.training.checkpoint import Checkpoint
 
 # ---------------------------------------------------------------- the command
 
@@ -41,7 +45,9 @@ def parser() -> argparse.ArgumentParser:
         "paths from standard input, a line each",
     )
     cli.add_argument("--to", required=True, metavar="FILE", help="the table: FILE.csv, FILE.parquet or FILE.jsonl")
-    cli.add_argument("--overwrite", action="store_true", help="replace FILE where it exists")
+    cli.add_argument(
+        "--overwrite", action="store_true", help="replace FILE where it exists, and files of the same names in DIR"
+    )
     cli.add_argument(
         "--coverage",
         type=float,
@@ -54,6 +60,12 @@ def parser() -> argparse.ArgumentParser:
     )
     cli.add_argument(
         "--heatmaps", metavar="DIR", help="also write each radiograph under the map of where the network looks, as PNG"
+    )
+    cli.add_argument(
+        "--dicom-out",
+        metavar="DIR",
+        help="also write DICOM results of each DICOM file, as new series of its study: structured report, secondary "
+        "capture, presentation state and parametric map",
     )
     add_address(cli)
     return cli
@@ -80,8 +92,11 @@ def _check(args: argparse.Namespace) -> Path:
         )
     if target.exists() and not (args.overwrite and target.is_file()):
         raise InputError(f"--to {args.to}: exists already; choose another file, or replace it with --overwrite")
-    if args.heatmaps and Path(args.heatmaps).expanduser().is_file():
-        raise InputError(f"--heatmaps {args.heatmaps}: is a file; name a folder")
+    for flag, folder in (("--heatmaps", args.heatmaps), ("--dicom-out", args.dicom_out)):
+        if folder and ("://" in folder or Path(folder).expanduser().is_file()):
+            raise InputError(f"{flag} {folder}: is {'a URI' if '://' in folder else 'a file'}; name a folder")
+    if args.dicom_out and importlib.util.find_spec("highdicom") is None:
+        raise InputError('--dicom-out: needs highdicom; install it with pip install "fracray[dicom]"')
     require_local(args.checkpoint, "no such checkpoint folder or run")
     for path in args.path:
         refuse_secret(path)
@@ -110,7 +125,7 @@ def _rows(args: argparse.Namespace, target: Path, folder: Path, console: Console
     from fracray.data.prepare import cache_folder
     from fracray.evaluation.maps import methods
     from fracray.evaluation.opening import who
-    from fracray.prediction import overlays, parts
+    from fracray.prediction import parts
     from fracray.prediction.inputs import find_pictures
     from fracray.prediction.running import predict_pictures
     from fracray.prediction.scoring import Asked, conformal_of, hash_of
@@ -119,7 +134,7 @@ def _rows(args: argparse.Namespace, target: Path, folder: Path, console: Console
     from fracray.training.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(folder)
-    asked = Asked(args.coverage, bool(args.heatmaps))
+    asked = Asked(args.coverage, bool(args.heatmaps), bool(args.dicom_out))
     if asked.heatmaps and not methods(checkpoint.model):
         raise InputError(f"--heatmaps: {args.checkpoint} has no feature maps to look at; leave it out")
     with progress_bar(console, "MiB copied") as step:
@@ -131,35 +146,84 @@ def _rows(args: argparse.Namespace, target: Path, folder: Path, console: Console
         soft_wrap=True,
     )
     _say_conformal(console, conformal_of(checkpoint, asked.coverage), asked.coverage)
-    about = parts.About(
-        hash_of(folder), found.fingerprint(), len(found.pictures), asked.coverage, asked.heatmaps, __version__
+    heatmaps, dicom_out = (
+        str(Path(one).expanduser().resolve()) if one else "" for one in (args.heatmaps, args.dicom_out)
     )
+    about = parts.About(
+        hash_of(folder), found.fingerprint(), len(found.pictures), asked.coverage, heatmaps, dicom_out, __version__
+    )
+    begun = parts.is_begun(target, about)
+    places = _folders(args, found.pictures, may_hold_files=begun or args.overwrite)
     with parts.open_parts(target, about, args.overwrite) as kept:
         done = kept.done()
         if done.any():
             console.print(f"going on after {done.sum():,} of {len(done):,} that an earlier start has done")
         config = checkpoint.metadata.config.data
-        keep = overlays.keeper(kept.keep, args.heatmaps, found.pictures) if args.heatmaps else kept.keep
+        keep = _keeper(kept, places, found.pictures, checkpoint, console)
         with connect(args.address), progress_bar(console, "predicting") as step:
             predict_pictures(found.pictures, done, folder, (config.size, config.crop), asked, keep, step)
-        tally = _write(args.study, target, kept.tables())
+        tally = _write(args, target, kept.tables())
     parts.remove(kept.folder)
     return tally
 
 
-def _write(by_study: bool, target: Path, tables: Iterator[pa.Table]) -> Tally:
+def _folders(args: argparse.Namespace, pictures: Sequence[Picture], may_hold_files: bool) -> dict[str, Path]:
+    """The folders of overlays and of DICOM results, where they are asked for, by option."""
+    from fracray.prediction.folders import result_folder
+
+    named = {"--heatmaps": args.heatmaps, "--dicom-out": args.dicom_out}
+    found = {
+        flag: result_folder(flag, folder, args.path, pictures, may_hold_files)
+        for flag, folder in named.items()
+        if folder
+    }
+    if len({place.resolve() for place in found.values()}) < len(found):
+        raise InputError(f"--dicom-out {args.dicom_out}: is the folder of --heatmaps too; name another folder")
+    return found
+
+
+def _keeper(
+    kept: Parts, places: Mapping[str, Path], pictures: Sequence[Picture], checkpoint: Checkpoint, console: Console
+) -> Callable[[pa.Table], None]:
+    """What is done with rows as they come: their pictures are written, and they are kept without these."""
+    from fracray.evaluation.maps import methods
+    from fracray.prediction import overlays
+    from fracray.prediction.scoring import slim
+
+    steps: list[Callable[[pa.Table], pa.Table]] = []
+    if "--dicom-out" in places:
+        from fracray.prediction.dicom_out import Writer
+
+        method = next(iter(methods(checkpoint.model)), None)
+        if method is None:
+            console.print("note: the network has no map, so there are no parametric maps among the DICOM results")
+        size = checkpoint.metadata.config.data.size
+        steps.append(Writer(places["--dicom-out"], pictures, size, method, kept.tables()))
+    if "--heatmaps" in places:
+        steps.append(overlays.writer(places["--heatmaps"], pictures))
+
+    def keep(rows: pa.Table) -> None:
+        for step in steps:
+            rows = step(rows)
+        kept.keep(slim(rows))
+
+    return keep
+
+
+def _write(args: argparse.Namespace, target: Path, tables: Iterator[pa.Table]) -> Tally:
     """Write the rows, or those of their studies, and count them."""
     from fracray.prediction.parts import write_output
-    from fracray.prediction.scoring import COLUMNS
+    from fracray.prediction.scoring import COLUMNS, DICOM_OUT, SCORED
     from fracray.prediction.studies import STUDY_COLUMNS, of_studies
     from fracray.prediction.tally import Tally
 
     tally = Tally()
-    counted = tally.over(table.select(COLUMNS.names) for table in tables)
-    if by_study:
+    schema = COLUMNS.append(SCORED.field(DICOM_OUT)) if args.dicom_out else COLUMNS
+    counted = (table.select(schema.names) for table in tally.over(tables))
+    if args.study:
         write_output(target, of_studies(counted), STUDY_COLUMNS)
     else:
-        write_output(target, counted, COLUMNS)
+        write_output(target, counted, schema)
     return tally
 
 
@@ -185,6 +249,8 @@ def _say_end(console: Console, args: argparse.Namespace, tally: Tally) -> None:
 
     if args.heatmaps:
         console.print(f"written: {counted(tally.rows - tally.failed, 'overlay')} in {args.heatmaps}", soft_wrap=True)
+    if args.dicom_out:
+        console.print(f"written: {tally.dicom_words(args.dicom_out)}", soft_wrap=True)
     console.print(f"written: {args.to}: {tally.words()}", soft_wrap=True)
     if tally.seen:
         console.print(

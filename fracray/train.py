@@ -57,9 +57,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> None:
     args = parser().parse_args(argv)
     least, most = _workers(args.workers)
-    with ExitStack() as held:  # the run, which no other command may work in
+    with ExitStack() as held:  # the run, which no other command may work in, and its dashboards
         config, run = (_resume if args.resume else _begin)(args, held)
-        _train(args, config, run, least, most)
+        _train(args, config, run, least, most, held)
 
 
 # ---------------------------------------------------------------- its checks
@@ -87,9 +87,12 @@ def _begin(args: argparse.Namespace, held: ExitStack) -> tuple[Config, Folder]:
 
     run = find_run(args.storage, args.name, "train", resume=False)
 
+    from fracray.tracking.live import addresses, opened
     from fracray.training.growth import try_network
 
+    named = addresses(args.log)
     try_network(config)  # an unknown name or missing weights are refused here
+    args.targets = opened(named)
     _hold(args, run, held)
     return config, run
 
@@ -97,8 +100,10 @@ def _begin(args: argparse.Namespace, held: ExitStack) -> tuple[Config, Folder]:
 def _resume(args: argparse.Namespace, held: ExitStack) -> tuple[Config, Folder]:
     """The config and the folder of a run that exists; options that ask for another config are refused."""
     from fracray.runtime.run_folder import as_begun, find_run, refuse_other, stored_config
+    from fracray.tracking.live import addresses, opened
 
     run = find_run(args.storage, args.name, "train", resume=True)
+    args.targets = opened(addresses(args.log))
     _hold(args, run, held)
     config = stored_config(run)
     refuse_other(run, config.leaves(), as_begun(run, _asked(args, config)).leaves(), "in this command")
@@ -135,7 +140,7 @@ def _hold(args: argparse.Namespace, run: Folder, held: ExitStack) -> None:
 # ---------------------------------------------------------------- the training
 
 
-def _train(args: argparse.Namespace, config: Config, run: Folder, least: int, most: int) -> None:
+def _train(args: argparse.Namespace, config: Config, run: Folder, least: int, most: int, held: ExitStack) -> None:
     from fracray.data.loading.streams import TASK_CPUS
     from fracray.data.prepare import prepare
     from fracray.data.report import say_phantom, say_prepared
@@ -153,6 +158,7 @@ def _train(args: argparse.Namespace, config: Config, run: Folder, least: int, mo
     )
     from fracray.runtime.run_folder import BEST, how_to_continue, next_steps, say_changed, trial_folder, trial_name
     from fracray.runtime.storage import Folder
+    from fracray.tracking.live import LiveLog
     from fracray.training.epochs import read_epochs
     from fracray.training.job import make_job
     from fracray.training.watch import TrainingLines
@@ -183,7 +189,8 @@ def _train(args: argparse.Namespace, config: Config, run: Folder, least: int, mo
         )
         console.print(gpu_words(_fewest(each), "worker", args.gpus_per_worker), soft_wrap=True)
         board, latest = _board()
-        with TrainingLines(trial_folder(run, TRIAL), config, console, latest):
+        live = held.enter_context(LiveLog(args.targets, run, console))
+        with TrainingLines(trial_folder(run, TRIAL), config, console, latest, live.training):
             run_workers(run, trial_name(TRIAL), _work, {"job": Shared(job), "each": each, "board": board}, each)
     history = read_epochs(trial_folder(run, TRIAL))
     if isnan(history[-1].value("val_loss")):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fracray.errors import InputError, run_verb
 from fracray.interrupts import remedy
-from fracray.runtime.arguments import add_run_options, command
+from fracray.runtime.arguments import add_prices, add_run_options, command
 
 if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are read and its files are found
     from ray.tune import Callback
@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are
     from fracray.search.refit_trials import KeepsBack
     from fracray.search.space import SearchSpace
     from fracray.search.warm_start import WarmStart
+    from fracray.tracking.live import LiveLog
     from fracray.training.job import Job
 
 # ---------------------------------------------------------------- the command
@@ -77,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
         help="a subclass of ray.tune.Callback of your own, which Tune calls during the search; repeatable",
     )
     cli.add_argument("--dry-run", action="store_true", help="only say what would be searched, and what it would take")
+    add_prices(cli, "with --dry-run, for an estimate in money")
     add_run_options(cli, "tune")
     return cli
 
@@ -101,12 +103,15 @@ FREE = {"search.refit.seeds", *(path for path in FLAGS.values() if path.startswi
 def main(argv: Sequence[str]) -> None:
     begun = time.time()
     args = parser().parse_args(argv)
-    with ExitStack() as held:  # the run, which no other command may work in
+    for flag, value in (("--cluster", args.cluster), ("--price-per-hour", args.price_per_hour)):
+        if value is not None and not args.dry_run:
+            raise InputError(f"{flag}: only with --dry-run")
+    with ExitStack() as held:  # the run, which no other command may work in, and its dashboards
         if args.dry_run:
             _forecast(args)
             return
         space, run, warm = (_resume if args.resume else _begin)(args, held)
-        _search_and_summarise(args, space, run, warm, begun)
+        _search_and_summarise(args, space, run, warm, begun, held)
 
 
 # ---------------------------------------------------------------- its checks
@@ -116,7 +121,9 @@ def _begin(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Fold
     """The space, folder and warm start of a new run, which is written from here on."""
     space, run, warm = _new(args)
     from fracray.runtime.run_folder import OVERRIDES, SPACE
+    from fracray.tracking.live import opened
 
+    args.targets = opened(args.log)
     _hold(args, run, held)
     run.write(SPACE, Path(args.space).read_bytes())
     run.write_json(OVERRIDES, _leaves(args))
@@ -132,12 +139,13 @@ def _new(args: argparse.Namespace) -> tuple[SearchSpace, Folder, WarmStart]:
     from fracray.search.callbacks import load_callbacks
     from fracray.search.model_check import check_models
     from fracray.search.warm_start import WarmStart
+    from fracray.tracking.live import addresses
 
     run = find_run(args.storage, args.name, "tune", resume=False)
     check_models(space)
     warm = WarmStart(space)
     _ = warm.points  # read here, so that what is no search is refused
-    args.callbacks = load_callbacks(args.callback)
+    args.callbacks, args.log = load_callbacks(args.callback), addresses(args.log)
     return space, run, warm
 
 
@@ -145,18 +153,22 @@ def _resume(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Fol
     """The space, folder and warm start of a run that exists; nothing is written before it is known to be the same."""
     leaves = _leaves(args)
     from fracray.runtime.run_folder import OVERRIDES, SPACE, as_begun, find_run, refuse_other, stored_config
+    from fracray.search.auto import NAME
     from fracray.search.callbacks import load_callbacks
     from fracray.search.study import begun_space
     from fracray.search.warm_start import WarmStart
+    from fracray.tracking.live import addresses, opened
 
     run = find_run(args.storage, args.name, "tune", resume=True)
-    args.callbacks = load_callbacks(args.callback)
+    args.callbacks, args.targets = load_callbacks(args.callback), opened(addresses(args.log))
     _hold(args, run, held)
     stored = run.read_json(OVERRIDES)
     with run.local_copy(SPACE) as path:
         space = _load(args.space or path, {**stored, **leaves})
         space = replace(space, config=as_begun(run, space.config))
         before = stored_config(run).leaves()
+        if space.config.search.sampler.name == "auto":  # it was chosen when the search began
+            space = replace(space, config=space.config.with_leaves({NAME: before[NAME]}))
         if space.config.search.gpus_per_trial is None:  # searches of older versions took none where none was named
             space = replace(space, config=space.config.with_leaves({GPUS: before[GPUS]}))
         begun = begun_space(run) or _load(path, stored).described()
@@ -207,14 +219,17 @@ def _forecast(args: argparse.Namespace) -> None:
     """Say what a new search would do and take."""
     if args.resume:
         raise InputError("--dry-run: is for a new search; one that is resumed says by itself how long it still takes")
+    from fracray.cluster.prices import read_prices
+
+    prices = read_prices(args.cluster, args.price_per_hour)
     space, run, _ = _new(args)
     from fracray.search.forecast import forecast_search
 
-    forecast_search(space, run, args.address)
+    forecast_search(space, run, args.address, prices)
 
 
 def _search_and_summarise(
-    args: argparse.Namespace, space: SearchSpace, run: Folder, warm: WarmStart, begun: float
+    args: argparse.Namespace, space: SearchSpace, run: Folder, warm: WarmStart, begun: float, held: ExitStack
 ) -> None:
     import psutil
 
@@ -227,8 +242,10 @@ def _search_and_summarise(
     from fracray.runtime.resources import gather, present, require_seen
     from fracray.runtime.run_folder import how_to_continue, say_changed
     from fracray.runtime.storage import Folder
-    from fracray.search.launch import find_places
+    from fracray.search.auto import resolved
+    from fracray.search.launch import at_once, find_places
     from fracray.search.results import summarise
+    from fracray.tracking.live import LiveLog
     from fracray.training.job import make_job
 
     if __name__ == "__main__":  # the process does nothing else, so its start is part of what the search costs
@@ -243,12 +260,14 @@ def _search_and_summarise(
         each = find_places(space.config, console)  # refused before anything that takes long
         if run.is_local:
             require_seen(run.path("environment.json"), f"--storage {args.storage}")
+        space = resolved(space, at_once(space.config.search), console)
         prepared = prepare(space.config.data, console, shelf=Folder(args.storage))
         say_prepared(console, prepared, space.config.model.localise)
         job = make_job(space.config, run, prepared)
         unit = "GPU" if each.gpus else "CPU"
         tracker = EfficiencyTracker(begun, lambda: present(unit), unit)
-        finished, clock = _search(space, job, warm, tracker, console, args.callbacks)
+        live = held.enter_context(LiveLog(args.targets, run, console))
+        finished, clock = _search(space, job, warm, tracker, console, args.callbacks, live)
         budget = space.config.search.time_budget
         over = clock.ended if clock else budget is not None and time.monotonic() - started >= budget
         refits = space.config.search.refit.top > 0 and (finished or over)
@@ -256,7 +275,7 @@ def _search_and_summarise(
         refitted = True
         if refits:
             started = time.monotonic()
-            refitted = _refit(space, job, prepared, tracker, clock, console)
+            refitted = _refit(space, job, prepared, tracker, clock, console, live)
             if not refitted:  # of the search it is known already, but not whether the rest of the budget was enough
                 over = clock.over if clock else budget is not None and time.monotonic() - started >= budget
         leave_report(run, prepared.manifest, console)
@@ -275,18 +294,19 @@ def _search(
     tracker: EfficiencyTracker,
     console: Console,
     callbacks: Sequence[Callback],
+    live: LiveLog,
 ) -> tuple[bool, KeepsBack | None]:
     """Run the missing trials; whether all are done, and the clock of a time budget that a refit shares."""
     from fracray.runtime.console import counted
     from fracray.runtime.run_folder import REFIT
     from fracray.search.launch import places_of, run_trials
+    from fracray.search.notes import say_notes
     from fracray.search.progress import SearchProgress
     from fracray.search.refit_trials import KeepsBack
     from fracray.search.schedulers import StudyScheduler
     from fracray.search.study import StudySearcher, local_journal
     from fracray.search.trials_table import StudyLedger
     from fracray.search.warm_start import told_points
-    from fracray.training.rungs import stopping_epochs
 
     search = space.config.search
     _, concurrent = places_of(job)
@@ -305,19 +325,9 @@ def _search(
             f"up to {counted(space.config.train.epochs, 'epoch')} each; run folder {job.run}",
             soft_wrap=True,
         )
-        if search.scheduler.name != "none" and not stopping_epochs(space.config):
-            console.print(
-                f"note: {search.scheduler.name} can stop no trial: grace_epochs is {search.scheduler.grace_epochs}, "
-                f"and a trial has {counted(space.config.train.epochs, 'epoch')}",
-                soft_wrap=True,
-            )
-        if space.unmodelled:
-            console.print(
-                f"note: cmaes models ranges without a condition; {', '.join(space.unmodelled)}: drawn at random",
-                soft_wrap=True,
-            )
+        say_notes(space, console)
         ledger = StudyLedger(job.run, searcher.study, journal, space.config.train.epochs)
-        progress = SearchProgress(space, job.run, ledger, budget, tracker, console, search.time_budget)
+        progress = SearchProgress(space, job.run, ledger, budget, tracker, console, search.time_budget, live.trial)
         shared = search.time_budget is not None and search.refit.top > 0
         clock = KeepsBack(space.config, concurrent, lambda: progress.rows, job.run.sub(REFIT)) if shared else None
         seconds = None if clock else search.time_budget
@@ -332,6 +342,7 @@ def _refit(
     tracker: EfficiencyTracker,
     clock: KeepsBack | None,
     console: Console,
+    live: LiveLog,
 ) -> bool:
     """Train the best configurations anew in what is left of the time budget; False when that ended it."""
     from fracray.search.refit_run import RefitOptions, refit
@@ -344,7 +355,7 @@ def _refit(
             soft_wrap=True,
         )
     options = RefitOptions(asked.top, asked.seeds, seconds=left)
-    return refit(space, job.run, prepared, options, tracker, console, job.images)
+    return refit(space, job.run, prepared, options, tracker, console, job.images, live.refitted)
 
 
 if __name__ == "__main__":

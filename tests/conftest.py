@@ -15,6 +15,10 @@ os.environ.update(
     AWS_ACCESS_KEY_ID="x", AWS_SECRET_ACCESS_KEY="x", AWS_DEFAULT_REGION="us-east-1", AWS_EC2_METADATA_DISABLED="true"
 )
 
+# pytest-xdist's processes set the size of a terminal that they do not have.
+for name in ("COLUMNS", "LINES"):
+    os.environ.pop(name, None)
+
 RAY_CPUS = 2
 BUCKET = "radiographs"
 

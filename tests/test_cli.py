@@ -14,7 +14,7 @@ import pytest
 import torch
 from drawn_fracatlas import Atlas, jpeg, picture
 
-from fracray import cli, evaluate, fetch, predict, refit, report, serve, train, tune
+from fracray import cli, evaluate, export, fetch, log, predict, refit, report, serve, train, tune
 from fracray.cluster import __main__ as cluster
 from fracray.config import Config
 from fracray.data import __main__ as data
@@ -114,18 +114,21 @@ def test_the_command_is_installed():
 # Frozen, so that an option is added on purpose: its line stays in --help forever.
 FLAGS = {
     "tune": "--space --trials --concurrent --workers-per-trial --cpus-per-trial --gpus-per-trial --warm-start "
-    "--time-budget --refit --callback --dry-run --data --epochs --set --storage --name --resume --address",
+    "--time-budget --refit --callback --dry-run --cluster --price-per-hour --data --epochs --set --storage --name "
+    "--resume --log --address",
     "refit": "run --top --seeds --folds --members --concurrent --workers-per-trial --cpus-per-trial --gpus-per-trial "
     "--time-budget --resume --address",
     "train": "--config --workers --cpus-per-worker --gpus-per-worker --data --epochs --set --storage --name --resume "
-    "--address",
+    "--log --address",
     "fetch": "run --top --metric --cluster --to",
     "evaluate": "checkpoint --data --split --json --csv --by --operating-points --cost-ratio --prevalence --saliency "
     "--against --corruptions --reference --severities --seed --address",
-    "predict": "checkpoint path --to --overwrite --coverage --study --heatmaps --address",
+    "predict": "checkpoint path --to --overwrite --coverage --study --heatmaps --dicom-out --address",
+    "export": "checkpoint --to --format --data --overwrite",
     "serve": "checkpoint --host --port --token-file --workers --decoders --batch --wait --coverage --max-megabytes "
     "--max-megapixels --max-files --timeout --queue",
-    "report": "run --data --to --model-card --claim",
+    "report": "run --data --to --model-card --claim --evaluated --cluster --price-per-hour",
+    "log": "run --to",
     "cluster check": "file --space --workers-per-trial --cpus-per-trial --gpus-per-trial --storage",
     "cluster submit": "file --address",
     "cluster attach": "file --address job",
@@ -144,8 +147,10 @@ MODULES = {
     "fetch": fetch,
     "evaluate": evaluate,
     "predict": predict,
+    "export": export,
     "serve": serve,
     "report": report,
+    "log": log,
     "cluster": cluster,
     "data": data,
 }

@@ -17,7 +17,9 @@ from drawn_fracatlas import Atlas, jpeg, picture
 import fracray.cluster.__main__
 import fracray.data.__main__
 import fracray.evaluate
+import fracray.export
 import fracray.fetch
+import fracray.log
 import fracray.predict
 import fracray.refit
 import fracray.report
@@ -35,14 +37,28 @@ PAGES = (
     "README.md",
     *(
         f"docs/{name}.md"
-        for name in ("data", "search", "splits", "evaluate", "robustness", "run-folder", "report", "predict", "serve")
+        for name in (
+            "data",
+            "search",
+            "splits",
+            "evaluate",
+            "robustness",
+            "run-folder",
+            "report",
+            "predict",
+            "dashboards",
+            "export",
+            "serve",
+        )
     ),
 )
 VERBS = {
     "cluster": fracray.cluster.__main__,
     "data": fracray.data.__main__,
     "evaluate": fracray.evaluate,
+    "export": fracray.export,
     "fetch": fracray.fetch,
+    "log": fracray.log,
     "refit": fracray.refit,
     "predict": fracray.predict,
     "report": fracray.report,
@@ -52,6 +68,7 @@ VERBS = {
 }
 SERVES = "serves until it is stopped; tests/serving/test_serve.py does it"
 NETWORK, CLUSTER, BUCKET = "needs the network", "needs a cluster that is up", "needs a bucket and a cluster that is up"
+SERVER = "a server that runs on; tests/tracking/test_log.py starts it"
 FRACRAY = "python -m fracray."
 NOT_RUN = {
     "./dev demo": "makes an environment with the network; its search is the one of README's third block",
@@ -72,6 +89,9 @@ NOT_RUN = {
     "python -m fracray.tune --space search_spaces/backbone.yaml --data FracAtlas.zip --time-budget 3600 --name lite": (
         "trains a large network for minutes"
     ),
+    "mlflow server --backend-store-uri sqlite:///mlflow.db": SERVER,
+    "tensorboard --logdir tb": "a server that runs on; tests/tracking/test_log.py reads the same files",
+    "optuna-dashboard runs/atlas/optuna.journal": SERVER,
     "python -m fracray.serve runs/atlas": SERVES,
     "python -m fracray.serve runs/atlas --host 0.0.0.0 --token-file token --queue 256": SERVES,
     "curl -F files=@hand.dcm -F files=@foot.jpg 'http://127.0.0.1:8000/predict?heatmap=1'": SERVES,

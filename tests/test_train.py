@@ -8,9 +8,11 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import psutil
 import pytest
 import ray
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fracray.errors import RunError
 from fracray.train import main
@@ -70,7 +72,8 @@ def workers_of(title):
 
 @pytest.fixture(scope="module")
 def one_worker(ray_local, tmp_path_factory):
-    return train(tmp_path_factory.mktemp("runs"), "one", "--epochs", "3")
+    folder = tmp_path_factory.mktemp("runs")
+    return train(folder, "one", "--epochs", "3", "--log", f"tensorboard:{folder / 'tb'}")
 
 
 def test_a_training_leaves_a_complete_run_folder(one_worker):
@@ -85,6 +88,14 @@ def test_a_training_leaves_a_complete_run_folder(one_worker):
     best = max(history(one_worker), key=lambda e: (e["val_accuracy"], -e["val_loss"]))
     assert checkpoint.metadata.epoch == best["epoch"]
     assert len(read_predictions(checkpoint.folder)) == data["parts"]["val"]["images"]
+
+
+def test_tensorboard_has_every_epoch_once(one_worker):
+    read = EventAccumulator(str(one_worker.parent / "tb/one"))
+    read.Reload()
+    values = [(one.step, one.value) for one in read.Scalars("val_loss")]
+    assert values == [(int(one["epoch"]), np.float32(one["val_loss"])) for one in history(one_worker)]
+    assert read.Tensors("state/text_summary")[-1].tensor_proto.string_val == [b"done"]
 
 
 def test_ray_data_streaming_gives_the_same_metrics_as_memory(one_worker, tmp_path):

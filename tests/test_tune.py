@@ -22,6 +22,7 @@ import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from fracray.config import SearchConfig
 from fracray.errors import InputError, RunError
 from fracray.runtime.run_folder import STATE
 from fracray.runtime.storage import Folder
@@ -186,7 +187,7 @@ def test_an_unfinished_trial_counts_up_to_its_checkpoint(searched, tmp_path):
     (folder / "epochs.json").write_text(json.dumps([result.to_json() for result in history]))
     rows = collect(Folder(run), study, 3)
     assert rows[len(rows) - 1].history == ()
-    assert best_row(rows.values(), "val_accuracy", "max").best("val_accuracy") == best
+    assert best_row(rows.values(), SearchConfig()).best("val_accuracy") == best
     (folder / "best").mkdir()
     (folder / "best/config.json").write_text(json.dumps({"epoch": 2}))
     assert collect(Folder(run), study, 3)[len(rows) - 1].history == tuple(history[:3])

@@ -21,6 +21,7 @@ from fracray.errors import InputError, nearest
 
 __all__ = [
     "AXES",
+    "CONSTRAINTS",
     "EXTRA",
     "PHANTOM",
     "AugmentConfig",
@@ -41,7 +42,7 @@ __all__ = [
     "resolve",
 ]
 
-EXTRA = "augment.extra"  # the one setting that has leaves of the user's choice below it
+EXTRA, CONSTRAINTS = "augment.extra", "search.constraints"  # the settings that have leaves of the user's choice below
 
 
 class Config(Section):
@@ -73,6 +74,29 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _begins_with_the_head(self) -> Self:
+        train, why = self.train, ""
+        if train.head_epochs and self.model.weights is None:
+            why = "trains a head on random weights; set model.weights"
+        elif train.head_epochs >= train.epochs:
+            why = f"leaves none of the {train.epochs} epochs to the network; set it lower, or train.epochs higher"
+        if why:
+            raise SettingError(("train", "head_epochs"), f"{why}, or train.head_epochs=0", train.head_epochs)
+        return self
+
+    @model_validator(mode="after")
+    def _mixes_two(self) -> Self:
+        for name in ("mixup", "cutmix"):
+            if getattr(self.train, name) and self.train.batch_size < 2 * self.search.workers_per_trial:
+                raise SettingError(
+                    ("train", name),
+                    f"mixes the images that a worker has of a batch, and train.batch_size = {self.train.batch_size} "
+                    f"gives it one; set train.batch_size higher, or train.{name}=0",
+                    getattr(self.train, name),
+                )
+        return self
+
     def leaves(self) -> dict[str, Any]:
         """Every setting by dotted path; lists below `augment.extra` by position, as in `....clip_limit.1`."""
         return _flatten(self.model_dump(mode="json"))
@@ -92,7 +116,7 @@ class Config(Section):
             *parents, leaf = path.split(".")
             node = tree
             for parent in parents:
-                node = node[parent]
+                node = node.setdefault(parent, {})
             node[leaf] = copy.deepcopy(value)  # the paths that follow may change it
         return resolve(tree, where, known_extra=not any(path.startswith(EXTRA) for path in values))
 
@@ -145,8 +169,8 @@ LEAVES: tuple[str, ...] = tuple(Config().leaves())  # those of every config; aug
 
 def check_path(path: str, where: str) -> None:
     """InputError unless `path` can name a setting; paths below `augment.extra` are checked when the config is."""
-    known = (*LEAVES, EXTRA)
-    if path not in known and not (path.startswith(f"{EXTRA}.") and all(path.split("."))):
+    known = (*LEAVES, EXTRA, CONSTRAINTS)
+    if path not in known and not (path.startswith((f"{EXTRA}.", f"{CONSTRAINTS}.")) and all(path.split("."))):
         inside = [leaf for leaf in known if leaf.startswith(f"{path}.")]
         remedy = f"; name one of its settings: {', '.join(inside)}" if inside else nearest(path, known)
         raise InputError(f"{where}: '{path}' is not a setting{remedy}")
@@ -171,7 +195,7 @@ def _fault_text(fault: Any, where: str | Callable[[str], str]) -> str:
     where = where if isinstance(where, str) else where(path)
     if fault["type"] == "extra_forbidden":
         depth = path.count(".") + 1
-        siblings = {".".join(leaf.split(".")[:depth]) for leaf in (*LEAVES, EXTRA)}  # sections too
+        siblings = {".".join(leaf.split(".")[:depth]) for leaf in (*LEAVES, EXTRA, CONSTRAINTS)}  # sections too
         return f"{where}: '{path}' is not a setting{nearest(path, siblings)}"
     message = fault["msg"].removeprefix("Value error, ")
     if isinstance(fault["input"], Mapping):  # of a complete section, whose values would hide the message

@@ -94,6 +94,11 @@ class ModelConfig(Section):
         description="a second head that says where a fracture is, at a sixteenth of the resolution, trained on the "
         "fractures' boxes where the set has some; what it finds counts in the image's logit",
     )
+    mirror: bool = Field(
+        False,
+        description="outside of training, the logit is the mean of those of the radiograph and of its mirror image, "
+        "which doubles the time of validation and of every prediction",
+    )
 
 
 def _as_switch(value: Any) -> Any:
@@ -116,6 +121,18 @@ class TrainConfig(Section):
     )
     batch_size: int = Field(64, ge=1, description="images per step, over all workers together, 1 or more")
     lr: Annotated[float, Field(gt=0)] = Field(2e-3, description="peak learning rate of AdamW, above 0")
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="factor of the learning rate from each layer to the one before it, above 0 to 1: the head has "
+        "train.lr, the first layer the least. Layers are the blocks of timm's networks, and stages in fracture_cnn and "
+        "torchvision's; 1: all alike",
+    )
+    head_epochs: int = Field(
+        0,
+        ge=0,
+        description="first epochs, fewer than train.epochs, that train the head alone, with all else, batch norm's "
+        "statistics too, as pretrained; needs model.weights; 0: none",
+    )
     weight_decay: Annotated[float, Field(ge=0)] = Field(
         0.02, description="decoupled weight decay of AdamW, 0 or more; none on biases and norms; 0: off"
     )
@@ -132,8 +149,25 @@ class TrainConfig(Section):
     focal_gamma: Annotated[float, Field(ge=0)] = Field(
         2.0, description="exponent of the focal loss, 0 or more; 0: the weighted loss; used by loss focal only"
     )
+    balance: Probability = Field(
+        0.0,
+        description="how far the images of an epoch go towards half of each class, 0 to 1; it has as many as the "
+        "training part: those of the rarer class several times, each time augmented anew, and of the other class "
+        "another part in each epoch; 0: each image once",
+    )
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
         0.0, description="distance of the targets from 0 and 1, 0 to below 0.5; 0: off"
+    )
+    mixup: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="blend each image, its label and its map with those of another of its batch, by shares from the "
+        "beta distribution with both parameters this number, 0 or more; 0.2 is usual; 0: off",
+    )
+    cutmix: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="paste a window of another image of its batch into each image, in label and map too; as mixup, the "
+        "shares of the pixels are from the beta distribution, 0 or more; 1 is usual; each batch has one of both, where "
+        "both are on; 0: off",
     )
     box_weight: Annotated[float, Field(ge=0)] = Field(
         1.0, description="weight of the loss of the map against the boxes, 0 or more; used with model.localise"

@@ -102,6 +102,30 @@ def looks_alike(new: Sequence[bytes], known: Sequence[bytes]) -> np.ndarray:
     return found
 
 
+def look_distances(new: Sequence[bytes], known: Sequence[bytes], neighbours: int) -> np.ndarray:
+    """How unlike each of the pictures `new` is to those of `known`, both as their `look`: (n,) float32, 0 to 1.
+
+    The distance of two is the share of their signs that differ, over the tiles that are textured in one of them; two
+    pictures without any relation are at about 0.5, and a picture and its negative at 1. Given is that to the
+    `neighbours`-th nearest (Sun et al. 2022, arXiv 2204.06507, of a network's features). nan for an empty look, and
+    where fewer are known.
+    """
+    ours, theirs = (
+        np.frombuffer(b"".join(filter(None, looks)), dtype="<u8").reshape(-1, LOOK_BYTES // 8) for looks in (new, known)
+    )
+    found = np.full(len(new), np.nan, dtype=np.float32)
+    if len(theirs) < neighbours:
+        return found
+    places = (at for at, one in enumerate(new) if one)
+    for at, one in zip(places, ours, strict=True):
+        counted = one[1] | theirs[:, 1]
+        differing = np.bitwise_count((one[2:] ^ theirs[:, 2:]) & counted[:, None]).sum(1, dtype=np.int64)
+        tiles = np.bitwise_count(counted).astype(np.int64)
+        shares = differing / (len(_SHAPES) * np.maximum(tiles, 1))
+        found[at] = np.partition(shares, neighbours - 1)[neighbours - 1]
+    return found
+
+
 def _signs(thumbs: np.ndarray) -> np.ndarray:
     """A bit for every tile of each thumbnail: whether it is textured, and its sign for each of _SHAPES.
 

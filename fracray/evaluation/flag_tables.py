@@ -13,7 +13,7 @@ from fracray.evaluation.comparison import Comparison
 from fracray.evaluation.maps import WORDS
 from fracray.evaluation.operating import Operating
 from fracray.evaluation.report import HEADINGS, with_interval
-from fracray.evaluation.saliency import Looked, Saliency
+from fracray.evaluation.saliency import Looked, Saliency, Sanity
 from fracray.evaluation.subgroups import FEWEST, Subgroup
 from fracray.metrics import Interval
 from fracray.runtime.console import counted, new_table, score_cell
@@ -225,21 +225,24 @@ def _say_looked(console: Console, looked: Sequence[Looked], usual_place: str) ->
         f"usual place, which is {usual_place}",
     )
     if everything.pointers:
-        gain = everything.hit_gain
-        _say(
-            console,
-            f"hits, the map less the usual place: {gain.value:+.3f}"
-            + ("" if isnan(gain.low) else f" [{gain.low:+.3f}, {gain.high:+.3f}]")
-            + (": the map clearly knows more than the usual place" if gain.low > 0 else "")
-            + (": not clearly more than the usual place" if gain.low <= 0 <= gain.high else "")
-            + (": clearly less than the usual place" if gain.high < 0 else ""),
-        )
+        _say(console, beside_the_usual_place(everything.hit_gain))
+
+
+def beside_the_usual_place(gain: Interval) -> str:
+    """What a map hits more than the usual place, as a sentence."""
+    return (
+        f"hits, the map less the usual place: {gain.value:+.3f}"
+        + ("" if isnan(gain.low) else f" [{gain.low:+.3f}, {gain.high:+.3f}]")
+        + (": the map clearly knows more than the usual place" if gain.low > 0 else "")
+        + (": not clearly more than the usual place" if gain.low <= 0 <= gain.high else "")
+        + (": clearly less than the usual place" if gain.high < 0 else "")
+    )
 
 
 def _say_sanity(console: Console, one: Saliency) -> None:
     sanity = one.sanity
     if not sanity.images:
-        _say(console, "the map is the same everywhere in every radiograph: it points at nothing, and cannot be checked")
+        _say(console, verdict_of_check(sanity))
         return
     table = new_table("weights drawn at random (from the head down)")
     table.add_column("likeness to the trained network's map", justify="right")
@@ -248,6 +251,13 @@ def _say_sanity(console: Console, one: Saliency) -> None:
     table.add_section()
     table.add_row("none, but the map of another radiograph", with_interval(sanity.others))
     console.print(table)
+    _say(console, verdict_of_check(sanity))
+
+
+def verdict_of_check(sanity: Sanity) -> str:
+    """What the sanity check says of a map, as a sentence."""
+    if not sanity.images:
+        return "the map is the same everywhere in every radiograph: it points at nothing, and cannot be checked"
     head, last = (round([*sanity.levels.values()][at].value, 2) + 0.0 for at in (0, -1))
     verdict = (
         "the map depends on what was learned"
@@ -260,11 +270,10 @@ def _say_sanity(console: Console, one: Saliency) -> None:
         if sanity.others.value > 1 - PASSED
         else ""
     )
-    _say(
-        console,
+    return (
         f"sanity check on {counted(sanity.images, 'radiograph')}{empty} (Adebayo et al. 2018): the rank "
         f"correlation of the cells is 1 for the same map and 0 for an unrelated one. With a random head it is "
-        f"{head:.2f}, with all weights random {last:.2f}: {verdict}{alike}",
+        f"{head:.2f}, with all weights random {last:.2f}: {verdict}{alike}"
     )
 
 

@@ -33,7 +33,7 @@ def network(checkpoint: Checkpoint) -> Callable[[np.ndarray], np.ndarray]:
         return lambda images: np.mean([run(images) for run in runs], axis=0)
     model, device = _on_device(checkpoint)
     as_trained = checkpoint.metadata.arithmetic == AS_TRAINED
-    half = as_trained and _trained_in_bf16(checkpoint, device)
+    half = in_bf16(checkpoint, device)
 
     def logits(images: np.ndarray) -> np.ndarray:
         arithmetic = torch.autocast(device.type, torch.bfloat16, enabled=half) if as_trained else float32()
@@ -87,9 +87,14 @@ def _batch(images: np.ndarray, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(images).unsqueeze(1).to(device)
 
 
-def _trained_in_bf16(checkpoint: Checkpoint, device: torch.device) -> bool:
-    """Whether a version that validated as it trained used bf16 here: of 'auto' on a CPU, for fracture_cnn alone."""
+def in_bf16(checkpoint: Checkpoint, device: torch.device) -> bool:
+    """Whether its validation was in bf16 on such a device: by a version that validated as it trained.
+
+    Of the precision 'auto' on a CPU, that is so for fracture_cnn alone. Of an ensemble, ask its members.
+    """
     config = checkpoint.metadata.config
+    if checkpoint.metadata.arithmetic != AS_TRAINED:
+        return False
     if config.train.precision == "auto" and device.type == "cpu" and config.model.name != FRACTURE_CNN:
         return False
     return pick_precision(config, device, checkpoint.model) is torch.bfloat16

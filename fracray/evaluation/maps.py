@@ -6,7 +6,6 @@ boxes or scores.
 
 import copy
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from typing import Any, Literal
 
 import cv2
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 
 from fracray.evaluation.inference import BATCH
 from fracray.training.ensemble import Ensemble
+from fracray.training.layers import stage_parameters
 from fracray.training.loop import pick_device
 from fracray.training.model import Classifier, float32
 
@@ -69,11 +69,18 @@ def grad_cam(model: Classifier, images: Tensor) -> Tensor:
     try:
         with torch.enable_grad(), float32():
             logits = model(images)
-            (gradient,) = torch.autograd.grad(logits.sum(), kept[-1])
+            gradients = torch.autograd.grad(logits.sum(), kept)
     finally:
         hook.remove()
-    weights = gradient.mean((2, 3), keepdim=True)
-    return F.relu((weights * kept[-1]).sum(1)).detach().float()
+    looks = [
+        F.relu((gradient.mean((2, 3), keepdim=True) * maps_kept).sum(1)).detach().float()
+        for gradient, maps_kept in zip(gradients, kept, strict=True)
+    ]
+    if not model.mirrors:
+        (found,) = looks
+        return found
+    plain, mirrored = looks  # each of half the logit: their sum is a mean
+    return plain + mirrored.flip(2)
 
 
 def _scaled(found: Tensor) -> Tensor:
@@ -110,7 +117,7 @@ def randomised(model: Classifier | Ensemble, seed: int) -> Iterator[tuple[str, C
     """
     ours = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
-    parts = [_from_the_head_down(member) for member in _members(ours)]
+    parts = [stage_parameters(member)[::-1] for member in _members(ours)]  # from the head down
     steps = max(map(len, parts))
     for step in range(steps):
         for levels in parts:
@@ -119,19 +126,6 @@ def randomised(model: Classifier | Ensemble, seed: int) -> Iterator[tuple[str, C
                 _draw(parameter, generator)
         stages = "" if not step else " and the last stage" if step == 1 else f" and the last {step} stages"
         yield ("all weights" if step == steps - 1 else f"the head{stages}"), ours
-
-
-def _from_the_head_down(model: Classifier) -> list[list[nn.Parameter]]:
-    """The parameters of what follows the last stage, of the last stage, ..., of the first with the stem."""
-    named = list(model.named_modules())
-    ends = [*model.depth, *([model.last_stage] if model.last_stage else [])]
-    places = [max(at for at, (name, _) in enumerate(named) if f"{name}.".startswith(f"{end}.")) for end in ends]
-    bounds = [0, *(place + 1 for place in sorted(set(places))), len(named)]
-    levels = [
-        [parameter for _, module in named[start:stop] for parameter in module.parameters(recurse=False)]
-        for start, stop in pairwise(bounds)
-    ]
-    return [level for level in levels[::-1] if level]
 
 
 def _draw(parameter: nn.Parameter, generator: torch.Generator) -> None:

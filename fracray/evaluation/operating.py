@@ -120,7 +120,10 @@ def _rates(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> t
 
 
 def rule_words(name: str, operating_point: str, cost: CostRatio | None = None) -> str:
-    """By what rule the threshold of an operating point of this name was chosen."""
+    """The rule of a point of `choose_operating_points`, or of OWN, in words.
+
+    operating_point: what the checkpoint's own threshold maximises, as train.operating_point.
+    """
     rule, _, target = name.partition("_")
     if name == OWN:
         return f"the checkpoint's own: best {'balanced ' if operating_point == 'balanced' else ''}accuracy"

@@ -4,11 +4,11 @@ Beside a map stand pointers that see no pixel: a cell of the picture at random, 
 fractures of the training part most often are. Must not know of the command line.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import nan
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from rich.console import Console
@@ -113,29 +113,57 @@ class Saliency:
         return about | {"looked": looked, "sanity": self.sanity.as_dict()}
 
 
-def score_saliency(checkpoint: Checkpoint, scored: Scored, seed: int, console: Console) -> tuple[Saliency, ...]:
-    """Each map of the checkpoint on the scored radiographs; seed: of the random weights.
+class OverRows(Protocol):
+    """What a function makes of the squares (B, S, S) uint8 of these rows, in their order, as `inference.over_rows`."""
 
-    InputError for a network that has no map.
-    """
+    def __call__(self, run: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, words: str) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Check:
+    """How thorough the sanity check is: on how many radiographs, and over how many draws of the weights."""
+
+    images: int = SANITY_IMAGES
+    draws: int = SANITY_DRAWS
+    seed: int = 0
+
+
+def score_saliency(checkpoint: Checkpoint, scored: Scored, check: Check, console: Console) -> tuple[Saliency, ...]:
+    """Each map of the checkpoint on the scored radiographs. InputError for a network that has no map."""
     found = methods(checkpoint.model)
     if not found:
         name = checkpoint.metadata.config.model.name
         raise InputError(f"--saliency: {name} has neither a localiser nor feature maps for Grad-CAM; leave it out")
+
+    def over(run: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, words: str) -> np.ndarray:
+        return over_rows(run, scored.prepared.shards, rows, words, console)
+
+    return look_over(checkpoint, found, scored, over, check, console)
+
+
+def look_over(
+    checkpoint: Checkpoint,
+    kinds: Sequence[Method],
+    scored: Scored,
+    over: OverRows,
+    check: Check,
+    console: Console,
+) -> tuple[Saliency, ...]:
+    """These maps of the checkpoint on the scored radiographs, whose squares `over` reads."""
     model = checkpoint.model.to(pick_device())
     prepared, result = scored.prepared, []
     boxes = Boxes.of_table(prepared.table, prepared.shards.size)
     boxed = np.zeros(len(scored.rows), dtype=bool)
     if boxes is not None:
         boxed = (scored.labels == 1) & (boxes.first[scored.rows + 1] > boxes.first[scored.rows])
-    for method in found:
+    for method in kinds:
         looked: tuple[Looked, ...] = ()
         if boxes is not None and boxed.any():
             rows = scored.rows[boxed]
             look = partial(over_images, look=partial(maps, model, method))
-            shown = over_rows(look, prepared.shards, rows, "looking where", console)
+            shown = over(look, rows, "looking where")
             looked = tuple(look_at(shown, boxes, scored.only(boxed)))
-        sanity, cells = _sanity(checkpoint, scored, method, seed, console)
+        sanity, cells = _sanity(checkpoint, scored, method, over, check, console)
         result.append(Saliency(method, cells, looked, sanity, "" if boxes is None else usual_words(prepared, boxes)))
     return tuple(result)
 
@@ -215,12 +243,14 @@ def _centre(picture: np.ndarray) -> np.ndarray:
 # ---- the sanity check ----------------------------------------------------------------------------------------------
 
 
-def _sanity(checkpoint: Checkpoint, scored: Scored, method: Method, seed: int, console: Console) -> tuple[Sanity, int]:
-    """The check on at most SANITY_IMAGES of the scored radiographs, and the side of the map in cells."""
+def _sanity(
+    checkpoint: Checkpoint, scored: Scored, method: Method, over: OverRows, check: Check, console: Console
+) -> tuple[Sanity, int]:
+    """The check on some of the scored radiographs, and the side of the map in cells."""
     prepared = scored.prepared
-    kept = np.unique(np.linspace(0, len(scored.rows) - 1, SANITY_IMAGES).round().astype(np.intp))
+    kept = spread(len(scored.rows), check.images)
     rows = scored.rows[kept]
-    device, images = pick_device(), over_rows(lambda batch: batch, prepared.shards, rows, "reading", console)
+    device, images = pick_device(), over(lambda batch: batch, rows, "reading")
 
     def of(model: Any) -> np.ndarray:
         return over_images(images, partial(maps, model, method))
@@ -233,9 +263,11 @@ def _sanity(checkpoint: Checkpoint, scored: Scored, method: Method, seed: int, c
         return Sanity(0, empty, {}, Interval(nan, nan, nan)), cells
     inside = np.stack([picture_cells(prepared, row, cells) for row in rows])
     drawn: dict[str, list[np.ndarray]] = {}
-    for draw in range(SANITY_DRAWS):
-        for name, model in randomised(checkpoint.model.cpu(), seed + draw):
-            drawn.setdefault(name, []).append(similarity(trained, of(model.to(device)), inside))
+    with console.status("checking the maps") as status:
+        for draw in range(check.draws):
+            for name, model in randomised(checkpoint.model.cpu(), check.seed + draw):
+                status.update(f"checking the maps with random weights, draw {draw + 1} of {check.draws}: {name}")
+                drawn.setdefault(name, []).append(similarity(trained, of(model.to(device)), inside))
     checkpoint.model.to(device)
     jackknife = GroupJackknife(np.ones(len(rows)), groups)
     levels = {name: mean_interval(jackknife, np.mean(found, axis=0), "number") for name, found in drawn.items()}
@@ -244,6 +276,11 @@ def _sanity(checkpoint: Checkpoint, scored: Scored, method: Method, seed: int, c
     both = inside & inside[other]
     others = mean_interval(jackknife, similarity(trained, trained[other], both), "number")
     return Sanity(len(rows), empty, levels, others), cells
+
+
+def spread(count: int, most: int) -> np.ndarray:
+    """At most `most` of the places 0 to count - 1, ascending, at equal distances."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.intp))
 
 
 def _elsewhere(groups: np.ndarray, at: int) -> int:

@@ -3,6 +3,7 @@
 Knows the tables of checkpoints and the facts of files; no network.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +11,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fracray.data.duplicates import looks_alike
+from fracray.data.duplicates import look_distances, looks_alike
 from fracray.data.manifest import part_of
 
 RARE = 0.005  # share of the training's radiographs that lie beyond a bound, at each end
 WORDS = {"brightness": ("dark", "bright"), "side": ("small", "large"), "aspect": ("narrow", "wide")}
+UNLIKE = "unlike"
+NEIGHBOURS = 10  # to which the distance of a picture is taken
+FAR = 0.95  # share of the validation radiographs that are nearer to the training's than a picture that is `unlike`
+MOST, LEAST = 1000, 20  # validation radiographs that this limit is taken from
 UNKNOWN = ""
 
 
@@ -23,12 +28,14 @@ class Familiar:
     """What a checkpoint keeps of its training: bounds by measure, and pixel hashes and looks by part.
 
     bounds: lowest and highest usual brightness, longer side (px) and aspect (width by height); none of older
-    checkpoints, which do not keep them.
+    checkpoints, which do not keep them. far: the distance (see `look_distances`) from the training beyond which a
+    picture is `unlike`; nan where the checkpoint keeps too few looks.
     """
 
     bounds: Mapping[str, tuple[float, float]]
     hashes: Mapping[str, frozenset[str]]
     looks: Mapping[str, Sequence[bytes]]
+    far: float = math.nan
 
     @classmethod
     def of(cls, seen: pd.DataFrame | None) -> "Familiar":
@@ -38,7 +45,13 @@ class Familiar:
         parts = {part: seen[(part_of(seen["split"]) == part).to_numpy()] for part in ("train", "val")}
         looks = {part: rows["look"].dropna().tolist() if "look" in rows else [] for part, rows in parts.items()}
         hashes = {part: frozenset(rows["pixel_hash"]) - {""} for part, rows in parts.items()}
-        return cls(_bounds(parts["train"]), hashes, looks)
+        return cls(_bounds(parts["train"]), hashes, looks, _far(looks["val"], looks["train"]))
+
+    def distances(self, looks: Sequence[bytes]) -> np.ndarray:
+        """How unlike each picture is to the training's, (n,) float32, 0 to 1; nan where it is not known."""
+        if math.isnan(self.far):
+            return np.full(len(looks), np.nan, dtype=np.float32)
+        return look_distances(looks, self.looks["train"], NEIGHBOURS)
 
     def seen_as(self, pixel_hashes: Sequence[str], looks: Sequence[bytes]) -> list[str]:
         """For each picture 'train' or 'val' of equal pixels, 'train copy' or 'val copy' of one that looks alike, 'no'.
@@ -55,14 +68,23 @@ class Familiar:
             found.append([*same, *near, "no"][0])
         return found
 
-    def flags(self, row: Mapping[str, Any]) -> list[str]:
-        """What is odd about a picture, from its facts: a word each."""
+    def flags(self, row: Mapping[str, Any], distance: float = math.nan) -> list[str]:
+        """What is odd about a picture, from its facts and its distance: a word each."""
         blank = row["fault"] == "blank"
         holds = {"blank": blank, "refilled": row["refilled"] > 0, "header": row["note"] and not blank}
         for name, (low, high) in self.bounds.items():
             value = _measures(row["brightness"], row["width"], row["height"])[name]
             holds |= {WORDS[name][0]: value < low, WORDS[name][1]: value > high}
+        holds[UNLIKE] = distance > self.far  # of nan, false
         return [word for word, held in holds.items() if held]
+
+
+def _far(val: Sequence[bytes], train: Sequence[bytes]) -> float:
+    known = [look for look in val if look]
+    if len(known) < LEAST:
+        return math.nan
+    some = [known[at] for at in np.linspace(0, len(known) - 1, min(len(known), MOST)).astype(int)]
+    return float(np.quantile(look_distances(some, train, NEIGHBOURS), FAR, method="higher"))
 
 
 def _measures(brightness: Any, width: Any, height: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from fracray.data.images.decode import MAX_BYTES
 from fracray.data.images.dicom_header import read_header
@@ -24,6 +24,7 @@ from fracray.data.sources.image_folder import (
 )
 from fracray.data.sources.locate import local_copy, unpacked
 from fracray.errors import InputError
+from fracray.runtime.locations import below, refuse_secret
 from fracray.runtime.storage import errors_name
 
 STDIN = "-"
@@ -72,21 +73,24 @@ def find_pictures(named: Sequence[str], cache: Path, progress: Callable[[int, in
     order: dict[str, None] = {}
     skipped = 0
     for path, listed in _paths(named):
-        root = _folder(path, cache, progress)
-        if isinstance(root, str):  # one file
-            file = Path(path).expanduser()
-            if not file.exists():
-                if not listed:
-                    raise InputError(f"{path}: no such file or folder; name radiographs, a folder, a zip or -")
-                if path not in order:
-                    ready.append(Picture(path, "", Path(path).stem, "no such file"))
-                    order[path] = None
-                continue
-            require_utf8(file)
-            if str(file.absolute()) not in order:
-                header = read_header(file, MAX_BYTES) if root == DICOM.name else None
-                files.append((RadiographFile(path, header, root), Picture(path, str(file.absolute()))))
-                order[str(file.absolute())] = None
+        try:
+            root, kind = _place(path, cache, progress)
+            if not root.exists():
+                raise InputError(f"{path}: no such file or folder; name radiographs, a folder, a zip or -")
+        except InputError as error:
+            if not listed:
+                raise
+            if path not in order:
+                why = str(error) if "://" in path else "no such file"
+                ready.append(Picture(path, "", PurePosixPath(_address(path)).stem, why))
+                order[path] = None
+            continue
+        if kind:  # one file
+            require_utf8(root)
+            if str(root.absolute()) not in order:
+                header = read_header(root, MAX_BYTES) if kind == DICOM.name else None
+                files.append((RadiographFile(_address(path), header, kind), Picture(path, str(root.absolute()))))
+                order[str(root.absolute())] = None
             continue
         with errors_name(path, root):
             if (root / MANIFEST).is_file():
@@ -101,9 +105,9 @@ def find_pictures(named: Sequence[str], cache: Path, progress: Callable[[int, in
             raise InputError(f"{path}: no radiograph in it: {contents(pictures, others)}; name another folder")
         skipped += len(others)
         for found in pictures:
-            shown, file = f"{path.rstrip('/')}/{found.path}", (root / found.path).absolute()
+            shown, file = _below(path, found.path), (root / found.path).absolute()
             if str(file) not in order:
-                files.append((RadiographFile(shown, found.header, found.kind), Picture(shown, str(file))))
+                files.append((RadiographFile(_address(shown), found.header, found.kind), Picture(shown, str(file))))
                 order[str(file)] = None
     if not order:
         raise InputError(f"{' '.join(named)}: names no radiograph; name files, folders, zips or an imported set")
@@ -128,13 +132,23 @@ def _paths(named: Sequence[str]) -> Iterator[tuple[str, bool]]:
                 yield text, True
 
 
-def _folder(path: str, cache: Path, progress: Callable[[int, int], None]) -> Path | str:
-    """The folder of what a path names, or what a single file is, as 'PNG'."""
+def _place(path: str, cache: Path, progress: Callable[[int, int], None]) -> tuple[Path, str]:
+    """The folder of what a path names and '', or a single file and what it is, as 'PNG'."""
+    refuse_secret(path)
     place = local_copy(path, cache, progress) if "://" in path else Path(path).expanduser()
     if place.is_dir():
-        return place
+        return place, ""
     kind, _ = what_is(place)
-    return unpacked(place, cache) if kind == "ZIP" else kind
+    return (unpacked(place, cache), "") if kind == "ZIP" else (place, kind or "unknown")
+
+
+def _address(path: str) -> str:
+    """A path, or a URI without its options."""
+    return path.partition("?")[0] if "://" in path else path
+
+
+def _below(path: str, name: str) -> str:
+    return below(path, name) if "://" in path else f"{path.rstrip('/')}/{name}"
 
 
 def _of_set(path: str, folder: Path) -> list[Picture]:
@@ -146,8 +160,8 @@ def _of_set(path: str, folder: Path) -> list[Picture]:
             f"{path}: the folder of its files, {root}, does not exist; restore it, or import the set again"
         )
     return [
-        Picture(f"{path.rstrip('/')}/{below}", str((root / below).absolute()), name)
-        if below
-        else Picture(f"{path.rstrip('/')}/{name}", "", name, "the imported set has no file of it")
-        for below, name in zip(manifest.table["path"], manifest.table["image_id"], strict=True)
+        Picture(_below(path, inside), str((root / inside).absolute()), name)
+        if inside
+        else Picture(_below(path, name), "", name, "the imported set has no file of it")
+        for inside, name in zip(manifest.table["path"], manifest.table["image_id"], strict=True)
     ]

@@ -1,30 +1,26 @@
 """Writes the overlays of a prediction as PNG files. Knows rows with encoded pictures, and no network."""
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
-from fracray.errors import InputError, RunError
+from fracray.errors import RunError
 from fracray.prediction.inputs import Picture
 from fracray.prediction.scoring import HEATMAP, PLACE
 from fracray.runtime.storage import atomic_path
 
 
-def keeper(keep: Callable[[pa.Table], None], folder: str, pictures: Sequence[Picture]) -> Callable[[pa.Table], None]:
-    """`keep`, which first writes the overlays of its rows to a folder, as IMAGE_ID.png, and keeps the rows without.
+def writer(root: Path, pictures: Sequence[Picture]) -> Callable[[pa.Table], pa.Table]:
+    """A function that writes the overlays of rows to a folder, as IMAGE_ID.png, and gives the rows back.
 
-    InputError where the folder cannot be made; the function raises RunError where there is no room.
+    It raises RunError where there is no room.
     """
-    root = Path(folder).expanduser()
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--heatmaps {folder}: cannot be made: {error.strerror}; name another folder") from None
     names = file_names([one.image_id for one in pictures])
 
-    def write(rows: pa.Table) -> None:
+    def write(rows: pa.Table) -> pa.Table:
         try:
             for place, data in zip(rows[PLACE].to_pylist(), rows[HEATMAP].to_pylist(), strict=True):
                 if data is not None:
@@ -32,21 +28,21 @@ def keeper(keep: Callable[[pa.Table], None], folder: str, pictures: Sequence[Pic
                         partial.write_bytes(data)
         except OSError as error:
             raise RunError(
-                f"--heatmaps {folder}: cannot be written: {error}; free space and give the same command again"
+                f"--heatmaps {root}: cannot be written: {error}; free space and give the same command again"
             ) from None
-        at = rows.schema.get_field_index(HEATMAP)
-        keep(rows.set_column(at, rows.schema.field(at), pa.nulls(len(rows), pa.binary())))
+        return rows
 
     return write
 
 
 def file_names(ids: Sequence[str]) -> list[str]:
-    """A file name for each image id, without separators of folders; of ids that would share one, with their place."""
+    """A file name for each image id, without separators of folders; of ids that would share one, with a number."""
     names: list[str] = []
     used: set[str] = set()
     for place, image_id in enumerate(ids):
         plain = re.sub(r"[^\w.-]+", "_", image_id)[:100].lstrip(".") or "image"
-        name = plain if plain.casefold() not in used else f"{plain}-{place}"
+        others = (f"{plain}-{number}" for number in itertools.count(place))
+        name = next(one for one in itertools.chain([plain], others) if one.casefold() not in used)
         used.add(name.casefold())
         names.append(f"{name}.png")
     return names

@@ -34,7 +34,8 @@ class About:
     inputs: str
     count: int
     coverage: float
-    heatmaps: bool
+    heatmaps: str  # the folder, or ''
+    dicom_out: str  # as heatmaps
     version: str
 
 
@@ -43,7 +44,8 @@ WORDS = {
     "inputs": "other inputs",
     "count": "other inputs",
     "coverage": "another --coverage",
-    "heatmaps": "other --heatmaps",
+    "heatmaps": "another --heatmaps",
+    "dicom_out": "another --dicom-out",
     "version": "another version of fracray",
 }
 
@@ -93,6 +95,11 @@ class Parts:
 def folder_of(target: Path) -> Path:
     """Where the parts of a file are kept, beside it."""
     return target.with_name(f"{target.name}.parts")
+
+
+def is_begun(target: Path, about: About) -> bool:
+    """Whether an earlier start has left parts of just this prediction."""
+    return _read(folder_of(target)) == asdict(about)
 
 
 @contextmanager

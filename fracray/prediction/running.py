@@ -24,7 +24,7 @@ from fracray.training.checkpoint import load_checkpoint
 
 SENT = 8  # files that the sender reads at a time
 # By default Ray starts a process that died, and what it did, again without end: for ever with a file that kills its
-# decoder. Here the command ends, and keeps what is done.
+# decoder. Here `predict_pictures` starts anew, with what is left, as long as that gets on.
 ONCE = {"max_restarts": 0, "max_task_retries": 0}
 
 
@@ -75,17 +75,42 @@ def predict_pictures(
     folder: the checkpoint's; geometry: the size of its squares, and whether they are cropped. On CPUs each actor
     decodes and scores; where there are GPUs, each holds a network that scores what tasks on the CPUs decode. On a
     cluster only this machine needs the pictures and the checkpoint. Rows are kept as they come, so memory does not grow
-    with their number. RunError where Ray fails.
+    with their number. Where a process dies, as for want of memory, what is left is tried again, once more than it gets
+    on: at last in blocks of one picture, so a file that kills its decoder is the only one without a row. RunError
+    where Ray fails.
     """
-    gpus, cpus = int(present("GPU")), max(1, int(present("CPU")))
-    blocks = list(_blocks(pictures, done, cpus))
-    if not blocks:
-        return
     sender = None
     if not alone():
         actor = ray.remote(max_concurrency=SENT, num_cpus=0, scheduling_strategy=here())
         sender = actor(Sender).remote(folder)
-    decoder = Decoder(*geometry, SHOWN if asked.heatmaps else 0, sender)
+    decoder = Decoder(*geometry, SHOWN if asked.pictures else 0, sender)
+    missing, total, before = ~done, len(pictures), -1
+    while missing.any():
+        try:
+            for rows in _rows(pictures, ~missing, folder, asked, decoder, sender):
+                keep(rows)
+                missing[rows[PLACE].to_numpy()] = False
+                progress(total - int(missing.sum()), total)
+        except ray.exceptions.RayError as error:
+            left = int(missing.sum())
+            if isinstance(error, ray.exceptions.RayTaskError) or left == before:
+                first = pictures[int(missing.argmax())].path
+                raise RunError(
+                    f"{_cause(error)}; give the same command again: it goes on where it was. {left:,} of {total:,} "
+                    f"rows are missing, first that of {first}"
+                ) from None
+            before = left
+            continue
+        if missing.any():
+            raise RunError(f"{missing.sum():,} of {total:,} rows are missing; give the same command again")
+
+
+def _rows(
+    pictures: Sequence[Picture], done: np.ndarray, folder: Path, asked: Asked, decoder: Decoder, sender: Any
+) -> Iterator[pa.Table]:
+    """The rows of what is not done, a table for each block of consecutive places, as they come."""
+    gpus, cpus = int(present("GPU")), max(1, int(present("CPU")))
+    blocks = list(_blocks(pictures, done, cpus))
     # Ray 2.60 has no named parameters for ONCE.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     data = ray.data.from_arrow(list(blocks))
@@ -113,18 +138,7 @@ def predict_pictures(
             **common,
         )
     ends = {block[PLACE][0].as_py(): len(block) for block in blocks}
-    finished, total = int(done.sum()), len(pictures)
-    try:
-        for rows in _whole(
-            scored.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0), ends, SCORED
-        ):
-            keep(rows)
-            finished += len(rows)
-            progress(finished, total)
-    except ray.exceptions.RayError as error:
-        raise RunError(f"{_cause(error)}; give the same command again: it goes on where it was") from None
-    if finished != total:
-        raise RunError(f"{total - finished} of {total} rows are missing; give the same command again")
+    return _whole(scored.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0), ends, SCORED)
 
 
 def _cause(error: BaseException) -> str:

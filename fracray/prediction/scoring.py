@@ -40,6 +40,7 @@ COLUMNS = pa.schema(
         ("operating_point", pa.string()),
         ("conformal", pa.string()),
         ("flags", pa.string()),
+        ("distance", pa.float32()),
         ("seen_in_training", pa.string()),
         ("peak_x", pa.float32()),
         ("peak_y", pa.float32()),
@@ -48,17 +49,35 @@ COLUMNS = pa.schema(
     ]
 )
 SHOWN = 512  # px, the longer side of an overlay
-PLACE, HEATMAP = "place", "heatmap"
-# Of one step of the work: its place in the list of inputs, and the overlay as PNG, null unless asked.
-SCORED = pa.schema([(PLACE, pa.int64()), *COLUMNS, (HEATMAP, pa.binary())])
+PLACE, HEATMAP, MAP, PART, DICOM_OUT = "place", "heatmap", "map", "part", "dicom_out"
+DICOM_WRITTEN = "written"  # in DICOM_OUT; else why there are no results
+# Of one step of the work, null unless asked: the overlay as PNG, the map of the square, and the part of the picture
+# that the square shows (left, top, right, bottom).
+_PICTURES = {HEATMAP: pa.binary(), MAP: pa.list_(pa.list_(pa.float32())), PART: pa.list_(pa.int32())}
+# Of each row its place in the list of inputs, and at last what became of its DICOM results.
+SCORED = pa.schema([(PLACE, pa.int64()), *COLUMNS, *_PICTURES.items(), (DICOM_OUT, pa.string())])
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What of a prediction the user chose: the coverage of the conformal sets, and whether overlays are drawn."""
+    """What of a prediction the user chose: the coverage of the conformal sets, overlays, DICOM results."""
 
     coverage: float = 0.9
     heatmaps: bool = False
+    dicom: bool = False
+
+    @property
+    def pictures(self) -> bool:
+        """Whether overlays are drawn."""
+        return self.heatmaps or self.dicom
+
+
+def slim(rows: pa.Table) -> pa.Table:
+    """Rows of SCORED without their pictures, to be kept."""
+    for name in _PICTURES:
+        at = rows.schema.get_field_index(name)
+        rows = rows.set_column(at, SCORED.field(name), pa.nulls(len(rows), SCORED.field(name).type))
+    return rows
 
 
 def hash_of(folder: Path) -> str:
@@ -75,19 +94,21 @@ def conformal_of(checkpoint: Checkpoint, coverage: float) -> ConformalSets | Non
 
 
 class Draw(Protocol):
-    """A map (h, w), 0 or above, of a square as PNG.
+    """A map (h, w), 0 or above, of a square as PNG, or what stands for none.
 
     kept, sides: the part of the picture that the square shows, and the picture's width and height; shown: the square
     of the same part that the decoder was asked for.
     """
 
-    def __call__(self, found: np.ndarray, kept: Kept, sides: tuple[int, int], shown: np.ndarray) -> bytes: ...
+    def __call__(
+        self, found: np.ndarray | None, kept: Kept, sides: tuple[int, int], shown: np.ndarray
+    ) -> bytes | None: ...
 
 
 class Scorer:
     """Batches of `Decoder` to tables of SCORED, by one checkpoint on this process' device.
 
-    draw: what is made of the maps, where heatmaps are asked for.
+    draw: what is made of the maps, where pictures are asked for.
     """
 
     def __init__(self, checkpoint: Checkpoint, asked: Asked, draw: Draw | None = None) -> None:
@@ -97,8 +118,8 @@ class Scorer:
         self._familiar = Familiar.of(checkpoint.seen)
         self._conformal = conformal_of(checkpoint, asked.coverage)
         found = methods(checkpoint.model)
-        self._overlay = found[0] if asked.heatmaps and found else None
-        self._draw = draw or overlay
+        self._overlay = found[0] if asked.pictures and found else None
+        self._asked, self._draw = asked, draw or overlay
 
     def __call__(self, batch: Batch) -> pa.Table:
         sound = np.flatnonzero(batch["error"] == "")
@@ -118,11 +139,12 @@ class Scorer:
         logits, where = self._run(squares)
         probabilities = self._metadata.calibration.apply(logits)
         seen = self._familiar.seen_as(batch["pixel_hash"][sound].tolist(), batch["look"][sound].tolist())
+        distances = self._familiar.distances(batch["look"][sound].tolist())
         overlays = self._overlays(squares, where)
         facts = ("fault", "note", "brightness", "width", "height", "refilled")
         for number, at in enumerate(sound):
             kept = Kept(*(batch[name][at] for name in KEPT))
-            logit, probability = float(logits[number]), float(probabilities[number])
+            logit, probability, distance = (float(values[number]) for values in (logits, probabilities, distances))
             peak = None if where is None else peak_of(where[number], kept, squares.shape[-1])
             if not math.isfinite(logit):
                 rows[at]["error"] = "the network gives no finite logit"
@@ -134,19 +156,18 @@ class Scorer:
                 "call": int(probability >= self._metadata.threshold),
                 "operating_point": self._metadata.config.train.operating_point,
                 "conformal": None if self._conformal is None else self._conformal.words(logit),
-                "flags": "+".join(self._familiar.flags({name: batch[name][at] for name in facts})),
+                "flags": "+".join(self._familiar.flags({name: batch[name][at] for name in facts}, distance)),
+                "distance": None if math.isnan(distance) else distance,
                 "seen_in_training": seen[number],
                 "peak_x": None if peak is None else peak[0],
                 "peak_y": None if peak is None else peak[1],
-                HEATMAP: None
-                if overlays is None
-                else self._draw(
-                    overlays[number],
-                    kept,
-                    (int(batch["width"][at]), int(batch["height"][at])),
-                    batch["shown"][at],
-                ),
             }
+            if self._asked.pictures:
+                found = None if overlays is None else overlays[number]
+                sides = int(batch["width"][at]), int(batch["height"][at])
+                rows[at][HEATMAP] = self._draw(found, kept, sides, batch["shown"][at])
+                if self._asked.dicom:
+                    rows[at] |= {MAP: None if found is None else list(found), PART: [int(edge) for edge in kept[:4]]}
 
     def _overlays(self, squares: np.ndarray, where: np.ndarray | None) -> Sequence[np.ndarray] | None:
         if self._overlay is None:
@@ -160,27 +181,37 @@ class Scorer:
 def peak_of(where: np.ndarray, kept: Kept, size: int) -> tuple[float, float] | None:
     """The centre of the highest cell of a map (h, w) of a square, in pixels of the picture as displayed: x, y.
 
-    Of several highest ones the first; within the part that the square shows. None for a map that is the same
-    everywhere: it points at nothing.
+    Of the cells that show the picture, not only the black around it; of several highest ones the first; within the
+    part that the square shows. None for a map that is the same everywhere: it points at nothing.
     """
     if where.max() == where.min():
         return None
-    row, column = np.unravel_index(where.argmax(), where.shape)
     across, down = kept.right - kept.left, kept.bottom - kept.top
     rows, columns = frame(int(across), int(down), size)
+    shown = np.ix_(_cells(rows, where.shape[0], size), _cells(columns, where.shape[1], size))
+    inside = np.full(where.shape, -np.inf, dtype=where.dtype)
+    inside[shown] = where[shown]
+    row, column = np.unravel_index(inside.argmax(), where.shape)
     x = ((column + 0.5) * size / where.shape[1] - columns.start) / (columns.stop - columns.start)
     y = ((row + 0.5) * size / where.shape[0] - rows.start) / (rows.stop - rows.start)
     return float(kept.left + np.clip(x, 0, 1) * across), float(kept.top + np.clip(y, 0, 1) * down)
 
 
-def overlay(found: np.ndarray, kept: Kept, sides: tuple[int, int], shown: np.ndarray) -> bytes:
-    """The part of a picture that a square shows under the map of another square of it, as PNG."""
-    inside, level = _level(found, kept, len(shown))
+def _cells(pixels: slice, count: int, size: int) -> np.ndarray:
+    """Which of `count` cells along a square of `size` hold some of these pixels, as numbers."""
+    return np.arange(pixels.start * count // size, -(-pixels.stop * count // size))
+
+
+def overlay(found: np.ndarray | None, kept: Kept, sides: tuple[int, int], shown: np.ndarray) -> bytes:
+    """The part of a picture that a square shows, under the map of another square of it if there is one, as PNG."""
+    inside, level = _level(np.zeros((1, 1)) if found is None else found, kept, len(shown))
     return _png(np.ascontiguousarray(glowing(shown, level)[inside]))
 
 
-def strength(found: np.ndarray, kept: Kept, sides: tuple[int, int], shown: np.ndarray) -> bytes:
+def strength(found: np.ndarray | None, kept: Kept, sides: tuple[int, int], shown: np.ndarray) -> bytes | None:
     """The map on the whole picture, of at most SHOWN px, as gray PNG: 255 where it is highest, 0 lowest and outside."""
+    if found is None:
+        return None
     scale = min(1.0, SHOWN / max(sides))
     width, height = (max(1, round(side * scale)) for side in sides)
     left, top, right, bottom = (round(float(edge) * scale) for edge in kept[:4])

@@ -17,6 +17,7 @@ from fracray.reporting import parts
 from fracray.reporting.parts import Section, paragraph, said, score, with_interval
 from fracray.reporting.subject import Refit, Search, Subject, Validation
 from fracray.runtime.console import counted, setting_cell
+from fracray.search.constraints import verdict
 from fracray.search.refit_report import BESIDE, spread
 from fracray.search.results import OVER_DEFAULT, gain_words
 
@@ -71,7 +72,7 @@ def _lead(subject: Subject) -> Iterator[str]:
 
 
 def _lead_of_search(search: Search) -> Iterator[str]:
-    best, metric = search.best, search.metric
+    best, metric, config = search.best, search.metric, search.space.config.search
     ended = sum(row.state.finished for row in search.rows.values())
     if not search.finished:
         yield (
@@ -87,6 +88,8 @@ def _lead_of_search(search: Search) -> Iterator[str]:
         yield f"The default configuration was not beaten: {told}"
     else:
         yield f"{best.name} is the best of {ended} finished trials: {reached}."
+    if config.broken(best.best):
+        yield f"It breaks a constraint: {verdict([(row.name, row.best) for row in search.ranked], config)[0]}."
 
 
 def _lead_of_refit(refit: Refit, metric: str) -> str:

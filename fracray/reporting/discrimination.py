@@ -8,6 +8,7 @@ from math import isnan, nan
 import numpy as np
 from markupsafe import Markup
 
+from fracray.evaluation.operating import OWN, rule_words
 from fracray.metrics.curves import confusion, histogram, precision_recall_points, reliability_diagram, roc_points
 from fracray.metrics.operating import choose_operating_points, decision_curve, operating_scores
 from fracray.reporting import parts
@@ -154,17 +155,13 @@ def _confusion(found: Validation) -> Markup:
 
 
 def _points(found: Validation) -> Markup:
-    chosen = {"as fixed in the checkpoint": found.card.threshold}
-    for name, threshold in choose_operating_points(found.labels, found.probabilities).items():
-        kind, _, target = name.partition("_")
-        chosen[f"{kind} of at least {target}" if target else "highest sensitivity + specificity (Youden)"] = threshold
+    chosen = {OWN: found.card.threshold} | choose_operating_points(found.labels, found.probabilities)
     rows = []
     for name, threshold in chosen.items():
         scores = operating_scores(found.labels, found.probabilities, found.groups, threshold)
         shown = f"{threshold:.3f}" if np.isfinite(threshold) else "–"
-        rows.append(
-            (name, shown, *(with_interval(scores[each], 2) for each in ("sensitivity", "specificity", "ppv", "npv")))
-        )
+        reached = (with_interval(scores[each], 2) for each in ("sensitivity", "specificity", "ppv", "npv"))
+        rows.append((rule_words(name, found.card.config.train.operating_point), shown, *reached))
     headings = ("operating point", "threshold", "sensitivity", "specificity", "PPV", "NPV")
     words = "Thresholds chosen on validation, with 95% intervals over groups"
     return parts.heading(words) + parts.table(headings, rows, range(1, 6), kind="points", caption=words)

@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from fracray.config import PHANTOM
 from fracray.evaluation.report import HEADINGS
-from fracray.reporting.checklists import CLAIM, TRIPOD_AI, filled
+from fracray.reporting.checklists import CLAIM, SOURCES, TRIPOD_AI, filled
 from fracray.reporting.parts import with_interval
 from fracray.reporting.run_facts import run_facts
 from fracray.reporting.subject import Subject
@@ -23,22 +23,26 @@ TYPES = {
 }
 
 
-def claim_json(subject: Subject) -> str:
-    """The items of CLAIM 2024 and TRIPOD+AI as JSON: for each its number, subject, status and answer."""
-    facts = run_facts(subject)
+def claim_json(subject: Subject, pictures: bool) -> str:
+    """The items of CLAIM 2024 and TRIPOD+AI as JSON: for each its number, subject, status and answer.
+
+    pictures: whether the radiographs are at hand, here and in `model_card`.
+    """
+    facts = run_facts(subject, pictures)
     tree = {
         "run": subject.location,
         "written": time.strftime("%Y-%m-%d"),
         "fracray": version("fracray"),
+        "sources": SOURCES,
         "CLAIM 2024": filled(CLAIM, facts),
         "TRIPOD+AI": filled(TRIPOD_AI, facts),
     }
     return json.dumps(tree, indent=1, ensure_ascii=False) + "\n"
 
 
-def model_card(subject: Subject) -> str:
+def model_card(subject: Subject, pictures: bool) -> str:
     """A model card (Mitchell et al. 2019, doi 10.1145/3287560.3287596) in Markdown with Hugging Face's front matter."""
-    facts = {name: _plain(words) for name, words in run_facts(subject).items()}
+    facts = {name: _plain(words) for name, words in run_facts(subject, pictures).items()}
 
     def told(*names: str) -> str:
         return "\n\n".join(facts[name] for name in names if name in facts) or "Not known to this run."
@@ -53,8 +57,11 @@ def model_card(subject: Subject) -> str:
         ("Factors", f"{told('characteristics')}\n\nTODO: groups of patients that matter and are not recorded."),
         ("Metrics", told("metrics", "uncertainty")),
         ("Training data", told("sources", "included", "partition", "level", "preprocessing")),
-        ("Training", told("training", "imbalance", "selection")),
-        ("Evaluation on validation", f"{_scores(subject)}\n\n{told('rivals', 'gain', 'failures')}"),
+        ("Training", told("training", "augmentation", "imbalance", "selection")),
+        (
+            "Evaluation on validation",
+            f"{_scores(subject)}\n\n{told('rivals', 'gain', 'failures', 'robustness', 'explanation')}",
+        ),
         ("Evaluation on the test part and elsewhere", "TODO: the scores of `python -m fracray.evaluate --split test`."),
         ("Ethical considerations", "TODO: consent, approval, de-identification, and harm by missed and false calls."),
         ("Caveats and recommendations", told("limitations")),

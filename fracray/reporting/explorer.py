@@ -25,7 +25,7 @@ def explorer(search: Search) -> Markup:
     """The chart with its choices, and the table: the best trials first."""
     lost = [row for row in search.rows.values() if row not in search.ranked]
     rows = [*search.ranked, *sorted(lost, key=lambda row: row.number)]
-    metrics = list(dict.fromkeys((*search.space.metrics, *BESIDE)))
+    metrics = list(dict.fromkeys((*search.space.metrics, *search.space.config.search.constraints, *BESIDE)))
     metrics = [name for name in metrics if any(isfinite(row.best(name)) for row in rows)]
     paths = [dimension.path for dimension in search.space.dimensions]
     first = search.importances.shares[0].path if search.importances else next(iter(paths), "trial")
@@ -51,6 +51,12 @@ def explorer(search: Search) -> Markup:
         ).format(Markup(script))
         + _table(search, rows, metrics, paths)
     )
+
+
+def _state(search: Search, row: TrialRow) -> str:
+    """The state of a trial, and whether it breaks a constraint."""
+    broken = row.history and search.space.config.search.broken(row.best)
+    return f"{state_words(row)}{', breaks a constraint' if broken else ''}"
 
 
 def _columns(search: Search, rows: Sequence[TrialRow], metrics: Sequence[str]) -> list[dict[str, Any]]:
@@ -96,7 +102,7 @@ def _table(search: Search, rows: Sequence[TrialRow], metrics: Sequence[str], pat
         told = "".join(f"<td class=n>{escape(cell)}</td>" for cell in cells)
         best = " (best)" if search.ranked and row is search.ranked[0] else ""
         kind = "" if row.state is State.DONE else ' class="dim"'
-        lines.append(f'<tr{kind}><th scope="row">{row.name}{best}</th><td>{state_words(row)}</td>{told}</tr>')
+        lines.append(f'<tr{kind}><th scope="row">{row.name}{best}</th><td>{_state(search, row)}</td>{told}</tr>')
     more = (
         f'<p class="soft printed">On paper: the first {PRINTED} of {len(rows):,} trials.</p>\n'
         if len(rows) > PRINTED

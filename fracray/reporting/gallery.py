@@ -12,11 +12,11 @@ from fracray.runtime.console import counted
 
 MOST = 8  # of each kind
 
-_PICTURE = Markup('<img src="{}" alt="{}" loading="lazy">')
+_PICTURE = Markup('<img src="{}" alt="{}">')
 
 
-def gallery(subject: Subject, images: Manifest | None) -> Section | None:
-    """None without stored predictions. images: the examined files, if they are at hand."""
+def gallery(subject: Subject, images: Manifest | None, in_run: bool) -> Section | None:
+    """None without stored predictions. images: the examined files, if they are at hand; in_run: as of `AtHand`."""
     if subject.judged is None or subject.judged.validation is None:
         return None
     found = subject.judged.validation
@@ -39,6 +39,7 @@ def gallery(subject: Subject, images: Manifest | None) -> Section | None:
             else "Boxes of fractures, where there are any, are orange."
         )
         body += paragraph(about, "soft")
+    body += _doubtful(subject, in_run)
     no, yes = found.card.classes
     for words, rows, total in (
         (f"Missed: {yes}, called {no}", missed, int(((found.labels == 1) & ~called).sum())),
@@ -56,6 +57,18 @@ def gallery(subject: Subject, images: Manifest | None) -> Section | None:
         "view or region that is rare, metal, a bad exposure.",
         body,
     )
+
+
+def _doubtful(subject: Subject, in_run: bool) -> Markup:
+    """Where the labels stand that the refit over folds puts in doubt, if there was one."""
+    if subject.doubtful is None:
+        return Markup("")
+    place = f"{subject.location.rstrip('/')}/{subject.doubtful}"
+    link = Markup('<a href="{}">{}</a>').format(subject.doubtful, subject.doubtful) if in_run else place
+    words = Markup(
+        "A wrong call may be a wrong label. The labels that the refit's folds put in doubt, with their pictures: {}."
+    )
+    return paragraph(words.format(link))
 
 
 def _most_confident(wrong: np.ndarray, doubt: np.ndarray) -> list[int]:

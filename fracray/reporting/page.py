@@ -13,13 +13,16 @@ from importlib.metadata import version
 from importlib.resources import files
 
 from markupsafe import Markup
+from rich.console import Console
 
 from fracray.data.manifest import Manifest
 from fracray.reporting.answer import answer
 from fracray.reporting.data_section import data_section, reproduce
 from fracray.reporting.discrimination import discrimination, operating_points
 from fracray.reporting.gallery import gallery
+from fracray.reporting.looks import looks
 from fracray.reporting.parts import Section
+from fracray.reporting.robustness_section import robustness
 from fracray.reporting.search_section import search_section
 from fracray.reporting.subgroups_section import subgroups_section
 from fracray.reporting.subject import Subject
@@ -31,10 +34,16 @@ REPORT = "report.html"  # in a run folder
 
 @dataclass(frozen=True)
 class AtHand:
-    """What a report may use besides the run: the examined files of the data, and the time for what takes seconds."""
+    """What a report may use besides the run: the examined files of the data, and time."""
 
     images: Manifest | None = None
-    thorough: bool = False
+    console: Console | None = None  # for the progress of what takes seconds, which is left out without it
+
+    in_run: bool = True  # the page is written into the run folder, so that its links to the run's files hold
+
+    @property
+    def thorough(self) -> bool:
+        return self.console is not None
 
 
 SECTIONS: tuple[Callable[[Subject, AtHand], Section | None], ...] = (
@@ -44,7 +53,9 @@ SECTIONS: tuple[Callable[[Subject, AtHand], Section | None], ...] = (
     lambda subject, _: discrimination(subject),
     lambda subject, _: operating_points(subject),
     lambda subject, _: subgroups_section(subject),
-    lambda subject, at_hand: gallery(subject, at_hand.images),
+    lambda subject, at_hand: looks(subject, at_hand.images, at_hand.console),
+    lambda subject, at_hand: gallery(subject, at_hand.images, at_hand.in_run),
+    lambda subject, _: robustness(subject),
     lambda subject, at_hand: data_section(subject, at_hand.thorough),
     lambda subject, _: reproduce(subject),
 )

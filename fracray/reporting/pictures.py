@@ -1,6 +1,6 @@
 """Radiographs as a page shows them: with their boxes, and under the map of where a network looks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import torch
 from markupsafe import Markup
 from rich.console import Console
 
-from fracray.config import PHANTOM
+from fracray.config import PHANTOM, DataConfig
 from fracray.data.images.decode import preview
 from fracray.data.images.letterbox import frame, letterbox
 from fracray.data.images.square import Kept, decode, decode_part
@@ -107,21 +107,26 @@ def _maps(root: Path, table: pd.DataFrame, judged: Judged) -> tuple[str, dict[st
     The network gets the squares that it was trained on: of a cropped set, the parts that are kept. None where the
     network has no map.
     """
-    checkpoint, data = load_checkpoint(judged.folder), judged.card.config.data
+    checkpoint = load_checkpoint(judged.folder)
     found = methods(checkpoint.model)
     if not found:
         return "", {}
-    squares, kept = [], []
-    for path, width, height in zip(table["path"], table["width"], table["height"], strict=True):
-        read, longer = (root / path).read_bytes(), max(int(width), int(height))
-        square, part = decode_part(read, longer, data.size) if data.crop else (decode(read, longer, data.size), None)
-        squares.append(square)
-        kept.append(part)
+    squares, kept = zip(*squares_of(root, table, judged.card.config.data), strict=True)
     with half_the_cpus():
         shown = maps(checkpoint.model, found[0], torch.from_numpy(np.stack(squares))[:, None]).numpy()
     sizes = zip(table["width"], table["height"], strict=True)
     placed = [over_picture(one, part, *map(int, size)) for one, part, size in zip(shown, kept, sizes, strict=True)]
     return WORDS[found[0]], dict(zip(table["image_id"], placed, strict=True))
+
+
+def squares_of(root: Path, table: pd.DataFrame, data: DataConfig) -> Iterator[tuple[np.ndarray, Kept | None]]:
+    """The squares (S, S) uint8 that a network of this configuration gets of these files, each with the part it shows.
+
+    That is None where a square shows all of the picture.
+    """
+    for path, width, height in zip(table["path"], table["width"], table["height"], strict=True):
+        read, longer = (root / path).read_bytes(), max(int(width), int(height))
+        yield decode_part(read, longer, data.size) if data.crop else (decode(read, longer, data.size), None)
 
 
 def over_picture(found: np.ndarray, part: Kept | None, width: int, height: int) -> np.ndarray:

@@ -6,9 +6,10 @@ from typing import Any
 
 from fracray.config import PHANTOM
 from fracray.data.manifest import REASONS
+from fracray.data.splits.set_names import is_validation
 from fracray.evaluation.report import HEADINGS
 from fracray.metrics.curves import confusion
-from fracray.reporting.parts import with_interval
+from fracray.reporting.parts import score, with_interval
 from fracray.reporting.subject import Subject
 from fracray.runtime.console import counted, setting_cell
 from fracray.search.results import gain_words
@@ -16,11 +17,23 @@ from fracray.search.results import gain_words
 MAIN = ("auroc", "accuracy", "sensitivity", "specificity", "average_precision", "brier", "ece")
 
 
-def run_facts(subject: Subject) -> dict[str, str]:
-    """Sentences by what they are about; without what this run does not know."""
-    return dict(
-        pair for source in (_of_data, _of_partitions, _of_model, _of_training, _of_results) for pair in source(subject)
-    )
+# Settings that do nothing unless another one is set; those that are told in words of their own, or change how fast a
+# training runs and how it is kept, and not the model; and those for which 0 is not off.
+_NEEDED = {"train.focal_gamma": ("train.loss", "focal"), "train.box_weight": ("model.localise", True)}
+_TOLD_OR_OF_THE_MACHINE = {
+    f"train.{name}" for name in ("epochs", "threads", "graphs", "keep_seconds", "channels_last", "compile")
+}
+_ZERO_COUNTS = ("train.seed", "train.focal_gamma", "augment.stretch")
+
+
+def run_facts(subject: Subject, pictures: bool) -> dict[str, str]:
+    """Sentences by what they are about; without what this run does not know.
+
+    pictures: whether the radiographs are at hand, and so whether the report has maps and shows the errors.
+    """
+    sources = (_of_data, _of_partitions, _of_model, _of_training, _of_results)
+    facts = dict(pair for source in sources for pair in source(subject))
+    return facts | dict(_of_pictures(subject, pictures))
 
 
 def _of_data(subject: Subject) -> Iterator[tuple[str, str]]:
@@ -29,8 +42,12 @@ def _of_data(subject: Subject) -> Iterator[tuple[str, str]]:
     yield (
         "preprocessing",
         f"Decoded to 8-bit gray, turned upright by EXIF, {crop}letterboxed to {config.size} x {config.size} pixels; "
-        "normalised inside "
-        f"the network. Training images are augmented: {_settings(subject, 'augment.')}.",
+        "normalised inside the network.",
+    )
+    strengths = _settings(subject, "augment.")
+    yield (
+        "augmentation",
+        f"Training images are augmented: {strengths}." if strengths else "Training images are not augmented.",
     )
     if summary is None:
         return
@@ -152,9 +169,24 @@ def _of_training(subject: Subject) -> Iterator[tuple[str, str]]:
 
 
 def _settings(subject: Subject, start: str) -> str:
+    """The settings that had an effect, as 'flip 0.5, rotate 10'."""
     leaves = (subject.judged.card.config if subject.judged else subject.config).leaves()
-    chosen = {path.removeprefix(start): value for path, value in leaves.items() if path.startswith(start)}
-    return ", ".join(f"{name} {setting_cell(value)}" for name, value in chosen.items() if value not in (None, {}, []))
+    chosen = {
+        path.removeprefix(start): value
+        for path, value in leaves.items()
+        if path.startswith(start) and path not in _TOLD_OR_OF_THE_MACHINE and _has_effect(path, value, leaves)
+    }
+    return ", ".join(f"{name} {setting_cell(value)}" for name, value in chosen.items())
+
+
+def _has_effect(path: str, value: Any, leaves: Mapping[str, Any]) -> bool:
+    if path == "train.grow_at":
+        return leaves["train.first_size"] is not None
+    if path in _NEEDED:
+        other, wanted = _NEEDED[path]
+        if leaves[other] != wanted:
+            return False
+    return value not in (None, {}, []) and (bool(value) or path in _ZERO_COUNTS)
 
 
 def _of_results(subject: Subject) -> Iterator[tuple[str, str]]:
@@ -165,13 +197,6 @@ def _of_results(subject: Subject) -> Iterator[tuple[str, str]]:
             "95% intervals over groups of images (t-intervals of a jackknife over groups), not over single "
             "images; of gains over "
             "seeds, also over training seeds."
-        ),
-    )
-    yield (
-        "explanation",
-        (
-            "Maps of where the network looks (the localiser's, or Grad-CAM, where the network has one) beside the "
-            "fractures' boxes, for the most confident errors."
         ),
     )
     found = subject.judged.validation if subject.judged else None
@@ -191,18 +216,13 @@ def _of_results(subject: Subject) -> Iterator[tuple[str, str]]:
     ]
     if rivals:
         yield "rivals", f"Predictors without pixels on validation: {'; '.join(rivals)}."
+    if (told := _robustness(subject)) is not None:
+        yield "robustness", told
     gains = (
         subject.refit.gains if subject.refit and subject.refit.gains else subject.search.gains if subject.search else {}
     )
     if gains:
         yield "gain", "; ".join(gain_words(name, gain) for name, gain in gains.items())
-    calls = confusion(found.labels, found.probabilities, found.card.threshold)
-    yield (
-        "failures",
-        f"At the threshold on validation {calls['false_negative']:,} fractures are missed and "
-        f"{calls['false_positive']:,} other "
-        "images are false alarms; the report shows the most confident ones with their pictures.",
-    )
     few = len(set(found.groups))
     yield (
         "limitations",
@@ -214,4 +234,48 @@ def _of_results(subject: Subject) -> Iterator[tuple[str, str]]:
             if subject.config.data.source == PHANTOM
             else ""
         ),
+    )
+
+
+def _robustness(subject: Subject) -> str | None:
+    """The held-out validation sets, and the corruptions where they were run; None where neither is there."""
+    assert subject.judged is not None
+    metrics = subject.judged.card.metrics
+    names = [name for name in (subject.data or {}).get("parts", {}) if is_validation(name)]
+    told = []
+    if len(names) > 1:
+        areas = ", ".join(f"{name} {score(metrics.get(f'{name}_auroc'))}" for name in names)
+        told.append(f"AUROC on validation sets of other kinds: {areas}.")
+    found = subject.evaluated
+    if found and found.corruptions:
+        hurt = [one.name for one in found.corruptions if one.hurts]
+        count = f"{len(hurt) or 'none'} clearly raise the balanced error"
+        told.append(
+            f"Of {len(found.corruptions)} simulated corruptions on {found.part}, {count}{': ' if hurt else ''}"
+            f"{', '.join(hurt)}."
+        )
+    return " ".join(told) or None
+
+
+def _of_pictures(subject: Subject, pictures: bool) -> Iterator[tuple[str, str]]:
+    """What is said of maps and errors, which the report shows only where it has the radiographs."""
+    yield (
+        "explanation",
+        (
+            "Maps of where the network looks (the localiser's and Grad-CAM, where the network has them): in the report "
+            "beside the fractures' boxes for the most confident errors, with hit rates and a sanity check with random "
+            "weights (Adebayo et al. 2018)."
+        )
+        if pictures
+        else "No maps were made, as the radiographs were not at hand when this was written.",
+    )
+    found = subject.judged.validation if subject.judged else None
+    if found is None:
+        return
+    calls = confusion(found.labels, found.probabilities, found.card.threshold)
+    shown = "with their pictures" if pictures else "by name, without their pictures"
+    yield (
+        "failures",
+        f"At the threshold on validation {calls['false_negative']:,} fractures are missed and "
+        f"{calls['false_positive']:,} other images are false alarms; the report shows the most confident ones {shown}.",
     )

@@ -14,6 +14,8 @@ from fracray.reporting.parts import Section, key, paragraph, score
 from fracray.reporting.subject import Search, Subject, state_words
 from fracray.runtime.console import counted, duration, setting_cell
 from fracray.runtime.efficiency import WORDS
+from fracray.runtime.prices import HOLDS, Span, Work, money
+from fracray.search.constraints import USED_BY, verdict
 from fracray.search.importance import FEWEST_TRIALS
 from fracray.search.space import Choices, Dimension, Range
 from fracray.search.trials_table import State, TrialRow
@@ -40,10 +42,11 @@ def search_section(subject: Subject) -> Section | None:
         body = paragraph("No trial has finished an epoch yet.") + _failed(search)
     else:
         boxes = [_history(search), _rung_chart(search)]
-        if len(search.space.metrics) > 1:
+        if search.front:
             boxes.append(_pareto(search))
         body = (
             _counts(search)
+            + _constraints(search)
             + parts.charts(boxes)
             + _rungs(search)
             + _importance(search)
@@ -65,13 +68,26 @@ def _counts(search: Search) -> Markup:
     return paragraph(", ".join(told) + ".")
 
 
+def _constraints(search: Search) -> Markup:
+    config = search.space.config.search
+    if not config.constraints:
+        return Markup("")
+    words, _ = verdict([(row.name, row.best) for row in search.ranked], config)
+    unused = "" if config.sampler.name in USED_BY else f" {config.sampler.name} did not look for them."
+    return paragraph(
+        f"Constraints, at a trial's best epoch: {words}. A trial that breaks one is never the best where another "
+        f"satisfies all; if none does, the one that comes closest is.{unused}"
+    )
+
+
 def _history(search: Search) -> Markup:
     metric = search.metric
     rows = sorted(search.rows.values(), key=lambda row: row.number)
     values = [row.best(metric) if row.state not in LOST else nan for row in rows]
-    best, so_far = nan, []
-    for value in values:
-        if isfinite(value) and (isnan(best) or (value > best if search.mode == "max" else value < best)):
+    best, so_far, bound = nan, [], search.space.config.search
+    fine = [not bound.broken(row.best) for row in rows]
+    for value, eligible in zip(values, fine if any(fine) else [True] * len(rows), strict=True):
+        if eligible and isfinite(value) and (isnan(best) or (value > best if search.mode == "max" else value < best)):
             best = value
         so_far.append(best)
     plot = Plot(
@@ -340,7 +356,27 @@ def cost(subject: Subject, rows: Sequence[TrialRow]) -> Markup:
         told = (
             f"The last command ran for {duration(stored['wall_seconds'])} on {stored['cores']:.3g} {unit}(s): "
             f"{held:.3g} {core}-hours, of which a share of {stored['efficiency']:.2f} went into training and "
-            f"augmentation. What it cost is these {core}-hours times the price of an hour of one {unit}."
+            "augmentation."
         )
     table = parts.table(("what the time went into", hours, "share", ""), lines, (1, 2), kind="cost", caption=words)
-    return parts.heading(words) + table + (paragraph(told, "soft") if told else Markup(""))
+    return (
+        parts.heading(words) + table + (paragraph(told, "soft") if told else Markup("")) + _money(subject, total, core)
+    )
+
+
+def _money(subject: Subject, seconds: float, core: str) -> Markup:
+    """What so much work costs on the nodes whose prices were given."""
+    ended = max(subject.search.ended.values(), default=0.0) if subject.search else 0.0
+    wall = ended or (subject.efficiency or {}).get("wall_seconds", 0.0) / 3600
+    busy, none = Span(seconds / 3600, seconds / 3600), Span(0.0, 0.0)
+    if not subject.prices:
+        return paragraph(
+            "For an estimate in money, name a cluster file and the prices of its nodes: --cluster FILE "
+            "--price-per-hour NODE=PRICE.",
+            "soft",
+        )
+    gpu = core == "GPU"
+    work = Work(none if gpu else busy, busy if gpu else none, Span(wall, wall))
+    lines = Markup("").join(Markup("<li>{}</li>").format(line) for line in money(subject.prices, work))
+    about = f"{HOLDS}; what a refit cost is not in it either."
+    return parts.heading("In money") + Markup("<ul>{}</ul>").format(lines) + paragraph(about, "soft")

@@ -7,14 +7,12 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from fracray.data.loading.shards import Shards
-from fracray.data.prepare import Prepared
 from fracray.evaluation.scoring import Scored
 from fracray.evaluation.subgroups import AXES, FEWEST, Subgroup, divide, score_subgroups
 from fracray.reporting import parts
 from fracray.reporting.parts import Section, paragraph, with_interval
+from fracray.reporting.rows import rows_of, unread
 from fracray.reporting.subject import Subject, Validation
-from fracray.runtime.storage import Folder
 
 SCORES = {"auroc": "AUROC", "sensitivity": "sensitivity", "specificity": "specificity"}
 
@@ -74,15 +72,11 @@ def _table(scored: Scored) -> pd.DataFrame:
 
 def _scored(subject: Subject, found: Validation) -> Scored | None:
     """The stored predictions beside the run's manifest; None where that is of other images."""
-    manifest = subject.manifest
-    assert manifest is not None
-    table = manifest.used.reset_index(drop=True)
-    place = pd.Series(table.index, index=table["image_id"])
-    if not found.table["image_id"].isin(place.index).all():
+    assert subject.manifest is not None
+    table = subject.manifest.used.reset_index(drop=True)
+    rows = rows_of(found, table)
+    if rows is None:
         return None
-    size = found.card.config.data.size
-    # No picture is opened: the shards are none.
-    prepared = Prepared(found.card.config.data, manifest, Shards(Folder("."), size, ()), table, subject.baselines)
-    rows = place[found.table["image_id"]].to_numpy()
+    prepared = unread(found.card, subject.manifest, table, subject.baselines)
     thresholds = np.full(len(rows), found.card.threshold)
     return Scored(prepared, rows, found.probabilities, thresholds, cross_fitted=found.cross_fitted)

@@ -20,8 +20,21 @@ from fracray.data.manifest import MANIFEST, Manifest, in_set
 from fracray.data.splits.set_names import is_validation
 from fracray.errors import InputError, RunError
 from fracray.metrics import Interval, cross_fitted, score_intervals
-from fracray.runtime.run_folder import BEST, CONFIG, DATA, ENVIRONMENT, REFIT, open_run, stored_config, trial_folder
+from fracray.reporting.evaluated import Evaluated
+from fracray.runtime.prices import NodePrice
+from fracray.runtime.run_folder import (
+    BEST,
+    CONFIG,
+    DATA,
+    ENVIRONMENT,
+    REFIT,
+    SPACE,
+    open_run,
+    stored_config,
+    trial_folder,
+)
 from fracray.runtime.storage import Folder
+from fracray.search.doubtful import PAGE
 from fracray.search.importance import Importances, importances
 from fracray.search.refit import PLAN, Outcome, RefitPlan, outcome
 from fracray.search.refit_report import gains_told
@@ -123,12 +136,12 @@ class Search:
 
     @cached_property
     def best(self) -> TrialRow | None:
-        return best_row(self.rows.values(), self.metric, self.mode)
+        return best_row(self.rows.values(), self.space.config.search)
 
     @cached_property
     def ranked(self) -> list[TrialRow]:
         """The trials that could be the best one, the best first."""
-        return best_rows(self.rows.values(), self.metric, self.mode)
+        return best_rows(self.rows.values(), self.space.config.search)
 
     def leaves(self, row: TrialRow) -> Mapping[str, Any]:
         """A trial's settings, also those of a default configuration that lies outside of the space."""
@@ -168,6 +181,8 @@ class Subject:
     """What a report is about.
 
     run: None for a checkpoint outside of a run. training: the epochs of a training that is no search. data: data.json.
+    evaluated: what evaluate --json wrote of the checkpoint, if it was named. prices: of the nodes for which the
+    cost in money is wanted.
     """
 
     location: str
@@ -181,6 +196,9 @@ class Subject:
     environment: Mapping[str, Any] | None = None
     efficiency: Mapping[str, Any] | None = None
     manifest: Manifest | None = None
+    evaluated: Evaluated | None = None
+    prices: tuple[NodePrice, ...] = ()
+    doubtful: str | None = None  # the page of the refit's doubtful labels, by its path in the run
 
     @property
     def kind(self) -> str:
@@ -226,16 +244,18 @@ def _in_its_run(subject: Subject, folder: Folder) -> Subject:
 
 
 def _of_run(run: Folder, held: ExitStack) -> Subject:
-    subject = Subject(run.location, stored_config(run), run, **_about(run))
-    if run.exists(JOURNAL):
-        search, refit = _search(run, subject), _refit(run)
+    begun = run.exists(JOURNAL)
+    space = stored_space(run) if begun or run.exists(SPACE) else None
+    subject = Subject(run.location, space.config if space else stored_config(run), run, **_about(run))
+    if space is not None and begun:
+        search, refit = _search(run, subject, space), _refit(run)
         best = search.best
         place = BEST if run.exists(f"{BEST}/config.json") else f"trials/{best.name}/{BEST}" if best else ""
-        return replace(subject, search=search, refit=refit, judged=_judged(run, place, held))
-    if run.exists("space.yaml"):
-        space = stored_space(run)
-        empty = Search(space, {}, {}, {}, {}, (), None, {})
-        return replace(subject, search=empty)
+        page = f"{REFIT}/{PAGE}"
+        doubtful = page if refit and run.exists(page) else None
+        return replace(subject, search=search, refit=refit, judged=_judged(run, place, held), doubtful=doubtful)
+    if space is not None:
+        return replace(subject, search=Search(space, {}, {}, {}, {}, (), None, {}))
     place = BEST if run.exists(f"{BEST}/config.json") else f"trials/t0000/{BEST}"
     training = tuple(read_epochs(trial_folder(run, 0)))
     return replace(subject, training=training, judged=_judged(run, place, held))
@@ -261,8 +281,7 @@ def _judged(run: Folder, place: str, held: ExitStack) -> Judged | None:
         return None
 
 
-def _search(run: Folder, subject: Subject) -> Search:
-    space = stored_space(run)
+def _search(run: Folder, subject: Subject, space: SearchSpace) -> Search:
     with stored_study(run) as study:
         if study is None:
             return Search(space, {}, {}, {}, {}, (), None, {})
@@ -307,7 +326,7 @@ def _refit(run: Folder) -> Refit | None:
     plan, config = RefitPlan.read(own), stored_config(own)
     rows = kept_trainings(plan, own, config.train.epochs)
     try:
-        found = outcome(plan, rows, config.search.metrics[0], config.search.mode)
+        found = outcome(plan, rows, config.search)
     except RunError:  # none could be refitted
         found = None
     parts = own.read_json(DATA)["parts"] if own.exists(DATA) else {"val": None}

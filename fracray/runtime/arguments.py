@@ -21,7 +21,26 @@ def add_run_options(cli: argparse.ArgumentParser, kind: str) -> None:
     cli.add_argument("--storage", default="runs", help="folder or URI that holds the runs (default %(default)s)")
     cli.add_argument("--name", help=f"name of the run folder (default: {kind}- and the time)")
     cli.add_argument("--resume", action="store_true", help="continue the run of this --name from where it stopped")
+    cli.add_argument(
+        "--log",
+        action="append",
+        default=[],
+        metavar="KIND:PLACE",
+        help="also write the run to a dashboard, while it goes on: mlflow:URI or tensorboard:FOLDER, as `python -m "
+        "fracray.log` does afterwards; repeatable",
+    )
     add_address(cli)
+
+
+def add_prices(cli: argparse.ArgumentParser, what: str) -> None:
+    """The options of an estimate in money."""
+    cli.add_argument("--cluster", metavar="FILE", help=f"{what}: the cluster file whose nodes --price-per-hour is for")
+    cli.add_argument(
+        "--price-per-hour",
+        metavar="NODE=PRICE,...",
+        help="what an hour of a node costs, by its type in --cluster, for example head=0.13,gpu_spot=0.39, in any "
+        "currency",
+    )
 
 
 def add_address(cli: argparse.ArgumentParser) -> None:

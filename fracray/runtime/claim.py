@@ -100,6 +100,16 @@ def claimed(run: Folder) -> Iterator[None]:
         yield
 
 
+def in_work(run: Folder) -> bool:
+    """Whether a command works in a run at present; True also where only another machine could tell. Changes nothing."""
+    found = [Claim.read(run.read(LOCK))] if run.exists(LOCK) else []
+    for name, written in run.written(CLAIMS).items():
+        if not written or time.time() - written < LAPSE_SECONDS:
+            with suppress(InputError):  # removed in the meantime
+                found.append(Claim.read(run.read(f"{CLAIMS}/{name}")))
+    return any(claim is not None and not claim.ended for claim in found)
+
+
 def _busy(run: Folder, other: Claim | None, then: str = "") -> InputError:
     who = f" ({other})" if other else ""
     return InputError(

@@ -11,6 +11,7 @@ neither Ray nor Torch.
 import os
 import platform
 import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -76,7 +77,27 @@ def environment() -> dict[str, Any]:
         "arithmetic": ARITHMETIC_VERSION,
         "split": SPLIT_VERSION,
         "command": sys.argv,
+        "begun": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "git": _commit(),
     }
+
+
+def _commit() -> str | None:
+    """The commit of fracray's own code, with '-dirty' where files differ from it; None where that is no checkout."""
+    code = Path(__file__)
+    git = ["git", "-C", str(code.parent)]
+    try:  # an environment may lie inside of a checkout of something else
+        subprocess.run([*git, "ls-files", "--error-unmatch", code.name], capture_output=True, check=True, timeout=10)
+        said = subprocess.run(
+            [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            check=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said.stdout.strip()
 
 
 def _version(package: str) -> str | None:

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -165,6 +165,13 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """A file as it was at one moment. InputError where it does not exist, RunError where it cannot be read."""
+        data = self.read_if_there(name)
+        if data is None:
+            raise InputError(f"{self}: {name} does not exist")
+        return data
+
+    def read_if_there(self, name: str) -> bytes | None:
+        """As `read`; None for a file that does not exist, which takes no request of its own to know."""
         target = self.path(name)
         try:
             if self.is_local:
@@ -187,7 +194,7 @@ class Folder:
                         raise
                     time.sleep(PAUSE_SECONDS)
         except FileNotFoundError:
-            raise InputError(f"{self}: {name} does not exist") from None
+            return None
         except OSError as error:
             raise RunError(f"{self}: cannot read {name}: {error}") from None
         raise RunError(f"{self}: cannot read {name}: it was replaced {READS} times during the read; try again")
@@ -228,8 +235,17 @@ class Folder:
         return {info.base_name: (info.mtime_ns or 0) / 1e9 for info in found if info.is_file}
 
     def read_json(self, name: str) -> Any:
+        """A file of JSON. InputError where it does not exist or is damaged, RunError where it cannot be read."""
+        return self._json(name, self.read(name))
+
+    def read_json_if_there(self, name: str) -> Any:
+        """As `read_json`; None for a file that does not exist."""
+        data = self.read_if_there(name)
+        return None if data is None else self._json(name, data)
+
+    def _json(self, name: str, data: bytes) -> Any:
         try:
-            return json.loads(self.read(name))
+            return json.loads(data)
         except ValueError as error:
             raise InputError(f"{self}/{name}: damaged JSON ({error}); copy the run again") from None
 
@@ -271,10 +287,15 @@ class Folder:
         except OSError as error:
             raise RunError(f"{self}: cannot write {name}: {error}") from None
 
-    def download(self, name: str, local: Path) -> None:
-        """Copy a folder's files, also those in folders inside it, to the new local folder `local`."""
+    def download(self, name: str, local: Path, only: Collection[str] | None = None) -> None:
+        """Copy a folder's files, also those in folders inside it, to the new local folder `local`.
+
+        only: the paths, inside the folder, of the files to copy, where it has them; without it all.
+        """
         local.mkdir(parents=True)
         for file in self.files(name):
+            if only is not None and file not in only:
+                continue
             (local / file).parent.mkdir(parents=True, exist_ok=True)
             (local / file).write_bytes(self.read(f"{name}/{file}" if name else file))
 
@@ -285,14 +306,14 @@ class Folder:
             self.upload(Path(scratch) / "copy", name)
 
     @contextmanager
-    def local_folder(self) -> Iterator[Path]:
-        """A local path of this folder; all files below a URI are copied."""
+    def local_folder(self, only: Collection[str] | None = None) -> Iterator[Path]:
+        """A local path of this folder; of a URI, all files below it are copied, or those that `download` is told."""
         if self.is_local:
             yield Path(self._base)
             return
         with tempfile.TemporaryDirectory() as scratch:
             copy = Path(scratch) / self.name
-            self.download("", copy)
+            self.download("", copy, only)
             with errors_name(self.location, copy):
                 yield copy
 

@@ -14,10 +14,14 @@ from fracray.data.prepare import Prepared, prepare
 from fracray.data.report import say_phantom, say_prepared
 from fracray.errors import InputError, RunError
 from fracray.runtime.console import counted, duration, new_console, new_table, setting_cell
+from fracray.runtime.prices import HOLDS, NodePrice, Span, Work, money
 from fracray.runtime.ray_session import Shared, connect
 from fracray.runtime.resources import WorkerResources, alone, gather
 from fracray.runtime.storage import Folder
-from fracray.search.launch import find_places, places_of
+from fracray.search.auto import resolved
+from fracray.search.launch import at_once, find_places, places_of
+from fracray.search.notes import say_notes
+from fracray.search.pasha import first_budget
 from fracray.search.space import SearchSpace
 from fracray.training.growth import work_in
 from fracray.training.job import Job, gather_job
@@ -58,15 +62,30 @@ class Forecast:
     wall: Range
     busy: Range
 
+    def with_refit(self, refit: "Forecast") -> "Forecast":
+        """Both, one after the other."""
+        wall, busy = (
+            Range(one.low + two.low, one.high + two.high)
+            for one, two in ((self.wall, refit.wall), (self.busy, refit.busy))
+        )
+        return Forecast(self.trial, wall, busy)
+
 
 def forecast(
-    config: Config, timings: Sequence[Timing], steps: int, trials: int, at_once: int, start: float
+    config: Config,
+    timings: Sequence[Timing],
+    steps: int,
+    trials: int,
+    at_once: int,
+    start: float,
+    epochs: int | None = None,
 ) -> Forecast:
     """The seconds of `trials` trainings, `at_once` at a time, with so many steps an epoch.
 
-    start: seconds until the first process is ready. The range is that of the timed steps.
+    epochs: after which each ends; None: all. start: seconds until the first process is ready. The range is that of the
+    timed steps.
     """
-    epochs, rotations = config.train.epochs, config.data.split.rotations
+    epochs, rotations = epochs or config.train.epochs, config.data.split.rotations
     work = sum(work_in(config, epoch) for epoch in range(1, epochs + 1))
     times = np.concatenate([timing.steps for timing in timings])
     ends = []
@@ -84,22 +103,25 @@ def forecast(
     )
 
 
-def forecast_search(space: SearchSpace, run: Folder, address: str | None) -> None:
+def forecast_search(space: SearchSpace, run: Folder, address: str | None, prices: Sequence[NodePrice] = ()) -> None:
     """Prepare the data, and print what a new search in `run` would do and take; Ray is started, or found at `address`.
 
-    Raises InputError as a search does.
+    prices: of the types of nodes for which an estimate in money is wanted. Raises InputError as a search does.
     """
     console = new_console()
     say_phantom(console, space.config)
     with connect(address):
         gather(lambda words: console.print(words, soft_wrap=True))
         find_places(space.config, console)
+        space = resolved(space, at_once(space.config.search), console)
         prepared = prepare(space.config.data, console)  # kept in this machine's cache, not in the storage
         say_prepared(console, prepared, space.config.model.localise)
-        say_forecast(space, run, prepared, console)
+        say_forecast(space, run, prepared, console, prices)
 
 
-def say_forecast(space: SearchSpace, run: Folder, prepared: Prepared, console: Console) -> None:
+def say_forecast(
+    space: SearchSpace, run: Folder, prepared: Prepared, console: Console, prices: Sequence[NodePrice] = ()
+) -> None:
     """Print the settings, the space, the trials, and what they will take, from steps that are timed on the cluster."""
     config = space.config
     _say_settings(space, console)
@@ -109,17 +131,18 @@ def say_forecast(space: SearchSpace, run: Folder, prepared: Prepared, console: C
             "--dry-run: the images do not fit a machine's memory, and to time a step on several machines they would "
             "have to be written to --storage; try a smaller data.size"
         )
-    each, at_once = places_of(job)
+    each, places = places_of(job)
     trials = min(config.search.trials, space.grid_points or config.search.trials)
     plan = make_plan(config, job.table.assign(split=job.rotations[0]), job.shards)
     console.print(
-        f"{counted(trials, 'trial')}, {at_once} at a time, each on {each}, "
+        f"{counted(trials, 'trial')}, {places} at a time, each on {each}, "
         f"up to {counted(config.train.epochs, 'epoch')} of {counted(plan.steps, 'step')}",
         soft_wrap=True,
     )
     begun = time.time()
-    timings = _time(job, each, min(MOST_TIMED, at_once * each.workers))
+    timings = _time(job, each, min(MOST_TIMED, places * each.workers))
     start = min(timing.ready for timing in timings) - begun
+    say_notes(space, console)
     steps = np.concatenate([timing.steps for timing in timings])
     low, high = np.quantile(steps, QUANTILES) * 1000
     console.print(
@@ -127,14 +150,26 @@ def say_forecast(space: SearchSpace, run: Folder, prepared: Prepared, console: C
         f"same time: {low:.3g} to {high:.3g} ms a step; validation {max(one.validation for one in timings):.2g} s",
         soft_wrap=True,
     )
-    found = forecast(config, timings, plan.steps, trials, at_once, start)
+    found = forecast(config, timings, plan.steps, trials, places, start)
     console.print(f"expected: {found.wall}; {_cost(found, each)}; {found.trial} for a trial", soft_wrap=True)
+    if (first := first_budget(config)) < config.train.epochs:
+        least = forecast(config, timings, plan.steps, trials, places, start, first)
+        console.print(
+            f"where pasha gives no trial more than {counted(first, 'epoch')}: {least.wall}; {_cost(least, each)}",
+            soft_wrap=True,
+        )
     if config.search.refit.top:
         trainings = (config.search.refit.top + 1) * config.search.refit.seeds
-        more = forecast(config, timings, plan.steps, trainings, at_once, 0.0)
+        more = forecast(config, timings, plan.steps, trainings, places, 0.0)
         console.print(
             f"the refit, up to {counted(trainings, 'training')}: {more.wall} more; {_cost(more, each)}", soft_wrap=True
         )
+        found = found.with_refit(more)
+    if prices:
+        console.print(f"in money{', with the refit' if config.search.refit.top else ''}:")
+        for line in money(prices, _work(found, each)):
+            console.print(f"  {line}", soft_wrap=True)
+        console.print(f"{HOLDS}.", soft_wrap=True)
     if (budget := config.search.time_budget) is not None:
         console.print(f"search.time_budget ends it after {duration(budget)} in any case", soft_wrap=True)
     for line in left_out(space, each):
@@ -161,6 +196,13 @@ def _time(job: Job, each: WorkerResources, workers: int) -> list[Timing]:
 def _cost(found: Forecast, each: WorkerResources) -> str:
     words = f"{found.busy.hours(each.workers * each.cpus)} core-hours"
     return f"{words}, {found.busy.hours(each.workers * each.gpus)} GPU-hours" if each.gpus else words
+
+
+def _work(found: Forecast, each: WorkerResources) -> Work:
+    """What is to be paid for, in hours."""
+    busy = Span(found.busy.low / 3600, found.busy.high / 3600)
+    wall = Span(found.wall.low / 3600, found.wall.high / 3600)
+    return Work(busy.times(each.workers * each.cpus), busy.times(each.workers * each.gpus), wall)
 
 
 def left_out(space: SearchSpace, each: WorkerResources) -> list[str]:

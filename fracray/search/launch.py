@@ -47,6 +47,11 @@ def places(search: SearchConfig, spare: float = 0.0) -> tuple[WorkerResources, i
     return each, trials_at_once(each, spare, search.concurrent)
 
 
+def at_once(search: SearchConfig) -> int:
+    """How many trials of a search will run at a time, as far as is known before its data are prepared."""
+    return places(search)[1]
+
+
 def find_places(config: Config, console: Console) -> WorkerResources:
     """What each trial gets, or InputError where the cluster has no room for one; says which GPUs that is."""
     each, _ = places(config.search)

@@ -10,10 +10,11 @@ from fracray.search.space import Dimension, SearchSpace
 from fracray.training.growth import try_network
 from fracray.training.model import build_model
 
-# What a network needs to be built; the other settings of `model` are rates and switches that fit any network.
+# What a network needs to be built, and what asks for a kind of it; the other settings fit any network.
 NETWORK = (
     *("model.name", "model.weights", "model.width", "model.spatial_dropout"),
     *("model.freeze_stages", "model.localise"),
+    *("train.layer_decay", "train.head_epochs"),
 )
 
 

@@ -4,6 +4,7 @@ Listens to Tune and decides nothing.
 """
 
 import time
+from collections.abc import Callable
 from math import isnan
 from typing import Any
 
@@ -17,6 +18,7 @@ from rich.text import Text
 from fracray.runtime.console import counted, duration, new_table, refresh_rate, setting_cell
 from fracray.runtime.efficiency import EfficiencyTracker
 from fracray.runtime.storage import Folder
+from fracray.search.constraints import values_in_words
 from fracray.search.messages import Suggestion, TrialReport
 from fracray.search.space import SearchSpace
 from fracray.search.trials_table import Ledger, State, TrialRow, best_row, write_trials
@@ -38,14 +40,21 @@ class SearchProgress(tune.Callback):
         tracker: EfficiencyTracker,
         console: Console,
         time_budget: float | None,
+        heard: Callable[[TrialRow], None] | None = None,
     ) -> None:
-        """`budget`: the number of trials in all; `time_budget`: the seconds after which they are stopped."""
+        """`budget`: the number of trials in all; `time_budget`: the seconds after which they are stopped.
+
+        `heard` is called with every row that is new or has changed.
+        """
         self._run, self._ledger, self._console = run, ledger, console
         self._paths = [dimension.path for dimension in space.dimensions]
-        self._metric, self._mode = space.metrics[0], space.config.search.mode
+        self._metric, self._search = space.metrics[0], space.config.search
         self._epochs, self._budget, self._time_budget = space.config.train.epochs, budget, time_budget
         self._tracker = tracker
-        self.rows = ledger.rows()
+        self.rows: dict[int, TrialRow] = {}
+        self._heard = heard
+        for row in ledger.rows().values():
+            self._keep(row)
         self._started = time.monotonic()
         self._ran = 0  # epochs since this driver started
         self._save_again = 0.0
@@ -89,7 +98,7 @@ class SearchProgress(tune.Callback):
         started = Suggestion.from_tune(trial.config)
         before = self.rows.get(started.number)
         history = before.history if before else ()
-        self.rows[started.number] = TrialRow(started.number, started.leaves, State.RUNNING, history)
+        self._keep(TrialRow(started.number, started.leaves, State.RUNNING, history))
         # Before its folder holds anything: if the driver were killed now, another trial would get this number.
         self._ledger.send()
 
@@ -102,7 +111,7 @@ class SearchProgress(tune.Callback):
         number = Suggestion.from_tune(trial.config).number
         row = self.rows[number]
         if report.ran or report.result.epoch > len(row.history):  # a trial taken up again repeats what is known
-            self.rows[number] = row.with_epoch(report.result)
+            self._keep(row.with_epoch(report.result))
         if report.ran:
             self._ran += 1
             self._tracker.tell(report.result.core_seconds, result["time_this_iter_s"])
@@ -122,7 +131,7 @@ class SearchProgress(tune.Callback):
         row = self.rows.get(lost.number) or TrialRow(lost.number, lost.leaves, State.INTERRUPTED)
         ended = self._ledger.ended(row)
         if ended is None:
-            self.rows[lost.number] = TrialRow(lost.number, lost.leaves, State.INTERRUPTED, row.history)
+            self._keep(TrialRow(lost.number, lost.leaves, State.INTERRUPTED, row.history))
             self._console.print(
                 f"{row.name} was lost in epoch {len(row.history) + 1} and will be resumed: {_reason(trial)}",
                 soft_wrap=True,
@@ -132,15 +141,23 @@ class SearchProgress(tune.Callback):
         self._finished(ended[0])
 
     def _finished(self, row: TrialRow) -> None:
-        self.rows[row.number] = row
+        self._keep(row)
         if not self._console.is_terminal:
             best = self._best()
             words = f"{row.name} {row.state} after {counted(len(row.history), 'epoch')}: "
             words += f"{self._metric} {row.best(self._metric):.4f}"
+            if self._search.constraints and row.history:
+                words += f", {'satisfies' if self._satisfies(row) else 'breaks'} the constraints"
+                words += f" ({values_in_words(row.best, self._search)})"
             if best is not None:
                 words += f" (best so far {best.best(self._metric):.4f}, {best.name})"
             self._console.print(f"[{self._ended()}/{self._budget}] {words}; {self._left()}", soft_wrap=True)
         self._save()
+
+    def _keep(self, row: TrialRow) -> None:
+        self.rows[row.number] = row
+        if self._heard is not None:
+            self._heard(row)
 
     def _save(self, always: bool = False) -> None:
         begun = time.monotonic()
@@ -153,7 +170,10 @@ class SearchProgress(tune.Callback):
     # What is shown
 
     def _best(self) -> TrialRow | None:
-        return best_row(self.rows.values(), self._metric, self._mode)
+        return best_row(self.rows.values(), self._search)
+
+    def _satisfies(self, row: TrialRow) -> bool:
+        return not self._search.broken(row.best)
 
     def _ended(self) -> int:
         return sum(row.state.ended for row in self.rows.values())
@@ -180,10 +200,13 @@ class SearchProgress(tune.Callback):
         words = f"{self._ended()} of {self._budget} trials, {gone} gone, {self._left()}"
         if best is not None:
             words += f"; best {self._metric} {best.best(self._metric):.4f} ({best.name})"
+            words += "" if self._satisfies(best) else ", but no trial satisfies the constraints yet"
         return Group(self._table(ROWS_SHOWN), Text(words))
 
     def _table(self, most: int | None = None) -> Table:
-        table = new_table("trial", "state", "epoch", self._metric)
+        bound = [metric for metric in self._search.constraints if metric != self._metric]
+        more = (*bound, "constraints") if self._search.constraints else ()
+        table = new_table("trial", "state", "epoch", self._metric, *more)
         for path in self._paths:
             table.add_column(path.partition(".")[2].replace("_", " "), justify="right", overflow="fold")
         best = self._best()
@@ -199,6 +222,8 @@ class SearchProgress(tune.Callback):
                 row.state,
                 f"{len(row.history)}/{self._epochs}",
                 "" if isnan(value) else f"{value:.4f}",
+                *("" if isnan(row.best(metric)) else f"{row.best(metric):.4f}" for metric in bound),
+                *(("satisfied" if self._satisfies(row) else "broken") if row.history else "" for _ in more[-1:]),
                 *(setting_cell(row.leaves[path]) if path in row.leaves else "" for path in self._paths),
                 style="bold green" if row is best else "dim" if dim else "",
             )

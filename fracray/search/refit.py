@@ -12,11 +12,11 @@ from math import fsum, isnan
 from statistics import stdev
 from typing import Any
 
-from fracray.config import Config
+from fracray.config import Config, SearchConfig
 from fracray.errors import InputError, RunError
-from fracray.metric_names import preference
 from fracray.runtime.run_folder import refit_number, trial_name
 from fracray.runtime.storage import Folder
+from fracray.search.constraints import rank_key
 from fracray.search.trials_table import State, TrialRow, best_rows
 
 PLAN = "refit.json"
@@ -72,7 +72,7 @@ def make_plan(
     refit that is resumed, nothing of that is taken away: its configurations and seeds stay, and whether it has folds.
     """
     chosen: dict[int, Mapping[str, Any]] = dict(before.configurations) if before else {}
-    for row in best_rows(rows.values(), config.search.metrics[0], config.search.mode)[:top]:
+    for row in best_rows(rows.values(), config.search)[:top]:
         if row.number not in chosen:
             _add(chosen, row.number, row.leaves)
     if 0 not in chosen:
@@ -156,12 +156,13 @@ class Outcome:
         return next((one for one in self.ranked if one.number == 0), None)
 
 
-def outcome(plan: RefitPlan, rows: Mapping[int, TrialRow], metric: str, mode: str) -> Outcome | None:
+def outcome(plan: RefitPlan, rows: Mapping[int, TrialRow], search: SearchConfig) -> Outcome | None:
     """What the trainings so far say; None before all configurations have ended with one seed.
 
+    Means that satisfy the search's constraints come before those that do not.
     A configuration of which any training failed, diverged or has no value is no winner: another seed would meet it.
     """
-    lost: dict[str, str] = {}
+    metric, lost = search.metrics[0], dict[str, str]()
     for number in plan.configurations:
         mine = [rows[refit_number(number, seed)] for seed in plan.seeds if refit_number(number, seed) in rows]
         bad = [row for row in mine if row.state in (State.FAILED, State.DIVERGED) or _without_value(row, metric)]
@@ -178,7 +179,7 @@ def outcome(plan: RefitPlan, rows: Mapping[int, TrialRow], metric: str, mode: st
         Refitted(number, plan.configurations[number], tuple(rows[refit_number(number, seed)] for seed in seeds))
         for number in alive
     ]
-    ranked = sorted(found, key=lambda one: preference(one.mean(metric), one.mean("val_loss"), mode), reverse=True)
+    ranked = sorted(found, key=lambda one: rank_key(one.mean, search), reverse=True)
     return Outcome(tuple(ranked), seeds, lost)
 
 

@@ -8,35 +8,53 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from fracray.config import SearchConfig
 from fracray.metrics import Interval
 from fracray.metrics.seeds import SeedRun, seeded_gain
 from fracray.runtime.console import new_table
 from fracray.runtime.run_folder import BEST, refit_number, trial_folder
 from fracray.runtime.storage import Folder
+from fracray.search.constraints import verdict
 from fracray.search.ensemble import Choice
 from fracray.search.refit import Outcome, RefitPlan, Refitted
-from fracray.search.results import OVER_DEFAULT, JudgedSet, gain_words, judged_set, told_gains, told_over_folds
+from fracray.search.results import (
+    JUDGED_BY,
+    OVER_DEFAULT,
+    JudgedSet,
+    gain_words,
+    judged_set,
+    told_gains,
+    told_over_folds,
+)
 from fracray.search.trials_table import TrialRow
 
 BESIDE = ("val_auroc", "val_loss")  # shown beside the searched metric
 
 
 def say_outcome(
-    console: Console, plan: RefitPlan, found: Outcome, searched: Mapping[int, TrialRow], metric: str
+    console: Console, plan: RefitPlan, found: Outcome, searched: Mapping[int, TrialRow], search: SearchConfig
 ) -> None:
     """Print every configuration's mean and standard deviation over the seeds, and the winner."""
+    metric = search.metrics[0]
     for name, reason in found.lost.items():
         console.print(f"{name} is left out: {reason}", style="yellow", soft_wrap=True)
     over = f"{len(found.seeds)} of {len(plan.seeds)} seeds" if len(found.seeds) < len(plan.seeds) else "seeds"
     words = f"{over}: {', '.join(map(str, found.seeds))}"
     folds = ", each the mean over the folds" if plan.folds else ""
     console.print(f"\nrefitted with {words}{folds}: mean and standard deviation over them", soft_wrap=True)
-    console.print(_table(found, searched, metric))
+    console.print(_table(found, searched, search))
+    if search.constraints:
+        words, any_does = verdict([(one.name, one.mean) for one in found.ranked], search)
+        console.print(f"constraints, by the means: {words}", style="" if any_does else "yellow", soft_wrap=True)
     best, default = found.winner, found.default
     if default is None:
         console.print("the default configuration could not be refitted, so nothing is compared with it", soft_wrap=True)
     elif best is default:
-        console.print(f"the default configuration ({best.name}) has the best mean {metric}: it was not beaten")
+        among = " of those that satisfy the constraints" if search.constraints else ""
+        console.print(
+            f"the default configuration ({best.name}) has the best mean {metric}{among}: it was not beaten",
+            soft_wrap=True,
+        )
     else:
         console.print(f"winner by mean {metric}: {best.name}, {spread(best, metric)}")
     if len(found.ranked) > 1:
@@ -47,8 +65,9 @@ def say_outcome(
         )
 
 
-def _table(found: Outcome, searched: Mapping[int, TrialRow], metric: str) -> Table:
-    shown = tuple(dict.fromkeys((metric, *BESIDE)))
+def _table(found: Outcome, searched: Mapping[int, TrialRow], search: SearchConfig) -> Table:
+    metric = search.metrics[0]
+    shown = tuple(dict.fromkeys((metric, *search.constraints, *BESIDE)))
     table = new_table("configuration", *shown, f"in the search: {metric}")
     for one in found.ranked:
         before = searched[one.number].best(metric) if one.number in searched else float("nan")
@@ -92,7 +111,7 @@ def gains_told(
     with ExitStack() as held:
         ours, theirs = (
             [
-                held.enter_context(trial_folder(own, refit_number(number, seed)).sub(BEST).local_folder())
+                held.enter_context(trial_folder(own, refit_number(number, seed)).sub(BEST).local_folder(JUDGED_BY))
                 for seed in found.seeds
             ]
             for number in (found.winner.number, 0)

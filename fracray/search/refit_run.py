@@ -1,6 +1,7 @@
 """The steps of a refit, for its own command and for the end of a search: plan, train, compare, write the ensemble."""
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def searched_trials(space: SearchSpace, run: Folder) -> dict[int, TrialRow]:
         return {}
     with stored_study(run) as study:
         rows = {} if study is None else collect(run, study, space.config.train.epochs)
-    return rows if best_rows(rows.values(), space.metrics[0], space.config.search.mode) else {}
+    return rows if best_rows(rows.values(), space.config.search) else {}
 
 
 def refit(
@@ -70,11 +71,13 @@ def refit(
     tracker: EfficiencyTracker,
     console: Console,
     images: np.ndarray | None = None,
+    heard: Callable[[TrialRow], None] | None = None,
 ) -> bool:
     """Train what is missing, name the winner, and make the ensemble the run's best checkpoint.
 
-    images: of the search's job, where they are in memory. False where the time budget ended it before all was trained;
-    the ensemble is then of the seeds that all configurations have, if there is one.
+    images: of the search's job, where they are in memory. heard: is called with every training that has changed.
+    False where the time budget ended it before all was trained; the ensemble is then of the seeds that all
+    configurations have, if there is one.
     """
     own, rows = run.sub(REFIT), searched_trials(space, run)
     if not rows:
@@ -93,7 +96,7 @@ def refit(
     job = make_job(config, own, prepared, images)
     trials = RefitTrials(plan, own, config)
     progress = SearchProgress(
-        replace(space, config=config), own, trials, trials.budget, tracker, console, options.seconds
+        replace(space, config=config), own, trials, trials.budget, tracker, console, options.seconds, heard
     )
     if len(space.metrics) > 1:
         console.print(
@@ -111,12 +114,12 @@ def refit(
             soft_wrap=True,
         )
         run_trials(job, trials, progress, seconds=options.seconds)
-    found = outcome(plan, progress.rows, space.metrics[0], config.search.mode)
+    found = outcome(plan, progress.rows, config.search)
     finished = not trials.remaining and not progress.unfinished
     if found is None:
         console.print("\nno seed has been trained with every configuration yet, so there is no winner", soft_wrap=True)
         return finished
-    say_outcome(console, plan, found, rows, space.metrics[0])
+    say_outcome(console, plan, found, rows, config.search)
     _summarise(replace(space, config=config), run, prepared, plan, found, options.members, console)
     keep_efficiency(own, tracker, console)
     console.print(next_steps(run, BEST, config.data.source), soft_wrap=True)

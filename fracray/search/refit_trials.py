@@ -57,7 +57,7 @@ def _kept(folder: Folder, number: int, leaves: Mapping[str, Any], epochs: int) -
     history = tuple(read_epochs(folder))
     if history and history[-1].diverged:  # in its last epoch too
         return TrialRow(number, leaves, State.DIVERGED, history)
-    kept = tuple(saved_epochs(folder))
+    kept = tuple(saved_epochs(folder, history))
     return TrialRow(number, leaves, State.DONE if len(kept) >= epochs else State.INTERRUPTED, kept)
 
 

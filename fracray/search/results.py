@@ -26,11 +26,12 @@ from fracray.runtime.console import counted, new_table, setting_cell, share_bar
 from fracray.runtime.efficiency import WORDS, Efficiency, EfficiencyTracker
 from fracray.runtime.run_folder import BEST, ensemble_card, next_steps, refit_command, trial_folder, trial_name
 from fracray.runtime.storage import Folder
+from fracray.search.constraints import verdict
 from fracray.search.importance import FEWEST_TRIALS, Importances, importances
 from fracray.search.space import SearchSpace
-from fracray.search.study import stored_study
-from fracray.search.trials_table import State, TrialRow, best_row, collect
-from fracray.training.checkpoint import read_metadata, read_predictions
+from fracray.search.study import epoch_budget, stored_study
+from fracray.search.trials_table import State, TrialRow, best_row, best_rows, collect
+from fracray.training.checkpoint import METADATA, PREDICTIONS, read_metadata, read_predictions
 
 EFFICIENCY = "efficiency.json"
 OVER_DEFAULT = f"gain over the default configuration ({trial_name(0)})"
@@ -54,10 +55,11 @@ def summarise(
         assert study is not None, "a search begins its study before its first trial"
         rows = collect(run, study, space.config.train.epochs)
         found = importances(study)
+        budget = epoch_budget(study, space.config)
         front = [frozen.number for frozen in study.best_trials] if len(space.metrics) > 1 else []
-    metric, mode = space.metrics[0], space.config.search.mode
+    metric, search = space.metrics[0], space.config.search
     sets = [name for name in prepared.sets if is_validation(name)]
-    best = best_row(rows.values(), metric, mode)
+    best = best_row(rows.values(), search)
     if best is None:
         if any(row.state in (State.FAILED, State.DIVERGED) for row in rows.values()):
             raise RunError(f"{run}: no trial succeeded; the reasons are above")
@@ -75,6 +77,16 @@ def summarise(
     else:
         epochs = f"{len(best.history)} of {counted(space.config.train.epochs, 'epoch')}"
         console.print(f"\nbest so far: {reached}; it is not finished ({epochs}); {ended} other trials are")
+    if search.constraints:
+        ranked = [(row.name, row.best) for row in best_rows(rows.values(), search)]
+        words, any_does = verdict(ranked, search)
+        console.print(f"constraints: {words}", style="" if any_does else "yellow", soft_wrap=True)
+    if budget < space.config.train.epochs:
+        console.print(
+            f"pasha gave no trial more than {budget} of {counted(space.config.train.epochs, 'epoch')}: the ranking "
+            "of the trials did not change any more; a refit trains the best ones for all epochs",
+            soft_wrap=True,
+        )
     console.print("\nbest configuration:")
     console.print(config_table(space, best.leaves))
     _say_gains(console, best.number, gains)
@@ -87,8 +99,9 @@ def summarise(
         inside = prepared.table.iloc[prepared.rows("val")]
         say_few_groups(console, inside["group"].to_numpy(), inside["label"].to_numpy())
     if len(space.metrics) > 1:
-        console.print("\nPareto front, each trial at its best epoch in the first metric:")
-        console.print(_front_table(space, [rows[number] for number in front]))
+        where = " of the trials that satisfy the constraints" if search.constraints else ""
+        console.print(f"\nPareto front{where}, each trial at its best epoch in the first metric:")
+        console.print(_front_table(space, [rows[number] for number in front]) if front else "no trial is on it")
     if len(space.dimensions) > 1 and len(space.metrics) == 1:
         _say_importances(console, found, full)
     folds = f", the mean over {space.config.data.split.rotations} folds; counts are of the first" if crossed else ""
@@ -135,7 +148,8 @@ def gains_over_default(
         return {}
     with ExitStack() as held:
         winner, default = (
-            held.enter_context(trial_folder(run, number).sub(BEST).local_folder()) for number in (best.number, 0)
+            held.enter_context(trial_folder(run, number).sub(BEST).local_folder(JUDGED_BY))
+            for number in (best.number, 0)
         )
         return _gains(winner, default, space.metrics[0], sets)
 
@@ -186,6 +200,9 @@ class JudgedSet:
     groups: np.ndarray
     told: np.ndarray
     threshold: float
+
+
+JUDGED_BY = (METADATA, PREDICTIONS)  # the files of a checkpoint that `judged_set` reads
 
 
 def judged_set(checkpoint: Path, name: str, metric: str) -> JudgedSet:

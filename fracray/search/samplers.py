@@ -9,19 +9,22 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 
 from fracray.search.space import SearchSpace
 
 
 def sampler(space: SearchSpace) -> BaseSampler:
-    """Optuna's sampler of a search."""
+    """Optuna's sampler of a search, which `auto` must have become one of: see `auto.resolved`."""
     settings = space.config.search.sampler
+    assert settings.name != "auto"
     if settings.name == "cmaes":
         return _CmaEs(space)
     if settings.name == "gp":
         return _Repeatable(settings.seed, lambda seed: _gp(settings.startup_trials, seed))
+    if settings.name == "nsga2":
+        return _Repeatable(settings.seed, lambda seed: _nsga2(settings.startup_trials, seed))
     if settings.name == "tpe":
         return _Repeatable(settings.seed, lambda seed: _tpe(settings.startup_trials, seed))
     return _Repeatable(settings.seed, RandomSampler)  # a grid's points are queued: nothing is left to sample
@@ -37,6 +40,11 @@ def _tpe(startup_trials: int, seed: int) -> BaseSampler:
 def _gp(startup_trials: int, seed: int) -> BaseSampler:
     # It models the trials that ran all epochs alone: values of equal rungs. Settings with a condition are drawn apart.
     return GPSampler(n_startup_trials=startup_trials, seed=seed, warn_independent_sampling=False)
+
+
+def _nsga2(startup_trials: int, seed: int) -> BaseSampler:
+    # Its generations are in the study, so one that is made anew for each trial goes on where the last one was.
+    return NSGAIISampler(population_size=max(2, startup_trials), seed=seed)
 
 
 def _cmaes(startup_trials: int, seed: int) -> BaseSampler:

@@ -13,6 +13,7 @@ import numpy as np
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from fracray.config import Config
+from fracray.search.pasha import Curve
 from fracray.training.rungs import rungs
 
 if TYPE_CHECKING:
@@ -21,15 +22,16 @@ if TYPE_CHECKING:
 
 FEWEST = 3  # trials that the median is taken of
 
-# A trial's value at its best epoch so far, higher is better, by the epoch after which it was reported, from 1.
-Curve = Mapping[int, float]
 # Whether a trial stops after an epoch that it has just reported: its number, the epoch, and the curves of all trials as
 # far as they are reported, its own included.
 Rule = Callable[[int, int, Mapping[int, Curve]], bool]
 
 
 def stopping_rule(config: Config) -> Rule:
-    """The rule that `search.scheduler` names; it is asked after each epoch but a trial's last."""
+    """The rule that `search.scheduler` names; it is asked after each epoch but a trial's last.
+
+    Of pasha it is what happens below the budget that all trials have at the time: see `pasha`.
+    """
     settings = config.search.scheduler
     steps = rungs(config)
     factor, grace = settings.reduction_factor, settings.grace_epochs
@@ -50,7 +52,7 @@ def stopping_rule(config: Config) -> Rule:
     def none(number: int, epoch: int, curves: Mapping[int, Curve]) -> bool:
         return False
 
-    return {"asha": asha, "hyperband": hyperband, "median": median, "none": none}[settings.name]
+    return {"asha": asha, "pasha": asha, "hyperband": hyperband, "median": median, "none": none}[settings.name]
 
 
 def _below_rung(number: int, epoch: int, curves: Mapping[int, Curve], factor: float) -> bool:

@@ -272,8 +272,11 @@ class _Reader:
     def _check_search(self, config: Config, dimensions: tuple[Dimension, ...]) -> None:
         search = config.search
         metrics = search.metrics
+        reported = reported_metrics(validation_sets(config.data.split))
         for metric in metrics:
-            check_metric(metric, reported_metrics(validation_sets(config.data.split)), self.where("metric"))
+            check_metric(metric, reported, self.where("metric"))
+        for metric in search.constraints:
+            check_metric(metric, reported, f"{self.where('constraints', metric)}: constraints")
         if len(set(metrics)) < max(1, len(metrics)):
             raise InputError(f"{self.where('metric')}: metric takes one reported metric or a list of different ones")
         wanted = {"min" if lower_is_better(metric) else "max" for metric in metrics}
@@ -294,7 +297,12 @@ class _Reader:
             )
         if len(metrics) > 1 and search.sampler.name == "cmaes":
             raise InputError(
-                f"{self._first('sampler')}: cmaes searches one metric; use tpe or random for a Pareto front"
+                f"{self._first('sampler')}: cmaes searches one metric; use tpe, nsga2 or random for a Pareto front"
+            )
+        if search.scheduler.name == "pasha" and search.sampler.name in ("gp", "nsga2"):
+            raise InputError(
+                f"{self._first('sampler', 'scheduler')}: {search.sampler.name} learns from trials that ran all epochs "
+                "alone, and with pasha there may be none; use tpe, or scheduler: {name: asha}"
             )
         space = SearchSpace(config, dimensions, self._origin)
         if search.sampler.name == "grid":

@@ -22,12 +22,15 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
+from fracray.config import Config
 from fracray.errors import InputError
 from fracray.runtime.storage import Folder
 from fracray.search.messages import Suggestion, TrialReport, searched
+from fracray.search.pasha import first_budget, raised_budget
 from fracray.search.samplers import sampler
 from fracray.search.schedulers import stopping_rule
 from fracray.search.space import SearchSpace
+from fracray.training.epochs import EpochResult
 from fracray.training.rungs import may_stop
 
 RETRIES = 2  # in a row without progress, of a trial whose process died or whose code failed
@@ -37,6 +40,7 @@ DIVERGED = "diverged"  # Optuna's constraint that a trial broke whose loss becam
 TRIES, REACHED = "tries", "reached"  # how often in a row a trial was lost, and its last finished epoch
 JOURNAL = "optuna.journal"
 STUDY, SPACE = "fracray", "space"  # its name, and its space as a user attribute
+BUDGET = "budget"  # of pasha: the epochs that a trial may run, since they were first raised, as a user attribute
 WARM = "warm"  # the settings of the trials after the default one, from an earlier search, as a user attribute
 
 
@@ -72,6 +76,11 @@ def begun_space(run: Folder) -> dict[str, str] | None:
         return None
     with stored_study(run) as study:
         return None if study is None else study.user_attrs.get(SPACE)
+
+
+def epoch_budget(study: optuna.Study, config: Config) -> int:
+    """The epochs that a trial may run, as far as the study has come: with pasha they grow, else they are all."""
+    return int(study.user_attrs.get(BUDGET, first_budget(config)))
 
 
 @contextmanager
@@ -221,7 +230,11 @@ class StudySearcher(Searcher):
             for known in trials
         }
         curves[trial.number][epoch] = sign * value
-        stops = self._stops(trial.number, epoch, curves)
+        had = epoch_budget(self.study, self._space.config)
+        budget = raised_budget(self._space.config, epoch, curves, had)
+        if budget > had:  # noted first: a trial that is judged again is below the top rung then
+            self.study.set_user_attr(BUDGET, budget)
+        stops = epoch >= budget or self._stops(trial.number, epoch, curves)
         if stops:
             # Before its value: a driver killed in between repeats the decision, for the epoch is not reported yet.
             trial.set_user_attr(STOPPED, epoch)
@@ -272,10 +285,19 @@ class StudySearcher(Searcher):
             self.study.tell(trial, state=TrialState.PRUNED)
         elif reason:
             self.study.tell(trial, state=TrialState.FAIL)
-        elif STOPPED in self._now(trial).user_attrs:
+        else:
+            self._tell(trial, report.result)
+
+    def _tell(self, trial: optuna.Trial, result: EpochResult) -> None:
+        """Report the values of a trial that ended with a result, and how far it is from breaking each constraint."""
+        known = self._now(trial)
+        for metric, bound in self._space.config.search.constraints.items():
+            if metric not in known.constraints:  # a driver may have been killed in between
+                trial.set_constraint(metric, bound.excess(result.value(metric)))
+        if STOPPED in known.user_attrs:
             self.study.tell(trial, state=TrialState.PRUNED)
         else:
-            self.study.tell(trial, [report.result.value(metric) for metric in self._space.metrics])
+            self.study.tell(trial, [result.value(metric) for metric in self._space.metrics])
 
     def _forget(self, trial_id: str) -> None:
         self._running.pop(trial_id, None)

@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from optuna.trial import FrozenTrial, TrialState
 
-from fracray.metric_names import preference
+from fracray.config import SearchConfig
 from fracray.runtime.run_folder import trial_folder, trial_name
 from fracray.runtime.storage import Folder
+from fracray.search.constraints import rank_key
 from fracray.search.study import JOURNAL, LEAVES, REASON
 from fracray.training.epochs import EpochResult, read_epochs, saved_epochs
 
@@ -127,26 +128,25 @@ def collect(run: Folder, study: optuna.Study, epochs: int) -> dict[int, TrialRow
             continue
         ended = replace(row, history=tuple(read_epochs(folder))).ended(frozen, epochs)
         # The last epochs of a trial that failed may have no checkpoint.
-        kept = tuple(saved_epochs(folder)) if ended.state is State.FAILED else ended.history
+        kept = tuple(saved_epochs(folder, ended.history)) if ended.state is State.FAILED else ended.history
         rows[frozen.number] = replace(ended, history=kept)
     return rows
 
 
-def best_row(rows: Iterable[TrialRow], metric: str, mode: str) -> TrialRow | None:
-    """The best trial by the metric at its best epoch, then by validation loss; None before the first finished epoch.
+def best_row(rows: Iterable[TrialRow], search: SearchConfig) -> TrialRow | None:
+    """The best trial by the first metric at its best epoch, then by validation loss; None before the first epoch.
 
+    Trials that satisfy the search's constraints come before those that do not, and of these the one that comes closest.
     A trial that failed or diverged is none, whatever its epochs before reached.
     """
-    return next(iter(best_rows(rows, metric, mode)), None)
+    return next(iter(best_rows(rows, search)), None)
 
 
-def best_rows(rows: Iterable[TrialRow], metric: str, mode: str) -> list[TrialRow]:
+def best_rows(rows: Iterable[TrialRow], search: SearchConfig) -> list[TrialRow]:
     """The trials that could be the best one, the best first: see `best_row`."""
-    lost = (State.FAILED, State.DIVERGED)
+    metric, lost = search.metrics[0], (State.FAILED, State.DIVERGED)
     finished = [row for row in rows if row.state not in lost and not isnan(row.best(metric))]
-    return sorted(
-        finished, key=lambda row: preference(row.best(metric), row.best("val_loss"), mode), reverse=True
-    )  # of equal ones, the earlier comes first
+    return sorted(finished, key=lambda row: rank_key(row.best, search), reverse=True)  # of equals, the earlier first
 
 
 def write_trials(run: Folder, rows: Iterable[TrialRow]) -> None:

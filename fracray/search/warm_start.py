@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import fsum
 from typing import TYPE_CHECKING, Any
 
 from fracray.errors import InputError
@@ -11,6 +12,7 @@ from fracray.runtime.storage import Folder
 from fracray.search.space import SearchSpace
 
 if TYPE_CHECKING:  # a search that starts from no other one needs Optuna and Tune only once it has its run
+    from optuna.trial import FrozenTrial
     from rich.console import Console
 
 MOST = 4  # configurations that are taken over
@@ -45,8 +47,9 @@ def refuse_other_split(run: Folder, location: str) -> None:
 def warm_points(space: SearchSpace, location: str) -> tuple[list[dict[str, Any]], list[str]]:
     """The settings of the best trials of the run at `location` that this space can have, and why others cannot.
 
-    Only trials that ran all epochs count, best first, by the earlier search's own first metric. A setting that it did
-    not search has the default of this space; the default itself is left out, for it runs anyway.
+    Only trials that ran all epochs count, the best first: by the earlier search's own first metric, and what broke its
+    constraints last. A setting that it did not search has the default of this space; the default itself is left out,
+    for it runs anyway.
     Raises InputError where the run has no search, or no such trial.
     """
     from optuna.study import StudyDirection
@@ -65,7 +68,7 @@ def warm_points(space: SearchSpace, location: str) -> tuple[list[dict[str, Any]]
     points: list[dict[str, Any]] = []
     notes = []
     default, _ = space.defaults()
-    for trial in sorted(done, key=lambda trial: (sign * trial.values[0], trial.number)):
+    for trial in sorted(done, key=lambda trial: (_missed(trial), sign * trial.values[0], trial.number)):
         point, outside = space.settings_of(trial.user_attrs.get(LEAVES, {}))
         if outside:
             path = outside[0]
@@ -75,6 +78,11 @@ def warm_points(space: SearchSpace, location: str) -> tuple[list[dict[str, Any]]
         if len(points) == MOST:
             break
     return points, notes
+
+
+def _missed(trial: "FrozenTrial") -> float:
+    """By how much a trial breaks the constraints of its search, in all."""
+    return fsum(excess for excess in trial.constraints.values() if excess > 0)
 
 
 def told_points(warm: WarmStart, run: Folder, console: "Console") -> list[dict[str, Any]]:

@@ -65,18 +65,19 @@ class EpochResult:
 
 def read_epochs(folder: Folder) -> list[EpochResult]:
     """All finished epochs in a trial's folder; empty if it has none."""
-    return [EpochResult.from_json(entry) for entry in folder.read_json(EPOCHS)] if folder.exists(EPOCHS) else []
+    return [EpochResult.from_json(entry) for entry in folder.read_json_if_there(EPOCHS) or ()]
 
 
-def saved_epochs(folder: Folder) -> list[EpochResult]:
+def saved_epochs(folder: Folder, history: Sequence[EpochResult] | None = None) -> list[EpochResult]:
     """A trial's finished epochs up to the last one whose best epoch is the checkpoint in the folder; or none.
 
     Metrics are written after every epoch, checkpoints less often. A better epoch that a lost process finished since
-    then has no checkpoint, so it is dropped, with all epochs after it.
+    then has no checkpoint, so it is dropped, with all epochs after it. history: all of them, if they were read before.
     """
-    if not folder.exists(f"{BEST}/config.json"):
+    card = folder.read_json_if_there(f"{BEST}/config.json")
+    if card is None:
         return []
-    kept, history = folder.read_json(f"{BEST}/config.json")["epoch"], read_epochs(folder)
+    kept, history = card["epoch"], read_epochs(folder) if history is None else history
     best = next((_text(result.best) for result in history if result.epoch == kept), None)
     return [result for result in history if result.epoch <= kept or _text(result.best) == best]
 

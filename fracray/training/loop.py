@@ -17,17 +17,19 @@ import torch.distributed as dist
 from torch import nn
 
 from fracray.config import Config
-from fracray.data.loading.boxes import BoxMaps
 from fracray.data.loading.plan import Batch, Plan
 from fracray.metric_names import preference
 from fracray.metrics import Calibration
 from fracray.training.average import MovingAverage
 from fracray.training.depthwise import slow_in_bf16
 from fracray.training.graphs import GraphedSteps, uses_graphs
-from fracray.training.growth import shrunk, side_in
+from fracray.training.growth import side_in
+from fracray.training.inputs import Inputs, to_device
+from fracray.training.layers import body, parameter_groups
 from fracray.training.localise import map_loss
-from fracray.training.loss import batch_loss
-from fracray.training.model import build_model, float32, freeze_norm, freeze_stages, parameter_groups, train_mode
+from fracray.training.loss import batch_loss, mixed_loss
+from fracray.training.mixing import mixes
+from fracray.training.model import build_model, float32, freeze_norm, freeze_stages, train_mode
 from fracray.training.schedule import Rates
 from fracray.training.validation import score_validation
 
@@ -126,29 +128,33 @@ class Fit:
         self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
         freeze_stages(self.model, config.model.freeze_stages)
         self._moving = MovingAverage(self.averaged, self.model)
-        self._rates = Rates(config.train, self.device)
+        groups = parameter_groups(self.model, config.train.weight_decay, config.train.layer_decay)
+        self._rates = Rates(config.train, self.device, [group["lr_scale"] for group in groups])
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, config.train.weight_decay),
-            lr=self._rates.lr,
-            betas=(0.9, 0.99),
-            capturable=self._rates.on_device,
+            groups, lr=self._rates.lrs[0], betas=(0.9, 0.99), capturable=self._rates.on_device
         )
-        self._parallel: nn.Module = self.model
-        if self.world > 1:
-            ids = [self.device.index] if self.device.type == "cuda" else None
-            self._parallel = nn.parallel.DistributedDataParallel(self.model, device_ids=ids)
-        self._forward = torch.compile(self._parallel) if config.train.compile else self._parallel
+        self._body = body(self.model)
+        self._head_alone = False
+        self._wrap()
         self._graphed: GraphedSteps | None = None
         if uses_graphs(config, self.device, self.world):
             self._graphed = GraphedSteps(self.device, must=config.train.graphs == "on")
 
-        labels = stream.plan.labels[stream.plan.train_rows]
-        self.positive_weight = float((labels == 0).sum() / max(1, (labels == 1).sum()))
-        self._box_maps: BoxMaps | None = None
+        intact, fractured = stream.plan.class_counts
+        self.positive_weight = float(intact / max(1, fractured))
+        self._inputs = Inputs(config, stream.plan, self.averaged, self.device)
         self._side: int | None = None  # of the images that the running epoch trains on; None: the full one
         self.epochs_done = 0
         self.best: dict[str, float] = {}
         self.best_weights: dict[str, torch.Tensor] = {}
+
+    def _wrap(self) -> None:
+        """Make the function that a step calls: ranks exchange the gradients of the parameters that train now."""
+        parallel: nn.Module = self.model
+        if self.world > 1:
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            parallel = nn.parallel.DistributedDataParallel(self.model, device_ids=ids)
+        self._forward = torch.compile(parallel) if self.config.train.compile else parallel
 
     @property
     def total_steps(self) -> int:
@@ -194,6 +200,7 @@ class Fit:
         return preference(metrics[self.metric], metrics["val_loss"], self.mode)
 
     def _train_epoch(self, epoch: int) -> float:
+        self._open(head_alone=epoch < self.config.train.head_epochs)
         self._train_mode()
         self._resize(side_in(self.config, epoch))
         torch.manual_seed(dropout_seed(self.config.train.seed, epoch, self.rank))
@@ -204,11 +211,22 @@ class Fit:
             dist.all_reduce(total)
         return float(total) / len(self.stream.plan.train_rows)  # waits until a GPU has done all steps
 
+    def _open(self, head_alone: bool) -> None:
+        """From now on train the head alone, or all that is not frozen for good."""
+        if head_alone == self._head_alone:
+            return
+        self._head_alone = head_alone
+        for parameter in self._body:
+            parameter.requires_grad_(not head_alone)
+        self._wrap()
+        if self._graphed is not None:
+            self._graphed.forget()
+
     def _resize(self, side: int | None) -> None:
         """Train on images of this side from now on."""
         if side == self._side:
             return
-        self._side, self._box_maps = side, None
+        self._side = side
         if self._graphed is not None:
             self._graphed.forget()
 
@@ -218,21 +236,16 @@ class Fit:
     def _step(self, batch: Batch, step: int) -> torch.Tensor:
         """One optimiser step; returns the sum of this rank's losses of the labels."""
         self._rates.set(step, self.total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._rates.lr
-        images, labels = shrunk(self._to_device(batch.images), self._side), self._to_device(batch.labels)
+        for group, lr in zip(self.optimizer.param_groups, self._rates.lrs, strict=True):
+            group["lr"] = lr
+        images, labels, *maps = self._inputs.of(batch, *divmod(step, self.stream.plan.steps), self._side)
         too_few = len(labels) < 2
         if too_few:  # one image has no batch statistics
             freeze_norm(self.model)
-        empty = len(labels) == 0
-        if empty:  # the last batch may have fewer images than ranks: take part in the reduction with weight 0
-            images = torch.zeros((1, *images.shape[1:]), dtype=torch.uint8, device=self.device)
-            labels = torch.zeros(1, device=self.device)
-        maps = self._maps_of(batch, step // self.stream.plan.steps)
         if self._graphed is not None and len(labels) == self.stream.plan.batch_size:
             total = self._graphed.take(self._update, [images, labels, *maps])
         else:
-            total = self._update(images, labels, *maps, count=batch.global_count, counted=0.0 if empty else 1.0)
+            total = self._update(images, labels, *maps, count=batch.global_count, counted=float(len(batch.rows) > 0))
         if too_few:
             self._train_mode()
         return total
@@ -247,18 +260,19 @@ class Fit:
     ) -> torch.Tensor:
         """What a step does on the device; all that changes from step to step is a tensor, see `GraphedSteps`.
 
-        maps: shares and what is known, as `map_loss` takes them; none where the map is not trained.
+        maps: shares and what is known, as `map_loss` takes them, once or twice; none where the map is not trained.
         """
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision is torch.bfloat16):
             if maps:
                 logits, where = self._forward(images.unsqueeze(1), True)
             else:
                 logits = self._forward(images.unsqueeze(1))
-        losses = batch_loss(logits.float(), labels, self.config.train, self.positive_weight)
+        loss = mixed_loss if mixes(self.config.train) else batch_loss
+        losses = loss(logits.float(), labels, self.config.train, self.positive_weight)
         total = losses.sum() * counted
         learnt = total
-        if maps:
-            learnt = total + self.config.train.box_weight * counted * map_loss(where, *maps).sum()
+        for shares, known in zip(maps[::2], maps[1::2], strict=True):
+            learnt = learnt + self.config.train.box_weight * counted * map_loss(where, shares, known).sum()
         # Before the step and not after it: a recording that failed leaves gradients behind.
         self.optimizer.zero_grad(set_to_none=True)
         # DDP averages the gradients over ranks; times `world` they are those of the mean over the global batch.
@@ -268,35 +282,6 @@ class Fit:
         self.optimizer.step()
         self._moving.update(self._rates.average)
         return total.detach()
-
-    @property
-    def _learns_where(self) -> bool:
-        """Whether the map is trained: the set has boxes, and the network a localiser."""
-        return self.config.model.localise and self.stream.plan.boxes is not None and self.config.train.box_weight > 0
-
-    def _maps_of(self, batch: Batch, epoch: int) -> list[torch.Tensor]:
-        """Shares and what is known of a batch, as `map_loss` takes them; nothing where the map is not trained."""
-        if not self._learns_where:
-            return []
-        if self._box_maps is None:
-            whole = batch.images.shape[-1]
-            side = self._side or whole
-            with torch.no_grad():
-                where = self.averaged(torch.zeros((1, 1, side, side), dtype=torch.uint8, device=self.device), True)[1]
-            self._box_maps = BoxMaps(self.stream.plan, whole, where.shape[-1])
-        if not len(batch.rows):  # counted with weight 0
-            cells = self._box_maps.cells
-            return [torch.zeros((1, cells, cells), device=self.device), torch.zeros(1, device=self.device)]
-        return [self._to_device(array) for array in self._box_maps.of(batch.rows, epoch)]
-
-    def _to_device(self, array: np.ndarray | torch.Tensor) -> torch.Tensor:
-        if isinstance(array, torch.Tensor):  # the stream keeps its images on the device
-            return array
-        # Ray's shared arrays are read-only, and torch warns about tensors over such memory.
-        tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Everything that the next epoch depends on: copies of tensors by name, and the rest as JSON values."""
@@ -344,7 +329,7 @@ class Fit:
         for batch in self.stream.validation():
             if len(batch.rows):
                 with float32():
-                    logits.append(self.averaged(self._to_device(batch.images).unsqueeze(1)).cpu())
+                    logits.append(self.averaged(to_device(batch.images, self.device).unsqueeze(1)).cpu())
                 labels.append(batch.labels)
                 rows.append(batch.rows)
         mine = (

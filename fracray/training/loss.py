@@ -1,15 +1,24 @@
 """The loss of every image. Knows nothing of networks, data or Ray."""
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from fracray.config import TrainConfig
 
 
-def batch_loss(logits: torch.Tensor, labels: torch.Tensor, config: TrainConfig, positive_weight: float) -> torch.Tensor:
+def mixed_loss(logits: Tensor, labels: Tensor, config: TrainConfig, positive_weight: float) -> Tensor:
+    """Loss of every image, (n,), whose label lies between 0 and 1: `batch_loss` of each class, with its share."""
+    intact, fractured = (
+        batch_loss(logits, torch.full_like(labels, label), config, positive_weight) for label in (0.0, 1.0)
+    )
+    return torch.lerp(intact, fractured, labels)
+
+
+def batch_loss(logits: Tensor, labels: Tensor, config: TrainConfig, positive_weight: float) -> Tensor:
     """Loss of every image, (n,): binary cross-entropy, weighted by class, or focal (Lin et al. 2017, arXiv 1708.02002).
 
-    `positive_weight` is negatives over positives in the training part; labels are 0. and 1.
+    `positive_weight` is negatives over positives in an epoch; labels are 0. and 1.
     """
     targets = labels * (1 - 2 * config.label_smoothing) + config.label_smoothing
     losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")

@@ -19,8 +19,6 @@ from fracray.training.depthwise import speed_up_depthwise
 from fracray.training.localise import Localiser
 from fracray.training.pretrained import LOCALISER, PACKAGED, load_backbone, read_tensors
 
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
-
 
 class Classifier(nn.Module):
     """A network from gray images to one fracture logit each; it holds its normalisation and its two dropouts.
@@ -29,6 +27,8 @@ class Classifier(nn.Module):
     fracture logits too, (B, h, w) float32, of a network with a `localiser`. The buffers `mean` and `std`, of shape
     (1, 1, 1, 1), are on the scale 0..1. `depth`: the modules that end its stages, from the input on, but the last;
     `last_stage`: the one that ends the last, whose output is (B, C, h, w); None in a network without feature maps.
+    `heads`: the modules that give the logit. With `model.mirror`, in evaluation mode, logits and maps are the mean of
+    those of the image and its mirror image.
     """
 
     mean: Tensor
@@ -36,6 +36,7 @@ class Classifier(nn.Module):
     localiser: Localiser | None
     depth: tuple[str, ...]
     last_stage: str | None
+    heads: tuple[str, ...]
 
     def __init__(self, config: ModelConfig, mean: float, std: float, places: int) -> None:
         super().__init__()
@@ -44,6 +45,7 @@ class Classifier(nn.Module):
         self.dropout = _HeadDropout(config.dropout)
         self.spatial_dropout = nn.ModuleList(_StageDropout(config.spatial_dropout) for _ in range(places))
         self.localiser = None
+        self.mirrors = config.mirror
 
     @property
     def localises(self) -> bool:
@@ -55,14 +57,24 @@ class Classifier(nn.Module):
     @overload
     def forward(self, images: Tensor, where: Literal[True]) -> tuple[Tensor, Tensor]: ...
     def forward(self, images: Tensor, where: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        logits, found = self._look_once(images)
+        if self.mirrors and not self.training:
+            mirrored, turned = self._look_once(images.flip(3))
+            logits = (logits + mirrored) / 2
+            found = None if found is None or turned is None else (found + turned.flip(2)) / 2
+        if not where:
+            return logits
+        assert found is not None, "a network without a localiser has no map"
+        return logits, found
+
+    def _look_once(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The logits, and the map of a network with a localiser."""
         logits, fine, coarse = self.look(self.normalise(images))
         logits = logits.squeeze(1).float()
         if self.localiser is None:
-            assert not where, "a network without a localiser has no map"
-            return logits
+            return logits, None
         found = self.localiser(fine, coarse)
-        logits = logits + self.localiser.evidence(found)
-        return (logits, found) if where else logits
+        return logits + self.localiser.evidence(found), found
 
     @abstractmethod
     def look(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -113,7 +125,7 @@ class FractureCNN(Classifier):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config, mean=0.5, std=0.25, places=2)
         width = config.width
-        self.depth, self.last_stage = ("stages.0", "stages.1"), "stages.2"
+        self.depth, self.last_stage, self.heads = ("stages.0", "stages.1"), "stages.2", ("head",)
         self.stem = nn.Sequential(
             nn.Conv2d(1, width, 4, stride=4, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
         )
@@ -170,6 +182,7 @@ class Backbone(Classifier):
         self.network = network
         self.depth = tuple(f"network.{stage}" for stage in parts.stages)
         self.last_stage = parts.last and f"network.{parts.last}"
+        self.heads = tuple(f"network.{classifier}" for classifier in parts.classifiers)
         # Hooks are bound methods of submodules: a deep copy of the model (EMA) then hooks its own dropouts.
         for drop, stage in zip(self.spatial_dropout, parts.stages, strict=True):
             assert isinstance(drop, _StageDropout)
@@ -283,22 +296,3 @@ def float32() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.allow_tf32 = before
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The trainable parameters in two optimiser groups: those with `weight_decay`, then norms, biases and the like.
-
-    timm's `param_groups_weight_decay` takes three seconds to import, puts the groups in another order, and makes them
-    one where the decay is 0: the optimiser states of earlier runs would no longer fit.
-    """
-    exempt: set[str] = set()
-    for prefix, module in model.named_modules():
-        listed = module.no_weight_decay() if hasattr(module, "no_weight_decay") else ()
-        if isinstance(module, _NORMS):
-            listed = [name for name, _ in module.named_parameters(recurse=False)]
-        exempt |= {f"{prefix}.{name}".lstrip(".") for name in listed}
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups[parameter.ndim > 1 and name not in exempt].append(parameter)
-    return [{"params": groups[True], "weight_decay": weight_decay}, {"params": groups[False], "weight_decay": 0.0}]

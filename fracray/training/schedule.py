@@ -1,6 +1,7 @@
 """What changes from step to step of a training: the learning rate, and the moving average's decay."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -25,23 +26,26 @@ def decay(most: float, step: int) -> float:
 
 
 class Rates:
-    """What changes from step to step: the learning rate, and the share of the way that the average goes.
+    """What changes from step to step: the learning rates, and the share of the way that the average goes.
 
-    Tensors on a GPU, where a step is recorded once for all of them; numbers on a CPU.
+    lrs: one for each of `scales`, that of the schedule times the scale. Tensors on a GPU, where a step is recorded once
+    for all of them; numbers on a CPU.
     """
 
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        self._config = config
+    def __init__(self, config: TrainConfig, device: torch.device, scales: Sequence[float] = (1.0,)) -> None:
+        self._config, self._scales = config, tuple(scales)
         self.on_device = device.type == "cuda"
-        self.lr: float | torch.Tensor = config.lr
+        self.lrs: list[float] | list[torch.Tensor] = [config.lr * scale for scale in self._scales]
         self.average: float | torch.Tensor = 1.0
         if self.on_device:
-            self.lr, self.average = (torch.tensor(value, device=device) for value in (config.lr, 1.0))
+            self.lrs = [torch.tensor(lr, device=device) for lr in self.lrs]
+            self.average = torch.tensor(1.0, device=device)
 
     def set(self, step: int, total: int) -> None:
         lr, average = learning_rate(self._config, step, total), 1 - decay(self._config.ema, step)
-        if isinstance(self.lr, torch.Tensor) and isinstance(self.average, torch.Tensor):
-            self.lr.fill_(lr)
-            self.average.fill_(average)
+        lrs = [lr * scale for scale in self._scales]
+        if isinstance(self.average, torch.Tensor):
+            for held, value in zip((*self.lrs, self.average), (*lrs, average), strict=True):
+                held.fill_(value)
         else:
-            self.lr, self.average = lr, average
+            self.lrs, self.average = lrs, average

@@ -5,7 +5,7 @@ Reads the trial's folder and what its workers tell; decides nothing. Imports no 
 
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 
@@ -26,7 +26,8 @@ HELD_OUT_ACCURACY = re.compile(r"(val/[a-z]+|worst_val)_accuracy")
 class TrainingLines:
     """Prints a line for every epoch as soon as the trial's folder has it, and shows how far the next one is.
 
-    In a terminal that is a bar, in a log a line now and then. latest: the last message of the workers.
+    In a terminal that is a bar, in a log a line now and then. latest: the last message of the workers. heard: is called
+    with all epochs when there is a new one.
     """
 
     def __init__(
@@ -35,9 +36,11 @@ class TrainingLines:
         config: Config,
         console: Console,
         latest: Callable[[], Reached | None],
+        heard: Callable[[Sequence[EpochResult]], None] | None = None,
     ) -> None:
         self._folder, self._epochs, self._console = folder, config.train.epochs, console
         self._work, self._latest = partial(work_in, config), latest
+        self._heard = heard
         self._history: list[EpochResult] = []
         self._bar = ExitStack()
         self._step: ShowsStep | None = None
@@ -56,6 +59,8 @@ class TrainingLines:
         for result in history[len(self._history) :]:
             self._end_bar()
             self._console.print(epoch_line(result, self._epochs))
+        if self._heard is not None and len(history) > len(self._history):
+            self._heard(history)
         self._history = history
 
     def _show_steps(self) -> None:

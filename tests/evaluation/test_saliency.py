@@ -11,7 +11,7 @@ from fracray.config import Config
 from fracray.data.loading.boxes import Boxes
 from fracray.data.prepare import Prepared
 from fracray.evaluation import saliency
-from fracray.evaluation.saliency import box_shares, look_at, similarity
+from fracray.evaluation.saliency import Check, box_shares, look_at, similarity
 from fracray.evaluation.scoring import Scored
 from fracray.runtime.console import new_console
 
@@ -113,12 +113,15 @@ def test_radiographs_whose_map_is_empty_do_not_make_the_check_pass(monkeypatch):
     console, method = new_console(), "grad_cam"
     _, scored = atlas([[[20.0, 20.0, 20.0, 10.0]]] * 60)
     checkpoint = SimpleNamespace(model=SimpleNamespace(to=lambda _: None, cpu=lambda: None))
-    monkeypatch.setattr(saliency, "over_rows", lambda *_: shown)
     monkeypatch.setattr(saliency, "over_images", lambda images, _: images)
     monkeypatch.setattr(saliency, "randomised", lambda *_: iter([("all weights", checkpoint.model)]))
-    found, cells = saliency._sanity(checkpoint, scored, method, 0, console)
+
+    def over(run, rows, words):
+        return shown
+
+    found, cells = saliency._sanity(checkpoint, scored, method, over, Check(), console)
     assert (found.images, found.empty, cells) == (10, 20, 4)
     assert found.levels["all weights"].value == pytest.approx(1)
     shown[:] = 0
-    found, _ = saliency._sanity(checkpoint, scored, method, 0, console)
+    found, _ = saliency._sanity(checkpoint, scored, method, over, Check(), console)
     assert (found.images, found.empty, found.levels) == (0, 30, {})

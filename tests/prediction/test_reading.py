@@ -13,10 +13,11 @@ import pytest
 from drawn_dicom import as_bytes, dataset
 from drawn_fracatlas import jpeg, picture
 
+from fracray.data.duplicates import look_distances
 from fracray.data.images.decode import KnownGeometry, inspect
 from fracray.data.images.square import Kept, decode, decode_part, square_of
 from fracray.errors import InputError
-from fracray.prediction.familiar import Familiar
+from fracray.prediction.familiar import UNLIKE, Familiar
 from fracray.prediction.overlays import file_names
 from fracray.prediction.parts import About, open_parts, write_output
 from fracray.prediction.reading import Decoder
@@ -133,6 +134,38 @@ def test_about_one_in_a_hundred_of_the_trainings_own_is_beyond_a_bound():
     assert 0.002 < np.mean([bool(words) for words in flagged]) < 0.04
 
 
+def looks_of(pictures):
+    return [inspect(png(one))[0].look for one in pictures]
+
+
+def test_the_distance_is_the_share_of_signs_that_differ_to_a_neighbour():
+    shown = picture(1)
+    known = looks_of([shown, picture(2), picture(3)])
+    assert look_distances(known[:1], known, 1).tolist() == [0.0]
+    first, second = (look_distances(known[:1], [other], 1)[0] for other in known[1:])
+    assert look_distances(known[:1], known, 2) == pytest.approx([min(first, second)])
+    assert look_distances(known[:1], known, 3) == pytest.approx([max(first, second)])
+    assert look_distances(looks_of([255 - shown]), known[:1], 1)[0] > 0.95  # the negative: all signs are turned
+    assert np.isnan(look_distances([b"", known[0]], known, 1)).tolist() == [True, False]
+    assert np.isnan(look_distances(known, known, 4)).all()
+
+
+def test_a_picture_beyond_most_of_validation_is_unlike_the_training():
+    common = picture(0)
+    looks = looks_of([cv2.addWeighted(common, 0.7, picture(seed), 0.3, 0) for seed in range(1, 71)])
+    table = seen_table(70).assign(look=looks, split=["val+val/view"] * 30 + ["train"] * 40)
+    familiar = Familiar.of(table)
+    own = familiar.distances(looks[:30])
+    assert (own > familiar.far).sum() == 1  # of 30, beyond their 0.95 quantile
+    (negative,) = familiar.distances(looks_of([255 - common]))
+    assert negative > familiar.far
+    assert UNLIKE in familiar.flags(USUAL, negative)
+    assert UNLIKE not in familiar.flags(USUAL, float(own.min()))
+    assert UNLIKE not in familiar.flags(USUAL, float("nan"))
+    few = Familiar.of(table.iloc[15:])
+    assert np.isnan(few.distances(looks)).all()
+
+
 def test_an_older_checkpoint_has_no_bounds_and_one_without_a_list_knows_nothing():
     older = Familiar.of(seen_table()[["image_id", "split", "pixel_hash"]])
     assert older.flags(USUAL | {"brightness": 0.0}) == []
@@ -156,8 +189,12 @@ def test_a_peak_is_in_pixels_of_the_picture():
     # 200 x 100 in a square of 32: the picture is in rows 8 to 23, so row 1's centre, 12, is a quarter down.
     assert peak_of(where, Kept(0, 0, 200, 100, 0.0), 32) == (125.0, 25.0)
     assert peak_of(where, Kept(50, 10, 250, 110, 0.0), 32) == (175.0, 35.0)  # of a part
-    where[0, 0] = 2
-    assert peak_of(where, Kept(0, 0, 200, 100, 0.0), 32) == (25.0, 0.0)  # a cell of the black above
+    where[0, 0] = 2  # a cell of the black above: it is of no picture
+    assert peak_of(where, Kept(0, 0, 200, 100, 0.0), 32) == (125.0, 25.0)
+    # 200 x 80 is in rows 9 to 21: row 1 shows some of it, and its centre, 12, lies within.
+    assert peak_of(where, Kept(0, 0, 200, 80, 0.0), 32) == pytest.approx((125.0, 3 / 13 * 80))
+    # 200 x 20 is in rows 14 to 16: the centre of row 1 is above it.
+    assert peak_of(where, Kept(0, 0, 200, 20, 0.0), 32) == (125.0, 0.0)
 
 
 # ---------------------------------------------------------------- parts and output
@@ -168,7 +205,7 @@ def scored(places, **cells):
     return pa.Table.from_pylist(rows, schema=SCORED)
 
 
-ABOUT = About("abc", "def", 5, 0.9, False, "0.1.0")
+ABOUT = About("abc", "def", 5, 0.9, "", "", "0.1.0")
 
 
 def test_parts_go_on_where_they_were_and_refuse_another_prediction(tmp_path):
@@ -244,10 +281,11 @@ def test_what_is_counted():
         {"call": 0, "flags": "", "seen_in_training": "no", "error": ""},
         {"error": "cut"},
     ]
-    list(tally.over([pa.Table.from_pylist(rows, COLUMNS)]))
+    list(tally.over([pa.Table.from_pylist(rows, SCORED)]))
     assert (tally.rows, tally.failed, tally.positive, tally.flagged, tally.seen) == (3, 1, 1, 1, 1)
     assert tally.words() == "2 radiographs, 1 called fractured, 1 flagged; 1 could not be read: see the column error"
 
 
 def test_overlays_get_names_of_their_own():
     assert file_names(["a", "x/a.b", "A", "../up", ""]) == ["a.png", "x_a.b.png", "A-2.png", "_up.png", "image.png"]
+    assert file_names(["A-2", "a", "A"]) == ["A-2.png", "a.png", "A-3.png"]

@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shutil
+from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -20,9 +21,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-import fracray.refit
 import fracray.train
-import fracray.tune
 from fracray import report
 from fracray.errors import run_verb
 from fracray.reporting import write
@@ -38,22 +37,6 @@ from fracray.search.trials_table import State, TrialRow
 from fracray.training.checkpoint import read_metadata, read_predictions
 from fracray.training.epochs import EpochResult
 
-SPACE = """
-metric: val_auroc
-mode: max
-trials: 4
-epochs: 3
-sampler: {name: random, seed: 0}
-scheduler: {name: asha, grace_epochs: 1, reduction_factor: 2}
-base:
-  data: {size: 32, phantom: {count: 200}, split: {block: 10}}
-  model: {width: 8, localise: true}
-space:
-  model.dropout: {float: [0.0, 0.7]}
-  augment.rotate: {float: [0, 30]}
-  train.lr: {log_float: [1.0e-3, 1.0e-1]}
-  train.loss: {categorical: [weighted, plain]}
-"""
 EVIL = "</script><script>alert(1)</script>&\"'><img src=x onerror=alert(2)>"
 OF_A_SEARCH = [
     "answer",
@@ -62,7 +45,9 @@ OF_A_SEARCH = [
     "discrimination",
     "operating",
     "subgroups",
+    "looks",
     "errors",
+    "robustness",
     "data",
     "reproduce",
 ]
@@ -110,18 +95,6 @@ class Page(HTMLParser):
 
 def page_of(path):
     return Page(Path(path).read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
-def searched(tmp_path_factory, ray_local):
-    """The folder of runs, with a search and its refit, and what they printed."""
-    root = tmp_path_factory.mktemp("searched")
-    (root / "space.yaml").write_text(SPACE)
-    words = ["--space", root / "space.yaml", "--storage", root / "runs", "--name", "first", "--concurrent", 1]
-    fracray.tune.main([str(word) for word in words])
-    shutil.copytree(root / "runs/first", root / "runs/unrefitted")
-    fracray.refit.main([str(root / "runs/first"), "--top", "1", "--seeds", "2", "--concurrent", "1"])
-    return root / "runs"
 
 
 @pytest.fixture
@@ -237,14 +210,21 @@ def test_the_run_folder_of_a_refit_stands_for_its_search(searched, tmp_path):
     assert "Report of a search" in page_of(tmp_path / "page.html").text
 
 
-def test_a_run_in_a_bucket_gets_its_report_there(searched, s3):
-    store = Folder(s3("reports"))
-    store.upload(searched / "unrefitted", "bucketed")
+def test_a_run_in_a_bucket_gets_its_report_there_and_each_file_is_read_once(searched, s3, monkeypatch):
+    store, asked = Folder(s3("reports")), Counter()
+    store.upload(searched / "first", "bucketed")
     store.remove("bucketed/report.html")
+    read = Folder.read_if_there
+    monkeypatch.setattr(Folder, "read_if_there", lambda self, name: asked.update([self.path(name)]) or read(self, name))
     written(s3("reports/bucketed"))
+    monkeypatch.undo()
     page = Page(store.read("bucketed/report.html").decode())
     assert list(page.sections) == OF_A_SEARCH
     assert page.all("img")
+    assert {path: times for path, times in asked.items() if times > 1} == {}
+    trials = [path.partition("/trials/")[2] for path in asked if "bucketed/trials/" in path]
+    assert sum(path.endswith("epochs.json") for path in trials) == 4
+    assert not [path for path in trials if path.endswith(".safetensors")]  # scores take no weights
 
 
 def test_a_search_that_runs_is_shown_as_far_as_it_is(run):
@@ -335,7 +315,15 @@ def test_a_checkpoint_outside_of_its_run_has_what_it_holds(searched, tmp_path, m
     monkeypatch.chdir(tmp_path)
     written(folder)
     page = page_of(tmp_path / "t0009.html")
-    assert list(page.sections) == ["answer", "discrimination", "operating", "errors", "reproduce"]
+    assert list(page.sections) == [
+        "answer",
+        "discrimination",
+        "operating",
+        "looks",
+        "errors",
+        "robustness",
+        "reproduce",
+    ]
     assert "What predictors without pixels reach is not stored" in page.text
     assert page.all("img")  # phantoms can be drawn anywhere
 
@@ -393,19 +381,20 @@ def test_the_model_card_and_the_checklists_hold_what_the_run_knows(searched, tmp
 
 def test_every_fact_of_a_checklist_is_one_that_a_run_can_have(searched):
     with opened(str(searched / "first")) as subject:
-        facts = run_facts(subject)
+        facts = run_facts(subject, True)
     asked = {name for item in (*CLAIM, *TRIPOD_AI) for name in item.facts}
-    assert asked - set(facts) <= {"gain"}  # there is none where the default configuration wins
+    # There is no gain where the default configuration wins, and no robustness where nothing is held out or evaluated.
+    assert asked - set(facts) <= {"gain", "robustness"}
 
 
 def test_a_crop_is_part_of_what_the_network_gets(run):
     with opened(str(run)) as subject:
-        plain = run_facts(subject)["preprocessing"]
+        plain = run_facts(subject, True)["preprocessing"]
         card = replace(subject.judged.card, config=subject.judged.card.config.with_leaves({"data.crop": True}))
         cropped = replace(subject, judged=replace(subject.judged, card=card))
-        assert "cropped" not in plain + model_card(subject)
-        assert "cropped to the part that holds the anatomy" in run_facts(cropped)["preprocessing"]
-        assert "square.decode_part" in model_card(cropped)
+        assert "cropped" not in plain + model_card(subject, True)
+        assert "cropped to the part that holds the anatomy" in run_facts(cropped, True)["preprocessing"]
+        assert "square.decode_part" in model_card(cropped, True)
 
 
 # ---- faults --------------------------------------------------------------------------------------------------------

@@ -130,6 +130,9 @@ def test_libraries_that_open_paths_get_local_ones(run):
     with run.sub("best").local_folder() as local:
         assert local.name == "best"
         assert sorted(file.name for file in local.iterdir()) == ["config.json", "weights"]
+    with run.sub("best").local_folder(("config.json", "other")) as local:
+        assert (local / "config.json").read_bytes() == b"{}"
+        assert run.is_local or [file.name for file in local.iterdir()] == ["config.json"]
     with run.local_copy("best/weights") as path:
         assert (path.name, path.read_bytes()) == ("weights", b"abc")
 
@@ -155,8 +158,11 @@ def test_what_is_not_there_or_damaged_is_named(run):
     run.write("tree.json", b'{"a": ')
     with pytest.raises(InputError, match=r"atlas.*: config\.yaml does not exist"):
         run.read("config.yaml")
-    with pytest.raises(InputError, match=r"atlas.*/tree\.json: damaged JSON"):
-        run.read_json("tree.json")
+    for read in (run.read_json, run.read_json_if_there):
+        with pytest.raises(InputError, match=r"atlas.*/tree\.json: damaged JSON"):
+            read("tree.json")
+    assert run.read_if_there("config.yaml") is run.read_json_if_there("config.yaml") is None
+    assert run.read_if_there("tree.json") == b'{"a": '
 
 
 # ---- a disk

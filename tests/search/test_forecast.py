@@ -1,6 +1,7 @@
 """tune --dry-run: what a search would do and take, without beginning it."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -8,10 +9,11 @@ from fracray import tune
 from fracray.config import Config
 from fracray.errors import run_verb
 from fracray.runtime.resources import WorkerResources
-from fracray.search.forecast import AFTER_EPOCH, BETWEEN_TRIALS, Range, forecast, left_out
+from fracray.search.forecast import AFTER_EPOCH, BETWEEN_TRIALS, Forecast, Range, forecast, left_out
 from fracray.search.space_file import load_space
 from fracray.training.timing import Timing
 
+GPU_FILE = Path(__file__).parents[2] / "cluster/gpu.yaml"
 SPACE = """
 trials: 7
 epochs: 3
@@ -43,6 +45,11 @@ def test_the_forecast_adds_up_steps_validation_and_starting():
     assert (found.trial.low, found.trial.high) == pytest.approx((trial, slowest))
     assert (found.wall.low, found.wall.high) == pytest.approx((6 + 3.5 * trial, 6 + 4 * slowest))
     assert (found.busy.low, found.busy.high) == pytest.approx((7 * trial, 7 * slowest))
+
+
+def test_trials_that_end_at_a_smaller_budget_take_less():
+    few = forecast(config(train__epochs=9), [timed()], steps=10, trials=2, at_once=1, start=0.0, epochs=3)
+    assert few.trial.low == pytest.approx(3 * (10 * 0.1 + 2.0) + 1.0 + BETWEEN_TRIALS)
 
 
 def test_the_range_is_that_of_the_places():
@@ -83,7 +90,8 @@ def test_it_says_what_it_leaves_out(tmp_path):
 
 def test_a_dry_run_says_everything_and_writes_nothing(ray_local, space_file, tmp_path, capsys):
     before = sorted(tmp_path.rglob("*"))
-    code = run_verb(tune.main, ["--space", "space.yaml", "--dry-run", "--refit", "2", "--time-budget", "50"])
+    words = ["--cluster", str(GPU_FILE), "--price-per-hour", "head=0.2,cpu=0.4"]
+    code = run_verb(tune.main, ["--space", "space.yaml", "--dry-run", "--refit", "2", "--time-budget", "50", *words])
     out = capsys.readouterr().out
     assert code == 0
     assert sorted(tmp_path.rglob("*")) == before
@@ -95,6 +103,9 @@ def test_a_dry_run_says_everything_and_writes_nothing(ray_local, space_file, tmp
     assert "the refit, up to 9 trainings: " in out
     assert "search.time_budget ends it after 50 s" in out
     assert "not in it: trials that asha stops early, which make it shorter" in out
+    assert "in money, with the refit:\n  on cpu at 0.4 an hour: " in out
+    assert "; with head at 0.2 an hour for the whole time, " in out
+    assert "Not in it: nodes that start or stand idle" in out
 
 
 def test_a_dry_run_refuses_what_a_search_refuses(space_file, tmp_path, capsys):
@@ -102,7 +113,16 @@ def test_a_dry_run_refuses_what_a_search_refuses(space_file, tmp_path, capsys):
         (["--resume", "--name", "x"], "--dry-run: is for a new search"),
         (["--callback", "no_such_module:Class"], "no module no_such_module"),
         (["--set", "model.name=nothing"], "model.name"),
+        (["--price-per-hour", "cpu=1"], "name the cluster file with --cluster"),
     ):
         assert run_verb(tune.main, ["--space", "space.yaml", "--dry-run", *flags]) == 2
         assert words in capsys.readouterr().err
+    assert run_verb(tune.main, ["--space", "space.yaml", "--price-per-hour", "cpu=1"]) == 2
+    assert "--price-per-hour: only with --dry-run" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_refit_is_paid_for_too():
+    one, two = (Forecast(Range(1, 2), Range(3, 4 * each), Range(5, 6 * each)) for each in (1, 10))
+    both = one.with_refit(two)
+    assert (both.trial, both.wall, both.busy) == (one.trial, Range(6, 44), Range(10, 66))

@@ -57,11 +57,14 @@ def test_a_space_whose_networks_can_all_be_had_is_taken(tmp_path):
     [
         ("  model.freeze_stages: {int: [0, 9]}\n", "space.yaml:4: model.freeze_stages = 9: .* has 4 stages"),
         ("  model.localise: {categorical: [true, false]}\n", "space.yaml:4: model.localise: vit_tiny"),
+        ("  train.layer_decay: {float: [0.7, 1.0]}\n", "space.yaml:4: train.layer_decay: the layers"),
+        ("  train.head_epochs: {int: [0, 1]}\n", "space.yaml.*train.head_epochs = 1: .* random weights"),
     ],
 )
 def test_switches_that_do_not_fit_every_network_are_tried(tmp_path, text, words):
     name = "vit_tiny_patch16_224" if "localise" in text else "tf_efficientnet_lite0"
-    model = f"{{name: {name}, weights: {'null' if 'localise' in text else 'imagenet'}, spatial_dropout: 0.0}}"
+    name = "torchvision/swin_t" if "layer_decay" in text else name
+    model = f"{{name: {name}, weights: {'imagenet' if 'stages' in text else 'null'}, spatial_dropout: 0.0}}"
     file = tmp_path / "space.yaml"
     file.write_text(
         f"base: {{data: {{size: 224}}, model: {model}}}\nspace:\n  model.dropout: {{float: [0, 0.5]}}\n{text}"

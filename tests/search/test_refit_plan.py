@@ -6,7 +6,7 @@ from math import isnan, nan
 
 import pytest
 
-from fracray.config import Config
+from fracray.config import Config, SearchConfig
 from fracray.errors import InputError, RunError
 from fracray.runtime.console import new_console
 from fracray.runtime.run_folder import refit_number, trial_folder, trial_name
@@ -163,7 +163,7 @@ def test_a_training_that_diverged_in_its_last_epoch_has_diverged_after_a_resume_
     searcher = trials(tmp_path, plan)
     assert searcher.remaining == 0
     assert [one.state for one in searcher.rows().values()] == [State.DONE, State.DIVERGED]
-    assert outcome(plan, searcher.rows(), *MAX).lost == {"t0001": "t0001-seed1 diverged"}
+    assert outcome(plan, searcher.rows(), MAX).lost == {"t0001": "t0001-seed1 diverged"}
 
 
 # ---- the winner
@@ -185,7 +185,7 @@ PLAN = RefitPlan({7: {"model.dropout": 0.7}, 3: {"model.dropout": 0.3}, 0: {}}, 
 
 
 def test_the_winner_is_the_best_by_mean():
-    found = outcome(PLAN, refits(PLAN, {7: [0.9, 0.5, 0.4], 3: [0.7, 0.7, 0.7], 0: [0.6, 0.6, 0.6]}), *MAX)
+    found = outcome(PLAN, refits(PLAN, {7: [0.9, 0.5, 0.4], 3: [0.7, 0.7, 0.7], 0: [0.6, 0.6, 0.6]}), MAX)
     assert [one.number for one in found.ranked] == [3, 7, 0]
     assert found.winner.mean("val_accuracy") == pytest.approx(0.7)
     assert found.ranked[1].deviation("val_accuracy") == pytest.approx(0.2645751)
@@ -193,15 +193,15 @@ def test_the_winner_is_the_best_by_mean():
     assert found.seeds == (1, 2, 3)
 
 
-MAX = ("val_accuracy", "max")
+MAX, LOSS = SearchConfig(), SearchConfig(metric="val_loss", mode="min")
 
 
 def test_only_seeds_that_all_have_count():
-    found = outcome(PLAN, refits(PLAN, {7: [0.5, 0.9, None], 3: [0.6, 0.6, None], 0: [0.4, None, None]}), *MAX)
+    found = outcome(PLAN, refits(PLAN, {7: [0.5, 0.9, None], 3: [0.6, 0.6, None], 0: [0.4, None, None]}), MAX)
     assert found.seeds == (1,)
     assert found.winner.number == 3
     assert isnan(found.winner.deviation("val_accuracy"))
-    assert outcome(PLAN, refits(PLAN, {7: [0.5, 0.9, 0.9], 3: [0.5] * 3, 0: [None] * 3}), *MAX) is None
+    assert outcome(PLAN, refits(PLAN, {7: [0.5, 0.9, 0.9], 3: [0.5] * 3, 0: [None] * 3}), MAX) is None
 
 
 def test_a_configuration_of_which_one_training_failed_is_no_winner():
@@ -211,7 +211,7 @@ def test_a_configuration_of_which_one_training_failed_is_no_winner():
     assert [one.number for one in found.ranked] == [0]
     assert found.lost == {"t0007": "t0007-seed3 diverged", "t0003": "t0003-seed2 has no val_accuracy"}
     with pytest.raises(RunError, match="no configuration could be refitted with every seed"):
-        outcome(PLAN, refits(PLAN, {one: [0.1, 0.1, (0.1, State.FAILED)] for one in PLAN.configurations}), *MAX)
+        outcome(PLAN, refits(PLAN, {one: [0.1, 0.1, (0.1, State.FAILED)] for one in PLAN.configurations}), MAX)
 
 
 # ---- the time
@@ -260,8 +260,8 @@ def test_no_time_is_kept_back_for_what_is_trained_already(tmp_path):
 
 def test_a_lower_loss_is_a_gain_and_accuracy_and_auroc_stand_beside_it(capsys):
     plan = RefitPlan({7: {"model.dropout": 0.7}, 0: {}}, (1, 2))
-    found = outcome(plan, refits(plan, {7: [0.75, 0.75], 0: [0.5, 0.5]}), "val_loss", "min")
-    say_outcome(new_console(), plan, found, rows(row(0, 0.5)), "val_loss")
+    found = outcome(plan, refits(plan, {7: [0.75, 0.75], 0: [0.5, 0.5]}), LOSS)
+    say_outcome(new_console(), plan, found, rows(row(0, 0.5)), LOSS)
     say_gains(new_console(), plan, found, "val_loss", {})
     told = [line.partition("): ")[2] for line in capsys.readouterr().out.splitlines() if line.startswith("gain over")]
     assert told == ["val_loss lower by 0.2500", "+0.2500 val_accuracy", "+0.2500 val_auroc"]
@@ -269,9 +269,9 @@ def test_a_lower_loss_is_a_gain_and_accuracy_and_auroc_stand_beside_it(capsys):
 
 def test_a_mean_alone_is_not_called_the_best_of_several(capsys):
     plan = RefitPlan({0: {}}, (1, 2))
-    say_outcome(new_console(), plan, outcome(plan, refits(plan, {0: [0.5, 0.6]}), *MAX), {}, MAX[0])
+    say_outcome(new_console(), plan, outcome(plan, refits(plan, {0: [0.5, 0.6]}), MAX), {}, MAX)
     assert "optimistic" not in capsys.readouterr().out
     say_outcome(
-        new_console(), PLAN, outcome(PLAN, refits(PLAN, {7: [0.5] * 3, 3: [0.4] * 3, 0: [0.3] * 3}), *MAX), {}, MAX[0]
+        new_console(), PLAN, outcome(PLAN, refits(PLAN, {7: [0.5] * 3, 3: [0.4] * 3, 0: [0.3] * 3}), MAX), {}, MAX
     )
     assert "the best of 3 means is still somewhat optimistic" in capsys.readouterr().out

@@ -1,10 +1,12 @@
-"""What a sampler draws: by the seed and the trial's number, and CMA-ES from a model of what it can model."""
+"""What a sampler draws: by the seed and the trial's number, CMA-ES from a model of what it can model; and `auto`."""
 
 import numpy as np
 import optuna
 import pytest
 
 from fracray.errors import InputError
+from fracray.runtime.console import new_console
+from fracray.search.auto import FEW, MANY, choose, resolved
 from fracray.search.samplers import sampler
 from fracray.search.space_file import load_space
 
@@ -40,7 +42,7 @@ def drawn(space, trials, at_once=1):
     return found
 
 
-@pytest.mark.parametrize("name", ["random", "tpe", "gp", "cmaes"])
+@pytest.mark.parametrize("name", ["random", "tpe", "gp", "cmaes", "nsga2"])
 def test_the_draws_before_the_model_depend_on_the_trials_number_alone(tmp_path, name):
     space = space_of(tmp_path, name, RANGES + CHOICE, startup=6)
     one = drawn(space, 6)
@@ -100,3 +102,64 @@ def test_cmaes_learns_from_trials_that_were_stopped(tmp_path, text):
             study.tell(trial, value)
         late.append(trial.params["model.dropout"])
     assert np.abs(np.array(late[-20:]) - 0.45).mean() < 0.06
+
+
+def test_nsga2_goes_on_with_its_generations_where_it_is_made_anew(tmp_path):
+    """Each trial has a sampler of its own, as after a resume; the study holds the generations."""
+    space = space_of(tmp_path, "nsga2", RANGES + CHOICE, startup=6)
+    study, late = study_of(space), []
+    for _ in range(60):
+        trial = study.ask()
+        study.tell(trial, near(space.suggest(trial)))
+        study.sampler = sampler(space)
+        late.append(trial.params["model.dropout"])
+    assert np.median(np.abs(np.array(late[-20:]) - 0.45)) < 0.03  # at random: 0.15; mutations are drawn at random
+
+
+@pytest.mark.parametrize("name", ["gp", "nsga2"])
+def test_what_learns_from_complete_trials_alone_is_refused_with_pasha(tmp_path, name):
+    with pytest.raises(InputError, match=rf"space\.yaml:1: {name} learns from trials that ran all epochs .* use tpe"):
+        space_of(tmp_path, name, f"{RANGES}scheduler: pasha\n")
+
+
+# ---- auto
+
+AUTO = "trials: {trials}\nscheduler: {scheduler}\nmetric: {metric}\nsampler: auto\n{more}space:\n{text}"
+SENSITIVE = "constraints: {val_sensitivity: {at_least: 0.8}}\n"
+TWO = "[val_accuracy, val_auroc]"
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("random", {"trials": 8}),
+        ("random", {"trials": 40, "places": 20}),
+        ("tpe", {"trials": 16}),
+        ("tpe", {"trials": 16, "scheduler": "pasha"}),
+        ("tpe", {"trials": 16, "scheduler": "none", "text": RANGES + CHOICE + NARROW}),
+        ("tpe", {"trials": MANY, "text": RANGES + CHOICE}),
+        ("tpe", {"trials": MANY, "more": SENSITIVE}),
+        ("cmaes", {"trials": MANY}),
+        ("tpe", {"trials": 64, "scheduler": "none", "metric": TWO}),
+        ("nsga2", {"trials": FEW + 1, "scheduler": "none", "metric": TWO}),
+        ("tpe", {"trials": FEW + 1, "scheduler": "none", "metric": TWO, "text": RANGES + CHOICE + NARROW}),
+    ],
+)
+def test_auto_goes_by_the_space_the_trials_the_places_the_metrics_and_the_constraints(tmp_path, name, setting):
+    given = {"scheduler": "asha", "metric": "val_accuracy", "more": "", "text": RANGES, "places": 2} | setting
+    file = tmp_path / "space.yaml"
+    file.write_text(AUTO.format(**given))
+    space = load_space(file)
+    chosen, why = choose(space, given["places"])
+    assert chosen == name
+    assert why
+    sampler(resolved(space, given["places"], new_console()))  # what is chosen is allowed
+
+
+def test_auto_is_saved_as_what_it_is_and_said_in_one_line(tmp_path, capsys):
+    file = tmp_path / "space.yaml"
+    file.write_text(AUTO.format(trials=16, scheduler="asha", metric="val_accuracy", more="", text=RANGES))
+    space = resolved(load_space(file), 2, new_console())
+    assert space.config.search.sampler.name == "tpe"
+    assert capsys.readouterr().out.startswith("sampler: auto is tpe here: ")
+    assert resolved(space, 200, new_console()) == space

@@ -10,13 +10,14 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, Tri
 
 from fracray.config import Config
 from fracray.search.messages import TrialReport
+from fracray.search.pasha import first_budget, noise, raised_budget, unstable
 from fracray.search.schedulers import StudyScheduler, bracket_of, stopping_rule
 from fracray.search.space_file import load_space
-from fracray.search.study import JOURNAL, StudySearcher, open_study
+from fracray.search.study import JOURNAL, StudySearcher, epoch_budget, open_study
 from fracray.training.epochs import EpochResult
 from fracray.training.rungs import may_stop, rungs
 
-SCHEDULERS = ("asha", "hyperband", "median")
+SCHEDULERS = ("asha", "pasha", "hyperband", "median")
 
 
 def config(name, epochs, grace=2, factor=3.0):
@@ -62,11 +63,12 @@ def race(curves, decide, seed, at_once=4):
 
 
 def ours(settings):
-    rule, curves = stopping_rule(settings), defaultdict(dict)
+    rule, curves, budgets = stopping_rule(settings), defaultdict(dict), [first_budget(settings)]
 
     def decide(number, epoch, value):
         curves[number][epoch] = value
-        return rule(number, epoch, curves)
+        budgets.append(raised_budget(settings, epoch, curves, budgets[-1]))
+        return epoch >= budgets[-1] or rule(number, epoch, curves)
 
     return decide
 
@@ -139,7 +141,7 @@ def test_every_scheduler_stops_trials_however_many_run_at_a_time(name, at_once):
     for seed in range(20):
         curves = random_curves(seed, trials=12, epochs=9)
         last = race(curves, ours(config(name, 9, grace=1)), seed, at_once)
-        assert max(last) == 9
+        assert max(last) in ((3, 9) if name == "pasha" else (9,))
         stopped.append(sum(epoch < 9 for epoch in last))
     assert min(stopped) >= 1
     assert np.mean(stopped) >= 3
@@ -161,6 +163,113 @@ def test_a_trial_keeps_its_state_wherever_it_may_be_stopped(name):
         stopped |= set(race(random_curves(seed, trials=16, epochs=12), ours(settings), seed)) - {12}
     assert stopped <= {epoch for epoch in range(1, 12) if may_stop(settings, epoch)}
     assert bool(stopped) == (name != "none")
+
+
+# ---- PASHA's budget
+
+LEVEL = {1: 0.50, 3: 0.60, 9: 0.70}  # a curve over the rungs of grace 1 and factor 3
+
+
+def moved(by, **at):
+    """The curve LEVEL shifted by `by`, with other values after the epochs e1, e3, ... that are named."""
+    return {epoch: value + by for epoch, value in LEVEL.items()} | {int(key[1:]): value for key, value in at.items()}
+
+
+def upto(epoch, **curves):
+    """The curves as far as this epoch, by number in the order given."""
+    return {
+        number: {at: value for at, value in curve.items() if at <= epoch}
+        for number, curve in enumerate(curves.values())
+    }
+
+
+def test_pasha_begins_with_two_rungs():
+    assert first_budget(config("pasha", 81, grace=1)) == 3
+    assert first_budget(config("pasha", 81, grace=4)) == 12
+    assert first_budget(config("pasha", 3, grace=1)) == 3  # the second level is the last epoch
+    assert first_budget(config("pasha", 2, grace=5)) == 2
+    assert first_budget(config("asha", 81, grace=1)) == 81
+
+
+def test_pasha_raises_the_budget_by_one_rung_when_the_top_two_rank_otherwise():
+    settings = config("pasha", 27, grace=1)
+    same = upto(3, a=moved(0.0), b=moved(0.1), c=moved(0.2))
+    assert raised_budget(settings, 3, same, 3) == 3
+    other = upto(3, a=moved(0.0), b=moved(0.1), c=moved(0.2, e3=0.55))
+    assert raised_budget(settings, 3, other, 3) == 9
+    # The rungs below are not looked at again: at 9 epochs the ranking is that at 3.
+    settled = upto(9, a=moved(0.0), b=moved(0.1), c=moved(0.2, e3=0.55, e9=0.65))
+    assert raised_budget(settings, 9, settled, 9) == 9
+    # After the last rung come all epochs, and nothing after these.
+    turned = upto(9, a=moved(0.0), b=moved(0.1), c=moved(0.2, e3=0.85, e9=0.65))
+    assert raised_budget(settings, 9, turned, 9) == 27
+    assert raised_budget(settings, 27, turned, 27) == 27
+
+
+def test_pasha_raises_nothing_on_less_than_two_trials_in_the_top_rung_or_below_it():
+    settings = config("pasha", 27, grace=1)
+    turned = upto(3, a=moved(0.0), b=moved(0.1, e3=0.4))
+    assert raised_budget(settings, 3, turned, 3) == 9
+    assert raised_budget(settings, 1, turned, 3) == 3  # a report below the top rung
+    assert raised_budget(settings, 3, {0: turned[0]}, 3) == 3
+    # A trial that has not come to the top rung, or has no value in the rung below, has no rank.
+    assert raised_budget(settings, 3, {0: turned[0], 1: {1: 0.6}}, 3) == 3
+    assert raised_budget(settings, 3, {0: turned[0], 1: {3: 0.4}}, 3) == 3
+    assert not unstable(turned, 3, 9)
+
+
+def test_no_other_scheduler_has_a_budget():
+    turned = upto(3, a=moved(0.0), b=moved(0.1, e3=0.4))
+    for name in ("asha", "hyperband", "median", "none"):
+        assert raised_budget(config(name, 27, grace=1), 3, turned, 27) == 27
+
+
+def test_the_noise_is_the_difference_between_trials_that_overtake_each_other_there_and_back():
+    steady = {1: 0.5, 2: 0.6, 3: 0.7}
+    crossing = {1: 0.4, 2: 0.62, 3: 0.66}  # behind, ahead, behind
+    once = {1: 0.45, 2: 0.5, 3: 0.71}  # overtakes the first one once
+    assert noise({0: steady, 1: once}, 1, 3) == 0
+    assert noise({0: steady, 1: crossing}, 1, 3) == pytest.approx(0.04)
+    assert noise({0: steady, 1: crossing}, 3, 9) == 0  # neither has come beyond the rung below
+    assert noise({0: steady, 1: {**crossing, 3: 0.7}}, 1, 3) == 0  # equal at the last: none is ahead
+    several = {0: steady, 1: crossing, 2: {1: 0.3, 2: 0.7, 3: 0.6}}
+    # 0 and 1 differ by 0.04, 0 and 2 by 0.1, 1 and 2 by 0.06: the 90th percentile of three is at 1.8.
+    assert noise(several, 1, 3) == pytest.approx(0.06 + 0.8 * 0.04)
+
+
+def test_trials_that_change_places_within_the_noise_are_ranked_alike():
+    noisy = {0: {1: 0.50, 2: 0.60, 3: 0.70}, 1: {1: 0.40, 2: 0.62, 3: 0.66}}  # noise 0.04
+    close = {2: {1: 0.30, 3: 0.20}, 3: {1: 0.33, 3: 0.10}}  # 0.03 apart below, the other way round in the top rung
+    far = {2: {1: 0.30, 3: 0.20}, 3: {1: 0.35, 3: 0.10}}
+    assert unstable(close, 1, 3)
+    assert not unstable(noisy | close, 1, 3)
+    assert unstable(noisy | far, 1, 3)
+
+
+def test_pasha_stops_at_the_budget_and_below_it_as_asha_does():
+    curves = random_curves(4, trials=20, epochs=9)
+    values = np.sort(curves, axis=0)[::-1]  # the best first, at every epoch: the ranking is stable
+    last = race(values, ours(config("pasha", 9, grace=1)), seed=0)
+    assert max(last) == 3
+    asha = race(values, ours(config("asha", 9, grace=1)), seed=0)
+    assert [min(3, epoch) for epoch in asha] == last
+    assert set(last) == {1, 3}
+
+
+def test_pasha_spends_less_than_asha_and_all_epochs_where_rankings_keep_changing():
+    spent = dict.fromkeys(("asha", "pasha"), 0)
+    for seed in range(10):
+        curves = random_curves(seed, trials=20, epochs=27)
+        for name in spent:
+            spent[name] += sum(race(curves, ours(config(name, 27, grace=1)), seed))
+    assert spent["pasha"] < spent["asha"]
+    rising = np.array(
+        [
+            [0.1 + 0.01 * number] + [0.5 - 0.01 * number] * 2 + [0.5 + 0.01 * number] * 6 + [0.9] * 18
+            for number in range(12)
+        ]
+    )
+    assert max(race(rising, ours(config("pasha", 27, grace=1)), seed=0, at_once=12)) == 27
 
 
 # ---- interrupted searches
@@ -254,10 +363,15 @@ class Drivers:
         return not stop
 
     def outcome(self):
-        """What was suggested, reported and decided, by trial."""
+        """What was suggested, reported and decided, by trial, and the epochs that pasha came to."""
+        study = open_study(self.journal, self.space)
+        self.budget = epoch_budget(study, self.space.config)
         return [
-            (trial.number, trial.params, trial.state, trial.intermediate_values, trial.values, trial.constraints)
-            for trial in open_study(self.journal, self.space).get_trials()
+            (
+                *(trial.number, trial.params, trial.state, trial.intermediate_values, trial.values, trial.constraints),
+                self.budget,
+            )
+            for trial in study.get_trials()
         ]
 
 
@@ -293,21 +407,24 @@ def test_a_search_killed_at_every_report_decides_as_one_that_was_not(tmp_path, d
     for seed in range(2):
         curves = random_curves(seed, trials=10, epochs=8)
         whole = drive(space, curves, places)
+        assert whole[0][-1] == (4 if scheduler == "pasha" else 8)  # pasha has raised it from 2
         assert drive(space, curves, places, lambda reports, at: at == moment) == whole
         pruned += sum(state is TrialState.PRUNED for _, _, state, *_ in whole)
     assert pruned >= 2
 
 
-@pytest.mark.parametrize(("scheduler", "mode"), [("asha", "max"), ("hyperband", "max"), ("median", "min")])
+@pytest.mark.parametrize(
+    ("scheduler", "mode"), [("asha", "max"), ("pasha", "max"), ("hyperband", "max"), ("median", "min")]
+)
 def test_a_search_killed_once_anywhere_decides_as_one_that_was_not(tmp_path, drive, scheduler, mode):
     space = space_of(tmp_path, scheduler, mode=mode, trials=6, epochs=6)
-    curves = random_curves(3, trials=6, epochs=6)
+    curves = random_curves(8 if scheduler == "pasha" else 3, trials=6, epochs=6)  # of 8 pasha raises its budget
     curves[2, 3:] = np.nan  # one diverges
     if mode == "min":
         curves = 1 - curves
     whole = drive(space, curves, places=2)
     states = [state for _, _, state, *_ in whole]
-    assert TrialState.COMPLETE in states
+    assert TrialState.COMPLETE in states or scheduler == "pasha"
     assert TrialState.PRUNED in states
     most = sum(len(values) for _, _, _, values, *_ in whole) + 1
     for when in range(1, most + 1):

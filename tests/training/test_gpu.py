@@ -34,6 +34,7 @@ CPU = torch.device("cpu")
 needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="no GPU that Torch can use")
 SIZE, TRAIN, VAL = 64, 168, 72
 STRONG = AugmentConfig(rotate=25.0, flip=0.5, vertical_flip=0.3, scale=0.2, brightness=0.3, contrast=0.3)
+MIXED = {"train.mixup": 0.4, "train.cutmix": 1.0, "train.balance": 1.0}
 NO_DROPOUT = {"model.dropout": 0.0, "model.spatial_dropout": 0.0}
 
 
@@ -82,6 +83,7 @@ def make_plan(config, train=TRAIN, rank=0, world=1):
         rank=rank,
         world=world,
         boxes=boxes if config.model.localise else None,
+        balance=config.train.balance,
     )
 
 
@@ -141,8 +143,10 @@ def test_the_device_stream_gives_the_pictures_of_the_cpus_stream():
     assert differing < 1e-3 * total
 
 
-def test_augmenting_on_the_device_trains_as_augmenting_on_the_cpu_does():
-    (_, _, ours), (_, _, theirs) = (fitted(make_config(**NO_DROPOUT), on_device) for on_device in (True, False))
+@pytest.mark.parametrize("leaves", [{}, MIXED], ids=["plain", "mixed"])
+def test_augmenting_on_the_device_trains_as_augmenting_on_the_cpu_does(leaves):
+    config = make_config(**NO_DROPOUT, **leaves)
+    (_, _, ours), (_, _, theirs) = (fitted(config, on_device) for on_device in (True, False))
     # A pixel in 50,000 has another gray level: the losses start equal, and part slowly.
     assert np.allclose(ours[:5], theirs[:5], atol=2e-3)
     assert ours.mean() == pytest.approx(theirs.mean(), abs=0.02)
@@ -202,8 +206,9 @@ def test_frozen_stages_stay(tmp_path):
         {**NO_DROPOUT, "train.loss": "focal", "train.ema": 0.0},
         {**NO_DROPOUT, "train.clip_norm": 0.0, "train.channels_last": False},
         {"model.dropout": 0.4, "model.spatial_dropout": 0.2},  # the draws are those of ordinary steps
+        {**NO_DROPOUT, **MIXED, "train.layer_decay": 0.7},
     ],
-    ids=["plain", "focal", "unclipped", "dropout"],
+    ids=["plain", "focal", "unclipped", "dropout", "mixed"],
 )
 def test_graphs_give_the_losses_of_ordinary_steps(leaves):
     (by_graph, graphed, ours), (_, plain, theirs) = (
@@ -215,6 +220,22 @@ def test_graphs_give_the_losses_of_ordinary_steps(leaves):
     for mine, other in zip(graphed, plain, strict=True):
         assert mine.metrics["val_loss"] == pytest.approx(other.metrics["val_loss"], abs=1e-3)
         assert mine.metrics["lr"] == pytest.approx(other.metrics["lr"], rel=1e-5)
+
+
+@needs_gpu
+def test_a_recording_of_the_head_alone_ends_with_its_epochs(tmp_path):
+    from safetensors.torch import save_file
+
+    weights = tmp_path / "model.safetensors"
+    save_file(
+        {name: tensor.contiguous() for name, tensor in build_model(make_config().model).state_dict().items()}, weights
+    )
+    leaves = {"model.weights": str(weights), "train.head_epochs": 1, "train.layer_decay": 0.7}
+    (fit, _, ours), (_, _, theirs) = (
+        fitted(make_config(**NO_DROPOUT, **leaves, **{"train.graphs": graphs})) for graphs in ("on", "off")
+    )
+    assert fit._graphed.recorded
+    assert np.allclose(ours, theirs, atol=1e-4)
 
 
 @needs_gpu
@@ -315,8 +336,9 @@ def test_the_map_is_trained_on_boxes(graphs):
 
 
 @needs_gpu
-def test_graphs_train_the_map_as_ordinary_steps_do():
-    config = make_config(**NO_DROPOUT, **{"model.localise": True})
+@pytest.mark.parametrize("leaves", [{}, MIXED], ids=["plain", "mixed"])
+def test_graphs_train_the_map_as_ordinary_steps_do(leaves):
+    config = make_config(**NO_DROPOUT, **{"model.localise": True, **leaves})
     fits = [fitted(config.with_leaves({"train.graphs": graphs})) for graphs in ("on", "off")]
     # The map's own dropout stays, and the gradient of its interpolation is added up in no fixed order.
     assert np.allclose(fits[0][2], fits[1][2], atol=1e-3)

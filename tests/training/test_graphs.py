@@ -70,7 +70,7 @@ def test_the_rates_of_a_step_are_the_schedules():
     rates = Rates(config, CPU)
     for step in (0, 3, 40):
         rates.set(step, 60)
-        assert rates.lr == learning_rate(config, step, 60)
+        assert rates.lrs == [learning_rate(config, step, 60)]
         assert rates.average == 1 - decay(0.9, step)
     assert decay(0.9, 0) == 0.1
     assert decay(0.9, 10**6) == 0.9

@@ -24,12 +24,12 @@ from fracray.config import Config, ModelConfig
 from fracray.errors import InputError
 from fracray.metrics import Calibration
 from fracray.training.checkpoint import CheckpointMetadata, load_checkpoint, save_checkpoint
+from fracray.training.layers import parameter_groups
 from fracray.training.model import (
     FractureCNN,
     build_model,
     freeze_norm,
     freeze_stages,
-    parameter_groups,
     train_mode,
 )
 from fracray.training.pretrained import packaged_imagenet

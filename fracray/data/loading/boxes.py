@@ -15,6 +15,7 @@ import numpy as np
 from fracray.data.images.letterbox import frame
 from fracray.data.images.square import KEPT
 from fracray.data.loading.augment import Augmenter
+from fracray.data.loading.draws import originals
 from fracray.data.loading.kept import boxes_shown, shown
 
 if TYPE_CHECKING:
@@ -80,19 +81,39 @@ class BoxMaps:
 
         Not known is where the fracture of an image is that is labelled fractured and has no box.
         """
-        rows = np.asarray(rows, dtype=np.int64)
-        shares = np.zeros((len(rows), self.cells, self.cells), dtype=np.float32)
-        boxed = np.flatnonzero(self._boxes.first[rows + 1] > self._boxes.first[rows])
-        known = self._plan.labels[rows] == 0
+        boxed, masks, known = self._moved(np.asarray(rows, dtype=np.int64), epoch)
+        return self._shares(boxed, masks, len(known)), known
+
+    def cut(
+        self, rows: Sequence[int] | np.ndarray, epoch: int, window: tuple[float, float, float, float]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As `of`, shares of what lies outside of a window and of what lies inside, then what is known.
+
+        window: top, bottom, left and right edge, as shares of the side.
+        """
+        boxed, masks, known = self._moved(np.asarray(rows, dtype=np.int64), epoch)
+        top, bottom, left, right = (round(edge * self._size) for edge in window)
+        inside = np.zeros_like(masks)
+        inside[:, top:bottom, left:right] = masks[:, top:bottom, left:right]
+        return self._shares(boxed, masks - inside, len(known)), self._shares(boxed, inside, len(known)), known
+
+    def _moved(self, rows: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The places in `rows` of those with boxes, their boxes' masks (m, S, S) uint8 as augmented, what is known."""
+        own = originals(rows)
+        boxed = np.flatnonzero(self._boxes.first[own + 1] > self._boxes.first[own])
+        known = self._plan.labels[own] == 0
         known[boxed] = True
-        if len(boxed):
-            masks = np.zeros((len(boxed), self._size, self._size), dtype=np.uint8)
-            for mask, row in zip(masks, rows[boxed], strict=True):
-                for left, top, right, bottom in self._boxes.of(row):
-                    # At least a pixel: a box may be smaller than that once the image is scaled down.
-                    across = slice(int(left), max(int(left) + 1, round(right)))
-                    mask[int(top) : max(int(top) + 1, round(bottom)), across] = 255
-            moved = self._augmenter.masks(masks, epoch, rows[boxed])
-            for at, mask in zip(boxed, moved, strict=True):
-                shares[at] = cv2.resize(mask, (self.cells, self.cells), interpolation=cv2.INTER_AREA) / np.float32(255)
-        return shares, known
+        masks = np.zeros((len(boxed), self._size, self._size), dtype=np.uint8)
+        for mask, row in zip(masks, own[boxed], strict=True):
+            for left, top, right, bottom in self._boxes.of(row):
+                # At least a pixel: a box may be smaller than that once the image is scaled down.
+                across = slice(int(left), max(int(left) + 1, round(right)))
+                mask[int(top) : max(int(top) + 1, round(bottom)), across] = 255
+        return boxed, self._augmenter.masks(masks, epoch, rows[boxed]) if len(boxed) else masks, known
+
+    def _shares(self, places: np.ndarray, masks: np.ndarray, count: int) -> np.ndarray:
+        """Shares (count, cells, cells) float32 of each cell, 0 to 1, in the masks at these places; 0 elsewhere."""
+        shares = np.zeros((count, self.cells, self.cells), dtype=np.float32)
+        for at, mask in zip(places, masks, strict=True):
+            shares[at] = cv2.resize(mask, (self.cells, self.cells), interpolation=cv2.INTER_AREA) / np.float32(255)
+        return shares

@@ -13,7 +13,13 @@ from fracray.config import AugmentConfig
 from fracray.data.images.letterbox import content, frame
 
 _HALF, _BITS = np.uint64(0xFFFFFFFF), np.uint64(32)
+COPY = 1 << 32  # row + k * COPY is the k-th further copy of a row in an epoch, which has draws of its own
 UNIFORMS = 8  # drawn for a row, at fixed places: changing one strength does not change the draws of the others
+
+
+def originals(rows: np.ndarray) -> np.ndarray:
+    """The numbers in the prepared set of these rows, among which may be copies."""
+    return rows % COPY
 
 
 @dataclass(frozen=True)

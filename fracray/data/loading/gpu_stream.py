@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from fracray.config import AugmentConfig
-from fracray.data.loading.draws import Pictures, draw, gray_lines, source_matrices
+from fracray.data.loading.draws import Pictures, draw, gray_lines, originals, source_matrices
 from fracray.data.loading.plan import Batch, Plan
 from fracray.errors import InputError
 from fracray.runtime.efficiency import TRANSFORM, Meter, Stretches
@@ -45,14 +45,15 @@ class DeviceStream:
         for first in range(0, len(slices), BATCHES_AT_ONCE):
             chunk = slices[first : first + BATCHES_AT_ONCE]
             rows = np.concatenate([rows for rows, _ in chunk])
-            drawn = _DeviceDraws.draw(plan.strengths, plan.seed, epoch, rows, plan.pictures.of(rows), self._device)
+            pictures = plan.pictures.of(originals(rows))
+            drawn = _DeviceDraws.draw(plan.strengths, plan.seed, epoch, rows, pictures, self._device)
             start = 0
             for rows, count in chunk:
                 part = drawn.part(start, start + len(rows))
                 start += len(rows)
                 with self._meter.stretch(TRANSFORM, self._device, timed):
                     images = _augment(self._images[part.rows], part, plan.strengths)
-                yield Batch(images, plan.labels[rows], rows, count)
+                yield Batch(images, plan.labels[originals(rows)], rows, count)
 
         for begun, ended in timed:
             ended.synchronize()
@@ -92,7 +93,7 @@ def resident(images: np.ndarray, device: torch.device) -> torch.Tensor:
 class _DeviceDraws:
     """`fracray.data.loading.draws.Draws` of n images, as a device needs them."""
 
-    rows: torch.Tensor  # (n,) int64
+    rows: torch.Tensor  # (n,) int64, of the images
     flip: torch.Tensor  # (n,) bool
     vertical_flip: torch.Tensor  # (n,) bool
     source: torch.Tensor  # (n, 2, 3), from places in the augmented image to places in the original, corners at -1 and 1
@@ -115,7 +116,7 @@ class _DeviceDraws:
         source = np.zeros((len(rows), 2, 3), dtype=np.float32)
         source[:, :, :2] = source_matrices(draws, 2, 2)[:, :, :2]
         slope, offset = gray_lines(draws, pictures.means)
-        arrays = (rows, draws.flip, draws.vertical_flip, source, slope, offset, pictures.frames)
+        arrays = (originals(rows), draws.flip, draws.vertical_flip, source, slope, offset, pictures.frames)
         return cls(*(_to_device(array, device) for array in arrays))
 
     def part(self, start: int, stop: int) -> "_DeviceDraws":

@@ -1,6 +1,7 @@
 """Which images are in which batch: arithmetic on (seed, epoch, rank), so that no rank waits for another.
 
-Every image is used once in an epoch, also where the set cannot be divided evenly. Imports neither Torch nor Ray.
+Every image is used once in an epoch, also where the set cannot be divided evenly; with `train.balance` the rarer class
+more often, and the other one less. Imports neither Torch nor Ray.
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import numpy as np
 
 from fracray.config import AugmentConfig, Config
 from fracray.data.loading.boxes import Boxes
-from fracray.data.loading.draws import Pictures
+from fracray.data.loading.draws import COPY, Pictures, originals
 from fracray.data.loading.kept import shown
 from fracray.data.manifest import in_set, part_of, sets_named
 from fracray.data.splits.set_names import is_validation
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from fracray.data.loading.shards import Shards
 
+BALANCING = 1  # tells the draw of the rows from that of their order, which has the same seed and epoch
 SHUFFLE_WINDOW = 64  # shards mixed with each other at a time; a set of fewer shards is shuffled in one
 
 
@@ -29,8 +31,8 @@ class Batch:
     """One worker's part of one global batch.
 
     images: (n, S, S) uint8, an array, or a tensor where the stream augments on a GPU; labels: (n,) float32, 0 or 1;
-    rows: (n,) int64, the images' numbers in the shard set; global_count: images in the batch over all workers. n may
-    be 0 in the last batch of an epoch.
+    rows: (n,) int64, the images' numbers in the shard set, of further copies as COPY has them; global_count: images in
+    the batch over all workers. n may be 0 in the last batch of an epoch.
     """
 
     images: "np.ndarray | torch.Tensor"
@@ -56,21 +58,48 @@ class Plan:
     world: int = 1
     groups: np.ndarray | None = None  # of every row of the shard set, (N,) int64; without them each row is its own
     boxes: Boxes | None = None  # of every row; None: the set has none
+    balance: float = 0.0  # of the classes of an epoch: 0: as they are, 1: half of the images are of each
 
     @property
     def steps(self) -> int:
         """Training batches of an epoch, the same on every rank."""
         return -(-len(self.train_rows) // self.batch_size)
 
+    @property
+    def class_counts(self) -> tuple[int, int]:
+        """How many images of an epoch are not fractured, and how many are; together as many as the training rows."""
+        count, fractured = len(self.train_rows), int((self.labels[self.train_rows] == 1).sum())
+        if self.balance and 0 < fractured < count:
+            fractured = round((1 - self.balance) * fractured + self.balance * count / 2)
+        return count - fractured, fractured
+
+    def drawn(self, epoch: int) -> np.ndarray:
+        """The rows of this epoch, ascending, with COPY.
+
+        Of a class of m images that has n in the epoch, each image is there n // m times, and n % m of them, drawn anew
+        in each epoch, once more.
+        """
+        if not self.balance:
+            return self.train_rows
+        random = np.random.default_rng((self.seed, epoch, BALANCING))
+        parts = []
+        for label, count in enumerate(self.class_counts):
+            rows = self.train_rows[self.labels[self.train_rows] == label]
+            if len(rows):
+                full, more = divmod(count, len(rows))
+                parts += [rows + copy * COPY for copy in range(full)]
+                parts.append(random.permutation(rows)[:more] + full * COPY)
+        return np.sort(np.concatenate(parts))
+
     def order(self, epoch: int) -> np.ndarray:
-        """The training rows in the order of this epoch: shards shuffled, then rows within windows of shards."""
+        """The rows of this epoch in their order: shards shuffled, then rows within windows of shards."""
         random = np.random.default_rng((self.seed, epoch))
         shard = self.train_rows // self.shard_rows
         shards = random.permutation(np.unique(shard))
         place = np.empty(int(shard.max()) + 1, dtype=np.int64)
         place[shards] = np.arange(len(shards)) // SHUFFLE_WINDOW
-        rows = random.permutation(self.train_rows)
-        return rows[np.argsort(place[rows // self.shard_rows], kind="stable")]
+        rows = random.permutation(self.drawn(epoch))
+        return rows[np.argsort(place[originals(rows) // self.shard_rows], kind="stable")]
 
     def train_slices(self, epoch: int) -> list[tuple[np.ndarray, int]]:
         """This rank's rows of every batch of an epoch, with the size of the batch over all ranks."""
@@ -103,4 +132,5 @@ def make_plan(config: Config, table: "pd.DataFrame", shards: "Shards", rank: int
         world=world,
         groups=np.unique(table["group"].to_numpy(), return_inverse=True)[1],
         boxes=Boxes.of_table(table, shards.size) if config.model.localise else None,
+        balance=config.train.balance,
     )

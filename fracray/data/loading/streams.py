@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import numpy as np
 
 from fracray.data.loading.augment import Augmenter
+from fracray.data.loading.draws import originals
 from fracray.data.loading.plan import SHUFFLE_WINDOW, Batch, Plan
 from fracray.runtime.efficiency import AUGMENTATION, TRANSFORM, Meter
 from fracray.runtime.resources import smallest_memory
@@ -86,8 +87,9 @@ def _augmented(plan: Plan, images: np.ndarray, epochs: Sequence[int], meter: Met
         augment = _counted(Augmenter(plan.strengths, plan.seed).batch, meter, TRANSFORM)
         for epoch in epochs:
             for rows, count in plan.train_slices(epoch):
-                images = augment(gather(rows), epoch, rows, plan.pictures.of(rows))
-                yield Batch(images, plan.labels[rows], rows, count)
+                own = originals(rows)
+                images = augment(gather(own), epoch, rows, plan.pictures.of(own))
+                yield Batch(images, plan.labels[own], rows, count)
 
 
 def _counted(function: Callable[P, R], meter: Meter, phase: str) -> Callable[P, R]:
@@ -139,7 +141,7 @@ class RayStream(_Ahead):
         images = _Rows(_images(blocks, self._meter), self._shards.size)
         for epoch, training in passes:
             for rows, count in self.plan.train_slices(epoch) if training else self.plan.val_slices():
-                yield Batch(images.take(len(rows)), self.plan.labels[rows], rows, count)
+                yield Batch(images.take(len(rows)), self.plan.labels[originals(rows)], rows, count)
 
 
 def _images(blocks: Any, meter: Meter) -> Iterator[np.ndarray]:
@@ -181,10 +183,11 @@ def _load_and_augment(items: dict[str, np.ndarray], plan: Any, shards: "Shards")
     ):
         slices = (plan.train_slices(int(epoch)) if training else plan.val_slices())[first:last]
         rows = np.concatenate([rows for rows, _ in slices])
-        raw = _gather(shards, rows)
+        own = originals(rows)
+        raw = _gather(shards, own)
         since = time.thread_time()
         if training:
-            raw = Augmenter(plan.strengths, plan.seed).batch(raw, int(epoch), rows, plan.pictures.of(rows))
+            raw = Augmenter(plan.strengths, plan.seed).batch(raw, int(epoch), rows, plan.pictures.of(own))
         images.append(raw)
         transform += time.thread_time() - since
     block = {"image": np.concatenate(images)}

@@ -115,6 +115,18 @@ def draw_phantom(index: int, seed: int) -> Phantom:
     return Phantom(image, boxes, view, hardware, multiscan, study)
 
 
+def phantom_id(index: int) -> str:
+    """The image id of a phantom, and its file's name without the extension."""
+    return f"IMG{index:07d}"
+
+
+def as_jpeg(phantom: Phantom) -> bytes:
+    """The file of a phantom."""
+    written, data = cv2.imencode(".jpg", phantom.image, [cv2.IMWRITE_JPEG_QUALITY, 92])
+    assert written, "OpenCV encodes JPEG"
+    return bytes(data)
+
+
 @lru_cache(maxsize=1)
 def _trabeculae() -> np.ndarray:
     """(H, W) float32 around 1, larger than any picture: the pattern of spongy bone."""
@@ -187,10 +199,8 @@ def _draw_into(folder: str, seed: int, indices: range) -> list[_Drawn]:
     cv2.setNumThreads(1)
     drawn = []
     for index in indices:
-        p, name = draw_phantom(index, seed), f"IMG{index:07d}.jpg"
-        path = Path(folder, "images", "Fractured" if p.label else "Non_fractured", name)
-        if not cv2.imwrite(str(path), p.image, [cv2.IMWRITE_JPEG_QUALITY, 92]):
-            raise OSError(f"{path}: not written")
+        p, name = draw_phantom(index, seed), f"{phantom_id(index)}.jpg"
+        Path(folder, "images", "Fractured" if p.label else "Non_fractured", name).write_bytes(as_jpeg(p))
         # FracAtlas calls a picture mixed when it shows two regions: an elbow is tagged hand and shoulder too.
         tags = {"mixed", "hand", "shoulder"} if p.study.region == "mixed" else {p.study.region}
         row = [*(r in tags for r in REGIONS), p.hardware, p.multiscan, p.label, len(p.boxes)]

@@ -99,9 +99,9 @@ def test_a_set_of_many_shards_is_shuffled_within_windows(prepared):
 # ---------------------------------------------------------------- memory and Ray Data
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_memory_and_ray_data_give_the_same_batches(prepared, rank):
-    plan = make_plan(make_config(batch_size=24), prepared.table, prepared.shards, rank, 2)
+@pytest.mark.parametrize(("rank", "balance"), [(0, 0.0), (1, 0.9)])
+def test_memory_and_ray_data_give_the_same_batches(prepared, rank, balance):
+    plan = make_plan(make_config(batch_size=24, balance=balance), prepared.table, prepared.shards, rank, 2)
     memory, ray_data = MemoryStream(plan, prepared.shards.load(), epochs=2), RayStream(plan, prepared.shards, epochs=2)
     for epoch in (0, 1):
         pairs = list(zip(drain(memory, epoch), drain(ray_data, epoch), strict=True))

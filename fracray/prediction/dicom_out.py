@@ -1,0 +1,85 @@
+"""Writes the DICOM results of a prediction: files named after the radiograph's SOP Instance UID, in one folder.
+
+Knows finished rows with their pictures. What the files hold is in `dicom_results`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from fracray.data.images.square import Kept
+from fracray.errors import RunError
+from fracray.prediction.dicom_source import NoResultError, read_source
+from fracray.prediction.inputs import Picture
+from fracray.prediction.scoring import DICOM_OUT, DICOM_WRITTEN, HEATMAP, MAP, PART, PLACE
+from fracray.runtime.storage import atomic_path
+
+UNREAD = "the file could not be read"
+MAP_WORDS = {"localiser": "Fracture probability of each cell", "grad_cam": "Grad-CAM, 1 at its highest cell"}
+
+
+class Writer:
+    """Writes the results of rows to a folder, and says in column DICOM_OUT what became of each.
+
+    pictures: in their places; size: of the network's squares; method: of the maps, None for none; earlier: the rows of
+    an earlier start. Of files with the same SOP Instance UID, the first that is done has results.
+    """
+
+    def __init__(
+        self, root: Path, pictures: Sequence[Picture], size: int, method: str | None, earlier: Iterable[pa.Table]
+    ) -> None:
+        self._root, self._pictures, self._size = root, pictures, size
+        self._words = MAP_WORDS[method] if method else ""
+        self._taken = {
+            row["sop_instance_uid"]
+            for table in earlier
+            for row in table.select([DICOM_OUT, "sop_instance_uid"]).to_pylist()
+            if row[DICOM_OUT] == DICOM_WRITTEN
+        }
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """The rows with DICOM_OUT, their results written. RunError where there is no room."""
+        said = [self._one(row) for row in rows.to_pylist()]
+        at = rows.schema.get_field_index(DICOM_OUT)
+        return rows.set_column(at, rows.schema.field(at), pa.array(said, pa.string()))
+
+    def _one(self, row: Mapping[str, Any]) -> str:
+        if row["error"]:
+            return UNREAD
+        try:
+            source = read_source(Path(self._pictures[row[PLACE]].file))
+            uid = str(source.SOPInstanceUID)
+            if uid in self._taken:
+                return "another file with its SOP Instance UID has results"
+            made = self._make(source, row)
+        except NoResultError as why:
+            return str(why)
+        try:
+            for kind, result in made.items():
+                with atomic_path(self._root / f"{uid}-{kind}.dcm") as partial:
+                    result.save_as(partial, enforce_file_format=True)
+        except OSError as error:
+            raise RunError(
+                f"--dicom-out {self._root}: cannot be written: {error}; free space and give the same command again"
+            ) from None
+        self._taken.add(uid)
+        return DICOM_WRITTEN
+
+    def _make(self, source: Any, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        from fracray.prediction.dicom_results import Map, results_of
+
+        found = None
+        if row[MAP] is not None:
+            left, top, right, bottom = row[PART]
+            kept = Kept(left, top, right, bottom, float("nan"))
+            found = Map(np.array(row[MAP], dtype=np.float32), kept, self._size, self._words)
+        overlay = cv2.imdecode(np.frombuffer(row[HEATMAP], np.uint8), cv2.IMREAD_COLOR)
+        assert overlay is not None, "the overlay is a PNG of fracray's"
+        try:
+            return results_of(source, row, overlay, found)
+        except Exception as error:  # of highdicom, on a header that breaks the standard; its words may name a person
+            raise NoResultError(f"the header does not allow for one: {type(error).__name__}") from None

@@ -1,0 +1,55 @@
+"""Which sampler `sampler: auto` is: a rule over what is searched, by how many trials, at how many places.
+
+The rule rests on what Optuna's samplers can model and on benchmarks/samplers.py; docs/search.md has the figures.
+Imports neither Optuna nor Ray.
+"""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from fracray.runtime.console import counted
+from fracray.search.space import Choices, SearchSpace
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+NAME = "search.sampler.name"
+FEW = 100  # trials up to which nsga2 has too few generations
+MANY = 1000  # trials from which Optuna recommends CMA-ES
+
+
+def choose(space: SearchSpace, at_once: int) -> tuple[str, str]:
+    """The name of the sampler for a search with `at_once` trials at a time, and why, as the end of a sentence."""
+    search, dimensions = space.config.search, space.dimensions
+    trials, startup = search.trials, search.sampler.startup_trials
+    conditional = any(dimension.when for dimension in dimensions)
+    choices = any(isinstance(dimension.values, Choices) for dimension in dimensions)
+    if trials <= max(startup, 2 * at_once):
+        begun = f"startup_trials is {startup} and {counted(at_once, 'trial')} run at a time"
+        return (
+            "random",
+            f"of {counted(trials, 'trial')} hardly any begins after there is something to learn from: {begun}",
+        )
+    if len(search.metrics) > 1:
+        if trials > FEW and not conditional:
+            return "nsga2", f"{len(search.metrics)} metrics and more than {FEW} trials, enough for generations"
+        return (
+            "tpe",
+            f"{len(search.metrics)} metrics, and {'settings with a condition' if conditional else 'few trials'}",
+        )
+    if conditional:
+        return "tpe", "it models settings with a condition"
+    if trials >= MANY and not choices and not search.constraints:
+        return "cmaes", f"ranges alone, one metric, no constraint, and at least {MANY} trials"
+    if search.scheduler.name != "none":
+        return "tpe", f"it learns from the trials that {search.scheduler.name} stops early too"
+    return "tpe", "one metric, and fewer trials than cmaes needs or what it cannot use: choices or constraints"
+
+
+def resolved(space: SearchSpace, at_once: int, console: "Console") -> SearchSpace:
+    """The space with the sampler that `auto` is, which is printed; a space that names another one as it is."""
+    if space.config.search.sampler.name != "auto":
+        return space
+    name, why = choose(space, at_once)
+    console.print(f"sampler: auto is {name} here: {why}", soft_wrap=True)
+    return replace(space, config=space.config.with_leaves({NAME: name}))
