@@ -94,19 +94,21 @@ def conformal_of(checkpoint: Checkpoint, coverage: float) -> ConformalSets | Non
 
 
 class Draw(Protocol):
-    """A map (h, w), 0 or above, of a square as PNG; None: there is no map, the picture alone.
+    """A map (h, w), 0 or above, of a square as PNG, or what stands for none.
 
     kept, sides: the part of the picture that the square shows, and the picture's width and height; shown: the square
     of the same part that the decoder was asked for.
     """
 
-    def __call__(self, found: np.ndarray | None, kept: Kept, sides: tuple[int, int], shown: np.ndarray) -> bytes: ...
+    def __call__(
+        self, found: np.ndarray | None, kept: Kept, sides: tuple[int, int], shown: np.ndarray
+    ) -> bytes | None: ...
 
 
 class Scorer:
     """Batches of `Decoder` to tables of SCORED, by one checkpoint on this process' device.
 
-    draw: what is made of the maps, where heatmaps are asked for.
+    draw: what is made of the maps, where pictures are asked for.
     """
 
     def __init__(self, checkpoint: Checkpoint, asked: Asked, draw: Draw | None = None) -> None:
@@ -117,8 +119,7 @@ class Scorer:
         self._conformal = conformal_of(checkpoint, asked.coverage)
         found = methods(checkpoint.model)
         self._overlay = found[0] if asked.pictures and found else None
-        self._asked = asked
-        self._draw = draw or overlay
+        self._asked, self._draw = asked, draw or overlay
 
     def __call__(self, batch: Batch) -> pa.Table:
         sound = np.flatnonzero(batch["error"] == "")
@@ -164,8 +165,7 @@ class Scorer:
             if self._asked.pictures:
                 found = None if overlays is None else overlays[number]
                 sides = int(batch["width"][at]), int(batch["height"][at])
-                if found is not None or self._asked.dicom:
-                    rows[at][HEATMAP] = self._draw(found, kept, sides, batch["shown"][at])
+                rows[at][HEATMAP] = self._draw(found, kept, sides, batch["shown"][at])
                 if self._asked.dicom:
                     rows[at] |= {MAP: None if found is None else list(found), PART: [int(edge) for edge in kept[:4]]}
 
@@ -204,12 +204,14 @@ def _cells(pixels: slice, count: int, size: int) -> np.ndarray:
 
 def overlay(found: np.ndarray | None, kept: Kept, sides: tuple[int, int], shown: np.ndarray) -> bytes:
     """The part of a picture that a square shows, under the map of another square of it if there is one, as PNG."""
-    inside, level = _level(found, kept, len(shown))
+    inside, level = _level(np.zeros((1, 1)) if found is None else found, kept, len(shown))
     return _png(np.ascontiguousarray(glowing(shown, level)[inside]))
 
 
-def strength(found: np.ndarray | None, kept: Kept, sides: tuple[int, int], shown: np.ndarray) -> bytes:
+def strength(found: np.ndarray | None, kept: Kept, sides: tuple[int, int], shown: np.ndarray) -> bytes | None:
     """The map on the whole picture, of at most SHOWN px, as gray PNG: 255 where it is highest, 0 lowest and outside."""
+    if found is None:
+        return None
     scale = min(1.0, SHOWN / max(sides))
     width, height = (max(1, round(side * scale)) for side in sides)
     left, top, right, bottom = (round(float(edge) * scale) for edge in kept[:4])
@@ -223,14 +225,9 @@ def strength(found: np.ndarray | None, kept: Kept, sides: tuple[int, int], shown
     return _png(np.ascontiguousarray(picture[:height, :width]))
 
 
-def _level(found: np.ndarray | None, kept: Kept, side: int) -> tuple[tuple[slice, slice], np.ndarray]:
-    """Where in a square of this side the picture is, and a map as (side, side) float32.
-
-    Its lowest cell is 0 and its highest 1; it is 0 all over where there is none.
-    """
+def _level(found: np.ndarray, kept: Kept, side: int) -> tuple[tuple[slice, slice], np.ndarray]:
+    """A map as (side, side) float32 in 0..1, its lowest cell 0 and its highest 1; and where in it the picture is."""
     inside = frame(int(kept.right - kept.left), int(kept.bottom - kept.top), side)
-    if found is None:
-        return inside, np.zeros((side, side), dtype=np.float32)
     spread = float(found.max() - found.min())
     level = (found - found.min()) / spread if spread > 0 else np.zeros_like(found)
     return inside, np.clip(cv2.resize(level.astype(np.float32), (side, side), interpolation=cv2.INTER_LINEAR), 0, 1)
