@@ -27,6 +27,7 @@ from fracray.evaluation.inference import predict_maps
 from fracray.predict import main
 from fracray.prediction import running
 from fracray.prediction.inputs import find_pictures
+from fracray.prediction.reading import Decoder
 from fracray.prediction.scoring import COLUMNS, Asked, hash_of
 from fracray.runtime.console import new_console
 from fracray.runtime.storage import Folder
@@ -239,17 +240,17 @@ def test_a_uri_names_a_folder_a_zip_or_a_file(run, mixed, tmp_path, s3, monkeypa
     for path in (mixed / "series/1.dcm", tmp_path / "scans.zip"):
         place.write(path.name, path.read_bytes())
     uris = [s3(f"predicted/{name}") for name in ("folder", "1.dcm", "scans.zip")]
-    listed = [s3("predicted/gone.png"), "s3://key:secret@bucket/x.png"]
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(listed).encode())))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(s3("predicted/gone.png").encode())))
     found = predict(run, tmp_path, *uris, "-")
     expected = [s3(f"predicted/{name}") for name in ("folder/x0.jpg", "folder/x1.jpg", "1.dcm")]
     assert found["path"].tolist()[:3] == expected
     assert found["image_id"].tolist()[:2] == ["x0", "x1"]
-    assert found["image_id"].tolist()[3:] == ["x2", "gone", "x"]
+    assert found["image_id"].tolist()[3:] == ["x2", "gone"]
     assert (found["error"][:4] == "").all()
     assert "nothing is there" in found["error"][4]
-    assert "leave the secret out" in found["error"][5]
-    assert "secret@" not in (tmp_path / "out.csv").read_text()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"s3://key:secret@bucket/x.png")))
+    with pytest.raises(InputError, match="leave the secret out"):
+        predict(run, tmp_path, "-", name="second.csv")
 
 
 def test_machines_that_see_neither_files_nor_checkpoint_get_them_from_this_one(run, mixed, tmp_path, monkeypatch):
@@ -360,23 +361,29 @@ def test_where_no_file_can_be_read_the_run_has_failed(run, mixed, tmp_path, caps
 
 
 @pytest.mark.slow
-def test_a_file_that_kills_its_process_is_the_only_one_without_a_row(run, mixed, tmp_path, monkeypatch):
-    """`x0` kills once, as where memory runs short, and `x1` always."""
+@pytest.mark.parametrize("always", [False, True])
+def test_what_a_process_left_that_died_is_tried_again_but_not_for_ever(run, mixed, tmp_path, monkeypatch, always):
+    class Dying:
+        def __init__(self, *arguments):
+            self.decoder = Decoder(*arguments)
 
-    class Dying(running._DecodeAndScore):
         def __call__(self, batch):
-            if "x1" in batch["image_id"] or ("x0" in batch["image_id"] and not (tmp_path / "died").exists()):
+            if "x1" in batch["image_id"] and (always or not (tmp_path / "died").exists()):
                 (tmp_path / "died").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            return super().__call__(batch)
+            return self.decoder(batch)
 
-    monkeypatch.setattr(running, "_DecodeAndScore", Dying)
+    monkeypatch.setattr(running, "Decoder", Dying)
     found = find_pictures([str(mixed)], tmp_path, lambda done, total: None).pictures
-    done, rows = np.zeros(len(found), dtype=bool), []
-    with pytest.raises(RunError, match=rf"1 of {len(found)} rows are missing, first that of {mixed}/x1.jpg"):
-        running.predict_pictures(found, done, run, (64, False), Asked(), rows.append, lambda done, total: None)
-    names = sorted(name for table in rows for name in table["image_id"].to_pylist())
-    assert names == sorted(one.image_id for one in found if one.image_id != "x1")
+    done, rows = np.array([one.image_id not in ("x0", "x1", "x2") for one in found]), []
+    arguments = (found, done, run, (64, False), Asked(), rows.append, lambda done, total: None)
+    if always:
+        with pytest.raises(RunError, match=rf"died unexpectedly.* rows are missing, first that of {mixed}/x"):
+            running.predict_pictures(*arguments)
+        return
+    running.predict_pictures(*arguments)
+    assert (tmp_path / "died").exists()
+    assert sorted(name for table in rows for name in table["image_id"].to_pylist()) == ["x0", "x1", "x2"]
 
 
 def test_a_network_that_fails_in_a_process_of_ray_is_named(run, mixed, tmp_path):

@@ -73,6 +73,7 @@ def find_pictures(named: Sequence[str], cache: Path, progress: Callable[[int, in
     order: dict[str, None] = {}
     skipped = 0
     for path, listed in _paths(named):
+        refuse_secret(path)  # also of standard input: the table would keep it
         try:
             root, kind = _place(path, cache, progress)
             if not root.exists():
@@ -134,7 +135,6 @@ def _paths(named: Sequence[str]) -> Iterator[tuple[str, bool]]:
 
 def _place(path: str, cache: Path, progress: Callable[[int, int], None]) -> tuple[Path, str]:
     """The folder of what a path names and '', or a single file and what it is, as 'PNG'."""
-    refuse_secret(path)
     place = local_copy(path, cache, progress) if "://" in path else Path(path).expanduser()
     if place.is_dir():
         return place, ""

@@ -75,9 +75,8 @@ def predict_pictures(
     folder: the checkpoint's; geometry: the size of its squares, and whether they are cropped. On CPUs each actor
     decodes and scores; where there are GPUs, each holds a network that scores what tasks on the CPUs decode. On a
     cluster only this machine needs the pictures and the checkpoint. Rows are kept as they come, so memory does not grow
-    with their number. Where a process dies, as for want of memory, what is left is tried again, once more than it gets
-    on: at last in blocks of one picture, so a file that kills its decoder is the only one without a row. RunError
-    where Ray fails.
+    with their number. Where a process dies, as for want of memory, what is left is tried again, until that brings no
+    further row. RunError where Ray fails.
     """
     sender = None
     if not alone():
