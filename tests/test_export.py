@@ -318,12 +318,15 @@ def gray_of(data):
     return decode(data).gray
 
 
-def test_the_reader_refuses_what_is_cut_short(exported, tmp_path):
-    (tmp_path / "cut.jpg").write_bytes(jpeg(picture(1))[:-500])
-    words = [sys.executable, "-c", WITHOUT_FRACRAY, f"{exported}.reader.py", str(exported), str(tmp_path / "cut.jpg")]
-    ended = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert ended.returncode == 1
-    assert "cut.jpg: not a complete JPEG" in ended.stderr
+def test_the_reader_says_what_is_cut_short_and_goes_on(exported, tmp_path):
+    whole = jpeg(picture(1))
+    (tmp_path / "cut.jpg").write_bytes(whole[:-500])
+    (tmp_path / "whole.jpg").write_bytes(whole)
+    words = [sys.executable, "-c", WITHOUT_FRACRAY, f"{exported}.reader.py", str(exported), "cut.jpg", "whole.jpg"]
+    ended = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
+    cut, sound = map(json.loads, ended.stdout.splitlines())
+    assert cut == {"path": "cut.jpg", "error": "not a complete JPEG"}
+    assert [*sound] == ["path", "probability", "logit", "call"]
 
 
 # ---------------------------------------------------------------- bad input

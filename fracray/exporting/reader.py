@@ -65,7 +65,8 @@ if __name__ == "__main__":
     run, about = open_export(sys.argv[1])
     for path in sys.argv[2:]:
         try:
-            said = run(square(Path(path).read_bytes(), about)[None, None])
+            found = run(square(Path(path).read_bytes(), about)[None, None])
+            said = {name: found[name][0].item() for name in ("probability", "logit", "call")}
         except (OSError, ValueError) as error:
-            sys.exit(f"{path}: {error}")
-        print(json.dumps({"path": path} | {name: said[name][0].item() for name in ("probability", "logit", "call")}))
+            said = {"error": str(error)}
+        print(json.dumps({"path": path} | said))
