@@ -199,7 +199,7 @@ def test_optuna_is_told_by_how_much_over_a_killed_driver_too(tmp_path):
         assert study.best_trial.params["model.dropout"] <= 0.3
 
 
-@pytest.mark.parametrize("sampled", ["tpe", "gp", "nsga2"])
+@pytest.mark.parametrize("sampled", ["tpe", pytest.param("gp", marks=pytest.mark.slow), "nsga2"])
 def test_a_sampler_that_uses_them_searches_where_they_hold(tmp_path, sampled):
     trials = run(space_of(tmp_path, sampled), tmp_path / JOURNAL, 20)
     late = [trial.params["model.dropout"] for trial in trials[10:]]
