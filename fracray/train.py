@@ -126,7 +126,11 @@ def _asked(args: argparse.Namespace, config: Config) -> Config:
         config = read_metadata(args.config).config
     elif args.config:
         config = load_config(args.config)
-    return config.with_leaves(leaves, "command line")
+    config = config.with_leaves(leaves, "command line")
+    _, most = _workers(args.workers)
+    # What is refused for so many workers of a trial is refused here too.
+    config.with_leaves({"search.workers_per_trial": most}, f"--workers {args.workers}")
+    return config
 
 
 def _hold(args: argparse.Namespace, run: Folder, held: ExitStack) -> None:

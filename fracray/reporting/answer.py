@@ -1,12 +1,12 @@
 """The first section: what was found, how much better it is than the default, and what to think of it."""
 
 from collections.abc import Iterator, Mapping
-from math import isnan
+from math import isnan, nan
 from typing import Any
 
 from markupsafe import Markup
 
-from fracray.config import PHANTOM, Config
+from fracray.config import PHANTOM, Config, SearchConfig
 from fracray.data.baselines import Baseline
 from fracray.data.prepare import PHANTOM_NOTICE
 from fracray.data.splits.set_names import is_validation
@@ -17,8 +17,8 @@ from fracray.reporting import parts
 from fracray.reporting.parts import Section, paragraph, said, score, with_interval
 from fracray.reporting.subject import Refit, Search, Subject, Validation
 from fracray.runtime.console import counted, setting_cell
-from fracray.search.constraints import verdict
-from fracray.search.refit_report import BESIDE, spread
+from fracray.search.constraints import standing, verdict
+from fracray.search.refit_report import BESIDE, default_wins, spread
 from fracray.search.results import OVER_DEFAULT, gain_words
 
 BARS = ("accuracy", "balanced_accuracy", "auroc", "average_precision", "sensitivity", "specificity", "f1")  # 0 to 1
@@ -51,7 +51,7 @@ def _lead(subject: Subject) -> Iterator[str]:
     if search:
         yield from _lead_of_search(search)
         if refit and refit.found:
-            yield _lead_of_refit(refit, search.metric)
+            yield _lead_of_refit(refit, search.space.config.search)
     elif subject.training:
         reached = subject.training[-1]
         yield (
@@ -66,6 +66,9 @@ def _lead(subject: Subject) -> Iterator[str]:
             f"The checkpoint is an ensemble, the mean logit of {counted(len(judged.members), 'training')}: "
             f"{', '.join(judged.members)}."
         )
+        if search and search.space.config.search.constraints:
+            metrics = judged.card.metrics
+            yield f"It {standing(lambda name: metrics.get(name, nan), search.space.config.search)}."
     elif judged and not subject.run:
         card = judged.card
         yield f"{card.trial or 'A checkpoint'} of {card.config.model.name}, at epoch {card.epoch}."
@@ -92,14 +95,13 @@ def _lead_of_search(search: Search) -> Iterator[str]:
         yield f"It breaks a constraint: {verdict([(row.name, row.best) for row in search.ranked], config)[0]}."
 
 
-def _lead_of_refit(refit: Refit, metric: str) -> str:
-    found = refit.found
+def _lead_of_refit(refit: Refit, config: SearchConfig) -> str:
+    found, metric = refit.found, config.metrics[0]
     assert found is not None
     seeds = f"trained again with seeds {', '.join(map(str, found.seeds))}"
     if found.winner is found.default:
-        return (
-            f"{seeds[0].upper()}{seeds[1:]}, the default configuration has the best mean {metric}: it was not beaten."
-        )
+        why = default_wins(found, config)
+        return f"{seeds[0].upper()}{seeds[1:]}, the default configuration {why}: it was not beaten."
     return f"{seeds[0].upper()}{seeds[1:]}, {found.winner.name} wins by mean {metric}: {spread(found.winner, metric)}."
 
 
@@ -158,7 +160,7 @@ def _refitted(refit: Refit, search: Search | None) -> Markup:
     assert found is not None
     assert search is not None
     metric = search.metric
-    shown = tuple(dict.fromkeys((metric, *BESIDE)))
+    shown = tuple(dict.fromkeys((metric, *search.space.config.search.constraints, *BESIDE)))
     rows = []
     for one in found.ranked:
         before = search.rows[one.number].best(metric) if one.number in search.rows else float("nan")

@@ -17,14 +17,18 @@ NAMED = 8  # trials that are named in a sentence
 Value = Callable[[str], float]
 
 
+def missed(value: Value, search: SearchConfig) -> float:
+    """By how much a result breaks the constraints in all; 0 where it satisfies them."""
+    return fsum(search.broken(value).values())
+
+
 def rank_key(value: Value, search: SearchConfig) -> tuple[float, float, float]:
     """Sort key of a result: the larger, the better; `value` gives a reported metric.
 
     First what satisfies the constraints, else what misses them by less in all (Deb 2000, "An efficient constraint
     handling method for genetic algorithms"); then as `metric_names.preference`.
     """
-    missed = fsum(search.broken(value).values())
-    return (-missed, *preference(value(search.metrics[0]), value("val_loss"), search.mode))
+    return (-missed(value, search), *preference(value(search.metrics[0]), value("val_loss"), search.mode))
 
 
 def in_words(search: SearchConfig) -> str:
@@ -38,6 +42,12 @@ def values_in_words(value: Value, search: SearchConfig) -> str:
         f"{metric} {'without a value' if isnan(value(metric)) else f'{value(metric):.4f}'}"
         for metric in search.constraints
     )
+
+
+def standing(value: Value, search: SearchConfig) -> str:
+    """'breaks the constraints (val_sensitivity 0.7312)', or 'satisfies ...'."""
+    verb = "breaks" if search.broken(value) else "satisfies"
+    return f"{verb} the constraints ({values_in_words(value, search)})"
 
 
 def verdict(ranked: Sequence[tuple[str, Value]], search: SearchConfig) -> tuple[str, bool]:

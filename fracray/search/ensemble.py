@@ -1,23 +1,26 @@
 """Which of the refitted networks together make the best ensemble on validation, and its checkpoint.
 
-Every choice is by the cross-fitted loss of the members' mean logit on 'val'; the test part is never looked at.
+Every choice is by the search's constraints, where it has some, then by the cross-fitted loss of the members' mean logit
+on 'val'; the test part is never looked at.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from fracray.config import Config
+from fracray.config import Config, SearchConfig
 from fracray.data.manifest import in_set
 from fracray.data.prepare import Prepared
 from fracray.data.splits.set_names import is_validation
 from fracray.evaluation.inference import predict
 from fracray.metrics import Calibration
 from fracray.runtime.console import counted
+from fracray.search.constraints import missed
 from fracray.training.checkpoint import (
     PREDICTION_COLUMNS,
     CheckpointMetadata,
@@ -44,6 +47,10 @@ class Logits:
     calibration: Calibration
     threshold: float
     metrics: Mapping[str, float]
+
+    def value(self, metric: str) -> float:
+        """A reported metric; nan where it has no value."""
+        return self.metrics.get(metric, nan)
 
     @property
     def loss(self) -> float:
@@ -120,9 +127,14 @@ def build_ensemble(
             f"the mean of the weights of {winner}'s trainings has a val_loss of {soup.scored.loss:.4f}, "
             f"{'less' if beats else 'not less'} than the {alone.loss:.4f} of its best one"
         )
-    chosen = min(choices, key=lambda one: one.scored.loss)  # of equal ones, the first
+    chosen = choose(choices, config.search)
     _write(target, {name: folders[name] for name in chosen.members}, chosen.scored, judge, config, winner)
     return chosen, choices, said
+
+
+def choose(choices: Sequence[Choice], search: SearchConfig) -> Choice:
+    """The best of them: by how little it misses the constraints, then by loss; of equal ones, the first."""
+    return min(choices, key=lambda one: (missed(one.scored.value, search), one.scored.loss))
 
 
 def _predictions(folder: Path) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from rich.text import Text
 from fracray.runtime.console import counted, duration, new_table, refresh_rate, setting_cell
 from fracray.runtime.efficiency import EfficiencyTracker
 from fracray.runtime.storage import Folder
-from fracray.search.constraints import values_in_words
+from fracray.search.constraints import standing
 from fracray.search.messages import Suggestion, TrialReport
 from fracray.search.space import SearchSpace
 from fracray.search.trials_table import Ledger, State, TrialRow, best_row, write_trials
@@ -147,8 +147,7 @@ class SearchProgress(tune.Callback):
             words = f"{row.name} {row.state} after {counted(len(row.history), 'epoch')}: "
             words += f"{self._metric} {row.best(self._metric):.4f}"
             if self._search.constraints and row.history:
-                words += f", {'satisfies' if self._satisfies(row) else 'breaks'} the constraints"
-                words += f" ({values_in_words(row.best, self._search)})"
+                words += f", {standing(row.best, self._search)}"
             if best is not None:
                 words += f" (best so far {best.best(self._metric):.4f}, {best.name})"
             self._console.print(f"[{self._ended()}/{self._budget}] {words}; {self._left()}", soft_wrap=True)

@@ -14,7 +14,7 @@ from fracray.metrics.seeds import SeedRun, seeded_gain
 from fracray.runtime.console import new_table
 from fracray.runtime.run_folder import BEST, refit_number, trial_folder
 from fracray.runtime.storage import Folder
-from fracray.search.constraints import verdict
+from fracray.search.constraints import standing, verdict
 from fracray.search.ensemble import Choice
 from fracray.search.refit import Outcome, RefitPlan, Refitted
 from fracray.search.results import (
@@ -50,10 +50,8 @@ def say_outcome(
     if default is None:
         console.print("the default configuration could not be refitted, so nothing is compared with it", soft_wrap=True)
     elif best is default:
-        among = " of those that satisfy the constraints" if search.constraints else ""
         console.print(
-            f"the default configuration ({best.name}) has the best mean {metric}{among}: it was not beaten",
-            soft_wrap=True,
+            f"the default configuration ({best.name}) {default_wins(found, search)}: it was not beaten", soft_wrap=True
         )
     else:
         console.print(f"winner by mean {metric}: {best.name}, {spread(best, metric)}")
@@ -63,6 +61,14 @@ def say_outcome(
             "many trials: use the test split to judge it, as below",
             soft_wrap=True,
         )
+
+
+def default_wins(found: Outcome, search: SearchConfig) -> str:
+    """Why the default configuration is the winner, as a predicate."""
+    if search.broken(found.winner.mean):
+        return "comes closest to the constraints, which no mean satisfies"
+    among = " of those that satisfy the constraints" if search.constraints else ""
+    return f"has the best mean {search.metrics[0]}{among}"
 
 
 def _table(found: Outcome, searched: Mapping[int, TrialRow], search: SearchConfig) -> Table:
@@ -147,13 +153,22 @@ def say_gains(
         )
 
 
-def say_ensemble(console: Console, chosen: Choice, choices: Sequence[Choice], soup: str) -> None:
-    """Print what the ensemble is made of, and what it was chosen from."""
-    console.print("\nensemble (the mean logit of its members), by val_loss:")
-    table = new_table("members", "val_loss", "val_auroc", "")
+def say_ensemble(console: Console, chosen: Choice, choices: Sequence[Choice], soup: str, search: SearchConfig) -> None:
+    """Print what the ensemble is made of, what it was chosen from, and whether it satisfies the constraints."""
+    by = "the constraints, then by val_loss" if search.constraints else "val_loss"
+    console.print(f"\nensemble (the mean logit of its members), by {by}:")
+    shown = tuple(dict.fromkeys((*search.constraints, "val_loss", "val_auroc")))
+    table = new_table("members", *shown, "")
     for one in choices:
-        chosen_here = "chosen" if one is chosen else ""
-        table.add_row(one.words, f"{one.scored.loss:.4f}", f"{one.scored.metrics['val_auroc']:.4f}", chosen_here)
+        values = (f"{one.scored.value(name):.4f}" for name in shown)
+        table.add_row(one.words, *values, "chosen" if one is chosen else "")
     console.print(table)
+    if search.constraints:
+        broken = bool(search.broken(chosen.scored.value))
+        console.print(
+            f"{'warning: ' if broken else ''}the ensemble {standing(chosen.scored.value, search)}",
+            style="yellow" if broken else "",
+            soft_wrap=True,
+        )
     if soup:
         console.print(soup, soft_wrap=True)

@@ -168,7 +168,7 @@ def _summarise(
             console,
         )
         run.upload(target, BEST)
-    say_ensemble(console, chosen, choices, soup)
+    say_ensemble(console, chosen, choices, soup, space.config.search)
     folds = " of the first fold" if space.config.data.split.cross_validate else ""
     console.print(f"the ensemble on validation{folds}:")
     say_validation(console, prepared, chosen.scored.metrics)

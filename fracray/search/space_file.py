@@ -95,6 +95,7 @@ class _Reader:
                 "fracray.train"
             )
         self._check_extra_together(dimensions, config)
+        self._check_mixed(dimensions, config)
         self._check_conditions(dimensions, config, overrides)
         self._check_search(config, dimensions)
         return SearchSpace(config, self._ordered(dimensions), self._origin)
@@ -140,6 +141,16 @@ class _Reader:
             if 1 < len(group) <= COMBINED:
                 for values in itertools.product(*ends):
                     config.with_leaves(dict(zip(paths, values, strict=True)), group[-1].where)
+
+    def _check_mixed(self, dimensions: Iterable[Dimension], config: Config) -> None:
+        """InputError where a searched batch size is too small for the mixing of images that is searched too."""
+        searched = {dimension.path: dimension for dimension in dimensions}
+        if (batch := searched.get("train.batch_size")) is None:
+            return
+        for path in ("train.mixup", "train.cutmix"):
+            if (mixed := searched.get(path)) is not None:
+                sizes = dict(mixed.when).get(batch.path, batch.choices)
+                config.with_leaves({batch.path: min(sizes), path: max(mixed.choices)}, mixed.where)
 
     def _dimension(self, path: str, spec: Any, config: Config) -> Dimension:
         where = self.where("space", path)

@@ -1,17 +1,22 @@
 """Constraints of a search: how they are written, told to Optuna, and bind the choice of the best trial."""
 
+import numpy as np
 import pytest
 from optuna.trial import TrialState
 
 from fracray.config import Config, SearchConfig
 from fracray.errors import InputError
 from fracray.fetch import rank
+from fracray.metrics import Calibration
+from fracray.runtime.console import new_console
 from fracray.runtime.run_folder import refit_number
 from fracray.runtime.storage import Folder
 from fracray.search.constraints import in_words, verdict
+from fracray.search.ensemble import Choice, Logits, choose
 from fracray.search.messages import TrialReport
 from fracray.search.notes import notes
 from fracray.search.refit import RefitPlan, make_plan, outcome
+from fracray.search.refit_report import say_ensemble, say_outcome
 from fracray.search.space_file import load_space
 from fracray.search.study import JOURNAL, StudySearcher, stored_study
 from fracray.search.trials_table import State, TrialRow, best_row, best_rows
@@ -132,6 +137,31 @@ def test_a_refit_takes_up_and_chooses_what_satisfies_them():
     assert [one.number for one in outcome(plan, trained, SEARCH).ranked] == [2, 0, 1]
 
 
+def test_a_default_that_wins_is_not_said_to_satisfy_them_where_none_does(capsys):
+    plan = RefitPlan({1: {}, 0: {}}, (1,))
+    for reached, told in ((0.85, "has the best mean val_accuracy of those that satisfy"), (0.7, "comes closest to")):
+        trained = {
+            refit_number(number, 1): row(refit_number(number, 1), 0.6, sensitivity)
+            for number, sensitivity in ((1, 0.5), (0, reached))
+        }
+        say_outcome(new_console(), plan, outcome(plan, trained, SEARCH), {}, SEARCH)
+        assert f"the default configuration (t0000) {told} the constraints" in capsys.readouterr().out
+
+
+def test_an_ensemble_is_chosen_by_them_before_its_loss_and_it_is_said_if_it_breaks_them(capsys):
+    def choice(words, loss, sensitivity):
+        metrics = {"val_loss": loss, "val_sensitivity": sensitivity, "val_auroc": 0.7}
+        return Choice(words, ("one",), Logits(np.zeros(1), Calibration(1.0, 0.0), 0.5, metrics))
+
+    few, many, best = choice("few", 0.5, 0.9), choice("many", 0.4, 0.85), choice("best", 0.3, 0.7)
+    assert choose([few, many, best], SEARCH) is many
+    assert choose([few, many, best], SearchConfig()) is best
+    say_ensemble(new_console(), many, [few, many], "", SEARCH)
+    assert "\nthe ensemble satisfies the constraints (val_sensitivity 0.8500)" in capsys.readouterr().out
+    say_ensemble(new_console(), best, [best], "", SEARCH)
+    assert "\nwarning: the ensemble breaks the constraints (val_sensitivity 0.7000)" in capsys.readouterr().out
+
+
 def test_fetch_ranks_what_breaks_them_last():
     epochs = {"t0000": result(0.6, 0.8), "t0001": result(0.9, 0.7), "t0002": result(0.7, 0.9)}
     assert [trial.trial for trial in rank(epochs, "val_accuracy", SEARCH)] == ["t0002", "t0000", "t0001"]
@@ -169,7 +199,7 @@ def test_optuna_is_told_by_how_much_over_a_killed_driver_too(tmp_path):
         assert study.best_trial.params["model.dropout"] <= 0.3
 
 
-@pytest.mark.parametrize("sampled", ["tpe", "gp", "nsga2"])
+@pytest.mark.parametrize("sampled", ["tpe", pytest.param("gp", marks=pytest.mark.slow), "nsga2"])
 def test_a_sampler_that_uses_them_searches_where_they_hold(tmp_path, sampled):
     trials = run(space_of(tmp_path, sampled), tmp_path / JOURNAL, 20)
     late = [trial.params["model.dropout"] for trial in trials[10:]]

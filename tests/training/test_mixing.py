@@ -10,10 +10,12 @@ from torch import distributed as dist
 from torch import multiprocessing as mp
 from torch.nn import functional as F
 
+from fracray import train
 from fracray.config import AugmentConfig, Config
 from fracray.data.loading.boxes import Boxes
 from fracray.data.loading.plan import Batch
 from fracray.errors import InputError
+from fracray.search.space_file import load_space
 from fracray.training import inputs
 from fracray.training.checkpoint import load_state, save_state
 from fracray.training.inputs import Inputs
@@ -284,3 +286,22 @@ def test_two_ranks_train_one_network_with_all_of_the_recipe(tmp_path):
 def test_a_batch_of_one_image_for_a_worker_has_no_partner(kind):
     with pytest.raises(InputError, match=rf"train\.{kind} = 0\.2: mixes the images that a worker has.*batch_size = 3"):
         Config().with_leaves({f"train.{kind}": 0.2, "train.batch_size": 3, "search.workers_per_trial": 2})
+
+
+def test_a_search_of_batches_too_small_to_mix_is_refused_before_it_begins(tmp_path):
+    text = (
+        "workers_per_trial: 2\nspace:\n  train.batch_size: {categorical: [2, 16]}\n"
+        "  train.mixup: {float: [0.0, 0.4]%s}\n"
+    )
+    (tmp_path / "space.yaml").write_text(text % "")
+    with pytest.raises(InputError, match=r"space\.yaml:4: train\.mixup = 0\.4: mixes .*batch_size = 2"):
+        load_space(tmp_path / "space.yaml")
+    (tmp_path / "space.yaml").write_text(text % ", when: {train.batch_size: [16]}")
+    load_space(tmp_path / "space.yaml")
+
+
+def test_a_training_on_too_many_workers_to_mix_is_refused(tmp_path):
+    settings = ("--set", "train.mixup=0.2", "--set", "train.batch_size=6", "--storage", str(tmp_path))
+    with pytest.raises(InputError, match=r"--workers 2-4: train\.mixup = 0\.2: mixes the images that a worker has"):
+        train.main(["--workers", "2-4", *settings])
+    assert not list(tmp_path.iterdir())
