@@ -33,9 +33,9 @@ from fracray.data.loading.plan import Plan
 from fracray.data.loading.streams import MemoryStream
 from fracray.data.phantom.draw import draw_phantom
 from fracray.runtime.console import new_console, new_table
-from fracray.training.loop import pick_precision
 from fracray.training.metered import MeteredFit
 from fracray.training.model import build_model
+from fracray.training.precision import pick_precision
 from fracray.training.workers import use_cores
 
 EXTRA = {"CLAHE": {"clip_limit": [1, 4], "p": 0.5}}

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from fracray.config import Config
 from fracray.runtime.console import new_console, new_table
-from fracray.training.loop import pick_precision
 from fracray.training.model import build_model, freeze_stages, train_mode
+from fracray.training.precision import pick_precision
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")

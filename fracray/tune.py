@@ -9,7 +9,6 @@ import argparse
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +93,6 @@ FLAGS = {
     "time_budget": "search.time_budget",
     "refit": "search.refit.top",
 }
-GPUS = FLAGS["gpus_per_trial"]
 # What may change when a search is resumed.
 BEGUN = "search.warm_start"  # of no use once the search has begun
 FREE = {"search.refit.seeds", *(path for path in FLAGS.values() if path.startswith("search."))} - {BEGUN}
@@ -151,10 +149,9 @@ def _new(args: argparse.Namespace) -> tuple[SearchSpace, Folder, WarmStart]:
 def _resume(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Folder, WarmStart]:
     """The space, folder and warm start of a run that exists; nothing is written before it is known to be the same."""
     leaves = _leaves(args)
-    from fracray.runtime.run_folder import OVERRIDES, SPACE, as_begun, find_run, refuse_other, stored_config
-    from fracray.search.auto import NAME
+    from fracray.runtime.run_folder import OVERRIDES, SPACE, find_run
     from fracray.search.callbacks import load_callbacks
-    from fracray.search.study import begun_space
+    from fracray.search.resumed import as_it_began, refuse_another
     from fracray.search.warm_start import WarmStart
     from fracray.tracking.live import addresses, opened
 
@@ -163,24 +160,11 @@ def _resume(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Fol
     _hold(args, run, held)
     stored = run.read_json(OVERRIDES)
     with run.local_copy(SPACE) as path:
-        space = _load(args.space or path, {**stored, **leaves})
-        space = replace(space, config=as_begun(run, space.config))
-        before = stored_config(run).leaves()
-        if space.config.search.sampler.name == "auto":  # it was chosen when the search began
-            space = replace(space, config=space.config.with_leaves({NAME: before[NAME]}))
-        if space.config.search.gpus_per_trial is None:  # searches of older versions took none where none was named
-            space = replace(space, config=space.config.with_leaves({GPUS: before[GPUS]}))
-        begun = begun_space(run) or _load(path, stored).described()
-    where = "in this command" if args.space or leaves.keys() - FREE else f"in the run's {SPACE} and {OVERRIDES}"
-    refuse_other(run, _kept(before), _kept(space.config.leaves()), where)
-    refuse_other(run, begun, space.described(), where)
+        space = as_it_began(run, _load(args.space or path, {**stored, **leaves}))
+        where = "in this command" if args.space or leaves.keys() - FREE else f"in the run's {SPACE} and {OVERRIDES}"
+        refuse_another(run, space, lambda: _load(path, stored), FREE, where)
     run.write_json(OVERRIDES, {**stored, **leaves})
     return space, run, WarmStart(space)
-
-
-def _kept(leaves: dict[str, Any]) -> dict[str, Any]:
-    """The settings that a resumed search has in common with its beginning."""
-    return {path: value for path, value in leaves.items() if path not in FREE}
 
 
 def _hold(args: argparse.Namespace, run: Folder, held: ExitStack) -> None:

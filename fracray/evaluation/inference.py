@@ -17,8 +17,9 @@ from fracray.training.backbones import FRACTURE_CNN
 from fracray.training.card import AS_TRAINED
 from fracray.training.checkpoint import Checkpoint
 from fracray.training.ensemble import Ensemble
-from fracray.training.loop import pick_device, pick_precision
+from fracray.training.loop import pick_device
 from fracray.training.model import Classifier, float32
+from fracray.training.precision import pick_precision
 
 BATCH = 64
 

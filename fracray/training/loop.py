@@ -21,7 +21,6 @@ from fracray.data.loading.plan import Batch, Plan
 from fracray.metric_names import preference
 from fracray.metrics import Calibration
 from fracray.training.average import MovingAverage
-from fracray.training.depthwise import slow_in_bf16
 from fracray.training.graphs import GraphedSteps, uses_graphs
 from fracray.training.growth import side_in
 from fracray.training.inputs import Inputs, to_device
@@ -30,6 +29,7 @@ from fracray.training.localise import map_loss
 from fracray.training.loss import batch_loss, mixed_loss
 from fracray.training.mixing import mixes
 from fracray.training.model import build_model, float32, freeze_norm, freeze_stages, train_mode
+from fracray.training.precision import pick_precision
 from fracray.training.schedule import Rates
 from fracray.training.validation import score_validation
 
@@ -76,20 +76,6 @@ class EpochReport:
 def pick_device() -> torch.device:
     """The first GPU visible to this process, else the CPU."""
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def pick_precision(config: Config, device: torch.device, model: nn.Module) -> torch.dtype:
-    """Of training: float32, or bfloat16 where the config says so or, with 'auto', where it is faster on this device.
-
-    With CPUs that have instructions for bf16 it was measured to be faster for dense convolutions, and for the depthwise
-    ones that `depthwise` replaces; others, such as ConvNeXt's of 7x7, are several times slower with it.
-    """
-    if config.train.precision != "auto":
-        return torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native and not slow_in_bf16(model) else torch.float32
 
 
 def dropout_seed(seed: int, epoch: int, rank: int) -> int:

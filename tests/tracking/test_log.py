@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from io import StringIO
@@ -24,10 +25,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import fracray.tune
 from fracray import log
 from fracray.errors import InputError, run_verb
+from fracray.runtime.run_folder import stored_config
 from fracray.runtime.storage import Folder
-from fracray.search.trials_table import State
+from fracray.search.study import stored_study
+from fracray.search.trials_table import State, collect
 from fracray.tracking import live, targets
-from fracray.tracking.entries import Entries, Entry, Point
+from fracray.tracking.entries import Entry, Point
 from fracray.tracking.targets import parse_address
 
 SPACE = """
@@ -406,7 +409,8 @@ def test_a_server_that_stands_still_is_named_once_and_gets_everything_later(sear
     monkeypatch.setattr(live, "AGAIN_SECONDS", 0.2)
     run, console = Path(shutil.copytree(searched / "runs/first", searched / "runs/second")), recorder()
     address = parse_address(f"mlflow:{server.uri}", "--log")
-    rows = Entries(Folder(run), in_work=False)._trials()[0]
+    with stored_study(Folder(run)) as study:
+        rows = collect(Folder(run), study, stored_config(Folder(run)).train.epochs)
     log_to = {address: address.open()}
     server.signal(signal.SIGSTOP)
     try:
@@ -436,13 +440,13 @@ def test_the_end_of_a_command_does_not_wait_for_a_dead_server_and_log_writes_it_
     log_to = {address: address.open()}
     server.signal(signal.SIGSTOP)
     try:
-        with live.LiveLog(log_to, Folder(run), console) as told:
-            feed = told._feeds[0]
-        assert feed._thread.is_alive()  # it still waits for the server, alone
+        with live.LiveLog(log_to, Folder(run), console):
+            (thread,) = (one for one in threading.enumerate() if one.name == "log to mlflow")
+        assert thread.is_alive()  # it still waits for the server, alone
         assert console.export_text().count("warning") == 1
     finally:
         server.signal(signal.SIGCONT)
-    feed._thread.join()
+    thread.join()
     said = logged(capsys, run, "--to", f"mlflow:{server.uri}")
     assert f"{len(nested(run))} runs" in said
     assert by_parent(server.uri)["third"] == dict.fromkeys(("t0000", "t0001", "t0002", "third refit"), "FINISHED")

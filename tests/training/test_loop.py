@@ -22,10 +22,11 @@ from fracray.metrics import cross_fitted, fit_temperature, score
 from fracray.runtime.efficiency import PHASES, Meter
 from fracray.training.checkpoint import load_state, save_state
 from fracray.training.cross_validation import Folds
-from fracray.training.loop import Fit, dropout_seed, pick_precision
+from fracray.training.loop import Fit, dropout_seed
 from fracray.training.loss import batch_loss
 from fracray.training.metered import MeteredFit
 from fracray.training.model import build_model
+from fracray.training.precision import pick_precision
 from fracray.training.schedule import learning_rate
 
 SIZE = 32
