@@ -31,7 +31,7 @@ MOST_TIMED = 8  # workers that are timed at the same time
 BETWEEN_TRIALS = 0.35  # seconds of Tune, from one trial of a process to the next
 AFTER_EPOCH = 0.05  # seconds that an epoch's report and its files may take
 QUANTILES = (0.25, 0.9)  # of the steps' times, the ends of the range
-CHANGES_COST = ("model.", "train.batch_size", "train.first_size", "train.grow_at", "data.size")
+CHANGES_COST = ("model.", "train.batch_size", "train.first_size", "train.grow_at", "train.head_epochs", "data.size")
 
 
 @dataclass(frozen=True)

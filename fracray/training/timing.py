@@ -45,7 +45,7 @@ def time_steps(shared: Shared[Job], each: WorkerResources) -> Timing:
     job = shared.get()
     meter = use_cores(job.config, each.cpus, each.gpus)
     device = pick_device() if each.gpus else torch.device("cpu")
-    config = job.config.with_leaves({"train.batch_size": -(-job.config.train.batch_size // each.workers)})
+    config = part_of(job.config, each.workers)
     plan = make_plan(config, job.table.assign(split=job.rotations[0]), job.shards)
     stream = make_stream(config, plan, job, device, meter)
     fit = _TimedFit(config, stream, device, job.metric, config.search.mode)
@@ -60,6 +60,13 @@ def time_steps(shared: Shared[Job], each: WorkerResources) -> Timing:
     finally:
         stream.close()
     return Timing(ready, build, fit.steps, validation)
+
+
+def part_of(config: Config, workers: int) -> Config:
+    """The config of a training on one worker, whose batches are what each of so many has of a batch."""
+    return config.with_leaves(
+        {"train.batch_size": -(-config.train.batch_size // workers), "search.workers_per_trial": 1}
+    )
 
 
 class _EnoughError(Exception):

@@ -11,7 +11,7 @@ from fracray.errors import run_verb
 from fracray.runtime.resources import WorkerResources
 from fracray.search.forecast import AFTER_EPOCH, BETWEEN_TRIALS, Forecast, Range, forecast, left_out
 from fracray.search.space_file import load_space
-from fracray.training.timing import Timing
+from fracray.training.timing import Timing, part_of
 
 GPU_FILE = Path(__file__).parents[2] / "cluster/gpu.yaml"
 SPACE = """
@@ -76,6 +76,11 @@ def test_a_range_in_words():
     assert Range(3600, 7200).hours(4) == "4 to 8"
 
 
+def test_one_worker_of_several_is_timed_on_its_part_of_batches_that_are_mixed():
+    several = config(train__mixup=0.2, train__batch_size=16, search__workers_per_trial=4)
+    assert part_of(several, 4).train.batch_size == 4
+
+
 def test_it_says_what_it_leaves_out(tmp_path):
     (tmp_path / "space.yaml").write_text(
         "space:\n  model.dropout: {float: [0, 0.5]}\n  model.width: {categorical: [8, 64]}\n"
@@ -84,6 +89,11 @@ def test_it_says_what_it_leaves_out(tmp_path):
     assert lines[0] == "trials that asha stops early, which make it shorter"
     assert lines[1] == "settings that change what a step costs: model.width"
     assert "workers of a trial" in lines[2]
+    (tmp_path / "space.yaml").write_text(
+        "base: {model: {weights: imagenet}}\nspace:\n  train.head_epochs: {int: [0, 2]}\n"
+    )
+    lines = left_out(load_space(tmp_path / "space.yaml"), WorkerResources(1, 1))
+    assert lines[1] == "settings that change what a step costs: train.head_epochs"
     (tmp_path / "space.yaml").write_text("scheduler: {name: none}\nspace:\n  model.dropout: {float: [0, 0.5]}\n")
     assert len(left_out(load_space(tmp_path / "space.yaml"), WorkerResources(1, 1))) == 1
 
