@@ -95,6 +95,9 @@ def _check(args: argparse.Namespace) -> Path:
     for flag, folder in (("--heatmaps", args.heatmaps), ("--dicom-out", args.dicom_out)):
         if folder and ("://" in folder or Path(folder).expanduser().is_file()):
             raise InputError(f"{flag} {folder}: is {'a URI' if '://' in folder else 'a file'}; name a folder")
+    pair = [Path(folder).expanduser().resolve() for folder in (args.heatmaps, args.dicom_out) if folder]
+    if len(set(pair)) < len(pair):
+        raise InputError(f"--dicom-out {args.dicom_out}: is the folder of --heatmaps too; name another folder")
     if args.dicom_out and importlib.util.find_spec("highdicom") is None:
         raise InputError('--dicom-out: needs highdicom; install it with pip install "fracray[dicom]"')
     require_local(args.checkpoint, "no such checkpoint folder or run")
@@ -172,14 +175,11 @@ def _folders(args: argparse.Namespace, pictures: Sequence[Picture], may_hold_fil
     from fracray.prediction.folders import result_folder
 
     named = {"--heatmaps": args.heatmaps, "--dicom-out": args.dicom_out}
-    found = {
+    return {
         flag: result_folder(flag, folder, args.path, pictures, may_hold_files)
         for flag, folder in named.items()
         if folder
     }
-    if len({place.resolve() for place in found.values()}) < len(found):
-        raise InputError(f"--dicom-out {args.dicom_out}: is the folder of --heatmaps too; name another folder")
-    return found
 
 
 def _keeper(
@@ -231,6 +231,8 @@ def _say_conformal(console: Console, sets: ConformalSets | None, coverage: float
     """Say where the conformal sets can promise nothing."""
     import math
 
+    from fracray.runtime.console import counted
+
     if sets is None:
         console.print("note: the checkpoint keeps no validation logits, so there are no conformal sets")
         return
@@ -238,8 +240,8 @@ def _say_conformal(console: Console, sets: ConformalSets | None, coverage: float
     for label, (groups, limit) in enumerate(zip(sets.groups, (sets.highest_of_0, sets.lowest_of_1), strict=True)):
         if math.isinf(limit):
             console.print(
-                f"note: class {label} is in every conformal set: its validation images are in {groups} groups, and a "
-                f"coverage of {coverage:g} needs {least}",
+                f"note: class {label} is in every conformal set: its validation images are in "
+                f"{counted(groups, 'group')}, and a coverage of {coverage:g} needs {least}",
                 soft_wrap=True,
             )
 

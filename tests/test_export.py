@@ -271,7 +271,7 @@ def test_other_radiographs_are_compared_with_the_network_itself(checkpoint, file
     assert export(checkpoint, tmp_path / "x.pt2", *words, tmp_path / "other") == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "gives the network's own float32 logits" in said
-    assert f"on 2 radiographs in {tmp_path / 'other'}, none of them of its validation" in said
+    assert f"on 2 radiographs in {tmp_path / 'other'}, not of its validation" in said
     (tmp_path / "other/IMG0000004.jpg").write_bytes(files["IMG0000004"])
     assert export(checkpoint, tmp_path / "x.pt2", *words, tmp_path / "other", "--overwrite") == 0
     said = " ".join(capsys.readouterr().out.split())

@@ -98,6 +98,24 @@ def over_images(images: np.ndarray, look: Callable[[Tensor], Tensor]) -> np.ndar
     return np.concatenate([look(batch).float().cpu().numpy() for batch in batches])
 
 
+def stretched(part: np.ndarray) -> np.ndarray:
+    """A part of a map, (h, w), from 0 at its lowest place to 1 at its highest; 0 where it is the same everywhere."""
+    low, high = float(part.min()), float(part.max())
+    # Less is what resizing rounds.
+    return (part - low) / (high - low) if high - low > 1e-6 * max(abs(low), abs(high)) else np.zeros_like(part)
+
+
+def over_square(found: np.ndarray, inside: tuple[slice, slice], side: int) -> np.ndarray:
+    """A map (h, w) of a square over a larger one, (side, side) float32: `stretched` inside, where the picture is.
+
+    So the border of the square, whose cells may be the highest, does not say how strong the colours in the picture are.
+    """
+    level = np.zeros((side, side), dtype=np.float32)
+    large = cv2.resize(found.astype(np.float32), (side, side), interpolation=cv2.INTER_LINEAR)
+    level[inside] = stretched(large[inside])
+    return level
+
+
 def glowing(square: np.ndarray, level: np.ndarray) -> np.ndarray:
     """A gray picture (H, W) uint8 under a map (H, W) in 0..1: (H, W, 3) uint8, BGR."""
     weight = STRONGEST * level

@@ -18,6 +18,7 @@ from fracray.data.phantom.draw import as_jpeg, draw_phantom, phantom_id
 from fracray.errors import InputError
 from fracray.prediction.inputs import find_pictures
 from fracray.prediction.reading import FAULTS
+from fracray.runtime.console import counted
 from fracray.training.checkpoint import Checkpoint
 
 COMPARED = 96  # radiographs at most: whole batches of 1, 3 and 32
@@ -87,8 +88,10 @@ def gather(checkpoint: Checkpoint, files: Files, named: str, progress: Callable[
     reads = [_read(files[name](), data.size, data.crop) for name in spread]
     squares = [read[0] for read in reads if read]
     if not squares:
-        raise InputError(f"{named}: none of {len(spread)} radiographs tried can be read; name others with --data")
-    return Sample(np.stack(squares), None, f"{len(squares)} radiographs in {named}, none of them of its validation")
+        raise InputError(
+            f"{named}: none of {counted(len(spread), 'radiograph')} tried can be read; name others with --data"
+        )
+    return Sample(np.stack(squares), None, f"{counted(len(squares), 'radiograph')} in {named}, not of its validation")
 
 
 def _validated(checkpoint: Checkpoint) -> pd.DataFrame:

@@ -53,6 +53,8 @@ class Writer:
         try:
             source = read_source(Path(self._pictures[row[PLACE]].file))
             uid = str(source.SOPInstanceUID)
+            if uid != row["sop_instance_uid"]:  # the results would name another patient
+                raise NoResultError("the file holds another radiograph than the one predicted on")
             if uid in self._taken:
                 return "another file with its SOP Instance UID has results"
             made = self._make(source, row)

@@ -19,7 +19,7 @@ from fracray.data.images.letterbox import frame
 from fracray.data.images.square import KEPT, Kept
 from fracray.data.manifest import in_set
 from fracray.evaluation.inference import BATCH, looking_network
-from fracray.evaluation.maps import glowing, maps, methods
+from fracray.evaluation.maps import glowing, maps, methods, over_square, stretched
 from fracray.metrics import ConformalSets, fit_conformal
 from fracray.prediction.familiar import Familiar
 from fracray.prediction.reading import Batch
@@ -204,7 +204,8 @@ def _cells(pixels: slice, count: int, size: int) -> np.ndarray:
 
 def overlay(found: np.ndarray | None, kept: Kept, sides: tuple[int, int], shown: np.ndarray) -> bytes:
     """The part of a picture that a square shows, under the map of another square of it if there is one, as PNG."""
-    inside, level = _level(np.zeros((1, 1)) if found is None else found, kept, len(shown))
+    inside = _inside(kept, len(shown))
+    level = over_square(np.zeros((1, 1)) if found is None else found, inside, len(shown))
     return _png(np.ascontiguousarray(glowing(shown, level)[inside]))
 
 
@@ -216,21 +217,17 @@ def strength(found: np.ndarray | None, kept: Kept, sides: tuple[int, int], shown
     width, height = (max(1, round(side * scale)) for side in sides)
     left, top, right, bottom = (round(float(edge) * scale) for edge in kept[:4])
     right, bottom = max(right, left + 1), max(bottom, top + 1)
-    inside, level = _level(found, kept, SHOWN)
-    part = cv2.resize(level[inside], (right - left, bottom - top), interpolation=cv2.INTER_AREA)
-    part -= part.min()  # the highest cell may lie beside the picture, in the square's border
+    inside = _inside(kept, SHOWN)
+    level = over_square(found, inside, SHOWN)[inside]
+    part = cv2.resize(level, (right - left, bottom - top), interpolation=cv2.INTER_AREA)
     picture = np.zeros((max(height, bottom), max(width, right)), np.uint8)
-    if part.max() > 0:
-        picture[top:bottom, left:right] = np.rint(255 * part / part.max())
+    picture[top:bottom, left:right] = np.rint(255 * stretched(part))  # again, as a mean is below the highest place
     return _png(np.ascontiguousarray(picture[:height, :width]))
 
 
-def _level(found: np.ndarray, kept: Kept, side: int) -> tuple[tuple[slice, slice], np.ndarray]:
-    """A map as (side, side) float32 in 0..1, its lowest cell 0 and its highest 1; and where in it the picture is."""
-    inside = frame(int(kept.right - kept.left), int(kept.bottom - kept.top), side)
-    spread = float(found.max() - found.min())
-    level = (found - found.min()) / spread if spread > 0 else np.zeros_like(found)
-    return inside, np.clip(cv2.resize(level.astype(np.float32), (side, side), interpolation=cv2.INTER_LINEAR), 0, 1)
+def _inside(kept: Kept, side: int) -> tuple[slice, slice]:
+    """Where in a square of this side the part of the picture is."""
+    return frame(int(kept.right - kept.left), int(kept.bottom - kept.top), side)
 
 
 def _png(picture: np.ndarray) -> bytes:

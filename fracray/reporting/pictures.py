@@ -20,7 +20,7 @@ from fracray.data.manifest import Manifest
 from fracray.data.prepare import examined
 from fracray.errors import InputError
 from fracray.evaluation.inference import half_the_cpus
-from fracray.evaluation.maps import WORDS, glowing, maps, methods
+from fracray.evaluation.maps import WORDS, glowing, maps, methods, over_square
 from fracray.evaluation.opening import paths_to_open
 from fracray.reporting.subject import Judged, Subject
 from fracray.runtime.page import picture_uri
@@ -132,14 +132,12 @@ def squares_of(root: Path, table: pd.DataFrame, data: DataConfig) -> Iterator[tu
 def over_picture(found: np.ndarray, part: Kept | None, width: int, height: int) -> np.ndarray:
     """A map (cells, cells) of a square, over the whole letterboxed picture: (SIDE, SIDE) in 0..1, 0 outside the part.
 
-    From 0 at its lowest cell to 1 at its highest; 0 everywhere for a map that is the same everywhere.
+    From 0 at its lowest place to 1 at its highest; 0 everywhere for a map that is the same everywhere.
     """
-    spread = float(found.max() - found.min())
-    level = (found - found.min()) / spread if spread > 0 else np.zeros_like(found)
-    level = np.clip(cv2.resize(level.astype(np.float32), (SIDE, SIDE), interpolation=cv2.INTER_LINEAR), 0, 1)
     if part is None:
-        return level
+        return over_square(found, frame(width, height, SIDE), SIDE)
     inside = frame(part.right - part.left, part.bottom - part.top, SIDE)
+    level = over_square(found, inside, SIDE)
     down, across = frame(width, height, SIDE)
     top, bottom = (down.start + round(at * (down.stop - down.start) / height) for at in (part.top, part.bottom))
     left, right = (across.start + round(at * (across.stop - across.start) / width) for at in (part.left, part.right))

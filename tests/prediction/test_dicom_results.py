@@ -272,7 +272,9 @@ def test_each_row_says_what_became_of_its_results(tmp_path):
     pictures = [Picture(name, str(tmp_path / name), name) for name in (*files, "gone.dcm")]
     root = tmp_path / "results"
     write = Writer(root, pictures, 32, "localiser", [])
-    said = write(rows_of(range(5)))
+    said = pa.concat_tables(
+        [write(rows_of([0, 1, 2])), write(rows_of([3], sop_instance_uid="1.2.3.5")), write(rows_of([4]))]
+    )
     assert said.schema == SCORED
     assert said[DICOM_OUT].to_pylist() == [
         "written",
@@ -282,6 +284,9 @@ def test_each_row_says_what_became_of_its_results(tmp_path):
         "the file cannot be read again: cannot be read: No such file or directory",
     ]
     assert sorted(path.name for path in root.iterdir()) == [f"1.2.3.4-{kind}.dcm" for kind in ("map", "pr", "sc", "sr")]
+    # Another radiograph has come in its place since it was predicted on.
+    changed = Writer(root, pictures, 32, "localiser", [])(rows_of([0], sop_instance_uid="1.2.3.9"))
+    assert changed[DICOM_OUT].to_pylist() == ["the file holds another radiograph than the one predicted on"]
     failed = write(rows_of([2], error="cut"))
     assert failed[DICOM_OUT].to_pylist() == ["the file could not be read"]
     # After a start that was killed, what is kept counts; a block that was not kept is written again, to the same names.

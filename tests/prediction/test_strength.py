@@ -1,11 +1,11 @@
-"""The heatmap as a gray picture: where the strongest cell of a square lies in the whole picture."""
+"""A map as a gray picture and in an overlay: where the strongest cell of a square lies in the whole picture."""
 
 import cv2
 import numpy as np
 import pytest
 
 from fracray.data.images.square import Kept
-from fracray.prediction.scoring import strength
+from fracray.prediction.scoring import overlay, strength
 
 
 def drawn(found, kept, sides):
@@ -37,3 +37,13 @@ def test_the_strongest_place_is_where_its_cell_is(kept, sides, place):
 
 def test_a_map_that_is_the_same_everywhere_shows_nothing():
     assert not drawn(np.full((8, 8), 0.7), (0, 0, 300, 200), (300, 200)).any()
+
+
+def test_what_lies_beside_the_picture_does_not_fade_the_colours_in_it():
+    found = np.zeros((8, 8), dtype=np.float32)
+    found[3, 5] = 0.1
+    beside = found.copy()
+    beside[0, 0] = 1  # the picture is rows 2 to 5
+    kept, sides, shown = Kept(0, 0, 800, 400, 0.0), (800, 400), np.full((128, 128), 90, np.uint8)
+    assert overlay(beside, kept, sides, shown) == overlay(found, kept, sides, shown)
+    assert strength(beside, kept, sides, shown) == strength(found, kept, sides, shown)

@@ -53,6 +53,9 @@ def test_a_map_of_a_part_lies_over_that_part():
     whole = over_picture(cells, None, 800, 400)
     assert whole.shape == (SIDE, SIDE)
     assert np.unravel_index(whole.argmax(), whole.shape) == pytest.approx((SIDE * 4.5 / 8,) * 2, abs=1)
+    cells[0, 0] = 9  # beside the picture, in the border of its square
+    assert np.array_equal(over_picture(cells, None, 800, 400), whole)
+    cells[0, 0] = 0
     found = over_picture(cells, Kept(400, 0, 800, 400, 0.0), 800, 400)  # the right half, at the lower half of SIDE
     rows, columns = np.nonzero(found)
     assert columns.min() >= SIDE / 2

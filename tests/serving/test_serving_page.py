@@ -18,6 +18,7 @@ from driven_page import CHROMIUM_FLAGS, Page, gray_of, share_in, wait
 from served import served, tiny_checkpoint
 
 from fracray.data.images.decode import decode
+from fracray.prediction import familiar
 from fracray.training.checkpoint import read_metadata, read_predictions
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -300,11 +301,25 @@ def test_dicom_sr_is_for_dicom_files_and_the_servers_answer_is_said(page, server
         assert page.text("sr-words") == f"No DICOM SR: {answer.json()['error']}"
 
 
+def test_each_flag_has_a_sentence(page):
+    bounds = dict.fromkeys(familiar.WORDS, (9.0, 0.0))  # everything is beyond both
+    odd = {"fault": "blank", "refilled": 1, "note": "", "brightness": 0.5, "width": 1, "height": 2}
+    flags = [*familiar.Familiar(bounds, {}, {}, 0.0).flags(odd, 1.0), "header"]
+    assert len(flags) == 10
+    said = page.driver.execute_async_script(
+        "const [flags, done] = arguments; import('./words.js').then(({ remarks }) => "
+        "done(remarks({ flags }, {}).map(({ words }) => words)))",
+        "+".join(flags),
+    )
+    assert len(set(said)) == 10
+    assert not [words for words in said if words.startswith("Flag")]
+
+
 # ---------------------------------------------------------------- access
 
 
 def test_a_wrong_token_is_asked_for_again_and_nothing_is_stored(browser, files):
-    browser.load("wrong", TOKEN)
+    browser.load("wrong", "typed – with a dash", TOKEN)  # no browser sends a dash in a header
     browser.drop(files["jpeg"])
     browser.read(1)
     assert browser.text("result-title") == "foot.jpg"

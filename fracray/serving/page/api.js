@@ -2,6 +2,7 @@
 
 const WAIT = 2; // seconds before another try where a busy server names no time
 const LONGEST_WAIT = 60;
+const TOKEN = /^[!-~]+$/; // what a header can hold
 
 /** What the server, or the way to it, says is wrong. */
 export class ServerError extends Error {}
@@ -78,12 +79,18 @@ export class Server {
   /** Ask the user for a token, once for all requests that wait for it. */
   async renew(refused) {
     if (this.token !== refused) return; // another request has a new one
-    this.asking ??= this.askToken(refused !== null).finally(() => {
+    this.asking ??= this.sendable(refused !== null).finally(() => {
       this.asking = null;
     });
     const given = await this.asking;
     if (given === null) throw new ServerError("The server wants a token, and none was given.");
     if (this.token === refused) this.token = given;
+  }
+
+  /** A token from the user that a browser can send, asked for until it is one; null for none. */
+  async sendable(wrong) {
+    const given = await this.askToken(wrong);
+    return given === null || TOKEN.test(given) ? given : this.sendable(true);
   }
 
   async wait(response, signal) {

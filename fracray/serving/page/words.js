@@ -22,6 +22,7 @@ const FLAGS = {
   large: "Larger than all but 0.5% of the training's radiographs.",
   narrow: "Narrower than all but 0.5% of the training's radiographs.",
   wide: "Wider than all but 0.5% of the training's radiographs.",
+  unlike: "Less like the training's radiographs than all but 5% of those of validation. It may be inverted, or no radiograph.",
 };
 
 const SEEN = {
