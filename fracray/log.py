@@ -49,8 +49,8 @@ def main(argv: Sequence[str]) -> None:
     from fracray.runtime.run_folder import open_run
     from fracray.search.refit import PLAN
     from fracray.search.study import JOURNAL
-    from fracray.tracking.entries import Entries
-    from fracray.tracking.targets import parse_address, write_run
+    from fracray.tracking.entries import Entries, write_run
+    from fracray.tracking.targets import parse_address
 
     addresses = [parse_address(text, "--to") for text in args.to]
     run = open_run(args.run)

@@ -87,7 +87,7 @@ def _begin(args: argparse.Namespace, held: ExitStack) -> tuple[Config, Folder]:
 
     run = find_run(args.storage, args.name, "train", resume=False)
 
-    from fracray.tracking.live import addresses, opened
+    from fracray.tracking.targets import addresses, opened
     from fracray.training.growth import try_network
 
     named = addresses(args.log)
@@ -100,7 +100,7 @@ def _begin(args: argparse.Namespace, held: ExitStack) -> tuple[Config, Folder]:
 def _resume(args: argparse.Namespace, held: ExitStack) -> tuple[Config, Folder]:
     """The config and the folder of a run that exists; options that ask for another config are refused."""
     from fracray.runtime.run_folder import as_begun, find_run, refuse_other, stored_config
-    from fracray.tracking.live import addresses, opened
+    from fracray.tracking.targets import addresses, opened
 
     run = find_run(args.storage, args.name, "train", resume=True)
     args.targets = opened(addresses(args.log))

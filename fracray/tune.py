@@ -118,7 +118,7 @@ def _begin(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Fold
     """The space, folder and warm start of a new run, which is written from here on."""
     space, run, warm = _new(args)
     from fracray.runtime.run_folder import OVERRIDES, SPACE
-    from fracray.tracking.live import opened
+    from fracray.tracking.targets import opened
 
     args.targets = opened(args.log)
     _hold(args, run, held)
@@ -136,7 +136,7 @@ def _new(args: argparse.Namespace) -> tuple[SearchSpace, Folder, WarmStart]:
     from fracray.search.callbacks import load_callbacks
     from fracray.search.model_check import check_models
     from fracray.search.warm_start import WarmStart
-    from fracray.tracking.live import addresses
+    from fracray.tracking.targets import addresses
 
     run = find_run(args.storage, args.name, "tune", resume=False)
     check_models(space)
@@ -153,7 +153,7 @@ def _resume(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Fol
     from fracray.search.callbacks import load_callbacks
     from fracray.search.resumed import as_it_began, refuse_another
     from fracray.search.warm_start import WarmStart
-    from fracray.tracking.live import addresses, opened
+    from fracray.tracking.targets import addresses, opened
 
     run = find_run(args.storage, args.name, "tune", resume=True)
     args.callbacks, args.targets = load_callbacks(args.callback), opened(addresses(args.log))

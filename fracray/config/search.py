@@ -4,8 +4,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, PlainSerializer, field_validator, model_validator
 
+from fracray.config.extra_transforms import FrozenMap
 from fracray.config.section import Section
 
 
@@ -73,6 +74,13 @@ class BoundConfig(Section):
         return " and ".join(f"{words} {end:g}" for words, end in ends if end is not None)
 
 
+def _dumped(constraints: Mapping[str, BoundConfig]) -> dict[str, dict[str, float | None]]:
+    return {metric: bound.model_dump() for metric, bound in constraints.items()}
+
+
+Constraints = Annotated[Mapping[str, BoundConfig], AfterValidator(FrozenMap), PlainSerializer(_dumped)]
+
+
 class RefitConfig(Section):
     """What follows the search: its best configurations trained anew."""
 
@@ -91,8 +99,8 @@ class SearchConfig(Section):
         "val_accuracy", description="a reported metric, or a list of metrics for a Pareto front"
     )
     mode: Literal["max", "min"] = Field("max", description="max where a higher metric is better, min where a lower is")
-    constraints: dict[str, BoundConfig] = Field(
-        {},
+    constraints: Constraints = Field(
+        FrozenMap(),
         description="what reported metrics must be at a trial's best epoch: `{val_sensitivity: {at_least: 0.8}}`, and "
         "`at_most`; a trial that breaks one is never the best where another satisfies all",
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from itertools import accumulate, takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fracray.runtime.run_folder import (
     BEST,
@@ -33,6 +33,9 @@ from fracray.search.space_file import stored_space
 from fracray.search.study import JOURNAL, REASON, stored_study
 from fracray.search.trials_table import State, TrialRow, best_row, collect
 from fracray.training.epochs import AT_BEST, EpochResult, read_epochs
+
+if TYPE_CHECKING:
+    from fracray.tracking.targets import Writer
 
 SEARCH, TRAINING, TRIAL = "search", "training", "trial"  # kinds of an entry, besides REFIT
 
@@ -250,3 +253,11 @@ def files_of(run: Folder) -> tuple[str, ...]:
     """What is kept of a run beside its numbers, by name in its folder: the checkpoint and the report, if there are."""
     names = {BEST: f"{BEST}/config.json", "report.html": "report.html", CONFIG: CONFIG}
     return tuple(name for name, proof in names.items() if run.exists(proof))
+
+
+def write_run(entries: Entries, writer: "Writer") -> None:
+    """Write everything that a run folder holds by now: what `fracray.log` does, and the end of a command with --log."""
+    root, *below = entries.all()
+    for entry in (root, *below):
+        writer.write(entry)
+    writer.attach(root, entries.run, files_of(entries.run))

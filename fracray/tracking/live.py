@@ -14,8 +14,8 @@ from rich.console import Console
 
 from fracray.runtime.storage import Folder
 from fracray.search.trials_table import TrialRow
-from fracray.tracking.entries import Entries, Entry
-from fracray.tracking.targets import Address, Writer, parse_address, write_run
+from fracray.tracking.entries import Entries, Entry, write_run
+from fracray.tracking.targets import Address, Writer
 from fracray.training.epochs import EpochResult
 
 AGAIN_SECONDS = 20.0  # until a dashboard that was away is tried again
@@ -144,13 +144,3 @@ class LiveLog:
     def _put(self, entry: Entry) -> None:
         for feed in self._feeds:
             feed.put(entry)
-
-
-def addresses(texts: Sequence[str]) -> list[Address]:
-    """The dashboards that --log names, which are not looked for yet. InputError for what is none."""
-    return [parse_address(text, "--log") for text in texts]
-
-
-def opened(named: Sequence[Address]) -> dict[Address, Writer]:
-    """Their writers. InputError where one cannot be reached, before anything of the run is begun."""
-    return {address: address.open() for address in named}

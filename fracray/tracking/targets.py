@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from fracray.errors import InputError
 from fracray.runtime.console import counted
 from fracray.runtime.locations import refuse_secret
 from fracray.runtime.storage import Folder
-from fracray.tracking.entries import Entries, Entry, Point, files_of
+
+if TYPE_CHECKING:  # a command names its targets before it has claimed its run, and until then imports no Tune
+    from fracray.tracking.entries import Entry, Point
 
 MLFLOW, TENSORBOARD = "mlflow", "tensorboard"
 PACKAGES = {MLFLOW: "mlflow", TENSORBOARD: "tensorboardX"}
@@ -46,10 +48,10 @@ class Writer(Protocol):
 
     tally: Tally
 
-    def write(self, entry: Entry) -> None:
+    def write(self, entry: "Entry") -> None:
         """Bring one entry up to date; its parent was written before."""
 
-    def attach(self, entry: Entry, run: Folder, names: Sequence[str]) -> None:
+    def attach(self, entry: "Entry", run: Folder, names: Sequence[str]) -> None:
         """Keep files and folders of a run with its entry."""
 
     def close(self) -> None:
@@ -97,15 +99,17 @@ def parse_address(text: str, option: str) -> Address:
     return Address(kind, place, option)
 
 
-def write_run(entries: Entries, writer: Writer) -> None:
-    """Write everything that a run folder holds by now: what `fracray.log` does, and the end of a command with --log."""
-    root, *below = entries.all()
-    for entry in (root, *below):
-        writer.write(entry)
-    writer.attach(root, entries.run, files_of(entries.run))
+def addresses(texts: Sequence[str]) -> list[Address]:
+    """The dashboards that --log names, which are not looked for yet. InputError for what is none."""
+    return [parse_address(text, "--log") for text in texts]
 
 
-def new_points(entry: Entry, known: Mapping[int, Sequence[float]]) -> list[Point]:
+def opened(named: Sequence[Address]) -> dict[Address, Writer]:
+    """Their writers. InputError where one cannot be reached, before anything of the run is begun."""
+    return {address: address.open() for address in named}
+
+
+def new_points(entry: "Entry", known: Mapping[int, Sequence[float]]) -> "list[Point]":
     """The points that are not there yet: `known` are the first values of each step, as the target keeps them.
 
     A step with other values was repeated after a lost process: it is written again.
@@ -117,7 +121,7 @@ def new_points(entry: Entry, known: Mapping[int, Sequence[float]]) -> list[Point
     ]
 
 
-def first_value(point: Point) -> float:
+def first_value(point: "Point") -> float:
     return next(iter(point.values.values()))
 
 

@@ -297,7 +297,7 @@ FAULTS = {
     "Pareto front with cmaes": (
         f"metric: [val_f1, val_auroc]\nscheduler: {{name: none}}\nsampler: {{name: cmaes}}\n{DROPOUT}",
         3,
-        ["use tpe or random"],
+        ["use tpe, nsga2 or random"],
     ),
     "grid over a continuous range": (
         f"sampler: {{name: grid}}\n{DROPOUT}",
@@ -328,7 +328,7 @@ FAULTS = {
     "empty space": ("trials: 1\nspace:\n", 2, ["nothing to search"]),
     # no line to name
     "no space": ("trials: 3\n", None, ["nothing to search"]),
-    "empty file": ("", None, ["expected a mapping with the keys metric, mode, trials"]),
+    "empty file": ("", None, ["expected a mapping with the keys metric, mode, constraints, trials"]),
     "list": ("- metric\n", None, ["expected a mapping"]),
     "alias inside itself": ("space: &a\n  model.dropout: *a\n", None, ["alias"]),
 }
