@@ -9,6 +9,7 @@ import argparse
 import math
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,6 +121,8 @@ def _check(args: argparse.Namespace) -> None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise InputError(f'{error.name} is not installed; install it with: pip install "fracray[serve]"') from None
+    if find_spec("highdicom") is None:  # its import takes a second, and is a decoder's
+        raise InputError('highdicom is not installed; install it with: pip install "fracray[serve]"')
 
 
 # ---------------------------------------------------------------- the steps

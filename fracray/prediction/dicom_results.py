@@ -7,7 +7,8 @@ header, a finished row and pictures; opens and writes no file. Needs highdicom.
 import logging
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 from fracray import __version__
 from fracray.data.images.letterbox import frame
 from fracray.data.images.square import Kept
+from fracray.prediction.dicom_source import NoResultError
 
 logging.getLogger("highdicom").setLevel(logging.CRITICAL)  # its warnings quote names
 
@@ -61,12 +63,28 @@ def uid_of(*parts: str) -> str:
 def results_of(source: Dataset, row: Mapping[str, Any], overlay: np.ndarray, found: Map | None) -> dict[str, Dataset]:
     """The objects by the ends of their file names: 'sr', 'sc', 'pr' unless the radiograph is in colour, 'map'.
 
-    source: of `read_source`; row: of the table, without an error; overlay (H, W, 3) uint8, BGR. Raises what highdicom
-    raises on a header that it cannot take over.
+    source: of `read_source`; row: of the table, without an error; overlay (H, W, 3) uint8, BGR. NoResultError for a
+    header that highdicom cannot take over.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # as those of its log
+    with _told_shortly():
         return _results_of(source, row, overlay, found)
+
+
+def report_of(source: Dataset, row: Mapping[str, Any]) -> Dataset:
+    """The structured report alone; arguments and errors as of `results_of`."""
+    with _told_shortly():
+        return _described(_report(source, row, _about(source, row, "sr")))
+
+
+@contextmanager
+def _told_shortly() -> Iterator[None]:
+    """Keep to ourselves what highdicom says of a header that it cannot take over: it may name a person."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as those of its log
+            yield
+    except Exception as error:
+        raise NoResultError(f"the header does not allow for one: {type(error).__name__}") from None
 
 
 def _results_of(source: Dataset, row: Mapping[str, Any], overlay: np.ndarray, found: Map | None) -> dict[str, Dataset]:
@@ -81,7 +99,12 @@ def _results_of(source: Dataset, row: Mapping[str, Any], overlay: np.ndarray, fo
     for kind, one in made.items():
         if kind != "sr":  # of a pair of body parts, a picture must say which it is of, or that it is unknown
             one.Laterality = source.get("Laterality") or source.get("ImageLaterality") or None
-        one.SeriesDescription = f"fracray {__version__}, research only"
+        _described(one)
+    return made
+
+
+def _described(made: Dataset) -> Dataset:
+    made.SeriesDescription = f"fracray {__version__}, research only"
     return made
 
 

@@ -40,15 +40,20 @@ def is_uid(text: str) -> bool:
 
 
 def read_source(path: Path) -> Dataset:
-    """The header of a DICOM file without its pixels, with values that results may have.
-
-    Its UIDs are UIDs. Attributes that every result needs are there, empty where the file has none; other values that
-    break the standard are left out. NoResultError where the file is none of DICOM, or does not say what a result must
-    refer to.
-    """
+    """As `source_in`, of a file. NoResultError where it cannot be read, too."""
     data, why = read_file(path)
     if data is None:
         raise NoResultError(f"the file cannot be read again: {why}")
+    return source_in(data)
+
+
+def source_in(data: bytes) -> Dataset:
+    """The header of a DICOM file's bytes without its pixels, with values that results may have.
+
+    Its UIDs are UIDs. Attributes that every result needs are there, empty where the file has none; other values that
+    break the standard are left out. NoResultError where the bytes are none of DICOM, or do not say what a result must
+    refer to.
+    """
     if kind_of(data[:HEAD]) != DICOM:
         raise NoResultError(NO_DICOM)
     try:

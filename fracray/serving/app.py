@@ -26,6 +26,7 @@ _NOTHING_FROM_ELSEWHERE = (  # the page and its script are all that a browser ma
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
 )
+_DICOM = "application/dicom"
 _KEPT_NOWHERE = {"Cache-Control": "no-store"}
 
 
@@ -130,18 +131,24 @@ def make_app(engine: Engine, guard: Guard, limits: Limits) -> FastAPI:
         finally:
             visit.leave(time.monotonic() - started)
 
-    @app.post("/predict", openapi_extra=_form(many=True), responses=_ERRORS)
+    @app.post("/predict", openapi_extra=_form(many=True), responses=_ERRORS | {200: {"content": {_DICOM: {}}}})
     async def predict(
         request: Request,
         heatmap: Annotated[bool, Query(description="add the heatmap to each row, as base64 of a gray PNG")] = False,
         format: Annotated[Literal["json", "dicom-sr"], Query(description="of the answer")] = "json",
     ) -> Response:
-        """The row of each picture, with the fields of `fracray.predict`; `error` where one cannot be read."""
+        """The row of each picture, with the fields of `fracray.predict`; `error` where one cannot be read.
+
+        Or, of one DICOM file and with `format=dicom-sr`, a DICOM structured report as a file.
+        """
 
         async def work(visit: Visit) -> Response:
-            if format == "dicom-sr":
-                raise RefusedError(501, "this server writes no DICOM SR; leave out format, or use fracray.predict")
             uploads = await read_uploads(request, visit, limits)
+            if format == "dicom-sr":
+                if len(uploads) != 1:
+                    raise RefusedError(400, f"{len(uploads)} files; send one at a time for a DICOM SR")
+                report = await engine.report(uploads[0])
+                return Response(report, media_type=_DICOM, headers=_KEPT_NOWHERE)
             return JSONResponse({"rows": await engine.rows(uploads, heatmap)}, headers=_KEPT_NOWHERE)
 
         return await visited(work)

@@ -1,13 +1,18 @@
-"""What a decoder's process does: one upload to what the network takes, or to what a viewer shows.
+"""What a decoder's process does: one upload to what the network takes, to what a viewer shows, or to a DICOM SR.
 
 Decodes as the training did. Knows no network and no HTTP.
 """
+
+import io
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from fracray.data.images.announced import announced_pixels
 from fracray.data.images.full_depth import FullDepth, full_depth
 from fracray.data.images.samples import MAX_PIXELS
+from fracray.prediction.dicom_source import NoResultError, source_in
 from fracray.prediction.reading import Batch, Decoder
 
 
@@ -33,6 +38,17 @@ class Reader:
     def picture(self, data: bytes) -> FullDepth | str:
         """The picture at its full depth, or why it is too large. Raises ValueError where there is none."""
         return self._too_large(data) or full_depth(data)
+
+    def report(self, data: bytes, row: Mapping[str, Any]) -> bytes | str:
+        """The DICOM SR, as a file, of a DICOM file and its row without an error; or why there is none."""
+        from fracray.prediction.dicom_results import report_of  # it takes a second, and most clients want none
+
+        stream = io.BytesIO()
+        try:
+            report_of(source_in(data), row).save_as(stream, enforce_file_format=True)
+        except NoResultError as why:
+            return str(why)
+        return stream.getvalue()
 
     def _too_large(self, data: bytes) -> str:
         pixels = announced_pixels(data)

@@ -105,6 +105,22 @@ class Engine:
             raise RefusedError(413, f"{upload.name}: {found}")
         return found
 
+    async def report(self, upload: Upload) -> bytes:
+        """The DICOM SR of a DICOM file, as `fracray.predict --dicom-out` writes it. RefusedError 422 where none can be
+        made, and as `rows`."""
+        if not _dicom(upload):
+            raise RefusedError(422, f"{upload.name}: not a DICOM file; send one, or leave out format=dicom-sr")
+        (row,) = await self.rows([upload], False)
+        if row["error"]:
+            raise RefusedError(422, f"{upload.name}: {row['error']}; send a sound DICOM file")
+        try:
+            found = await self._decoders.call("report", upload.data, row)
+        except LostError as lost:
+            found = f"its process {lost}"
+        if isinstance(found, str):
+            raise RefusedError(422, f"{upload.name}: no DICOM SR: {found}; leave out format=dicom-sr")
+        return found
+
     async def _row(self, upload: Upload, mapped: bool) -> dict[str, Any]:
         """One upload's row. RefusedError 413 where it is too large, 503 where the network's process was lost."""
         assert self._batcher is not None, "start() first"

@@ -45,6 +45,21 @@ def tiny_checkpoint(folder):
     return folder
 
 
+def probability_in(report):
+    """The probability that a DICOM SR (a dataset of pydicom) measures."""
+    waiting = [report]
+    found = []
+    while waiting:
+        item = waiting.pop()
+        waiting.extend(item.get("ContentSequence", []))
+        if "MeasuredValueSequence" in item:
+            name, value = item.ConceptNameCodeSequence[0], item.MeasuredValueSequence[0]
+            assert (name.CodeValue, value.MeasurementUnitsCodeSequence[0].CodeValue) == ("122157", "1")
+            found.append(float(value.get("FloatingPointValue", value.NumericValue)))
+    (probability,) = found
+    return probability
+
+
 class Served:
     """`python -m fracray.serve` as a process; `url`, and `lines` of what it printed."""
 

@@ -13,10 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 import cv2
 import httpx
 import numpy as np
+import pydicom
 import pytest
 from drawn_dicom import as_bytes, dataset
 from drawn_fracatlas import jpeg, picture
-from served import served, tiny_checkpoint
+from served import probability_in, served, tiny_checkpoint
 
 from fracray.data.images.decode import decode
 from fracray.errors import InputError
@@ -25,6 +26,8 @@ from fracray.serve import main
 
 TOKEN = "0123456789abcdef0123"
 QUEUE = 4
+SR = "/predict?format=dicom-sr"
+SERIES = {"StudyInstanceUID": "1.2.3.7", "SeriesInstanceUID": "1.2.3.8"}
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +113,22 @@ def test_a_picture_has_its_full_depth_and_the_gray_of_the_training(client):
     assert np.abs(gray - decode(data).gray).max() <= 1
 
 
+def test_the_dicom_sr_of_a_file_is_that_of_predict(client, checkpoint, ray_local, tmp_path):
+    data = dicom(8, **SERIES)
+    (tmp_path / "a.dcm").write_bytes(data)
+    words = [str(checkpoint), str(tmp_path / "a.dcm"), "--to", str(tmp_path / "out.csv")]
+    predict([*words, "--dicom-out", str(tmp_path / "results")])
+    wanted = pydicom.dcmread(tmp_path / "results/1.2.3.8-sr.dcm")
+    answer = client.post(SR, files=form(("a.dcm", data)))
+    assert answer.headers["Content-Type"] == "application/dicom"
+    found = pydicom.dcmread(io.BytesIO(answer.content))
+    row = client.post("/predict", files=form(("a.dcm", data))).json()["rows"][0]
+    assert probability_in(found) == pytest.approx(row["probability"], rel=1e-12)
+    assert probability_in(found) == pytest.approx(probability_in(wanted), abs=1e-6)
+    assert found.SOPInstanceUID == wanted.SOPInstanceUID
+    assert [(one.tag, one.VR) for one in found.iterall()] == [(one.tag, one.VR) for one in wanted.iterall()]
+
+
 def test_the_card_says_what_validation_says(client):
     card = client.get("/model").json()
     own = card["operating_points"][0]
@@ -171,7 +190,10 @@ TINY = jpeg(picture(1))
         ("/predict", {"data": {"files": "text"}, "files": {}}, 415, "multipart/form-data"),
         ("/predict", {"json": {}}, 415, "multipart/form-data"),
         ("/predict", {"files": form(("a.jpg", TINY)), "headers": {"Content-Encoding": "gzip"}}, 415, "compression"),
-        ("/predict?format=dicom-sr", {"files": form(("a.jpg", TINY))}, 501, "DICOM SR"),
+        (SR, {"files": form(("a.jpg", TINY))}, 422, "a.jpg: not a DICOM file; send one"),
+        (SR, {"files": form(("cut.dcm", dicom(5, **SERIES)[:9000]))}, 422, "send a sound DICOM file"),
+        (SR, {"files": form(("bare.dcm", dicom(5)))}, 422, "no DICOM SR: (0020,000D) StudyInstanceUID is missing"),
+        (SR, {"files": form(*[("a.dcm", dicom(5, **SERIES))] * 2)}, 400, "2 files; send one at a time"),
         ("/predict?format=pdf", {"files": form(("a.jpg", TINY))}, 422, "format: "),
         ("/picture", {"files": form(("a.jpg", TINY), ("b.jpg", TINY))}, 400, "one picture at a time"),
         ("/picture", {"files": form(("cut.jpg", TINY[:2000]))}, 422, "cut.jpg: the file is cut short"),

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pydicom
 import pytest
 from drawn_dicom import as_bytes, dataset
 from drawn_fracatlas import jpeg, picture
 from driven_page import CHROMIUM_FLAGS, Page, gray_of, share_in, wait
-from served import served, tiny_checkpoint
+from served import probability_in, served, tiny_checkpoint
 
 from fracray.data.images.decode import decode
 from fracray.prediction import familiar
@@ -85,7 +86,7 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     stored = np.linspace(0, 4095, 240 * 301).astype(np.uint16).reshape(240, 301)
     stored[60:120, 40:90] = 3000
-    made = dataset(stored, bits=12, WindowCenter="1800", WindowWidth="2400", StudyInstanceUID="1.2.99")
+    made = dataset(stored, bits=12, WindowCenter="1800", WindowWidth="2400", StudyInstanceUID="1.2.99", SeriesInstanceUID="1.2.98")
     (folder / "hand.dcm").write_bytes(as_bytes(made))
     (folder / "foot.jpg").write_bytes(jpeg(picture(3)))
     (folder / "text.dcm").write_text("text called .dcm")
@@ -286,7 +287,7 @@ def test_stop_leaves_out_what_waits(page, tmp_path):
     assert re.fullmatch(r"\d radiographs? read; stopped, and the rest left out", page.text("counts"))
 
 
-def test_dicom_sr_is_for_dicom_files_and_the_servers_answer_is_said(page, server, files):
+def test_dicom_sr_of_the_open_dicom_file_is_saved(page, server, files):
     page.drop(files["jpeg"])
     page.read(1)
     assert not page.get("take-sr").is_enabled()
@@ -294,11 +295,11 @@ def test_dicom_sr_is_for_dicom_files_and_the_servers_answer_is_said(page, server
     page.read(2)
     page.press("take-sr")
     wait(lambda: not page.text("sr-words").startswith(("CSV", "Writing")))
-    answer = server.post("/predict?format=dicom-sr", files={"files": files["dicom"].read_bytes()})
-    if answer.status_code == 200:
-        assert page.saved("hand-sr.dcm")[128:132] == b"DICM"
-    else:
-        assert page.text("sr-words") == f"No DICOM SR: {answer.json()['error']}"
+    assert page.text("sr-words") == "The DICOM SR of the open radiograph is saved."
+    report = pydicom.dcmread(io.BytesIO(page.saved("hand-sr.dcm")))
+    row = server.post("/predict", files={"files": files["dicom"].read_bytes()}).json()["rows"][0]
+    assert report.StudyInstanceUID == row["study_instance_uid"] == "1.2.99"
+    assert probability_in(report) == pytest.approx(row["probability"], rel=1e-12)
 
 
 def test_each_flag_has_a_sentence(page):
