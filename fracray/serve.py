@@ -8,18 +8,21 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from socket import gethostname
 from typing import TYPE_CHECKING
 
 from fracray.errors import InputError, run_verb
-from fracray.runtime.arguments import command
+from fracray.runtime.arguments import add_address, command
 
 if TYPE_CHECKING:  # a command imports Torch only once its arguments are read
     from socket import socket
 
-    from fracray.serving.engine import Plan
+    from fracray.config import Config
+    from fracray.serving.engine import Plan, Service
     from fracray.serving.guard import Guard
     from fracray.serving.limits import Limits
 
@@ -33,7 +36,8 @@ def parser() -> argparse.ArgumentParser:
         "GET / is a page that shows them. Ctrl-C or SIGTERM ends it after what is in work.",
         "  python -m fracray.serve runs/atlas\n"
         "  curl -F files=@hand.dcm 'http://127.0.0.1:8000/predict?heatmap=1'\n"
-        "  python -m fracray.serve runs/atlas --host 0.0.0.0 --token-file token --queue 256\n",
+        "  python -m fracray.serve runs/atlas --host 0.0.0.0 --token-file token --queue 256\n"
+        "  python -m fracray.serve runs/atlas --ray --address auto --replicas 2 8 --gpus-per-replica 0.5\n",
     )
     cli.add_argument("checkpoint", help="a checkpoint folder, or a run (its best checkpoint), as a path or URI")
     cli.add_argument(
@@ -46,9 +50,18 @@ def parser() -> argparse.ArgumentParser:
         "--token-file", metavar="FILE", help="a file with a token that clients send as 'Authorization: Bearer TOKEN'"
     )
     cli.add_argument(
-        "--workers", type=int, metavar="N", help="processes that hold the network (default: one a GPU, else one)"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that hold the network (default: one a GPU, else one); with --ray of each replica (default: 1)",
     )
-    cli.add_argument("--decoders", type=int, metavar="N", help="processes that decode (default: one a CPU)")
+    cli.add_argument(
+        "--decoders",
+        type=int,
+        metavar="N",
+        help="processes that decode (default: one a CPU); with --ray of each replica, which reserves as many CPUs "
+        "(default: 1)",
+    )
     cli.add_argument(
         "--batch", type=int, default=32, metavar="N", help="pictures of a forward pass, at most (default %(default)s)"
     )
@@ -65,6 +78,22 @@ def parser() -> argparse.ArgumentParser:
         default=0.9,
         metavar="SHARE",
         help="how often the conformal set shall hold the right class, of each class (default %(default)s)",
+    )
+    spread = cli.add_argument_group("on a Ray cluster, behind the server of this machine")
+    spread.add_argument("--ray", action="store_true", help="predict in replicas that Ray Serve starts and replaces")
+    add_address(spread)
+    spread.add_argument(
+        "--replicas",
+        type=int,
+        nargs=2,
+        metavar=("MIN", "MAX"),
+        help="as many as the requests in work need, between these (default: 1 and what fits the cluster)",
+    )
+    spread.add_argument(
+        "--gpus-per-replica",
+        type=float,
+        metavar="F",
+        help="GPUs, or a fraction of one, of each replica (default: 1 where the cluster has room for it, else 0)",
     )
     limits = cli.add_argument_group("limits, beyond which a request is refused with what to do")
     limits.add_argument(
@@ -114,6 +143,7 @@ def _check(args: argparse.Namespace) -> None:
             raise InputError(f"--{name.replace('_', '-')} {value:g}: expected a number from {least:g} to {most:g}")
     if not 0 < args.coverage < 1:
         raise InputError(f"--coverage {args.coverage:g}: expected a share above 0 and below 1, for example 0.9")
+    _check_ray(args)
     require_local(args.checkpoint, "no such checkpoint folder or run")
     try:
         import fastapi  # noqa: F401
@@ -123,6 +153,20 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError(f'{error.name} is not installed; install it with: pip install "fracray[serve]"') from None
     if find_spec("highdicom") is None:  # its import takes a second, and is a decoder's
         raise InputError('highdicom is not installed; install it with: pip install "fracray[serve]"')
+
+
+def _check_ray(args: argparse.Namespace) -> None:
+    if not args.ray:
+        for name in ("address", "replicas", "gpus_per_replica"):
+            if getattr(args, name) is not None:
+                raise InputError(f"--{name.replace('_', '-')}: is for replicas on Ray; add --ray")
+        return
+    if args.replicas and not 1 <= args.replicas[0] <= args.replicas[1] <= 10_000:
+        words = " ".join(map(str, args.replicas))
+        raise InputError(f"--replicas {words}: expected the least and the most of them, from 1 to 10000")
+    gpus = args.gpus_per_replica
+    if gpus is not None and not (0 <= gpus <= 1):
+        raise InputError(f"--gpus-per-replica {gpus:g}: expected a share of a GPU from 0 to 1; a replica uses one")
 
 
 # ---------------------------------------------------------------- the steps
@@ -145,30 +189,60 @@ def _serve(args: argparse.Namespace) -> None:
 
 
 def _run(args: argparse.Namespace, folder: Path, port: socket, guard: Guard) -> None:
-    from fracray.runtime.console import counted, new_console
-    from fracray.serving.engine import Engine
+    from fracray.runtime.console import new_console
     from fracray.serving.server import run
     from fracray.training.checkpoint import verify
 
     console = new_console()
     metadata = verify(folder)
-    plan, limits = _plan(args), _limits(args)
-    engine = Engine(folder, metadata.config, plan, limits, args.coverage)
+    limits = _limits(args)
     host, number = port.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{number}"
 
     def started() -> None:
         console.print(
-            f"serving {metadata.trial or folder.name}, epoch {metadata.epoch}, at {url} "
-            f"({counted(plan.workers, 'process', 'processes')} with the network, {counted(plan.decoders, 'decoder')}; "
+            f"serving {metadata.trial or folder.name}, epoch {metadata.epoch}, at {url} ({where}; "
             f"{'a token is asked for' if args.token_file else 'no token'}); research only, no medical device. Ctrl-C "
             "stops it",
             soft_wrap=True,
         )
 
     console.print(f"starting the network of {args.checkpoint}", soft_wrap=True)
-    run(engine, port, guard, limits, started)
+    with _service(args, folder, metadata.config, limits, f"fracray-{gethostname()}-{number}") as (service, where):
+        run(service, port, guard, limits, started)
     console.print("stopped; all that was asked is answered")
+
+
+@contextmanager
+def _service(
+    args: argparse.Namespace, folder: Path, config: Config, limits: Limits, name: str
+) -> Iterator[tuple[Service, str]]:
+    """What predicts, and where in words; on Ray under this name."""
+    from fracray.runtime.console import counted
+
+    if not args.ray:
+        from fracray.serving.engine import Engine
+
+        plan = _plan(args)
+        where = f"{counted(plan.workers, 'process', 'processes')} with the network, {counted(plan.decoders, 'decoder')}"
+        yield Engine(folder, config, plan, limits, args.coverage), where
+        return
+
+    from fracray.runtime.ray_session import connect
+
+    with connect(args.address):
+        from fracray.runtime.resources import gpus_for
+        from fracray.serving.engine import Plan
+        from fracray.serving.replicas import Replicas, spread
+
+        cpus, workers = args.decoders or 1, args.workers or 1
+        found = spread(args.replicas, cpus, gpus_for(1, args.gpus_per_replica, cpus))
+        plan = Plan(workers, max(1, cpus // workers), cpus, args.batch, args.wait / 1000)
+        where = (
+            f"{found.least} to {counted(found.most, 'replica')} on Ray, each with {counted(found.cpus, 'CPU')} and "
+            f"{found.gpus:g} GPUs"
+        )
+        yield Replicas(folder, config, plan, limits, args.coverage, found, name, bool(args.address)), where
 
 
 def _plan(args: argparse.Namespace) -> Plan:

@@ -125,8 +125,8 @@ FLAGS = {
     "--against --corruptions --reference --severities --seed --address",
     "predict": "checkpoint path --to --overwrite --coverage --study --heatmaps --dicom-out --address",
     "export": "checkpoint --to --format --data --overwrite",
-    "serve": "checkpoint --host --port --token-file --workers --decoders --batch --wait --coverage --max-megabytes "
-    "--max-megapixels --max-files --timeout --queue",
+    "serve": "checkpoint --host --port --token-file --workers --decoders --batch --wait --coverage --ray --address "
+    "--replicas --gpus-per-replica --max-megabytes --max-megapixels --max-files --timeout --queue",
     "report": "run --data --to --model-card --claim --evaluated --cluster --price-per-hour",
     "log": "run --to",
     "cluster check": "file --space --workers-per-trial --cpus-per-trial --gpus-per-trial --storage",

@@ -95,6 +95,9 @@ NOT_RUN = {
     "python -m fracray.serve runs/atlas": SERVES,
     "python -m fracray.serve runs/atlas --host 0.0.0.0 --token-file token --queue 256": SERVES,
     "curl -F files=@hand.dcm -F files=@foot.jpg 'http://127.0.0.1:8000/predict?heatmap=1'": SERVES,
+    "curl -F files=@hand.dcm -o hand-sr.dcm 'http://127.0.0.1:8000/predict?format=dicom-sr'": SERVES,
+    "python -m fracray.serve runs/atlas --ray --replicas 1 2": "as above; tests/serving/test_serve_ray.py does it",
+    "python -m fracray.serve runs/atlas --ray --address auto --replicas 2 8 --gpus-per-replica 0.5": CLUSTER,
 }
 REFUSED = {
     "python -m fracray.cluster check cluster/gpu.yaml --space search_spaces/reg.yaml --gpus-per-trial 0.25": (

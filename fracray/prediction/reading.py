@@ -5,7 +5,7 @@ Decodes as the training did, so the same file gives the same pixels. Knows no ch
 
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,14 @@ class Sender:
 
     def read(self, path: str) -> tuple[bytes | None, str]:
         return read_file(Path(path))
+
+
+def unpack_checkpoint(files: Mapping[str, bytes], folder: Path) -> None:
+    """Write what `Sender.checkpoint` sends to a folder."""
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
 
 
 class Decoder:

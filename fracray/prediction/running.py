@@ -17,7 +17,7 @@ import ray
 from fracray.errors import RunError
 from fracray.evaluation.inference import BATCH
 from fracray.prediction.inputs import Picture
-from fracray.prediction.reading import Batch, Decoder, Sender
+from fracray.prediction.reading import Batch, Decoder, Sender, unpack_checkpoint
 from fracray.prediction.scoring import PLACE, SCORED, SHOWN, Asked, Scorer
 from fracray.runtime.resources import alone, here, present
 from fracray.training.checkpoint import load_checkpoint
@@ -36,10 +36,7 @@ class _Score:
             self._scorer = Scorer(load_checkpoint(folder), asked)
             return
         with tempfile.TemporaryDirectory() as scratch:
-            for name, data in ray.get(sender.checkpoint.remote()).items():
-                path = Path(scratch) / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(data)
+            unpack_checkpoint(ray.get(sender.checkpoint.remote()), Path(scratch))
             self._scorer = Scorer(load_checkpoint(scratch), asked)
 
     def __call__(self, batch: Batch) -> pa.Table:
@@ -95,7 +92,7 @@ def predict_pictures(
             if isinstance(error, ray.exceptions.RayTaskError) or left == before:
                 first = pictures[int(missing.argmax())].path
                 raise RunError(
-                    f"{_cause(error)}; give the same command again: it goes on where it was. {left:,} of {total:,} "
+                    f"{cause_of(error)}; give the same command again: it goes on where it was. {left:,} of {total:,} "
                     f"rows are missing, first that of {first}"
                 ) from None
             before = left
@@ -140,7 +137,7 @@ def _rows(
     return _whole(scored.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0), ends, SCORED)
 
 
-def _cause(error: BaseException) -> str:
+def cause_of(error: BaseException) -> str:
     """What went wrong in a process of Ray, in a line: the first error in the tracebacks that its message quotes."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return next((line for line in lines if re.match(r"[\w.]*(Error|Exception)\w*: ", line)), lines[0])

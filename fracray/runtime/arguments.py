@@ -43,5 +43,5 @@ def add_prices(cli: argparse.ArgumentParser, what: str) -> None:
     )
 
 
-def add_address(cli: argparse.ArgumentParser) -> None:
+def add_address(cli: argparse._ActionsContainer) -> None:
     cli.add_argument("--address", help="a Ray cluster: auto or HOST:PORT (default: a local one)")

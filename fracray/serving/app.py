@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fracray import __version__
 from fracray.serving.counters import Counters
-from fracray.serving.engine import Engine
+from fracray.serving.engine import Service
 from fracray.serving.guard import Guard
 from fracray.serving.limits import Admission, Limits, RefusedError, Visit
 from fracray.serving.uploads import FIELD, drain, read_uploads
@@ -88,7 +88,7 @@ class _Watch:
             self._counters.seconds.labels(path).observe(time.monotonic() - started)
 
 
-def make_app(engine: Engine, guard: Guard, limits: Limits) -> FastAPI:
+def make_app(engine: Service, guard: Guard, limits: Limits) -> FastAPI:
     """The application, over an engine that whoever serves it has started."""
     app = FastAPI(
         title="fracray",

@@ -18,7 +18,10 @@ class Counters:
             "fracray_request_seconds", "Time of a request", ("path",), buckets=SECONDS, registry=own
         )
         self.pictures = Counter("fracray_pictures", "Pictures by outcome: read or failed", ("outcome",), registry=own)
-        self.batch = Histogram("fracray_batch_pictures", "Pictures in a forward pass", buckets=SIZES, registry=own)
+
+    def sizes(self, name: str, words: str) -> Histogram:
+        """Numbers of pictures, by how many."""
+        return Histogram(name, words, buckets=SIZES, registry=self._registry)
 
     def gauge(self, name: str, words: str, value: Callable[[], float]) -> None:
         """A number that is asked for whenever the metrics are read."""

@@ -8,7 +8,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fracray.config import Config
 from fracray.data.images.dicom_header import Header
@@ -45,6 +45,21 @@ class Plan:
     wait: float = 0.005
 
 
+class Service(Protocol):
+    """What the HTTP interface asks: an `Engine`, or `fracray.serving.replicas.Replicas`, which has several."""
+
+    counters: Counters
+    card: dict[str, Any]
+
+    @property
+    def ready(self) -> bool: ...
+    async def start(self) -> None: ...
+    async def rows(self, uploads: Sequence[Upload], mapped: bool) -> list[dict[str, Any]]: ...
+    async def picture(self, upload: Upload) -> FullDepth: ...
+    async def report(self, upload: Upload) -> bytes: ...
+    def stop(self) -> None: ...
+
+
 class Engine:
     """Holds the processes; `start` before, `stop` after. folder: the checkpoint's; coverage: of the conformal sets."""
 
@@ -56,6 +71,7 @@ class Engine:
         self._plan, self._decoding = plan, 0
         self._batcher: Batcher | None = None
         self.counters = Counters()
+        self._passes = self.counters.sizes("fracray_batch_pictures", "Pictures in a forward pass")
         self.card: dict[str, Any] = {}
         self._count_lost("decoder", self._decoders)
         self._count_lost("model", self._models)
@@ -140,7 +156,7 @@ class Engine:
             raise RefusedError(503, words, {"Retry-After": "10"}) from None
 
     async def _score(self, items: Sequence[tuple[Batch, bool]]) -> Sequence[dict[str, Any]]:
-        self.counters.batch.observe(len(items))
+        self._passes.observe(len(items))
         return await self._models.call("rows", [batch for batch, _ in items], [mapped for _, mapped in items])
 
     def stop(self) -> None:

@@ -14,7 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from fracray import interrupts
 from fracray.errors import InputError
 from fracray.serving.app import make_app
-from fracray.serving.engine import Engine
+from fracray.serving.engine import Service
 from fracray.serving.guard import Guard
 from fracray.serving.limits import Limits
 
@@ -47,7 +47,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def run(engine: Engine, port: socket.socket, guard: Guard, limits: Limits, started: Callable[[], None]) -> None:
+def run(engine: Service, port: socket.socket, guard: Guard, limits: Limits, started: Callable[[], None]) -> None:
     """Serve until SIGTERM, which ends it, or Ctrl-C, which raises KeyboardInterrupt; both after what is in work.
 
     InputError where the checkpoint cannot be opened. started: called once requests are answered.
@@ -63,7 +63,7 @@ def run(engine: Engine, port: socket.socket, guard: Guard, limits: Limits, start
 
 
 async def _serve(
-    engine: Engine, port: socket.socket, guard: Guard, limits: Limits, started: Callable[[], None]
+    engine: Service, port: socket.socket, guard: Guard, limits: Limits, started: Callable[[], None]
 ) -> None:
     await engine.start()
     try:

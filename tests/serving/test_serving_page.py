@@ -86,7 +86,8 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     stored = np.linspace(0, 4095, 240 * 301).astype(np.uint16).reshape(240, 301)
     stored[60:120, 40:90] = 3000
-    made = dataset(stored, bits=12, WindowCenter="1800", WindowWidth="2400", StudyInstanceUID="1.2.99", SeriesInstanceUID="1.2.98")
+    series = {"StudyInstanceUID": "1.2.99", "SeriesInstanceUID": "1.2.98"}
+    made = dataset(stored, bits=12, WindowCenter="1800", WindowWidth="2400", **series)
     (folder / "hand.dcm").write_bytes(as_bytes(made))
     (folder / "foot.jpg").write_bytes(jpeg(picture(3)))
     (folder / "text.dcm").write_text("text called .dcm")

@@ -1,0 +1,240 @@
+"""The engine as a deployment of Ray Serve: replicas on a cluster, each with its own network, behind this server.
+
+Ray Serve starts replicas, replaces those that die, and shares the requests out. Its own HTTP server is not started:
+this one asks the replicas, so limits, the guard and the graceful stop are those of one machine. Knows no HTTP.
+"""
+
+import asyncio
+import contextlib
+import logging
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
+
+from fracray.config import Config
+from fracray.data.images.full_depth import FullDepth
+from fracray.errors import InputError, RunError
+from fracray.prediction.reading import Sender, unpack_checkpoint
+from fracray.prediction.running import cause_of
+from fracray.runtime.resources import alone, here, machines
+from fracray.serving.counters import Counters
+from fracray.serving.engine import Engine, Plan, Upload
+from fracray.serving.limits import Limits, RefusedError
+from fracray.serving.processes import STARTS_WITHIN
+
+TRIES = 3  # replicas that are asked, one after another, where each dies with the request
+STARTS = 2  # of a replica whose start fails, before it is given up
+LOOK_SECONDS = 2.0  # between looks at how many replicas there are, and of Ray Serve at whether each lives
+LOGS = {"log_level": "ERROR", "enable_access_log": False}  # as on one machine, nothing of a request is logged
+_BACK = {"Retry-After": "10"}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How many replicas there are, at least and at most, and the CPUs and GPUs that each reserves."""
+
+    least: int
+    most: int
+    cpus: int
+    gpus: float
+
+
+def spread(asked: Sequence[int] | None, cpus: int, gpus: float) -> Spread:
+    """The spread over this cluster; asked: the least and the most replicas, or None for 1 to as many as fit now.
+
+    InputError where the least do not fit.
+    """
+    fit = sum(machine.count * machine.workers(cpus, gpus) for machine in machines())
+    least, most = asked or (1, max(1, fit))
+    if least > fit:
+        raise InputError(
+            f"--replicas {least} {most}: {fit} replicas of {cpus} CPU(s) and {gpus:g} GPU(s) fit the cluster; lower "
+            "what is asked for, or what each needs (--decoders, --gpus-per-replica), or name a larger cluster"
+        )
+    return Spread(least, most, cpus, gpus)
+
+
+class Replica:
+    """An engine in a process of Ray Serve. sender: an actor of `Sender`, None where this machine has the folder."""
+
+    async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
+        self, folder: Path, sender: Any, config: Config, plan: Plan, limits: Limits, coverage: float
+    ) -> None:
+        self._scratch = tempfile.TemporaryDirectory()  # a network's process that is lost reads the checkpoint again
+        if sender is not None:
+            folder = Path(self._scratch.name)
+            unpack_checkpoint(await sender.checkpoint.remote(), folder)
+        self._engine = Engine(folder, config, plan, limits, coverage)
+        await self._engine.start()
+        self._was_ready = time.monotonic()
+
+    async def card(self) -> dict[str, Any]:
+        return self._engine.card
+
+    async def call(self, name: str, *args: Any) -> tuple[Any, tuple[Any, ...] | None]:
+        """What the engine's method `name` returns, and None; or None, and the arguments of its RefusedError."""
+        try:
+            return await getattr(self._engine, name)(*args), None
+        except RefusedError as refusal:
+            return None, (refusal.status, refusal.words, refusal.headers)
+
+    async def check_health(self) -> None:
+        """Ray Serve asks; another replica takes this one's place where it raises, three times in a row."""
+        if self._engine.ready:
+            self._was_ready = time.monotonic()
+        elif time.monotonic() - self._was_ready > STARTS_WITHIN:
+            raise RunError("the network's process does not start again")
+
+    def __del__(self) -> None:  # called by Ray Serve
+        self._engine.stop()
+        self._scratch.cleanup()
+
+
+class Replicas:
+    """As `Engine`, of replicas on the cluster that this process is connected to.
+
+    name: of the application in Ray Serve; one of the same name is replaced. stays: whether the cluster outlives this
+    process, so that `stop` has to take the replicas down.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        plan: Plan,
+        limits: Limits,
+        coverage: float,
+        spread: Spread,
+        name: str,
+        stays: bool,
+    ) -> None:
+        self._folder, self._spread, self._limits, self._name, self._stays = folder, spread, limits, name, stays
+        self._settings = (config, plan, limits, coverage)
+        self._running, self._lost = 0, 0
+        self._sender: Any = None
+        self._handle: Any = None
+        self._watching: asyncio.Task[None] | None = None
+        self.counters = Counters()
+        self.counters.gauge("fracray_replicas", "Replicas that predict", lambda: self._running)
+        self.counters.gauge(
+            "fracray_answers_lost", "Answers lost with their replica, asked for again", lambda: self._lost
+        )
+        self.card: dict[str, Any] = {}
+
+    async def start(self) -> None:
+        """Start the least number of replicas; RunError where they do not start."""
+        try:
+            self._deploy()  # holds up the loop, in which nothing else goes on yet: Ctrl-C ends it at once
+            self.card = await self._handle.card.remote()
+        except (RayError, RayServeException, RuntimeError) as error:
+            self.stop()
+            raise RunError(f"Ray Serve could not start a replica: {cause_of(error)}") from None
+        except BaseException:
+            self.stop()
+            raise
+        self._watching = asyncio.create_task(self._watch())
+
+    def _deploy(self) -> None:
+        if not alone():
+            actor = ray.remote(num_cpus=0, scheduling_strategy=here())
+            self._sender = actor(Sender).remote(self._folder)
+        spread, limits = self._spread, self._limits
+        serve.start(proxy_location="Disabled", logging_config=LOGS)
+        _quiet()
+        deployment = serve.deployment(
+            Replica,
+            name="replica",
+            ray_actor_options={"num_cpus": spread.cpus, "num_gpus": spread.gpus},
+            autoscaling_config={
+                "min_replicas": spread.least,
+                "max_replicas": spread.most,
+                # All of them work before the queue is full.
+                "target_ongoing_requests": max(1.0, limits.queue / (2 * spread.most)),
+            },
+            max_ongoing_requests=limits.queue,  # a replica batches what it has
+            max_constructor_retry_count=STARTS,
+            health_check_period_s=LOOK_SECONDS,
+            graceful_shutdown_timeout_s=limits.seconds,
+        )
+        bound = deployment.bind(self._folder, self._sender, *self._settings)
+        self._handle = serve.run(bound, name=self._name, route_prefix=None, logging_config=LOGS)
+        _quiet()  # `run` has set the level anew
+        self._running = spread.least
+
+    async def _watch(self) -> None:
+        """Keep count of the replicas that run."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            with contextlib.suppress(RayError, RayServeException, KeyError):  # Ray Serve's controller starts again
+                status = await asyncio.to_thread(serve.status)
+                states = status.applications[self._name].deployments["replica"].replica_states
+                self._running = states.get("RUNNING", 0)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a picture would be predicted on now."""
+        return self._running > 0
+
+    async def rows(self, uploads: Sequence[Upload], mapped: bool) -> list[dict[str, Any]]:
+        """As `Engine.rows`."""
+        rows: list[dict[str, Any]] = await self._ask("rows", uploads, mapped)
+        for row in rows:
+            self.counters.pictures.labels("failed" if row["error"] else "read").inc()
+        return rows
+
+    async def picture(self, upload: Upload) -> FullDepth:
+        """As `Engine.picture`."""
+        found: FullDepth = await self._ask("picture", upload)
+        return found
+
+    async def report(self, upload: Upload) -> bytes:
+        """As `Engine.report`."""
+        found: bytes = await self._ask("report", upload)
+        return found
+
+    async def _ask(self, name: str, *args: Any) -> Any:
+        """What a replica answers. Where it dies another one is asked: nothing is changed by asking twice.
+
+        RefusedError as the replica's, and 503 where none is there, or none answers.
+        """
+        if not self.ready:
+            raise RefusedError(503, "no replica is up; one starts: send the request once more", _BACK)
+        for _ in range(TRIES):
+            try:
+                async with asyncio.timeout(STARTS_WITHIN):
+                    answer, refusal = await self._handle.call.remote(name, *args)
+            except RayTaskError:  # a fault of ours
+                raise
+            except TimeoutError:
+                break
+            except (RayError, RayServeException):
+                self._lost += 1
+                continue
+            if refusal is not None:
+                raise RefusedError(*refusal)
+            return answer
+        raise RefusedError(503, "the replicas that worked on it were lost: send the request once more", _BACK)
+
+    def stop(self) -> None:
+        """Take the replicas down."""
+        if self._watching is not None:
+            self._watching.cancel()
+        if not self._stays:
+            return
+        with contextlib.suppress(RayError, RayServeException):  # what is gone need not be taken down
+            serve.delete(self._name)
+            if not serve.status().applications:
+                serve.shutdown()
+
+
+def _quiet() -> None:
+    """Keep Ray Serve's log off the terminal: what matters of it is counted, or raised."""
+    logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
