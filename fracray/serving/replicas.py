@@ -147,8 +147,9 @@ class Replicas:
             actor = ray.remote(num_cpus=0, scheduling_strategy=here())
             self._sender = actor(Sender).remote(self._folder)
         spread, limits = self._spread, self._limits
+        # Its log stays off the terminal: what matters of it is counted, or raised.
+        logging.getLogger("ray.serve").disabled = True
         serve.start(proxy_location="Disabled", logging_config=LOGS)
-        _quiet()
         deployment = serve.deployment(
             Replica,
             name="replica",
@@ -166,7 +167,6 @@ class Replicas:
         )
         bound = deployment.bind(self._folder, self._sender, *self._settings)
         self._handle = serve.run(bound, name=self._name, route_prefix=None, logging_config=LOGS)
-        _quiet()  # `run` has set the level anew
         self._running = spread.least
 
     async def _watch(self) -> None:
@@ -233,8 +233,3 @@ class Replicas:
             serve.delete(self._name)
             if not serve.status().applications:
                 serve.shutdown()
-
-
-def _quiet() -> None:
-    """Keep Ray Serve's log off the terminal: what matters of it is counted, or raised."""
-    logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
