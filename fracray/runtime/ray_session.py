@@ -28,6 +28,8 @@ ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # A process without GPUs of its own must not hide the machine's GPUs from others.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # gRPC, which Ray Serve imports, notes on the terminal that a process forks.
+    "GRPC_VERBOSITY": "ERROR",
 }
 
 T = TypeVar("T")

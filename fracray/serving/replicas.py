@@ -148,7 +148,7 @@ class Replicas:
             self._sender = actor(Sender).remote(self._folder)
         spread, limits = self._spread, self._limits
         # Its log stays off the terminal: what matters of it is counted, or raised.
-        logging.getLogger("ray.serve").disabled = True
+        logging.getLogger("ray.serve").addFilter(lambda record: False)  # Ray Serve undoes a level
         serve.start(proxy_location="Disabled", logging_config=LOGS)
         deployment = serve.deployment(
             Replica,
