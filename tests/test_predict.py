@@ -341,7 +341,7 @@ def test_bad_input_is_one_clear_error(run, mixed, tmp_path, monkeypatch, capsys,
     assert message in error
     assert error.count("\n") == 1
     assert (tmp_path / "there.csv").read_text() == "kept"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "there.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "mixed", "there.csv"]
     assert sorted(path.name for path in mixed.iterdir() if path.suffix == ".png") == ["blank.png"]
 
 
