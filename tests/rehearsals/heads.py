@@ -93,7 +93,7 @@ def answers(url, before=()):
     return True
 
 
-def wait_for(condition, process=None, seconds=120):
+def wait_for(condition, process=None, seconds=300):
     """Wait until the condition is true and return its value; the process, if given, must not end before that."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
