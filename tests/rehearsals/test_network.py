@@ -93,8 +93,10 @@ def network():
 def worker(head, machine, number, log):
     """A worker with one CPU on a machine, until the block ends."""
     options = ["--num-cpus=1", "--num-gpus=0", "--object-store-memory=200000000", "--block"]
+    start = ["ray", "start", f"--address={head.address}", f"--node-ip-address=10.77.0.{number}", *options]
+    # Ray gives a node 30 s to start, which a busy machine may exceed: then once more.
     process = subprocess.Popen(
-        [*machine, "ray", "start", f"--address={head.address}", f"--node-ip-address=10.77.0.{number}", *options],
+        [*machine, "sh", "-c", '"$@" || "$@"', "sh", *start],
         env=head.environment,
         stdout=log,
         stderr=subprocess.STDOUT,
