@@ -436,14 +436,14 @@ def test_a_search_resumes_after_kill_nine_of_a_trial_process(ray_local, tmp_path
 
     with ThreadPoolExecutor() as pool:
         killed = pool.submit(kill)
-        space = write_space(tmp_path, trials=6, epochs=8)
+        space = write_space(tmp_path, trials=6, epochs=24)  # so that hardly a trial ends just before it is killed
         keep = ["--set", "train.keep_seconds=0"]
         main(["--space", str(space), "--storage", str(tmp_path), "--name", "hit", *keep])
         killed.result()
     said = capsys.readouterr()
     assert "will be resumed: its process ended" in said.out
     assert "Traceback" not in said.out + said.err
-    before[0].assert_kept_and_complete(trials=6, epochs=8, every_epoch=True)
+    before[0].assert_kept_and_complete(trials=6, epochs=24, every_epoch=True)
 
 
 def test_a_process_that_dies_between_two_trials_costs_no_trial(ray_local, tmp_path, monkeypatch):

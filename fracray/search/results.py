@@ -211,7 +211,7 @@ def judged_set(checkpoint: Path, name: str, metric: str) -> JudgedSet:
     On 'val', to which the calibration was fitted, loss, Brier score and calibration error are those of cross-fitted
     probabilities, as every epoch reports them.
     """
-    table, card = read_predictions(checkpoint), read_metadata(checkpoint)
+    table, card = read_predictions(checkpoint), read_metadata(checkpoint, whole=False)
     assert table is not None, "a trial's checkpoint always carries its validation predictions"
     table = table[in_set(table["split"], name)]
     labels, logits, groups = (table[column].to_numpy() for column in ("label", "logit", "group"))

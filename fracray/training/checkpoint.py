@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,9 +129,12 @@ def _open(folder: Path, metadata: CheckpointMetadata) -> Checkpoint:
     return Checkpoint(model.eval(), metadata, folder, read_seen(folder), predictions=read_predictions(folder))
 
 
-def read_metadata(folder: str | Path) -> CheckpointMetadata:
-    """A checkpoint's metadata, without its tensors; InputError as `load_checkpoint`."""
-    return _metadata(_read_json(Path(folder)), Path(folder))
+def read_metadata(folder: str | Path, whole: bool = True) -> CheckpointMetadata:
+    """A checkpoint's metadata, without its tensors; InputError as `load_checkpoint`.
+
+    whole: its weights must be there; not so for a copy of some of its files.
+    """
+    return _metadata(_read_json(Path(folder), (METADATA, WEIGHTS) if whole else (METADATA,)), Path(folder))
 
 
 def read_predictions(folder: str | Path) -> pd.DataFrame | None:
@@ -244,13 +247,13 @@ def _write_card(
     (folder / METADATA).write_text(json.dumps(tree, indent=2, allow_nan=False) + "\n")
 
 
-def _read_json(folder: Path) -> dict[str, Any]:
+def _read_json(folder: Path, needed: Sequence[str] = (METADATA, WEIGHTS)) -> dict[str, Any]:
     if folder.is_file():
         refuse_pickle(folder)
         raise InputError(f"{folder}: this is a file; name the checkpoint folder that holds {WEIGHTS} and {METADATA}")
     if not folder.is_dir():
         raise InputError(f"{folder}: no such checkpoint folder")
-    missing = [name for name in (METADATA, WEIGHTS) if not (folder / name).is_file()]
+    missing = [name for name in needed if not (folder / name).is_file()]
     if METADATA in missing or (missing and not (folder / MEMBERS).is_dir()):
         for pickled in sorted(path for path in folder.iterdir() if path.suffix.lower() in PICKLE_SUFFIXES):
             refuse_pickle(pickled)
