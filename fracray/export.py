@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from fracray.errors import InputError, RunError, run_verb
 from fracray.exporting.formats import FORMATS, Format
-from fracray.runtime.arguments import command
+from fracray.runtime.arguments import add_checkpoint, command
 
 if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are read and its files are found
     from rich.console import Console
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         "  python -m fracray.export checkpoints/t0007 --to t0007.onnx --data FracAtlas.zip\n"
         "  python -m fracray.export runs/atlas --to atlas.pt2 --format torch-export\n",
     )
-    cli.add_argument("checkpoint", help="a checkpoint folder, or a run (its best checkpoint), as a path or URI")
+    add_checkpoint(cli)
     cli.add_argument("--to", required=True, metavar="FILE", help="the file: FILE.onnx, or FILE.pt2 for torch-export")
     cli.add_argument(
         "--format",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fracray.errors import InputError, RunError, run_verb
-from fracray.runtime.arguments import add_address, command
+from fracray.runtime.arguments import add_address, add_checkpoint, add_coverage, command
 
 if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are read and its files are found
     import pyarrow as pa
@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
         "  python -m fracray.predict checkpoints/t0007 a.dcm b.jpg scans.zip --to predictions.parquet --coverage 0.95\n"
         "  find /archive -name '*.dcm' | python -m fracray.predict checkpoints/t0007 - --to found.jsonl --study\n",
     )
-    cli.add_argument("checkpoint", help="a checkpoint folder, or a run (its best checkpoint), as a path or URI")
+    add_checkpoint(cli)
     cli.add_argument(
         "path",
         nargs="+",
@@ -48,13 +48,7 @@ def parser() -> argparse.ArgumentParser:
     cli.add_argument(
         "--overwrite", action="store_true", help="replace FILE where it exists, and files of the same names in DIR"
     )
-    cli.add_argument(
-        "--coverage",
-        type=float,
-        default=0.9,
-        metavar="SHARE",
-        help="how often the conformal set shall hold the right class, of each class (default %(default)s)",
-    )
+    add_coverage(cli)
     cli.add_argument(
         "--study", action="store_true", help="a row for each study: that of its picture with the highest probability"
     )

@@ -16,7 +16,7 @@ from socket import gethostname
 from typing import TYPE_CHECKING
 
 from fracray.errors import InputError, run_verb
-from fracray.runtime.arguments import add_address, command
+from fracray.runtime.arguments import add_address, add_checkpoint, add_coverage, command
 
 if TYPE_CHECKING:  # a command imports Torch only once its arguments are read
     from socket import socket
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
         "  python -m fracray.serve runs/atlas --host 0.0.0.0 --token-file token --queue 256\n"
         "  python -m fracray.serve runs/atlas --ray --address auto --replicas 2 8 --gpus-per-replica 0.5\n",
     )
-    cli.add_argument("checkpoint", help="a checkpoint folder, or a run (its best checkpoint), as a path or URI")
+    add_checkpoint(cli)
     cli.add_argument(
         "--host",
         default="127.0.0.1",
@@ -72,13 +72,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="MS",
         help="how long a picture waits for others (default %(default)g)",
     )
-    cli.add_argument(
-        "--coverage",
-        type=float,
-        default=0.9,
-        metavar="SHARE",
-        help="how often the conformal set shall hold the right class, of each class (default %(default)s)",
-    )
+    add_coverage(cli)
     spread = cli.add_argument_group("on a Ray cluster, behind the server of this machine")
     spread.add_argument("--ray", action="store_true", help="predict in replicas that Ray Serve starts and replaces")
     add_address(spread)

@@ -13,6 +13,20 @@ def command(name: str, description: str, examples: str) -> argparse.ArgumentPars
     )
 
 
+def add_checkpoint(cli: argparse.ArgumentParser) -> None:
+    cli.add_argument("checkpoint", help="a checkpoint folder, or a run (its best checkpoint), as a path or URI")
+
+
+def add_coverage(cli: argparse.ArgumentParser) -> None:
+    cli.add_argument(
+        "--coverage",
+        type=float,
+        default=0.9,
+        metavar="SHARE",
+        help="how often the conformal set shall hold the right class, of each class (default %(default)s)",
+    )
+
+
 def add_run_options(cli: argparse.ArgumentParser, kind: str) -> None:
     """The options of commands that start or resume a run folder."""
     cli.add_argument("--data", metavar="PATH", help="FracAtlas (folder, zip) or an imported set; default: phantoms")
