@@ -19,8 +19,9 @@ from fracray.serving.guard import Guard
 from fracray.serving.limits import Admission, Limits, RefusedError, Visit
 from fracray.serving.uploads import FIELD, drain, read_uploads
 
-PAGE = Path(__file__).with_name("page")
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+_PAGE = {f"/{file.name}": file for file in Path(__file__).with_name("page").iterdir() if file.suffix in _TYPES}
+_PAGE["/"] = _PAGE["/index.html"]
 _NOTHING_FROM_ELSEWHERE = (  # the page and its script are all that a browser may run or ask
     (b"content-security-policy", b"default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'"),
     (b"x-content-type-options", b"nosniff"),
@@ -77,7 +78,7 @@ class _Watch:
             await send(message)
 
         try:
-            self._guard.check(scope["path"], request.headers, _page_file(scope["path"]) is not None)
+            self._guard.check(scope["path"], request.headers, scope["path"] in _PAGE)
         except RefusedError as refusal:
             await drain(request, self._limits.seconds)
             await _refused(refusal)(scope, receive, sending)
@@ -211,11 +212,9 @@ def make_app(engine: Service, guard: Guard, limits: Limits) -> FastAPI:
 
     @app.get("/{file:path}", include_in_schema=False)
     async def page(file: str) -> Response:
-        found = _page_file(f"/{file}")
+        found = _PAGE.get(f"/{file}")
         if found is None:
             raise HTTPException(404)
-        if not found.is_file():
-            return PlainTextResponse("fracray is served here; see /docs\n")
         return FileResponse(found, media_type=_TYPES[found.suffix])
 
     paths = frozenset({"/", *app.openapi()["paths"]})
@@ -225,14 +224,6 @@ def make_app(engine: Service, guard: Guard, limits: Limits) -> FastAPI:
 
 def _refused(refusal: RefusedError) -> Response:
     return JSONResponse({"error": refusal.words}, refusal.status, refusal.headers)
-
-
-def _page_file(path: str) -> Path | None:
-    """The file of the page behind a path; None where it has none of this name. index.html need not be there."""
-    name = path.removeprefix("/") or "index.html"
-    found = PAGE / name
-    known = name == "index.html" or (PAGE.is_dir() and found in PAGE.iterdir())
-    return found if known and found.suffix in _TYPES else None
 
 
 def _docs(app: FastAPI) -> str:
