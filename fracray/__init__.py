@@ -9,6 +9,8 @@ import os
 
 from fracray import interrupts
 
+__version__ = "0.1.0"  # pyproject.toml reads it; so code that is not installed, as on a path, knows it too
+
 interrupts.take_over()  # a command may be interrupted from here on; so this comes before other imports
 
 TYPE_CHECKING = False
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
     from fracray.search.space_file import load_space
     from fracray.training.checkpoint import Checkpoint, load_checkpoint
     from fracray.training.model import build_model
-
-    __version__: str
 
 # albumentations looks for a newer version over the network when it is imported. Every process that uses it through
 # fracray, Ray's workers too, imports this package first.
@@ -40,10 +40,6 @@ _ROOMS = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
-
-        return version("fracray")
     if name in _ROOMS:
         from importlib import import_module
 

@@ -3,6 +3,7 @@
 import importlib
 import sys
 
+from fracray import __version__
 from fracray.errors import run_verb
 
 VERBS = {
@@ -33,7 +34,7 @@ def version_line() -> str:
     from platform import python_version
 
     others = ", ".join(f"{name} {version(name)}" for name in ("torch", "ray", "optuna", "albumentations"))
-    return f"fracray {version('fracray')} (Python {python_version()}, {others})"
+    return f"fracray {__version__} (Python {python_version()}, {others})"
 
 
 def main() -> int:

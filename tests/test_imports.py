@@ -33,3 +33,25 @@ def test_counting_time_imports_no_torch():
     names = imported_by("fracray.runtime.efficiency")
     assert "fracray.runtime.efficiency" in names
     assert "torch" not in names
+
+
+def test_the_code_runs_where_it_is_on_the_path_but_not_installed(monkeypatch):
+    # As where a checkout is sent along with a job: a trial would end as it writes its checkpoint.
+    from importlib import metadata
+
+    from fracray import __version__
+    from fracray.cli import version_line
+    from fracray.runtime.run_folder import environment
+    from fracray.training import card
+
+    def version(name):
+        if name == "fracray":
+            raise metadata.PackageNotFoundError(name)
+        return known(name)
+
+    known = metadata.version
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(card, "version", version)
+    assert card._packages.__wrapped__()["fracray"] == __version__
+    assert environment()["packages"]["fracray"] == __version__
+    assert version_line().startswith(f"fracray {__version__} (")

@@ -462,6 +462,24 @@ def test_a_process_that_dies_between_two_trials_costs_no_trial(ray_local, tmp_pa
     Snapshot(tmp_path / "hit").assert_kept_and_complete(trials=4, epochs=2)
 
 
+def test_an_error_in_a_trials_process_is_told_and_the_trial_resumed(ray_local, tmp_path, monkeypatch, capsys):
+    mark = tmp_path / "failed"
+
+    class Failing(TrialActor):
+        def step(self):
+            if not mark.exists():
+                mark.touch()
+                raise OSError(28, "No space left on device")
+            return super().step()
+
+    monkeypatch.setattr("fracray.search.trainable.TrialActor", Failing)
+    main(["--space", str(write_space(tmp_path, trials=2, epochs=2)), "--storage", str(tmp_path), "--name", "hit"])
+    lost = re.search(r"t0000 was lost .* resumed: (.*) \(full error in (.*)\)", capsys.readouterr().out)
+    assert lost.group(1) == "OSError: [Errno 28] No space left on device"
+    assert "No space left on device" in Path(lost.group(2)).read_text()
+    Snapshot(tmp_path / "hit").assert_kept_and_complete(trials=2, epochs=2)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_trial_that_cannot_run_fails_once_with_its_reason(ray_local, tmp_path, capsys, workers):
     """Its folder holds the state of another config: that is an error in any process."""

@@ -2,11 +2,11 @@
 
 import json
 import time
-from importlib.metadata import version
 from math import isnan
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from fracray import __version__
 from fracray.config import PHANTOM
 from fracray.evaluation.report import HEADINGS
 from fracray.reporting.checklists import CLAIM, SOURCES, TRIPOD_AI, filled
@@ -32,7 +32,7 @@ def claim_json(subject: Subject, pictures: bool) -> str:
     tree = {
         "run": subject.location,
         "written": time.strftime("%Y-%m-%d"),
-        "fracray": version("fracray"),
+        "fracray": __version__,
         "sources": SOURCES,
         "CLAIM 2024": filled(CLAIM, facts),
         "TRIPOD+AI": filled(TRIPOD_AI, facts),

@@ -9,12 +9,12 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from importlib.resources import files
 
 from markupsafe import Markup
 from rich.console import Console
 
+from fracray import __version__
 from fracray.data.manifest import Manifest
 from fracray.reporting.answer import answer
 from fracray.reporting.data_section import data_section, reproduce
@@ -74,7 +74,7 @@ def as_html(subject: Subject, at_hand: AtHand) -> str:
             name=subject.name,
             location=subject.location,
             written=time.strftime("%Y-%m-%d %H:%M %Z"),
-            version=version("fracray"),
+            version=__version__,
             sections=list(_sections(subject, at_hand)),
             script=Markup(script) if subject.search and subject.search.ranked else None,
             hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

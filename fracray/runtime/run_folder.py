@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fracray import __version__
 from fracray.config import PHANTOM, Config, parse_config
 from fracray.config.data import SPLIT_VERSION
 from fracray.config.training import ARITHMETIC_VERSION, AUGMENTATION_VERSION
@@ -57,7 +58,6 @@ def trial_folder(run: Folder, number: int) -> Folder:
 def environment() -> dict[str, Any]:
     """Versions and machine of a run, for environment.json."""
     packages = (
-        "fracray",
         "ray",
         "torch",
         "torchvision",
@@ -72,7 +72,7 @@ def environment() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
-        "packages": {name: _version(name) for name in packages},
+        "packages": {"fracray": __version__, **{name: _version(name) for name in packages}},
         "augmentation": AUGMENTATION_VERSION,
         "arithmetic": ARITHMETIC_VERSION,
         "split": SPLIT_VERSION,

@@ -5,11 +5,13 @@ Listens to Tune and decides nothing.
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from math import isnan
+from pathlib import Path
 from typing import Any
 
 import ray
-from ray import tune
+from ray import cloudpickle, tune
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -230,9 +232,15 @@ class SearchProgress(tune.Callback):
 
 
 def _reason(trial: Any) -> str:
-    """The last line of a trial's error, and the file with the full error."""
-    error = trial.get_error()
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] if error is not None else []
-    if not lines or isinstance(error, ray.exceptions.RayActorError):  # whose text is long
+    """The last line of a trial's error and the file with all of it, or that its process ended."""
+    error = None
+    # Tune's own `get_error` looks in the storage, to which the file is copied later.
+    if trial.pickled_error_file is not None:
+        with suppress(Exception):  # errors of any library, which need not survive this
+            error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+    # The text of one that tells of a lost process is long.
+    lines = [] if error is None or isinstance(error, ray.exceptions.RayActorError) else str(error).split("\n")
+    said = [line.strip() for line in lines if line.strip()]
+    if not said:
         return "its process ended (killed, or out of memory?)"
-    return f"{lines[-1]} (full error in {trial.error_file})"
+    return f"{said[-1]} (full error in {Path(trial.storage.trial_fs_path, Path(trial.error_file).name)})"

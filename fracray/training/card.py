@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from typing import Any
 
+from fracray import __version__
 from fracray.config import Config, resolve
 from fracray.errors import InputError
 from fracray.metrics import Calibration, Interval
@@ -20,7 +21,8 @@ AS_TRAINED, FLOAT32 = "as trained", "float32"  # the arithmetic of a validation;
 
 @functools.cache  # reading them takes longer than writing the tensors
 def _packages() -> dict[str, str]:
-    return {name: version(name) for name in ("fracray", "torch", "torchvision", "timm", "albumentations", "numpy")}
+    others = ("torch", "torchvision", "timm", "albumentations", "numpy")
+    return {"fracray": __version__, **{name: version(name) for name in others}}
 
 
 def _versions() -> dict[str, str]:

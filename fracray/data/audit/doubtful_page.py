@@ -6,11 +6,11 @@ are drawn over the pictures, so that they can be hidden.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import version
 
 import pandas as pd
 from markupsafe import Markup
 
+from fracray import __version__
 from fracray.data.audit.doubtful import Doubtful
 from fracray.data.images.decode import preview
 from fracray.data.manifest import Box, Manifest
@@ -88,7 +88,7 @@ def doubtful_page(doubtful: Doubtful, manifest: Manifest, origin: str, models: s
         sets=len(sets),
         found=found,
         full=album.full,
-        version=version("fracray"),
+        version=__version__,
         fingerprint=manifest.fingerprint(),
     )
 

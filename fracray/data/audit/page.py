@@ -8,11 +8,11 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from typing import Any
 
 from markupsafe import Markup
 
+from fracray import __version__
 from fracray.data.audit.facts import Blocks, Findings
 from fracray.data.audit.shares import PictureSet
 from fracray.data.audit.verdicts import Verdict, sum_up
@@ -42,7 +42,7 @@ HEADINGS = {
 def as_json(findings: Findings, verdicts: Sequence[Verdict]) -> str:
     """All findings and verdicts; NaN is null."""
     tree = {
-        "fracray": version("fracray"),
+        "fracray": __version__,
         "verdict": asdict(sum_up(verdicts)),
         "verdicts": [asdict(verdict) for verdict in verdicts],
         "findings": findings.as_dict(),
@@ -62,7 +62,7 @@ def as_html(findings: Findings, verdicts: Sequence[Verdict], manifest: Manifest)
             overall=sum_up(verdicts),
             verdicts={verdict.section: verdict for verdict in verdicts},
             headings=HEADINGS,
-            version=version("fracray"),
+            version=__version__,
             pictures=_pictures(sets, manifest),
             chart=_chart(findings.prevalence.blocks, findings.prevalence.overall.share),
             flow=[name for name, count in tree["files"]["flow"].items() if count or name in ("found", "used")],

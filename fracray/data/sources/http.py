@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib import metadata
 from io import FileIO
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -19,6 +18,8 @@ from urllib.parse import urlsplit
 import requests
 from urllib3 import Retry
 from urllib3.exceptions import HTTPError, InvalidHeader, ProtocolError
+
+from fracray import __version__
 
 CHUNK = 2**16
 MAX_TEXT = 4 * 2**20
@@ -127,7 +128,7 @@ def _get(url: str, timeout: float, headers: dict[str, str] | None = None) -> Ite
     """A response with status 200 or, for a range, 206 or 416, whose body has not been read."""
     with requests.Session() as session:
         session.max_redirects = 10
-        session.headers.update({"User-Agent": f"fracray/{metadata.version('fracray')}", "Accept-Encoding": "identity"})
+        session.headers.update({"User-Agent": f"fracray/{__version__}", "Accept-Encoding": "identity"})
         with session.get(url, headers=headers, timeout=timeout, stream=True) as response:
             status = response.status_code
             if status not in ((200, 206, 416) if headers else (200,)):
