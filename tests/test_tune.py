@@ -474,7 +474,7 @@ def test_an_error_in_a_trials_process_is_told_and_the_trial_resumed(ray_local, t
 
     monkeypatch.setattr("fracray.search.trainable.TrialActor", Failing)
     main(["--space", str(write_space(tmp_path, trials=2, epochs=2)), "--storage", str(tmp_path), "--name", "hit"])
-    lost = re.search(r"t0000 was lost .* resumed: (.*) \(full error in (.*)\)", capsys.readouterr().out)
+    lost = re.search(r"t000[01] was lost .* resumed: (.*) \(full error in (.*)\)", capsys.readouterr().out)
     assert lost.group(1) == "OSError: [Errno 28] No space left on device"
     assert "No space left on device" in Path(lost.group(2)).read_text()
     Snapshot(tmp_path / "hit").assert_kept_and_complete(trials=2, epochs=2)
