@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
-from processes import server
+from processes import end_with_parent, server
 from table import write_results
 
 from fracray.config import Config
@@ -202,7 +202,9 @@ def run(args: argparse.Namespace) -> None:
             console.print(f"{key}: {arrays}", style="red", markup=False, soft_wrap=True)
             continue
         held |= {f"{key}/{name}": array for name, array in arrays.items()}
-        np.savez(args.to, **held)  # type: ignore[arg-type]
+        partial = args.to.with_suffix(".partial.npz")  # a kill in the middle loses nothing
+        np.savez(partial, **held)  # type: ignore[arg-type]
+        partial.replace(args.to)
         words = f"validation AUROC {float(arrays['val_auroc']):.3f} in epoch {int(arrays['epoch'])}"
         console.print(
             f"{time.monotonic() - begun:5.0f} s  {key}: {words}, {float(arrays['seconds']):.0f} s",
@@ -215,6 +217,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _work(todo: Any, done: Any, folder: Path, scratch: Path, threads: int, deadline: float, every_epoch: bool) -> None:
+    end_with_parent()
     torch.set_num_threads(threads)
     table = pd.read_parquet(folder / TABLE)
     held: dict[int, np.ndarray] = {}  # DeviceStream keeps a set on the device as long as it is the same array

@@ -1,6 +1,7 @@
 """Processes measured: a command's wall time, and what this process and all that it started, Ray's included, use."""
 
 import multiprocessing
+import os
 import subprocess
 import threading
 import time
@@ -87,3 +88,15 @@ def server() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch._dynamo", "timm", "torchvision", "fracray.training.loop"])
     return context
+
+
+def end_with_parent() -> None:
+    """Called in such a process: it ends when the one that started it ends, however that was."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
