@@ -67,6 +67,8 @@ def load(paths: Sequence[str], labels: Sequence[int]) -> Any:
 
 def train_func(config: dict[str, Any]) -> None:
     """What the one worker of a trial runs."""
+    from sklearn.metrics import roc_auc_score
+
     from fracray.config import ModelConfig
     from fracray.training.model import build_model
 
@@ -94,14 +96,19 @@ def train_func(config: dict[str, Any]) -> None:
             spent["training"] += time.thread_time() - begun
         model.eval()
         right = seen = 0
+        scores: list[float] = []
+        truth: list[float] = []
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             for batch in val.iter_torch_batches(batch_size=BATCH):
                 logits = model(batch["image"].unsqueeze(1))
                 right += int(((logits > 0) == (batch["label"] > 0)).sum())
                 seen += len(logits)
+                scores += logits.float().tolist()
+                truth += batch["label"].tolist()
         with tempfile.TemporaryDirectory() as folder:
             torch.save(model.state_dict(), os.path.join(folder, "model.pt"))
-            metrics = {"val_accuracy": right / seen, "epoch": epoch, "trained": seen, **spent}
+            metrics = {"val_accuracy": right / seen, "val_auroc": float(roc_auc_score(truth, scores)), **spent}
+            metrics |= {"epoch": epoch + 1, "trained": seen}
             ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
 
 
@@ -123,6 +130,13 @@ def driver(config: dict[str, Any]) -> None:
         ),
     )
     trainer.fit()
+
+
+class Printed(tune.Callback):
+    """A line of JSON after each epoch."""
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        print(json.dumps({name: result[name] for name in ("epoch", "val_auroc", "val_accuracy")}), flush=True)
 
 
 def main() -> None:
@@ -162,7 +176,7 @@ def main() -> None:
             # A CPU for the worker and one for Ray Data.
             max_concurrent_trials=max(1, (os.cpu_count() or 1) // 2),
         ),
-        run_config=tune.RunConfig(name="plain", storage_path=args.storage),
+        run_config=tune.RunConfig(name="plain", storage_path=args.storage, callbacks=[Printed()], verbose=0),
     )
     results = tuner.fit()
     seconds = time.time() - begun

@@ -44,10 +44,10 @@ def subset(data: Path, folder: Path, images: int) -> Path:
     return folder
 
 
-def write_parts(source: str, path: Path) -> dict[str, int]:
-    """The files and labels of train and val for the recipe; ingests the set for fracray on the way."""
+def write_parts(source: str, path: Path, size: int = 128) -> dict[str, int]:
+    """The files and labels of train and val for the recipe; ingests the set for fracray, at `size` px, on the way."""
     console = new_console()
-    config = Config().with_leaves({"data.source": source}, "benchmark")
+    config = Config().with_leaves({"data.source": source, "data.size": size}, "benchmark")
     with connect(None):
         prepared = prepare(config.data, console)
     parts: dict[str, dict[str, list[Any]]] = {}
