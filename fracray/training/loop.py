@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from fracray.config import Config
@@ -30,6 +29,7 @@ from fracray.training.loss import batch_loss, mixed_loss
 from fracray.training.mixing import mixes
 from fracray.training.model import build_model, float32, freeze_norm, freeze_stages, train_mode
 from fracray.training.precision import pick_precision
+from fracray.training.ranks import GradientSum, add_up, norm_statistics, start_alike
 from fracray.training.schedule import Rates
 from fracray.training.validation import score_validation
 
@@ -102,7 +102,7 @@ class Fit:
         self.stream = stream
         self.device = device or pick_device()
         if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)  # collectives on objects go through the current device
+            torch.cuda.set_device(self.device)  # graphs are recorded on the current device
         self.rank, self.world = stream.plan.rank, stream.plan.world
         self.metric, self.mode = metric, mode
 
@@ -110,6 +110,8 @@ class Fit:
         self.model = build_model(config.model).to(self.device)
         if config.train.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
+        if self.world > 1:
+            start_alike(self.model)
         self.precision = pick_precision(config, self.device, self.model)
         self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
         freeze_stages(self.model, config.model.freeze_stages)
@@ -121,7 +123,8 @@ class Fit:
         )
         self._body = body(self.model)
         self._head_alone = False
-        self._wrap()
+        self._forward = torch.compile(self.model) if config.train.compile else self.model
+        self._gradients = GradientSum(self.precision)
         self._graphed: GraphedSteps | None = None
         if uses_graphs(config, self.device, self.world):
             self._graphed = GraphedSteps(self.device, must=config.train.graphs == "on")
@@ -133,14 +136,6 @@ class Fit:
         self.epochs_done = 0
         self.best: dict[str, float] = {}
         self.best_weights: dict[str, torch.Tensor] = {}
-
-    def _wrap(self) -> None:
-        """Make the function that a step calls: ranks exchange the gradients of the parameters that train now."""
-        parallel: nn.Module = self.model
-        if self.world > 1:
-            ids = [self.device.index] if self.device.type == "cuda" else None
-            parallel = nn.parallel.DistributedDataParallel(self.model, device_ids=ids)
-        self._forward = torch.compile(parallel) if self.config.train.compile else parallel
 
     @property
     def total_steps(self) -> int:
@@ -194,8 +189,15 @@ class Fit:
         for step, batch in enumerate(self.stream.train(epoch), start=epoch * self.stream.plan.steps):
             total += self._step(batch, step)
         if self.world > 1:
-            dist.all_reduce(total)
+            self._agree(total)
         return float(total) / len(self.stream.plan.train_rows)  # waits until a GPU has done all steps
+
+    def _agree(self, total: torch.Tensor) -> None:
+        """Add up the epoch's losses over the ranks; batch norm's statistics, each rank's own, become their means."""
+        statistics = norm_statistics(self.model, self.averaged)
+        add_up([total, *statistics])
+        if statistics:
+            torch._foreach_div_(statistics, self.world)
 
     def _open(self, head_alone: bool) -> None:
         """From now on train the head alone, or all that is not frozen for good."""
@@ -204,7 +206,6 @@ class Fit:
         self._head_alone = head_alone
         for parameter in self._body:
             parameter.requires_grad_(not head_alone)
-        self._wrap()
         if self._graphed is not None:
             self._graphed.forget()
 
@@ -261,8 +262,9 @@ class Fit:
             learnt = learnt + self.config.train.box_weight * counted * map_loss(where, shares, known).sum()
         # Before the step and not after it: a recording that failed leaves gradients behind.
         self.optimizer.zero_grad(set_to_none=True)
-        # DDP averages the gradients over ranks; times `world` they are those of the mean over the global batch.
-        (learnt * self.world / (count or len(labels))).backward()
+        (learnt / (count or len(labels))).backward()
+        if self.world > 1:  # the sum of these is the gradient of the mean over the global batch
+            self._gradients.exchange(self.model.parameters())
         if self.config.train.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
         self.optimizer.step()
@@ -308,27 +310,18 @@ class Fit:
         Always in float32, whatever the training's arithmetic: calibration and threshold then hold wherever the
         checkpoint is used.
         """
-        if self.world > 1:  # batch norm statistics differ between ranks: all use those of rank 0
-            for tensor in self.averaged.state_dict().values():
-                dist.broadcast(tensor, 0)
-        logits, labels, rows = [], [], []
+        rows = np.sort(self.stream.plan.val_rows)
+        logits = np.zeros(len(rows), dtype=np.float32)
         for batch in self.stream.validation():
             if len(batch.rows):
                 with float32():
-                    logits.append(self.averaged(to_device(batch.images, self.device).unsqueeze(1)).cpu())
-                labels.append(batch.labels)
-                rows.append(batch.rows)
-        mine = (
-            np.concatenate(rows) if rows else np.empty(0, dtype=np.int64),
-            np.concatenate(labels) if labels else np.empty(0, dtype=np.float32),
-            torch.cat(logits).numpy() if logits else np.empty(0, dtype=np.float32),
-        )
-        if self.world > 1:
-            parts: list[Any] = [None] * self.world
-            dist.all_gather_object(parts, mine)
-            mine = tuple(np.concatenate(column) for column in zip(*parts, strict=True))  # type: ignore[assignment]
-        order = np.argsort(mine[0], kind="stable")
-        return self._score(*(column[order] for column in mine))
+                    found = self.averaged(to_device(batch.images, self.device).unsqueeze(1))
+                logits[np.searchsorted(rows, batch.rows)] = found.cpu().numpy()
+        if self.world > 1:  # each image is in one rank's part, and zero on the others
+            shared = torch.from_numpy(logits).to(self.device)
+            add_up([shared])
+            logits = shared.cpu().numpy()
+        return self._score(rows, self.stream.plan.labels[rows], logits)
 
     def _score(self, rows: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> tuple[Validation, dict[str, float]]:
         """Score every validation set, with the calibration and the threshold that are fitted on 'val'."""

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import torch.distributed as dist
 
 from fracray.config import Config, resolve
 from fracray.data.loading.gpu_stream import DeviceStream
@@ -36,6 +35,7 @@ from fracray.training.epochs import EpochResult, write_epochs
 from fracray.training.job import Job
 from fracray.training.loop import EpochReport, pick_device
 from fracray.training.metered import MeteredFit
+from fracray.training.ranks import add_up
 from fracray.training.rungs import may_stop
 from fracray.training.steps import Reached, StepCounter
 
@@ -71,7 +71,7 @@ class TrialRunner:
         plans = [
             make_plan(self.config, job.table.assign(split=split), job.shards, rank, world) for split in job.rotations
         ]
-        device = device or pick_device()
+        self._device = device = device or pick_device()
         self._streams = [make_stream(self.config, plan, job, device, self._meter) for plan in plans]
         fits = [
             MeteredFit(self.config, stream, device, job.metric, job.config.search.mode, self._meter)
@@ -150,9 +150,9 @@ class TrialRunner:
         spent = self._meter.take()
         if self._fit.world == 1:
             return spent
-        parts: list[dict[str, float]] = [{}] * self._fit.world
-        dist.all_gather_object(parts, spent)
-        return {phase: math.fsum(part[phase] for part in parts) for phase in spent}
+        shared = torch.tensor(list(spent.values()), dtype=torch.float64, device=self._device)
+        add_up([shared])
+        return dict(zip(spent, shared.tolist(), strict=True))
 
     def _best_metrics(self) -> dict[str, float]:
         """The best epoch's validation metrics; nan for the searched ones while no epoch was finite."""
