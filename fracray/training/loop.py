@@ -311,16 +311,20 @@ class Fit:
         checkpoint is used.
         """
         rows = np.sort(self.stream.plan.val_rows)
-        logits = np.zeros(len(rows), dtype=np.float32)
+        logits, scored = np.zeros(len(rows), dtype=np.float32), 0
         for batch in self.stream.validation():
             if len(batch.rows):
                 with float32():
                     found = self.averaged(to_device(batch.images, self.device).unsqueeze(1))
                 logits[np.searchsorted(rows, batch.rows)] = found.cpu().numpy()
+                scored += len(batch.rows)
         if self.world > 1:  # each image is in one rank's part, and zero on the others
-            shared = torch.from_numpy(logits).to(self.device)
+            shared = torch.from_numpy(np.append(logits, np.float32(scored))).to(self.device)
             add_up([shared])
-            logits = shared.cpu().numpy()
+            *told, scored = shared.tolist()
+            logits = np.array(told, dtype=np.float32)
+        if scored != len(rows):
+            raise RuntimeError(f"{scored:.0f} validation images were scored, and there are {len(rows)}")
         return self._score(rows, self.stream.plan.labels[rows], logits)
 
     def _score(self, rows: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> tuple[Validation, dict[str, float]]:
