@@ -231,7 +231,7 @@ def _service(
 
 
 def _plan(args: argparse.Namespace) -> Plan:
-    """On CPUs one network with all of them: see docs/serve.md for the measurement."""
+    """On CPUs one process of the network, whose threads share out its batches: see docs/serve.md."""
     import torch
 
     from fracray.serving.engine import Plan
