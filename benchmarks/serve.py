@@ -2,7 +2,8 @@
 
 Clients in a process of their own send one radiograph a request over loopback, each the next one when it has its answer.
 The bare forward pass runs over decoded squares in full batches, before the server starts, with all CPUs, so it pays
-neither for decoding nor for HTTP. "decode and forward" does both in turn in one process, without HTTP.
+neither for decoding nor for HTTP. "decode and forward" does both in turn in one process, without HTTP. "CPU ms" is the
+time of all CPUs for a picture, of the server and its processes; on a busy machine compare this and not the rates.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import psutil
 from table import write_results
 
 from fracray.config import Config
@@ -75,13 +77,18 @@ def load(port: int, requests: list[bytes], clients: int, seconds: float) -> list
     return found
 
 
-def rate(step: Any, seconds: float) -> float:
-    """Pictures a second of `step`, which returns how many it did."""
+def rate(step: Any, seconds: float) -> tuple[float, float]:
+    """Pictures a second, and milliseconds of all CPUs for one, of `step`, which returns how many it did."""
     step()
-    begun, done = time.perf_counter(), 0
+    begun, before, done = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - begun < seconds:
         done += step()
-    return done / (time.perf_counter() - begun)
+    return done / (time.perf_counter() - begun), 1000 * (time.process_time() - before) / done
+
+
+def cpu_seconds(server: psutil.Process) -> float:
+    """What the server and its processes have used of all CPUs."""
+    return sum(sum(one.cpu_times()[:2]) for one in (server, *server.children(recursive=True)))
 
 
 def main() -> None:
@@ -117,11 +124,20 @@ def main() -> None:
             some = files[start : start + 32]
             return len(run(np.stack([decoded(data) for data in some])))
 
-        bare = rate(lambda: len(run(squares)), args.seconds)
-        with_decoding = rate(both, args.seconds)
+        bare, bare_ms = rate(lambda: len(run(squares)), args.seconds)
+        with_decoding, both_ms = rate(both, args.seconds)
         rows = measured(folder, [request_of(data) for data in files], args)
     table = new_table("clients")
-    for heading in ("requests/s", "of bare", "of decode and forward", "p50 ms", "p95 ms", "p99 ms", "answers"):
+    for heading in (
+        "requests/s",
+        "of bare",
+        "of decode and forward",
+        "p50 ms",
+        "p95 ms",
+        "p99 ms",
+        "CPU ms",
+        "answers",
+    ):
         table.add_column(heading, justify="right")
     for row in rows:
         row |= {"of_bare": row["per_second"] / bare, "of_both": row["per_second"] / with_decoding}
@@ -131,12 +147,18 @@ def main() -> None:
             f"{row['of_bare']:.2f}",
             f"{row['of_both']:.2f}",
             *(f"{1000 * row[name]:.0f}" for name in ("p50", "p95", "p99")),
+            f"{row['cpu_ms']:.1f}",
             ", ".join(f"{count} x {status}" for status, count in row["answers"].items()),
         )
     console = new_console()
-    console.print(f"bare forward pass {bare:.1f} pictures/s, decode and forward {with_decoding:.1f}")
+    console.print(
+        f"bare forward pass {bare:.1f} pictures/s, {bare_ms:.1f} CPU ms each; decode and forward {with_decoding:.1f}, "
+        f"{both_ms:.1f}",
+        soft_wrap=True,
+    )
     settings = {"model": args.model, "size": args.size, "seconds": args.seconds, "serve": args.serve}
     figures = {"settings": settings, "bare": bare, "decode_and_forward": with_decoding, "clients": rows}
+    figures |= {"bare_cpu_ms": bare_ms, "decode_and_forward_cpu_ms": both_ms}
     write_results(console, "serve", table, figures, args.json)
 
 
@@ -146,14 +168,18 @@ def measured(folder: Path, requests: list[bytes], args: argparse.Namespace) -> l
     rows = []
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
+        running = psutil.Process(server.pid)
         port = next(int(found[1]) for line in server.stdout if (found := re.search(r"at http://[^:]+:(\d+)", line)))
         with multiprocessing.get_context("spawn").Pool(1) as process:
             process.apply(load, (port, requests, args.clients, 3.0))
             for clients in (1, args.clients, 10 * args.clients):
+                before = cpu_seconds(running)
                 answers = process.apply(load, (port, requests, clients, args.seconds))
+                used = cpu_seconds(running) - before
                 times = np.array([taken for status, taken in answers if status == 200])
                 row: dict[str, Any] = {"clients": clients, "per_second": len(times) / args.seconds}
                 row |= {f"p{share}": float(np.percentile(times, share)) for share in (50, 95, 99)}
+                row["cpu_ms"] = 1000 * used / max(1, len(times))
                 rows.append(row | {"answers": dict(Counter(str(status) for status, _ in answers))})
         server.send_signal(signal.SIGTERM)
         server.stdout.read()

@@ -119,19 +119,9 @@ def main(argv: Sequence[str]) -> None:
 def _check(args: argparse.Namespace) -> None:
     """Refuse what can be refused without opening a checkpoint."""
     from fracray.runtime.locations import require_local
+    from fracray.serving.settings import RANGES
 
-    for name, least, most in (
-        ("port", 0, 65535),
-        ("workers", 1, 256),
-        ("decoders", 1, 256),
-        ("batch", 1, 4096),
-        ("wait", 0, 10_000),
-        ("max_megabytes", 1, 4096),
-        ("max_megapixels", 1, 80),
-        ("max_files", 1, 10_000),
-        ("timeout", 0.1, 3600),
-        ("queue", 1, 100_000),
-    ):
+    for name, (least, most) in RANGES.items():
         value = getattr(args, name)
         if value is not None and not (math.isfinite(value) and least <= value <= most):
             raise InputError(f"--{name.replace('_', '-')} {value:g}: expected a number from {least:g} to {most:g}")
@@ -171,7 +161,7 @@ def _serve(args: argparse.Namespace) -> None:
     from fracray.serving.guard import Guard, read_token
     from fracray.serving.server import is_loopback, open_port
 
-    token = read_token(args.token_file) if args.token_file else ""
+    token = read_token(args.token_file, "--token-file") if args.token_file else ""
     if not token and not is_loopback(args.host):
         raise InputError(
             f"--host {args.host}: other machines could send pictures and read answers; give --token-file FILE, or "
@@ -185,11 +175,12 @@ def _serve(args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace, folder: Path, port: socket, guard: Guard) -> None:
     from fracray.runtime.console import new_console
     from fracray.serving.server import run
+    from fracray.serving.settings import limits_of
     from fracray.training.checkpoint import verify
 
     console = new_console()
     metadata = verify(folder)
-    limits = _limits(args)
+    limits = limits_of(args)
     host, number = port.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{number}"
 
@@ -227,7 +218,7 @@ def _service(
     with connect(args.address):
         from fracray.runtime.resources import gpus_for
         from fracray.serving.engine import Plan
-        from fracray.serving.replicas import Replicas, spread
+        from fracray.serving.replicas import OwnReplicas, spread
 
         cpus, workers = args.decoders or 1, args.workers or 1
         found = spread(args.replicas, cpus, gpus_for(1, args.gpus_per_replica, cpus))
@@ -236,11 +227,11 @@ def _service(
             f"{found.least} to {counted(found.most, 'replica')} on Ray, each with {counted(found.cpus, 'CPU')} and "
             f"{found.gpus:g} GPUs"
         )
-        yield Replicas(folder, config, plan, limits, args.coverage, found, name, bool(args.address)), where
+        yield OwnReplicas(folder, plan, limits, args.coverage, found, name, bool(args.address)), where
 
 
 def _plan(args: argparse.Namespace) -> Plan:
-    """On CPUs one network with all of them: see docs/serve.md for the measurement."""
+    """On CPUs one process of the network, whose threads share out its batches: see docs/serve.md."""
     import torch
 
     from fracray.serving.engine import Plan
@@ -249,14 +240,6 @@ def _plan(args: argparse.Namespace) -> Plan:
     workers = args.workers or max(1, torch.cuda.device_count())
     threads = max(1, cpus // workers)
     return Plan(workers, threads, args.decoders or cpus, args.batch, args.wait / 1000)
-
-
-def _limits(args: argparse.Namespace) -> Limits:
-    from fracray.serving.limits import MEGABYTE, Limits
-
-    return Limits(
-        args.max_megabytes * MEGABYTE, args.max_megapixels * 1_000_000, args.max_files, args.timeout, args.queue
-    )
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ FLAGS = {
     "--replicas --gpus-per-replica --max-megabytes --max-megapixels --max-files --timeout --queue",
     "report": "run --data --to --model-card --claim --evaluated --cluster --price-per-hour",
     "log": "run --to",
-    "cluster check": "file --space --workers-per-trial --cpus-per-trial --gpus-per-trial --storage",
+    "cluster check": "file --space --workers-per-trial --cpus-per-trial --gpus-per-trial --nodes --storage",
     "cluster submit": "file --address",
     "cluster attach": "file --address job",
     "data download": "--to --version --api",

@@ -69,6 +69,7 @@ VERBS = {
 SERVES = "serves until it is stopped; tests/serving/test_serve.py does it"
 NETWORK, CLUSTER, BUCKET = "needs the network", "needs a cluster that is up", "needs a bucket and a cluster that is up"
 SERVER = "a server that runs on; tests/tracking/test_log.py starts it"
+SERVICE = "needs a cluster that is up; tests/rehearsals/test_service.py does it"
 FRACRAY = "python -m fracray."
 NOT_RUN = {
     "./dev demo": "makes an environment with the network; its search is the one of README's third block",
@@ -98,11 +99,14 @@ NOT_RUN = {
     "curl -F files=@hand.dcm -o hand-sr.dcm 'http://127.0.0.1:8000/predict?format=dicom-sr'": SERVES,
     "python -m fracray.serve runs/atlas --ray --replicas 1 2": "as above; tests/serving/test_serve_ray.py does it",
     "python -m fracray.serve runs/atlas --ray --address auto --replicas 2 8 --gpus-per-replica 0.5": CLUSTER,
+    "serve deploy cluster/serve.yaml --address http://127.0.0.1:8265": SERVICE,
+    "serve status --address http://127.0.0.1:8265": SERVICE,
+    "serve shutdown --address http://127.0.0.1:8265": SERVICE,
 }
+TEMPLATE = "the page says so: the file is a template, whose placeholders are listed"
 REFUSED = {
-    "python -m fracray.cluster check cluster/gpu.yaml --space search_spaces/reg.yaml --gpus-per-trial 0.25": (
-        "the page says so: the file is a template, whose placeholders are listed"
-    ),
+    "python -m fracray.cluster check cluster/gpu.yaml --space search_spaces/reg.yaml --gpus-per-trial 0.25": TEMPLATE,
+    "python -m fracray.cluster check cluster/serve.yaml --nodes cluster/gpu.yaml": TEMPLATE,
 }
 
 

@@ -7,9 +7,10 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fracray.cluster.files import SLURM, ClusterFile, read_cluster
+from fracray.cluster.files import SERVE, SERVICES, SLURM, ClusterFile, read_cluster
 from fracray.config import Config
 from fracray.errors import InputError, RunError, run_verb
 from fracray.runtime.resources import WorkerResources
@@ -37,16 +38,19 @@ def parser() -> argparse.ArgumentParser:
     check = verbs.add_parser(
         "check",
         help="report the problems of a cluster file, each with its line",
-        description="Check a cluster file of `ray up`, a RayCluster or RayJob of KubeRay, or a Slurm script. What is "
-        "checked: Ray's schema; nodes that can hold a trial and all see the storage; the same Ray and Python as here; "
-        "no port open to the world; no secret in the file; an end to the costs of idle nodes. Starts nothing and "
-        "contacts no cloud.",
+        description="Check a cluster file of `ray up`, a RayCluster, RayJob or RayService of KubeRay, a Slurm script, "
+        "or a configuration of Ray Serve. What is checked: Ray's schema; nodes that can hold a trial or a replica and "
+        "all see the storage; the same Ray and Python as here; no port open to the world; no secret in the file; an "
+        "end to the costs of idle nodes. Starts nothing and contacts no cloud.",
     )
     check.add_argument("file", help="the cluster file")
     check.add_argument("--space", metavar="FILE", help="a search space; its trials set what is needed")
     check.add_argument("--workers-per-trial", type=int, help="as in tune")
     check.add_argument("--cpus-per-trial", type=float, help="as in tune")
     check.add_argument("--gpus-per-trial", type=float, help="as in tune")
+    check.add_argument(
+        "--nodes", metavar="FILE", help="for a service of Ray Serve: the file of the cluster that it will run on"
+    )
     check.add_argument("--storage", help="where runs will be kept (default: the file's metadata.storage)")
     send = verbs.add_parser(
         "submit",
@@ -91,20 +95,44 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _check(args: argparse.Namespace, cluster: ClusterFile) -> None:
-    need = _need(args, cluster)
+    need = None
+    if cluster.kind in SERVICES:
+        cluster = _on_its_nodes(args, cluster)
+    elif args.nodes:
+        raise InputError(f"--nodes {args.nodes}: {args.file} has its own nodes; leave --nodes out")
+    else:
+        need = _need(args, cluster)
 
     from fracray.cluster.checks import problems, warnings
     from fracray.runtime.console import new_console
 
     console = new_console()
     found = problems(cluster, need, args.storage)
-    _print_nodes(console, cluster, need, args.storage)
+    if need is None:
+        _print_deployments(console, cluster)
+    else:
+        _print_nodes(console, cluster, need, args.storage)
     for style, lines in (("yellow", warnings(cluster)), ("red", found)):
         for line in lines:
             console.print(line, style=style, soft_wrap=True, markup=False, highlight=False)
     if found:
         raise InputError(f"{args.file}: {len(found)} problem(s), see above")
     console.print(f"{args.file}: no problems found", soft_wrap=True)
+
+
+def _on_its_nodes(args: argparse.Namespace, service: ClusterFile) -> ClusterFile:
+    """The service with the nodes that it will run on."""
+    for option in ("space", "workers_per_trial", "cpus_per_trial", "gpus_per_trial", "storage"):
+        if getattr(args, option) is not None:
+            raise InputError(f"--{option.replace('_', '-')}: is for searches, and {args.file} describes a service")
+    if not args.nodes:
+        return service
+    if service.kind != SERVE:
+        raise InputError(f"--nodes {args.nodes}: {args.file} has its own nodes; leave --nodes out")
+    other = read_cluster(args.nodes)
+    if not other.nodes:
+        raise InputError(f"--nodes {args.nodes}: describes a service; name the file of a cluster, as cluster/gpu.yaml")
+    return replace(service, nodes=other.nodes, cap=other.cap)
 
 
 def _need(args: argparse.Namespace, cluster: ClusterFile) -> WorkerResources:
@@ -122,6 +150,18 @@ def _need(args: argparse.Namespace, cluster: ClusterFile) -> WorkerResources:
         nodes = cluster.at_full_size(lambda node: node.gpus or 0.0)
         gpus = float(sum(node.most * (node.gpus or 0.0) for node in nodes) >= search.workers_per_trial)
     return WorkerResources(search.workers_per_trial, search.cpus_per_trial, gpus)
+
+
+def _print_deployments(console: "Console", cluster: ClusterFile) -> None:
+    from fracray.cluster.checks_serve import deployments
+    from fracray.runtime.console import new_table
+
+    table = new_table("deployment", "replicas at least", "at most", "CPUs", "GPUs")
+    for one in deployments(cluster):
+        table.add_row(one.name, str(one.least), str(one.most), f"{one.cpus:g}", f"{one.gpus:g}")
+    unknown = "" if cluster.nodes else "; --nodes FILE compares it with the nodes of a cluster"
+    console.print(f"{cluster.file.origin}: {cluster.kind}{unknown}", soft_wrap=True)
+    console.print(table)
 
 
 def _print_nodes(console: "Console", cluster: ClusterFile, need: WorkerResources, storage: str | None) -> None:
@@ -148,6 +188,8 @@ def _print_nodes(console: "Console", cluster: ClusterFile, need: WorkerResources
 def _submit(args: argparse.Namespace, cluster: ClusterFile, words: list[str]) -> None:
     if cluster.kind == "RayJob":
         raise InputError(f"{args.file}: a RayJob contains its command; start it with kubectl apply -f {args.file}")
+    if cluster.kind in SERVICES:
+        raise InputError(f"{args.file}: describes a service and runs no job; start it with {_deploys(args, cluster)}")
     if cluster.kind == SLURM:
         raise InputError(
             f"{args.file}: Slurm starts the cluster and the search together: sbatch {args.file} --space ..."
@@ -176,9 +218,15 @@ def _submit(args: argparse.Namespace, cluster: ClusterFile, words: list[str]) ->
     _follow(args, cluster, job, console)
 
 
+def _deploys(args: argparse.Namespace, cluster: ClusterFile) -> str:
+    return f"serve deploy {args.file}" if cluster.kind == SERVE else f"kubectl apply -f {args.file}"
+
+
 def _attach(args: argparse.Namespace, cluster: ClusterFile) -> None:
     if cluster.kind == SLURM:
         raise InputError(f"{args.file}: Slurm writes the output to a file: tail -f fracray-JOB.log")
+    if cluster.kind in SERVICES:
+        raise InputError(f"{args.file}: describes a service and runs no job; `serve status` shows it")
     if cluster.kind == "RayJob":
         name = (cluster.file.tree.get("metadata") or {}).get("name", "NAME")
         raise InputError(f"{args.file}: Kubernetes keeps the output of a RayJob: kubectl logs -f -l job-name={name}")

@@ -6,15 +6,16 @@ its nodes install, except for another version of Ray.
 
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
 
 from fracray.cluster.checks_kuberay import kuberay_problems
 from fracray.cluster.checks_ray_up import file_mounts, ray_up_problems, ray_up_warnings
+from fracray.cluster.checks_serve import serve_problems, serve_warnings
 from fracray.cluster.checks_slurm import slurm_problems
-from fracray.cluster.files import KUBERAY, RAY_UP, SLURM, ClusterFile
+from fracray.cluster.files import KUBERAY, RAY_UP, SERVICES, SLURM, ClusterFile
 from fracray.cluster.slurm import COMMANDS as SCRIPT
 from fracray.runtime.resources import WorkerResources
 from fracray.runtime.yaml_lines import ParsedFile
@@ -36,36 +37,37 @@ COMMANDS = frozenset(
         "worker_setup_commands",
         "head_start_ray_commands",
         "worker_start_ray_commands",
+        "pip",  # of a runtime_env
         SCRIPT,
     }
 )
 
 
-def problems(cluster: ClusterFile, need: WorkerResources, storage: str | None) -> list[str]:
+def problems(cluster: ClusterFile, need: WorkerResources | None, storage: str | None) -> list[str]:
     """All problems of a cluster file, each as `FILE:LINE: what is wrong; what to do`.
 
-    need: of one trial. storage: where runs are kept; None for the place that the file gives.
+    need: of one trial; None for a service. storage: where runs are kept; None for the place that the file gives.
     """
+    of_kind: list[Iterable[str]] = []
     if cluster.kind == RAY_UP:
-        of_kind = ray_up_problems(cluster)
+        of_kind.append(ray_up_problems(cluster))
     elif cluster.kind == SLURM:
-        of_kind = slurm_problems(cluster)
-    else:
-        of_kind = kuberay_problems(cluster)
-    found = chain(
-        _placeholders(cluster.file),
-        _capacity(cluster, need),
-        storage_problems(cluster, storage or cluster.storage),
-        _versions(cluster.file),
-        _texts(cluster.file),
-        of_kind,
-    )
+        of_kind.append(slurm_problems(cluster))
+    if cluster.kind in KUBERAY:
+        of_kind.append(kuberay_problems(cluster))
+    if cluster.kind in SERVICES:
+        of_kind.append(serve_problems(cluster))
+    if need is not None:
+        of_kind += [_capacity(cluster, need), storage_problems(cluster, storage or cluster.storage)]
+    found = chain(_placeholders(cluster.file), _versions(cluster.file), _texts(cluster.file), *of_kind)
     # The value of a YAML anchor has the same problem at every alias: report it once.
     return list(dict.fromkeys(found))
 
 
 def warnings(cluster: ClusterFile) -> list[str]:
     """What is valid but may not be intended, each as `FILE:LINE: warning: ...`."""
+    if cluster.kind in SERVICES:
+        return list(serve_warnings(cluster))
     return list(ray_up_warnings(cluster)) if cluster.kind == RAY_UP else []
 
 
@@ -127,7 +129,7 @@ def _versions(file: ParsedFile) -> Iterator[str]:
     python, ray = ".".join(platform.python_version_tuple()[:2]), metadata.version("ray")
     for path, text in file.values():
         where = file.where(*path)
-        if path[-1] in ("image", "head_image", "worker_image"):
+        if path[-1] in ("image", "head_image", "worker_image", "image_uri"):
             if not re.search(r":[^/]*\d[^/]*$|@sha256:", text):
                 yield f"{where}: the image {text} has no version; give its full tag"
             elif found := IMAGE.match(text):

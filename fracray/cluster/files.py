@@ -1,7 +1,7 @@
 """Cluster files: the types of nodes that a file starts, and what each node has.
 
-Reads cluster files of `ray up`, RayCluster and RayJob files of KubeRay, and Slurm's batch scripts. Starts nothing and
-contacts no network.
+Reads cluster files of `ray up`, KubeRay's RayCluster, RayJob and RayService, Slurm's batch scripts, and configurations
+of Ray Serve, which name no nodes. Starts nothing and contacts no network.
 """
 
 import math
@@ -11,15 +11,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fracray.cluster.shapes import RAY_UP_SHAPES, kuberay_shapes, refuse_other_shapes
+from fracray.cluster.shapes import RAY_UP_SHAPES, kuberay_shapes, refuse_other_shapes, service_shapes
 from fracray.cluster.slurm import COMMANDS, OPTIONS, is_batch, read_batch
 from fracray.errors import InputError
 from fracray.runtime.resources import Machine, WorkerResources
-from fracray.runtime.yaml_lines import ParsedFile, read_yaml
+from fracray.runtime.yaml_lines import ParsedFile, parse_yaml, read_yaml
 
-RAY_UP, SLURM = "ray up", "Slurm"
+RAY_UP, SLURM, SERVE = "ray up", "Slurm", "Ray Serve"
 # The kinds of KubeRay, and the path to the cluster's spec in each.
-KUBERAY = {"RayCluster": ("spec",), "RayJob": ("spec", "rayClusterSpec")}
+KUBERAY = {"RayCluster": ("spec",), "RayJob": ("spec", "rayClusterSpec"), "RayService": ("spec", "rayClusterConfig")}
+# The kinds that describe a service, and the path to Ray Serve's configuration in each.
+SERVICES: Mapping[str, tuple[str, ...]] = {SERVE: (), "RayService": ("spec", "serveConfigV2")}
 # Slurm's options for GPUs; the first one that is given counts: per node, per task (one on each node), per job.
 GPU_OPTIONS = ("gpus-per-node", "gres", "gpus-per-task", "gpus")
 
@@ -53,7 +55,7 @@ class NodeType:
 
 @dataclass(frozen=True)
 class ClusterFile:
-    """A cluster file: its kind (RAY_UP, SLURM or one of KUBERAY), its types of nodes, and its places for files.
+    """A cluster file: its kind (RAY_UP, SLURM, SERVE or one of KUBERAY), its types of nodes, and its places for files.
 
     shared: paths that show the same files on all nodes. cap: largest number of nodes of all types without the head.
     """
@@ -89,14 +91,31 @@ def read_cluster(path: str | Path) -> ClusterFile:
     file = read_yaml(path, "cluster file", " as in the files of cluster/")
     if (root := KUBERAY.get(str(file.tree.get("kind")))) is not None:
         refuse_other_shapes(file, kuberay_shapes(root))
-        return _kuberay(file)
+        return _kuberay(_with_service(file))
     if "provider" in file.tree:
         refuse_other_shapes(file, RAY_UP_SHAPES)
         return _ray_up(file)
+    if "applications" in file.tree:
+        refuse_other_shapes(file, service_shapes(SERVICES[SERVE]))
+        return ClusterFile(SERVE, file, (), None, None, ())
     raise InputError(
-        f"{file.origin}: not a cluster file: a file for `ray up` has a provider, one for KubeRay has kind RayCluster "
-        "or RayJob, a Slurm script starts with #!"
+        f"{file.origin}: not a cluster file: a file for `ray up` has a provider, one for KubeRay has kind "
+        f"{', '.join(KUBERAY)}, one for Ray Serve has applications, a Slurm script starts with #!"
     )
+
+
+def _with_service(file: ParsedFile) -> ParsedFile:
+    """A KubeRay file with the tree of its `serveConfigV2` in place of the text, and the lines of that."""
+    root = SERVICES["RayService"]
+    text = (file.tree.get("spec") or {}).get(root[-1])
+    if file.tree["kind"] != "RayService" or not text:
+        return file
+    service = parse_yaml(text, file.origin, before=file.lines[root])  # the text starts below its key
+    tree = {**file.tree, "spec": {**file.tree["spec"], root[-1]: service.tree}}
+    lines = {**file.lines} | {(*root, *path): line for path, line in service.lines.items()}
+    found = ParsedFile(file.origin, tree, lines)
+    refuse_other_shapes(found, service_shapes(root))
+    return found
 
 
 def kuberay_spec(file: ParsedFile) -> dict[str, Any]:

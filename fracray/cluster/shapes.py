@@ -50,6 +50,8 @@ _GROUP = {
     ".template.spec": MAPPING,
     ".template.spec.containers": LIST,
     ".template.spec.containers.*": MAPPING,
+    ".template.spec.containers.*.ports": LIST,
+    ".template.spec.containers.*.volumeMounts": LIST,
     ".template.spec.containers.*.resources": MAPPING,
     ".template.spec.containers.*.resources.limits": MAPPING,
     ".template.spec.containers.*.resources.limits.cpu": QUANTITY,
@@ -69,6 +71,24 @@ KUBERAY_SHAPES = {
     "metadata.annotations.*": TEXT,
     "spec": MAPPING,
     "spec.runtimeEnvYAML": TEXT,
+    "spec.serveConfigV2": TEXT,
+}
+
+
+_SERVICE = {
+    "applications": LIST,
+    "applications.*": MAPPING,
+    "applications.*.args": MAPPING,
+    "applications.*.args.checkpoint": TEXT,
+    "applications.*.args.token_file": TEXT,
+    "applications.*.deployments": LIST,
+    "applications.*.deployments.*": MAPPING,
+    "applications.*.deployments.*.name": TEXT,
+    "applications.*.deployments.*.autoscaling_config": MAPPING,
+    "applications.*.deployments.*.ray_actor_options": MAPPING,
+    "applications.*.deployments.*.ray_actor_options.num_cpus": NUMBER,
+    "applications.*.deployments.*.ray_actor_options.num_gpus": NUMBER,
+    "http_options": MAPPING,
 }
 
 
@@ -84,6 +104,11 @@ def refuse_other_shapes(file: ParsedFile, shapes: Mapping[str, str]) -> None:
 def kuberay_shapes(root: tuple[str, ...]) -> dict[str, str]:
     """The shapes of a KubeRay file whose cluster's spec is at `root`."""
     return KUBERAY_SHAPES | {".".join(root) + path: shape for path, shape in _CLUSTER.items()}
+
+
+def service_shapes(root: tuple[str, ...]) -> dict[str, str]:
+    """The shapes of a configuration of Ray Serve at `root`."""
+    return {".".join((*root, path)): shape for path, shape in _SERVICE.items()}
 
 
 def _found(tree: Any, keys: tuple[str, ...], before: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

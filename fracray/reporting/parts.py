@@ -123,7 +123,7 @@ def with_interval(found: Interval, places: int = 3) -> str:
 def said(say: Callable[..., None], *about: Any) -> list[str]:
     """The lines that a function of the console prints: what a report says is what the commands say."""
     out = io.StringIO()
-    say(Console(file=out, width=10_000, color_system=None, highlight=False, markup=False), *about)
+    say(Console(file=out, width=10_000, color_system=None, highlight=False, markup=False, emoji=False), *about)
     return [line.strip() for line in out.getvalue().splitlines() if line.strip()]
 
 

@@ -16,12 +16,12 @@ LINE_SECONDS = 15.0  # between two lines of progress in a log
 def new_console() -> "Console":
     """Standard output; as wide as the terminal, or wide enough for the tables where it goes to a file.
 
-    Without markup: names of files and settings may hold brackets.
+    Without markup and emoji: names of files and settings may hold brackets, and `gpu.yaml:100:` would lose its line.
     """
     from rich.console import Console
 
     known_width = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(highlight=False, markup=False, width=None if known_width else 120)
+    return Console(highlight=False, markup=False, emoji=False, width=None if known_width else 120)
 
 
 def new_table(*headings: str) -> "Table":

@@ -52,21 +52,27 @@ def read_yaml(path: str | Path, kind: str, expected: str = "") -> ParsedFile:
     origin = str(path)
     try:
         text = Path(path).read_text()
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        tree = yaml.safe_load(text)
     except FileNotFoundError:
         raise InputError(f"{origin}: no such {kind}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise unreadable(origin, error) from None
+    return parse_yaml(text, origin, expected)
+
+
+def parse_yaml(text: str, origin: str, expected: str = "", before: int = 0) -> ParsedFile:
+    """As `read_yaml`, of text with so many lines of its file before it."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        tree = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        line = f":{error.problem_mark.line + 1 + before}" if error.problem_mark else ""
         raise InputError(f"{origin}{line}: not valid YAML: {error.problem}{_remedy(str(error.problem))}") from None
     except yaml.YAMLError as error:
         raise InputError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise InputError(f"{origin}: {'the file is empty; ' if tree is None else ''}expected a mapping{expected}")
     try:
-        return ParsedFile(origin, tree, _lines(node, origin))
+        return ParsedFile(origin, tree, _lines(node, origin, before))
     except RecursionError:
         raise InputError(
             f"{origin}: an alias (*name) refers to a value that contains it; write the values out"
@@ -85,21 +91,20 @@ def _remedy(problem: str) -> str:
     return "; look at the indentation of this line and the ones above" if "block" in problem else ""
 
 
-def _lines(node: Any, origin: str, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:
+def _lines(node: Any, origin: str, before: int, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:
     lines: dict[tuple[str, ...], int] = {}
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            path = (*prefix, str(key.value))
+            path, line = (*prefix, str(key.value)), key.start_mark.line + 1 + before
             if path in lines:
                 raise InputError(
-                    f"{origin}:{key.start_mark.line + 1}: '{key.value}' is given twice (first on line {lines[path]}); "
-                    "remove one of them"
+                    f"{origin}:{line}: '{key.value}' is given twice (first on line {lines[path]}); remove one of them"
                 )
-            lines[path] = key.start_mark.line + 1
-            lines |= _lines(value, origin, path)
+            lines[path] = line
+            lines |= _lines(value, origin, before, path)
     elif isinstance(node, yaml.SequenceNode):
         for at, value in enumerate(node.value):
             path = (*prefix, str(at))
-            lines[path] = value.start_mark.line + 1
-            lines |= _lines(value, origin, path)
+            lines[path] = value.start_mark.line + 1 + before
+            lines |= _lines(value, origin, before, path)
     return lines

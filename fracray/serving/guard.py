@@ -14,15 +14,15 @@ SHORTEST = 16  # characters of a token
 OPEN = ("/health", "/ready", "/docs", "/openapi.json")
 
 
-def read_token(path: str) -> str:
-    """The token in a file: its only line. InputError where there is none, or a short one."""
+def read_token(path: str, setting: str) -> str:
+    """The token in a file, which `setting` names: its only line. InputError where there is none, or a short one."""
     try:
         token = Path(path).expanduser().read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--token-file {path}: cannot be read: {error}; name a file with a token") from None
+        raise InputError(f"{setting} {path}: cannot be read: {error}; name a file with a token") from None
     if len(token) < SHORTEST or not token.isascii() or len(token.split()) != 1:
         raise InputError(
-            f"--token-file {path}: expected one line of at least {SHORTEST} letters and digits; make one with "
+            f"{setting} {path}: expected one line of at least {SHORTEST} letters and digits; make one with "
             "`openssl rand -hex 32`"
         )
     return token

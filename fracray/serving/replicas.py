@@ -1,7 +1,8 @@
-"""The engine as a deployment of Ray Serve: replicas on a cluster, each with its own network, behind this server.
+"""The engine as a deployment of Ray Serve: replicas on a cluster, each with its own network, behind one HTTP interface.
 
-Ray Serve starts replicas, replaces those that die, and shares the requests out. Its own HTTP server is not started:
-this one asks the replicas, so limits, the guard and the graceful stop are those of one machine. Knows no HTTP.
+Ray Serve starts replicas, replaces those that die, and shares the requests out. The HTTP interface is that of one
+machine, with its limits and its guard: in this process with `--ray`, in a deployment with cluster/serve.yaml. Knows no
+HTTP.
 """
 
 import asyncio
@@ -19,9 +20,9 @@ from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
-from fracray.config import Config
 from fracray.data.images.full_depth import FullDepth
 from fracray.errors import InputError, RunError
+from fracray.evaluation.opening import checkpoint_folder
 from fracray.prediction.reading import Sender, unpack_checkpoint
 from fracray.prediction.running import cause_of
 from fracray.runtime.resources import alone, here, machines
@@ -29,11 +30,13 @@ from fracray.serving.counters import Counters
 from fracray.serving.engine import Engine, Plan, Upload
 from fracray.serving.limits import Limits, RefusedError
 from fracray.serving.processes import STARTS_WITHIN
+from fracray.training.checkpoint import verify
 
 TRIES = 3  # replicas that are asked, one after another, where each dies with the request
 STARTS = 2  # of a replica whose start fails, before it is given up
 LOOK_SECONDS = 2.0  # between looks at how many replicas there are, and of Ray Serve at whether each lives
 LOGS = {"log_level": "ERROR", "enable_access_log": False}  # as on one machine, nothing of a request is logged
+REPLICA = "replica"  # the deployment's name
 _BACK = {"Retry-After": "10"}
 
 
@@ -63,16 +66,22 @@ def spread(asked: Sequence[int] | None, cpus: int, gpus: float) -> Spread:
 
 
 class Replica:
-    """An engine in a process of Ray Serve. sender: an actor of `Sender`, None where this machine has the folder."""
+    """An engine in a process of Ray Serve.
+
+    location: the checkpoint's, as this machine sees it. sender: an actor of `Sender` that has it, or None.
+    """
 
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
-        self, folder: Path, sender: Any, config: Config, plan: Plan, limits: Limits, coverage: float
+        self, location: str, sender: Any, plan: Plan, limits: Limits, coverage: float
     ) -> None:
-        self._scratch = tempfile.TemporaryDirectory()  # a network's process that is lost reads the checkpoint again
-        if sender is not None:
-            folder = Path(self._scratch.name)
+        # As long as the replica lives: a network's process that is lost reads the checkpoint again.
+        self._held = contextlib.ExitStack()
+        if sender is None:
+            folder = self._held.enter_context(checkpoint_folder(location))
+        else:
+            folder = Path(self._held.enter_context(tempfile.TemporaryDirectory()))
             unpack_checkpoint(await sender.checkpoint.remote(), folder)
-        self._engine = Engine(folder, config, plan, limits, coverage)
+        self._engine = Engine(folder, verify(folder).config, plan, limits, coverage)
         await self._engine.start()
         self._was_ready = time.monotonic()
 
@@ -95,32 +104,34 @@ class Replica:
 
     def __del__(self) -> None:  # called by Ray Serve
         self._engine.stop()
-        self._scratch.cleanup()
+        self._held.close()
+
+
+def deployment(spread: Spread, limits: Limits, **more: Any) -> serve.Deployment:
+    """`Replica` as a deployment of Ray Serve; its `bind` takes the arguments of `Replica`."""
+    return serve.deployment(
+        Replica,
+        name=REPLICA,
+        ray_actor_options={"num_cpus": spread.cpus, "num_gpus": spread.gpus},
+        autoscaling_config={
+            "min_replicas": spread.least,
+            "max_replicas": spread.most,
+            # All of them work before the queue is full.
+            "target_ongoing_requests": max(1.0, limits.queue / (2 * spread.most)),
+        },
+        max_ongoing_requests=limits.queue,  # a replica batches what it has
+        health_check_period_s=LOOK_SECONDS,
+        graceful_shutdown_timeout_s=limits.seconds,
+        **more,
+    )
 
 
 class Replicas:
-    """As `Engine`, of replicas on the cluster that this process is connected to.
+    """As `Engine`, of the replicas of an application that runs. name: the application's; handle: of its replicas."""
 
-    name: of the application in Ray Serve; one of the same name is replaced. stays: whether the cluster outlives this
-    process, so that `stop` has to take the replicas down.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        config: Config,
-        plan: Plan,
-        limits: Limits,
-        coverage: float,
-        spread: Spread,
-        name: str,
-        stays: bool,
-    ) -> None:
-        self._folder, self._spread, self._limits, self._name, self._stays = folder, spread, limits, name, stays
-        self._settings = (config, plan, limits, coverage)
+    def __init__(self, name: str, handle: Any = None) -> None:
+        self._name, self._handle = name, handle
         self._running, self._lost = 0, 0
-        self._sender: Any = None
-        self._handle: Any = None
         self._watching: asyncio.Task[None] | None = None
         self.counters = Counters()
         self.counters.gauge("fracray_replicas", "Replicas that predict", lambda: self._running)
@@ -130,53 +141,18 @@ class Replicas:
         self.card: dict[str, Any] = {}
 
     async def start(self) -> None:
-        """Start the least number of replicas; RunError where they do not start."""
-        try:
-            self._deploy()  # holds up the loop, in which nothing else goes on yet: Ctrl-C ends it at once
-            self.card = await self._handle.card.remote()
-        except (RayError, RayServeException, RuntimeError) as error:
-            self.stop()
-            raise RunError(f"Ray Serve could not start a replica: {cause_of(error)}") from None
-        except BaseException:
-            self.stop()
-            raise
+        """Wait for a replica, and keep count of them from then on."""
+        self.card = await self._handle.card.remote()
+        self._running = 1
         self._watching = asyncio.create_task(self._watch())
 
-    def _deploy(self) -> None:
-        if not alone():
-            actor = ray.remote(num_cpus=0, scheduling_strategy=here())
-            self._sender = actor(Sender).remote(self._folder)
-        spread, limits = self._spread, self._limits
-        # Its log stays off the terminal: what matters of it is counted, or raised.
-        logging.getLogger("ray.serve").addFilter(lambda record: False)  # Ray Serve undoes a level
-        serve.start(proxy_location="Disabled", logging_config=LOGS)
-        deployment = serve.deployment(
-            Replica,
-            name="replica",
-            ray_actor_options={"num_cpus": spread.cpus, "num_gpus": spread.gpus},
-            autoscaling_config={
-                "min_replicas": spread.least,
-                "max_replicas": spread.most,
-                # All of them work before the queue is full.
-                "target_ongoing_requests": max(1.0, limits.queue / (2 * spread.most)),
-            },
-            max_ongoing_requests=limits.queue,  # a replica batches what it has
-            max_constructor_retry_count=STARTS,
-            health_check_period_s=LOOK_SECONDS,
-            graceful_shutdown_timeout_s=limits.seconds,
-        )
-        bound = deployment.bind(self._folder, self._sender, *self._settings)
-        self._handle = serve.run(bound, name=self._name, route_prefix=None, logging_config=LOGS)
-        self._running = spread.least
-
     async def _watch(self) -> None:
-        """Keep count of the replicas that run."""
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
             with contextlib.suppress(RayError, RayServeException, KeyError):  # Ray Serve's controller starts again
                 status = await asyncio.to_thread(serve.status)
-                states = status.applications[self._name].deployments["replica"].replica_states
+                states = status.applications[self._name].deployments[REPLICA].replica_states
                 self._running = states.get("RUNNING", 0)
+            await asyncio.sleep(LOOK_SECONDS)
 
     @property
     def ready(self) -> bool:
@@ -224,9 +200,52 @@ class Replicas:
         raise RefusedError(503, "the replicas that worked on it were lost: send the request once more", _BACK)
 
     def stop(self) -> None:
-        """Take the replicas down."""
+        """Count no longer; whoever started the replicas takes them down."""
         if self._watching is not None:
             self._watching.cancel()
+
+
+class OwnReplicas(Replicas):
+    """Replicas that this process starts, on the cluster that it is connected to, and takes down.
+
+    name: of the application in Ray Serve; one of the same name is replaced. stays: whether the cluster outlives this
+    process, so that `stop` has to take the replicas down.
+    """
+
+    def __init__(
+        self, folder: Path, plan: Plan, limits: Limits, coverage: float, spread: Spread, name: str, stays: bool
+    ) -> None:
+        super().__init__(name)
+        self._folder, self._spread, self._limits, self._stays = folder, spread, limits, stays
+        self._settings = (plan, limits, coverage)
+        self._sender: Any = None
+
+    async def start(self) -> None:
+        """Start the least number of replicas; RunError where they do not start."""
+        try:
+            self._deploy()  # holds up the loop, in which nothing else goes on yet: Ctrl-C ends it at once
+            await super().start()
+        except (RayError, RayServeException, RuntimeError) as error:
+            self.stop()
+            raise RunError(f"Ray Serve could not start a replica: {cause_of(error)}") from None
+        except BaseException:
+            self.stop()
+            raise
+
+    def _deploy(self) -> None:
+        if not alone():
+            actor = ray.remote(num_cpus=0, scheduling_strategy=here())
+            self._sender = actor(Sender).remote(self._folder)
+        # Its log stays off the terminal: what matters of it is counted, or raised.
+        logging.getLogger("ray.serve").addFilter(lambda record: False)  # Ray Serve undoes a level
+        serve.start(proxy_location="Disabled", logging_config=LOGS)
+        deployed = deployment(self._spread, self._limits, max_constructor_retry_count=STARTS)
+        bound = deployed.bind(str(self._folder), self._sender, *self._settings)
+        self._handle = serve.run(bound, name=self._name, route_prefix=None, logging_config=LOGS)
+
+    def stop(self) -> None:
+        """Take the replicas down."""
+        super().stop()
         if not self._stays:
             return
         with contextlib.suppress(RayError, RayServeException):  # what is gone need not be taken down

@@ -1,76 +1,15 @@
 """`python -m fracray.cluster check`: problems of cluster files with their lines."""
 
 import re
-import shutil
-from importlib import metadata
 from pathlib import Path
 
 import pytest
 import ray
 import yaml
+from checking import FILES, LAUNCHER, check, checked
 
 from fracray.cluster.__main__ import main
 from fracray.errors import InputError, run_verb
-
-FILES = Path(__file__).parent.parent.parent / "cluster"
-MACHINE = {"SecurityGroupIds": ["sg-1"], "IamInstanceProfile": {"Name": "mine"}, "ImageId": "ami-1"}
-LAUNCHER = {
-    "cluster_name": "here",
-    "provider": {"type": "aws", "region": "eu-central-1", "cache_stopped_nodes": False},
-    "max_workers": 3,
-    "idle_timeout_minutes": 5,
-    "metadata": {"storage": "s3://bucket/runs"},
-    "auth": {"ssh_user": "ubuntu"},
-    "head_node_type": "head",
-    "available_node_types": {
-        "head": {"resources": {"CPU": 4}, "node_config": {**MACHINE, "InstanceType": "m6i.xlarge"}},
-        "gpu": {
-            "resources": {"CPU": 8, "GPU": 1},
-            "min_workers": 0,
-            "max_workers": 3,
-            "node_config": {**MACHINE, "InstanceType": "g5.2xlarge"},
-        },
-    },
-    "docker": {"image": f"rayproject/ray:{ray.__version__}-py311", "container_name": "fracray"},
-    "setup_commands": ["pip install --require-hashes -r requirements.lock"],
-    "head_start_ray_commands": ["RAY_AUTH_MODE=token ray start --head --dashboard-host=127.0.0.1"],
-    "worker_start_ray_commands": ["RAY_AUTH_MODE=token ray start --address=$RAY_HEAD_IP:6379"],
-}
-
-
-@pytest.fixture(autouse=True)
-def no_token(monkeypatch):
-    """The Ray of other tests uses no token."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-
-
-def check(tmp_path, capsys, changes=(), *options, base=LAUNCHER):
-    """The lines of a file with these changes ((path, value) pairs; None removes the key), and its problems."""
-    tree = yaml.safe_load(yaml.safe_dump(base))
-    for path, value in changes:
-        inner = tree
-        *keys, last = path.split("/")
-        for key in keys:
-            inner = inner[int(key) if isinstance(inner, list) else key]
-        if value is None:
-            del inner[last]
-        else:
-            inner[last] = value
-    file = tmp_path / "cluster.yaml"
-    file.write_text(yaml.safe_dump(tree, sort_keys=False, width=1000))
-    return checked(file, capsys, *options)
-
-
-def checked(file, capsys, *options):
-    """The lines of a file and the problems that `check` reports."""
-    code = run_verb(main, ["check", str(file), *options])
-    output = capsys.readouterr()
-    lines = [line for line in output.out.splitlines() if re.match(rf"{file}(:\d+)?: (?!warning:)", line)]
-    lines = lines[1:]  # the first is the title
-    problems = [line for line in lines if "no problems found" not in line]
-    assert (code, len(lines)) == ((2, len(problems)) if problems else (0, 1))
-    assert output.err == (f"error: {file}: {len(problems)} problem(s), see above\n" if problems else "")
-    return file.read_text().splitlines(), problems
 
 
 @pytest.mark.parametrize("module", ["fracray.spot.SpotFirst", "fracray.cluster.aws_spot.SpotFrist", ""])
@@ -371,20 +310,6 @@ def test_a_missing_file_is_named(tmp_path):
 # ---------------------------------------------------------------- fracray's own cluster files
 
 
-@pytest.fixture
-def filled(tmp_path, monkeypatch):
-    """fracray's own cluster files with every YOUR- filled in, and a file in place of the wheel."""
-    shutil.copytree(FILES, tmp_path / "cluster")
-    for path in (tmp_path / "cluster").glob("*.yaml"):
-        path.write_text(path.read_text().replace("YOUR-", "my-"))
-    (tmp_path / "my-KEY").touch()
-    (local := tmp_path / "cluster/local.yaml").write_text(local.read_text().replace("~/.ssh", str(tmp_path)))
-    (tmp_path / "dist").mkdir()
-    (tmp_path / "dist" / f"fracray-{metadata.version('fracray')}-py3-none-any.whl").touch()
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "cluster"
-
-
 @pytest.mark.parametrize("name", ["local", "gpu", "gcp", "azure", "raycluster", "rayjob"])
 def test_fracrays_own_files_are_valid_once_filled_in(name, filled, capsys):
     main(["check", str(filled / f"{name}.yaml"), "--gpus-per-trial", "0.25"])
@@ -398,7 +323,7 @@ def test_the_checks_for_aws_apply_to_fracrays_provider_too(filled, capsys):
     assert "head has no SecurityGroupIds; Ray would create a group" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["local", "gpu", "gcp", "azure", "raycluster", "rayjob"])
+@pytest.mark.parametrize("name", ["local", "gpu", "gcp", "azure", "raycluster", "rayjob", "serve", "rayservice"])
 def test_every_placeholder_is_reported(name, capsys, monkeypatch):
     monkeypatch.chdir(FILES.parent)
     assert run_verb(main, ["check", f"cluster/{name}.yaml"]) == 2

@@ -3,23 +3,16 @@
 import copy
 import random
 import re
-from pathlib import Path
 
 import pytest
 import yaml
+from checking import FILES
 
 from fracray.cluster.__main__ import main
 from fracray.errors import run_verb
 
-FILES = Path(__file__).parent.parent.parent / "cluster"
 YAML = sorted(file.name for file in FILES.glob("*.yaml"))
 OTHER_TYPES = ("words", 3, 2.5, True, ["a", 1], {"a": 1}, None, [], {}, "", -1, [None], {"a": None}, "2026-01-01")
-
-
-@pytest.fixture(autouse=True)
-def no_token(monkeypatch):
-    """The Ray of other tests uses no token."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
 
 
 def paths(tree, prefix=()):
@@ -41,8 +34,10 @@ def changed(tree, path, change):
 
 
 def swapped(word):
-    """The word with its second and third letters swapped."""
-    return word[:1] + word[2:3] + word[1:2] + word[3:] if len(word) > 2 else word + word
+    """The word with its second and third letters swapped; where they are equal, without the second."""
+    if len(word) < 3:
+        return word + word
+    return word[:1] + word[2:3] + word[1:2] * (word[1] != word[2]) + word[3:]
 
 
 def misspell(parent, key):
@@ -133,8 +128,9 @@ def test_every_misspelt_key_at_the_top_is_named_with_its_line(tmp_path, capsys, 
         if name.startswith("ray"):  # Kubernetes checks the schema of its files
             continue
         line = next(at for at, line in enumerate(file.read_text().splitlines(), start=1) if line.startswith(wrong))
-        if key not in ("provider", "head_node_type"):
-            assert f"{file}:{line}: Ray has no setting '{wrong}' (did you mean '{key}'?)" in said
+        if key not in ("provider", "head_node_type", "applications"):
+            who = "Ray Serve" if name == "serve.yaml" else "Ray"
+            assert f"{file}:{line}: {who} has no setting '{wrong}' (did you mean '{key}'?)" in said
 
 
 @pytest.mark.parametrize(
@@ -158,6 +154,16 @@ def test_every_misspelt_key_at_the_top_is_named_with_its_line(tmp_path, capsys, 
         (b"provider: {type: 2026-01-01}\n", "provider.type = datetime.date(2026, 1, 1): expected text"),
         (b"kind: RayCluster\n", "authentication is off"),
         (b"kind: [RayCluster]\n", "not a cluster file"),
+        (b"kind: RayService\n", "serveConfigV2 is missing"),
+        (b"kind: RayService\nspec:\n  serveConfigV2: |\n    a: {\n", ":5: not valid YAML"),
+        (
+            b"kind: RayService\nspec:\n  serveConfigV2: |\n    a: 1\n    a: 2\n",
+            ":5: 'a' is given twice (first on line 4)",
+        ),
+        (b"kind: RayService\nspec: {serveConfigV2: words}\n", "expected a mapping"),
+        (b"kind: RayService\nspec: {serveConfigV2: {applications: []}}\n", "expected text"),
+        (b"applications: []\n", "nothing is served"),
+        (b"applications: words\n", "applications = 'words': expected a list"),
         (b"#!/bin/bash\n\xff", "it is not text"),
         (b"#!/bin/bash\n#SBATCH --nodes=two\n", ":2: --nodes=two: expected a number of nodes"),
     ],
@@ -195,3 +201,37 @@ def test_a_value_of_another_form_is_named_with_its_line(tmp_path, capsys, path, 
     line = int(re.search(rf"{file}:(\d+): ", said)[1])
     assert words in said
     assert file.read_text().splitlines()[line - 1].strip().startswith(f"{keys[-1]}:")
+
+
+SERVICE_SLIPS = [
+    ("applications.0.args", "bach", 3, "the service has no setting 'bach' (did you mean 'batch'?)"),
+    ("applications.0.args", "token", "x" * 32, "the service has no setting 'token'"),
+    ("applications.0.deployments.1", "autoscaling_confg", {}, "(did you mean 'autoscaling_config'?)"),
+    ("applications.0.deployments.1.autoscaling_config", "max_replica", 3, "(did you mean 'max_replicas'?)"),
+    ("applications.0.deployments.1.ray_actor_options", "num_gpu", 1, "(did you mean 'num_gpus'?)"),
+    ("http_options", "prot", 8000, "(did you mean 'port'?)"),
+]
+
+
+@pytest.mark.parametrize("name", ["serve.yaml", "rayservice.yaml"])
+@pytest.mark.parametrize(("path", "key", "value", "words"), SERVICE_SLIPS, ids=[slip[1] for slip in SERVICE_SLIPS])
+def test_a_misspelt_key_of_a_service_is_named_with_its_line(tmp_path, capsys, name, path, key, value, words):
+    """Ray Serve itself takes it without a word, also in the text inside a RayService."""
+    tree = yaml.safe_load((FILES / name).read_text())
+    config = tree if name == "serve.yaml" else yaml.safe_load(tree["spec"]["serveConfigV2"])
+    inner = config
+    for step in path.split("."):
+        inner = inner[int(step) if step.isdigit() else step]
+    inner[key] = value
+    file = tmp_path / name
+    text = dumped(config)
+    if name == "rayservice.yaml":
+        tree["spec"].pop("serveConfigV2")
+        block = "".join(f"    {line}\n" for line in text.splitlines())
+        text = dumped(tree) + f"  serveConfigV2: |\n{block}"  # `spec` is the last key
+    file.write_text(text)
+    code, said = end_of(file, capsys)
+    assert code == 2
+    line = int(re.search(rf"{file}:(\d+): (?:Ray Serve|the service) has no setting '{key}'", said)[1])
+    assert words in said
+    assert file.read_text().splitlines()[line - 1].strip().startswith(f"{key}:")

@@ -1,4 +1,4 @@
-"""Rehearsal: cluster/raycluster.yaml and cluster/rayjob.yaml against the schemas of Kubernetes and KubeRay."""
+"""Rehearsal: cluster/ray*.yaml, for KubeRay, against the schemas of Kubernetes, KubeRay and Ray Serve."""
 
 import copy
 import json
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.cluster
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 SCHEMA = json.loads((HERE / "kuberay.schema.json").read_text())
-FILES = ("raycluster.yaml", "rayjob.yaml")
+FILES = ("raycluster.yaml", "rayjob.yaml", "rayservice.yaml")
 KUBERNETES = ("1.30", "1.34")
 
 
@@ -27,7 +27,8 @@ def tree(name):
 
 
 def cluster_spec(resource):
-    return resource["spec"]["rayClusterSpec"] if resource["kind"] == "RayJob" else resource["spec"]
+    spec = resource["spec"]
+    return spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec
 
 
 def groups(resource):
@@ -75,7 +76,7 @@ CONTAINER = "headGroupSpec/template/spec/containers/0"
         ("headGroupSpec/serviceType", "clusterIP"),
         ("workerGroupSpecs/0/maxReplica", 4),
         ("workerGroupSpecs/0/minReplicas", None),
-        ("workerGroupSpecs/1/rayStartParams", None),
+        ("workerGroupSpecs/0/rayStartParams", None),
         (f"{CONTAINER}/imagePullPolice", "Always"),
         (f"{CONTAINER}/resources/limit", {"cpu": "4"}),
         (f"{CONTAINER}/ports/0/containerPort", "6379"),
@@ -103,7 +104,24 @@ def test_a_misspelt_field_of_a_job_is_refused(field):
         validate(resource)
 
 
-def test_both_files_define_the_same_cluster():
+def test_the_service_is_that_of_serve_yaml():
+    """Only where the HTTP server listens and where the token lies differ: in pods, a secret is mounted."""
+    inside, alone = yaml.safe_load(tree("rayservice.yaml")["spec"]["serveConfigV2"]), tree("serve.yaml")
+    assert inside.pop("http_options") == {"host": "0.0.0.0", "port": 8000}
+    assert alone.pop("http_options") == {"host": "127.0.0.1", "port": 8000}
+    assert alone.pop("proxy_location") == "HeadOnly"
+    token = inside["applications"][0]["args"].pop("token_file")
+    assert alone["applications"][0]["args"].pop("token_file") != token
+    assert inside == alone
+    for group in groups(tree("rayservice.yaml")):
+        pod = group["template"]["spec"]
+        (mount,), (volume,) = pod["containers"][0]["volumeMounts"], pod["volumes"]
+        assert (mount["name"], mount["readOnly"]) == (volume["name"], True)
+        assert Path(token).parent == Path(mount["mountPath"])
+        assert volume["secret"] == {"secretName": "fracray-serve-token"}
+
+
+def test_job_and_cluster_define_the_same_cluster():
     """The annotations and the cluster's spec are equal; only the job differs."""
     stays, goes = tree("raycluster.yaml"), tree("rayjob.yaml")
     assert cluster_spec(goes) == cluster_spec(stays)

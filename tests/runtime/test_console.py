@@ -2,7 +2,7 @@
 
 import pytest
 
-from fracray.runtime.console import counted
+from fracray.runtime.console import counted, new_console, new_table
 
 
 @pytest.mark.parametrize(
@@ -17,3 +17,13 @@ from fracray.runtime.console import counted
 )
 def test_one_and_many(number, words, said):
     assert counted(number, *words) == said
+
+
+def test_a_line_number_stays_a_number(capsys):
+    """`:100:` is the short name of an emoji."""
+    table = new_table("place")
+    table.add_row("gpu.yaml:100: x")
+    console = new_console()
+    console.print("gpu.yaml:100: [x] wrong")
+    console.print(table)
+    assert capsys.readouterr().out.count("gpu.yaml:100: ") == 2
