@@ -114,7 +114,10 @@ def test_ctrl_c_in_a_terminal_reaches_all_processes_and_gives_one_line(tmp_path)
 
 SMALL = ["data.size=32", "data.phantom.count=150", "data.split.block=10", "model.width=8", "train.precision=fp32"]
 SMALL = [word for setting in SMALL for word in ("--set", setting)]
-LONG = {"tune": ["--trials", "2", "--epochs", "40", "--concurrent", "1", *SMALL], "train": ["--epochs", "80", *SMALL]}
+LONG = {
+    "tune": ["--trials", "2", "--epochs", "40", "--concurrent", "1", *SMALL],
+    "train": ["--epochs", "80", "--cpus-per-worker", "1", *SMALL],  # on one thread an epoch takes less than 0.1 s
+}
 
 
 @pytest.mark.slow

@@ -32,6 +32,8 @@ ENVIRONMENT = {
     "GRPC_VERBOSITY": "ERROR",
 }
 
+NOTICES = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+
 T = TypeVar("T")
 
 
@@ -115,6 +117,9 @@ def _start(address: str | None) -> None:
         if address:
             ray.init(address=address, **settings)
         else:
+            # Machines that are about to be taken away announce it. This one does not, and listening costs each
+            # training a process: about a second of a CPU.
+            os.environ.setdefault(NOTICES, "0")
             # Ray listens on every interface. A local cluster answers only clients that hold the token in ~/.ray: this
             # is Ray's default since 2.59, unless RAY_AUTH_MODE changes it (read when Ray is imported).
             with interrupts.children_apart():  # without its servers the command could not end in order
