@@ -50,7 +50,6 @@ WORDS = {
     IDLE: "idle, and Ray's own work",
 }
 ASK_SECONDS = 5.0
-MOST_START = 120.0  # seconds after the command; processes that come later belong to no start
 
 Stretches: TypeAlias = "list[tuple[torch.cuda.Event, torch.cuda.Event]]"  # of a GPU's work: when each began and ended
 
@@ -232,11 +231,12 @@ class EfficiencyTracker:
         self._starting: float | None = None  # core-seconds until the first epoch began
         self._last = begun
         self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._first: float | None = None  # when the first epoch was reported
         self._processes = 0
 
     def started(self, stretches: Sequence[Stretch]) -> None:
-        """Note how a process that trains came to its first epoch, unless it replaces one that was lost."""
-        if min(one.begun for one in stretches) < self._begun + MOST_START:
+        """Note how a process that trains came to its first epoch, unless it began after another's first one."""
+        if self._first is not None and min(one.begun for one in stretches) < self._first:
             self._processes += 1
             START.add(f"trial process {self._processes}", *stretches)
 
@@ -245,6 +245,7 @@ class EfficiencyTracker:
         self._last = time.time()
         if self._starting is None:
             self._count(self._last)
+            self._first = self._last
             self._starting = max(0.0, self._available - took * self._cores)
         for phase in PHASES:
             self._seconds[phase] += core_seconds.get(phase, 0.0)

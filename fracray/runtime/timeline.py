@@ -41,14 +41,16 @@ class Timeline:
             self.add(lane, Stretch(name, begun, time.time()))
 
     def as_dict(self, zero: float) -> dict[str, list[dict[str, Any]]]:
-        """The lanes in JSON values, in seconds after `zero`."""
-        return {
+        """The lanes in JSON values, in seconds after `zero`; without what ended before it, as of an earlier command."""
+        lanes = {
             lane: [
                 {"name": one.name, "begun": round(one.begun - zero, 3), "ended": round(one.ended - zero, 3)}
                 for one in sorted(stretches, key=lambda one: one.begun)
+                if one.ended >= zero
             ]
             for lane, stretches in self.lanes.items()
         }
+        return {lane: stretches for lane, stretches in lanes.items() if stretches}
 
 
 START = Timeline()  # of this process' command
