@@ -58,13 +58,13 @@ def draw(run: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cli.add_argument("--data", help="default: phantoms, drawn before the first run")
+    cli.add_argument("--data", help="default: phantoms, drawn before the first run unless $FRACRAY_CACHE has them")
     cli.add_argument("--runs", type=int, default=5, help="searches that count (default %(default)s)")
     cli.add_argument("--json", type=Path, default=HERE / "results" / "search_start.json", help="default %(default)s")
     args = cli.parse_args()
     runs = []
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["FRACRAY_CACHE"] = str(Path(folder) / "cache")
+        os.environ.setdefault("FRACRAY_CACHE", str(Path(folder) / "cache"))
         start(args.data, Path(folder), "prepares")
         for number in range(args.runs):
             runs.append(start(args.data, Path(folder), f"run{number}"))
