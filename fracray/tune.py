@@ -341,8 +341,7 @@ def _refit(
     asked = space.config.search.refit
     if clock and clock.ended:
         console.print(f"\n{clock.words}", soft_wrap=True)
-    left = clock.left if clock else space.config.search.time_budget
-    options = RefitOptions(asked.top, asked.seeds, seconds=left)
+    options = RefitOptions(asked.top, asked.seeds, seconds=clock.left if clock else space.config.search.time_budget)
     return refit(space, job.run, prepared, options, tracker, console, job.images, live.refitted)
 
 
