@@ -26,7 +26,7 @@ from processes import end_with_parent, server
 from table import write_results
 
 from fracray.config import Config
-from fracray.data.images.square import KEPT
+from fracray.data.images.kept import KEPT
 from fracray.data.loading.gpu_stream import DeviceStream
 from fracray.data.loading.plan import Plan, make_plan
 from fracray.data.loading.shards import ShardFile, Shards

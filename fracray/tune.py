@@ -216,37 +216,41 @@ def _search_and_summarise(
 ) -> None:
     import psutil
 
-    from fracray.data.prepare import prepare
-    from fracray.data.report import say_phantom, say_prepared
-    from fracray.reporting.write import leave_report
     from fracray.runtime.console import new_console
     from fracray.runtime.efficiency import EfficiencyTracker
+    from fracray.runtime.imports import wait_for_imports
     from fracray.runtime.ray_session import connect
     from fracray.runtime.resources import gather, present, require_seen
     from fracray.runtime.run_folder import how_to_continue, say_changed
     from fracray.runtime.storage import Folder
-    from fracray.search.auto import resolved
-    from fracray.search.launch import at_once, find_places
-    from fracray.search.results import summarise
-    from fracray.tracking.live import LiveLog
-    from fracray.training.job import make_job
+    from fracray.runtime.timeline import COMMAND, START, Stretch
+    from fracray.search.imports import FIRST, preload
 
     if __name__ == "__main__":  # the process does nothing else, so its start is part of what the search costs
         begun = psutil.Process().create_time()
     started = time.monotonic()
+    START.add(COMMAND, Stretch("reads the command", begun, time.time()))
     console = new_console()
     if args.resume:
         say_changed(console, run)
-    say_phantom(console, space.config)
-    with connect(args.address, lambda: how_to_continue("tune", args.storage, run)):
+    with connect(args.address, lambda: how_to_continue("tune", args.storage, run), FIRST, preload(space.config)):
+        from fracray.data.prepare import prepare
+        from fracray.data.report import say_phantom, say_prepared
+        from fracray.search.auto import resolved
+        from fracray.search.launch import at_once, find_places
+        from fracray.tracking.live import LiveLog
+        from fracray.training.job import make_job
+
+        say_phantom(console, space.config)
         gather(lambda words: console.print(words, soft_wrap=True))
         each = find_places(space.config, console)  # refused before anything that takes long
         if run.is_local:
             require_seen(run.path("environment.json"), f"--storage {args.storage}")
         space = resolved(space, at_once(space.config.search), console)
-        prepared = prepare(space.config.data, console, shelf=Folder(args.storage))
-        say_prepared(console, prepared, space.config.model.localise)
-        job = make_job(space.config, run, prepared)
+        with START.stretch("prepares the data"):
+            prepared = prepare(space.config.data, console, shelf=Folder(args.storage))
+            say_prepared(console, prepared, space.config.model.localise)
+            job = make_job(space.config, run, prepared)
         unit = "GPU" if each.gpus else "CPU"
         tracker = EfficiencyTracker(begun, lambda: present(unit), unit)
         live = held.enter_context(LiveLog(args.targets, run, console))
@@ -254,6 +258,10 @@ def _search_and_summarise(
         budget = space.config.search.time_budget
         over = clock.ended if clock else budget is not None and time.monotonic() - started >= budget
         refits = space.config.search.refit.top > 0 and (finished or over)
+        wait_for_imports()
+        from fracray.reporting.write import leave_report
+        from fracray.search.results import summarise
+
         summarise(space, run, prepared, tracker, console, refit_follows=refits)
         refitted = True
         if refits:
@@ -331,13 +339,9 @@ def _refit(
     from fracray.search.refit_run import RefitOptions, refit
 
     asked = space.config.search.refit
-    left = clock.left if clock else space.config.search.time_budget
     if clock and clock.ended:
-        console.print(
-            f"\nthe search ended early: {clock.kept:.0f} s of the {clock.budget:.0f} s were kept back for the refit",
-            soft_wrap=True,
-        )
-    options = RefitOptions(asked.top, asked.seeds, seconds=left)
+        console.print(f"\n{clock.words}", soft_wrap=True)
+    options = RefitOptions(asked.top, asked.seeds, seconds=clock.left if clock else space.config.search.time_budget)
     return refit(space, job.run, prepared, options, tracker, console, job.images, live.refitted)
 
 

@@ -75,7 +75,7 @@ def end(process, seconds=120):
         *((name, "fracray.errors") for name in COMMANDS),
         ("tune", "argparse"),
         ("tune", "pydantic"),
-        ("tune", "torch"),
+        ("tune", "numpy"),
         ("train", "numpy"),
         ("data check", "ray"),
         ("data phantom", "cv2"),

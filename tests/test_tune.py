@@ -173,6 +173,10 @@ def test_the_run_says_where_its_time_went(searched):
     for phase in ("training", "transform", "validation", "checkpointing", "reporting"):
         assert shares[phase] == pytest.approx(rows[f"seconds_{phase}"].sum() / total)
     assert (rows["seconds_training"] > 0).all()
+    for lane in ("command", "trial process 1"):
+        assert efficiency["start"][lane], lane
+    epochs = [one for lane in efficiency["start"].values() for one in lane if one["name"] == "first epoch"]
+    assert efficiency["first_epoch_seconds"] == min(one["begun"] for one in epochs) > 0
 
 
 def test_an_unfinished_trial_counts_up_to_its_checkpoint(searched, tmp_path):
@@ -446,6 +450,26 @@ def test_a_search_resumes_after_kill_nine_of_a_trial_process(ray_local, tmp_path
     before[0].assert_kept_and_complete(trials=6, epochs=24, every_epoch=True)
 
 
+def test_on_its_own_cluster_trials_run_in_the_processes_that_ray_started_and_a_killed_one_is_replaced(tmp_path, begin):
+    """Ray starts one for each CPU; Tune alone would take two more for each place."""
+    space = write_space(tmp_path, trials=2, epochs=1)
+    assert finish(begin("prepares", "--space", str(space)))[0] == 0
+    space = write_space(tmp_path, trials=4, epochs=30)
+    search = begin("own", "--space", str(space), "--set", "train.keep_seconds=0")
+
+    wait_until((tmp_path / "own/trials.parquet").exists, search)
+    servers = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+    children = psutil.Process(search.pid).children(recursive=True)
+    processes = [one for one in children if title(one).startswith("ray::") and not title(one).startswith(servers)]
+    assert len(processes) == len(os.sched_getaffinity(0))
+    trial_processes(search.pid)[0].kill()
+    before = Snapshot(tmp_path / "own")
+    code, out = finish(search)
+    assert code == 0, out
+    assert "will be resumed: its process ended" in out
+    before.assert_kept_and_complete(trials=4, epochs=30, every_epoch=True)
+
+
 def test_a_process_that_dies_between_two_trials_costs_no_trial(ray_local, tmp_path, monkeypatch):
     mark = tmp_path / "died"
 
@@ -521,10 +545,10 @@ def title(process):
     return ""
 
 
-def trial_processes():
-    """The trials in the middle of an epoch."""
+def trial_processes(command=None):
+    """The trials in the middle of an epoch, of this process or of the command's."""
     for _ in range(1000):
-        found = [child for child in psutil.Process().children(recursive=True) if ".train" in title(child)]
+        found = [child for child in psutil.Process(command).children(recursive=True) if ".train" in title(child)]
         if found:
             return found
         time.sleep(0.01)

@@ -17,6 +17,7 @@ from rich.console import Console
 from fracray.config import PHANTOM, DataConfig
 from fracray.data.audit.scan import AUDIT_VERSION, examine
 from fracray.data.baselines import Baseline
+from fracray.data.cache import cache_folder, note_prepared
 from fracray.data.loading.ingest import ingest
 from fracray.data.loading.kept import cropping
 from fracray.data.loading.shards import Shards
@@ -161,17 +162,6 @@ def origin_of(config: DataConfig) -> str:
     return f"phantom ({drawn.count} drawn, seed {drawn.seed})" if config.source == PHANTOM else config.source
 
 
-def cache_folder(config: DataConfig) -> Path:
-    """Where prepared sets are kept: `data.cache`, else $FRACRAY_CACHE, else ~/.cache/fracray."""
-    chosen = config.cache or os.environ.get("FRACRAY_CACHE") or "~/.cache/fracray"
-    folder = Path(chosen).expanduser().absolute()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"data.cache: cannot use {folder}: {error}; set data.cache or FRACRAY_CACHE") from None
-    return folder
-
-
 def prepare(
     config: DataConfig,
     console: Console,
@@ -193,6 +183,7 @@ def prepare(
     with progress_bar(console, f"ingesting at {config.size} px") as step:
         place = Folder(cache) if shelf is None or alone() else shelf
         shards = ingest(divided.manifest, config.size, place, step, shelf is not None, config.crop)
+    note_prepared(config)
     table, kept = divided.manifest.used.reset_index(drop=True), shards.kept()
     return Prepared(
         config=config,

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize
 from scipy.special import expit
 
 from fracray.metrics.inputs import Array, checked, numbered
@@ -38,6 +37,8 @@ def fit_temperature(labels: npt.ArrayLike, logits: npt.ArrayLike) -> Calibration
     Bounded to TEMPERATURES and BIASES, so separable logits end at a bound. With a single class the identity is
     returned. Raises RunError for logits that are not finite. Sources: see Calibration.
     """
+    from scipy.optimize import minimize  # it takes longer to import than all metrics, and a search begins without it
+
     y, z = checked(labels, logits)
     if not len(y) or y.min() == y.max():
         return Calibration()

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from fracray.data.images.square import Kept
+from fracray.data.images.kept import Kept
 from fracray.errors import RunError
 from fracray.prediction.dicom_source import NoResultError, read_source
 from fracray.prediction.inputs import Picture

@@ -23,8 +23,8 @@ from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
 from fracray import __version__
+from fracray.data.images.kept import Kept
 from fracray.data.images.letterbox import frame
-from fracray.data.images.square import Kept
 from fracray.prediction.dicom_source import NoResultError
 
 logging.getLogger("highdicom").setLevel(logging.CRITICAL)  # its warnings quote names

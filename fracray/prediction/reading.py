@@ -14,9 +14,10 @@ import numpy as np
 
 from fracray.data.images.decode import inspect, read_file
 from fracray.data.images.dicom_header import Header, header_in
+from fracray.data.images.kept import KEPT
 from fracray.data.images.kinds import DICOM, HEAD, kind_of
 from fracray.data.images.letterbox import letterbox
-from fracray.data.images.square import KEPT, square_of
+from fracray.data.images.square import square_of
 
 READ_AHEAD = 4  # files that are being sent to a task from the machine that has them
 FAULTS = {"truncated": "the file is cut short", "unreadable": "not readable"}

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from fracray.data.images.kept import KEPT, Kept
 from fracray.data.images.letterbox import frame
-from fracray.data.images.square import KEPT, Kept
 from fracray.data.manifest import in_set
 from fracray.evaluation.inference import BATCH, looking_network
 from fracray.evaluation.maps import glowing, maps, methods, over_square, stretched

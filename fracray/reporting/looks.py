@@ -9,7 +9,7 @@ import pandas as pd
 from markupsafe import Markup
 from rich.console import Console
 
-from fracray.data.images.square import KEPT
+from fracray.data.images.kept import KEPT
 from fracray.data.loading.boxes import Boxes
 from fracray.data.manifest import Manifest, in_set
 from fracray.evaluation.flag_tables import beside_the_usual_place, verdict_of_check

@@ -13,8 +13,9 @@ from rich.console import Console
 
 from fracray.config import PHANTOM, DataConfig
 from fracray.data.images.decode import preview
+from fracray.data.images.kept import Kept
 from fracray.data.images.letterbox import frame, letterbox
-from fracray.data.images.square import Kept, decode, decode_part
+from fracray.data.images.square import decode, decode_part
 from fracray.data.loading.boxes import Boxes
 from fracray.data.manifest import Manifest
 from fracray.data.prepare import examined

@@ -6,10 +6,12 @@ models, of data or of Ray, and imports Torch only where a GPU is timed.
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+from fracray.runtime.timeline import FIRST_EPOCH, START, Stretch
 
 if TYPE_CHECKING:
     import torch
@@ -164,13 +166,15 @@ class Efficiency:
     """How the core-seconds (on GPUs: device-seconds) of a run were used.
 
     wall: seconds; cores: of the cluster, or its GPUs, on average. seconds: core-seconds by phase; the rest was idle, or
-    used by Ray and by other programs on the machines.
+    used by Ray and by other programs on the machines. start: what was done until the first epoch, as
+    `Timeline.as_dict` has it, in seconds after the command.
     """
 
     wall: float
     cores: float
     seconds: Mapping[str, float]
     unit: str = "CPU"
+    start: Mapping[str, Any] | None = None
 
     @property
     def available(self) -> float:
@@ -193,6 +197,12 @@ class Efficiency:
         """The share of each phase in the order of PHASES, then the idle share."""
         return {**{phase: self.share(phase) for phase in PHASES}, IDLE: self.idle}
 
+    @property
+    def first_epoch(self) -> float | None:
+        """Seconds from the command to the first epoch; None where that is not known."""
+        lanes = (self.start or {}).values()
+        return min((one["begun"] for lane in lanes for one in lane if one["name"] == FIRST_EPOCH), default=None)
+
     def as_dict(self) -> dict[str, Any]:
         """For efficiency.json: JSON values only."""
         return {
@@ -201,6 +211,8 @@ class Efficiency:
             "cores": self.cores,
             "unit": self.unit,
             "shares": self.shares(),
+            "first_epoch_seconds": self.first_epoch,
+            "start": self.start,
         }
 
 
@@ -219,12 +231,21 @@ class EfficiencyTracker:
         self._starting: float | None = None  # core-seconds until the first epoch began
         self._last = begun
         self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._first: float | None = None  # when the first epoch was reported
+        self._processes = 0
+
+    def started(self, stretches: Sequence[Stretch]) -> None:
+        """Note how a process that trains came to its first epoch, unless it began after another's first one."""
+        if self._first is not None and min(one.begun for one in stretches) < self._first:
+            self._processes += 1
+            START.add(f"trial process {self._processes}", *stretches)
 
     def tell(self, core_seconds: Mapping[str, float], took: float) -> None:
         """Add the phases of an epoch that was just reported; `took`: its seconds of wall time."""
         self._last = time.time()
         if self._starting is None:
             self._count(self._last)
+            self._first = self._last
             self._starting = max(0.0, self._available - took * self._cores)
         for phase in PHASES:
             self._seconds[phase] += core_seconds.get(phase, 0.0)
@@ -247,4 +268,5 @@ class EfficiencyTracker:
         seconds[STARTING] += self._starting
         seconds[FINISHING] += (now - self._last) * self._cores
         self._count(now)
-        return Efficiency(now - self._begun, self._available / (now - self._begun), seconds, self._unit)
+        start, wall = START.as_dict(self._begun), now - self._begun
+        return Efficiency(wall, self._available / wall, seconds, self._unit, start)

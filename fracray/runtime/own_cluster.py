@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -32,6 +33,7 @@ class OwnCluster:
     or earlier. That is an interruption as Ctrl-C is, only that nothing can be waited for. Ray's C++ code however ends
     the driver with exit code 1 as soon as it finds the raylet's object store closed, and tells nobody: so the servers
     are stopped before they can close; the kernel kills them when this process has ended, as Ray has asked it to.
+    Whether SIGTERM came to all then shows by a process that only waits, and ends with the pipe from this one.
     """
 
     def __init__(self, remedy: Callable[[], str]) -> None:
@@ -39,6 +41,9 @@ class OwnCluster:
         self._processes: list[int] = []
         self._servers: list[int] = []
         self._starts = True
+        self._witness = subprocess.Popen(
+            ["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+        )
         self._closing, self._ended, self._held = threading.Event(), threading.Event(), threading.Event()
         self.hopeless = False  # the cluster ends, and the block is to be left
         threading.Thread(target=self._look, daemon=True).start()
@@ -57,6 +62,7 @@ class OwnCluster:
         self._closing.set()
         if alive:
             self._ended.set()
+        self._witness.communicate()
         return alive
 
     def _look(self) -> None:

@@ -9,13 +9,15 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from fracray import interrupts
 from fracray.errors import InputError, RunError
+from fracray.runtime.imports import importing, wait_for_imports
 from fracray.runtime.own_cluster import OwnCluster
+from fracray.runtime.timeline import START
 
 ENVIRONMENT = {
     # Ray Train's controller answers a report when it next polls its workers: every 2 s by default.
@@ -35,6 +37,17 @@ ENVIRONMENT = {
 NOTICES = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 
 T = TypeVar("T")
+
+
+class _Cluster:
+    """The cluster that this process is connected to."""
+
+    own = False  # `connect` has started it
+
+
+def own_cluster() -> bool:
+    """Whether `connect` has started the cluster, so that all of Ray's processes have this one's environment."""
+    return _Cluster.own
 
 
 def set_environment() -> None:
@@ -62,11 +75,18 @@ class Shared(Generic[T]):
 
 
 @contextmanager
-def connect(address: str | None, remedy: Callable[[], str] = lambda: "give the same command again") -> Iterator[None]:
+def connect(
+    address: str | None,
+    remedy: Callable[[], str] = lambda: "give the same command again",
+    meanwhile: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[None]:
     """Connect to the cluster at `address` ('auto', 'host:port'), or start a local one.
 
     A local cluster ends with the block. If it is killed before that, the command ends with exit code 1 and prints
-    `remedy`. Raises InputError where no cluster answers, RunError where none can be started.
+    `remedy`. While Ray starts, the modules `meanwhile` are imported. The processes of a local cluster get the variables
+    `environment`, but for those that the user has set. Raises InputError where no cluster answers, RunError where none
+    can be started.
     """
     set_environment()
     import ray
@@ -79,17 +99,20 @@ def connect(address: str | None, remedy: Callable[[], str] = lambda: "give the s
     if ray.is_initialized():  # a test or a notebook is connected already and stays connected
         yield
         return
-    with interrupts.careful():
-        yield from _session(address, remedy)
+    with interrupts.careful(), importing(meanwhile):
+        yield from _session(address, remedy, environment or {})
 
 
-def _session(address: str | None, remedy: Callable[[], str]) -> Iterator[None]:
+def _session(address: str | None, remedy: Callable[[], str], environment: Mapping[str, str]) -> Iterator[None]:
     import ray
 
     own = None if address else OwnCluster(remedy)
     try:
         try:
-            _start(address)
+            with START.stretch("Ray starts"):
+                _start(address, environment)
+            with START.stretch("waits for imports"):
+                wait_for_imports()
         except SystemExit:  # Ray's answer to SIGTERM
             raise KeyboardInterrupt from None
         with _sigterm_as_ctrl_c(own):
@@ -100,8 +123,10 @@ def _session(address: str | None, remedy: Callable[[], str]) -> Iterator[None]:
             if own:
                 _mute_raylet_logs()
                 own.is_up()
+                _Cluster.own = True
             yield
     finally:
+        _Cluster.own = False
         interrupts.listen()  # Ray has set a handler of its own
         if own is None or own.closes():
             ray.shutdown()
@@ -109,7 +134,7 @@ def _session(address: str | None, remedy: Callable[[], str]) -> Iterator[None]:
             atexit._clear()  # Ray's too
 
 
-def _start(address: str | None) -> None:
+def _start(address: str | None, environment: Mapping[str, str]) -> None:
     import ray
 
     settings = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
@@ -122,13 +147,52 @@ def _start(address: str | None) -> None:
             os.environ.setdefault(NOTICES, "0")
             # Ray listens on every interface. A local cluster answers only clients that hold the token in ~/.ray: this
             # is Ray's default since 2.59, unless RAY_AUTH_MODE changes it (read when Ray is imported).
-            with interrupts.children_apart():  # without its servers the command could not end in order
+            # Without its servers the command could not end in order.
+            with interrupts.children_apart(), _fewer_servers(), _variables(environment):
                 ray.init(address="local", include_dashboard=False, **settings)
     except Exception as error:  # Ray also raises plain ones, as where a loaded machine takes too long
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if address:
             raise InputError(f"--address {address}: no Ray cluster answers there: {reason}") from None
         raise RunError(f"Ray could not be started on this machine: {reason}") from None
+
+
+@contextmanager
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Variables of the environment for processes that start in the block, but for those that the user has set."""
+    new = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for name in new:
+            del os.environ[name]
+
+
+@contextmanager
+def _fewer_servers() -> Iterator[None]:
+    """Start no server that one command on one machine has no use for; Ray has no option for that.
+
+    They are the autoscaler's, the one that sends logs to the driver (`log_to_driver` is off), and the dashboard's,
+    which only counts uses without a dashboard. Each costs half a second of a core and more, and Ray waits for the last.
+    """
+    from ray._private import node
+
+    whole = node.Node
+
+    class Fewer(whole):  # type: ignore[misc, valid-type]
+        def __init__(self, ray_params: Any, **more: Any) -> None:
+            ray_params.no_monitor, ray_params.include_log_monitor = True, False
+            super().__init__(ray_params, **more)
+
+        def start_api_server(self, **_: Any) -> None:
+            self._webui_url = ""
+
+    node.Node = Fewer
+    try:
+        yield
+    finally:
+        node.Node = whole
 
 
 @contextmanager

@@ -4,12 +4,16 @@ Knows nothing of how a trial's settings are chosen, nor of what is shown.
 """
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ray import tune
+from ray.air.execution import FixedResourceManager
 from ray.tune import Callback
+from ray.tune.execution import class_cache, tune_controller
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
@@ -18,6 +22,8 @@ from rich.console import Console
 from fracray.config import Config, SearchConfig
 from fracray.data.loading.streams import TASK_CPUS
 from fracray.interrupts import listen
+from fracray.runtime.imports import import_in_thread
+from fracray.runtime.ray_session import own_cluster
 from fracray.runtime.resources import (
     WorkerResources,
     cpus_for,
@@ -26,6 +32,7 @@ from fracray.runtime.resources import (
     refuse_missing_gpu,
     trials_at_once,
 )
+from fracray.search.imports import LAST
 from fracray.search.messages import searched
 from fracray.search.trainable import trainable
 from fracray.training.job import Job
@@ -65,6 +72,28 @@ def places_of(job: Job) -> tuple[WorkerResources, int]:
     return places(job.config.search, 0.0 if job.images is not None else TASK_CPUS)
 
 
+@contextmanager
+def _started_processes(each: WorkerResources) -> Iterator[None]:
+    """On the command's own cluster, let trials run in the processes that Ray has started for its CPUs.
+
+    Tune would take two new ones for each place: it names variables of the environment, which here all processes have,
+    and it asks for a placement group, which Ray announces by a task that uses up a process. Nobody else is on this
+    cluster, so counting what trials have taken is enough.
+    """
+    if not own_cluster() or each.workers > 1:
+        yield
+        return
+    named = class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE
+    manager = tune_controller.PlacementGroupResourceManager
+    class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE = {}, set()
+    tune_controller.PlacementGroupResourceManager = FixedResourceManager
+    try:
+        yield
+    finally:
+        class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE = named
+        tune_controller.PlacementGroupResourceManager = manager
+
+
 def run_trials(
     job: Job,
     searcher: Searcher,
@@ -100,6 +129,7 @@ def run_trials(
             verbose=0,
         ),
     )
-    with progress:
+    progress.then = partial(import_in_thread, LAST)
+    with progress, _started_processes(each):
         tuner.fit()
     listen()  # Tune leaves a handler that only ends its own loop

@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from fracray.errors import InputError
+from fracray.runtime.timeline import Stretch
 from fracray.training.epochs import AT_BEST, EpochResult
 
 MISTAKES = (InputError, ValueError)  # what a trial raises that cannot run in any process
 
 _NUMBER, _LEAVES = "number", "leaves"
-_RAN, _FAILURE = "ran", "failure"
+_RAN, _FAILURE, _STARTED = "ran", "failure", "started"
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,15 @@ class Suggestion:
 class TrialReport:
     """What a trial's process reports: an epoch's result, or why the trial cannot run in any process.
 
-    ran: False for an epoch that a resumed trial only reports again. done: no epoch follows.
+    ran: False for an epoch that a resumed trial only reports again. done: no epoch follows. started: how the process
+    came to its first epoch, in its first report.
     """
 
     result: EpochResult | None
     ran: bool = True
     failure: str = ""
     done: bool = False
+    started: tuple[Stretch, ...] = ()
 
     def reason(self, metrics: Sequence[str]) -> str:
         """Why a trial that ended with this report failed, given the searched metrics; empty if it did not."""
@@ -60,7 +63,8 @@ class TrialReport:
         if self.result is None:
             return {**{searched(metric): math.nan for metric in metrics}, _FAILURE: self.failure, "done": True}
         flat = self.result.to_json()
-        return {**flat, "training_iteration": self.result.epoch, _RAN: self.ran, "done": self.done}
+        report = {**flat, "training_iteration": self.result.epoch, _RAN: self.ran, "done": self.done}
+        return {**report, _STARTED: [astuple(one) for one in self.started]} if self.started else report
 
     @classmethod
     def from_tune(cls, result: Mapping[str, Any]) -> "TrialReport":
@@ -69,7 +73,8 @@ class TrialReport:
             return cls(None, failure=result[_FAILURE], done=True)
         if "epoch" not in result:  # Tune ended the trial before its first report
             return cls(None)
-        return cls(EpochResult.from_json(result), ran=result[_RAN], done=bool(result.get("done", False)))
+        started = tuple(Stretch(*one) for one in result.get(_STARTED, ()))
+        return cls(EpochResult.from_json(result), result[_RAN], done=bool(result.get("done", False)), started=started)
 
 
 def searched(metric: str) -> str:

@@ -7,15 +7,16 @@ from typing import Any
 from fracray.config import Config
 from fracray.errors import InputError
 from fracray.search.space import Dimension, SearchSpace
-from fracray.training.growth import try_network
-from fracray.training.model import build_model
 
+# What fracture_cnn takes at every value that a config can have.
+ANY = ("model.width", "model.spatial_dropout")
 # What a network needs to be built, and what asks for a kind of it; the other settings fit any network.
 NETWORK = (
     *("model.name", "model.weights", "model.width", "model.spatial_dropout"),
     *("model.freeze_stages", "model.localise"),
     *("train.layer_decay", "train.head_epochs"),
 )
+GROWN = "train.first_size"  # it is not searched: a network is tried at this size too
 
 
 def check_models(space: SearchSpace) -> None:
@@ -30,6 +31,10 @@ def check_models(space: SearchSpace) -> None:
         if config in tried:
             continue
         tried.append(config)
+        if _always_builds(config):
+            continue
+        from fracray.training.growth import try_network  # Torch: a second of a core, before anything is launched
+
         try:
             try_network(config)
         except InputError as error:
@@ -38,7 +43,15 @@ def check_models(space: SearchSpace) -> None:
             raise InputError(f"{lines.get(path, lines.get('model.name', space.origin))}: {error}") from None
 
 
+def _always_builds(config: Config) -> bool:
+    """Whether the network is fracture_cnn as it is by default, but for what it takes at every value."""
+    leaves, default = config.leaves(), Config().leaves()
+    return all(leaves[path] == default[path] for path in (*NETWORK, GROWN) if path not in ANY)
+
+
 def _builds_without_weights(config: Config) -> bool:
+    from fracray.training.model import build_model
+
     try:
         build_model(config.model, load_weights=False, size=config.data.size)
     except InputError:

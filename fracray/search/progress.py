@@ -55,6 +55,7 @@ class SearchProgress(tune.Callback):
         self._tracker = tracker
         self.rows: dict[int, TrialRow] = {}
         self._heard = heard
+        self.then: Callable[[], object] | None = None  # called once, when an epoch is reported
         for row in ledger.rows().values():
             self._keep(row)
         self._started = time.monotonic()
@@ -116,7 +117,12 @@ class SearchProgress(tune.Callback):
             self._keep(row.with_epoch(report.result))
         if report.ran:
             self._ran += 1
+            if self.then is not None:
+                self.then()
+                self.then = None
             self._tracker.tell(report.result.core_seconds, result["time_this_iter_s"])
+            if report.started:
+                self._tracker.started(report.started)
         self._save()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

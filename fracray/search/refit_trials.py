@@ -87,6 +87,11 @@ class KeepsBack(Stopper):
         return self.ended
 
     @property
+    def words(self) -> str:
+        """That it has ended the search, and why."""
+        return f"the search ended early: {self.kept:.0f} s of the {self.budget:.0f} s were kept back for the refit"
+
+    @property
     def over(self) -> bool:
         """Whether the whole budget is used up."""
         return self.left <= 1

@@ -296,6 +296,8 @@ def _say_efficiency(console: Console, efficiency: Efficiency) -> None:
         f"{efficiency.wall:.0f} s that went into training and augmentation ({EFFICIENCY_NOTE[efficiency.unit]}):",
         soft_wrap=True,
     )
+    if efficiency.first_epoch is not None:
+        console.print(f"the first epoch began {efficiency.first_epoch:.1f} s after the command")
     table = new_table("", "share", "")
     for phase, share in efficiency.shares().items():
         table.add_row(WORDS[phase], f"{share:.3f}", share_bar(share))

@@ -18,13 +18,14 @@ from typing import Any
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages.journal import JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from fracray.config import Config
 from fracray.errors import InputError
 from fracray.runtime.storage import Folder
+from fracray.search.journal import Journal
 from fracray.search.messages import Suggestion, TrialReport, searched
 from fracray.search.pasha import first_budget, raised_budget
 from fracray.search.samplers import sampler
@@ -44,12 +45,12 @@ BUDGET = "budget"  # of pasha: the epochs that a trial may run, since they were 
 WARM = "warm"  # the settings of the trials after the default one, from an earlier search, as a user attribute
 
 
-def open_study(journal: Path, space: SearchSpace) -> optuna.Study:
-    """Open or begin the study of a run; optuna-dashboard opens the same file."""
+def open_study(journal: Path, space: SearchSpace, file: Journal | None = None) -> optuna.Study:
+    """Open or begin the study of a run; optuna-dashboard opens the same file. It writes through `file`, if given."""
     _quiet()
-    lock = JournalFileOpenLock(str(journal))
-    _drop_half_entry(journal, lock)
-    storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
+    file = file or Journal(journal)
+    _drop_half_entry(journal, file.lock)
+    storage = JournalStorage(file)
     before, searched = None, space.described()
     if storage.get_all_studies():
         before = storage.get_study_user_attrs(storage.get_study_id_from_name(STUDY)).get(SPACE)
@@ -90,9 +91,9 @@ def stored_study(run: Folder) -> Iterator[optuna.Study | None]:
     with tempfile.TemporaryDirectory() as scratch:
         journal = Path(scratch) / JOURNAL
         journal.write_bytes(run.read(JOURNAL))
-        lock = JournalFileOpenLock(str(journal))
-        _drop_half_entry(journal, lock)
-        storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
+        file = Journal(journal)
+        _drop_half_entry(journal, file.lock)
+        storage = JournalStorage(file)
         known = storage.get_all_studies()
         yield optuna.load_study(study_name=STUDY, storage=storage) if known else None
 
@@ -146,7 +147,8 @@ class StudySearcher(Searcher):
         """`warm` gives the trials that follow the default one; it is asked where the study has not begun."""
         super().__init__(metric=searched(space.metrics[0]), mode=space.config.search.mode)
         self._space, self._budget = space, min(budget, space.grid_points or budget)
-        self.study = open_study(journal, space)
+        self._journal = Journal(journal)
+        self.study = open_study(journal, space, self._journal)
         self._stops = stopping_rule(space.config)
         self._running: dict[str, optuna.Trial] = {}
         self._epochs: dict[str, int] = {}  # finished epochs of running trials
@@ -162,6 +164,10 @@ class StudySearcher(Searcher):
         return self._budget - begun + len(self._unfinished)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        with self._journal.together():
+            return self._suggest(trial_id)
+
+    def _suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self.remaining <= 0:
             # Running trials may lose their processes and be handed out again; FINISHED could not be taken back.
             return None if self._running else Searcher.FINISHED
@@ -261,6 +267,10 @@ class StudySearcher(Searcher):
         well. FAIL: it could not run, or its metric has no value; and a default outside the space, which has no settings
         that Optuna could learn from.
         """
+        with self._journal.together():
+            self._complete(trial_id, result or {}, error)
+
+    def _complete(self, trial_id: str, result: dict[str, Any], error: bool) -> None:
         trial = self._running.get(trial_id)
         if trial is None or self._now(trial).state.is_finished():
             self._forget(trial_id)
@@ -269,9 +279,9 @@ class StudySearcher(Searcher):
             self._put_back(trial, self._epochs.get(trial_id, 0))
             self._forget(trial_id)
             return
-        self.on_trial_result(trial_id, result or {})  # Tune tells a searcher of the last epoch only here
+        self.on_trial_result(trial_id, result)  # Tune tells a searcher of the last epoch only here
         self._forget(trial_id)
-        report = TrialReport.from_tune(result or {})
+        report = TrialReport.from_tune(result)
         reason = report.reason(self._space.metrics)
         if reason:
             trial.set_user_attr(REASON, reason)

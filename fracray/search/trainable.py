@@ -1,22 +1,26 @@
-"""A place in the search: the process that Tune reuses for one trial after another, one epoch per step."""
+"""A place in the search: the process that Tune reuses for one trial after another, one epoch per step.
+
+The command knows this class and trains nothing, so Torch is imported where a trial runs.
+"""
 
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import psutil
 from ray import tune
 
 from fracray.runtime.efficiency import REPORTING, STARTING, Meter
 from fracray.runtime.ray_session import Shared
 from fracray.runtime.resources import WorkerResources
+from fracray.runtime.timeline import FIRST_EPOCH, Stretch
 from fracray.search.messages import MISTAKES, Suggestion, TrialReport
-from fracray.search.worker_group import WorkerGroup
 from fracray.training.job import Job
-from fracray.training.loop import pick_device
-from fracray.training.trial import TrialRunner
-from fracray.training.workers import use_cores
+
+if TYPE_CHECKING:
+    from fracray.search.worker_group import WorkerGroup
+    from fracray.training.trial import TrialRunner
 
 
 class TrialActor(tune.Trainable):
@@ -27,15 +31,24 @@ class TrialActor(tune.Trainable):
     """
 
     def setup(self, config: dict[str, Any], shared: Shared[Job], each: WorkerResources) -> None:
+        asked = time.time()
         self._job, self._each = shared.get(), each
         self._runner: TrialRunner | None = None
-        self._group: WorkerGroup | None = None
+        self._group: Any = None  # a WorkerGroup
         self._group_started = False  # whether the group has answered an order
         if each.workers == 1:
+            from fracray.training.workers import use_cores
+
             self._meter = use_cores(self._job.config, each.cpus, each.gpus)
         else:
+            from fracray.search.worker_group import WorkerGroup
+
             self._group = WorkerGroup(shared, each)
             self._meter = Meter(cores=each.workers * (each.gpus or each.cpus))
+        from fracray.search import ready
+
+        imports = Stretch("process and imports", psutil.Process().create_time(), ready.AT)
+        self._started = [imports, Stretch("waits for the command", ready.AT, max(asked, ready.AT))]
         self._begin(config)
         self._ended = time.perf_counter()
 
@@ -64,12 +77,17 @@ class TrialActor(tune.Trainable):
         if report.result is not None:
             self._next = report.result.epoch + 1
             ended = report.result.diverged or self._next > self._job.config.train.epochs
-            report = replace(report, done=ended)
+            report = replace(report, done=ended, started=self._start_told(report))
         self._ended = time.perf_counter()
         return report.to_tune(self._job.metrics)
 
     def _epoch(self) -> TrialReport:
         if self._runner is None:
+            import torch
+
+            from fracray.training.loop import pick_device
+            from fracray.training.trial import TrialRunner
+
             device = pick_device() if self._each.gpus else torch.device("cpu")
             with self._meter.waiting(STARTING):
                 self._runner = TrialRunner(
@@ -79,7 +97,7 @@ class TrialActor(tune.Trainable):
             return TrialReport(self._runner.result(self._next), ran=False)
         return TrialReport(self._runner.run_epoch())
 
-    def _group_epoch(self, group: WorkerGroup) -> TrialReport:
+    def _group_epoch(self, group: "WorkerGroup") -> TrialReport:
         """An epoch on the group's workers, with the cost of starting them and of passing orders and answers."""
         begun, first = time.perf_counter(), not self._group_started
         report = group.epoch(self._trial, self._next)
@@ -92,6 +110,15 @@ class TrialActor(tune.Trainable):
         self._meter.add_wall(STARTING if first else REPORTING, max(0.0, overhead))
         spent = {phase: seconds + result.core_seconds.get(phase, 0.0) for phase, seconds in self._meter.take().items()}
         return replace(report, result=replace(result, core_seconds=spent))
+
+    def _start_told(self, report: TrialReport) -> tuple[Stretch, ...]:
+        """How this process came to the first epoch that it ran, which this report is of; empty for any other."""
+        if report.result is None or not report.ran or not self._started:
+            return ()
+        told, self._started = self._started, []
+        now = time.time()
+        first = Stretch(FIRST_EPOCH, now - report.result.seconds, now)
+        return (*told, Stretch("gets data and network", told[-1].ended, first.begun), first)
 
     def _close(self) -> None:
         if self._runner is not None:

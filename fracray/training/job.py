@@ -4,21 +4,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from fracray.config import Config
-from fracray.data.datasheet import datasheet
-from fracray.data.images.square import KEPT as PART
+from fracray.data.images.kept import KEPT as PART
 from fracray.data.loading.shards import Shards
 from fracray.data.loading.streams import fits_in_memory
 from fracray.data.manifest import MANIFEST
-from fracray.data.prepare import Prepared
 from fracray.errors import InputError
 from fracray.runtime.run_folder import CONFIG, DATA
 from fracray.runtime.storage import Folder
+
+if TYPE_CHECKING:  # a trial's process gets a job as it is, and needs no reader of image files for it
+    from fracray.data.prepare import Prepared
 
 KEPT = (
     *("image_id", "group", "label", "split", "pixel_hash", "look", "width", "height", "brightness"),
@@ -49,11 +50,13 @@ class Job:
         return self.metrics[0]
 
 
-def make_job(config: Config, run: Folder, prepared: Prepared, images: np.ndarray | None = None) -> Job:
+def make_job(config: Config, run: Folder, prepared: "Prepared", images: np.ndarray | None = None) -> Job:
     """The job of a run on prepared data, as `gather_job`; also writes the run's files.
 
     Raises InputError where a resumed run was started on other data.
     """
+    from fracray.data.datasheet import datasheet
+
     summary = prepared.summary()
     refuse_change(run, summary)
     job = gather_job(config, run, prepared, images)
@@ -66,7 +69,7 @@ def make_job(config: Config, run: Folder, prepared: Prepared, images: np.ndarray
     return job
 
 
-def gather_job(config: Config, run: Folder, prepared: Prepared, images: np.ndarray | None = None) -> Job:
+def gather_job(config: Config, run: Folder, prepared: "Prepared", images: np.ndarray | None = None) -> Job:
     """The job of a run on prepared data, with all images in memory or left to Ray Data; writes nothing.
 
     images: those of another job on the same data, which are in memory already. Raises InputError where the images do

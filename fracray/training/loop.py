@@ -28,6 +28,7 @@ from fracray.training.localise import map_loss
 from fracray.training.loss import batch_loss, mixed_loss
 from fracray.training.mixing import mixes
 from fracray.training.model import build_model, float32, freeze_norm, freeze_stages, train_mode
+from fracray.training.optimizer import AdamW
 from fracray.training.precision import pick_precision
 from fracray.training.ranks import GradientSum, add_up, norm_statistics, start_alike
 from fracray.training.schedule import Rates
@@ -118,9 +119,7 @@ class Fit:
         self._moving = MovingAverage(self.averaged, self.model)
         groups = parameter_groups(self.model, config.train.weight_decay, config.train.layer_decay)
         self._rates = Rates(config.train, self.device, [group["lr_scale"] for group in groups])
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=self._rates.lrs[0], betas=(0.9, 0.99), capturable=self._rates.on_device
-        )
+        self.optimizer = AdamW(groups, lr=self._rates.lrs[0], betas=(0.9, 0.99), capturable=self._rates.on_device)
         self._body = body(self.model)
         self._head_alone = False
         self._forward = torch.compile(self.model) if config.train.compile else self.model

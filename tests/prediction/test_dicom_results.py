@@ -13,7 +13,7 @@ import pytest
 from drawn_dicom import as_bytes, dataset
 from drawn_fracatlas import jpeg, picture
 
-from fracray.data.images.square import Kept
+from fracray.data.images.kept import Kept
 from fracray.prediction.dicom_source import NoResultError, is_uid, read_source
 from fracray.prediction.inputs import Picture
 from fracray.prediction.scoring import COLUMNS, DICOM_OUT, SCORED, peak_of

@@ -15,7 +15,8 @@ from drawn_fracatlas import jpeg, picture
 
 from fracray.data.duplicates import look_distances
 from fracray.data.images.decode import KnownGeometry, inspect
-from fracray.data.images.square import Kept, decode, decode_part, square_of
+from fracray.data.images.kept import Kept
+from fracray.data.images.square import decode, decode_part, square_of
 from fracray.errors import InputError
 from fracray.prediction.familiar import UNLIKE, Familiar
 from fracray.prediction.overlays import file_names

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from fracray.data.images.square import Kept
+from fracray.data.images.kept import Kept
 from fracray.prediction.scoring import overlay, strength
 
 

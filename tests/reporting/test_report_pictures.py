@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from fracray.config import Config
-from fracray.data.images.square import Kept, decode, decode_part
+from fracray.data.images.kept import Kept
+from fracray.data.images.square import decode, decode_part
 from fracray.reporting import pictures
 from fracray.reporting.pictures import SIDE, over_picture
 

@@ -1,9 +1,12 @@
 """Every network that a space can ask for is built before launch."""
 
+from itertools import product
+
 import pytest
 
+from fracray.config import Config
 from fracray.errors import InputError
-from fracray.search.model_check import check_models
+from fracray.search.model_check import _always_builds, check_models
 from fracray.search.space_file import load_space
 
 NAMES = "  model.name: {categorical: [fracture_cnn, tf_efficientnet_lite0]}\n"
@@ -71,3 +74,17 @@ def test_switches_that_do_not_fit_every_network_are_tried(tmp_path, text, words)
     )
     with pytest.raises(InputError, match=words):
         check_models(load_space(file))
+
+
+def test_the_network_that_is_not_tried_builds_at_every_value():
+    """`check_models` leaves it out, for Torch is slow to import: so this must hold."""
+    from fracray.training.growth import try_network
+
+    for width, dropped, side in product((4, 33, 512), (0.0, 0.99), (32, 2048)):
+        leaves = {"model.width": width, "model.spatial_dropout": dropped, "data.size": side}
+        config = Config().with_leaves(leaves, "test")
+        assert _always_builds(config)
+        try_network(config)
+    assert not _always_builds(Config().with_leaves({"model.name": "tf_efficientnet_lite0"}, "test"))
+    assert not _always_builds(Config().with_leaves({"model.weights": "gone.safetensors"}, "test"))
+    assert not _always_builds(Config().with_leaves({"train.first_size": 64}, "test"))

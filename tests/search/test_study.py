@@ -1,6 +1,7 @@
 """The searcher between Tune and Optuna, on a real journal: what it hands out, tells, and finds again."""
 
 import math
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -504,3 +505,21 @@ def test_a_journal_cut_short_in_its_last_line_is_gone_on_with(space, journal):
     leaves = run_all(StudySearcher(space, journal, 4))
     assert len(leaves) == 2
     assert [trial.state for trial in trials_of(journal, space)] == [TrialState.COMPLETE] * 4
+
+
+def test_entries_that_belong_together_wait_for_the_disk_once_and_are_there_for_others(space, journal, monkeypatch):
+    waits = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda number: (waits.append(number), fsync(number)))
+    searcher = StudySearcher(space, journal, 3)
+    waits.clear()
+    first = searcher.suggest("a")
+    assert len(waits) == 1
+    assert [trial.user_attrs[LEAVES] for trial in trials_of(journal, space)] == [first["leaves"]]
+    waits.clear()
+    searcher.on_trial_complete("a", error=True)  # lost: it is handed out again
+    assert len(waits) == 1
+    assert searcher.suggest("b")["number"] == first["number"]
+    waits.clear()
+    searcher.study.set_user_attr("after", 1)
+    assert len(waits) == 1  # as Optuna does it

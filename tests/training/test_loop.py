@@ -26,6 +26,7 @@ from fracray.training.loop import Fit, dropout_seed
 from fracray.training.loss import batch_loss
 from fracray.training.metered import MeteredFit
 from fracray.training.model import build_model
+from fracray.training.optimizer import AdamW
 from fracray.training.precision import pick_precision
 from fracray.training.schedule import learning_rate
 
@@ -265,6 +266,27 @@ def test_learning_rate_warms_up_and_falls_to_zero():
     assert rates[55] == pytest.approx(0.5)
     assert rates[99] < 0.001
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+
+
+def test_the_optimizer_is_pytorchs_bit_by_bit():
+    networks, optimizers = [], []
+    for kind in (AdamW, torch.optim.AdamW):
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+        groups = [{"params": network[0].parameters(), "weight_decay": 0.1}, {"params": network[2].parameters()}]
+        networks.append(network)
+        optimizers.append(kind(groups, lr=0.01, betas=(0.9, 0.99)))
+    for step in range(6):
+        for network, optimizer in zip(networks, optimizers, strict=True):
+            optimizer.zero_grad(set_to_none=True)
+            network(torch.arange(12.0).reshape(3, 4) + step).square().mean().backward()
+            optimizer.step()
+            if step == 2:
+                optimizer.load_state_dict(optimizer.state_dict())
+        for ours, theirs in zip(*(network.parameters() for network in networks), strict=True):
+            assert torch.equal(ours, theirs)
+    assert not any(parameter.grad.requires_grad for parameter in networks[0].parameters())
+    assert str(optimizers[0].state_dict()) == str(optimizers[1].state_dict())
 
 
 def test_learning_rates_are_those_of_timms_schedule():

@@ -3,27 +3,13 @@
 The ingest uses it, and so must whoever predicts: the same bytes then give the same square.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 
 from fracray.data.images import decode as imagefile
 from fracray.data.images import kinds
 from fracray.data.images.crop import LEAST, anatomy
+from fracray.data.images.kept import Kept
 from fracray.data.images.letterbox import frame, letterbox
-
-
-class Kept(NamedTuple):
-    """The part of a radiograph that a square shows: its edges in pixels of the picture as displayed, its mean gray."""
-
-    left: int
-    top: int
-    right: int  # the column after its last
-    bottom: int
-    brightness: float
-
-
-KEPT = tuple(f"kept_{name}" for name in Kept._fields)  # the columns of shards and prepared tables
 
 
 def reduction_for(longer_side: int, size: int, crop: bool = False) -> int:

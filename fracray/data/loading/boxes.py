@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Self
 import cv2
 import numpy as np
 
+from fracray.data.images.kept import KEPT
 from fracray.data.images.letterbox import frame
-from fracray.data.images.square import KEPT
 from fracray.data.loading.augment import Augmenter
 from fracray.data.loading.draws import originals
 from fracray.data.loading.kept import boxes_shown, shown

@@ -26,7 +26,8 @@ import ray
 
 from fracray.data.images.crop import CROP_VERSION
 from fracray.data.images.decode import KnownGeometry
-from fracray.data.images.square import KEPT, Kept, decode, decode_part
+from fracray.data.images.kept import KEPT, Kept
+from fracray.data.images.square import decode, decode_part
 from fracray.data.loading.shards import INDEX, ShardFile, Shards, open_shards
 from fracray.data.manifest import Manifest
 from fracray.errors import InputError, RunError

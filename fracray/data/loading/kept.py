@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fracray.data.images.square import KEPT
+from fracray.data.images.kept import KEPT
 
 if TYPE_CHECKING:
     import pandas as pd

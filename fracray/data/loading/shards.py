@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from fracray.data.images.square import KEPT
+from fracray.data.images.kept import KEPT
 from fracray.runtime.storage import Folder
 
 INDEX = "index.json"  # written last: a set with an index is complete

@@ -10,8 +10,9 @@ from fracray.data.audit.scan import examine
 from fracray.data.images.crop import LEAST, WORTH, anatomy
 from fracray.data.images.decode import KnownGeometry
 from fracray.data.images.decode import decode as decode_file
+from fracray.data.images.kept import KEPT
 from fracray.data.images.letterbox import frame
-from fracray.data.images.square import KEPT, decode, decode_part, reduction_for
+from fracray.data.images.square import decode, decode_part, reduction_for
 from fracray.data.phantom.draw import write_phantoms
 from fracray.data.sources.fracatlas import read_fracatlas
 

@@ -11,8 +11,9 @@ from rich.console import Console
 from fracray.config import Config, DataConfig
 from fracray.data.contact_sheet import draw_crops
 from fracray.data.datasheet import datasheet
+from fracray.data.images.kept import KEPT
 from fracray.data.images.letterbox import frame
-from fracray.data.images.square import KEPT, decode_part
+from fracray.data.images.square import decode_part
 from fracray.data.loading.boxes import Boxes
 from fracray.data.loading.ingest import fingerprint, ingest
 from fracray.data.loading.kept import boxes_shown, cropping, shown

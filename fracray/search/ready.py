@@ -1,0 +1,5 @@
+"""The last that a process imports before it runs trials: notes when."""
+
+import time
+
+AT = time.time()
