@@ -3,8 +3,8 @@
 The plain alternative does as little as can be done: a pool of processes, one a core, holds the network and the bytes
 of the files; each decodes (`cv2.imdecode` to gray), resizes into the square, passes batches through the network and
 forgets the logits; once at full scale, as one would write it, and once at the reduced scale at which fracray decodes
-for the square. fracray reads the files, decodes them whole as well, judges them (damage, exposure, copies of the
-training's, distance) and writes rows.
+for the square. fracray reads the files, decodes at the reduced scale, judges each picture by a small copy, and decodes
+it whole where that leaves a doubt (exposure, copies of the training's, distance), and writes rows.
 """
 
 import argparse
