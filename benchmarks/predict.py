@@ -28,7 +28,7 @@ from fracray.data.images.letterbox import letterbox
 from fracray.data.images.square import reduction_for
 from fracray.evaluation.inference import BATCH, network
 from fracray.prediction.inputs import Picture, find_pictures
-from fracray.prediction.parts import About, open_parts
+from fracray.prediction.parts import About, Target, open_parts
 from fracray.prediction.running import predict_pictures
 from fracray.prediction.scoring import Asked, slim
 from fracray.runtime.console import new_console, new_table
@@ -106,7 +106,7 @@ def predicted(pictures: list[Picture], checkpoint: Path, geometry: tuple[int, bo
     spent: list[dict[int, float]] = []
     with tempfile.TemporaryDirectory() as scratch:
         about = About("", "", len(pictures), 0.9, "", "", "")
-        with open_parts(Path(scratch) / "out.csv", about, anew=False) as parts:
+        with open_parts(Target.of(f"{scratch}/out.csv"), about, anew=False) as parts:
             begun = time.perf_counter()
 
             def keep(rows: pa.Table) -> None:

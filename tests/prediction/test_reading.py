@@ -19,7 +19,7 @@ from fracray.data.images.square import Kept, decode, decode_part, picture_of, sq
 from fracray.errors import InputError
 from fracray.prediction.familiar import UNLIKE, Familiar
 from fracray.prediction.overlays import file_names
-from fracray.prediction.parts import About, open_parts, write_output
+from fracray.prediction.parts import About, Target, open_parts, write_output
 from fracray.prediction.reading import Decoder
 from fracray.prediction.scoring import COLUMNS, SCORED, peak_of
 from fracray.prediction.studies import STUDY_COLUMNS, of_studies
@@ -216,7 +216,7 @@ ABOUT = About("abc", "def", 5, 0.9, "", "", "0.1.0")
 
 
 def test_parts_go_on_where_they_were_and_refuse_another_prediction(tmp_path):
-    target = tmp_path / "out.csv"
+    target = Target.of(str(tmp_path / "out.csv"))
     with open_parts(target, ABOUT, anew=False) as parts:
         parts.keep(scored([3, 4]))
         parts.keep(scored([0, 1]))
@@ -225,7 +225,7 @@ def test_parts_go_on_where_they_were_and_refuse_another_prediction(tmp_path):
         parts.keep(scored([2]))
         assert [place for table in parts.tables() for place in table["place"].to_pylist()] == [0, 1, 2, 3, 4]
         with (
-            pytest.raises(InputError, match="another predict writes to it now"),
+            pytest.raises(InputError, match="another command works in this prediction"),
             open_parts(target, ABOUT, anew=True),
         ):
             pass
@@ -247,7 +247,7 @@ ROWS = [
 def test_every_format_holds_the_same_rows(tmp_path, suffix):
     target = tmp_path / f"out{suffix}"
     write_output(
-        target,
+        Target.of(str(target)),
         iter([pa.Table.from_pylist(ROWS[:1], COLUMNS), pa.Table.from_pylist(ROWS[1:], COLUMNS)]),
         COLUMNS,
     )
