@@ -3,8 +3,8 @@
 The plain alternative does as little as can be done: a pool of processes, one a core, holds the network and the bytes
 of the files; each decodes (`cv2.imdecode` to gray), resizes into the square, passes batches through the network and
 forgets the logits; once at full scale, as one would write it, and once at the reduced scale at which fracray decodes
-for the square. fracray reads the files, decodes them whole as well, judges them (damage, exposure, copies of the
-training's, distance) and writes rows.
+for the square. fracray reads the files, decodes at the reduced scale, judges each picture by a small copy, and decodes
+it whole where that leaves a doubt (exposure, copies of the training's, distance), and writes rows.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from fracray.data.images.letterbox import letterbox
 from fracray.data.images.square import reduction_for
 from fracray.evaluation.inference import BATCH, network
 from fracray.prediction.inputs import Picture, find_pictures
-from fracray.prediction.parts import About, open_parts
+from fracray.prediction.parts import About, Target, open_parts
 from fracray.prediction.running import predict_pictures
 from fracray.prediction.scoring import Asked, slim
 from fracray.runtime.console import new_console, new_table
@@ -106,7 +106,7 @@ def predicted(pictures: list[Picture], checkpoint: Path, geometry: tuple[int, bo
     spent: list[dict[int, float]] = []
     with tempfile.TemporaryDirectory() as scratch:
         about = About("", "", len(pictures), 0.9, "", "", "")
-        with open_parts(Path(scratch) / "out.csv", about, anew=False) as parts:
+        with open_parts(Target.of(f"{scratch}/out.csv"), about, anew=False) as parts:
             begun = time.perf_counter()
 
             def keep(rows: pa.Table) -> None:

@@ -26,8 +26,7 @@ import psutil
 from table import write_results
 
 from fracray.config import Config
-from fracray.data.images.decode import inspect
-from fracray.data.images.square import square_of
+from fracray.data.images.square import picture_of, square_of
 from fracray.evaluation.inference import network
 from fracray.metrics import Calibration
 from fracray.runtime.console import new_console, new_table
@@ -113,7 +112,7 @@ def main() -> None:
         run = network(load_checkpoint(folder))
 
         def decoded(data: bytes) -> np.ndarray:
-            return square_of(data, inspect(data)[1], args.size, False)[0]
+            return square_of(*picture_of(data, args.size, False), args.size, False)[0]
 
         cv2.setNumThreads(1)
         squares = np.stack([decoded(data) for data in files[:32]])

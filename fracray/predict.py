@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are
 
     from fracray.metrics import ConformalSets
     from fracray.prediction.inputs import Picture
-    from fracray.prediction.parts import Parts
+    from fracray.prediction.parts import Parts, Target
     from fracray.prediction.tally import Tally
     from fracray.training.checkpoint import Checkpoint
 
@@ -44,7 +44,12 @@ def parser() -> argparse.ArgumentParser:
         help="a radiograph (JPEG, PNG, TIFF, DICOM ...), a folder, a zip, an imported set or a URI; - reads a list of "
         "paths from standard input, a line each",
     )
-    cli.add_argument("--to", required=True, metavar="FILE", help="the table: FILE.csv, FILE.parquet or FILE.jsonl")
+    cli.add_argument(
+        "--to",
+        required=True,
+        metavar="FILE",
+        help="the table: FILE.csv, FILE.parquet or FILE.jsonl, on a path or a URI",
+    )
     cli.add_argument(
         "--overwrite", action="store_true", help="replace FILE where it exists, and files of the same names in DIR"
     )
@@ -70,25 +75,25 @@ def main(argv: Sequence[str]) -> None:
     _predict(args, _check(args))
 
 
-def _check(args: argparse.Namespace) -> Path:
+def _check(args: argparse.Namespace) -> Target:
     """Refuse what can be refused without opening a checkpoint; the file to write."""
-    from fracray.prediction.parts import SUFFIXES
+    from fracray.prediction.parts import Target
     from fracray.runtime.locations import refuse_secret, require_local
 
     if not 0 < args.coverage < 1:
         raise InputError(f"--coverage {args.coverage:g}: expected a share above 0 and below 1, for example 0.9")
-    target = Path(args.to).expanduser().absolute()
-    if target.suffix.lower() not in SUFFIXES:
-        raise InputError(f"--to {args.to}: name a file that ends in {', '.join(SUFFIXES)}")
-    if "://" in args.to or not target.parent.is_dir():
+    target = Target.of(args.to)
+    if target.folder.is_local and not Path(target.folder.location).is_dir():
         raise InputError(
             f"--to {args.to}: its folder does not exist on this machine; create it, or choose another file"
         )
-    if target.exists() and not (args.overwrite and target.is_file()):
+    if target.folder.exists(target.name) and not (args.overwrite and target.is_file):
         raise InputError(f"--to {args.to}: exists already; choose another file, or replace it with --overwrite")
     for flag, folder in (("--heatmaps", args.heatmaps), ("--dicom-out", args.dicom_out)):
         if folder and ("://" in folder or Path(folder).expanduser().is_file()):
-            raise InputError(f"{flag} {folder}: is {'a URI' if '://' in folder else 'a file'}; name a folder")
+            raise InputError(
+                f"{flag} {folder}: is {'a URI' if '://' in folder else 'a file'}; name a folder on this machine"
+            )
     pair = [Path(folder).expanduser().resolve() for folder in (args.heatmaps, args.dicom_out) if folder]
     if len(set(pair)) < len(pair):
         raise InputError(f"--dicom-out {args.dicom_out}: is the folder of --heatmaps too; name another folder")
@@ -105,7 +110,7 @@ def _check(args: argparse.Namespace) -> Path:
 # ---------------------------------------------------------------- the steps
 
 
-def _predict(args: argparse.Namespace, target: Path) -> None:
+def _predict(args: argparse.Namespace, target: Target) -> None:
     from fracray.evaluation.opening import checkpoint_folder
     from fracray.runtime.console import new_console
 
@@ -115,7 +120,7 @@ def _predict(args: argparse.Namespace, target: Path) -> None:
     _say_end(console, args, tally)
 
 
-def _rows(args: argparse.Namespace, target: Path, folder: Path, console: Console) -> Tally:
+def _rows(args: argparse.Namespace, target: Target, folder: Path, console: Console) -> Tally:
     """Predict with the checkpoint in this folder, and write the table."""
     from fracray import __version__
     from fracray.config import DataConfig
@@ -204,7 +209,7 @@ def _keeper(
     return keep
 
 
-def _write(args: argparse.Namespace, target: Path, tables: Iterator[pa.Table]) -> Tally:
+def _write(args: argparse.Namespace, target: Target, tables: Iterator[pa.Table]) -> Tally:
     """Write the rows, or those of their studies, and count them."""
     from fracray.prediction.parts import write_output
     from fracray.prediction.scoring import COLUMNS, DICOM_OUT, SCORED

@@ -18,7 +18,7 @@ from onnx import numpy_helper
 from fracray.config import Config
 from fracray.data.images.crop import anatomy
 from fracray.data.images.decode import decode, inspect
-from fracray.data.images.square import square_of
+from fracray.data.images.square import picture_of, square_of
 from fracray.data.phantom.draw import as_jpeg, draw_phantom, phantom_id
 from fracray.errors import RunError, run_verb
 from fracray.evaluation.inference import looking_network
@@ -28,6 +28,7 @@ from fracray.exporting.graph import Readout
 from fracray.exporting.parity import expected, prove
 from fracray.exporting.sample import gather, phantoms
 from fracray.metrics import Calibration
+from fracray.prediction.familiar import Familiar
 from fracray.prediction.reading import Decoder
 from fracray.prediction.scoring import Asked, Scorer
 from fracray.training.card import AS_TRAINED
@@ -57,7 +58,7 @@ def save(files):
         torch.manual_seed(3)
         card = CheckpointMetadata(config, 0.4, Calibration(1.3, 0.2), {}, data_fingerprint="f", epoch=1, trial="t")
         save_checkpoint(folder, weights := build_model(config.model).state_dict(), card)
-        seen = [(inspect(data)[0], square_of(data, decode(data), SIZE, config.data.crop)[0]) for data in files.values()]
+        seen = [(inspect(data)[0], _square(data, config.data.crop)) for data in files.values()]
         logits, _ = looking_network(load_checkpoint(folder))(np.stack([square for _, square in seen]))
         names = pd.DataFrame({"image_id": list(files)})
         kept = names.assign(group="g", label=0, split="val", logit=logits)
@@ -86,7 +87,11 @@ def export(checkpoint, file, *words):
 
 
 def squares(files):
-    return np.stack([square_of(data, decode(data), SIZE, False)[0] for data in files.values()])
+    return np.stack([_square(data, False) for data in files.values()])
+
+
+def _square(data, crop):
+    return square_of(*picture_of(data, SIZE, crop), SIZE, crop)[0]
 
 
 # ---------------------------------------------------------------- what the file says
@@ -313,7 +318,7 @@ def test_the_reader_says_what_predict_says_without_fracray_and_torch(crop, save,
         "path": np.array([*map(str, paths)]),
         "file": np.array([*map(str, paths)]),
     } | empty
-    said = Scorer(load_checkpoint(made), Asked())(Decoder(SIZE, crop)(batch)).to_pandas()
+    said = Scorer(load_checkpoint(made), Asked())(Decoder(SIZE, crop, Familiar({}, {}, {}))(batch)).to_pandas()
     assert not said["error"].any()
     assert np.abs(said["probability"] - [row["probability"] for row in rows]).max() < 1e-6
     assert np.abs(said["logit"] - [row["logit"] for row in rows]).max() < 1e-5

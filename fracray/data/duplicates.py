@@ -50,7 +50,7 @@ def near_duplicates(thumbs: np.ndarray, hashes: np.ndarray) -> list[tuple[int, i
     count = len(thumbs)
     signs = np.zeros((count, 1 + len(_SHAPES)), dtype=np.uint64)
     for at in range(0, count, _MANY):
-        signs[at : at + _MANY] = _signs(thumbs[at : at + _MANY])
+        signs[at : at + _MANY] = signs_of(thumbs[at : at + _MANY])
     found: list[tuple[int, int, float]] = []
     rows = max(1, _PAIRS // max(count, 1))
     for start in range(0, count, rows):
@@ -79,7 +79,7 @@ LOOK_BYTES = 8 * (2 + len(_SHAPES))
 
 def look(thumb: np.ndarray, phash: int) -> bytes:
     """What a picture looks like, for `looks_alike`: LOOK_BYTES of its thumbnail, (THUMB, THUMB) uint8, and hash."""
-    return np.array([phash, *_signs(thumb[None])[0]], dtype="<u8").tobytes()
+    return np.array([phash, *signs_of(thumb[None])[0]], dtype="<u8").tobytes()
 
 
 def looks_alike(new: Sequence[bytes], known: Sequence[bytes]) -> np.ndarray:
@@ -102,41 +102,48 @@ def looks_alike(new: Sequence[bytes], known: Sequence[bytes]) -> np.ndarray:
     return found
 
 
-def look_distances(new: Sequence[bytes], known: Sequence[bytes], neighbours: int) -> np.ndarray:
-    """How unlike each of the pictures `new` is to those of `known`, both as their `look`: (n,) float32, 0 to 1.
+class KnownLooks:
+    """The looks of known pictures, laid out so that one picture is compared with all of them at once."""
 
-    The distance of two is the share of their signs that differ, over the tiles that are textured in one of them; two
-    pictures without any relation are at about 0.5, and a picture and its negative at 1. Given is that to the
-    `neighbours`-th nearest (Sun et al. 2022, arXiv 2204.06507, of a network's features). nan for an empty look, and
-    where fewer are known.
-    """
-    ours, theirs = (
-        np.frombuffer(b"".join(filter(None, looks)), dtype="<u8").reshape(-1, LOOK_BYTES // 8) for looks in (new, known)
-    )
-    found = np.full(len(new), np.nan, dtype=np.float32)
-    if len(theirs) < neighbours:
-        return found
-    places = (at for at, one in enumerate(new) if one)
-    for at, one in zip(places, ours, strict=True):
-        counted = one[1] | theirs[:, 1]
-        differing = np.bitwise_count((one[2:] ^ theirs[:, 2:]) & counted[:, None]).sum(1, dtype=np.int64)
-        tiles = np.bitwise_count(counted).astype(np.int64)
-        shares = differing / (len(_SHAPES) * np.maximum(tiles, 1))
-        found[at] = np.partition(shares, neighbours - 1)[neighbours - 1]
-    return found
+    def __init__(self, looks: Sequence[bytes]) -> None:
+        words = np.frombuffer(b"".join(filter(None, looks)), dtype="<u8").reshape(-1, LOOK_BYTES // 8)
+        self._textured = np.ascontiguousarray(words[:, 1])
+        self._signs = np.ascontiguousarray(words[:, 2:].T)
+        self._apart = np.empty_like(self._signs)  # memory to work in: asking for it anew takes longer than the work
+
+    def __len__(self) -> int:
+        return len(self._textured)
+
+    def differing(self, signs: np.ndarray) -> np.ndarray:
+        """The share of its signs, a row of `signs_of`, that differ from those of each known picture: (n,) float32.
+
+        Over the tiles that are textured in one of the two. Two pictures without any relation are at about 0.5, and a
+        picture and its negative at 1.
+        """
+        counted = signs[0] | self._textured
+        np.bitwise_xor(signs[1:, None], self._signs, out=self._apart)
+        np.bitwise_and(self._apart, counted, out=self._apart)
+        differing = np.bitwise_count(self._apart).sum(0, dtype=np.uint16)
+        tiles = np.bitwise_count(counted).astype(np.uint16)
+        return np.divide(differing, len(_SHAPES) * np.maximum(tiles, 1), dtype=np.float32)
 
 
-def _signs(thumbs: np.ndarray) -> np.ndarray:
+def signs_in(looks: Sequence[bytes]) -> np.ndarray:
+    """What `signs_of` gave for the thumbnails of these looks, none of them empty."""
+    return np.frombuffer(b"".join(looks), dtype="<u8").reshape(-1, LOOK_BYTES // 8)[:, 1:]
+
+
+def signs_of(thumbs: np.ndarray) -> np.ndarray:
     """A bit for every tile of each thumbnail: whether it is textured, and its sign for each of _SHAPES.
 
-    (n, 1 + shapes) uint64.
+    (n, THUMB, THUMB) uint8 to (n, 1 + shapes) uint64.
     """
     tiles = _tiles(thumbs)
     return np.stack([_packed(tiles.std(2) >= _TEXTURE), *(_packed(tiles @ shape > 0) for shape in _SHAPES)], axis=1)
 
 
 def _alike(signs: np.ndarray, others: np.ndarray, limit: float) -> np.ndarray:
-    """Which pairs of `_signs` differ in at most this share of the shapes, in enough tiles that are textured: (n,) bool.
+    """Which pairs of `signs_of` differ in at most this share of the shapes, in enough textured tiles: (n,) bool.
 
     A tile counts where it is textured in one of the two.
     """

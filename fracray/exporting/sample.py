@@ -13,7 +13,7 @@ import pandas as pd
 
 from fracray.config import PHANTOM
 from fracray.data.images.decode import inspect, read_file
-from fracray.data.images.square import square_of
+from fracray.data.images.square import picture_of, square_of
 from fracray.data.phantom.draw import as_jpeg, draw_phantom, phantom_id
 from fracray.errors import InputError
 from fracray.prediction.inputs import find_pictures
@@ -115,4 +115,4 @@ def _read(file: bytes | None, size: int, crop: bool) -> tuple[np.ndarray, str] |
     seen, picture = inspect(file)
     if seen.fault in FAULTS or picture.gray is None:
         return None
-    return square_of(file, picture, size, crop)[0], seen.pixel_hash
+    return square_of(*picture_of(file, size, crop), size, crop)[0], seen.pixel_hash

@@ -4,14 +4,15 @@ Knows the tables of checkpoints and the facts of files; no network.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from fracray.data.duplicates import look_distances, looks_alike
+from fracray.data.duplicates import KnownLooks, looks_alike, signs_in
 from fracray.data.manifest import part_of
 
 RARE = 0.005  # share of the training's radiographs that lie beyond a bound, at each end
@@ -21,6 +22,13 @@ NEIGHBOURS = 10  # to which the distance of a picture is taken
 FAR = 0.95  # share of the validation radiographs that are nearer to the training's than a picture that is `unlike`
 MOST, LEAST = 1000, 20  # validation radiographs that this limit is taken from
 UNKNOWN = ""
+PARTS = ("train", "val")
+# What a small picture tells is a little off. On FracAtlas, at 128 px, 0.07 of the signs differ at most from those of
+# the whole picture, the distance by 0.024 (0.004 in the mean; beyond 0.008 of the limit no flag changes), the
+# brightness by 0.18.
+FEW = 16  # textured tiles: with fewer, a share of signs says little
+MAY_BE_SEEN = 0.24  # share of signs that differ from the nearest known picture; of copies up to 0.2 do
+ROUGH_DISTANCE, ROUGH_BRIGHTNESS = 0.012, 0.5
 
 
 @dataclass(frozen=True)
@@ -28,63 +36,89 @@ class Familiar:
     """What a checkpoint keeps of its training: bounds by measure, and pixel hashes and looks by part.
 
     bounds: lowest and highest usual brightness, longer side (px) and aspect (width by height); none of older
-    checkpoints, which do not keep them. far: the distance (see `look_distances`) from the training beyond which a
-    picture is `unlike`; nan where the checkpoint keeps too few looks.
+    checkpoints, which do not keep them. far: the distance from the training beyond which a picture is `unlike`; nan
+    where the checkpoint keeps too few looks. complete: whether there is a look for every hash.
     """
 
     bounds: Mapping[str, tuple[float, float]]
     hashes: Mapping[str, frozenset[str]]
     looks: Mapping[str, Sequence[bytes]]
     far: float = math.nan
+    complete: bool = False
 
     @classmethod
     def of(cls, seen: pd.DataFrame | None) -> "Familiar":
         """From a checkpoint's list of its images (`read_seen`); without one nothing is known."""
         if seen is None:
             return cls({}, {}, {})
-        parts = {part: seen[(part_of(seen["split"]) == part).to_numpy()] for part in ("train", "val")}
+        parts = {part: seen[(part_of(seen["split"]) == part).to_numpy()] for part in PARTS}
         looks = {part: rows["look"].dropna().tolist() if "look" in rows else [] for part, rows in parts.items()}
+        looks = {part: [one for one in known if one] for part, known in looks.items()}
         hashes = {part: frozenset(rows["pixel_hash"]) - {""} for part, rows in parts.items()}
-        return cls(_bounds(parts["train"]), hashes, looks, _far(looks["val"], looks["train"]))
+        complete = all(len(looks[part]) == len(rows) for part, rows in parts.items())
+        return cls(_bounds(parts["train"]), hashes, looks, _far(looks["val"], looks["train"]), complete)
 
-    def distances(self, looks: Sequence[bytes]) -> np.ndarray:
-        """How unlike each picture is to the training's, (n,) float32, 0 to 1; nan where it is not known."""
-        if math.isnan(self.far):
-            return np.full(len(looks), np.nan, dtype=np.float32)
-        return look_distances(looks, self.looks["train"], NEIGHBOURS)
+    @cached_property
+    def _known(self) -> KnownLooks:
+        return KnownLooks([look for part in PARTS for look in self.looks.get(part, ())])
 
-    def seen_as(self, pixel_hashes: Sequence[str], looks: Sequence[bytes]) -> list[str]:
-        """For each picture 'train' or 'val' of equal pixels, 'train copy' or 'val copy' of one that looks alike, 'no'.
+    def compared(self, signs: np.ndarray) -> tuple[float, bool]:
+        """How unlike a picture is to the training's, and whether it may be one of these or of validation, or a copy.
 
-        '' where the checkpoint does not list its images.
+        signs: a row of `signs_of`, also of a thumbnail that is not quite that of the whole picture. The first is the
+        share of signs that differ to its 10th nearest (Sun et al. 2022, arXiv 2204.06507, of a network's features), 0
+        to 1; nan where it is not known. The second is true of every picture that `seen_as` finds.
         """
-        if not self.hashes:
-            return [UNKNOWN] * len(pixel_hashes)
-        alike = {part: looks_alike(looks, known) for part, known in self.looks.items()}
-        found = []
-        for at, pixels in enumerate(pixel_hashes):
-            same = [part for part, known in self.hashes.items() if pixels in known]
-            near = [f"{part} copy" for part, known in alike.items() if known[at]]
-            found.append([*same, *near, "no"][0])
-        return found
+        shares = self._known.differing(signs)
+        unsure = not self.complete or not len(shares) or int(signs[0]).bit_count() < FEW
+        sieved = bool(self.hashes) and (unsure or bool(shares.min() <= MAY_BE_SEEN))
+        if math.isnan(self.far):
+            return math.nan, sieved
+        nearest = np.partition(shares[: len(self.looks["train"])], NEIGHBOURS - 1)
+        return float(nearest[NEIGHBOURS - 1]), sieved
+
+    def near_a_limit(self, brightness: float, distance: float) -> bool:
+        """Whether what is read off a small picture is so near a limit that the whole one may be on its other side."""
+        return abs(distance - self.far) <= ROUGH_DISTANCE or any(
+            abs(brightness - bound) <= ROUGH_BRIGHTNESS for bound in self.bounds.get("brightness", ())
+        )
+
+    @property
+    def unseen(self) -> str:
+        """What `seen_as` says of a picture that is none of the known ones."""
+        return "no" if self.hashes else UNKNOWN
+
+    def seen_as(self, pixels: str, look: Callable[[], bytes]) -> str:
+        """'train' or 'val' of a picture of equal pixels, 'train copy' or 'val copy' of one that looks alike, 'no'.
+
+        look: gives the look of the whole picture, which only takes time where no pixels are equal. '' where the
+        checkpoint does not list its images.
+        """
+        for part, hashes in self.hashes.items():
+            if pixels in hashes:
+                return part
+        if not any(self.looks.values()) or not (found := look()):
+            return self.unseen
+        return next((f"{part} copy" for part in PARTS if looks_alike([found], self.looks[part])[0]), self.unseen)
 
     def flags(self, row: Mapping[str, Any], distance: float = math.nan) -> list[str]:
         """What is odd about a picture, from its facts and its distance: a word each."""
         blank = row["fault"] == "blank"
         holds = {"blank": blank, "refilled": row["refilled"] > 0, "header": row["note"] and not blank}
+        values = _measures(row["brightness"], row["width"], row["height"])
         for name, (low, high) in self.bounds.items():
-            value = _measures(row["brightness"], row["width"], row["height"])[name]
-            holds |= {WORDS[name][0]: value < low, WORDS[name][1]: value > high}
+            holds |= {WORDS[name][0]: values[name] < low, WORDS[name][1]: values[name] > high}
         holds[UNLIKE] = distance > self.far  # of nan, false
         return [word for word, held in holds.items() if held]
 
 
 def _far(val: Sequence[bytes], train: Sequence[bytes]) -> float:
-    known = [look for look in val if look]
-    if len(known) < LEAST:
+    if len(val) < LEAST or len(train) < NEIGHBOURS:
         return math.nan
-    some = [known[at] for at in np.linspace(0, len(known) - 1, min(len(known), MOST)).astype(int)]
-    return float(np.quantile(look_distances(some, train, NEIGHBOURS), FAR, method="higher"))
+    some = [val[at] for at in np.linspace(0, len(val) - 1, min(len(val), MOST)).astype(int)]
+    known = KnownLooks(train)
+    nearest = [np.partition(known.differing(signs), NEIGHBOURS - 1)[NEIGHBOURS - 1] for signs in signs_in(some)]
+    return float(np.quantile(nearest, FAR, method="higher"))
 
 
 def _measures(brightness: Any, width: Any, height: Any) -> dict[str, Any]:

@@ -1,28 +1,32 @@
 """What is kept of a prediction while it runs, and the file that it ends in.
 
 The folder FILE.parts holds the rows so far, in files that are written in one step, and what they belong to. So a
-command that was stopped, however, goes on where it was. Knows tables; nothing of networks or pictures.
+command that was stopped, however, goes on where it was. A path and a URI take the same way. Knows tables; nothing of
+networks or pictures.
 """
 
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
-import filelock
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pcsv
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from fracray.errors import InputError, RunError
-from fracray.runtime.storage import atomic_path
+from fracray.runtime.claim import claimed
+from fracray.runtime.locations import around, refuse_secret
+from fracray.runtime.storage import Folder
 
 SUFFIXES = (".csv", ".parquet", ".jsonl")
-ABOUT, LOCK = "about.json", "lock"
+ABOUT = "about.json"
 CHUNK = 65_536  # rows in memory at a time, and of a group of rows in Parquet
 
 
@@ -50,69 +54,108 @@ WORDS = {
 }
 
 
+@dataclass(frozen=True)
+class Target:
+    """The file to write, in a folder on a path or a URI."""
+
+    folder: Folder
+    name: str
+
+    @classmethod
+    def of(cls, named: str) -> "Target":
+        """From a path or a URI, which may end in options.
+
+        InputError for a name without one of SUFFIXES, a URI with a password, and one that cannot be opened.
+        """
+        refuse_secret(named)
+        is_uri = "://" in named
+        address = named.partition("?")[0] if is_uri else named
+        if PurePosixPath(address).suffix.lower() not in SUFFIXES:
+            raise InputError(f"--to {named}: name a file that ends in {', '.join(SUFFIXES)}")
+        if not is_uri:
+            path = Path(named).expanduser().absolute()
+            return cls(Folder(path.parent), path.name)
+        if "/" not in address.partition("://")[2].strip("/"):
+            raise InputError(f"--to {named}: names no folder; name a file in one, as s3://bucket/predictions.parquet")
+        return cls(Folder(around(named)), unquote(address.rpartition("/")[2]))
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.name).suffix.lower()
+
+    @property
+    def is_file(self) -> bool:
+        info = self.folder.filesystem.get_file_info(self.folder.path(self.name))
+        return bool(info.type == pafs.FileType.File)
+
+    @property
+    def parts(self) -> Folder:
+        """Where its parts are kept, beside it."""
+        return self.folder.sub(f"{self.name}.parts")
+
+
 class Parts:
     """The folder of one prediction; made by `open_parts`."""
 
-    def __init__(self, folder: Path, count: int) -> None:
+    def __init__(self, folder: Folder, count: int) -> None:
         self.folder, self._count = folder, count
 
     def done(self) -> np.ndarray:
         """Which places have their row, (count,) bool."""
         found = np.zeros(self._count, dtype=bool)
-        for first, last, _ in self._files():
+        for name in _names(self.folder):
+            first, last = (int(digits) for digits in PurePosixPath(name).stem.split("-")[1:])
             found[first : last + 1] = True
         return found
 
     def keep(self, rows: pa.Table) -> None:
-        """Write the rows of consecutive places, in one step. RunError where there is no room."""
+        """Write the rows of consecutive places, in one step. RunError where that fails."""
         first, last = rows["place"][0].as_py(), rows["place"][-1].as_py()
         assert last - first + 1 == len(rows), "rows of places that are not consecutive"
-        try:
-            with atomic_path(self.folder / f"rows-{first:09d}-{last:09d}.parquet") as partial:
-                pq.write_table(rows, partial)
-        except OSError as error:
-            raise RunError(
-                f"{self.folder}: cannot be written: {error}; free space and give the same command again: it goes on "
-                "where it was"
-            ) from None
+        stream = pa.BufferOutputStream()
+        pq.write_table(rows, stream)
+        with _repeated("it goes on where it was"):
+            self.folder.write(f"rows-{first:09d}-{last:09d}.parquet", stream.getvalue().to_pybytes())
 
     def tables(self) -> Iterator[pa.Table]:
         """All rows, in the order of their places, some thousand at a time."""
         waiting: list[pa.Table] = []
-        for _, _, path in self._files():
-            waiting.append(pq.read_table(path))
+        for name in _names(self.folder):
+            waiting.append(pq.read_table(pa.BufferReader(self.folder.read(name))))
             if sum(map(len, waiting)) >= CHUNK:
                 yield pa.concat_tables(waiting).combine_chunks()
                 waiting = []
         if waiting:
             yield pa.concat_tables(waiting).combine_chunks()
 
-    def _files(self) -> list[tuple[int, int, Path]]:
-        names = sorted(self.folder.glob("rows-*.parquet"))
-        return [(*map(int, path.stem.split("-")[1:]), path) for path in names]  # type: ignore[misc]
 
-
-def folder_of(target: Path) -> Path:
-    """Where the parts of a file are kept, beside it."""
-    return target.with_name(f"{target.name}.parts")
-
-
-def is_begun(target: Path, about: About) -> bool:
-    """Whether an earlier start has left parts of just this prediction."""
-    return _read(folder_of(target)) == asdict(about)
+def _names(folder: Folder) -> list[str]:
+    return [name for name in folder.names() if name.startswith("rows-") and name.endswith(".parquet")]
 
 
 @contextmanager
-def open_parts(target: Path, about: About, anew: bool) -> Iterator[Parts]:
+def _repeated(then: str) -> Iterator[None]:
+    """A RunError of the block says what the same command does, given again."""
+    try:
+        yield
+    except RunError as error:
+        raise RunError(f"{error}; mend that and give the same command again: {then}") from None
+
+
+def is_begun(target: Target, about: About) -> bool:
+    """Whether an earlier start has left parts of just this prediction."""
+    return _read(target.parts) == asdict(about)
+
+
+@contextmanager
+def open_parts(target: Target, about: About, anew: bool) -> Iterator[Parts]:
     """The parts of the file `target`: those that an earlier start left, or none; they stay where the block fails.
 
     anew: parts of something else are removed. Else InputError for these; also where another command works on them.
     """
-    folder = folder_of(target)
+    folder = target.parts
     try:
-        folder.mkdir(exist_ok=True)
-        lock = filelock.FileLock(folder / LOCK)
-        with lock.acquire(timeout=0):
+        with claimed(folder, "prediction", "--to"):
             known = _read(folder)
             other = next((name for name, value in asdict(about).items() if known and known.get(name) != value), None)
             if other and not anew:
@@ -121,40 +164,41 @@ def open_parts(target: Path, about: About, anew: bool) -> Iterator[Parts]:
                     "that was stopped, or remove the folder"
                 )
             if other or not known:
-                for path in folder.glob("rows-*.parquet"):
-                    path.unlink()
-                with atomic_path(folder / ABOUT) as partial:
-                    partial.write_text(json.dumps(asdict(about), indent=1))
+                for name in _names(folder):
+                    folder.remove(name)
+                folder.write_json(ABOUT, asdict(about))
             yield Parts(folder, about.count)
-    except filelock.Timeout:
-        raise InputError(f"{folder}: another predict writes to it now; wait for it, or choose another --to") from None
     except OSError as error:
         raise InputError(f"{folder}: cannot be written: {error}; choose another --to, or free space") from None
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read(folder: Folder) -> dict[str, Any]:
     try:
-        found = json.loads((folder / ABOUT).read_text())
-    except (FileNotFoundError, ValueError):  # none yet, or not fracray's
+        found = json.loads(folder.read_if_there(ABOUT) or b"")
+    except ValueError:  # none yet, or not fracray's
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def write_output(target: Path, tables: Iterator[pa.Table], schema: pa.Schema) -> None:
-    """Write rows in the format that the suffix of `target` names, in one step. RunError where there is no room."""
-    try:
-        with atomic_path(target) as partial, _WRITERS[target.suffix.lower()](partial, schema) as write:
-            for table in tables:
-                write(table)
-    except OSError as error:
-        raise RunError(
-            f"{target}: cannot be written: {error}; free space and give the same command again: the rows are kept"
-        ) from None
+def write_output(target: Target, tables: Iterator[pa.Table], schema: pa.Schema) -> None:
+    """Write rows in the format that the suffix of `target` names, in one step. RunError where that fails."""
+    with (
+        _repeated("the rows are kept"),
+        target.folder.building(target.name) as partial,
+        _WRITERS[target.suffix](partial, schema) as write,
+    ):
+        for table in tables:
+            write(table)
 
 
-def remove(folder: Path) -> None:
+def remove(folder: Folder) -> None:
     """Remove the parts of a file that is written."""
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.is_local:
+        shutil.rmtree(folder.location, ignore_errors=True)
+        return
+    with suppress(InputError, RunError):  # they are in the way of nothing
+        for name in folder.files():
+            folder.remove(name)
 
 
 Write = Callable[[pa.Table], Any]

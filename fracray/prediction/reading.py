@@ -1,6 +1,6 @@
 """One file to what a network gets, and to all that is known of it without one. The first half of a prediction.
 
-Decodes as the training did, so the same file gives the same pixels. Knows no checkpoint.
+Decodes as the training did, so the same file gives the same pixels. Knows no network.
 """
 
 import warnings
@@ -12,13 +12,15 @@ from typing import Any
 import cv2
 import numpy as np
 
-from fracray.data.images.decode import inspect, read_file
+from fracray.data.images.decode import read_file
 from fracray.data.images.dicom_header import Header, header_in
 from fracray.data.images.kept import KEPT
 from fracray.data.images.kinds import DICOM, HEAD, kind_of
 from fracray.data.images.letterbox import letterbox
-from fracray.data.images.square import square_of
+from fracray.prediction.facts import Opened, judged, open_file, undecodable
+from fracray.prediction.familiar import Familiar
 
+HELD = 2**25  # bytes of files and pictures that wait to be judged together
 READ_AHEAD = 4  # files that are being sent to a task from the machine that has them
 FAULTS = {"truncated": "the file is cut short", "unreadable": "not readable"}
 
@@ -51,12 +53,13 @@ def unpack_checkpoint(files: Mapping[str, bytes], folder: Path) -> None:
 class Decoder:
     """Ray Data's first step: batches of (place, path, file, image_id, error) to these with squares and facts.
 
-    size, crop: as in the training. shown: the side of another square of the same part, for overlays; 0 for none.
-    sender: an actor of `Sender`; None where this process finds the files itself.
+    size, crop: as in the training. familiar: what the pictures are compared with. shown: the side of another square of
+    the same part, for overlays; 0 for none. sender: an actor of `Sender`; None where this process finds the files
+    itself.
     """
 
-    def __init__(self, size: int, crop: bool, shown: int = 0, sender: Any = None) -> None:
-        self._size, self._crop, self._shown, self._sender = size, crop, shown, sender
+    def __init__(self, size: int, crop: bool, familiar: Familiar, shown: int = 0, sender: Any = None) -> None:
+        self._size, self._crop, self._familiar, self._shown, self._sender = size, crop, familiar, shown, sender
 
     def __call__(self, batch: Batch) -> Batch:
         return self.of_bytes(batch, self._bytes(batch["file"].tolist()))
@@ -64,18 +67,26 @@ class Decoder:
     def of_bytes(self, batch: Batch, contents: Iterable[tuple[bytes | None, str]]) -> Batch:
         """As a call, of files whose bytes are here, or the reasons why they are not."""
         cv2.setNumThreads(1)  # the parallelism is that of processes
+        rows: list[dict[str, Any]] = []
+        waiting: list[tuple[dict[str, Any], Opened]] = []
+        held = 0
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a row says what is odd about a file
-            rows = [
-                {"error": error} if error else self._facts(*read)
-                for error, read in zip(batch["error"].tolist(), contents, strict=True)
-            ]
+            for error, read in zip(batch["error"].tolist(), contents, strict=True):
+                row, opened = ({"error": error}, None) if error else self._opened(*read)
+                rows.append(row)
+                if opened is not None:
+                    waiting.append((row, opened))
+                    held += opened.bytes
+                    if held > HELD:
+                        self._judge(waiting)
+                        waiting, held = [], 0
+            self._judge(waiting)
         unknown: dict[str, Any] = {
-            **dict.fromkeys(("error", "sop_instance_uid", "study_instance_uid", "pixel_hash", "fault", "note"), ""),
-            **dict.fromkeys(("width", "height", "refilled"), 0),
+            **dict.fromkeys(("error", "sop_instance_uid", "study_instance_uid", "flags", "seen_in_training"), ""),
+            **dict.fromkeys(("width", "height"), 0),
             **dict.fromkeys(KEPT, 0),
-            "brightness": float("nan"),
-            "look": b"",
+            "distance": float("nan"),
             "square": _black(self._size),
             "shown": _black(self._shown or 1),
         }
@@ -98,29 +109,30 @@ class Decoder:
                 yield ray.get(coming.popleft())
         yield from map(ray.get, coming)
 
-    def _facts(self, data: bytes | None, why: str) -> dict[str, Any]:
-        """The cells of one file; `error` where it holds no sound picture."""
+    def _opened(self, data: bytes | None, why: str) -> tuple[dict[str, Any], Opened | None]:
+        """The cells of one file so far, and the file; with `error`, and without it, where it holds no sound picture."""
         if data is None:
-            return {"error": why}
+            return {"error": why}, None
         try:
             header = header_in(data) if kind_of(data[:HEAD]) == DICOM else Header()
-            named = {"sop_instance_uid": header.instance, "study_instance_uid": header.study}
-            seen, picture = inspect(data)
-            if seen.fault in FAULTS or picture.gray is None:
-                return named | {"error": "; ".join(filter(None, [FAULTS.get(seen.fault, ""), seen.note]))}
-            square, kept = square_of(data, picture, self._size, self._crop)
-            part = np.ascontiguousarray(picture.gray[kept.top : kept.bottom, kept.left : kept.right])
-            shown = {"shown": letterbox(part, self._shown)} if self._shown else {}
+            named: dict[str, Any] = {"sop_instance_uid": header.instance, "study_instance_uid": header.study}
+            found = open_file(data, self._size, self._crop)
+            if not isinstance(found, Opened):
+                return named | {"error": "; ".join(filter(None, [FAULTS.get(found.fault, ""), found.note]))}, None
+            if self._shown:
+                kept = found.kept
+                part = found.whole()[kept.top : kept.bottom, kept.left : kept.right]
+                named["shown"] = letterbox(np.ascontiguousarray(part), self._shown)
         except Exception as error:  # a damaged file must not end the prediction of all others
-            return {"error": f"cannot be decoded: {type(error).__name__}: {error}"}
-        facts = ("pixel_hash", "fault", "note", "width", "height", "refilled", "brightness", "look")
-        return (
-            named
-            | {name: getattr(seen, name) for name in facts}
-            | {"square": square}
-            | shown
-            | dict(zip(KEPT, kept, strict=True))
-        )
+            return undecodable(error), None
+        sides = {"width": found.picture.width, "height": found.picture.height}
+        return named | sides | {"square": found.square} | dict(zip(KEPT, found.kept, strict=True)), found
+
+    def _judge(self, waiting: list[tuple[dict[str, Any], Opened]]) -> None:
+        """Write what is known of these pictures into their rows."""
+        found = judged([one for _, one in waiting], self._familiar) if waiting else []
+        for (row, _), cells in zip(waiting, found, strict=True):
+            row.update(cells)
 
 
 def _black(side: int) -> np.ndarray:

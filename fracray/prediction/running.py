@@ -16,12 +16,14 @@ import ray
 
 from fracray.errors import RunError
 from fracray.evaluation.inference import BATCH
+from fracray.prediction.familiar import Familiar
 from fracray.prediction.inputs import Picture
 from fracray.prediction.reading import Batch, Decoder, Sender, unpack_checkpoint
 from fracray.prediction.scoring import PLACE, SCORED, SHOWN, Asked, Scorer
 from fracray.runtime.resources import alone, here, present
-from fracray.training.checkpoint import load_checkpoint
+from fracray.training.checkpoint import load_checkpoint, read_seen
 
+BLOCK = 4 * BATCH  # pictures of one call, at most
 SENT = 8  # files that the sender reads at a time
 # By default Ray starts a process that died, and what it did, again without end: for ever with a file that kills its
 # decoder. Here `predict_pictures` starts anew, with what is left, as long as that gets on.
@@ -51,7 +53,10 @@ class _DecodeAndScore(_Score):
         self._decoder = decoder
 
     def __call__(self, batch: Batch) -> pa.Table:
-        return super().__call__(self._decoder(batch))
+        # A pass at a time, so that memory does not grow with the block.
+        starts = range(0, len(batch[PLACE]), BATCH)
+        passes = ({name: column[start : start + BATCH] for name, column in batch.items()} for start in starts)
+        return pa.concat_tables([super(_DecodeAndScore, self).__call__(self._decoder(some)) for some in passes])
 
 
 def _decode(batch: Batch, decoder: Decoder) -> Batch:
@@ -79,7 +84,7 @@ def predict_pictures(
     if not alone():
         actor = ray.remote(max_concurrency=SENT, num_cpus=0, scheduling_strategy=here())
         sender = actor(Sender).remote(folder)
-    decoder = Decoder(*geometry, SHOWN if asked.pictures else 0, sender)
+    decoder = Decoder(*geometry, Familiar.of(read_seen(folder)), SHOWN if asked.pictures else 0, sender)
     missing, total, before = ~done, len(pictures), -1
     while missing.any():
         try:
@@ -106,7 +111,7 @@ def _rows(
 ) -> Iterator[pa.Table]:
     """The rows of what is not done, a table for each block of consecutive places, as they come."""
     gpus, cpus = int(present("GPU")), max(1, int(present("CPU")))
-    blocks = list(_blocks(pictures, done, cpus))
+    blocks = list(_blocks(pictures, done, cpus, BATCH if asked.pictures else BLOCK))
     # Ray 2.60 has no named parameters for ONCE.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     data = ray.data.from_arrow(list(blocks))
@@ -147,10 +152,13 @@ def _pool(workers: int) -> Any:
     return ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers)
 
 
-def _blocks(pictures: Sequence[Picture], done: np.ndarray, cpus: int) -> Iterator[pa.Table]:
-    """What is left to do, as tables of consecutive places: as many as a forward pass takes, or fewer for few."""
+def _blocks(pictures: Sequence[Picture], done: np.ndarray, cpus: int, largest: int) -> Iterator[pa.Table]:
+    """What is left to do, as tables of consecutive places: two for each CPU, of a forward pass, or of many of them.
+
+    The more there is to do, the larger they are, up to `largest`, as each costs Ray and the disk some time.
+    """
     left = np.flatnonzero(~done)
-    most = int(max(1, min(BATCH, -(-len(left) // (2 * cpus)))))
+    most = max(1, min(largest, max(min(BATCH, -(-len(left) // (2 * cpus))), -(-len(left) // (8 * cpus)))))
     for run in np.split(left, np.flatnonzero(np.diff(left) > 1) + 1):
         for start in range(0, len(run), most):
             places = run[start : start + most]

@@ -21,7 +21,6 @@ from fracray.data.manifest import in_set
 from fracray.evaluation.inference import BATCH, looking_network
 from fracray.evaluation.maps import glowing, maps, methods, over_square, stretched
 from fracray.metrics import ConformalSets, fit_conformal
-from fracray.prediction.familiar import Familiar
 from fracray.prediction.reading import Batch
 from fracray.training.checkpoint import METADATA, Checkpoint
 from fracray.training.loop import pick_device
@@ -115,7 +114,6 @@ class Scorer:
         self._metadata, self._model = checkpoint.metadata, checkpoint.model
         self._hash = hash_of(checkpoint.folder)
         self._run = looking_network(checkpoint)
-        self._familiar = Familiar.of(checkpoint.seen)
         self._conformal = conformal_of(checkpoint, asked.coverage)
         found = methods(checkpoint.model)
         self._overlay = found[0] if asked.pictures and found else None
@@ -123,51 +121,47 @@ class Scorer:
 
     def __call__(self, batch: Batch) -> pa.Table:
         sound = np.flatnonzero(batch["error"] == "")
-        rows: list[dict[str, Any]] = [
-            {name: batch[name][at] for name in ("place", "path", "image_id", "error")}
-            | {name: batch[name][at] or None for name in ("sop_instance_uid", "study_instance_uid")}
-            | {"checkpoint": self._hash}
-            for at in range(len(batch["error"]))
-        ]
+        cells: dict[str, list[Any]] = {name: [None] * len(batch["error"]) for name in SCORED.names}
+        cells |= {name: batch[name].tolist() for name in (PLACE, "path", "image_id", "error")}
+        cells |= {name: [uid or None for uid in batch[name]] for name in ("sop_instance_uid", "study_instance_uid")}
+        cells["checkpoint"] = [self._hash] * len(batch["error"])
         for start in range(0, len(sound), BATCH):
-            self._fill(rows, batch, sound[start : start + BATCH])
-        return pa.Table.from_pylist(rows, schema=SCORED)
+            self._fill(cells, batch, sound[start : start + BATCH])
+        return pa.table([pa.array(cells[field.name], field.type) for field in SCORED], schema=SCORED)
 
-    def _fill(self, rows: list[dict[str, Any]], batch: Batch, sound: np.ndarray) -> None:
-        """Write what the network says of these pictures into their rows."""
+    def _fill(self, cells: dict[str, list[Any]], batch: Batch, sound: np.ndarray) -> None:
+        """Write what the network says of these pictures into their cells."""
         squares = np.ascontiguousarray(batch["square"][sound])
         logits, where = self._run(squares)
         probabilities = self._metadata.calibration.apply(logits)
-        seen = self._familiar.seen_as(batch["pixel_hash"][sound].tolist(), batch["look"][sound].tolist())
-        distances = self._familiar.distances(batch["look"][sound].tolist())
         overlays = self._overlays(squares, where)
-        facts = ("fault", "note", "brightness", "width", "height", "refilled")
-        for number, at in enumerate(sound):
-            kept = Kept(*(batch[name][at] for name in KEPT))
-            logit, probability, distance = (float(values[number]) for values in (logits, probabilities, distances))
-            peak = None if where is None else peak_of(where[number], kept, squares.shape[-1])
+        for number, at in enumerate(sound.tolist()):
+            logit, probability, distance = float(logits[number]), float(probabilities[number]), batch["distance"][at]
             if not math.isfinite(logit):
-                rows[at]["error"] = "the network gives no finite logit"
+                cells["error"][at] = "the network gives no finite logit"
                 continue
-            rows[at] |= {
+            found: dict[str, Any] = {
                 "logit": logit,
                 "probability": probability,
                 "threshold": self._metadata.threshold,
                 "call": int(probability >= self._metadata.threshold),
                 "operating_point": self._metadata.config.train.operating_point,
                 "conformal": None if self._conformal is None else self._conformal.words(logit),
-                "flags": "+".join(self._familiar.flags({name: batch[name][at] for name in facts}, distance)),
-                "distance": None if math.isnan(distance) else distance,
-                "seen_in_training": seen[number],
-                "peak_x": None if peak is None else peak[0],
-                "peak_y": None if peak is None else peak[1],
+                "flags": batch["flags"][at],
+                "distance": None if math.isnan(distance) else float(distance),
+                "seen_in_training": batch["seen_in_training"][at],
             }
+            kept = Kept(*(batch[name][at] for name in KEPT))
+            if where is not None and (peak := peak_of(where[number], kept, squares.shape[-1])):
+                found |= {"peak_x": peak[0], "peak_y": peak[1]}
             if self._asked.pictures:
-                found = None if overlays is None else overlays[number]
+                shown = None if overlays is None else overlays[number]
                 sides = int(batch["width"][at]), int(batch["height"][at])
-                rows[at][HEATMAP] = self._draw(found, kept, sides, batch["shown"][at])
+                found[HEATMAP] = self._draw(shown, kept, sides, batch["shown"][at])
                 if self._asked.dicom:
-                    rows[at] |= {MAP: None if found is None else list(found), PART: [int(edge) for edge in kept[:4]]}
+                    found |= {MAP: None if shown is None else list(shown), PART: [int(edge) for edge in kept[:4]]}
+            for name, value in found.items():
+                cells[name][at] = value
 
     def _overlays(self, squares: np.ndarray, where: np.ndarray | None) -> Sequence[np.ndarray] | None:
         if self._overlay is None:

@@ -85,19 +85,26 @@ def _machine() -> str:
 
 
 @contextmanager
-def claimed(run: Folder) -> Iterator[None]:
+def claimed(run: Folder, what: str = "run", option: str = "--name") -> Iterator[None]:
     """Hold a run for this command. InputError, and nothing is written in the run, where another command holds it.
 
+    what, option: for that error, what the folder is of, and the option that names another one.
     Raises OSError or RunError where the folder cannot be written to; RunError where another command has taken the run
     over, as this process did not run for LAPSE_SECONDS (a laptop that slept).
     """
-    if run.is_local:
-        with _locked(run) as locked:
-            if locked:
-                yield
-                return
-    with _marked(run):
-        yield
+    try:
+        if run.is_local:
+            with _locked(run) as locked:
+                if locked:
+                    yield
+                    return
+        with _marked(run):
+            yield
+    except _BusyError as busy:
+        raise InputError(
+            f"{run}: another command works in this {what}{busy.who}; wait until it ends, stop it with Ctrl-C, or "
+            f"choose another {option}{busy.then}"
+        ) from None
 
 
 def in_work(run: Folder) -> bool:
@@ -110,12 +117,12 @@ def in_work(run: Folder) -> bool:
     return any(claim is not None and not claim.ended for claim in found)
 
 
-def _busy(run: Folder, other: Claim | None, then: str = "") -> InputError:
-    who = f" ({other})" if other else ""
-    return InputError(
-        f"{run}: another command works in this run{who}; wait until it ends, stop it with Ctrl-C, or choose another "
-        f"--name{then}"
-    )
+class _BusyError(Exception):
+    """Another command holds it; then: what else can be done."""
+
+    def __init__(self, other: Claim | None, then: str = "") -> None:
+        super().__init__()
+        self.who, self.then = f" ({other})" if other else "", then
 
 
 # ---------------------------------------------------------------- on a disk
@@ -131,7 +138,7 @@ def _locked(run: Folder) -> Iterator[bool]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             file.seek(0)
-            raise _busy(run, Claim.read(file.read())) from None
+            raise _BusyError(Claim.read(file.read())) from None
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
@@ -188,7 +195,7 @@ def _stake(run: Folder, own: str) -> str:
     for _ in range(ROUNDS):
         here = [claim for claim in known.values() if claim is not None and claim.ended is False]
         if here:
-            raise _busy(run, here[0])
+            raise _BusyError(here[0])
         name = f"{uuid.uuid4().hex}.json"
         run.write(f"{CLAIMS}/{name}", own)
         found = _others(run, name)
@@ -197,11 +204,11 @@ def _stake(run: Folder, own: str) -> str:
         run.remove(f"{CLAIMS}/{name}")
         if still := known.keys() & found.keys():  # it was there before this one, and stays
             lapse = f"; if that process was killed, repeat this command in {LAPSE_SECONDS / 60:.0f} minutes"
-            raise _busy(run, found[still.pop()], lapse)
+            raise _BusyError(found[still.pop()], lapse)
         time.sleep(random.uniform(0.2, 1.0))  # the other one has found this one too
         left = run.names(CLAIMS)
         known = {name: claim for name, claim in found.items() if name in left}
-    raise _busy(run, None)
+    raise _BusyError(None)
 
 
 def _others(run: Folder, own: str | None) -> dict[str, Claim | None]:

@@ -13,14 +13,16 @@ from fracray.data.images.announced import announced_pixels
 from fracray.data.images.full_depth import FullDepth, full_depth
 from fracray.data.images.samples import MAX_PIXELS
 from fracray.prediction.dicom_source import NoResultError, source_in
+from fracray.prediction.familiar import Familiar
 from fracray.prediction.reading import Batch, Decoder
 
 
 class Reader:
-    """Lives in a process of its own. size, crop: as in the training; pixels: the most that are decoded."""
+    """Lives in a process of its own. size, crop: as in the training; pixels: the most that are decoded; familiar: what
+    the pictures are compared with."""
 
-    def __init__(self, size: int, crop: bool, pixels: int) -> None:
-        self._decoder, self._most = Decoder(size, crop), min(pixels, MAX_PIXELS)
+    def __init__(self, size: int, crop: bool, pixels: int, familiar: Familiar) -> None:
+        self._decoder, self._most = Decoder(size, crop, familiar), min(pixels, MAX_PIXELS)
 
     def batch(self, name: str, data: bytes) -> Batch | str:
         """The batch of one for the network, or why it is too large."""

@@ -16,6 +16,7 @@ from fracray.data.images.full_depth import FullDepth
 from fracray.data.images.kinds import DICOM, HEAD, kind_of
 from fracray.data.sources.image_folder import RadiographFile, name_images
 from fracray.errors import RunError
+from fracray.prediction.familiar import Familiar
 from fracray.prediction.reading import Batch
 from fracray.serving.batching import Batcher
 from fracray.serving.counters import Counters
@@ -23,6 +24,7 @@ from fracray.serving.decoding import Reader
 from fracray.serving.limits import Limits, RefusedError
 from fracray.serving.model import Model
 from fracray.serving.processes import LostError, Pool
+from fracray.training.checkpoint import read_seen
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Engine:
 
     def __init__(self, folder: Path, config: Config, plan: Plan, limits: Limits, coverage: float) -> None:
         data = config.data
-        self._reader = functools.partial(Reader, data.size, data.crop, limits.pixels)
+        self._reader = functools.partial(Reader, data.size, data.crop, limits.pixels, Familiar.of(read_seen(folder)))
         self._decoders = Pool(self._reader, plan.decoders, limits.seconds, quiet=True)
         self._models = Pool(functools.partial(Model, folder, plan.threads, coverage), plan.workers, limits.seconds)
         self._plan, self._decoding = plan, 0

@@ -13,14 +13,14 @@ import pytest
 from drawn_dicom import as_bytes, dataset
 from drawn_fracatlas import jpeg, picture
 
-from fracray.data.duplicates import look_distances
+from fracray.data.duplicates import KnownLooks, signs_in
 from fracray.data.images.decode import KnownGeometry, inspect
 from fracray.data.images.kept import Kept
-from fracray.data.images.square import decode, decode_part, square_of
+from fracray.data.images.square import decode, decode_part, picture_of, square_of
 from fracray.errors import InputError
 from fracray.prediction.familiar import UNLIKE, Familiar
 from fracray.prediction.overlays import file_names
-from fracray.prediction.parts import About, open_parts, write_output
+from fracray.prediction.parts import About, Target, open_parts, write_output
 from fracray.prediction.reading import Decoder
 from fracray.prediction.scoring import COLUMNS, SCORED, peak_of
 from fracray.prediction.studies import STUDY_COLUMNS, of_studies
@@ -44,8 +44,8 @@ FILES = {
 @pytest.mark.parametrize("kind", FILES)
 def test_a_file_gives_the_pixels_that_the_training_got(kind, crop):
     data = FILES[kind]
-    seen, found = inspect(data)
-    square, kept = square_of(data, found, 64, crop)
+    seen, _ = inspect(data)
+    square, kept = square_of(*picture_of(data, 64, crop), 64, crop)
     known = KnownGeometry(seen.width, seen.height, seen.orientation)
     side = max(seen.width, seen.height)
     if crop:
@@ -60,7 +60,9 @@ def test_a_file_gives_the_pixels_that_the_training_got(kind, crop):
 def cells(files, **more):
     names = {"path": list(files), "file": [str(path) for path in files.values()], "image_id": list(files)}
     batch = {"place": np.arange(len(files)), "error": np.array([""] * len(files), dtype=object)}
-    return Decoder(32, False, **more)(batch | {name: np.array(v, dtype=object) for name, v in names.items()})
+    return Decoder(32, False, Familiar({}, {}, {}), **more)(
+        batch | {name: np.array(v, dtype=object) for name, v in names.items()}
+    )
 
 
 def test_a_file_that_cannot_be_read_has_its_error_and_ends_nothing(tmp_path):
@@ -86,7 +88,7 @@ def test_a_file_that_cannot_be_read_has_its_error_and_ends_nothing(tmp_path):
     assert "No such file" in errors["gone"]
     at = list(contents).index("dicom")
     assert (found["sop_instance_uid"][at], found["study_instance_uid"][at]) == ("1.2.3", "1.2.9")
-    assert found["fault"][list(contents).index("blank")] == "blank"
+    assert found["flags"][list(contents).index("blank")] == "blank"
     assert found["square"].shape == (9, 32, 32)
     assert found["shown"].shape == (9, 48, 48)
 
@@ -139,16 +141,18 @@ def looks_of(pictures):
     return [inspect(png(one))[0].look for one in pictures]
 
 
-def test_the_distance_is_the_share_of_signs_that_differ_to_a_neighbour():
+def signs_of(pictures):
+    return signs_in(looks_of(pictures))
+
+
+def test_the_share_of_signs_that_differ():
     shown = picture(1)
-    known = looks_of([shown, picture(2), picture(3)])
-    assert look_distances(known[:1], known, 1).tolist() == [0.0]
-    first, second = (look_distances(known[:1], [other], 1)[0] for other in known[1:])
-    assert look_distances(known[:1], known, 2) == pytest.approx([min(first, second)])
-    assert look_distances(known[:1], known, 3) == pytest.approx([max(first, second)])
-    assert look_distances(looks_of([255 - shown]), known[:1], 1)[0] > 0.95  # the negative: all signs are turned
-    assert np.isnan(look_distances([b"", known[0]], known, 1)).tolist() == [True, False]
-    assert np.isnan(look_distances(known, known, 4)).all()
+    known = KnownLooks(looks_of([shown, picture(2), picture(3)]))
+    of_first, of_negative = (known.differing(signs) for signs in signs_of([shown, 255 - shown]))
+    assert of_first[0] == 0
+    assert ((of_first[1:] > 0.3) & (of_first[1:] < 0.7)).all()
+    assert of_negative[0] > 0.95  # all signs are turned
+    assert not len(KnownLooks([b""]).differing(signs_of([shown])[0]))
 
 
 def test_a_picture_beyond_most_of_validation_is_unlike_the_training():
@@ -156,30 +160,33 @@ def test_a_picture_beyond_most_of_validation_is_unlike_the_training():
     looks = looks_of([cv2.addWeighted(common, 0.7, picture(seed), 0.3, 0) for seed in range(1, 71)])
     table = seen_table(70).assign(look=looks, split=["val+val/view"] * 30 + ["train"] * 40)
     familiar = Familiar.of(table)
-    own = familiar.distances(looks[:30])
+    own = np.array([familiar.compared(signs)[0] for signs in signs_in(looks[:30])])
     assert (own > familiar.far).sum() == 1  # of 30, beyond their 0.95 quantile
-    (negative,) = familiar.distances(looks_of([255 - common]))
+    nearest = KnownLooks(looks[30:]).differing(signs_in(looks[:1])[0])
+    assert own[0] == np.sort(nearest)[9]  # the 10th of the training
+    negative, _ = familiar.compared(signs_of([255 - common])[0])
     assert negative > familiar.far
     assert UNLIKE in familiar.flags(USUAL, negative)
     assert UNLIKE not in familiar.flags(USUAL, float(own.min()))
     assert UNLIKE not in familiar.flags(USUAL, float("nan"))
     few = Familiar.of(table.iloc[15:])
-    assert np.isnan(few.distances(looks)).all()
+    assert np.isnan(few.compared(signs_in(looks[:1])[0])[0])
 
 
 def test_an_older_checkpoint_has_no_bounds_and_one_without_a_list_knows_nothing():
     older = Familiar.of(seen_table()[["image_id", "split", "pixel_hash"]])
     assert older.flags(USUAL | {"brightness": 0.0}) == []
-    assert older.seen_as(["hash0", "hash5", "other"], [b"", b"", b""]) == ["val", "train", "no"]
-    assert Familiar.of(None).seen_as(["hash0"], [b""]) == [""]
+    found = [older.seen_as(pixels, lambda: b"") for pixels in ("hash0", "hash5", "other")]
+    assert found == ["val", "train", "no"]
+    assert older.compared(signs_of([picture(1)])[0])[1]  # the pixels alone tell
+    assert Familiar.of(None).seen_as("hash0", lambda: b"") == ""
 
 
 def test_a_copy_that_was_encoded_again_is_known():
-    again = inspect(jpeg(picture(1), quality=60))[0]
-    of_validation = inspect(jpeg(picture(0), quality=60))[0]
-    new = inspect(jpeg(picture(99)))[0]
-    looks = [again.look, of_validation.look, new.look]
-    assert Familiar.of(seen_table()).seen_as(["a", "b", "c"], looks) == ["train copy", "val copy", "no"]
+    familiar = Familiar.of(seen_table())
+    for seed, seen in ((1, "train copy"), (0, "val copy"), (99, "no")):
+        again = inspect(jpeg(picture(seed), quality=60))[0]
+        assert familiar.seen_as("a", lambda again=again: again.look) == seen
 
 
 def test_a_peak_is_in_pixels_of_the_picture():
@@ -210,7 +217,7 @@ ABOUT = About("abc", "def", 5, 0.9, "", "", "0.1.0")
 
 
 def test_parts_go_on_where_they_were_and_refuse_another_prediction(tmp_path):
-    target = tmp_path / "out.csv"
+    target = Target.of(str(tmp_path / "out.csv"))
     with open_parts(target, ABOUT, anew=False) as parts:
         parts.keep(scored([3, 4]))
         parts.keep(scored([0, 1]))
@@ -219,7 +226,7 @@ def test_parts_go_on_where_they_were_and_refuse_another_prediction(tmp_path):
         parts.keep(scored([2]))
         assert [place for table in parts.tables() for place in table["place"].to_pylist()] == [0, 1, 2, 3, 4]
         with (
-            pytest.raises(InputError, match="another predict writes to it now"),
+            pytest.raises(InputError, match="another command works in this prediction"),
             open_parts(target, ABOUT, anew=True),
         ):
             pass
@@ -241,7 +248,9 @@ ROWS = [
 def test_every_format_holds_the_same_rows(tmp_path, suffix):
     target = tmp_path / f"out{suffix}"
     write_output(
-        target, iter([pa.Table.from_pylist(ROWS[:1], COLUMNS), pa.Table.from_pylist(ROWS[1:], COLUMNS)]), COLUMNS
+        Target.of(str(target)),
+        iter([pa.Table.from_pylist(ROWS[:1], COLUMNS), pa.Table.from_pylist(ROWS[1:], COLUMNS)]),
+        COLUMNS,
     )
     if suffix == ".parquet":
         found = pq.read_table(target).to_pylist()

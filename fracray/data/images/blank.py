@@ -14,6 +14,7 @@ _NEAR = 4  # gray levels
 _MARK = 0.04  # share of the inner cells that a letter or another mark may cover; its pixels ...
 _APART = 12  # ... differ by more than this many gray levels from the median ...
 _CLEAR = 48  # ... and most of them have one gray value that differs by this many levels at least:
+_ROUGH = 8  # gray levels, that a thumbnail's cells may be off in all
 _ONE_VALUE = 0.6  # this share of them lies within _NEAR levels of it. A small finger in a large field has many grays.
 
 
@@ -30,6 +31,14 @@ def nothing_shown(gray: np.ndarray) -> str:
     if other <= _MARK * cells.size and _is_mark(gray, middle):
         return f"shows nothing: a mark on a ground within {_NEAR} gray levels of {middle}"
     return ""
+
+
+def may_show_nothing(thumbs: np.ndarray) -> np.ndarray:
+    """Of which thumbnails (n, H, W) uint8 the picture may show nothing: (n,) bool. Never misses one that does."""
+    cells = np.stack([cv2.resize(one, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)[1:-1, 1:-1] for one in thumbs])
+    levels, few = cells.reshape(len(cells), -1), int(_MARK * cells[0].size)
+    ends = np.partition(levels, (few, levels.shape[1] - 1 - few), axis=1)
+    return ends[:, -1 - few].astype(np.int16) - ends[:, few] <= 2 * _NEAR + _ROUGH
 
 
 def _is_mark(gray: np.ndarray, middle: int) -> bool:

@@ -15,11 +15,12 @@ import cv2
 import numpy as np
 from PIL import Image, ImageFile
 
-from fracray.data.duplicates import THUMB, look
+from fracray.data.duplicates import look
 from fracray.data.images import by_pillow, dicom, kinds, tiff
 from fracray.data.images.blank import nothing_shown
 from fracray.data.images.dicom_fields import DicomError
 from fracray.data.images.exif import orientation_of
+from fracray.data.images.hashes import perceptual_hash, pixel_hash, thumbnail
 from fracray.data.images.jpeg_png import DeepJpeg, open_deep_jpeg, png_head
 from fracray.data.images.margins import borders, refilled
 from fracray.data.images.samples import MAX_PIXELS, TOO_LARGE, PictureError, check_size
@@ -118,26 +119,22 @@ def inspect(data: bytes) -> tuple[FileInspection, DecodedImage]:
     )
     if found.gray is None:
         return seen, found
-    import imagehash  # SciPy comes with it, which no task of the ingest needs
-
-    thumb = cv2.resize(found.gray, (THUMB, THUMB), interpolation=cv2.INTER_AREA)
-    phash = int(str(imagehash.phash(Image.fromarray(thumb))), 16)
+    thumb = thumbnail(found.gray)
+    phash = perceptual_hash(thumb)
     if found.fault:
         return replace(seen, thumb=thumb, phash=phash), found
-    size = f"{found.gray.shape[1]}x{found.gray.shape[0]}:".encode()
-    pixels = hashlib.sha256(size + np.ascontiguousarray(found.gray).tobytes()).hexdigest()
     why = nothing_shown(found.gray)
     seen = replace(
         seen,
         fault="blank" if why else "",
         note="; ".join(filter(None, [why, seen.note])),
-        pixel_hash=pixels,
+        pixel_hash=pixel_hash(found.gray),
         thumb=thumb,
         phash=phash,
         look=b"" if why else look(thumb, phash),
         brightness=float(thumb.mean()),
         borders=borders(found.gray),
-        refilled=refilled(upright(found.gray, _BACK.get(found.orientation, found.orientation))),
+        refilled=refilled(as_stored(found)),
     )
     return seen, found
 
@@ -320,6 +317,12 @@ def upright(image: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (3, 4, 7, 8):
         image = image[::-1]
     return image
+
+
+def as_stored(picture: DecodedImage) -> np.ndarray:
+    """The pixels of a picture that was decoded, before EXIF turned them."""
+    assert picture.gray is not None, "nothing was decoded"
+    return upright(picture.gray, _BACK.get(picture.orientation, picture.orientation))
 
 
 def fit_boxes(

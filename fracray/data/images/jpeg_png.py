@@ -17,6 +17,7 @@ from fracray.data.images.exif import orientation_of
 from fracray.data.images.samples import PictureError, Samples, check_size, over_black, said, shown
 
 _EXIF = b"Exif\0\0"
+_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # markers of the segment that gives a JPEG's size
 _MODES = {1: "I", 3: "RGB", 4: "CMYK"}
 _ALPHA_TYPES = (4, 6)  # PNG's colour types with an opacity of their own
 _CHECKED = (b"IHDR", b"PLTE", b"IDAT", b"tRNS")
@@ -68,7 +69,7 @@ class DeepJpeg:
 def open_deep_jpeg(data: bytes) -> DeepJpeg | None:
     """The picture of a JPEG of more than 8 bits; None for any other. PictureError where it is too large."""
     for marker, at, _ in _segments(data):
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+        if marker in _FRAMES:
             try:
                 bits, height, width, components = struct.unpack_from(">BHHB", data, at)
             except struct.error:
@@ -78,6 +79,32 @@ def open_deep_jpeg(data: bytes) -> DeepJpeg | None:
             check_size(width, height)
             return DeepJpeg(data, width, height, bits, components)
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class JpegHead:
+    """Width and height of a JPEG as stored, px; plain: whether all that matters of its header is known with these.
+
+    Then it has 8 bits, is gray or in colour, and no EXIF or XMP turns it.
+    """
+
+    width: int
+    height: int
+    plain: bool
+
+
+def jpeg_head(data: bytes) -> JpegHead | None:
+    """What the header of a JPEG says; None where it announces no picture of a size that is decoded."""
+    frames = [at for marker, at, _ in _segments(data) if marker in _FRAMES]
+    if not frames:
+        return None
+    try:
+        bits, height, width, components = struct.unpack_from(">BHHB", data, frames[0])
+        check_size(width, height)
+    except (struct.error, PictureError):
+        return None
+    described = any(marker == 0xE1 for marker, _, _ in _segments(data))
+    return JpegHead(width, height, len(frames) == 1 and bits == 8 and components in (1, 3) and not described)
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:

@@ -34,6 +34,7 @@ def _border(lines: np.ndarray) -> tuple[int, int]:
 
 _MCU = 16  # px; JPEG's largest unit
 _FINE = 3.0  # between neighbours over that between units; 19 to 34 in FracAtlas' nine, at most 0.7 in its other files
+_COPIES = 3.0  # gray levels that copies of a block differ by at most, once they are encoded again and reduced
 
 
 def refilled(gray: np.ndarray) -> int:
@@ -45,10 +46,25 @@ def refilled(gray: np.ndarray) -> int:
     height, width = gray.shape
     if height <= _MCU or width <= 2 * _MCU:
         return 0
-    last = gray[-(height % _MCU or _MCU) :].astype(np.int16)
-    apart = np.abs(last[:, _MCU:] - last[:, :-_MCU]).mean()
-    if np.abs(np.diff(last, axis=1)).mean() < _FINE * (apart + 0.5):
+    near, apart = _changes(gray, _MCU)
+    if near < _FINE * (apart + 0.5):
         return 0
     far = np.abs(gray[:, _MCU:].astype(np.int16) - gray[:, :-_MCU])
     kept = np.flatnonzero(np.quantile(far, 0.9, axis=1) > 4)
     return height - 1 - int(kept[-1]) if len(kept) else height
+
+
+def may_be_refilled(gray: np.ndarray, factor: int) -> bool:
+    """Whether the picture may be `refilled` that a JPEG decoder reduced to this, by a factor of 2, 4 or 8."""
+    unit = _MCU // factor
+    if gray.shape[0] <= unit or gray.shape[1] <= 2 * unit:
+        return True
+    near, apart = _changes(gray, unit)
+    # Copies of a block stay alike in any scale. Their texture may vanish at an eighth, where a block is a pixel.
+    return bool(apart <= _COPIES and (near >= apart or unit <= 2))
+
+
+def _changes(gray: np.ndarray, unit: int) -> tuple[float, float]:
+    """Mean change between neighbours, and between pixels a unit apart, in the last row of units."""
+    last = gray[-(gray.shape[0] % unit or unit) :].astype(np.int16)
+    return float(np.abs(np.diff(last, axis=1)).mean()), float(np.abs(last[:, unit:] - last[:, :-unit]).mean())

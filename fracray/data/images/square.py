@@ -8,6 +8,7 @@ import numpy as np
 from fracray.data.images import decode as imagefile
 from fracray.data.images import kinds
 from fracray.data.images.crop import LEAST, anatomy
+from fracray.data.images.jpeg_png import jpeg_head
 from fracray.data.images.kept import Kept
 from fracray.data.images.letterbox import frame, letterbox
 
@@ -43,19 +44,26 @@ def decode_part(
     return _part(*_decoded(data, factor, known), factor, size)
 
 
-def square_of(data: bytes, picture: imagefile.DecodedImage, size: int, crop: bool) -> tuple[np.ndarray, Kept]:
-    """The square of a file whose sound picture was decoded at full scale, and the part of it that the square shows.
+def picture_of(data: bytes, size: int, crop: bool) -> tuple[imagefile.DecodedImage, int]:
+    """A file's picture, decoded once as for a square of this size, and the factor by which its scale is reduced."""
+    head = jpeg_head(data) if kinds.kind_of(data[: kinds.HEAD]) == kinds.JPEG else None
+    factor = reduction_for(max(head.width, head.height), size, crop) if head else 1
+    # Orientation 1: nothing turns it. Pillow need not look into its header, which takes half as long as to decode it.
+    known = imagefile.KnownGeometry(head.width, head.height, 1) if head and head.plain else None
+    found = imagefile.decode(data, factor, known)
+    whole = found.gray is not None and found.gray.shape == (found.height, found.width)
+    return found, 1 if whole else factor
 
-    Equal to that of `decode`, or with `crop` of `decode_part`: a JPEG that these reduce is decoded again.
+
+def square_of(picture: imagefile.DecodedImage, factor: int, size: int, crop: bool) -> tuple[np.ndarray, Kept]:
+    """The square of a sound picture that `picture_of` gave, and the part of it that the square shows.
+
+    Equal to that of `decode`, or with `crop` of `decode_part`.
     """
     assert picture.gray is not None, "only a sound picture has a square"
-    side, whole = max(picture.width, picture.height), Kept(0, 0, picture.width, picture.height, float("nan"))
-    if reduction_for(side, size, crop) > 1 and kinds.kind_of(data[: kinds.HEAD]) == kinds.JPEG:
-        known = imagefile.KnownGeometry(picture.width, picture.height, picture.orientation)
-        return decode_part(data, side, size, known) if crop else (decode(data, side, size, known), whole)
     if crop:
-        return _part(picture.gray, picture.width, picture.height, 1, size)
-    return letterbox(picture.gray, size), whole
+        return _part(picture.gray, picture.width, picture.height, factor, size)
+    return letterbox(picture.gray, size), Kept(0, 0, picture.width, picture.height, float("nan"))
 
 
 def _part(gray: np.ndarray, width: int, height: int, factor: int, size: int) -> tuple[np.ndarray, Kept]:
