@@ -7,7 +7,6 @@ resumed from its folder after a killed driver or a lost process.
 
 import logging
 import math
-import os
 import tempfile
 import warnings
 from collections import defaultdict
@@ -18,14 +17,13 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from fracray.config import Config
 from fracray.errors import InputError
 from fracray.runtime.storage import Folder
+from fracray.search.journal import StudyJournal
 from fracray.search.messages import Suggestion, TrialReport, searched
 from fracray.search.pasha import first_budget, raised_budget
 from fracray.search.samplers import sampler
@@ -48,9 +46,7 @@ WARM = "warm"  # the settings of the trials after the default one, from an earli
 def open_study(journal: Path, space: SearchSpace) -> optuna.Study:
     """Open or begin the study of a run; optuna-dashboard opens the same file."""
     _quiet()
-    lock = JournalFileOpenLock(str(journal))
-    _drop_half_entry(journal, lock)
-    storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
+    storage = StudyJournal(journal)
     before, searched = None, space.described()
     if storage.get_all_studies():
         before = storage.get_study_user_attrs(storage.get_study_id_from_name(STUDY)).get(SPACE)
@@ -91,9 +87,7 @@ def stored_study(run: Folder) -> Iterator[optuna.Study | None]:
     with tempfile.TemporaryDirectory() as scratch:
         journal = Path(scratch) / JOURNAL
         journal.write_bytes(run.read(JOURNAL))
-        lock = JournalFileOpenLock(str(journal))
-        _drop_half_entry(journal, lock)
-        storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
+        storage = StudyJournal(journal)
         known = storage.get_all_studies()
         yield optuna.load_study(study_name=STUDY, storage=storage) if known else None
 
@@ -102,18 +96,6 @@ def _quiet() -> None:
     """Optuna's own messages, of every study that is made, are not for the user."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("optuna").setLevel(logging.ERROR)
-
-
-def _drop_half_entry(journal: Path, lock: JournalFileOpenLock) -> None:
-    """Cut off a last entry that a full disk or a power cut left half written: Optuna cannot read beyond it."""
-    if not journal.exists():
-        return
-    lock.acquire()  # another process may be writing the entry
-    try:
-        entries = journal.read_bytes()
-        os.truncate(journal, entries.rfind(b"\n") + 1)
-    finally:
-        lock.release()
 
 
 @contextmanager
