@@ -22,7 +22,7 @@ from table import write_results
 from fracray.runtime.console import new_console, new_table
 from fracray.search.pasha import first_budget, raised_budget
 from fracray.search.samplers import sampler
-from fracray.search.schedulers import stopping_rule
+from fracray.search.schedulers import StoppingRule
 from fracray.search.space import Choices, SearchSpace
 from fracray.search.space_file import load_space
 
@@ -83,7 +83,7 @@ def true_curve(space: SearchSpace, leaves: dict[str, Any], generator: np.random.
 def search(space: SearchSpace, trials: int, places: int, seed: int) -> tuple[float, int]:
     """The true last value of the trial that is called best, and the epochs that all trials took."""
     config, generator = space.config, np.random.default_rng(seed + 1000)
-    rule, budget = stopping_rule(config), first_budget(config)
+    rule, budget = StoppingRule(config), first_budget(config)
     study = optuna.create_study(direction="maximize", sampler=sampler(space))
     curves, running = dict[int, dict[int, float]](), list[tuple[optuna.Trial, np.ndarray]]()
     settings = dict[int, dict[str, Any]]()
@@ -99,9 +99,11 @@ def search(space: SearchSpace, trials: int, places: int, seed: int) -> tuple[flo
             own[epoch] = float(values[epoch - 1])
             trial.report(own[epoch], epoch)
             budget = raised_budget(config, epoch, curves, budget)
+            stops = epoch >= budget or rule.stops(trial.number, epoch, own[epoch])
+            rule.told(trial.number, epoch, own[epoch])
             if epoch == EPOCHS:
                 study.tell(trial, own[epoch])
-            elif epoch >= budget or rule(trial.number, epoch, curves):
+            elif stops:
                 study.tell(trial, state=optuna.trial.TrialState.PRUNED)
             else:
                 continue

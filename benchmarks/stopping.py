@@ -22,7 +22,7 @@ from table import write_results
 
 from fracray.config import Config
 from fracray.runtime.console import new_console, new_table
-from fracray.search.schedulers import stopping_rule
+from fracray.search.schedulers import StoppingRule
 
 HERE = Path(__file__).parent
 STARTUP, EPOCHS, GRACE, FACTOR = 8, 12, 3, 3
@@ -73,7 +73,7 @@ def curve(point: Point, generator: np.random.Generator | None = None) -> np.ndar
 def search(name: str, told: str, scheduler: str, seed: int, budget: int) -> list[tuple[Point, np.ndarray]]:
     """The trials of one search: their settings, and their curves as far as they ran."""
     settings = {"name": scheduler, "grace_epochs": GRACE, "reduction_factor": FACTOR}
-    rule = stopping_rule(Config.model_validate({"train": {"epochs": EPOCHS}, "search": {"scheduler": settings}}))
+    rule = StoppingRule(Config.model_validate({"train": {"epochs": EPOCHS}, "search": {"scheduler": settings}}))
     study = optuna.create_study(direction="maximize", sampler=sampler(name, seed, told != "left out"))
     generator, curves, found = np.random.default_rng(seed + 1000), dict[int, dict[int, float]](), []
     while sum(map(len, curves.values())) < budget:
@@ -83,7 +83,9 @@ def search(name: str, told: str, scheduler: str, seed: int, budget: int) -> list
         for epoch in range(1, EPOCHS + 1):
             own[epoch] = float(values[epoch - 1])
             trial.report(own[epoch], epoch)
-            if epoch < EPOCHS and rule(trial.number, epoch, curves):
+            stops = epoch < EPOCHS and rule.stops(trial.number, epoch, own[epoch])
+            rule.told(trial.number, epoch, own[epoch])
+            if stops:
                 break
         if len(own) == EPOCHS or told == "best value until then":
             study.tell(trial, own[len(own)])

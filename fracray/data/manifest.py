@@ -7,14 +7,16 @@ know where the rows come from, how images are decoded, or how splits are drawn.
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fracray.errors import InputError, RunError
@@ -199,9 +201,8 @@ class Manifest:
 
     def fingerprint(self) -> str:
         """sha256 (hex) over image_id, file hash and label of every row: equal for equal data in any folder."""
-        columns = (self.table[name].tolist() for name in ("image_id", "sha256", "label"))
-        lines = (f"{image_id}\x1f{digest}\x1f{label}\x1e" for image_id, digest, label in zip(*columns, strict=True))
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        columns = [self.table[name] for name in ("image_id", "sha256", "label")]
+        return hashlib.sha256(text_of(columns, "\x1f", "\x1e")).hexdigest()
 
     def write(self, path: str | Path) -> None:
         """Write as Parquet, atomically: a reader sees the old file or the complete new one."""
@@ -243,8 +244,12 @@ class Manifest:
             if arrow.schema.field(field.name).type != field.type:
                 found = arrow.schema.field(field.name).type
                 raise InputError(f"{path}: column {field.name} is {found}, not {field.type}; {remedy}")
-        table = arrow.to_pandas()
-        table["boxes"] = [tuple(_box(box) for box in boxes) if len(boxes) else () for boxes in table["boxes"].tolist()]
+        boxes = _boxes(arrow["boxes"].combine_chunks())
+        if boxes is None:
+            raise InputError(f"{path}: a box is not of four numbers: x, y, width, height; {remedy}")
+        at = arrow.column_names.index("boxes")
+        table = arrow.remove_column(at).to_pandas()
+        table.insert(at, "boxes", pd.Series(boxes, dtype=object))
         unknown = set(table["status"].unique()) - set(STATUSES)
         for cell in table["split"].unique():
             parts = {name.partition("/")[0] for name in sets_of(cell)}
@@ -299,9 +304,31 @@ def _unknown(field: pa.Field) -> Any:
     return math.nan if pa.types.is_floating(field.type) else 0
 
 
-def _box(values: Iterable[float]) -> Box:
-    x, y, width, height = (float(value) for value in values)
-    return x, y, width, height
+def _boxes(column: pa.ListArray) -> list[tuple[Box, ...]] | None:
+    """The boxes of every row; None where one is not of four numbers."""
+    flat = column.flatten()
+    if not pc.all(pc.equal(flat.value_lengths(), 4), min_count=0).as_py():
+        return None
+    numbers = iter(flat.flatten().tolist())
+    boxes = list(zip(numbers, numbers, numbers, numbers, strict=True))
+    found: list[tuple[Box, ...]] = [()] * len(column)
+    counts = column.value_lengths().to_numpy()
+    stops = np.cumsum(counts)
+    for row in np.flatnonzero(counts).tolist():  # most have none
+        found[row] = tuple(boxes[stops[row] - counts[row] : stops[row]])
+    return found
+
+
+def text_of(columns: Sequence[pd.Series], between: str, behind: str) -> memoryview:
+    """Rows as UTF-8: the cells of each with `between` between them and `behind` after the last."""
+    text = pa.large_string()
+    ends = [pa.scalar(end, text) for end in (*[between] * (len(columns) - 1), behind)]
+    cells = (pa.array(column).cast(text) for column in columns)
+    rows = pc.binary_join_element_wise(*chain.from_iterable(zip(cells, ends, strict=True)), pa.scalar("", text))
+    if isinstance(rows, pa.ChunkedArray):
+        rows = rows.combine_chunks()
+    length = pc.sum(pc.binary_length(rows), min_count=0).as_py()
+    return memoryview(rows.buffers()[2] or b"")[:length]
 
 
 def sets_of(split: str) -> list[str]:

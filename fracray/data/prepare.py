@@ -5,6 +5,8 @@ Every step is read from the cache when its input has not changed. Knows nothing 
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -290,17 +292,27 @@ def _listing_key(root: Path) -> str:
     while folders:
         folder = folders.pop()
         lines, below = [], []
-        with os.scandir(folder) as entries:
+        with _opened(folder) as handle, os.scandir(handle) as entries:  # by its handle a file is found sooner
             for entry in entries:
+                path = f"{folder}/{entry.name}"
                 if entry.is_dir():
                     if not entry.is_symlink():
-                        below.append(entry.path)
+                        below.append(path)
                     continue
                 try:
                     about = entry.stat()  # of the target of a link
                 except OSError:
                     about = entry.stat(follow_symlinks=False)  # a broken link
-                lines.append(f"{entry.path}:{about.st_size}:{about.st_mtime_ns}\n")
+                lines.append(f"{path}:{about.st_size}:{about.st_mtime_ns}\n")
         digest.update("".join(sorted(lines)).encode(errors="surrogateescape"))
         folders += sorted(below, reverse=True)
     return digest.hexdigest()[:32]
+
+
+@contextmanager
+def _opened(folder: str) -> Iterator[int]:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        yield handle
+    finally:
+        os.close(handle)

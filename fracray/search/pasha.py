@@ -6,7 +6,6 @@ is raised later: a scheduler of Tune's that goes by the journal only stops trial
 """
 
 from collections.abc import Mapping
-from itertools import combinations
 
 import numpy as np
 
@@ -66,14 +65,21 @@ def noise(curves: Mapping[int, Curve], below: int, top: int) -> float:
     Of all pairs that have come beyond the rung below: their difference at the last epoch that both have reached, at
     most `top`, where their order there was the same before, and the other one in between. Of these the 90th percentile.
     """
-    found = []
     beyond = [curve for curve in curves.values() if any(below < epoch <= top for epoch in curve)]
-    for one, other in combinations(beyond, 2):
-        shared = sorted((epoch for epoch in one.keys() & other.keys() if epoch <= top), reverse=True)
-        if not shared or shared[0] <= below:
-            continue
-        signs = [np.sign(one[epoch] - other[epoch]) for epoch in shared]
-        turned = signs.index(-signs[0]) if signs[0] and -signs[0] in signs else len(signs)
-        if signs[0] in signs[turned:]:
-            found.append(abs(one[shared[0]] - other[shared[0]]))
+    values = np.full((len(beyond), top + 1), np.nan)  # by trial and epoch
+    for row, curve in zip(values, beyond, strict=True):
+        for epoch, value in curve.items():
+            if epoch <= top:
+                row[epoch] = value
+    found: list[float] = []
+    for at, one in enumerate(values[:-1]):
+        ahead = np.sign(one - values[at + 1 :])  # nan where not both have a value
+        both = ~np.isnan(ahead)
+        last = top - both[:, ::-1].argmax(axis=1)
+        rows = np.arange(len(ahead))
+        here = ahead[rows, last][:, None]
+        like, unlike = (ahead == here) & (here != 0), (ahead == -here) & (here != 0)
+        first, turned = like.argmax(axis=1), top - unlike[:, ::-1].argmax(axis=1)
+        counted = (last > below) & both.any(axis=1) & unlike.any(axis=1) & (first < turned)
+        found += np.abs(one[last] - values[at + 1 + rows, last])[counted].tolist()
     return float(np.percentile(found, NOISY)) if found else 0.0

@@ -54,6 +54,10 @@ class SearchProgress(tune.Callback):
         self._epochs, self._budget, self._time_budget = space.config.train.epochs, budget, time_budget
         self._tracker = tracker
         self.rows: dict[int, TrialRow] = {}
+        # What is said after each trial is kept here: adding it up over all rows would take ever longer.
+        self._open: dict[int, TrialRow] = {}  # the rows that have not ended
+        self._best: TrialRow | None = None
+        self._finished_trials = self._finished_epochs = 0
         self._heard = heard
         self.then: Callable[[], object] | None = None  # called once, when an epoch is reported
         for row in ledger.rows().values():
@@ -85,7 +89,7 @@ class SearchProgress(tune.Callback):
     @property
     def unfinished(self) -> bool:
         """Whether a trial has begun and not ended."""
-        return any(not row.state.ended for row in self.rows.values())
+        return bool(self._open)
 
     @property
     def elapsed(self) -> float:
@@ -151,7 +155,7 @@ class SearchProgress(tune.Callback):
     def _finished(self, row: TrialRow) -> None:
         self._keep(row)
         if not self._console.is_terminal:
-            best = self._best()
+            best = self._best
             words = f"{row.name} {row.state} after {counted(len(row.history), 'epoch')}: "
             words += f"{self._metric} {row.best(self._metric):.4f}"
             if self._search.constraints and row.history:
@@ -162,7 +166,17 @@ class SearchProgress(tune.Callback):
         self._save()
 
     def _keep(self, row: TrialRow) -> None:
+        before = self.rows.get(row.number)
         self.rows[row.number] = row
+        for one, sign in ((before, -1), (row, 1)):
+            if one is not None and one.state.finished:
+                self._finished_trials += sign
+                self._finished_epochs += sign * len(one.history)
+        if row.state.ended:
+            self._open.pop(row.number, None)
+        else:
+            self._open[row.number] = row
+        self._rank(row)
         if self._heard is not None:
             self._heard(row)
 
@@ -176,21 +190,30 @@ class SearchProgress(tune.Callback):
 
     # What is shown
 
-    def _best(self) -> TrialRow | None:
-        return best_row(self.rows.values(), self._search)
+    def _rank(self, row: TrialRow) -> None:
+        """Find the best row again after one has changed."""
+        best = self._best
+        if best is None:
+            self._best = best_row((row,), self._search)
+        elif best.number == row.number:
+            still = best_row((row, best), self._search) is row
+            self._best = row if still else best_row(self.rows.values(), self._search)
+        elif (first := best_row((row, best), self._search)) is best_row((best, row), self._search):
+            self._best = first
+        else:  # they are equal: the earlier of all rows that are
+            self._best = best_row(self.rows.values(), self._search)
 
     def _satisfies(self, row: TrialRow) -> bool:
         return not self._search.broken(row.best)
 
     def _ended(self) -> int:
-        return sum(row.state.ended for row in self.rows.values())
+        return len(self.rows) - len(self._open)
 
     def _left(self) -> str:
         """Estimated time left, from the epochs that a trial takes so far and the epochs finished per second."""
         elapsed = self.elapsed
-        ended = [len(row.history) for row in self.rows.values() if row.state.finished]
-        each = sum(ended) / len(ended) if ended else float(self._epochs)
-        begun = [len(row.history) for row in self.rows.values() if row.state in (State.RUNNING, State.INTERRUPTED)]
+        each = self._finished_epochs / self._finished_trials if self._finished_trials else float(self._epochs)
+        begun = [len(row.history) for row in self._open.values()]
         # A trial beyond the usual length was not stopped early, and will run to its last epoch.
         missing = sum((each if done < each else self._epochs) - done for done in begun)
         missing += each * max(0, self._budget - self._ended() - len(begun))
@@ -202,7 +225,7 @@ class SearchProgress(tune.Callback):
         return f"about {duration(seconds)} left"
 
     def _render(self) -> Group:
-        best = self._best()
+        best = self._best
         gone = duration(self.elapsed)
         words = f"{self._ended()} of {self._budget} trials, {gone} gone, {self._left()}"
         if best is not None:
@@ -216,12 +239,11 @@ class SearchProgress(tune.Callback):
         table = new_table("trial", "state", "epoch", self._metric, *more)
         for path in self._paths:
             table.add_column(path.partition(".")[2].replace("_", " "), justify="right", overflow="fold")
-        best = self._best()
-        rows = sorted(self.rows.values(), key=lambda row: row.number)
-        if most is not None and len(rows) > most:
-            keep = {row.number for row in rows[-most:]} | ({best.number} if best else set())
-            rows = [row for row in rows if row.number in keep]
-        for row in rows:
+        best, numbers = self._best, sorted(self.rows)
+        if most is not None and len(numbers) > most:
+            first = {best.number} - {*numbers[-most:]} if best else set()
+            numbers = [*first, *numbers[-most:]]
+        for row in map(self.rows.__getitem__, numbers):
             value = row.best(self._metric)
             dim = row.state in (State.FAILED, State.DIVERGED, State.INTERRUPTED)
             table.add_row(

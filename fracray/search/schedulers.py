@@ -1,11 +1,13 @@
 """Which trials are stopped early: rules over the curves of all trials, and the scheduler through which Tune asks them.
 
 Ray's own schedulers keep their rungs in memory and know a trial by Tune's id: a resumed search would begin with empty
-rungs, and judge a trial that is taken up at epoch 8 among trials at epoch 3. A rule here is a pure function of what the
-study's journal holds, by the trial's number, so a search that was interrupted decides as one that was not.
+rungs, and judge a trial that is taken up at epoch 8 among trials at epoch 3. A rule here is told what the study's
+journal holds, by the trial's number, so a search that was interrupted decides as one that was not.
 """
 
-from collections.abc import Callable, Mapping
+from bisect import insort
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,6 @@ import numpy as np
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from fracray.config import Config
-from fracray.search.pasha import Curve
 from fracray.training.rungs import rungs
 
 if TYPE_CHECKING:
@@ -22,55 +23,51 @@ if TYPE_CHECKING:
 
 FEWEST = 3  # trials that the median is taken of
 
-# Whether a trial stops after an epoch that it has just reported: its number, the epoch, and the curves of all trials as
-# far as they are reported, its own included.
-Rule = Callable[[int, int, Mapping[int, Curve]], bool]
 
+class StoppingRule:
+    """The rule that `search.scheduler` names, over what it is told of the trials, in whatever order they report.
 
-def stopping_rule(config: Config) -> Rule:
-    """The rule that `search.scheduler` names; it is asked after each epoch but a trial's last.
-
-    Of pasha it is what happens below the budget that all trials have at the time: see `pasha`.
+    It is asked after each epoch but a trial's last, before it is told of that epoch. Values: higher is better. Of pasha
+    it is what happens below the budget that all trials have at the time: see `pasha`. What trials are compared by is
+    kept in order, so that an answer costs hardly more where there are many trials.
     """
-    settings = config.search.scheduler
-    steps = rungs(config)
-    factor, grace = settings.reduction_factor, settings.grace_epochs
 
-    def asha(number: int, epoch: int, curves: Mapping[int, Curve]) -> bool:
-        return epoch in steps and _below_rung(number, epoch, curves, factor)
+    def __init__(self, config: Config) -> None:
+        settings = config.search.scheduler
+        self._name, self._grace, self._factor = settings.name, settings.grace_epochs, settings.reduction_factor
+        self._steps = rungs(config)
+        self._ranked = defaultdict[tuple[int, int], list[float]](list)  # by bracket and epoch, ascending
+        self._curves = defaultdict[int, list[float]](list)  # of the median rule: from the grace epochs on, by trial
 
-    def hyperband(number: int, epoch: int, curves: Mapping[int, Curve]) -> bool:
-        bracket = bracket_of(number, len(steps), factor)
-        if epoch not in steps[bracket:]:
-            return False
-        rivals = {other: curves[other] for other in curves if bracket_of(other, len(steps), factor) == bracket}
-        return _below_rung(number, epoch, rivals, factor)
+    def told(self, number: int, epoch: int, value: float) -> None:
+        """A trial's value after an epoch, each once, a trial's epochs in their order."""
+        if self._name == "median" and epoch >= self._grace:
+            curve = self._curves[number]
+            curve.append(value)
+            insort(self._ranked[0, epoch], float(np.mean(curve)))
+        elif self._name in ("asha", "pasha", "hyperband") and epoch in self._steps:
+            insort(self._ranked[self._bracket(number), epoch], value)
 
-    def median(number: int, epoch: int, curves: Mapping[int, Curve]) -> bool:
-        return epoch >= grace and _below_median(number, epoch, curves, grace)
+    def stops(self, number: int, epoch: int, value: float) -> bool:
+        """Whether a trial stops after an epoch with this value."""
+        bracket = self._bracket(number)
+        others = self._ranked.get((bracket, epoch), [])
+        if self._name == "median":
+            return len(others) >= FEWEST and value < percentile(others, 50)
+        # Asynchronous successive halving: not among the best 1/factor of those that have reported this epoch before.
+        judged = epoch in self._steps[bracket:]
+        return judged and bool(others) and value < percentile(others, (1 - 1 / self._factor) * 100)
 
-    def none(number: int, epoch: int, curves: Mapping[int, Curve]) -> bool:
-        return False
-
-    return {"asha": asha, "pasha": asha, "hyperband": hyperband, "median": median, "none": none}[settings.name]
+    def _bracket(self, number: int) -> int:
+        return bracket_of(number, len(self._steps), self._factor) if self._name == "hyperband" else 0
 
 
-def _below_rung(number: int, epoch: int, curves: Mapping[int, Curve], factor: float) -> bool:
-    """Asynchronous successive halving: not among the best 1/factor of those that have reported this epoch before."""
-    others = [curve[epoch] for other, curve in curves.items() if other != number and epoch in curve]
-    return bool(others) and bool(curves[number][epoch] < np.percentile(others, (1 - 1 / factor) * 100))
-
-
-def _below_median(number: int, epoch: int, curves: Mapping[int, Curve], grace: int) -> bool:
-    """The median stopping rule (Golovin et al. 2017, "Google Vizier"): worse than the median of the others' means.
-
-    A mean is taken over the epochs from `grace` to `epoch`, of each trial that has come as far.
-    """
-    others = [curve for other, curve in curves.items() if other != number and epoch in curve]
-    if len(others) < FEWEST:
-        return False
-    means = [np.mean([value for at, value in curve.items() if grace <= at <= epoch]) for curve in others]
-    return bool(curves[number][epoch] < np.median(means))
+def percentile(ascending: Sequence[float], percent: float) -> float:
+    """numpy.percentile to the bit, of values that are in order already."""
+    at = percent / 100 * (len(ascending) - 1)
+    place = min(int(at), len(ascending) - 1)
+    low, high, part = ascending[place], ascending[min(place + 1, len(ascending) - 1)], at - place
+    return high - (high - low) * (1 - part) if part >= 0.5 else low + (high - low) * part
 
 
 def bracket_of(number: int, steps: int, factor: float) -> int:

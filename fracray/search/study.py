@@ -7,9 +7,9 @@ resumed from its folder after a killed driver or a lost process.
 
 import logging
 import math
-import os
 import tempfile
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,19 +17,17 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from fracray.config import Config
 from fracray.errors import InputError
 from fracray.runtime.storage import Folder
-from fracray.search.journal import Journal
+from fracray.search.journal import StudyJournal
 from fracray.search.messages import Suggestion, TrialReport, searched
 from fracray.search.pasha import first_budget, raised_budget
 from fracray.search.samplers import sampler
-from fracray.search.schedulers import stopping_rule
+from fracray.search.schedulers import StoppingRule
 from fracray.search.space import SearchSpace
 from fracray.training.epochs import EpochResult
 from fracray.training.rungs import may_stop
@@ -45,17 +43,20 @@ BUDGET = "budget"  # of pasha: the epochs that a trial may run, since they were 
 WARM = "warm"  # the settings of the trials after the default one, from an earlier search, as a user attribute
 
 
-def open_study(journal: Path, space: SearchSpace, file: Journal | None = None) -> optuna.Study:
-    """Open or begin the study of a run; optuna-dashboard opens the same file. It writes through `file`, if given."""
+def open_study(journal: Path, space: SearchSpace) -> optuna.Study:
+    """Open or begin the study of a run; optuna-dashboard opens the same file."""
+    return _opened(StudyJournal(journal), space)
+
+
+def _opened(storage: StudyJournal, space: SearchSpace) -> optuna.Study:
     _quiet()
-    file = file or Journal(journal)
-    _drop_half_entry(journal, file.lock)
-    storage = JournalStorage(file)
     before, searched = None, space.described()
     if storage.get_all_studies():
         before = storage.get_study_user_attrs(storage.get_study_id_from_name(STUDY)).get(SPACE)
     if before not in (None, searched):
-        raise InputError(f"{journal}: this study began with another space than {space.origin}; restore {space.origin}")
+        raise InputError(
+            f"{storage.path}: this study began with another space than {space.origin}; restore {space.origin}"
+        )
     study = optuna.create_study(
         storage=storage,
         study_name=STUDY,
@@ -91,9 +92,7 @@ def stored_study(run: Folder) -> Iterator[optuna.Study | None]:
     with tempfile.TemporaryDirectory() as scratch:
         journal = Path(scratch) / JOURNAL
         journal.write_bytes(run.read(JOURNAL))
-        file = Journal(journal)
-        _drop_half_entry(journal, file.lock)
-        storage = JournalStorage(file)
+        storage = StudyJournal(journal)
         known = storage.get_all_studies()
         yield optuna.load_study(study_name=STUDY, storage=storage) if known else None
 
@@ -102,18 +101,6 @@ def _quiet() -> None:
     """Optuna's own messages, of every study that is made, are not for the user."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("optuna").setLevel(logging.ERROR)
-
-
-def _drop_half_entry(journal: Path, lock: JournalFileOpenLock) -> None:
-    """Cut off a last entry that a full disk or a power cut left half written: Optuna cannot read beyond it."""
-    if not journal.exists():
-        return
-    lock.acquire()  # another process may be writing the entry
-    try:
-        entries = journal.read_bytes()
-        os.truncate(journal, entries.rfind(b"\n") + 1)
-    finally:
-        lock.release()
 
 
 @contextmanager
@@ -147,21 +134,32 @@ class StudySearcher(Searcher):
         """`warm` gives the trials that follow the default one; it is asked where the study has not begun."""
         super().__init__(metric=searched(space.metrics[0]), mode=space.config.search.mode)
         self._space, self._budget = space, min(budget, space.grid_points or budget)
-        self._journal = Journal(journal)
-        self.study = open_study(journal, space, self._journal)
-        self._stops = stopping_rule(space.config)
+        self._journal = StudyJournal(journal)
+        self.study = _opened(self._journal, space)
         self._running: dict[str, optuna.Trial] = {}
         self._epochs: dict[str, int] = {}  # finished epochs of running trials
-        self._unfinished = list(self.study.get_trials(states=(TrialState.RUNNING,)))
-        if warm is not None and WARM not in self.study.user_attrs and not self.study.get_trials(deepcopy=False):
+        # What follows is counted here on: this process alone adds to the study, and asking it for all trials after each
+        # report would take ever longer.
+        trials = self.study.get_trials(deepcopy=False)
+        self._unfinished = [trial for trial in trials if trial.state is TrialState.RUNNING]
+        self._waiting = sum(trial.state is TrialState.WAITING for trial in trials)
+        self._begun = len(trials) - self._waiting
+        self._points = None if space.grid_points is None else space.points()
+        self._handed = set() if self._points is None else {_point(trial.user_attrs.get(LEAVES, {})) for trial in trials}
+        self._sign = 1.0 if self.mode == "max" else -1.0
+        self._rule, self._curves = StoppingRule(space.config), defaultdict[int, dict[int, float]](dict)
+        self._epoch_budget = epoch_budget(self.study, space.config)
+        for trial in trials:
+            for epoch, value in sorted(trial.intermediate_values.items()):
+                if math.isfinite(value):
+                    self._tell_rule(trial.number, epoch, value)
+        if warm is not None and WARM not in self.study.user_attrs and not trials:
             self.study.set_user_attr(WARM, warm())
 
     @property
     def remaining(self) -> int:
         """Trials still to be handed out."""
-        trials = self.study.get_trials(deepcopy=False)
-        begun = sum(trial.state is not TrialState.WAITING for trial in trials)
-        return self._budget - begun + len(self._unfinished)
+        return self._budget - self._begun + len(self._unfinished)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         with self._journal.together():
@@ -179,31 +177,34 @@ class StudySearcher(Searcher):
             trial = self._ask()
             leaves = self._choose(trial)
         trial.set_user_attr(LEAVES, leaves)
+        if self._points is not None:
+            self._handed.add(_point(leaves))
         self._running[trial_id] = trial
         return Suggestion(trial.number, leaves).to_tune()
 
     def _ask(self) -> optuna.Trial:
         # A trial that a killed driver queued and never started comes first.
-        if not self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        if not self._waiting:
             point = self._set_point()
             if point is not None:
                 self.study.enqueue_trial(point)
-        return self.study.ask()
+                self._waiting += 1
+        trial = self.study.ask()
+        self._begun, self._waiting = self._begun + 1, max(0, self._waiting - 1)
+        return trial
 
     def _set_point(self) -> dict[str, Any] | None:
         """The values of the next trial where the sampler does not draw them: the default's, or a grid point."""
-        trials = self.study.get_trials(deepcopy=False)
-        if not trials:
+        if not self._begun:
             values, outside = self._space.defaults()
             return None if outside else values
         warm = self.study.user_attrs.get(WARM, [])
-        if len(trials) <= len(warm):
-            return warm[len(trials) - 1]
-        if self._space.grid_points is None:
+        if self._begun <= len(warm):
+            return warm[self._begun - 1]
+        if self._points is None:
             return None
         # Not Optuna's GridSampler: it runs the point of a queued default twice and leaves another point out.
-        begun = {tuple(sorted(trial.user_attrs.get(LEAVES, {}).items())) for trial in trials}
-        return next(point for point in self._space.points() if tuple(sorted(point.items())) not in begun)
+        return next(point for point in self._points if _point(point) not in self._handed)
 
     def _choose(self, trial: optuna.Trial) -> dict[str, Any]:
         if trial.number == 0 and self._space.defaults()[1]:
@@ -222,29 +223,25 @@ class StudySearcher(Searcher):
         epoch, value = report.result.epoch, report.result.value(self._space.metrics[0])
         if not may_stop(self._space.config, epoch):
             return False
-        trials = self.study.get_trials(deepcopy=False)
-        before = trials[trial.number]
+        before = self._now(trial)
         if STOPPED in before.user_attrs:
             return epoch >= int(before.user_attrs[STOPPED])
         if epoch in before.intermediate_values or not math.isfinite(value):
             return False
-        sign = 1.0 if self.mode == "max" else -1.0
-        curves = {
-            known.number: {
-                at: sign * reported for at, reported in known.intermediate_values.items() if math.isfinite(reported)
-            }
-            for known in trials
-        }
-        curves[trial.number][epoch] = sign * value
-        had = epoch_budget(self.study, self._space.config)
-        budget = raised_budget(self._space.config, epoch, curves, had)
-        if budget > had:  # noted first: a trial that is judged again is below the top rung then
+        self._curves[trial.number][epoch] = self._sign * value
+        budget = raised_budget(self._space.config, epoch, self._curves, self._epoch_budget)
+        if budget > self._epoch_budget:  # noted first: a trial that is judged again is below the top rung then
+            self._epoch_budget = budget
             self.study.set_user_attr(BUDGET, budget)
-        stops = epoch >= budget or self._stops(trial.number, epoch, curves)
+        stops = epoch >= budget or self._rule.stops(trial.number, epoch, self._sign * value)
         if stops:
             # Before its value: a driver killed in between repeats the decision, for the epoch is not reported yet.
             trial.set_user_attr(STOPPED, epoch)
         return stops
+
+    def _tell_rule(self, number: int, epoch: int, value: float) -> None:
+        self._curves[number][epoch] = self._sign * value
+        self._rule.told(number, epoch, self._sign * value)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         trial, report = self._running.get(trial_id), TrialReport.from_tune(result)
@@ -259,6 +256,7 @@ class StudySearcher(Searcher):
         value = report.result.value(self._space.metrics[0])
         if len(self._space.metrics) == 1 and math.isfinite(value) and not known:
             trial.report(value, epoch)
+            self._tell_rule(trial.number, epoch, value)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Report to Optuna how a trial ended; one that was lost is handed out again, RETRIES times in a row.
@@ -325,7 +323,7 @@ class StudySearcher(Searcher):
         self.study.tell(trial, state=TrialState.FAIL)
 
     def _now(self, trial: optuna.Trial) -> FrozenTrial:
-        return self.study.get_trials(deepcopy=False)[trial.number]
+        return trial.storage.get_trial(trial._trial_id)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the journal is always up to date."""
@@ -336,3 +334,7 @@ class StudySearcher(Searcher):
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its searcher with the experiment; a resumed search reads the journal instead
+
+
+def _point(leaves: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(leaves.items()))

@@ -105,7 +105,9 @@ class StudyLedger:
         return collect(self.run, self.study, self.epochs)
 
     def ended(self, row: TrialRow) -> tuple[TrialRow, str] | None:
-        frozen = self.study.get_trials(deepcopy=False)[row.number]
+        storage = self.study._storage
+        trial_id = storage.get_trial_id_from_study_id_trial_number(self.study._study_id, row.number)
+        frozen = storage.get_trial(trial_id)  # not by the list of all trials, which grows
         if not frozen.state.is_finished():
             return None
         return row.ended(frozen, self.epochs), str(frozen.user_attrs.get(REASON, ""))

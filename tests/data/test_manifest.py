@@ -1,3 +1,4 @@
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,6 +95,15 @@ def test_the_fingerprint_follows_files_and_labels_but_not_the_folder():
         assert replace(manifest, table=changed).fingerprint() != manifest.fingerprint()
 
 
+def test_the_fingerprint_is_the_hash_of_ids_file_hashes_and_labels():
+    manifest = build([row | {"image_id": f"Hüfte {row['image_id']}"} for row in rows()], ROOT)
+    text = "".join(f"Hüfte IMG{n}\x1f{n:064x}\x1f{n % 2}\x1e" for n in range(4))
+    assert manifest.fingerprint() == hashlib.sha256(text.encode()).hexdigest()
+    parts = pd.concat([manifest.table.iloc[:1], manifest.table.iloc[1:]])  # strings in two pieces of memory
+    assert replace(manifest, table=parts).fingerprint() == manifest.fingerprint()
+    assert build([], ROOT).fingerprint() == hashlib.sha256().hexdigest()
+
+
 def test_a_file_that_is_no_manifest_is_refused(tmp_path):
     path = tmp_path / "m.parquet"
     with pytest.raises(InputError, match="no such manifest"):
@@ -103,6 +113,8 @@ def test_a_file_that_is_no_manifest_is_refused(tmp_path):
         Manifest.read(path)
     build(rows(), ROOT).write(path)
     good = pq.read_table(path)
+    at, three = good.column_names.index("boxes"), [[[1.0, 2.0, 3.0]], [], [], []]
+    cut = good.set_column(at, "boxes", pa.array(three, good.schema.field("boxes").type))
     faults = (
         (good.drop_columns(["label"]), "it lacks label"),
         (good.replace_schema_metadata({}), "it lacks its root"),
@@ -110,6 +122,7 @@ def test_a_file_that_is_no_manifest_is_refused(tmp_path):
         (good.set_column(4, "split", pa.array(["train", "dev", "", ""])), "unknown status or split dev"),
         (good.set_column(5, "unused", pa.array(["guard", "", "gard", ""])), "unknown reason of an unused image: gard"),
         (good.set_column(0, "image_id", pa.array(["a", "a", "b", "c"])), "image_id is not unique"),
+        (cut, r"m\.parquet: a box is not of four numbers"),
     )
     for table, message in faults:
         pq.write_table(table, path)

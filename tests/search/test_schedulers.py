@@ -1,6 +1,7 @@
 """Early stopping: the rules against Ray's own schedulers, and searches that are interrupted after any report."""
 
 from collections import Counter, defaultdict
+from itertools import combinations
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, Tri
 from fracray.config import Config
 from fracray.search.messages import TrialReport
 from fracray.search.pasha import first_budget, noise, raised_budget, unstable
-from fracray.search.schedulers import StudyScheduler, bracket_of, stopping_rule
+from fracray.search.schedulers import StoppingRule, StudyScheduler, bracket_of, percentile
 from fracray.search.space_file import load_space
 from fracray.search.study import JOURNAL, StudySearcher, epoch_budget, open_study
 from fracray.training.epochs import EpochResult
@@ -63,12 +64,14 @@ def race(curves, decide, seed, at_once=4):
 
 
 def ours(settings):
-    rule, curves, budgets = stopping_rule(settings), defaultdict(dict), [first_budget(settings)]
+    rule, curves, budgets = StoppingRule(settings), defaultdict(dict), [first_budget(settings)]
 
     def decide(number, epoch, value):
         curves[number][epoch] = value
         budgets.append(raised_budget(settings, epoch, curves, budgets[-1]))
-        return epoch >= budgets[-1] or rule(number, epoch, curves)
+        stops = epoch >= budgets[-1] or rule.stops(number, epoch, value)
+        rule.told(number, epoch, value)
+        return stops
 
     return decide
 
@@ -120,6 +123,16 @@ def test_each_bracket_of_hyperband_is_an_asha_that_begins_later(seed):
         return brackets[number] < 3 and asked[brackets[number]](number, epoch, value)
 
     assert found == race(curves, decide, seed)
+
+
+@pytest.mark.parametrize("percent", [50, *((1 - 1 / factor) * 100 for factor in (1.3, 2.0, 2.7, 3.0, 4.0))])
+def test_the_percentile_of_ordered_values_is_numpys_to_the_bit(percent):
+    generator = np.random.default_rng(0)
+    for count in range(1, 400):
+        values = np.sort(generator.normal(0.8, 0.1, count)).tolist()
+        assert percentile(values, percent) == np.percentile(values, percent)
+        if percent == 50:
+            assert percentile(values, 50) == np.median(values)
 
 
 def test_hyperband_deals_the_trials_out_in_its_proportions():
@@ -235,6 +248,30 @@ def test_the_noise_is_the_difference_between_trials_that_overtake_each_other_the
     several = {0: steady, 1: crossing, 2: {1: 0.3, 2: 0.7, 3: 0.6}}
     # 0 and 1 differ by 0.04, 0 and 2 by 0.1, 1 and 2 by 0.06: the 90th percentile of three is at 1.8.
     assert noise(several, 1, 3) == pytest.approx(0.06 + 0.8 * 0.04)
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_the_noise_is_that_of_every_pair_looked_at_alone(seed):
+    generator = np.random.default_rng(seed)
+    curves = {
+        number: {
+            epoch: float(value)
+            for epoch, value in enumerate(curve[: generator.integers(2, 10)], start=1)
+            if generator.random() < 0.95
+        }
+        for number, curve in enumerate(random_curves(seed, trials=25, epochs=9))
+    }
+    found, below, top = [], 3, 8
+    for one, other in combinations(curves.values(), 2):
+        shared = [epoch for epoch in range(top, 0, -1) if epoch in one and epoch in other]
+        if not shared or shared[0] <= below:
+            continue
+        ahead = "".join("<=>"[int(np.sign(one[epoch] - other[epoch])) + 1] for epoch in shared)
+        back = {"<": ">", ">": "<"}.get(ahead[0])
+        if back and ahead[0] in ahead[ahead.find(back) :] and back in ahead:
+            found.append(abs(one[shared[0]] - other[shared[0]]))
+    assert found
+    assert noise(curves, below, top) == np.percentile(found, 90)
 
 
 def test_trials_that_change_places_within_the_noise_are_ranked_alike():

@@ -6,14 +6,18 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import optuna
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from fracray.config import Config
 from fracray.errors import InputError
 from fracray.runtime.storage import Folder
+from fracray.search.journal import StudyJournal
 from fracray.search.messages import TrialReport
 from fracray.search.space_file import load_space
 from fracray.search.study import JOURNAL, LEAVES, REASON, RETRIES, StudySearcher, begun_space, open_study
@@ -523,3 +527,25 @@ def test_entries_that_belong_together_wait_for_the_disk_once_and_are_there_for_o
     waits.clear()
     searcher.study.set_user_attr("after", 1)
     assert len(waits) == 1  # as Optuna does it
+
+
+def test_waiting_trials_are_found_as_optuna_finds_them_without_the_others(tmp_path):
+    """`optuna.storages.JournalStorage` on the same file is asked beside fracray's."""
+    storage = StudyJournal(tmp_path / JOURNAL)
+    study, generator = optuna.create_study(storage=storage), np.random.default_rng(0)
+    plain = JournalStorage(JournalFileBackend(str(tmp_path / JOURNAL), JournalFileOpenLock(str(tmp_path / JOURNAL))))
+    waiting, most = (TrialState.WAITING,), 0
+    for step in range(60):
+        if generator.random() < 0.5:
+            study.enqueue_trial({"x": step})
+        else:
+            trial = study.ask()
+            if generator.random() < 0.5:
+                study.tell(trial, 1.0)
+        here, there = (one.get_all_trials(study._study_id, states=waiting) for one in (storage, plain))
+        assert [trial.number for trial in here] == [trial.number for trial in there]
+        most = max(most, len(here))
+    assert most > 3
+    again = StudyJournal(tmp_path / JOURNAL).get_all_trials(study._study_id, states=waiting)
+    assert [trial.number for trial in again] == [trial.number for trial in there]
+    assert len(storage.get_all_trials(study._study_id)) == len(plain.get_all_trials(study._study_id))

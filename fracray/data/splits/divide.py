@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from fracray.config import SplitConfig
 from fracray.data.baselines import Baseline, cross_fitted_baselines, no_pixel_baselines
-from fracray.data.manifest import Manifest
+from fracray.data.manifest import Manifest, text_of
 from fracray.data.splits.assign import assign_splits, explain
 from fracray.data.splits.groups import name_groups
 from fracray.errors import InputError
@@ -48,6 +48,7 @@ _READ = (
     "boxes_height",
 )
 _EXTRA = b"fracray.division"
+_BETWEEN = "\x1f"  # cells of a column, in the key
 
 
 @dataclass(frozen=True)
@@ -107,14 +108,15 @@ def _key(manifest: Manifest, config: SplitConfig, parts: bool) -> str:
     digest = hashlib.sha256(f"{DIVISION_VERSION}:{parts}:{config.model_dump_json()}".encode())
     for name in _READ:
         values = manifest.table[name]
+        digest.update(f"{name}:{len(values)}:".encode())
         if name == "boxes":
             # Most images have none.
-            text = repr([(at, boxes) for at, boxes in enumerate(values.tolist()) if len(boxes)])
+            digest.update(repr([(at, boxes) for at, boxes in enumerate(values.tolist()) if boxes]).encode())
         elif values.dtype.kind in "iuf":
-            text = hashlib.sha256(values.to_numpy(np.float64).tobytes()).hexdigest()
+            digest.update(hashlib.sha256(values.to_numpy(np.float64).tobytes()).hexdigest().encode())
         else:
-            text = "\x1f".join(values.tolist())
-        digest.update(f"{name}:{len(values)}:{text}\x1e".encode(errors="surrogateescape"))
+            digest.update(text_of([values], "", _BETWEEN)[: -len(_BETWEEN)])
+        digest.update(b"\x1e")
     return digest.hexdigest()[:32]
 
 
@@ -137,12 +139,12 @@ def _read(manifest: Manifest, path: Path, parts: bool) -> DataSplit | None:
         return None
     columns = {name: stored[name].to_pandas().to_numpy(object) for name in stored.column_names}
     table = manifest.table.copy(deep=False)
-    used = manifest.used.index
+    used = table.index.isin(manifest.used.index)
     for name, stem in (("group", "group"), ("unused", "unused"), ("split", "split 0")):
-        filled = pd.Series("", index=table.index, dtype=table[name].dtype)
+        filled = np.full(len(table), "", dtype=object)
         if stem in columns:
-            filled.loc[used] = columns[stem]
-        table[name] = filled
+            filled[used] = columns[stem]
+        table[name] = pd.Series(filled, index=table.index, dtype=table[name].dtype)
     divided = replace(manifest, table=table)
     rotations = tuple(values for name, values in columns.items() if name.startswith("split ")) if parts else ()
     baselines = tuple(Baseline.from_dict(one) for one in extra["baselines"])
