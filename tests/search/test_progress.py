@@ -63,7 +63,8 @@ def test_the_best_the_ended_and_the_time_left_are_those_of_all_rows(progress, se
     book = progress._ledger
     for _ in range(400):
         if number < 60 and (not running or generator.random() < 0.3):
-            trial = SimpleNamespace(config=Suggestion(number, {"model.dropout": 0.1}).to_tune(), pickled_error_file=None)
+            config = Suggestion(number, {"model.dropout": 0.1}).to_tune()
+            trial = SimpleNamespace(config=config, pickled_error_file=None)
             progress.on_trial_start(0, [], trial)
             running[number], number = (trial, 0), number + 1
         if not running:
