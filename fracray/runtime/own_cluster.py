@@ -87,7 +87,7 @@ class OwnCluster:
         while not self._closing.is_set():
             if self._held.is_set():
                 self._closing.wait(LOOK_SECONDS)
-            elif interrupts.terminates(LOOK_SECONDS):
+            elif interrupts.terminates(LOOK_SECONDS) and not self._closing.is_set():
                 self._hold()
             if interrupts.terminated() and self._told_to_end():
                 return True
