@@ -19,8 +19,9 @@ Extra = Annotated[FrozenMap, PlainValidator(_read_extra), PlainSerializer(thaw),
 # Raise it when equal settings and seeds would give other pictures: a run that is resumed says so.
 AUGMENTATION_VERSION = 2
 # Raise it when equal settings are trained or validated by other arithmetic; 1 validated as it trained, and trained all
-# networks but fracture_cnn in fp32 on a CPU.
-ARITHMETIC_VERSION = 2
+# networks but fracture_cnn in fp32 on a CPU; 2 added up the gradients of several workers in fp32, and validated with
+# the first worker's statistics of batch norm.
+ARITHMETIC_VERSION = 3
 
 
 class AugmentConfig(Section):

@@ -33,7 +33,8 @@ class OwnCluster:
     or earlier. That is an interruption as Ctrl-C is, only that nothing can be waited for. Ray's C++ code however ends
     the driver with exit code 1 as soon as it finds the raylet's object store closed, and tells nobody: so the servers
     are stopped before they can close; the kernel kills them when this process has ended, as Ray has asked it to.
-    Whether SIGTERM came to all then shows by a process that only waits, and ends with the pipe from this one.
+    A process that only waits shows whether SIGTERM came to all: if so, it ends. It also ends with this process, by the
+    pipe from it.
     """
 
     def __init__(self, remedy: Callable[[], str]) -> None:
@@ -62,7 +63,8 @@ class OwnCluster:
         self._closing.set()
         if alive:
             self._ended.set()
-        self._witness.communicate()
+        self._witness.kill()  # its pipe may be open in a process that was forked meanwhile
+        self._witness.wait()
         return alive
 
     def _look(self) -> None:
@@ -85,7 +87,7 @@ class OwnCluster:
         while not self._closing.is_set():
             if self._held.is_set():
                 self._closing.wait(LOOK_SECONDS)
-            elif interrupts.terminates(LOOK_SECONDS):
+            elif interrupts.terminates(LOOK_SECONDS) and not self._closing.is_set():
                 self._hold()
             if interrupts.terminated() and self._told_to_end():
                 return True

@@ -99,7 +99,10 @@ def connect(
     if ray.is_initialized():  # a test or a notebook is connected already and stays connected
         yield
         return
-    with interrupts.careful(), importing(meanwhile):
+    # Machines that are about to be taken away announce it. This one does not, and listening costs each training a
+    # process: about a second of a CPU.
+    lasting = {} if address else {NOTICES: "0"}
+    with interrupts.careful(), importing(meanwhile), _variables(lasting):
         yield from _session(address, remedy, environment or {})
 
 
@@ -142,9 +145,6 @@ def _start(address: str | None, environment: Mapping[str, str]) -> None:
         if address:
             ray.init(address=address, **settings)
         else:
-            # Machines that are about to be taken away announce it. This one does not, and listening costs each
-            # training a process: about a second of a CPU.
-            os.environ.setdefault(NOTICES, "0")
             # Ray listens on every interface. A local cluster answers only clients that hold the token in ~/.ray: this
             # is Ray's default since 2.59, unless RAY_AUTH_MODE changes it (read when Ray is imported).
             # Without its servers the command could not end in order.
@@ -159,14 +159,14 @@ def _start(address: str | None, environment: Mapping[str, str]) -> None:
 
 @contextmanager
 def _variables(values: Mapping[str, str]) -> Iterator[None]:
-    """Variables of the environment for processes that start in the block, but for those that the user has set."""
+    """Variables of the environment in the block and for processes that start in it, unless the user has set them."""
     new = {name: value for name, value in values.items() if name not in os.environ}
     os.environ.update(new)
     try:
         yield
     finally:
         for name in new:
-            del os.environ[name]
+            os.environ.pop(name, None)
 
 
 @contextmanager

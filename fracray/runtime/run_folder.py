@@ -185,8 +185,9 @@ def say_changed(console: "Console", run: Folder) -> None:
         ),
         (
             *("arithmetic", ARITHMETIC_VERSION),
-            "validation is now in fp32, and with train.precision=auto networks of timm and torchvision train in bf16 "
-            "on a CPU that is faster with it. Epochs from here on differ a little",
+            "since 2 validation is in fp32, and with train.precision=auto networks of timm and torchvision train in "
+            "bf16 on a CPU that is faster with it; since 3 the workers of one training add up their gradients in that "
+            "precision, and batch norm's statistics are of all of them. Epochs from here on differ a little",
         ),
     )
     for name, now, what in changes:

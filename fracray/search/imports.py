@@ -30,7 +30,7 @@ def preload(config: Config) -> dict[str, str]:
     """
     search, cores = config.search, len(os.sched_getaffinity(0))
     gpus = search.gpus_per_trial != 0 and (glob("/dev/nvidia[0-9]*") or glob("/dev/kfd"))
-    fit = int(cores // search.cpus_per_trial)
+    fit = min(search.trials, int(cores // search.cpus_per_trial))
     few = search.workers_per_trial > 1 or gpus or 2 * min(search.concurrent or fit, fit) < cores
     if few or not was_prepared(config.data):
         return {}

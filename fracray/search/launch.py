@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import ray
 from ray import tune
 from ray.air.execution import FixedResourceManager
 from ray.tune import Callback
@@ -39,6 +40,8 @@ from fracray.training.job import Job
 
 if TYPE_CHECKING:
     from fracray.search.progress import SearchProgress
+
+ROUNDING = 1e-6  # Ray Tune counts in floats: without it, 39 trials of 0.05 CPUs fit 2 CPUs
 
 
 def places(search: SearchConfig, spare: float = 0.0) -> tuple[WorkerResources, int]:
@@ -86,7 +89,8 @@ def _started_processes(each: WorkerResources) -> Iterator[None]:
     named = class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE
     manager = tune_controller.PlacementGroupResourceManager
     class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE = {}, set()
-    tune_controller.PlacementGroupResourceManager = FixedResourceManager
+    room = {name: amount + ROUNDING for name, amount in ray.cluster_resources().items()}
+    tune_controller.PlacementGroupResourceManager = partial(FixedResourceManager, room)
     try:
         yield
     finally:

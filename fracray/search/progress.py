@@ -213,7 +213,8 @@ class SearchProgress(tune.Callback):
         """Estimated time left, from the epochs that a trial takes so far and the epochs finished per second."""
         elapsed = self.elapsed
         each = self._finished_epochs / self._finished_trials if self._finished_trials else float(self._epochs)
-        begun = [len(row.history) for row in self._open.values()]
+        # A copy, made at once: the table is drawn by a thread of its own.
+        begun = [len(row.history) for row in list(self._open.values())]
         # A trial beyond the usual length was not stopped early, and will run to its last epoch.
         missing = sum((each if done < each else self._epochs) - done for done in begun)
         missing += each * max(0, self._budget - self._ended() - len(begun))

@@ -6,8 +6,11 @@ import torch
 
 
 def _plain(method: Any) -> Any:
-    """A method of PyTorch's optimisers without the wrapper that imports `torch._dynamo` when it is first called."""
-    return method.__wrapped__
+    """A method of PyTorch's optimisers without the wrapper that imports `torch._dynamo` when it is first called.
+
+    As it is where a version of PyTorch has no wrapper around it.
+    """
+    return getattr(method, "__wrapped__", method)
 
 
 class AdamW(torch.optim.AdamW):

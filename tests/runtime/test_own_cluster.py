@@ -8,6 +8,8 @@ import sys
 import psutil
 import pytest
 
+from fracray.runtime.own_cluster import OwnCluster
+
 # Ray's C++ code ends the driver with exit code 1 as soon as the raylet's object store is closed, here a pipe.
 DRIVER = """
 import os, subprocess, sys, threading, time
@@ -97,3 +99,25 @@ def test_a_raylet_that_did_not_get_sigterm_goes_on_and_can_be_ended(begun):
     driver, _ = begun(leaves=True)
     driver.send_signal(signal.SIGTERM)
     assert driver.stdout.readline() == "True True\n"  # it may be ended, and it is not held
+
+
+def test_a_process_that_was_forked_meanwhile_does_not_keep_it_from_closing():
+    """As by a callback of the user's: it has inherited every pipe."""
+    code = (
+        "import os, time; from fracray.runtime.own_cluster import OwnCluster; own = OwnCluster(str); own.is_up(); "
+        "forked = os.fork(); forked or (time.sleep(60), os._exit(0)); alive = own.closes(); os.kill(forked, 9); "
+        "print(alive)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout == "True\n"
+
+
+def test_a_sigterm_that_comes_as_the_block_is_left_does_not_hold_servers_that_are_to_end(monkeypatch):
+    monkeypatch.setattr(OwnCluster, "_look", lambda own: None)
+    own, sent = OwnCluster(str), []
+    own._starts, own._processes = False, [own._witness.pid]
+    monkeypatch.setattr(own, "_signal_servers", sent.append)
+    monkeypatch.setattr("fracray.interrupts.terminates", lambda seconds: own.closes())  # it comes just then
+    own._ends()
+    assert own._closing.is_set()
+    assert sent == []

@@ -40,10 +40,11 @@ def test_processes_import_ahead_where_trials_run_in_most_of_them(prepared):
     [
         {"data.size": 64},
         {"search.concurrent": 1},
+        {"search.trials": 1},
         {"search.cpus_per_trial": 4},
         {"search.workers_per_trial": 2},
     ],
-    ids=["radiographs to read", "one trial at a time", "few places", "workers of Ray Train"],
+    ids=["radiographs to read", "one trial at a time", "one trial", "few places", "workers of Ray Train"],
 )
 def test_elsewhere_they_do_not(prepared, leaves):
     assert preload(prepared.with_leaves(leaves, "test")) == {}

@@ -1,5 +1,7 @@
 """What a search says of all its trials after each report is what adding them up anew would say."""
 
+import sys
+import threading
 from dataclasses import replace
 from io import StringIO
 from types import SimpleNamespace
@@ -12,7 +14,7 @@ from fracray.runtime.storage import Folder
 from fracray.search.messages import Suggestion, TrialReport
 from fracray.search.progress import ROWS_SHOWN, SearchProgress
 from fracray.search.space_file import load_space
-from fracray.search.trials_table import State, best_row
+from fracray.search.trials_table import State, TrialRow, best_row
 from fracray.training.epochs import EpochResult
 
 SPACE = """
@@ -93,6 +95,31 @@ def test_the_best_the_ended_and_the_time_left_are_those_of_all_rows(progress, se
         finished = [len(row.history) for row in rows if row.state.finished]
         assert (progress._finished_trials, progress._finished_epochs) == (len(finished), sum(finished))
     assert len(bests) > 2
+
+
+def test_the_time_left_is_told_by_the_tables_thread_while_trials_begin_and_end(progress, monkeypatch):
+    failed, ended = [], threading.Event()
+    monkeypatch.setattr(threading, "excepthook", lambda problem: failed.append(problem.exc_value))
+    rows = [TrialRow(number, {}, State.RUNNING) for number in range(40)]
+
+    def show():
+        while not ended.is_set():
+            progress._left()
+
+    drawing, before = threading.Thread(target=show), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        drawing.start()
+        for _ in range(300):
+            for row in rows:
+                progress._keep(row)
+            for row in rows:
+                progress._keep(replace(row, state=State.DONE))
+    finally:
+        ended.set()
+        drawing.join()
+        sys.setswitchinterval(before)
+    assert failed == []
 
 
 def test_the_table_shows_the_last_trials_and_the_best_one(progress):

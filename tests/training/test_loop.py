@@ -5,6 +5,7 @@ import itertools
 import math
 import socket
 from dataclasses import replace
+from functools import wraps
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,7 @@ from fracray.training.loop import Fit, dropout_seed
 from fracray.training.loss import batch_loss
 from fracray.training.metered import MeteredFit
 from fracray.training.model import build_model
-from fracray.training.optimizer import AdamW
+from fracray.training.optimizer import AdamW, _plain
 from fracray.training.precision import pick_precision
 from fracray.training.schedule import learning_rate
 
@@ -287,6 +288,14 @@ def test_the_optimizer_is_pytorchs_bit_by_bit():
             assert torch.equal(ours, theirs)
     assert not any(parameter.grad.requires_grad for parameter in networks[0].parameters())
     assert str(optimizers[0].state_dict()) == str(optimizers[1].state_dict())
+
+
+def test_a_method_of_another_torch_that_has_no_wrapper_is_taken_as_it_is():
+    def wrapped():
+        pass
+
+    assert _plain(wrapped) is wrapped
+    assert _plain(wraps(wrapped)(lambda: None)) is wrapped
 
 
 def test_learning_rates_are_those_of_timms_schedule():
