@@ -164,5 +164,7 @@ def _texts(file: ParsedFile) -> Iterator[str]:
         name = texts.get((*path[:-1], "name"), "")  # Kubernetes' variables are a list of {name: ..., value: ...}
         if path[-1] == "value" and re.fullmatch(SECRET_NAME, name):
             yield f"{where}: the secret {name} is written in the file; take it from valueFrom: secretKeyRef"
+        if text and text[0] != "$" and re.fullmatch(SECRET_NAME, path[-1]):  # as in a runtime_env's env_vars
+            yield f"{where}: the secret {path[-1]} is written in the file; let each node fetch it"
         if PIPED.search(text):
             yield f"{where}: executes a download without a check; download a fixed version and compare its hash"
