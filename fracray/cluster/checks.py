@@ -22,8 +22,8 @@ from fracray.runtime.yaml_lines import ParsedFile
 
 PLACEHOLDER = "YOUR-"  # what the user must fill in
 SECRET_NAME = r"\w*(?:SECRET|PASSWORD|ACCESS_KEY|AUTH_TOKEN)\w*(?<!_ID)(?<!_PATH)(?<!_FILE)(?<!_NAME)"
-# A secret's value in the text; commands that fetch it ($(...), $NAME) do not match.
-SECRET_VALUE = re.compile(rf"\b(?P<name>{SECRET_NAME})=['\"]?[A-Za-z0-9/+]{{8}}")
+# A secret's value in a command, or in YAML within a text; commands that fetch it ($(...), $NAME) do not match.
+SECRET_VALUE = re.compile(rf"\b(?P<name>{SECRET_NAME})(?:=|: +)['\"]?[A-Za-z0-9/+]{{8}}")
 WORLD = re.compile(r"(?<![\d.])0\.0\.0\.0/0|(?<!\w)::/0")
 DASHBOARD = re.compile(r"dashboard-host[= ]'?(0\.0\.0\.0|::)")
 PIPED = re.compile(r"\b(?:curl|wget)\b[^|;&]*\|\s*(?:sudo\s+)?(?:ba|z)?sh\b")
