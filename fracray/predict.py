@@ -87,8 +87,7 @@ def _check(args: argparse.Namespace) -> Target:
         raise InputError(
             f"--to {args.to}: its folder does not exist on this machine; create it, or choose another file"
         )
-    if target.folder.exists(target.name) and not (args.overwrite and target.is_file):
-        raise InputError(f"--to {args.to}: exists already; choose another file, or replace it with --overwrite")
+    _refuse_other(args, target)
     for flag, folder in (("--heatmaps", args.heatmaps), ("--dicom-out", args.dicom_out)):
         if folder and ("://" in folder or Path(folder).expanduser().is_file()):
             raise InputError(
@@ -105,6 +104,16 @@ def _check(args: argparse.Namespace) -> Target:
         if path != "-":
             require_local(path, "no such file or folder; name radiographs, a folder, a zip or -")
     return target
+
+
+def _refuse_other(args: argparse.Namespace, target: Target) -> None:
+    """InputError where something is at the name of the table, unless it is a file that may be replaced."""
+    if not target.folder.exists(target.name):
+        return
+    if not target.is_file:
+        raise InputError(f"--to {args.to}: is a folder; choose another file")
+    if not args.overwrite:
+        raise InputError(f"--to {args.to}: exists already; choose another file, or replace it with --overwrite")
 
 
 # ---------------------------------------------------------------- the steps
@@ -157,6 +166,7 @@ def _rows(args: argparse.Namespace, target: Target, folder: Path, console: Conso
     begun = parts.is_begun(target, about)
     places = _folders(args, found.pictures, may_hold_files=begun or args.overwrite)
     with parts.open_parts(target, about, args.overwrite) as kept:
+        _refuse_other(args, target)  # of a command that worked on it until now
         done = kept.done()
         if done.any():
             console.print(f"going on after {done.sum():,} of {len(done):,} that an earlier start has done")
@@ -164,6 +174,7 @@ def _rows(args: argparse.Namespace, target: Target, folder: Path, console: Conso
         keep = _keeper(kept, places, found.pictures, checkpoint, console)
         with connect(args.address), progress_bar(console, "predicting") as step:
             predict_pictures(found.pictures, done, folder, (config.size, config.crop), asked, keep, step)
+        _refuse_other(args, target)  # which came while this one worked; the rows are kept
         tally = _write(args, target, kept.tables())
     parts.remove(kept.folder)
     return tally

@@ -22,8 +22,8 @@ from fracray.runtime.yaml_lines import ParsedFile
 
 PLACEHOLDER = "YOUR-"  # what the user must fill in
 SECRET_NAME = r"\w*(?:SECRET|PASSWORD|ACCESS_KEY|AUTH_TOKEN)\w*(?<!_ID)(?<!_PATH)(?<!_FILE)(?<!_NAME)"
-# A secret's value in the text; commands that fetch it ($(...), $NAME) do not match.
-SECRET_VALUE = re.compile(rf"\b(?P<name>{SECRET_NAME})=['\"]?[A-Za-z0-9/+]{{8}}")
+# A secret's value in a command, or in YAML within a text; commands that fetch it ($(...), $NAME) do not match.
+SECRET_VALUE = re.compile(rf"\b(?P<name>{SECRET_NAME})(?:=|: +)['\"]?[A-Za-z0-9/+]{{8}}")
 WORLD = re.compile(r"(?<![\d.])0\.0\.0\.0/0|(?<!\w)::/0")
 DASHBOARD = re.compile(r"dashboard-host[= ]'?(0\.0\.0\.0|::)")
 PIPED = re.compile(r"\b(?:curl|wget)\b[^|;&]*\|\s*(?:sudo\s+)?(?:ba|z)?sh\b")
@@ -164,5 +164,7 @@ def _texts(file: ParsedFile) -> Iterator[str]:
         name = texts.get((*path[:-1], "name"), "")  # Kubernetes' variables are a list of {name: ..., value: ...}
         if path[-1] == "value" and re.fullmatch(SECRET_NAME, name):
             yield f"{where}: the secret {name} is written in the file; take it from valueFrom: secretKeyRef"
+        if text and text[0] != "$" and re.fullmatch(SECRET_NAME, path[-1]):  # as in a runtime_env's env_vars
+            yield f"{where}: the secret {path[-1]} is written in the file; let each node fetch it"
         if PIPED.search(text):
             yield f"{where}: executes a download without a check; download a fixed version and compare its hash"

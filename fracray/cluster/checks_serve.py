@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from fracray.cluster.files import SERVE, SERVICES, ClusterFile
 from fracray.errors import InputError, nearest
+from fracray.runtime.locations import refuse_secret
 from fracray.runtime.yaml_lines import ParsedFile
 from fracray.serving.settings import ServiceSettings
 
@@ -20,6 +21,8 @@ HTTP, REPLICA = "http", "replica"  # the deployments that it makes
 Place = tuple[str, ...]
 DEPLOYMENT: Place = ("applications", "*", "deployments", "*")
 SCALING: Place = (*DEPLOYMENT, "autoscaling_config")
+ENDS = ("min_replicas", "max_replicas")
+AUTO_MOST = 100  # replicas that Ray Serve starts at most for `num_replicas: auto`, where the file does not say
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,10 @@ def deployments(cluster: ClusterFile) -> list[Deployment]:
         for name, cpus in ((HTTP, 1), (REPLICA, (application.get("args") or {}).get("decoders", 1))):
             where, given = listed.get(name, (place, {}))
             options = given.get("ray_actor_options") or {"num_cpus": cpus}
-            scaled = given.get("autoscaling_config") or {}
+            scaled, count = given.get("autoscaling_config") or {}, given.get("num_replicas", 1)
+            ends = {"min_replicas": 1, "max_replicas": AUTO_MOST} if count == "auto" else dict.fromkeys(ENDS, count)
             least, most = (
-                value if isinstance(value, int) else 1
-                for value in (scaled.get(key, given.get("num_replicas", 1)) for key in ("min_replicas", "max_replicas"))
+                value if isinstance(value, int) else 1 for value in (scaled.get(key, ends[key]) for key in ENDS)
             )
             amounts = (options.get(key, default) or 0 for key, default in (("num_cpus", 1), ("num_gpus", 0)))
             found.append(Deployment(name, where, least, most, *map(_number, amounts)))
@@ -71,8 +74,8 @@ def serve_problems(cluster: ClusterFile) -> Iterator[str]:
     yield from _http(cluster, root, config.get("http_options") or {})
     if not config.get("applications"):
         yield f"{file.where(*root, 'applications')}: nothing is served: applications is empty; see cluster/serve.yaml"
-    for place, application in _applications(cluster):
-        yield from _application(file, place, application)
+    for at, application in enumerate(config.get("applications") or []):
+        yield from _application(file, (*root, "applications", str(at)), application or {})
     yield from _room(cluster)
     if cluster.kind != SERVE:
         yield from _mounted(cluster)
@@ -183,8 +186,8 @@ def _http(cluster: ClusterFile, root: Place, options: Mapping[str, Any]) -> Iter
     for key, example in (("host", "127.0.0.1" if cluster.kind == SERVE else "0.0.0.0"), ("port", "8000")):
         if options.get(key) is None:
             yield f"{where}: http_options.{key} is missing: say where the service listens, for example {example}"
-    port = options.get("port", 8000)
-    if not isinstance(port, int) or not 1 <= port <= 65535:
+    port = options.get("port")
+    if port is not None and not (isinstance(port, int) and 1 <= port <= 65535):
         yield f"{file.where(*root, 'http_options', 'port')}: port {port}: expected a number from 1 to 65535"
     if cluster.kind == SERVE:
         return
@@ -195,17 +198,19 @@ def _http(cluster: ClusterFile, root: Place, options: Mapping[str, Any]) -> Iter
     containers = _at(file.tree, head) or [{}]
     ports = (containers[0] or {}).get("ports") or []
     named = {str(port.get("name")): port.get("containerPort") for port in ports if isinstance(port, dict)}
-    if named.get("serve") != port:
+    if port is not None and named.get("serve") != port:
         place = file.where(*head, "0", "ports")
         yield f"{place}: the head's container has no port {port} with the name serve, which KubeRay's service uses"
 
 
 def _application(file: ParsedFile, place: Place, application: Mapping[str, Any]) -> Iterator[str]:
     """What fracray's own application says of its settings and deployments."""
+    if application.get("import_path") is None:  # Ray Serve's schema says so
+        return
     path = str(application["import_path"])
     if path != BUILDER:
         where = file.where(*place, "import_path")
-        yield f"{where}: {path} is no application{nearest(path, [BUILDER])}; write import_path: {BUILDER}"
+        yield f"{where}: {path} is no application of fracray{nearest(path, [BUILDER])}; write import_path: {BUILDER}"
         return
     if application.get("route_prefix", "/") != "/":
         yield f"{file.where(*place, 'route_prefix')}: the page asks for its files at /; set route_prefix: /"
@@ -226,14 +231,22 @@ def _application(file: ParsedFile, place: Place, application: Mapping[str, Any])
 
 def _places(file: ParsedFile, place: Place, args: Mapping[str, Any]) -> Iterator[str]:
     checkpoint, token = args.get("checkpoint"), args.get("token_file")
-    if checkpoint and "://" not in checkpoint and not PurePosixPath(checkpoint).is_absolute():
+    if checkpoint:
         where = file.where(*place, "checkpoint")
-        yield f"{where}: checkpoint {checkpoint}: give a URI (s3://..., gs://...), or an absolute path on every node"
+        try:
+            refuse_secret(checkpoint)
+        except InputError as error:
+            yield f"{where}: {error}"
+        if "://" not in checkpoint and not PurePosixPath(checkpoint).is_absolute():
+            yield (
+                f"{where}: checkpoint {checkpoint}: give a URI (s3://..., gs://...), or an absolute path on every node"
+            )
     if not token:
         return
     where = file.where(*place, "token_file")
     if not token.startswith(("/", "~")):
-        yield f"{where}: token_file {token}: give an absolute path, as the nodes see it"
+        # Not repeated here: it may be the token itself.
+        yield f"{where}: token_file is no absolute path; name the file with the token, as the nodes see it"
     if PurePosixPath(token).name == "auth_token":
         yield f"{where}: {token} looks like Ray's own token, with which clients could run any code; make another one"
 
@@ -270,7 +283,8 @@ def _deployment(file: ParsedFile, place: Place, given: Mapping[str, Any], args: 
     if _number(gpus := options.get("num_gpus")) > 1:
         where = file.where(*place, "ray_actor_options", "num_gpus")
         yield f"{where}: num_gpus {gpus:g}: a replica uses one GPU; give a share of one, from 0 to 1"
-    if (cpus := options.get("num_cpus")) is not None and isinstance(decoders, int) and _number(cpus) < decoders:
+    cpus = _number(options.get("num_cpus", 1))  # what Ray Serve takes where options are given without it
+    if options and isinstance(decoders, int) and cpus < decoders:
         where = file.where(*place, "ray_actor_options", "num_cpus")
         yield f"{where}: a replica reserves {cpus:g} CPU(s) for {decoders} decoders; reserve one for each"
 

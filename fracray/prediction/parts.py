@@ -158,10 +158,10 @@ def open_parts(target: Target, about: About, anew: bool) -> Iterator[Parts]:
         with claimed(folder, "prediction", "--to"):
             known = _read(folder)
             other = next((name for name, value in asdict(about).items() if known and known.get(name) != value), None)
-            if other and not anew:
+            if other and not anew and _names(folder):
                 raise InputError(
                     f"{folder}: holds the rows of a prediction that was stopped, with {WORDS[other]}; give the command "
-                    "that was stopped, or remove the folder"
+                    "that was stopped, or remove these rows with --overwrite"
                 )
             if other or not known:
                 for name in _names(folder):

@@ -29,7 +29,7 @@ class Reader:
         return self._too_large(data) or self._of(name, data, "")
 
     def failed(self, name: str, why: str) -> Batch:
-        """The batch of one for a file that cost its decoder the life."""
+        """The batch of one for a file whose decoder was lost, with the reason."""
         return self._of(name, None, why)
 
     def _of(self, name: str, data: bytes | None, why: str) -> Batch:

@@ -107,18 +107,15 @@ class Replica:
         self._held.close()
 
 
-def deployment(spread: Spread, limits: Limits, **more: Any) -> serve.Deployment:
-    """`Replica` as a deployment of Ray Serve; its `bind` takes the arguments of `Replica`."""
+def deployment(cpus: int, gpus: float, limits: Limits, **more: Any) -> serve.Deployment:
+    """`Replica` as a deployment of Ray Serve, each with these CPUs and GPUs; one, where `more` does not say how many.
+
+    Its `bind` takes the arguments of `Replica`.
+    """
     return serve.deployment(
         Replica,
         name=REPLICA,
-        ray_actor_options={"num_cpus": spread.cpus, "num_gpus": spread.gpus},
-        autoscaling_config={
-            "min_replicas": spread.least,
-            "max_replicas": spread.most,
-            # All of them work before the queue is full.
-            "target_ongoing_requests": max(1.0, limits.queue / (2 * spread.most)),
-        },
+        ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
         max_ongoing_requests=limits.queue,  # a replica batches what it has
         health_check_period_s=LOOK_SECONDS,
         graceful_shutdown_timeout_s=limits.seconds,
@@ -239,7 +236,18 @@ class OwnReplicas(Replicas):
         # Its log stays off the terminal: what matters of it is counted, or raised.
         logging.getLogger("ray.serve").addFilter(lambda record: False)  # Ray Serve undoes a level
         serve.start(proxy_location="Disabled", logging_config=LOGS)
-        deployed = deployment(self._spread, self._limits, max_constructor_retry_count=STARTS)
+        deployed = deployment(
+            self._spread.cpus,
+            self._spread.gpus,
+            self._limits,
+            autoscaling_config={
+                "min_replicas": self._spread.least,
+                "max_replicas": self._spread.most,
+                # All of them work before the queue is full.
+                "target_ongoing_requests": max(1.0, self._limits.queue / (2 * self._spread.most)),
+            },
+            max_constructor_retry_count=STARTS,
+        )
         bound = deployed.bind(str(self._folder), self._sender, *self._settings)
         self._handle = serve.run(bound, name=self._name, route_prefix=None, logging_config=LOGS)
 

@@ -11,7 +11,7 @@ from ray import serve
 from fracray.serving.app import make_app
 from fracray.serving.engine import Plan
 from fracray.serving.guard import Guard, read_token
-from fracray.serving.replicas import LOGS, Replicas, Spread, deployment
+from fracray.serving.replicas import LOGS, Replicas, deployment
 from fracray.serving.settings import ServiceSettings, limits_of
 
 
@@ -37,7 +37,8 @@ def build(settings: ServiceSettings) -> serve.Application:
     limits = limits_of(settings)
     threads = max(1, settings.decoders // settings.workers)
     plan = Plan(settings.workers, threads, settings.decoders, settings.batch, settings.wait / 1000)
-    replica = deployment(Spread(1, 1, settings.decoders, 0.0), limits, logging_config=LOGS)
+    # Without `autoscaling_config`: Ray Serve would heed it, and not the file's `num_replicas`.
+    replica = deployment(settings.decoders, 0.0, limits, logging_config=LOGS)
     http = serve.deployment(
         Http,
         name="http",

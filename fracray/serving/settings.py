@@ -38,7 +38,8 @@ class ServiceSettings(BaseModel):
     workers, decoders, batch: of each replica. queue: requests at once of each replica of `http`.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    # Ray Serve logs the error: a value may be a token that was written in the wrong place.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
 
     checkpoint: str = Field(min_length=1)
     token_file: str = Field(min_length=1)

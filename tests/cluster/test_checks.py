@@ -77,6 +77,12 @@ GROUP = "available_node_types/gpu/node_config"
             "- export",
             "the secret AWS_SECRET_ACCESS_KEY is written in the file",
         ),
+        (
+            [("setup_commands", ["echo 'AWS_SECRET_ACCESS_KEY: abcdefgh1' > keys"])],
+            (),
+            "echo",
+            "the secret AWS_SECRET_ACCESS_KEY is written in the file",
+        ),
         ([(f"{GROUP}/SecurityGroupIds", None)], (), "node_config", "gpu has no SecurityGroupIds"),
         ([(f"{GROUP}/IamInstanceProfile", None)], (), "node_config", "gpu has no IamInstanceProfile"),
         ([(f"{GROUP}/ImageId", None)], (), "node_config", "gpu has no ImageId"),

@@ -7,6 +7,8 @@ import yaml
 from checking import check, checked
 
 from fracray.cluster.__main__ import main
+from fracray.cluster.checks_serve import deployments
+from fracray.cluster.files import read_cluster
 from fracray.errors import InputError, run_verb
 
 
@@ -64,6 +66,10 @@ def test_fracrays_own_services_are_valid_once_filled_in(words, filled, capsys):
         ),
         ([("applications/0/deployments/1/ray_actor_options/num_gpus", 2)], "num_gpus:", "a replica uses one GPU"),
         ([("applications/0/deployments/1/ray_actor_options/num_cpus", 1)], "num_cpus:", "for 2 decoders"),
+        ([("applications/0/deployments/1/ray_actor_options", {"num_gpus": 1})], "ray_actor_options:", "reserves 1 CPU"),
+        ([("applications/0/import_path", "fracay.serving.service:build")], "import_path:", "no application of fracray"),
+        ([("applications/0/args/checkpoint", "s3://key:secret@bucket/run")], "checkpoint:", "leave the secret out"),
+        ([("http_options/port", "8000")], "port:", "expected a number from 1 to 65535"),
         (
             [("applications/0/runtime_env", {"pip": ["ray[serve]==2.9.0"]})],
             "- ray",
@@ -78,6 +84,11 @@ def test_fracrays_own_services_are_valid_once_filled_in(words, filled, capsys):
             [("applications/0/runtime_env", {"env_vars": {"T": "export MY_AUTH_TOKEN=abcdefgh1"}})],
             "T:",
             "the secret MY_AUTH_TOKEN is written in the file",
+        ),
+        (
+            [("applications/0/runtime_env", {"env_vars": {"AWS_SECRET_ACCESS_KEY": "abcdefgh1"}})],
+            "AWS_SECRET_ACCESS_KEY:",
+            "the secret AWS_SECRET_ACCESS_KEY is written in the file",
         ),
     ],
 )
@@ -95,6 +106,27 @@ def test_a_problem_of_a_service_is_reported_with_its_line(changes, line, words, 
     lines, problems = checked(written(filled, name, tree, config), capsys)
     (problem,) = [problem for problem in problems if words in problem]
     assert line in lines[int(re.match(r"\S+\.yaml:(\d+): ", problem)[1]) - 1]
+
+
+@pytest.mark.parametrize("setting", ["token_file", "token"])
+def test_a_token_that_is_written_in_the_file_is_not_repeated(setting, filled, capsys):
+    tree, config = service(filled, "serve")
+    config["applications"][0]["args"][setting] = "0123456789abcdef"
+    with pytest.raises(InputError, match="1 problem"):
+        main(["check", str(written(filled, "serve", tree, config))])
+    assert "0123456789abcdef" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("count", "most"), [(3, 3), ("auto", 100)])
+def test_a_number_of_replicas_without_autoscaling_is_counted(count, most, filled, capsys):
+    tree, config = service(filled, "serve")
+    replica = config["applications"][0]["deployments"][1]
+    del replica["autoscaling_config"]
+    replica["num_replicas"] = count
+    file = written(filled, "serve", tree, config)
+    found = next(one for one in deployments(read_cluster(file)) if one.name == "replica")
+    assert (found.least, found.most) == (1 if count == "auto" else count, most)
+    assert checked(file, capsys)[1] == []
 
 
 def test_replicas_that_no_node_can_hold_are_reported(filled, capsys):

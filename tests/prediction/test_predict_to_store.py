@@ -20,6 +20,7 @@ from fracray.config import Config
 from fracray.errors import InputError, run_verb
 from fracray.metrics import Calibration
 from fracray.predict import main
+from fracray.prediction import inputs, running
 from fracray.prediction.parts import Target
 from fracray.runtime.claim import claimed
 from fracray.runtime.storage import Folder
@@ -84,6 +85,40 @@ def test_a_file_in_the_store_is_replaced_only_if_asked(checkpoint, radiographs, 
     assert run_verb(main, [*words, "--overwrite"]) == 0
     assert len(pd.read_csv(io.BytesIO(target.folder.read(target.name)))) == 6
     assert target.folder.files() == ["o ut.csv"]
+
+
+@pytest.mark.parametrize(("module", "step"), [(inputs, "find_pictures"), (running, "predict_pictures")])
+def test_a_file_that_comes_while_it_works_is_not_replaced(
+    checkpoint, radiographs, uri, capsys, monkeypatch, module, step
+):
+    target, done = Target.of(uri("out.csv")), getattr(module, step)
+
+    def then_another_command_ends(*words):
+        found = done(*words)
+        target.folder.write(target.name, b"of another command")
+        return found
+
+    words = [str(checkpoint), str(radiographs), "--to", uri("out.csv")]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, step, then_another_command_ends)
+        assert run_verb(main, words) == 2
+    assert "exists already; choose another file" in capsys.readouterr().err
+    assert content(uri("out.csv")) == b"of another command"
+    assert run_verb(main, [*words, "--overwrite"]) == 0
+    assert ("going on after 6 of 6" in capsys.readouterr().out) == (module is running)
+    assert len(pd.read_csv(io.BytesIO(content(uri("out.csv"))))) == 6
+
+
+def test_a_folder_is_no_output_and_is_never_replaced(checkpoint, radiographs, tmp_path, capsys):
+    (tmp_path / "out.csv").mkdir()
+    words = [str(checkpoint), str(radiographs), "--to", str(tmp_path / "out.csv"), "--overwrite"]
+    assert run_verb(main, words) == 2
+    assert "is a folder; choose another file" in capsys.readouterr().err
+
+
+def test_a_command_that_was_stopped_before_its_first_row_stands_in_the_way_of_none(checkpoint, radiographs, uri):
+    Target.of(uri("out.csv")).parts.write_json("about.json", {"checkpoint": "another"})
+    assert run_verb(main, [str(checkpoint), str(radiographs), "--to", uri("out.csv")]) == 0
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import torch
 from drawn_fracatlas import jpeg, picture
 from served import SIZE, tiny_checkpoint
 
+from fracray.prediction.familiar import Familiar
 from fracray.serving.decoding import Reader
 from fracray.serving.model import Model
 
@@ -13,7 +14,7 @@ COUNT = 7
 
 @pytest.fixture(scope="module")
 def batches():
-    reader = Reader(SIZE, False, 80_000_000)
+    reader = Reader(SIZE, False, 80_000_000, Familiar({}, {}, {}))
     return [reader.batch(f"{at}.jpg", jpeg(picture(at))) for at in range(COUNT)]
 
 
