@@ -27,7 +27,7 @@ PARTS = ("train", "val")
 # the whole picture, the distance by 0.024 (0.004 in the mean; beyond 0.008 of the limit no flag changes), the
 # brightness by 0.18.
 FEW = 16  # textured tiles: with fewer, a share of signs says little
-MAY_BE_SEEN = 0.27  # share of signs that differ from the nearest known picture; of copies up to 0.2 do, and 0.07 more so
+MAY_BE_SEEN = 0.27  # share of signs that differ from the nearest known picture; of copies up to 0.2, and 0.07 more
 ROUGH_DISTANCE, ROUGH_BRIGHTNESS = 0.012, 0.5
 
 
