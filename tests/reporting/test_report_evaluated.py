@@ -199,7 +199,7 @@ def test_what_the_search_cost_is_told_in_money(page):
     hours, cost = float(line.split()[0]), float(line.split()[2].rstrip(";"))
     # A node has four CPUs; the page rounds to whole core-seconds, of which so small a search has a few.
     assert hours == pytest.approx(core_hours / 4, rel=0.1, abs=0.5 / 3600 / 4)
-    assert cost == pytest.approx(0.5 * core_hours / 4, rel=0.1)
+    assert cost == pytest.approx(0.5 * hours, rel=0.1)
     assert "with head at 0.1 an hour" in line
     assert "Not in it: nodes that start or stand idle" in shown
 
