@@ -35,9 +35,8 @@ LAUNCHER = {
 }
 
 
-def check(tmp_path, capsys, changes=(), *options, base=LAUNCHER):
-    """The lines of a file with these changes ((path, value) pairs; None removes the key), and its problems."""
-    tree = yaml.safe_load(yaml.safe_dump(base))
+def change(tree, changes):
+    """Make the changes, (path, value) pairs, in a file's tree; None removes the key."""
     for path, value in changes:
         inner = tree
         *keys, last = path.split("/")
@@ -47,6 +46,12 @@ def check(tmp_path, capsys, changes=(), *options, base=LAUNCHER):
             del inner[last]
         else:
             inner[last] = value
+
+
+def check(tmp_path, capsys, changes=(), *options, base=LAUNCHER):
+    """The lines of a file with these changes, and its problems."""
+    tree = yaml.safe_load(yaml.safe_dump(base))
+    change(tree, changes)
     file = tmp_path / "cluster.yaml"
     file.write_text(yaml.safe_dump(tree, sort_keys=False, width=1000))
     return checked(file, capsys, *options)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import yaml
-from checking import check, checked
+from checking import change, check, checked
 
 from fracray.cluster.__main__ import main
 from fracray.cluster.checks_serve import deployments
@@ -94,15 +94,7 @@ def test_fracrays_own_services_are_valid_once_filled_in(words, filled, capsys):
 )
 def test_a_problem_of_a_service_is_reported_with_its_line(changes, line, words, name, filled, capsys):
     tree, config = service(filled, name)
-    for path, value in changes:
-        inner = config
-        *keys, last = path.split("/")
-        for key in keys:
-            inner = inner[int(key) if isinstance(inner, list) else key]
-        if value is None:
-            del inner[last]
-        else:
-            inner[last] = value
+    change(config, changes)
     lines, problems = checked(written(filled, name, tree, config), capsys)
     (problem,) = [problem for problem in problems if words in problem]
     assert line in lines[int(re.match(r"\S+\.yaml:(\d+): ", problem)[1]) - 1]
