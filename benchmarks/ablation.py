@@ -81,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
     show_ = commands.add_parser("show", help="print the table of one or several runs")
     show_.add_argument("runs", type=Path, nargs="+", help="files that `run` wrote, all of one pack")
     show_.add_argument("--pack", type=Path, required=True, help="folder that `pack` wrote")
+    show_.add_argument("--folds", type=int, nargs="+", default=list(range(FOLDS)), help="default 0 1 2 3 4")
     show_.add_argument("--json", type=Path, default=HERE / "results" / "ablation.json", help="default %(default)s")
     return cli
 
@@ -343,12 +344,13 @@ def show(args: argparse.Namespace) -> None:
             for members in [seeds[:1]] if len(seeds) == 1 else [[seed] for seed in seeds] + [seeds]:
                 if mirrored and len(members) < len(seeds):
                     continue
-                held = _held(found, recipe, members, mirrored, labels)
+                held = _held(found, recipe, args.folds, members, mirrored, labels)
                 if held is None:
                     continue
                 first = first or held
                 name = f"{recipe}{', and its mirror image' if mirrored else ''}"
-                rows.append(_row(name, members, found, recipe, held, first, labels, groups))
+                trained = [found[recipe, fold, seed] for fold in args.folds for seed in members]
+                rows.append(_row(name, members, trained, held, first, labels, groups))
     shown = new_table("recipe", "seeds", "AUROC", "AP", "accuracy", "balanced", "calibration", "gain in AUROC", "min")
     for row in rows:
         texts = [_text(row[name]) for name in ("auroc", "average_precision", "accuracy", "balanced_accuracy", "ece")]
@@ -357,7 +359,7 @@ def show(args: argparse.Namespace) -> None:
         )
     about = json.loads((args.pack / ABOUT).read_text())
     write_results(
-        console, "ablation", shown, {"baselines": about["baselines"], "folds": FOLDS, "rows": rows}, args.json
+        console, "ablation", shown, {"baselines": about["baselines"], "folds": args.folds, "rows": rows}, args.json
     )
 
 
@@ -371,10 +373,12 @@ def read_runs(files: Sequence[Path]) -> Logits:
     return {key: arrays for key, arrays in found.items() if "epoch" in arrays}
 
 
-def _held(found: Logits, recipe: str, seeds: Sequence[int], mirrored: bool, labels: np.ndarray) -> Held | None:
-    """None where a fold is missing: folds differ more than recipes do."""
+def _held(
+    found: Logits, recipe: str, wanted: Sequence[int], seeds: Sequence[int], mirrored: bool, labels: np.ndarray
+) -> Held | None:
+    """None where a wanted fold is missing: folds differ more than recipes do."""
     folds: dict[int, tuple[np.ndarray, ...]] = {}
-    for fold in range(FOLDS):
+    for fold in wanted:
         members = [found[recipe, fold, seed] for seed in seeds if (recipe, fold, seed) in found]
         if len(members) < len(seeds):
             return None
@@ -390,8 +394,7 @@ def _held(found: Logits, recipe: str, seeds: Sequence[int], mirrored: bool, labe
 def _row(
     name: str,
     seeds: Sequence[int],
-    found: Logits,
-    recipe: str,
+    trained: Sequence[Mapping[str, np.ndarray]],
     held: Held,
     first: Held,
     labels: np.ndarray,
@@ -400,7 +403,6 @@ def _row(
     y, group = labels[held.rows], groups[held.rows]
     values = score_intervals(y, held.probabilities, group, held.for_accuracy)
     balanced = score_intervals(y, held.probabilities, group, held.for_balanced)["balanced_accuracy"]
-    mine = [found[recipe, fold, seed] for fold in range(FOLDS) for seed in seeds]
     return {
         "recipe": name,
         "seeds": list(seeds),
@@ -410,9 +412,9 @@ def _row(
         **{metric: values[metric].as_dict() for metric in ("average_precision", "accuracy", "brier", "ece")},
         "balanced_accuracy": balanced.as_dict(),
         "gain": _gain(held, first, y, group).as_dict(),
-        "val_auroc": float(np.mean([training["val_auroc"] for training in mine])),
-        "epoch": float(np.mean([training["epoch"] for training in mine])),
-        "minutes": float(sum(training["seconds"] for training in mine)) / 60,
+        "val_auroc": float(np.mean([training["val_auroc"] for training in trained])),
+        "epoch": float(np.mean([training["epoch"] for training in trained])),
+        "minutes": float(sum(training["seconds"] for training in trained)) / 60,
     }
 
 

@@ -233,7 +233,9 @@ class StudySearcher(Searcher):
         if budget > self._epoch_budget:  # noted first: a trial that is judged again is below the top rung then
             self._epoch_budget = budget
             self.study.set_user_attr(BUDGET, budget)
-        stops = epoch >= budget or self._rule.stops(trial.number, epoch, self._sign * value)
+        # The default configuration is what a gain is measured against, so it is not cut short where others go on.
+        judged = trial.number > 0 and self._rule.stops(trial.number, epoch, self._sign * value)
+        stops = epoch >= budget or judged
         if stops:
             # Before its value: a driver killed in between repeats the decision, for the epoch is not reported yet.
             trial.set_user_attr(STOPPED, epoch)

@@ -492,3 +492,13 @@ def test_a_trial_that_is_taken_up_again_is_judged_where_it_was_not_yet(tmp_path)
     for _, _, state, values, *_ in killed.run().outcome():
         assert state is TrialState.COMPLETE  # equal curves: none is below another
         assert len(values) == 16
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_the_default_configuration_is_never_stopped_but_at_pashas_budget(tmp_path, drive, scheduler):
+    """It would be stopped, as the last trial of the same curve is; the gain is against what all its epochs give."""
+    curves = np.array([np.full(8, 0.1), *random_curves(1, trials=8, epochs=8), np.full(8, 0.1)])
+    found = drive(space_of(tmp_path, scheduler), curves, 3)
+    assert len(found[0][3]) == (found[0][-1] if scheduler == "pasha" else 8)
+    assert len(found[-1][3]) < len(found[0][3])
+    assert found[-1][2] is TrialState.PRUNED
