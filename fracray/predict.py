@@ -227,6 +227,10 @@ def _write(args: argparse.Namespace, target: Target, tables: Iterator[pa.Table])
     from fracray.prediction.studies import STUDY_COLUMNS, of_studies
     from fracray.prediction.tally import Tally
 
+    if args.dicom_out:
+        from fracray.prediction.dicom_out import settled
+
+        tables = settled(tables)
     tally = Tally()
     schema = COLUMNS.append(SCORED.field(DICOM_OUT)) if args.dicom_out else COLUMNS
     counted = (table.select(schema.names) for table in tally.over(tables))

@@ -206,12 +206,15 @@ def test_a_study_has_one_row_and_overlays_are_pictures(run, mixed, tmp_path):
 
 def test_dicom_results_of_each_dicom_file_are_written_once(run, mixed, tmp_path, capsys):
     hd = pytest.importorskip("highdicom")
+    from fracray.prediction.dicom_out import NOT_FIRST
+
     shutil.copy(mixed / "series/1.dcm", mixed / "series/again.dcm")
     found = predict(run, tmp_path, mixed, "--dicom-out", tmp_path / "results").set_index("path")
     out = " ".join(capsys.readouterr().out.split())
-    reasons = "not a DICOM file (4), the file could not be read (2), another file with its SOP Instance UID"
+    reasons = f"not a DICOM file (4), the file could not be read (2), {NOT_FIRST} (1)"
     assert f"DICOM results of 2 radiographs in {tmp_path}/results; none of 7 files: {reasons}" in out
     assert found["dicom_out"].value_counts().to_dict()["written"] == 2
+    assert found.loc[f"{mixed}/series/again.dcm", "dicom_out"] == NOT_FIRST
     names = sorted(path.name for path in (tmp_path / "results").iterdir())
     assert names == [f"1.2.3.{number}-{kind}.dcm" for number in (1, 2) for kind in ("map", "pr", "sc", "sr")]
     row = found.loc[f"{mixed}/series/2.dcm"]

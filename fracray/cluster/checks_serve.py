@@ -3,6 +3,7 @@
 Ray Serve itself ignores keys that it does not know, and tells of a wrong value only once the service is deployed.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -82,11 +83,39 @@ def serve_problems(cluster: ClusterFile) -> Iterator[str]:
 
 
 def serve_warnings(cluster: ClusterFile) -> Iterator[str]:
-    """More replicas than the nodes can hold: they would wait for nodes that never start."""
+    """A log that keeps something of a request; more replicas than the nodes can hold, which would wait for ever."""
+    yield from _logged(cluster)
     for one in deployments(cluster) if cluster.nodes else ():
         if one.least <= (room := _fitting(cluster, one)) < one.most and one.name == REPLICA:
             where = cluster.file.where(*one.place)
             yield f"{where}: warning: all nodes together can hold {room:g} of at most {one.most} replicas"
+
+
+def _logged(cluster: ClusterFile) -> Iterator[str]:
+    """Where Ray Serve would write a line for each request: by its default, in the HTTP server's log.
+
+    The line has no name of a picture, and of the URL only the kind of path, but the identifier that a client or a proxy
+    may have given the request (X-Request-ID), and when it came. Of a deployment `BUILDER` has it off, unless the file
+    says otherwise; what the file says of an application does not reach it.
+    """
+    file, root = cluster.file, SERVICES[cluster.kind]
+    model, name = _schemas()[("logging_config",)], "logging_config"
+    given: list[tuple[Place, Any]] = [(root, (_at(file.tree, root) or {}).get(name) or {})]
+    for place, application in _applications(cluster):
+        for at, one in enumerate(application.get("deployments") or []):
+            if (one or {}).get(name) is not None:
+                given.append(((*place, "deployments", str(at)), one[name]))
+    for place, tree in given:
+        try:
+            found: Any = model.model_validate(tree)
+        except ValidationError:  # a problem
+            continue
+        if found.enable_access_log and logging.getLevelName(found.log_level) <= logging.INFO:
+            yield (
+                f"{file.where(*place, name)}: warning: Ray Serve writes each request into a log, with the X-Request-ID "
+                "that a client or a proxy has given it, which may name a patient; set logging_config: {log_level: "
+                "ERROR, enable_access_log: false}"
+            )
 
 
 def _applications(cluster: ClusterFile) -> Iterator[tuple[Place, dict[str, Any]]]:

@@ -3,7 +3,7 @@
 Knows finished rows with their pictures. What the files hold is in `dicom_results`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from fracray.prediction.scoring import DICOM_OUT, DICOM_WRITTEN, HEATMAP, MAP, P
 from fracray.runtime.storage import atomic_path
 
 UNREAD = "the file could not be read"
+NOT_FIRST = "an earlier file with its SOP Instance UID has results"
+_UID = "sop_instance_uid"
 MAP_WORDS = {"localiser": "Fracture probability of each cell", "grad_cam": "Grad-CAM, 1 at its highest cell"}
 
 
@@ -26,7 +28,9 @@ class Writer:
     """Writes the results of rows to a folder, and says in column DICOM_OUT what became of each.
 
     pictures: in their places; size: of the network's squares; method: of the maps, None for none; earlier: the rows of
-    an earlier start. Of files with the same SOP Instance UID, the first that is done has results.
+    an earlier start. Of files with the same SOP Instance UID, the first of `pictures` that can have results has them.
+    Rows may come in any order: where that one comes later, its results replace the others', whose rows `settled`
+    corrects.
     """
 
     def __init__(
@@ -34,12 +38,11 @@ class Writer:
     ) -> None:
         self._root, self._pictures, self._size = root, pictures, size
         self._words = MAP_WORDS[method] if method else ""
-        self._taken = {
-            row["sop_instance_uid"]
-            for table in earlier
-            for row in table.select([DICOM_OUT, "sop_instance_uid"]).to_pylist()
-            if row[DICOM_OUT] == DICOM_WRITTEN
-        }
+        self._first: dict[str, int] = {}  # the place of the file that has results, by SOP Instance UID
+        for table in earlier:  # in the order of places
+            for row in table.select([PLACE, DICOM_OUT, _UID]).to_pylist():
+                if row[DICOM_OUT] == DICOM_WRITTEN:
+                    self._first.setdefault(row[_UID], row[PLACE])
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """The rows with DICOM_OUT, their results written. RunError where there is no room."""
@@ -48,15 +51,17 @@ class Writer:
         return rows.set_column(at, rows.schema.field(at), pa.array(said, pa.string()))
 
     def _one(self, row: Mapping[str, Any]) -> str:
+        from fracray.prediction.dicom_results import SERIES
+
         if row["error"]:
             return UNREAD
         try:
             source = read_source(Path(self._pictures[row[PLACE]].file))
             uid = str(source.SOPInstanceUID)
-            if uid != row["sop_instance_uid"]:  # the results would name another patient
+            if uid != row[_UID]:  # the results would name another patient
                 raise NoResultError("the file holds another radiograph than the one predicted on")
-            if uid in self._taken:
-                return "another file with its SOP Instance UID has results"
+            if self._first.get(uid, row[PLACE]) < row[PLACE]:
+                return NOT_FIRST
             made = self._make(source, row)
         except NoResultError as why:
             return str(why)
@@ -64,11 +69,13 @@ class Writer:
             for kind, result in made.items():
                 with atomic_path(self._root / f"{uid}-{kind}.dcm") as partial:
                     result.save_as(partial, enforce_file_format=True)
+            for kind in SERIES.keys() - made.keys():  # of another file with this UID, or of another checkpoint
+                (self._root / f"{uid}-{kind}.dcm").unlink(missing_ok=True)
         except OSError as error:
             raise RunError(
                 f"--dicom-out {self._root}: cannot be written: {error}; free space and give the same command again"
             ) from None
-        self._taken.add(uid)
+        self._first[uid] = row[PLACE]
         return DICOM_WRITTEN
 
     def _make(self, source: Any, row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -82,3 +89,16 @@ class Writer:
         overlay = cv2.imdecode(np.frombuffer(row[HEATMAP], np.uint8), cv2.IMREAD_COLOR)
         assert overlay is not None, "the overlay is a PNG of fracray's"
         return results_of(source, row, overlay, found)
+
+
+def settled(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """All rows in the order of places, as `Writer` leaves them, with the results of each UID at their file alone."""
+    taken: set[str] = set()
+    for table in tables:
+        said: list[str | None] = []
+        for why, uid in zip(table[DICOM_OUT].to_pylist(), table[_UID].to_pylist(), strict=True):
+            said.append(NOT_FIRST if why == DICOM_WRITTEN and uid in taken else why)
+            if why == DICOM_WRITTEN:
+                taken.add(uid)
+        at = table.schema.get_field_index(DICOM_OUT)
+        yield table.set_column(at, table.schema.field(at), pa.array(said, pa.string()))

@@ -35,7 +35,8 @@ _FRACTURE = Code("125605004", "SCT", "Fracture of bone")
 _RADIOGRAPHY = Code("168537006", "SCT", "Plain radiography")
 _MAP_CODE = Code("fracture-map", "99FRACRAY", "Fracture map")
 _PEAK = Code("fracture-peak", "99FRACRAY", "Peak of the fracture map")
-_SERIES = {"sr": 9801, "sc": 9802, "pr": 9803, "map": 9804}  # numbers, beyond those that devices use
+# Their numbers, beyond those that devices use, by the kinds of results, which are the ends of their files' names.
+SERIES = {"sr": 9801, "sc": 9802, "pr": 9803, "map": 9804}
 _LEVELS = 65_535  # of the stored values of a map, for 0 to 1
 _OUTSIDE = 0  # of a map, where the network saw nothing
 _NARROWEST = 360  # px, of a secondary capture, so that its words can be read
@@ -113,7 +114,7 @@ def _about(source: Dataset, row: Mapping[str, Any], kind: str) -> dict[str, Any]
     made_by = (kind, row["checkpoint"], __version__)
     return {
         "series_instance_uid": uid_of(source.StudyInstanceUID, *made_by),
-        "series_number": _SERIES[kind],
+        "series_number": SERIES[kind],
         "sop_instance_uid": uid_of(source.StudyInstanceUID, source.SOPInstanceUID, *made_by),
         "instance_number": max(1, int(source.get("InstanceNumber") or 1)),
         "manufacturer": _NAME,

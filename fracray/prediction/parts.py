@@ -8,7 +8,7 @@ networks or pictures.
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -118,15 +118,24 @@ class Parts:
             self.folder.write(f"rows-{first:09d}-{last:09d}.parquet", stream.getvalue().to_pybytes())
 
     def tables(self) -> Iterator[pa.Table]:
-        """All rows, in the order of their places, some thousand at a time."""
+        """All rows, in the order of their places, some thousand at a time. InputError where a file is damaged."""
         waiting: list[pa.Table] = []
         for name in _names(self.folder):
-            waiting.append(pq.read_table(pa.BufferReader(self.folder.read(name))))
+            waiting.append(self._read(name))
             if sum(map(len, waiting)) >= CHUNK:
                 yield pa.concat_tables(waiting).combine_chunks()
                 waiting = []
         if waiting:
             yield pa.concat_tables(waiting).combine_chunks()
+
+    def _read(self, name: str) -> pa.Table:
+        try:
+            return pq.read_table(pa.BufferReader(self.folder.read(name)))
+        except (OSError, ValueError) as error:  # pyarrow's errors are among these
+            raise InputError(
+                f"{self.folder}/{name}: not readable as Parquet: {error}; remove it and give the same command again: "
+                "it predicts these rows anew"
+            ) from None
 
 
 def _names(folder: Folder) -> list[str]:
@@ -151,25 +160,37 @@ def is_begun(target: Target, about: About) -> bool:
 def open_parts(target: Target, about: About, anew: bool) -> Iterator[Parts]:
     """The parts of the file `target`: those that an earlier start left, or none; they stay where the block fails.
 
-    anew: parts of something else are removed. Else InputError for these; also where another command works on them.
+    anew: parts of something else are removed. Else InputError for these; also where another command works on them, and
+    where they cannot be written. RunError for an OSError of the block, which names it.
     """
     folder = target.parts
-    try:
-        with claimed(folder, "prediction", "--to"):
-            known = _read(folder)
-            other = next((name for name, value in asdict(about).items() if known and known.get(name) != value), None)
-            if other and not anew and _names(folder):
-                raise InputError(
-                    f"{folder}: holds the rows of a prediction that was stopped, with {WORDS[other]}; give the command "
-                    "that was stopped, or remove these rows with --overwrite"
-                )
-            if other or not known:
-                for name in _names(folder):
-                    folder.remove(name)
-                folder.write_json(ABOUT, asdict(about))
+    with ExitStack() as held:
+        try:
+            held.enter_context(claimed(folder, "prediction", "--to"))
+            _prepare(folder, about, anew)
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be written: {error}; choose another --to, or free space") from None
+        try:
             yield Parts(folder, about.count)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written: {error}; choose another --to, or free space") from None
+        except BrokenPipeError:  # of `fracray.predict ... | head`
+            raise
+        except OSError as error:
+            raise RunError(f"{error}; mend that and give the same command again: it goes on where it was") from None
+
+
+def _prepare(folder: Folder, about: About, anew: bool) -> None:
+    """Remove the parts of something else, where that is allowed, and say what the new ones belong to."""
+    known = _read(folder)
+    other = next((name for name, value in asdict(about).items() if known and known.get(name) != value), None)
+    if other and not anew and _names(folder):
+        raise InputError(
+            f"{folder}: holds the rows of a prediction that was stopped, with {WORDS[other]}; give the command "
+            "that was stopped, or remove these rows with --overwrite"
+        )
+    if other or not known:
+        for name in _names(folder):
+            folder.remove(name)
+        folder.write_json(ABOUT, asdict(about))
 
 
 def _read(folder: Folder) -> dict[str, Any]:

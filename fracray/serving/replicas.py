@@ -26,6 +26,7 @@ from fracray.evaluation.opening import checkpoint_folder
 from fracray.prediction.reading import Sender, unpack_checkpoint
 from fracray.prediction.running import cause_of
 from fracray.runtime.resources import alone, here, machines
+from fracray.serving.census import Census
 from fracray.serving.counters import Counters
 from fracray.serving.engine import Engine, Plan, Upload
 from fracray.serving.limits import Limits, RefusedError
@@ -34,7 +35,7 @@ from fracray.training.checkpoint import verify
 
 TRIES = 3  # replicas that are asked, one after another, where each dies with the request
 STARTS = 2  # of a replica whose start fails, before it is given up
-LOOK_SECONDS = 2.0  # between looks at how many replicas there are, and of Ray Serve at whether each lives
+HEALTH_SECONDS = 2.0  # between looks of Ray Serve at whether each lives
 LOGS = {"log_level": "ERROR", "enable_access_log": False}  # as on one machine, nothing of a request is logged
 REPLICA = "replica"  # the deployment's name
 _BACK = {"Retry-After": "10"}
@@ -117,7 +118,7 @@ def deployment(cpus: int, gpus: float, limits: Limits, **more: Any) -> serve.Dep
         name=REPLICA,
         ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
         max_ongoing_requests=limits.queue,  # a replica batches what it has
-        health_check_period_s=LOOK_SECONDS,
+        health_check_period_s=HEALTH_SECONDS,
         graceful_shutdown_timeout_s=limits.seconds,
         **more,
     )
@@ -127,11 +128,15 @@ class Replicas:
     """As `Engine`, of the replicas of an application that runs. name: the application's; handle: of its replicas."""
 
     def __init__(self, name: str, handle: Any = None) -> None:
-        self._name, self._handle = name, handle
-        self._running, self._lost = 0, 0
-        self._watching: asyncio.Task[None] | None = None
+        self._name, self._handle, self._lost = name, handle, 0
+        self._census = Census(name, REPLICA)
         self.counters = Counters()
-        self.counters.gauge("fracray_replicas", "Replicas that predict", lambda: self._running)
+        self.counters.gauge("fracray_replicas", "Replicas that predict", lambda: self._census.running)
+        self.counters.gauge(
+            "fracray_replicas_age_seconds",
+            "Time since it was last known how many replicas predict",
+            lambda: self._census.age,
+        )
         self.counters.gauge(
             "fracray_answers_lost", "Answers lost with their replica, asked for again", lambda: self._lost
         )
@@ -140,21 +145,12 @@ class Replicas:
     async def start(self) -> None:
         """Wait for a replica, and keep count of them from then on."""
         self.card = await self._handle.card.remote()
-        self._running = 1
-        self._watching = asyncio.create_task(self._watch())
-
-    async def _watch(self) -> None:
-        while True:
-            with contextlib.suppress(RayError, RayServeException, KeyError):  # Ray Serve's controller starts again
-                status = await asyncio.to_thread(serve.status)
-                states = status.applications[self._name].deployments[REPLICA].replica_states
-                self._running = states.get("RUNNING", 0)
-            await asyncio.sleep(LOOK_SECONDS)
+        self._census.start(running=1)
 
     @property
     def ready(self) -> bool:
-        """Whether a picture would be predicted on now."""
-        return self._running > 0
+        """Whether a picture would be predicted on now; also false where that has not been known for some time."""
+        return self._census.known and self._census.running > 0
 
     async def rows(self, uploads: Sequence[Upload], mapped: bool) -> list[dict[str, Any]]:
         """As `Engine.rows`."""
@@ -178,7 +174,7 @@ class Replicas:
 
         RefusedError as the replica's, and 503 where none is there, or none answers.
         """
-        if not self.ready:
+        if self._census.known and not self._census.running:
             raise RefusedError(503, "no replica is up; one starts: send the request once more", _BACK)
         for _ in range(TRIES):
             try:
@@ -198,8 +194,7 @@ class Replicas:
 
     def stop(self) -> None:
         """Count no longer; whoever started the replicas takes them down."""
-        if self._watching is not None:
-            self._watching.cancel()
+        self._census.stop()
 
 
 class OwnReplicas(Replicas):

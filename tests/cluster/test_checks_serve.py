@@ -139,6 +139,34 @@ def test_replicas_that_no_node_can_hold_are_reported(filled, capsys):
     assert "a replica of replica needs 2 CPU(s) and 0.5 GPU(s), and no node has a GPU" in problem
 
 
+@pytest.mark.parametrize("name", ["serve", "rayservice"])
+@pytest.mark.parametrize(
+    ("place", "given", "line"),
+    [
+        ("logging_config", None, ""),  # Ray Serve's default
+        ("logging_config", {"log_level": "ERROR"}, None),
+        ("logging_config", {"enable_access_log": False}, None),
+        ("logging_config", {"encoding": "JSON"}, "logging_config:"),
+        ("logging_config", {"log_level": "INFO", "enable_access_log": True}, "logging_config:"),
+        ("logging_config", {"log_level": 10}, "logging_config:"),
+        ("applications/0/logging_config", {"log_level": "INFO"}, None),  # does not reach fracray's deployments
+        ("applications/0/deployments/0/logging_config", {"log_level": "INFO"}, "logging_config:"),
+        ("applications/0/deployments/0/logging_config", {}, "logging_config:"),
+        ("applications/0/deployments/1/logging_config", {"log_level": "DEBUG"}, "logging_config:"),
+        ("applications/0/deployments/1/logging_config", {"log_level": "DEBUG", "enable_access_log": False}, None),
+    ],
+)
+def test_a_log_that_keeps_something_of_each_request_is_a_warning(place, given, line, name, filled, capsys):
+    tree, config = service(filled, name)
+    change(config, [(place, given)])
+    file = written(filled, name, tree, config)
+    main(["check", str(file)])
+    found = re.findall(r"\.yaml:?(\d*): warning: Ray Serve writes each request into a log", capsys.readouterr().out)
+    assert len(found) == (line is not None)
+    if line:
+        assert line in file.read_text().splitlines()[int(found[0]) - 1]
+
+
 def test_more_replicas_than_fit_are_a_warning(filled, capsys):
     tree, config = service(filled, "rayservice")
     config["applications"][0]["deployments"][1]["autoscaling_config"]["max_replicas"] = 5

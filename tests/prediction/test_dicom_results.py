@@ -21,7 +21,7 @@ from fracray.prediction.scoring import COLUMNS, DICOM_OUT, SCORED, peak_of
 hd = pytest.importorskip("highdicom")
 from highdicom import sr  # noqa: E402
 
-from fracray.prediction.dicom_out import Writer  # noqa: E402
+from fracray.prediction.dicom_out import NOT_FIRST, Writer, settled  # noqa: E402
 from fracray.prediction.dicom_results import NOTICE, Map, captioned, results_of, spread  # noqa: E402
 
 STUDY = {
@@ -278,7 +278,7 @@ def test_each_row_says_what_became_of_its_results(tmp_path):
     assert said.schema == SCORED
     assert said[DICOM_OUT].to_pylist() == [
         "written",
-        "another file with its SOP Instance UID has results",
+        NOT_FIRST,
         "not a DICOM file",
         "the header does not allow for one: KeyError",
         "the file cannot be read again: cannot be read: No such file or directory",
@@ -291,10 +291,33 @@ def test_each_row_says_what_became_of_its_results(tmp_path):
     assert failed[DICOM_OUT].to_pylist() == ["the file could not be read"]
     # After a start that was killed, what is kept counts; a block that was not kept is written again, to the same names.
     resumed = Writer(root, pictures, 32, "localiser", [said])
-    assert resumed(rows_of([1]))[DICOM_OUT].to_pylist() == ["another file with its SOP Instance UID has results"]
+    assert resumed(rows_of([1]))[DICOM_OUT].to_pylist() == [NOT_FIRST]
     anew = Writer(root, pictures, 32, "localiser", [])
     assert anew(rows_of([0]))[DICOM_OUT].to_pylist() == ["written"]
     assert len(list(root.iterdir())) == 4
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0], [2, 3, 0, 1], [1, 3, 0, 2]])
+@pytest.mark.parametrize("killed", [0, 1, 2, 3, 4])
+def test_of_one_uid_the_first_file_that_can_has_results_whenever_it_is_done(tmp_path, order, killed):
+    """Place 0 cannot be read, place 1 is in colour, so without a presentation state. Killed after so many rows."""
+    same = {"StudyInstanceUID": "1.2.9", "SeriesInstanceUID": "1.2.9.1"}
+    for place in range(4):
+        made = dataset(COLOUR if place == 1 else GRAY, "1.2.3.4", **same | {"PatientID": f"P{place}"})
+        (tmp_path / f"{place}.dcm").write_bytes(as_bytes(made))
+    pictures = [Picture(f"{place}.dcm", str(tmp_path / f"{place}.dcm")) for place in range(4)]
+    rows = {place: rows_of([place], error="cut" if place == 0 else "") for place in range(4)}
+    root, kept = tmp_path / "results", {}
+    starts = (order[:killed], order[killed:])
+    for number, start in enumerate(starts):
+        write = Writer(root, pictures, 32, "localiser", [kept[place] for place in sorted(kept)])
+        kept |= {place: write(rows[place]) for place in start}
+        if number == 0 and starts[1]:
+            write(rows[starts[1][0]])  # its files are written, but its row is not kept
+    said = [table[DICOM_OUT][0].as_py() for table in settled(kept[place] for place in range(4))]
+    assert said == ["the file could not be read", "written", NOT_FIRST, NOT_FIRST]
+    assert {path.name for path in root.iterdir()} == {f"1.2.3.4-{kind}.dcm" for kind in ("map", "sc", "sr")}
+    assert {pydicom.dcmread(path).PatientID for path in root.iterdir()} == {"P1"}
 
 
 def test_a_network_without_a_map_has_no_parametric_map(tmp_path):

@@ -1,14 +1,9 @@
-"""What a prediction makes of single files and of tables, without Ray: pixels, errors, flags, peaks, parts, studies."""
-
-import io
-import json
+"""What a prediction makes of single files and of tables, without Ray: pixels, errors, flags, peaks, studies."""
 
 import cv2
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.csv as pcsv
-import pyarrow.parquet as pq
 import pytest
 from drawn_dicom import as_bytes, dataset
 from drawn_fracatlas import jpeg, picture
@@ -17,10 +12,8 @@ from fracray.data.duplicates import KnownLooks, signs_in
 from fracray.data.images.decode import KnownGeometry, inspect
 from fracray.data.images.kept import Kept
 from fracray.data.images.square import decode, decode_part, picture_of, square_of
-from fracray.errors import InputError
 from fracray.prediction.familiar import UNLIKE, Familiar
 from fracray.prediction.overlays import file_names
-from fracray.prediction.parts import About, Target, open_parts, write_output
 from fracray.prediction.reading import Decoder
 from fracray.prediction.scoring import COLUMNS, SCORED, peak_of
 from fracray.prediction.studies import STUDY_COLUMNS, of_studies
@@ -205,67 +198,7 @@ def test_a_peak_is_in_pixels_of_the_picture():
     assert peak_of(where, Kept(0, 0, 200, 20, 0.0), 32) == (125.0, 0.0)
 
 
-# ---------------------------------------------------------------- parts and output
-
-
-def scored(places, **cells):
-    rows = [{"place": place, "path": f"p{place}", "image_id": f"i{place}", "error": ""} | cells for place in places]
-    return pa.Table.from_pylist(rows, schema=SCORED)
-
-
-ABOUT = About("abc", "def", 5, 0.9, "", "", "0.1.0")
-
-
-def test_parts_go_on_where_they_were_and_refuse_another_prediction(tmp_path):
-    target = Target.of(str(tmp_path / "out.csv"))
-    with open_parts(target, ABOUT, anew=False) as parts:
-        parts.keep(scored([3, 4]))
-        parts.keep(scored([0, 1]))
-    with open_parts(target, ABOUT, anew=False) as parts:
-        assert parts.done().tolist() == [True, True, False, True, True]
-        parts.keep(scored([2]))
-        assert [place for table in parts.tables() for place in table["place"].to_pylist()] == [0, 1, 2, 3, 4]
-        with (
-            pytest.raises(InputError, match="another command works in this prediction"),
-            open_parts(target, ABOUT, anew=True),
-        ):
-            pass
-    for change, words in (({"checkpoint": "x"}, "another checkpoint"), ({"inputs": "x"}, "other inputs")):
-        other = About(**{**ABOUT.__dict__, **change})
-        with pytest.raises(InputError, match=words), open_parts(target, other, anew=False):
-            pass
-    with open_parts(target, other, anew=True) as parts:
-        assert not parts.done().any()
-
-
-ROWS = [
-    {"path": "a,b.png", "logit": 0.1, "probability": 0.25, "call": 0, "flags": "", "conformal": "", "error": ""},
-    {"path": "ö.png", "error": "the file is cut short"},
-]
-
-
-@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl", ".CSV"])
-def test_every_format_holds_the_same_rows(tmp_path, suffix):
-    target = tmp_path / f"out{suffix}"
-    write_output(
-        Target.of(str(target)),
-        iter([pa.Table.from_pylist(ROWS[:1], COLUMNS), pa.Table.from_pylist(ROWS[1:], COLUMNS)]),
-        COLUMNS,
-    )
-    if suffix == ".parquet":
-        found = pq.read_table(target).to_pylist()
-    elif suffix == ".jsonl":
-        found = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
-    else:
-        options = pcsv.ConvertOptions(column_types=COLUMNS, strings_can_be_null=True, quoted_strings_can_be_null=False)
-        found = pcsv.read_csv(io.BytesIO(target.read_bytes()), convert_options=options).to_pylist()
-    assert [row["path"] for row in found] == ["a,b.png", "ö.png"]
-    assert found[0]["logit"] == pytest.approx(0.1, abs=1e-7)
-    assert found[0]["probability"] == 0.25
-    assert found[1]["logit"] is None
-    assert found[0]["conformal"] == ""
-    assert found[1]["conformal"] is None
-    assert found[1]["error"] == "the file is cut short"
+# ---------------------------------------------------------------- studies, counts and names
 
 
 def test_a_study_has_the_row_of_its_highest_picture():

@@ -1,4 +1,4 @@
-"""python -m fracray.serve --ray: two replicas, of which one is killed while requests are asked, and the end."""
+"""python -m fracray.serve --ray: two replicas; one is killed while requests are asked, as is Ray Serve's controller."""
 
 import io
 import signal
@@ -31,12 +31,12 @@ def server(checkpoint):
         yield running
 
 
-def replicas(server):
-    """Ray's processes of the replicas, by pid."""
+def replicas(server, kind="ServeReplica"):
+    """Ray's processes of the replicas, or of another actor of Ray Serve, by pid."""
     found = {}
     for child in psutil.Process(server.process.pid).children(recursive=True):
         try:
-            if child.cmdline()[:1] and child.cmdline()[0].startswith("ray::ServeReplica"):
+            if child.cmdline()[:1] and child.cmdline()[0].startswith(f"ray::{kind}"):
                 found[child.pid] = child
         except psutil.Error:  # it has just ended
             continue
@@ -76,6 +76,26 @@ def test_the_app_is_that_of_one_machine(server):
         one for one in psutil.Process(server.process.pid).net_connections("tcp") if one.status == psutil.CONN_LISTEN
     ]
     assert {one.laddr.ip for one in listening if one.laddr.port == int(server.url.rpartition(":")[2])} == {"127.0.0.1"}
+
+
+@pytest.mark.slow
+def test_a_controller_of_ray_serve_that_is_killed_costs_no_answer(server):
+    ((pid, controller),) = replicas(server, "ServeController").items()
+    answers, ready = [], []
+    with server.client() as client:
+        controller.kill()
+        end = time.monotonic() + WAIT
+        counted = False  # by the controller that has started again
+        while not counted or len(answers) < 20:
+            assert time.monotonic() < end, "it did not come"
+            answers.append(client.post("/predict", files={"files": ("a.jpg", jpeg(picture(1)))}))
+            ready.append(client.get("/ready").status_code)
+            again = replicas(server, "ServeController").keys() - {pid}
+            counted = again and metric(client, "fracray_replicas_age_seconds") < 2 and len(answers) > 20
+            time.sleep(0.1)
+        assert metric(client, "fracray_replicas") == 2
+    assert {answer.status_code for answer in answers} == {200}
+    assert set(ready) == {200}
 
 
 @pytest.mark.slow
@@ -124,7 +144,8 @@ def test_sigterm_ends_the_server_and_its_replicas(server):
     running = replicas(server)
     assert server.end(signal.SIGTERM) == 0
     assert "all that was asked is answered" in server.lines[-1]
-    assert len(server.lines) == 3, server.lines  # that it starts, where it serves, that it stops
+    lines = [line for line in server.lines if "(raylet)" not in line]  # Ray's own words on the controller's death
+    assert len(lines) == 3, lines  # that it starts, where it serves, that it stops
     wait(lambda: not any(one.is_running() for one in running.values()))
 
 

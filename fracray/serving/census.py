@@ -1,0 +1,83 @@
+"""How many replicas of a service predict: Ray Serve is asked again and again. Knows no pictures and no HTTP."""
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+from ray import serve
+
+from fracray.prediction.running import cause_of
+
+LOOK_SECONDS = 2.0  # between looks
+LOOK_WITHIN = 10.0  # seconds that a look may take
+KNOWN_SECONDS = 30.0  # for which a number counts: Ray Serve's controller may start again meanwhile
+# States of a replica that answers. A controller that has started again finds its replicas in RECOVERING.
+ANSWERING = ("RUNNING", "RECOVERING", "PENDING_MIGRATION")
+
+logger = logging.getLogger(__name__)
+
+
+class Census:
+    """The replicas of one deployment of an application. running: those that answered at the last look."""
+
+    def __init__(self, application: str, deployment: str) -> None:
+        self._application, self._deployment = application, deployment
+        self.running = 0
+        self._seen, self._told = time.monotonic(), False
+        self._look: asyncio.Future[Any] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, running: int) -> None:
+        """Count from now on, until `stop`; so many run at present."""
+        self.running, self._seen = running, time.monotonic()
+        self._task = asyncio.create_task(self._watch())
+
+    @property
+    def age(self) -> float:
+        """Seconds since the number was last known."""
+        return time.monotonic() - self._seen
+
+    @property
+    def known(self) -> bool:
+        """Whether the number is a recent one."""
+        return self.age <= KNOWN_SECONDS
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                self.running = await self._count()
+            except Exception as error:  # whatever it is, nobody else would notice that the counting has ended
+                self._tell(error)
+            else:
+                self._seen = time.monotonic()
+                if self._told:
+                    logger.warning(f"it is known again how many replicas predict: {self.running}")
+                self._told = False
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _count(self) -> int:
+        """How many answer; none where Ray Serve does not have the application any more."""
+        if self._look is None:
+            self._look = asyncio.ensure_future(asyncio.to_thread(serve.status))
+        done, _ = await asyncio.wait([self._look], timeout=LOOK_WITHIN)
+        if not done:  # it goes on: another look would hang beside it
+            raise TimeoutError("Ray Serve does not answer")
+        look, self._look = self._look, None
+        application = look.result().applications.get(self._application)
+        deployment = application.deployments.get(self._deployment) if application else None
+        return sum(deployment.replica_states.get(state, 0) for state in ANSWERING) if deployment else 0
+
+    def _tell(self, error: Exception) -> None:
+        if self.known or self._told:
+            return
+        self._told = True
+        logger.error(
+            f"for {self.age:.0f} s it is not known how many replicas predict ({type(error).__name__}: "
+            f"{cause_of(error)}); pictures are still sent to them, and /ready answers 503 until it is known again"
+        )
+
+    def stop(self) -> None:
+        """Count no longer."""
+        if self._task is not None:
+            self._task.cancel()
