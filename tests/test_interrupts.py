@@ -150,15 +150,26 @@ def test_sigterm_to_all_processes_is_no_killed_cluster(tmp_path, cache, name, mo
 
 
 @pytest.mark.slow
-def test_a_ray_that_does_not_come_up_is_one_line(tmp_path, cache):
+def test_a_ray_that_does_not_come_up_is_started_twice_and_then_an_error(tmp_path, cache):
     """As on a machine with far too much to do: Ray waits half a minute, and raises a plain Exception."""
     process = started(tmp_path, [*COMMANDS["train"], *LONG["train"]], group=True)
-    found = []
-    wait_until(lambda: found.extend(raylets(process)) or found, process)
-    found[0].send_signal(signal.SIGSTOP)
+    stopped = []
+
+    def stops_another():
+        new = [one for one in raylets(process) if one not in stopped]
+        for one in new:
+            one.send_signal(signal.SIGSTOP)
+        stopped.extend(new)
+        return new
+
+    wait_until(stops_another, process)
+    wait_until(stops_another, process)
     code, _, said = end(process, seconds=180)
-    assert code == 1
-    assert re.fullmatch(r"failed: Ray could not be started on this machine: .+\n", said), said
+    assert code == 2
+    note, error = said.splitlines()
+    assert re.fullmatch(r"note: Ray's servers did not start in time .+: they are started once more", note), said
+    assert re.fullmatch(r"error: Ray's servers did not start in time .+ give the same command again", error), said
+    assert not any(one.is_running() for one in stopped)
 
 
 def raylets(process):

@@ -20,6 +20,7 @@ from fracray.prediction.familiar import Familiar
 from fracray.prediction.inputs import Picture
 from fracray.prediction.reading import Batch, Decoder, Sender, unpack_checkpoint
 from fracray.prediction.scoring import PLACE, SCORED, SHOWN, Asked, Scorer
+from fracray.runtime.ray_data import few_processes
 from fracray.runtime.resources import alone, here, present
 from fracray.training.checkpoint import load_checkpoint, read_seen
 
@@ -88,10 +89,11 @@ def predict_pictures(
     missing, total, before = ~done, len(pictures), -1
     while missing.any():
         try:
-            for rows in _rows(pictures, ~missing, folder, asked, decoder, sender):
-                keep(rows)
-                missing[rows[PLACE].to_numpy()] = False
-                progress(total - int(missing.sum()), total)
+            with few_processes():
+                for rows in _rows(pictures, ~missing, folder, asked, decoder, sender):
+                    keep(rows)
+                    missing[rows[PLACE].to_numpy()] = False
+                    progress(total - int(missing.sum()), total)
         except ray.exceptions.RayError as error:
             left = int(missing.sum())
             if isinstance(error, ray.exceptions.RayTaskError) or left == before:

@@ -8,10 +8,15 @@ import logging
 import os
 import re
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, Generic, TypeVar
+
+import psutil
 
 from fracray import interrupts
 from fracray.errors import InputError, RunError
@@ -33,6 +38,9 @@ ENVIRONMENT = {
     # gRPC, which Ray Serve imports, notes on the terminal that a process forks.
     "GRPC_VERBOSITY": "ERROR",
 }
+
+SLOW_SECONDS = 10.0  # Ray gives its servers 30 s; what fails sooner does not fail for want of time
+END_SECONDS = 5.0  # for killed processes to be gone
 
 NOTICES = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 
@@ -141,20 +149,62 @@ def _start(address: str | None, environment: Mapping[str, str]) -> None:
     import ray
 
     settings = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    if not address:
+        # Ray listens on every interface. A local cluster answers only clients that hold the token in ~/.ray: this is
+        # Ray's default since 2.59, unless RAY_AUTH_MODE changes it (read when Ray is imported).
+        # Without its servers the command could not end in order.
+        with interrupts.children_apart(), _fewer_servers() as nodes, _variables(environment):
+            _start_patiently(partial(ray.init, address="local", include_dashboard=False, **settings), nodes)
+        return
     try:
-        if address:
-            ray.init(address=address, **settings)
-        else:
-            # Ray listens on every interface. A local cluster answers only clients that hold the token in ~/.ray: this
-            # is Ray's default since 2.59, unless RAY_AUTH_MODE changes it (read when Ray is imported).
-            # Without its servers the command could not end in order.
-            with interrupts.children_apart(), _fewer_servers(), _variables(environment):
-                ray.init(address="local", include_dashboard=False, **settings)
-    except Exception as error:  # Ray also raises plain ones, as where a loaded machine takes too long
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if address:
-            raise InputError(f"--address {address}: no Ray cluster answers there: {reason}") from None
-        raise RunError(f"Ray could not be started on this machine: {reason}") from None
+        ray.init(address=address, **settings)
+    except Exception as error:
+        raise InputError(f"--address {address}: no Ray cluster answers there: {_reason(error)}") from None
+
+
+def _start_patiently(start: Callable[[], object], nodes: list[Any]) -> None:
+    """Start Ray's servers; a second time where they needed more than the time that Ray gives them.
+
+    nodes: those that `start` makes, each in the list before its first process starts.
+    """
+    for tries_left in (1, 0):
+        begun = time.monotonic()
+        try:
+            start()
+            return
+        except Exception as error:  # Ray raises plain ones where a loaded machine takes too long
+            seconds = time.monotonic() - begun
+            _end(nodes)
+            if seconds < SLOW_SECONDS:
+                raise RunError(f"Ray could not be started on this machine: {_reason(error)}") from None
+            slow = f"Ray's servers did not start in time on this machine ({_reason(error).rstrip('.')})"
+        if tries_left:
+            print(f"note: {slow}: they are started once more", file=sys.stderr, flush=True)
+    raise InputError(
+        f"{slow}, twice: it is too busy, or short of memory; end other programs or wait for them, and give the same "
+        "command again"
+    )
+
+
+def _end(nodes: list[Any]) -> None:
+    """End the processes of nodes that did not start, and what these have started: Ray leaves them until the exit."""
+    import ray
+
+    below = []
+    for _, server in (one for node in nodes for one in node.live_processes()):
+        with suppress(psutil.Error):
+            below += psutil.Process(server.pid).children(recursive=True)
+    ray.shutdown()  # where the servers were up and this process could not connect
+    while nodes:
+        nodes.pop().kill_all_processes(check_alive=False, wait=True)
+    for process in below:
+        with suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(below, timeout=END_SECONDS)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager
@@ -170,18 +220,19 @@ def _variables(values: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _fewer_servers() -> Iterator[None]:
-    """Start no server that one command on one machine has no use for; Ray has no option for that.
+def _fewer_servers() -> Iterator[list[Any]]:
+    """Start no server that one command on one machine has no use for; Ray has no option for that. Gives the new nodes.
 
     They are the autoscaler's, the one that sends logs to the driver (`log_to_driver` is off), and the dashboard's,
     which only counts uses without a dashboard. Each costs half a second of a core and more, and Ray waits for the last.
     """
     from ray._private import node
 
-    whole = node.Node
+    whole, nodes = node.Node, []
 
     class Fewer(whole):  # type: ignore[misc, valid-type]
         def __init__(self, ray_params: Any, **more: Any) -> None:
+            nodes.append(self)
             ray_params.no_monitor, ray_params.include_log_monitor = True, False
             super().__init__(ray_params, **more)
 
@@ -190,7 +241,7 @@ def _fewer_servers() -> Iterator[None]:
 
     node.Node = Fewer
     try:
-        yield
+        yield nodes
     finally:
         node.Node = whole
 

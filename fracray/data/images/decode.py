@@ -123,7 +123,7 @@ def inspect(data: bytes) -> tuple[FileInspection, DecodedImage]:
     phash = perceptual_hash(thumb)
     if found.fault:
         return replace(seen, thumb=thumb, phash=phash), found
-    why = nothing_shown(found.gray)
+    why = nothing_shown(found.gray, thumb)
     seen = replace(
         seen,
         fault="blank" if why else "",

@@ -31,6 +31,7 @@ from fracray.data.images.square import decode, decode_part
 from fracray.data.loading.shards import INDEX, ShardFile, Shards, open_shards
 from fracray.data.manifest import Manifest
 from fracray.errors import InputError, RunError
+from fracray.runtime.ray_data import few_processes
 from fracray.runtime.resources import alone, capacity, here
 from fracray.runtime.storage import Folder
 
@@ -216,7 +217,7 @@ def _write(manifest: Manifest, size: int, folder: Folder, progress: Progress | N
         else:
             where = {"concurrency": min(len(blocks), os.cpu_count() or 1), **on_this_machine}
     try:
-        with _filling(folder) as partial:
+        with _filling(folder) as partial, few_processes():
             written = ray.data.from_arrow(blocks).map_batches(
                 _WriteShards("" if reader else str(manifest.root), partial, size, rows, reader, crop),
                 batch_format="pyarrow",

@@ -7,6 +7,7 @@ from drawn_fracatlas import picture
 
 from fracray.data.images.blank import nothing_shown
 from fracray.data.images.decode import decode
+from fracray.data.images.hashes import thumbnail
 
 SIZES = [(1, 1), (1, 900), (40, 60), (373, 454), (2304, 2880)]
 
@@ -97,3 +98,21 @@ def test_no_radiograph_of_fracatlas_is_blank(fracatlas):
     assert table["image_id"][table["opposed"] == 1].tolist() == [
         "IMG0001139", "IMG0001347", "IMG0001529", "IMG0002912",
     ]  # all with wide bright margins  # fmt: skip
+
+
+def test_a_thumbnail_does_not_change_what_is_found():
+    """In pictures near the limits: soft grounds of a few gray levels, noise, and letters that cover too much or not."""
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(400):
+        height = int(rng.integers(20, 400))
+        size = height, int(height * rng.uniform(0.8, 1.6))
+        coarse = rng.normal(128, rng.uniform(0, 2.5), (rng.integers(2, 40), rng.integers(2, 40))).astype(np.float32)
+        soft = cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_LINEAR)
+        image = np.clip(soft + rng.normal(0, rng.uniform(0, 8), size), 0, 255).astype(np.uint8)
+        if rng.random() < 0.5:
+            image = with_letter(image, rng.uniform(0.02, 0.5), int(rng.integers(0, 256)))
+        why = nothing_shown(image)
+        assert nothing_shown(image, thumbnail(image)) == why
+        found.append(bool(why))
+    assert 80 < sum(found) < 320

@@ -1,0 +1,56 @@
+"""Ray Data on a cluster of one command: without the processes that serve several users and several machines."""
+
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from fracray.runtime.ray_session import own_cluster
+
+_COUNTS = ("update_execution_metrics", "update_iteration_metrics", "register_dataset_to_stats_actor")
+_NAME = "gen_dataset_id_from_stats_actor"
+
+
+@contextmanager
+def few_processes() -> Iterator[None]:
+    """On the command's own cluster, Ray Data starts in the block only the processes of its tasks; elsewhere all.
+
+    Two more have no use there, and Ray has no option for that: one counts for a dashboard, and one divides the cluster
+    between executions and has it grown. Each costs 0.7 s of a core, and is told about every step.
+    """
+    if not own_cluster():
+        yield
+        return
+    from ray.data._internal import stats
+    from ray.data._internal.cluster_autoscaler import rate_based_cluster_autoscaler
+
+    counts, coordinator = stats._StatsManager, rate_based_cluster_autoscaler.DefaultAutoscalingCoordinator
+    before = {name: counts.__dict__[name] for name in (*_COUNTS, _NAME)}
+    for name in _COUNTS:
+        setattr(counts, name, staticmethod(lambda *_, **__: None))
+    setattr(counts, _NAME, staticmethod(lambda: uuid.uuid4().hex))
+    rate_based_cluster_autoscaler.DefaultAutoscalingCoordinator = _Everything
+    try:
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(counts, name, method)
+        rate_based_cluster_autoscaler.DefaultAutoscalingCoordinator = coordinator
+
+
+class _Everything:
+    """In the place of Ray Data's coordinator: the one execution has all of a cluster that does not grow."""
+
+    def __init__(self, **_: Any) -> None:
+        self._resources = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+
+    def request_resources(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def cancel_request(self) -> None:
+        pass
+
+    def get_reserved_resources(self) -> Mapping[str, Mapping[str, float]]:
+        return self._resources
