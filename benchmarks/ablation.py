@@ -253,7 +253,7 @@ def train(training: Training, table: pd.DataFrame, squares: np.ndarray, every_ep
             raise ArithmeticError(f"diverged in epoch {report.epoch}")
         curve.append([report.metrics[name] for name in CURVE])
         if every_epoch:
-            tested.append(_logits(fit.averaged, squares, rows["test"], device, mirrored=False))
+            tested.append(logits_of(fit.averaged, squares, rows["test"], device, mirrored=False))
     fit.averaged.load_state_dict(fit.best_weights)
     found: dict[str, Any] = {
         "epoch": fit.best["epoch"],
@@ -266,7 +266,7 @@ def train(training: Training, table: pd.DataFrame, squares: np.ndarray, every_ep
     for part, members in rows.items():
         found[f"{part}_rows"] = members
         for name, mirrored in (("logits", False), ("mirrored", True)):
-            found[f"{part}_{name}"] = _logits(fit.averaged, squares, members, device, mirrored)
+            found[f"{part}_{name}"] = logits_of(fit.averaged, squares, members, device, mirrored)
     return {name: np.asarray(value) for name, value in found.items()}
 
 
@@ -277,7 +277,7 @@ def plan_of(config: Config, table: pd.DataFrame, split: pd.Series) -> Plan:
 
 
 @torch.inference_mode()
-def _logits(
+def logits_of(
     model: torch.nn.Module, squares: np.ndarray, rows: np.ndarray, device: torch.device, mirrored: bool
 ) -> np.ndarray:
     found = []

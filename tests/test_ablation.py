@@ -1,6 +1,7 @@
-"""benchmarks/ablation.py and signals.py, from a pack of phantoms to their tables."""
+"""benchmarks/ablation.py, signals.py and anytime.py, from a pack of phantoms to their tables."""
 
 import json
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,10 @@ def modules(tmp_path_factory):
         patch.syspath_prepend(str(BENCHMARKS))
         patch.setenv("FRACRAY_CACHE", str(tmp_path_factory.mktemp("cache")))
         import ablation
+        import anytime
         import signals
 
-        yield ablation, signals
+        yield ablation, signals, anytime
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def test_a_pack_holds_the_squares_and_the_folds(modules, pack):
 
 
 def test_steps_are_trained_on_every_fold_and_compared(modules, pack, tmp_path, capsys):
-    ablation, signals = modules
+    ablation, signals, _ = modules
     recipes = {"base": TINY, "steps": {"default": {}, "wide": {"model.width": 8}}}
     (tmp_path / "recipes.yaml").write_text(yaml.safe_dump(recipes))
     words = ["run", "--pack", str(pack), "--recipes", str(tmp_path / "recipes.yaml"), "--every-epoch"]
@@ -114,7 +116,7 @@ def test_a_fold_that_is_missing_leaves_its_step_out(modules, pack, tmp_path, cap
 
 def test_the_metric_that_tells_configurations_apart_is_found(modules):
     """Ten configurations of known worth: one metric follows it, the other is noise."""
-    _, signals = modules
+    signals = modules[1]
     random = np.random.default_rng(0)
     worth = np.linspace(0.7, 0.9, 10)[:, None, None, None] + np.zeros((10, 5, 3, 4))
     test = worth + 0.002 * random.standard_normal(worth.shape)
@@ -128,3 +130,76 @@ def test_the_metric_that_tells_configurations_apart_is_found(modules):
     assert good["gain"] == pytest.approx(0.2, abs=0.02)
     assert good["configurations"] > 5 * good["seeds"]
     assert noise["gain"] < good["gain"]
+
+
+# ---- anytime.py
+
+
+@pytest.fixture
+def asked(modules, tmp_path):
+    """A call of anytime.py that compares three methods after two and four trials of three epochs."""
+    tiny = [f"{name}={value}" for name, value in TINY.items() if name in ("model.width", "train.batch_size")]
+    words = ["--methods", "random/none", "tpe/none", "tpe/asha", "--trials", "2", "4", "--epochs", "3", "--grace", "1"]
+    words += ["--size", "32", "--startup", "2", "--seeds", "2", "--set", *tiny, "--json", str(tmp_path / "found.json")]
+    return modules[2].parser().parse_args(words)
+
+
+def test_methods_search_alike_but_for_what_they_differ_in(modules, pack, asked):
+    ablation, _, anytime = modules
+    table = pd.read_parquet(pack / "table.parquet")
+    parts = tuple(table[f"fold{fold}"] for fold in range(5))
+    data = anytime.Radiographs(ablation.unpacked(pack, 32), table, parts)
+    found = {method: anytime.search(method, 1, asked, data) for method in asked.methods}
+    default = {trials[0] for trials in found.values()}
+    assert len(default) == 1, "all begin with the default configuration"
+    assert {len(trials) for trials in found.values()} == {4}
+    lengths = {method: [len(trial.values) for trial in trials] for method, trials in found.items()}
+    assert lengths["random/none"] == lengths["tpe/none"] == [3] * 4
+    assert all(1 <= length <= 3 for length in lengths["tpe/asha"])
+    assert found["random/none"] == anytime.search("random/none", 1, asked, data)
+    for trial in found["random/none"]:
+        assert trial.value == max(trial.values)
+        assert 0 <= trial.test_auroc <= 1
+
+
+def test_methods_are_compared_by_what_their_winners_are_worth(modules, asked):
+    anytime = modules[2]
+
+    def trial(value, test, epochs=3):
+        return anytime.Trial((value,) * epochs, value, 0.5, test, test)
+
+    def searches(method, *trials):
+        return [anytime.Search(method, seed, tuple(trials)) for seed in range(2)]
+
+    random = searches("random/none", trial(0.5, 0.5), trial(0.6, 0.4), trial(0.55, 0.9), trial(0.7, 0.8))
+    tpe = searches("tpe/none", trial(0.5, 0.5), trial(0.8, 0.7), trial(0.6, 0.9), trial(0.7, 0.1))
+    asha = searches("tpe/asha", trial(0.5, 0.5), trial(0.9, 0.2, 1), trial(0.6, 0.9, 1), trial(0.95, 0.6, 1))
+    rows = {(row["method"], row["after"]): row for row in anytime.compared([*random, *tpe, *asha], asked)}
+    assert rows["default", "4 trials"]["value"] == (0.5, 0.0)
+    assert rows["random/none", "2 trials"]["test_auroc"] == (0.4, 0.0)
+    assert rows["tpe/none", "4 trials"]["test_auroc_gain"] == pytest.approx((0.7 - 0.8, 0))
+    asha_row = rows["tpe/asha", "4 trials"]
+    assert (asha_row["epochs"], asha_row["value"][0], asha_row["test_auroc"][0]) == (6, 0.95, 0.6)
+    equal = rows["tpe/none", "4 trials, equal epochs"]  # within the six epochs of the shortest search
+    assert (equal["epochs"], equal["value"][0]) == (6, 0.8)
+    assert rows["tpe/asha", "4 trials, equal epochs"]["value"][0] == 0.95
+    curve = asha[0].curve("max")
+    assert curve.tolist() == list(accumulate([0.5] * 3 + [0.9, 0.6, 0.95], max))
+
+
+def test_searches_are_kept_for_a_call_with_the_same_settings(modules, asked, capsys):
+    anytime = modules[2]
+    trials = (anytime.Trial((0.5, 0.6, 0.6), 0.6, 0.5, 0.7, 0.8),) * 4
+    found = {(method, seed): anytime.Search(method, seed, trials) for method in asked.methods for seed in range(2)}
+    shared = {key: value for key, value in vars(asked).items() if key not in anytime.NOT_SHARED} | {"data": "phantom"}
+    anytime._write(asked.json, shared, found)
+    assert anytime._kept(asked.json, shared) == found
+    assert anytime._kept(asked.json, {**shared, "epochs": 9}) == {}
+    words = ["--methods", *asked.methods, "--trials", "2", "4", "--epochs", "3", "--grace", "1", "--size", "32"]
+    words += ["--startup", "2", "--seeds", "2", "--set", *asked.set, "--json", str(asked.json)]
+    anytime.main(words)  # trains nothing
+    assert "tpe/asha" in capsys.readouterr().out
+    assert len(json.loads(asked.json.read_text())["compared"]) == 4 * 4
+    assert asked.json.with_suffix(".png").exists()
+    with pytest.raises(SystemExit, match="random/none is what the others are compared with"):
+        anytime.main(["--methods", "tpe/none"])

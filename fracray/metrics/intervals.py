@@ -17,7 +17,7 @@ from scipy.special import expit, logit, stdtrit
 from fracray.metric_names import METRICS
 from fracray.metrics.inputs import CELLS, Array, checked, numbered
 from fracray.metrics.reliability import slope_and_intercept
-from fracray.metrics.scores import Ranked, floored
+from fracray.metrics.scores import OverFolds, Ranked, floored
 
 LEVEL = 0.95
 FEWEST_GROUPS = 5  # with fewer, there is no interval
@@ -164,6 +164,19 @@ def score_intervals(
     return {name: interval(name) for name in values} if ranked.n else {}
 
 
+def ranked(
+    labels: npt.ArrayLike,
+    probabilities: npt.ArrayLike,
+    threshold: npt.ArrayLike,
+    groups: npt.ArrayLike,
+    folds: npt.ArrayLike | None,
+) -> Ranked | OverFolds:
+    """The predictions of one model or, with `folds`, of a model of each fold."""
+    if folds is None:
+        return Ranked(labels, probabilities, threshold, groups)
+    return OverFolds(labels, probabilities, threshold, groups, folds)
+
+
 def paired_gain(
     labels: npt.ArrayLike,
     probabilities_a: npt.ArrayLike,
@@ -172,15 +185,17 @@ def paired_gain(
     threshold_b: npt.ArrayLike,
     groups: npt.ArrayLike,
     metric: str = "accuracy",
+    folds: npt.ArrayLike | None = None,
 ) -> Interval:
     """The score of model a minus that of model b on the same images, with the same groups left out of both.
 
-    Arguments and interval as of `score_intervals`; `metric` is a name from METRICS. It knows of the groups, and not of
-    what another seed of the training would give.
+    Arguments and interval as of `score_intervals`; `metric` is a name from METRICS. With `folds` (n,), the fold in
+    which an image was held out, a and b are models of each fold, and a score is the mean over the folds: see
+    `OverFolds`. The interval knows of the groups, and not of what another seed of the training would give.
     """
     assert metric in METRICS, f"{metric} is not one of {METRICS}"
-    a = Ranked(labels, probabilities_a, threshold_a, groups)
-    b = Ranked(labels, probabilities_b, threshold_b, groups)
+    a = ranked(labels, probabilities_a, threshold_a, groups, folds)
+    b = ranked(labels, probabilities_b, threshold_b, groups, folds)
     value = getattr(a.as_scores(), metric) - getattr(b.as_scores(), metric)
     jackknife = GroupJackknife(labels, groups)
     left_out = jackknife.values(lambda weights: {metric: a.scores(weights)[metric] - b.scores(weights)[metric]})
@@ -214,18 +229,6 @@ def auroc_over_folds(
     group within one. Folds with one class are left out, also those that a left-out group leaves with one; value, low
     and high are nan where none is left. Raises RunError as `score`.
     """
-    y, p, group, fold = np.asarray(labels), np.asarray(probabilities), np.asarray(groups), np.asarray(folds)
-    inside = [rows for name in np.unique(fold) if len(set(y[rows := np.flatnonzero(fold == name)])) == 2]
-    if not inside:
-        return Interval(math.nan, math.nan, math.nan)
-    ranked = [(rows, Ranked(y[rows], p[rows], 0.5)) for rows in inside]
-
-    def statistic(weights: Array) -> dict[str, Array]:
-        each = np.array([one.scores(weights[:, rows])["auroc"] for rows, one in ranked])
-        known = ~np.isnan(each)
-        with np.errstate(invalid="ignore"):
-            return {"auroc": np.where(known, each, 0).sum(0) / known.sum(0)}
-
-    jackknife = GroupJackknife(y, group)
-    value = float(statistic(np.ones((1, len(y))))["auroc"][0])
-    return jackknife.interval(value, jackknife.values(statistic)["auroc"])
+    over = OverFolds(labels, probabilities, 0.5, None, folds)
+    jackknife = GroupJackknife(labels, groups)
+    return jackknife.interval(over.as_scores().auroc, jackknife.values(over.scores).get("auroc", np.empty(0)))

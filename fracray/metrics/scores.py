@@ -195,3 +195,53 @@ class Ranked:
                 "brier": weights @ self.squares / total,
                 "ece": self.calibration_error.signed(weights),
             }
+
+
+class OverFolds:
+    """Cross-fitted predictions, scored fold by fold: a score is the mean over the folds, whose models differ in scale.
+
+    Arguments as of `Ranked`; folds (n,): the fold in which an image was held out. A fold in which a score is unknown,
+    as AUROC is where all images are of one class, is left out of its mean; nan where it is known in none.
+    """
+
+    def __init__(
+        self,
+        labels: npt.ArrayLike,
+        probabilities: npt.ArrayLike,
+        threshold: npt.ArrayLike,
+        groups: npt.ArrayLike | None,
+        folds: npt.ArrayLike,
+    ) -> None:
+        y, p = checked(labels, probabilities)
+        self.n = len(y)
+        level, of_all = np.broadcast_to(threshold, y.shape), None if groups is None else np.asarray(groups)
+        self._folds = [
+            (rows, Ranked(y[rows], p[rows], level[rows], None if of_all is None else of_all[rows]))
+            for rows in rows_by_fold(folds)
+        ]
+
+    def as_scores(self) -> Scores:
+        """The means of the folds' scores with every image counted once; `n` counts all images."""
+        each = [ranked.as_scores() for _, ranked in self._folds]
+        means = {name: np.array([[getattr(one, name)] for one in each]).reshape(-1, 1) for name in METRICS}
+        return Scores(n=self.n, **{name: float(mean_over_folds(values)[0]) for name, values in means.items()})
+
+    def scores(self, weights: Array) -> dict[str, Array]:
+        """Every metric, each (r,), for weights (r, n), as `Ranked.scores`."""
+        each = [ranked.scores(weights[:, rows]) for rows, ranked in self._folds]
+        return {
+            name: mean_over_folds(np.array([one[name] for one in each]).reshape(-1, len(weights))) for name in METRICS
+        }
+
+
+def rows_by_fold(folds: npt.ArrayLike) -> list[IntArray]:
+    """The places of each fold's images, ascending; folds (n,)."""
+    fold = np.asarray(folds)
+    return [np.flatnonzero(fold == name) for name in np.unique(fold)]
+
+
+def mean_over_folds(values: Array) -> Array:
+    """The means (r,) of values (folds, r) over the folds that have one; nan where none has."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(known, values, 0).sum(0) / known.sum(0))

@@ -8,35 +8,41 @@ import numpy as np
 from scipy.special import stdtrit
 
 from fracray.metrics.inputs import Array
-from fracray.metrics.intervals import ABOUT, LEVEL, GroupJackknife, Interval
-from fracray.metrics.scores import Ranked
+from fracray.metrics.intervals import ABOUT, LEVEL, GroupJackknife, Interval, ranked
+from fracray.metrics.scores import mean_over_folds, rows_by_fold
 
 FEWEST_SEEDS = 2  # of one, it is not known what another one would give
 
 
 @dataclass(frozen=True)
 class SeedRun:
-    """One training's probabilities (n,) on a set of images, and its decision threshold."""
+    """One training's probabilities (n,) on a set of images, and its threshold; over folds one for each image, (n,)."""
 
     probabilities: Array
-    threshold: float
+    threshold: float | Array
 
 
 def seeded_gain(
-    labels: Array, groups: Array, ours: Sequence[SeedRun], theirs: Sequence[SeedRun], metric: str
+    labels: Array,
+    groups: Array,
+    ours: Sequence[SeedRun],
+    theirs: Sequence[SeedRun],
+    metric: str,
+    folds: Array | None = None,
 ) -> Interval:
     """The mean score over the seeds of one configuration minus that of another, on the same images.
 
-    labels (n,) in {0, 1}; groups (n,); metric: a name from METRICS, or 'loss'. The 95% interval knows of both what
-    other groups of images and what other seeds would change: its variance is the sum of that between groups (the same
-    ones left out of all trainings, see GroupJackknife) and that between seeds, and its degrees of freedom are
-    Satterthwaite's (1946, doi 10.2307/3002019). The sum is no less than the variance where seeds and groups are both
-    drawn at random (Owen 2007, doi 10.1214/07-AOAS122), and more where they interact. Without what it is too much, two
-    seeds and 11 groups held the truth in 0.90 of the samples instead of 0.96. low and high are nan with one seed, and
-    as of `score_intervals`.
+    labels (n,) in {0, 1}; groups (n,); metric: a name from METRICS, or 'loss'. folds (n,): where a training is a model
+    of each fold, the fold in which an image was held out; its score is the mean over the folds. The 95% interval knows
+    of both what other groups of images and what other seeds would change: its variance is the sum of that between
+    groups (the same ones left out of all trainings, see GroupJackknife) and that between seeds, and its degrees of
+    freedom are Satterthwaite's (1946, doi 10.2307/3002019). The sum is no less than the variance where seeds and groups
+    are both drawn at random (Owen 2007, doi 10.1214/07-AOAS122), and more where they interact. Without what it is too
+    much, two seeds and 11 groups held the truth in 0.90 of the samples instead of 0.96. low and high are nan with one
+    seed, and as of `score_intervals`.
     """
     jackknife = GroupJackknife(labels, groups)
-    sides = [[_scorer(labels, groups, run, metric) for run in runs] for runs in (ours, theirs)]
+    sides = [[_scorer(labels, groups, run, metric, folds) for run in runs] for runs in (ours, theirs)]
 
     def values(weights: Array) -> list[Array]:
         return [np.stack([scorer(weights) for scorer in side]) for side in sides]  # each (seeds, r)
@@ -65,11 +71,18 @@ def _spread(left_out: Array) -> float:
     return (count - 1) / count * float(((left_out - left_out.mean()) ** 2).sum())
 
 
-def _scorer(labels: Array, groups: Array, run: SeedRun, metric: str) -> Callable[[Array], Array]:
+def _scorer(labels: Array, groups: Array, run: SeedRun, metric: str, folds: Array | None) -> Callable[[Array], Array]:
     """One training's score as a function of image weights (r, n), giving (r,)."""
     if metric == "loss":
         told = np.clip(run.probabilities, 1e-12, 1 - 1e-12)
         losses = -np.where(np.asarray(labels) > 0.5, np.log(told), np.log1p(-told))
-        return lambda weights: weights @ losses / weights.sum(1)
-    ranked = Ranked(labels, run.probabilities, run.threshold, groups)
-    return lambda weights: ranked.scores(weights)[metric]
+        inside = rows_by_fold(np.zeros(len(losses)) if folds is None else folds)
+
+        def loss(weights: Array) -> Array:
+            with np.errstate(invalid="ignore"):  # a group that is left out may be all of its fold
+                each = [weights[:, rows] @ losses[rows] / weights[:, rows].sum(1) for rows in inside]
+            return mean_over_folds(np.array(each))
+
+        return loss
+    scored = ranked(labels, run.probabilities, run.threshold, groups, folds)
+    return lambda weights: scored.scores(weights)[metric]

@@ -313,7 +313,7 @@ def _gains(run: Folder, subject: Subject, found: Search) -> dict[str, Interval]:
     if found.best is None:
         return {}
     if found.space.config.data.split.cross_validate:
-        return fold_gains(found.space, found.rows, found.best)
+        return fold_gains(run, found.space, found.rows, found.best)
     parts = subject.data["parts"] if subject.data else {"val": None}
     sets = [name for name in parts if is_validation(name)]
     return gains_over_default(run, found.space, found.rows, found.best, sets)
@@ -330,5 +330,5 @@ def _refit(run: Folder) -> Refit | None:
     except RunError:  # none could be refitted
         found = None
     parts = own.read_json(DATA)["parts"] if own.exists(DATA) else {"val": None}
-    gains = gains_told(own, plan, found, config.search.metrics[0], [name for name in parts if is_validation(name)])
+    gains = gains_told(own, config, found, [name for name in parts if is_validation(name)])
     return Refit(plan, rows, found, gains)

@@ -17,6 +17,7 @@ from fracray.metrics import cross_fitted
 from fracray.runtime.console import counted
 from fracray.runtime.run_folder import FOLDS, refit_number, trial_folder
 from fracray.runtime.storage import Folder
+from fracray.search.judged import read_folds
 from fracray.search.refit import Outcome
 
 LIST, PAGE = "doubtful.csv", "doubtful.html"
@@ -56,12 +57,12 @@ def held_out(trained: list[Folder]) -> pd.DataFrame:
     """
     tables = []
     for folder in trained:
-        if not folder.exists(FOLDS):
+        table = read_folds(folder)
+        if table is None:
             raise RunError(
                 f"{folder} has no {FOLDS}: it was trained by an older version of fracray; refit another copy of the run"
             )
-        with folder.local_copy(FOLDS) as path:
-            tables.append(pd.read_parquet(path).set_index("image_id"))
+        tables.append(table.set_index("image_id"))
     first = tables[0]
     logits = reduce(np.add, (table["logit"].reindex(first.index).to_numpy(np.float64) for table in tables))
     found = first.assign(logit=logits / len(tables), probability=np.nan)

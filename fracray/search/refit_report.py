@@ -8,24 +8,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from fracray.config import SearchConfig
+from fracray.config import Config, SearchConfig
 from fracray.metrics import Interval
-from fracray.metrics.seeds import SeedRun, seeded_gain
+from fracray.metrics.seeds import seeded_gain
 from fracray.runtime.console import new_table
 from fracray.runtime.run_folder import BEST, refit_number, trial_folder
 from fracray.runtime.storage import Folder
 from fracray.search.constraints import standing, verdict
 from fracray.search.ensemble import Choice
+from fracray.search.judged import JUDGED_BY, JudgedSet, fold_metric, judged_folds, judged_set
 from fracray.search.refit import Outcome, RefitPlan, Refitted
-from fracray.search.results import (
-    JUDGED_BY,
-    OVER_DEFAULT,
-    JudgedSet,
-    gain_words,
-    judged_set,
-    told_gains,
-    told_over_folds,
-)
+from fracray.search.results import OVER_DEFAULT, gain_words, told_gains, told_over_folds
 from fracray.search.trials_table import TrialRow
 
 BESIDE = ("val_auroc", "val_loss")  # shown beside the searched metric
@@ -100,20 +93,42 @@ def gains(winner: Sequence[Path], default: Sequence[Path], metric: str, sets: Se
     found = {}
     for name, bare in told_gains(metric, sets):
         ours, theirs = ([judged_set(folder, name, bare) for folder in folders] for folders in (winner, default))
-        first = ours[0]
-        assert all((one.images == first.images).all() for one in (*ours, *theirs))
-        found[f"{name}_{bare}"] = seeded_gain(first.labels, first.groups, _runs(ours), _runs(theirs), bare)
+        found[f"{name}_{bare}"] = _gain(ours, theirs, bare)
     return found
 
 
-def gains_told(
-    own: Folder, plan: RefitPlan, found: Outcome | None, metric: str, sets: Sequence[str]
-) -> dict[str, Interval]:
+def gains_over_folds(own: Folder, found: Outcome, config: Config) -> dict[str, Interval]:
+    """The same where a score is the mean over folds, on the images that each fold's model did not see.
+
+    own: the run folder of the refit. Without an interval as `results.fold_gains`, and with one seed.
+    """
+    gains, point = _means(found, config.search.metrics[0]), config.train.operating_point
+    sides = [
+        [trial_folder(own, refit_number(number, seed)) for seed in found.seeds] for number in (found.winner.number, 0)
+    ]
+    for name in gains:
+        bare = fold_metric(name)
+        if bare is None:
+            continue
+        ours, theirs = ([judged_folds(folder, bare, point) for folder in side] for side in sides)
+        if all(one is not None for one in (*ours, *theirs)):
+            gains[name] = _gain([one for one in ours if one], [one for one in theirs if one], bare)
+    return gains
+
+
+def _gain(ours: Sequence[JudgedSet], theirs: Sequence[JudgedSet], bare: str) -> Interval:
+    first = ours[0]
+    assert all((one.images == first.images).all() for one in (*ours, *theirs))
+    winner, default = ([one.as_run for one in side] for side in (ours, theirs))
+    return seeded_gain(first.labels, first.groups, winner, default, bare, first.folds)
+
+
+def gains_told(own: Folder, config: Config, found: Outcome | None, sets: Sequence[str]) -> dict[str, Interval]:
     """The gain of a refit's winner as `say_gains` prints it, from its run folder; empty where there is none to tell."""
     if found is None or found.default is None or found.winner is found.default:
         return {}
-    if plan.folds:
-        return _told(found, metric, {})
+    if config.data.split.cross_validate:
+        return gains_over_folds(own, found, config)
     with ExitStack() as held:
         ours, theirs = (
             [
@@ -122,30 +137,21 @@ def gains_told(
             ]
             for number in (found.winner.number, 0)
         )
-        return _told(found, metric, gains(ours, theirs, metric, sets))
+        return gains(ours, theirs, config.search.metrics[0], sets)
 
 
-def _told(found: Outcome, metric: str, intervals: Mapping[str, Interval]) -> dict[str, Interval]:
-    """The gains with their intervals, or without any where there are none."""
+def _means(found: Outcome, metric: str) -> dict[str, Interval]:
+    """The differences of the means alone, without intervals."""
     assert found.default is not None
     means = {name: found.winner.mean(name) - found.default.mean(name) for name in told_over_folds(metric)}
-    return dict(intervals) or {name: Interval(mean, nan, nan) for name, mean in means.items()}
+    return {name: Interval(mean, nan, nan) for name, mean in means.items()}
 
 
-def _runs(side: Sequence[JudgedSet]) -> list[SeedRun]:
-    return [SeedRun(one.told, one.threshold) for one in side]
-
-
-def say_gains(
-    console: Console, plan: RefitPlan, found: Outcome, metric: str, intervals: Mapping[str, Interval]
-) -> None:
+def say_gains(console: Console, found: Mapping[str, Interval]) -> None:
     """Print how much better than the default configuration the winner is."""
-    default = found.default
-    if default is None or found.winner is default:
-        return
-    for name, gain in _told(found, metric, intervals).items():
+    for name, gain in found.items():
         console.print(f"{OVER_DEFAULT}: {gain_words(name, gain)}", soft_wrap=True)
-    if any(not isnan(gain.low) for gain in intervals.values()):
+    if any(not isnan(gain.low) for gain in found.values()):
         console.print(
             "the 95% interval holds both what other groups of validation radiographs and what other training seeds "
             "would change",

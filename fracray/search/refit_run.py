@@ -27,10 +27,11 @@ from fracray.runtime.run_folder import (
 from fracray.runtime.storage import Folder
 from fracray.search.doubtful import write_doubtful
 from fracray.search.ensemble import BEST_OF_BOTH, build_ensemble
+from fracray.search.judged import validated
 from fracray.search.launch import places_of, run_trials
 from fracray.search.progress import SearchProgress
 from fracray.search.refit import Outcome, RefitPlan, make_plan, outcome, refit_config
-from fracray.search.refit_report import gains, say_ensemble, say_gains, say_outcome
+from fracray.search.refit_report import gains, gains_over_folds, say_ensemble, say_gains, say_outcome
 from fracray.search.refit_trials import RefitTrials
 from fracray.search.results import config_table, keep_efficiency
 from fracray.search.space import SearchSpace
@@ -120,7 +121,7 @@ def refit(
         console.print("\nno seed has been trained with every configuration yet, so there is no winner", soft_wrap=True)
         return finished
     say_outcome(console, plan, found, rows, config.search)
-    _summarise(replace(space, config=config), run, prepared, plan, found, options.members, console)
+    _summarise(replace(space, config=config), run, prepared, found, options.members, console)
     keep_efficiency(own, tracker, console)
     console.print(next_steps(run, BEST, config.data.source), soft_wrap=True)
     return finished
@@ -130,7 +131,6 @@ def _summarise(
     space: SearchSpace,
     run: Folder,
     prepared: Prepared,
-    plan: RefitPlan,
     found: Outcome,
     wanted: str,
     console: Console,
@@ -146,13 +146,14 @@ def _summarise(
                 folder = Path(scratch) / trial_name(number)
                 trial_folder(own, number).download(BEST, folder)
                 folders.setdefault(one.number, {})[folder.name] = folder
-        intervals = {}
-        if default is not None and winner is not default and not space.config.data.split.cross_validate:
-            ours, theirs = (list(folders[number].values()) for number in (winner.number, 0))
-            intervals = gains(ours, theirs, metric, sets)
-        say_gains(console, plan, found, metric, intervals)
-        if intervals:
-            inside = prepared.table.iloc[prepared.rows("val")]
+        if default is not None and winner is not default:
+            if space.config.data.split.cross_validate:
+                gained = gains_over_folds(own, found, space.config)
+            else:
+                ours, theirs = (list(folders[number].values()) for number in (winner.number, 0))
+                gained = gains(ours, theirs, metric, sets)
+            say_gains(console, gained)
+            inside = validated(prepared)
             say_few_groups(console, inside["group"].to_numpy(), inside["label"].to_numpy())
         console.print("\nwinning configuration:")
         console.print(config_table(space, winner.leaves))

@@ -5,33 +5,30 @@ Reads the run folder and prints; trains nothing.
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from fracray.data.manifest import in_set
 from fracray.data.prepare import Prepared
 from fracray.data.splits.set_names import is_validation
 from fracray.errors import RunError
 from fracray.evaluation.report import say_few_groups, say_validation
-from fracray.metric_names import LOWER_IS_BETTER, METRICS, bare_metric, lower_is_better
-from fracray.metrics import Interval, cross_fitted, paired_gain
-from fracray.metrics.seeds import SeedRun, seeded_gain
+from fracray.metric_names import METRICS, bare_metric, lower_is_better
+from fracray.metrics import Interval, paired_gain
+from fracray.metrics.seeds import seeded_gain
 from fracray.runtime.console import counted, new_table, setting_cell, share_bar
 from fracray.runtime.efficiency import WORDS, Efficiency, EfficiencyTracker
 from fracray.runtime.run_folder import BEST, ensemble_card, next_steps, refit_command, trial_folder, trial_name
 from fracray.runtime.storage import Folder
 from fracray.search.constraints import verdict
 from fracray.search.importance import FEWEST_TRIALS, Importances, importances
+from fracray.search.judged import JUDGED_BY, JudgedSet, fold_metric, judged_folds, judged_set, validated
 from fracray.search.space import SearchSpace
 from fracray.search.study import epoch_budget, stored_study
 from fracray.search.trials_table import State, TrialRow, best_row, best_rows, collect
-from fracray.training.checkpoint import METADATA, PREDICTIONS, read_metadata, read_predictions
 
 EFFICIENCY = "efficiency.json"
 OVER_DEFAULT = f"gain over the default configuration ({trial_name(0)})"
@@ -68,7 +65,7 @@ def summarise(
     if ensemble_card(run) is None:
         run.copy(f"trials/{best.name}/{BEST}", BEST)
     crossed = space.config.data.split.cross_validate
-    gains = {} if crossed else gains_over_default(run, space, rows, best, sets)
+    gains = fold_gains(run, space, rows, best) if crossed else gains_over_default(run, space, rows, best, sets)
     ended = sum(row.state.finished for row in rows.values())
     full = sum(row.state is State.DONE for row in rows.values())
     reached = f"{best.name}, {metric} {best.best(metric):.4f} at its best epoch"
@@ -89,14 +86,10 @@ def summarise(
         )
     console.print("\nbest configuration:")
     console.print(config_table(space, best.leaves))
-    _say_gains(console, best.number, gains)
-    for name, gain in (fold_gains(space, rows, best) if crossed else {}).items():
-        console.print(
-            f"{OVER_DEFAULT}: {gain_words(name, gain)}, each the mean over {space.config.data.split.rotations} folds",
-            soft_wrap=True,
-        )
+    over = f", each the mean over {space.config.data.split.rotations} folds" if crossed else ""
+    _say_gains(console, best.number, gains, over)
     if gains:
-        inside = prepared.table.iloc[prepared.rows("val")]
+        inside = validated(prepared)
         say_few_groups(console, inside["group"].to_numpy(), inside["label"].to_numpy())
     if len(space.metrics) > 1:
         where = " of the trials that satisfy the constraints" if search.constraints else ""
@@ -154,33 +147,42 @@ def gains_over_default(
         return _gains(winner, default, space.metrics[0], sets)
 
 
-def fold_gains(space: SearchSpace, rows: Mapping[int, TrialRow], best: TrialRow) -> dict[str, Interval]:
-    """The same where a metric is the mean over folds: without an interval."""
+def fold_gains(run: Folder, space: SearchSpace, rows: Mapping[int, TrialRow], best: TrialRow) -> dict[str, Interval]:
+    """The same where a metric is the mean over folds, on the images that each fold's model did not see.
+
+    Without an interval where the metric is not one of 'val', or a trial kept no predictions of its folds.
+    """
     if best.number == 0 or 0 not in rows:
         return {}
-    return {
-        name: Interval(best.best(name) - rows[0].best(name), nan, nan) for name in told_over_folds(space.metrics[0])
-    }
+    point = space.config.train.operating_point
+    gains = {}
+    for name in told_over_folds(space.metrics[0]):
+        gains[name] = Interval(best.best(name) - rows[0].best(name), nan, nan)
+        bare = fold_metric(name)
+        if bare is None or not (best.state.finished and rows[0].state.finished):
+            continue
+        ours, theirs = (judged_folds(trial_folder(run, number), bare, point) for number in (best.number, 0))
+        if ours is not None and theirs is not None:
+            gains[name] = _gain(ours, theirs, bare)
+    return gains
 
 
 def _gains(winner: Path, default: Path, metric: str, sets: Sequence[str]) -> dict[str, Interval]:
-    """The winner's metrics minus the default's on the same validation images, by reported name: see `told_gains`.
+    """The winner's metrics minus the default's on the same validation images, by reported name: see `told_gains`."""
+    return {
+        f"{name}_{bare}": _gain(judged_set(winner, name, bare), judged_set(default, name, bare), bare)
+        for name, bare in told_gains(metric, sets)
+    }
 
-    That of a loss has no interval.
-    """
-    gains = {}
-    for name, bare in told_gains(metric, sets):
-        ours, theirs = judged_set(winner, name, bare), judged_set(default, name, bare)
-        assert (ours.images == theirs.images).all()
-        if bare in METRICS:
-            gain = paired_gain(
-                ours.labels, ours.told, ours.threshold, theirs.told, theirs.threshold, ours.groups, metric=bare
-            )
-        else:
-            a, b = ([SeedRun(one.told, one.threshold)] for one in (ours, theirs))
-            gain = seeded_gain(ours.labels, ours.groups, a, b, bare)
-        gains[f"{name}_{bare}"] = gain
-    return gains
+
+def _gain(ours: JudgedSet, theirs: JudgedSet, bare: str) -> Interval:
+    """The gain of one training over another in a bare metric; that of a loss has no interval."""
+    assert (ours.images == theirs.images).all()
+    if bare not in METRICS:
+        return seeded_gain(ours.labels, ours.groups, [ours.as_run], [theirs.as_run], bare, ours.folds)
+    return paired_gain(
+        *(ours.labels, ours.told, ours.threshold, theirs.told, theirs.threshold, ours.groups, bare, ours.folds)
+    )
 
 
 def gain_words(name: str, gain: Interval) -> str:
@@ -191,40 +193,11 @@ def gain_words(name: str, gain: Interval) -> str:
     return f"{gain.value:+.4f} {name}" + ("" if unknown else f" [{gain.low:+.4f}, {gain.high:+.4f}]")
 
 
-@dataclass(frozen=True)
-class JudgedSet:
-    """A checkpoint's saved predictions on one validation set, as the metric takes them; all (n,)."""
-
-    images: np.ndarray
-    labels: np.ndarray
-    groups: np.ndarray
-    told: np.ndarray
-    threshold: float
-
-
-JUDGED_BY = (METADATA, PREDICTIONS)  # the files of a checkpoint that `judged_set` reads
-
-
-def judged_set(checkpoint: Path, name: str, metric: str) -> JudgedSet:
-    """The predictions of a checkpoint folder on the set of this name; `metric`: its bare name.
-
-    On 'val', to which the calibration was fitted, loss, Brier score and calibration error are those of cross-fitted
-    probabilities, as every epoch reports them.
-    """
-    table, card = read_predictions(checkpoint), read_metadata(checkpoint, whole=False)
-    assert table is not None, "a trial's checkpoint always carries its validation predictions"
-    table = table[in_set(table["split"], name)]
-    labels, logits, groups = (table[column].to_numpy() for column in ("label", "logit", "group"))
-    fitted_to_these = name == "val" and metric in LOWER_IS_BETTER
-    told = cross_fitted(labels, logits, groups) if fitted_to_these else card.calibration.apply(logits)
-    return JudgedSet(table["image_id"].to_numpy(), labels, groups, told, card.threshold)
-
-
-def _say_gains(console: Console, number: int, gains: dict[str, Interval]) -> None:
+def _say_gains(console: Console, number: int, gains: dict[str, Interval], over: str = "") -> None:
     if number == 0:
         console.print("the default configuration was not beaten")
     for name, gain in gains.items():
-        console.print(f"{OVER_DEFAULT}: {gain_words(name, gain)}", soft_wrap=True)
+        console.print(f"{OVER_DEFAULT}: {gain_words(name, gain)}{over}", soft_wrap=True)
     if any(not isnan(gain.low) for gain in gains.values()):
         console.print(
             "the 95% interval holds what other groups of validation radiographs would change, and not what another "

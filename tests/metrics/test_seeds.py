@@ -85,3 +85,85 @@ def test_equal_configurations_are_told_apart_no_more_often_than_claimed(seeds):
         alone += single.low <= 0 <= single.high
     assert covered / runs > 0.92
     assert alone / runs < 0.8
+
+
+# ---- over folds
+
+
+def over_folds(generator, groups=20, size=25, folds=4):
+    labels, z, group = drawn(generator, groups, size)
+    return labels, z, group, group % folds
+
+
+def test_over_folds_the_gain_is_that_of_the_means_of_the_folds_scores():
+    labels, z, group, fold = over_folds(np.random.default_rng(4))
+    generator = np.random.default_rng(5)
+    thresholds = np.array([0.3, 0.4, 0.5, 0.6])[fold]
+    sides = [[SeedRun(training(generator, z).probabilities, thresholds) for _ in range(2)] for _ in "ab"]
+    for metric in ("accuracy", "auroc", "brier"):
+        means = [
+            np.mean(
+                [
+                    getattr(score(labels[fold == k], run.probabilities[fold == k], thresholds[fold == k]), metric)
+                    for run in side
+                    for k in range(4)
+                ]
+            )
+            for side in sides
+        ]
+        assert seeded_gain(labels, group, *sides, metric, fold).value == pytest.approx(means[0] - means[1])
+        single = [side[0] for side in sides]
+        paired = paired_gain(
+            *(labels, single[0].probabilities, thresholds, single[1].probabilities, thresholds, group, metric, fold)
+        )
+        alone = seeded_gain(labels, group, [single[0]] * 2, [single[1]] * 2, metric, fold)
+        assert (paired.value, paired.low) == pytest.approx((alone.value, alone.low))
+    flat = [SeedRun(np.full(len(labels), 0.5), thresholds)] * 2
+    uneven = np.where(fold == 0, 0, 1)
+    losses = [-np.log(np.where(labels == 1, p, 1 - p)) for p in (run.probabilities for run in sides[0])]
+    expected = np.mean([[loss[uneven == k].mean() for k in (0, 1)] for loss in losses]) - math.log(2)
+    assert seeded_gain(labels, group, sides[0], flat, "loss", uneven).value == pytest.approx(expected)
+
+
+def test_one_fold_is_no_fold():
+    labels, z, group, _ = over_folds(np.random.default_rng(6))
+    generator = np.random.default_rng(7)
+    sides = [[training(generator, z) for _ in range(2)] for _ in "ab"]
+    for metric in ("accuracy", "auroc", "loss"):
+        one = seeded_gain(labels, group, *sides, metric, np.zeros(len(labels)))
+        assert (one.value, one.low, one.high) == pytest.approx(
+            [getattr(seeded_gain(labels, group, *sides, metric), name) for name in ("value", "low", "high")]
+        )
+
+
+def test_a_fold_that_loses_a_class_with_one_group_is_left_out_of_the_mean():
+    labels, z, group, fold = over_folds(np.random.default_rng(8), groups=12, folds=3)
+    labels[(fold == 0) & (group != 0)] = 0  # of fold 0, group 0 alone has fractures
+    labels[np.flatnonzero(group == 0)[:3]] = 1
+    generator = np.random.default_rng(9)
+    a, b = (training(generator, z).probabilities for _ in "ab")
+    gain = paired_gain(labels, a, 0.4, b, 0.4, group, "auroc", fold)
+    assert math.isfinite(gain.low)
+    assert gain.low < gain.value < gain.high
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "auroc"])
+def test_over_folds_equal_configurations_are_told_apart_no_more_often_than_claimed(metric):
+    """Each training has a model of each fold, with a scale and a quality of its own."""
+    generator = np.random.default_rng(20)
+    covered, runs = 0, 150
+    for _ in range(runs):
+        labels, z, group, fold = over_folds(generator)
+        sides = []
+        for _ in "ab":
+            noises = np.exp(generator.normal(0, 0.3, (2, 4)))
+            shifts = generator.normal(0, 0.3, (2, 4))
+            sides.append(
+                [
+                    SeedRun(expit(z + shift[fold] + generator.normal(0, 1, len(z)) * noise[fold]), 0.4)
+                    for noise, shift in zip(noises, shifts, strict=True)
+                ]
+            )
+        gain = seeded_gain(labels, group, *sides, metric, fold)
+        covered += gain.low <= 0 <= gain.high
+    assert covered / runs > 0.92

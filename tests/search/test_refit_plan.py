@@ -13,7 +13,7 @@ from fracray.runtime.run_folder import refit_number, trial_folder, trial_name
 from fracray.runtime.storage import Folder
 from fracray.search.messages import TrialReport
 from fracray.search.refit import RefitPlan, make_plan, outcome, refit_config
-from fracray.search.refit_report import say_gains, say_outcome
+from fracray.search.refit_report import gains_over_folds, say_gains, say_outcome
 from fracray.search.refit_run import searched_trials
 from fracray.search.refit_trials import KeepsBack, RefitTrials, seconds_of_refit
 from fracray.search.space_file import load_space
@@ -258,11 +258,12 @@ def test_no_time_is_kept_back_for_what_is_trained_already(tmp_path):
 # ---- what is said
 
 
-def test_a_lower_loss_is_a_gain_and_accuracy_and_auroc_stand_beside_it(capsys):
+def test_a_lower_loss_is_a_gain_and_accuracy_and_auroc_stand_beside_it(capsys, tmp_path):
     plan = RefitPlan({7: {"model.dropout": 0.7}, 0: {}}, (1, 2))
     found = outcome(plan, refits(plan, {7: [0.75, 0.75], 0: [0.5, 0.5]}), LOSS)
     say_outcome(new_console(), plan, found, rows(row(0, 0.5)), LOSS)
-    say_gains(new_console(), plan, found, "val_loss", {})
+    config = CONFIG.with_leaves({"search.metric": "val_loss", "search.mode": "min"})
+    say_gains(new_console(), gains_over_folds(Folder(tmp_path), found, config))  # an older one, which kept no folds
     told = [line.partition("): ")[2] for line in capsys.readouterr().out.splitlines() if line.startswith("gain over")]
     assert told == ["val_loss lower by 0.2500", "+0.2500 val_accuracy", "+0.2500 val_auroc"]
 
