@@ -73,7 +73,7 @@ def near_duplicates(thumbs: np.ndarray, hashes: np.ndarray) -> list[tuple[int, i
 # Thumbnails are too large to keep with a checkpoint, so `look` keeps the signs of their tiles only. On FracAtlas,
 # copies that are encoded again (JPEG quality 20), rescaled (0.33 to 2), brightened or of another gamma differ in at
 # most 0.13 of them; at 0.2, all 120 pairs of near duplicates are found, and 25 of 5.9 million other pairs.
-_LOOK_DIFFERING = 0.2
+LOOK_DIFFERING = 0.2
 LOOK_BYTES = 8 * (2 + len(_SHAPES))
 
 
@@ -97,7 +97,7 @@ def looks_alike(new: Sequence[bytes], known: Sequence[bytes]) -> np.ndarray:
     for start in range(0, len(ours), rows):
         some = ours[start : start + rows]
         left, right = np.nonzero(np.bitwise_count(some[:, None, 0] ^ theirs[None, :, 0]) <= _HASH_DISTANCE)
-        alike = _alike(some[left, 1:], theirs[right, 1:], _LOOK_DIFFERING)
+        alike = _alike(some[left, 1:], theirs[right, 1:], LOOK_DIFFERING)
         found[np.array(places)[start + left[alike]]] = True
     return found
 

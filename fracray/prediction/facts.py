@@ -7,6 +7,7 @@ picture may be one of the training's. So the answers are those of the whole pict
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -111,14 +112,15 @@ def _sound_cells(one: Opened, familiar: Familiar, brightness: float, signs: np.n
     seen, why = familiar.unseen, ""
     close = familiar.near_a_limit(brightness, distance)
     if sieved or close or empty:
-        gray = one.whole()
-        why = nothing_shown(gray) if empty else ""
+        whole = _Whole(one.whole())
+        why = nothing_shown(whole.gray) if empty else ""
         if close:
-            thumb = thumbnail(gray)
-            brightness = float(thumb.mean())
-            distance, _ = familiar.compared(signs_of(thumb[None])[0])
+            brightness = float(whole.thumb.mean())
+            distance, _ = familiar.compared(whole.signs)
         if sieved or why:
-            seen = familiar.seen_as(pixel_hash(gray), lambda: b"" if why else _look(gray))
+            seen = familiar.seen_as(
+                pixel_hash(whole.gray), lambda: b"" if why or not familiar.may_be_copy(whole.signs) else whole.look()
+            )
         distance = math.nan if why else distance  # the look of nothing says nothing
     row = {
         "fault": "blank" if why else "",
@@ -131,6 +133,20 @@ def _sound_cells(one: Opened, familiar: Familiar, brightness: float, signs: np.n
     return {"flags": "+".join(familiar.flags(row, distance)), "distance": distance, "seen_in_training": seen}
 
 
-def _look(gray: np.ndarray) -> bytes:
-    thumb = thumbnail(gray)
-    return look(thumb, perceptual_hash(thumb))
+class _Whole:
+    """A picture at its full scale, and what is made of it where it is asked for."""
+
+    def __init__(self, gray: np.ndarray) -> None:
+        self.gray = gray
+
+    @cached_property
+    def thumb(self) -> np.ndarray:
+        return thumbnail(self.gray)
+
+    @cached_property
+    def signs(self) -> np.ndarray:
+        """A row of `signs_of`."""
+        return signs_of(self.thumb[None])[0]
+
+    def look(self) -> bytes:
+        return look(self.thumb, perceptual_hash(self.thumb))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fracray.data.duplicates import KnownLooks, looks_alike, signs_in
+from fracray.data.duplicates import LOOK_DIFFERING, KnownLooks, looks_alike, signs_in
 from fracray.data.manifest import part_of
 
 RARE = 0.005  # share of the training's radiographs that lie beyond a bound, at each end
@@ -29,6 +29,7 @@ PARTS = ("train", "val")
 FEW = 16  # textured tiles: with fewer, a share of signs says little
 MAY_BE_SEEN = 0.27  # share of signs that differ from the nearest known picture; of copies up to 0.2, and 0.07 more
 ROUGH_DISTANCE, ROUGH_BRIGHTNESS = 0.012, 0.5
+ROUNDED = 0.001  # a share may be rounded by less
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,13 @@ class Familiar:
             return math.nan, sieved
         nearest = np.partition(shares[: len(self.looks["train"])], NEIGHBOURS - 1)
         return float(nearest[NEIGHBOURS - 1]), sieved
+
+    def may_be_copy(self, signs: np.ndarray) -> bool:
+        """Whether some known picture has signs as near to these, of the whole picture, as those of a copy are.
+
+        Where none has, `seen_as` needs no look, whose hash takes longer than this.
+        """
+        return len(self._known) > 0 and bool(self._known.differing(signs).min() <= LOOK_DIFFERING + ROUNDED)
 
     def near_a_limit(self, brightness: float, distance: float) -> bool:
         """Whether what is read off a small picture is so near a limit that the whole one may be on its other side."""

@@ -1,12 +1,10 @@
 """Ray Train's workers for one training or one place in a search, and the cores of a worker process."""
 
-import ctypes
 import os
 import signal
 import threading
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ import torch
 from fracray.config import Config
 from fracray.errors import RunError
 from fracray.runtime.efficiency import Meter
+from fracray.runtime.memory import keep_freed_memory
 from fracray.runtime.resources import WorkerResources
 from fracray.runtime.storage import Folder
 
@@ -22,7 +21,6 @@ RESIZE_SECONDS = 30.0  # how often an elastic group looks for room for more work
 # Ray counts a dead machine for up to 20 s, so the next group may be too large to start. Ray then waits this long for
 # its machines, 60 s by default, and counts again.
 REGROUP_SECONDS = 20
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 def run_workers(
@@ -83,17 +81,5 @@ def use_cores(config: Config, cpus: float, gpus: float = 0.0) -> Meter:
     Returns the meter of this process, which counts the time of its GPUs if it has any.
     """
     torch.set_num_threads(config.train.threads or max(1, int(cpus)))
-    _keep_freed_memory()
+    keep_freed_memory()
     return Meter(torch.get_num_threads(), gpus or cpus, on_gpu=gpus > 0)
-
-
-def _keep_freed_memory() -> None:
-    """Make the C library keep the memory that Torch frees, up to the largest amount that the process needed.
-
-    By default glibc returns blocks of 128 KiB and more to the system and gets them back zeroed. A small network on a
-    CPU does this for nearly every layer at every step: a sixth of the training time and a third of the validation time.
-    """
-    with suppress(OSError, AttributeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the largest value it accepts
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

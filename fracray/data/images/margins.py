@@ -3,6 +3,7 @@
 Knows gray arrays only: nothing of files, labels or manifests.
 """
 
+import cv2
 import numpy as np
 
 _BLACK, _WHITE = 64, 192  # gray levels; film edges and unexposed margins of FracAtlas lie at 0 to 40 and 205 to 250
@@ -66,5 +67,6 @@ def may_be_refilled(gray: np.ndarray, factor: int) -> bool:
 
 def _changes(gray: np.ndarray, unit: int) -> tuple[float, float]:
     """Mean change between neighbours, and between pixels a unit apart, in the last row of units."""
-    last = gray[-(gray.shape[0] % unit or unit) :].astype(np.int16)
-    return float(np.abs(np.diff(last, axis=1)).mean()), float(np.abs(last[:, unit:] - last[:, :-unit]).mean())
+    last = gray[-(gray.shape[0] % unit or unit) :]
+    near, apart = (cv2.norm(last[:, by:], last[:, :-by], cv2.NORM_L1) / last[:, by:].size for by in (1, unit))
+    return near, apart
