@@ -117,7 +117,8 @@ def on_cpus(cpus, *arguments, seconds=240):
     script = (
         f"import sys, ray; from fracray.runtime.ray_session import set_environment; set_environment(); "
         f"ray.init(num_cpus={cpus}, include_dashboard=False, log_to_driver=False); "
-        f"from fracray import tune; from fracray.errors import run_verb; sys.exit(run_verb(tune.main))"
+        f"from fracray import tune; from fracray.errors import run_verb; code = run_verb(tune.main); "
+        f"assert 'mlflow' not in sys.modules, 'a second of a core, and nothing is logged to it'; sys.exit(code)"
     )
     return subprocess.run(
         [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=seconds, check=False

@@ -8,9 +8,7 @@ from typing import Any
 import ray
 
 from fracray.runtime.ray_session import own_cluster
-
-_COUNTS = ("update_execution_metrics", "update_iteration_metrics", "register_dataset_to_stats_actor")
-_NAME = "gen_dataset_id_from_stats_actor"
+from fracray.runtime.replaced import replaced
 
 
 @contextmanager
@@ -26,18 +24,16 @@ def few_processes() -> Iterator[None]:
     from ray.data._internal import stats
     from ray.data._internal.cluster_autoscaler import rate_based_cluster_autoscaler
 
-    counts, coordinator = stats._StatsManager, rate_based_cluster_autoscaler.DefaultAutoscalingCoordinator
-    before = {name: counts.__dict__[name] for name in (*_COUNTS, _NAME)}
-    for name in _COUNTS:
-        setattr(counts, name, staticmethod(lambda *_, **__: None))
-    setattr(counts, _NAME, staticmethod(lambda: uuid.uuid4().hex))
-    rate_based_cluster_autoscaler.DefaultAutoscalingCoordinator = _Everything
-    try:
+    nothing = staticmethod(lambda *_, **__: None)
+    counted = replaced(
+        stats._StatsManager,
+        update_execution_metrics=nothing,
+        update_iteration_metrics=nothing,
+        register_dataset_to_stats_actor=nothing,
+        gen_dataset_id_from_stats_actor=staticmethod(lambda: uuid.uuid4().hex),
+    )
+    with counted, replaced(rate_based_cluster_autoscaler, DefaultAutoscalingCoordinator=_Everything):
         yield
-    finally:
-        for name, method in before.items():
-            setattr(counts, name, method)
-        rate_based_cluster_autoscaler.DefaultAutoscalingCoordinator = coordinator
 
 
 class _Everything:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import ray
 from ray import tune
+from ray.air._internal import usage
 from ray.air.execution import FixedResourceManager
 from ray.tune import Callback
 from ray.tune.execution import class_cache, tune_controller
@@ -25,6 +26,7 @@ from fracray.data.loading.streams import TASK_CPUS
 from fracray.interrupts import listen
 from fracray.runtime.imports import import_in_thread
 from fracray.runtime.ray_session import own_cluster
+from fracray.runtime.replaced import replaced
 from fracray.runtime.resources import (
     WorkerResources,
     cpus_for,
@@ -86,16 +88,10 @@ def _started_processes(each: WorkerResources) -> Iterator[None]:
     if not own_cluster() or each.workers > 1:
         yield
         return
-    named = class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE
-    manager = tune_controller.PlacementGroupResourceManager
-    class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE = {}, set()
     room = {name: amount + ROUNDING for name, amount in ray.cluster_resources().items()}
-    tune_controller.PlacementGroupResourceManager = partial(FixedResourceManager, room)
-    try:
+    unnamed = replaced(class_cache, DEFAULT_ENV_VARS={}, ENV_VARS_TO_PROPAGATE=set())
+    with unnamed, replaced(tune_controller, PlacementGroupResourceManager=partial(FixedResourceManager, room)):
         yield
-    finally:
-        class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE = named
-        tune_controller.PlacementGroupResourceManager = manager
 
 
 def run_trials(
@@ -134,6 +130,7 @@ def run_trials(
         ),
     )
     progress.then = partial(import_in_thread, LAST)
-    with progress, _started_processes(each):
+    # Tune notes for Ray's makers whose callbacks it is given, and would import MLflow to know its own from others.
+    with progress, _started_processes(each), replaced(usage, tag_callbacks=lambda _: False):
         tuner.fit()
     listen()  # Tune leaves a handler that only ends its own loop
