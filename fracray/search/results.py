@@ -32,7 +32,7 @@ from fracray.search.trials_table import State, TrialRow, best_row, best_rows, co
 
 EFFICIENCY = "efficiency.json"
 OVER_DEFAULT = f"gain over the default configuration ({trial_name(0)})"
-BESIDE = ("accuracy", "auroc")  # in which a gain is told too, where the search is by a loss
+BESIDE = ("accuracy", "auroc")  # in which a gain is told too: see `told_gains`
 EFFICIENCY_NOTE = {"CPU": "work in CPU time, waits in wall time", "GPU": "device time"}
 
 
@@ -113,8 +113,9 @@ def summarise(
 def told_gains(metric: str, sets: Sequence[str]) -> list[tuple[str, str]]:
     """In which validation set and bare metric a gain is told, where a search is by `metric`.
 
-    A mean or worst over several sets has no images of its own: then the gain is told for each set. Beside a metric that
-    is better when lower stand accuracy and AUROC.
+    A mean or worst over several sets has no images of its own: then the gain is told for each set. Beside it stands
+    AUROC, as accuracy hardly tells models apart where most images are of one class; beside a metric that is better when
+    lower, accuracy too.
     """
     bare = bare_metric(metric, sets)
     inside = [of for of in sets if metric == f"{of}_{bare}"] or sets
@@ -127,7 +128,8 @@ def told_over_folds(metric: str) -> tuple[str, ...]:
 
 
 def _beside(metric: str) -> tuple[str, ...]:
-    return BESIDE if lower_is_better(metric) else ()
+    names = BESIDE if lower_is_better(metric) else BESIDE[1:]
+    return tuple(name for name in names if not metric.endswith(f"_{name}"))
 
 
 def gains_over_default(

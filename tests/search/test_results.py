@@ -9,7 +9,7 @@ import pytest
 from fracray.config import Config
 from fracray.metrics import Interval, cross_fitted, fit_temperature, score
 from fracray.runtime.console import new_console
-from fracray.search.results import _gains, _say_gains
+from fracray.search.results import _gains, _say_gains, told_over_folds
 from fracray.training.checkpoint import PREDICTIONS, CheckpointMetadata, save_checkpoint
 from fracray.training.model import build_model
 
@@ -82,6 +82,14 @@ def test_beside_the_gain_in_a_loss_stand_accuracy_and_auroc(checkpoints, capsys)
     assert gains["val_loss"].value == pytest.approx(losses[0] - losses[1])
     assert losses[0] < losses[1]
     assert f"val_loss lower by {losses[1] - losses[0]:.4f}" in said(capsys, gains)
+
+
+def test_beside_the_gain_in_accuracy_stands_auroc(checkpoints):
+    """Where most radiographs are of one class, a search by accuracy may choose a model that ranks them worse."""
+    best, default = checkpoints
+    assert list(_gains(best, default, "val_accuracy", ["val"])) == ["val_accuracy", "val_auroc"]
+    assert list(_gains(best, default, "val_auroc", ["val"])) == ["val_auroc"]
+    assert told_over_folds("val_sensitivity") == ("val_sensitivity", "val_auroc")
 
 
 def test_a_gain_where_lower_is_better_is_told_as_how_much_lower(capsys):
