@@ -21,7 +21,7 @@ from fracray.prediction.inputs import Picture
 from fracray.prediction.reading import Batch, Decoder, Sender, unpack_checkpoint
 from fracray.prediction.scoring import PLACE, SCORED, SHOWN, Asked, Scorer
 from fracray.runtime.resources import alone, here, present
-from fracray.training.checkpoint import load_checkpoint, read_seen
+from fracray.training.checkpoint import load_checkpoint
 
 BLOCK = 4 * BATCH  # pictures of one call, at most
 SENT = 8  # files that the sender reads at a time
@@ -84,7 +84,7 @@ def predict_pictures(
     if not alone():
         actor = ray.remote(max_concurrency=SENT, num_cpus=0, scheduling_strategy=here())
         sender = actor(Sender).remote(folder)
-    decoder = Decoder(*geometry, Familiar.of(read_seen(folder)), SHOWN if asked.pictures else 0, sender)
+    decoder = Decoder(*geometry, Familiar.to(folder), SHOWN if asked.pictures else 0, sender)
     missing, total, before = ~done, len(pictures), -1
     while missing.any():
         try:
