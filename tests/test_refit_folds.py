@@ -66,7 +66,7 @@ def test_the_models_of_all_folds_are_its_members(run, best, data):
     assert not tested & set.union(*(one["train"] | one["val"] for one in parts))
 
 
-def test_a_model_says_nothing_of_an_image_that_it_was_trained_on(best, data, logits):
+def test_a_model_says_nothing_of_an_image_that_it_was_trained_on(run, best, data, logits):
     kept = best.predictions.set_index("image_id")
     assert sorted(kept.index) == sorted(data.table["image_id"][data.table["split"] != "test"])
     assert set(kept["split"]) == {"val"}
@@ -86,6 +86,9 @@ def test_a_model_says_nothing_of_an_image_that_it_was_trained_on(best, data, log
     assert card.metrics["val_n"] == len(kept)
     called = card.calibration.apply(kept["logit"]) >= card.threshold
     assert card.metrics["val_accuracy"] == pytest.approx(np.mean(called == kept["label"]))
+    page = (run / "report.html").read_text()
+    assert "Every fold is scored by the networks that were not trained on it" in page
+    assert " under the " not in page, "maps of pictures that most of the networks know"
     assert model_card(best, 0.9)["validation"]["images"] == len(kept)
 
 
