@@ -359,7 +359,11 @@ def show(args: argparse.Namespace) -> None:
         )
     about = json.loads((args.pack / ABOUT).read_text())
     write_results(
-        console, "ablation", shown, {"baselines": about["baselines"], "folds": args.folds, "rows": rows}, args.json
+        console,
+        "ablation",
+        shown,
+        {"baselines": [about["baselines"][fold] for fold in args.folds], "folds": args.folds, "rows": rows},
+        args.json,
     )
 
 

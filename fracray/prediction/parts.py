@@ -175,7 +175,8 @@ def open_parts(target: Target, about: About, anew: bool) -> Iterator[Parts]:
         except BrokenPipeError:  # of `fracray.predict ... | head`
             raise
         except OSError as error:
-            raise RunError(f"{error}; mend that and give the same command again: it goes on where it was") from None
+            why = str(error) or type(error).__name__
+            raise RunError(f"{why}; mend that and give the same command again: it goes on where it was") from None
 
 
 def _prepare(folder: Folder, about: About, anew: bool) -> None:

@@ -146,7 +146,7 @@ def _gains(search: Search, refit: Refit | None) -> Markup:
         "the gain may be "
         "chance. That of one training knows nothing of other training seeds."
         if both
-        else "There are too few groups for an interval."
+        else "There is no interval: too few groups, or the predictions that it needs were not kept."
     )
     return (
         parts.heading(words)

@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import ray
@@ -16,11 +16,18 @@ def few_processes() -> Iterator[None]:
     """On the command's own cluster, Ray Data starts in the block only the processes of its tasks; elsewhere all.
 
     Two more have no use there, and Ray has no option for that: one counts for a dashboard, and one divides the cluster
-    between executions and has it grown. Each costs 0.7 s of a core, and is told about every step.
+    between executions and has it grown. Each costs 0.7 s of a core, and is told about every step. One of them may start
+    after the block, where an error ended it. Where Ray has other names for them, both start.
     """
-    if not own_cluster():
+    with ExitStack() as held:
+        if own_cluster():
+            with suppress(ImportError, AttributeError, KeyError):
+                held.enter_context(_without_servers())
         yield
-        return
+
+
+@contextmanager
+def _without_servers() -> Iterator[None]:
     from ray.data._internal import stats
     from ray.data._internal.cluster_autoscaler import rate_based_cluster_autoscaler
 

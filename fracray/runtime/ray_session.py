@@ -180,7 +180,7 @@ def _start_patiently(start: Callable[[], object], nodes: list[Any]) -> None:
             slow = f"Ray's servers did not start in time on this machine ({_reason(error).rstrip('.')})"
         if tries_left:
             print(f"note: {slow}: they are started once more", file=sys.stderr, flush=True)
-    raise InputError(
+    raise RunError(
         f"{slow}, twice: it is too busy, or short of memory; end other programs or wait for them, and give the same "
         "command again"
     )

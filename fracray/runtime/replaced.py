@@ -7,7 +7,10 @@ from typing import Any
 
 @contextmanager
 def replaced(owner: Any, **values: Any) -> Iterator[None]:
-    """In the block, names of `owner`, a module or a class, have these values."""
+    """In the block, names of `owner`, a module or a class, have these values, in all threads.
+
+    Blocks over the same names end in the reverse of the order in which they began; two threads would break that.
+    """
     before = {name: vars(owner)[name] for name in values}  # a method as it is kept, with its decorator
     for name, value in values.items():
         setattr(owner, name, value)

@@ -61,14 +61,11 @@ def fold_metric(name: str) -> str | None:
     return bare if name == f"val_{bare}" and bare in (*METRICS, "loss") else None
 
 
-def judged_folds(folder: Folder, metric: str, operating_point: Literal["accuracy", "balanced"]) -> JudgedSet | None:
-    """What the models of a cross-validated trial say of the images of their folds; None where it kept none of it.
+def judged_folds(table: pd.DataFrame, metric: str, operating_point: Literal["accuracy", "balanced"]) -> JudgedSet:
+    """What the models of a cross-validated trial say of the images of their folds; table: as of `read_folds`.
 
     Calibration and threshold are fitted within each fold, as every epoch does; `metric` as of `judged_set`.
     """
-    table = read_folds(folder)
-    if table is None:
-        return None
     images, labels, logits, groups, folds = (
         table[column].to_numpy() for column in ("image_id", "label", "logit", "group", "fold")
     )

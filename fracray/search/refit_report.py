@@ -16,7 +16,7 @@ from fracray.runtime.run_folder import BEST, refit_number, trial_folder
 from fracray.runtime.storage import Folder
 from fracray.search.constraints import standing, verdict
 from fracray.search.ensemble import Choice
-from fracray.search.judged import JUDGED_BY, JudgedSet, fold_metric, judged_folds, judged_set
+from fracray.search.judged import JUDGED_BY, JudgedSet, fold_metric, judged_folds, judged_set, read_folds
 from fracray.search.refit import Outcome, RefitPlan, Refitted
 from fracray.search.results import OVER_DEFAULT, gain_words, told_gains, told_over_folds
 from fracray.search.trials_table import TrialRow
@@ -103,16 +103,17 @@ def gains_over_folds(own: Folder, found: Outcome, config: Config) -> dict[str, I
     own: the run folder of the refit. Without an interval as `results.fold_gains`, and with one seed.
     """
     gains, point = _means(found, config.search.metrics[0]), config.train.operating_point
-    sides = [
-        [trial_folder(own, refit_number(number, seed)) for seed in found.seeds] for number in (found.winner.number, 0)
-    ]
+    ours, theirs = (
+        [read_folds(trial_folder(own, refit_number(number, seed))) for seed in found.seeds]
+        for number in (found.winner.number, 0)
+    )
     for name in gains:
         bare = fold_metric(name)
         if bare is None:
             continue
-        ours, theirs = ([judged_folds(folder, bare, point) for folder in side] for side in sides)
-        if all(one is not None for one in (*ours, *theirs)):
-            gains[name] = _gain([one for one in ours if one], [one for one in theirs if one], bare)
+        kept = [[judged_folds(table, bare, point) for table in side if table is not None] for side in (ours, theirs)]
+        if all(len(side) == len(found.seeds) for side in kept):
+            gains[name] = _gain(kept[0], kept[1], bare)
     return gains
 
 

@@ -25,7 +25,7 @@ from fracray.runtime.run_folder import BEST, ensemble_card, next_steps, refit_co
 from fracray.runtime.storage import Folder
 from fracray.search.constraints import verdict
 from fracray.search.importance import FEWEST_TRIALS, Importances, importances
-from fracray.search.judged import JUDGED_BY, JudgedSet, fold_metric, judged_folds, judged_set, validated
+from fracray.search.judged import JUDGED_BY, JudgedSet, fold_metric, judged_folds, judged_set, read_folds, validated
 from fracray.search.space import SearchSpace
 from fracray.search.study import epoch_budget, stored_study
 from fracray.search.trials_table import State, TrialRow, best_row, best_rows, collect
@@ -89,6 +89,7 @@ def summarise(
     over = f", each the mean over {space.config.data.split.rotations} folds" if crossed else ""
     _say_gains(console, best.number, gains, over)
     if gains:
+        _say_unequal(console, rows[0], best)
         inside = validated(prepared)
         say_few_groups(console, inside["group"].to_numpy(), inside["label"].to_numpy())
     if len(space.metrics) > 1:
@@ -157,15 +158,15 @@ def fold_gains(run: Folder, space: SearchSpace, rows: Mapping[int, TrialRow], be
     if best.number == 0 or 0 not in rows:
         return {}
     point = space.config.train.operating_point
-    gains = {}
+    gains, tables = {}, [read_folds(trial_folder(run, number)) for number in (best.number, 0)]
     for name in told_over_folds(space.metrics[0]):
         gains[name] = Interval(best.best(name) - rows[0].best(name), nan, nan)
         bare = fold_metric(name)
         if bare is None or not (best.state.finished and rows[0].state.finished):
             continue
-        ours, theirs = (judged_folds(trial_folder(run, number), bare, point) for number in (best.number, 0))
-        if ours is not None and theirs is not None:
-            gains[name] = _gain(ours, theirs, bare)
+        kept = [judged_folds(table, bare, point) for table in tables if table is not None]
+        if len(kept) == len(tables):
+            gains[name] = _gain(kept[0], kept[1], bare)
     return gains
 
 
@@ -209,6 +210,16 @@ def _say_gains(console: Console, number: int, gains: dict[str, Interval], over: 
         )
     if gains:
         console.print("the best of many validation scores is optimistic: use the test split to judge it, as below")
+
+
+def _say_unequal(console: Console, default: TrialRow, best: TrialRow) -> None:
+    """Say it where the best trial had more epochs: after pasha's budget was raised, or in a run of an older version."""
+    if len(default.history) < len(best.history):
+        console.print(
+            f"note: {default.name} had {counted(len(default.history), 'epoch')}, {best.name} had {len(best.history)}, "
+            "which alone may be worth something; a refit trains both for all epochs",
+            soft_wrap=True,
+        )
 
 
 def config_table(space: SearchSpace, leaves: Mapping[str, Any]) -> Table:

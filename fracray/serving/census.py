@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 from ray import serve
@@ -59,7 +61,7 @@ class Census:
     async def _count(self) -> int:
         """How many answer; none where Ray Serve does not have the application any more."""
         if self._look is None:
-            self._look = asyncio.ensure_future(asyncio.to_thread(serve.status))
+            self._look = _in_thread()
         done, _ = await asyncio.wait([self._look], timeout=LOOK_WITHIN)
         if not done:  # it goes on: another look would hang beside it
             raise TimeoutError("Ray Serve does not answer")
@@ -79,5 +81,33 @@ class Census:
 
     def stop(self) -> None:
         """Count no longer."""
-        if self._task is not None:
-            self._task.cancel()
+        for one in (self._task, self._look):
+            if one is not None:
+                one.cancel()
+
+
+def _in_thread() -> "asyncio.Future[Any]":
+    """What Ray Serve says, from a thread that holds up no end of the process: where Ray hangs, so does the thread."""
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[Any] = loop.create_future()
+
+    def give(answer: Any, error: Exception | None) -> None:
+        if found.done():  # nobody waits for it any more
+            return
+        if error is None:
+            found.set_result(answer)
+        else:
+            found.set_exception(error)
+
+    def look() -> None:
+        answer: Any = None
+        problem: Exception | None = None
+        try:
+            answer = serve.status()
+        except Exception as error:
+            problem = error
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(give, answer, problem)
+
+    threading.Thread(target=look, name="fracray-census", daemon=True).start()
+    return found

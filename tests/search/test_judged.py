@@ -10,7 +10,7 @@ from fracray.config import Config
 from fracray.runtime.console import new_console
 from fracray.runtime.run_folder import FOLDS, refit_number, trial_folder
 from fracray.runtime.storage import Folder
-from fracray.search.judged import fold_metric, judged_folds
+from fracray.search.judged import fold_metric, judged_folds, read_folds
 from fracray.search.refit import Outcome, Refitted
 from fracray.search.refit_report import gains_over_folds, say_gains
 from fracray.search.results import fold_gains
@@ -54,7 +54,7 @@ def test_a_search_over_folds_tells_its_gain_with_an_interval(tmp_path):
             assert gain.value == pytest.approx(rows[3].best(name) - rows[0].best(name)), "what the epochs report"
             if name != "val_loss":  # of one training, a loss has none
                 assert 0 < gain.low < gain.value < gain.high
-    one = judged_folds(trial_folder(run, 3), "accuracy", "accuracy")
+    one = judged_folds(read_folds(trial_folder(run, 3)), "accuracy", "accuracy")
     assert [len(np.unique(one.threshold[one.folds == k])) for k in range(1, FOLD + 1)] == [1] * FOLD
 
 

@@ -9,8 +9,10 @@ import pytest
 from fracray.config import Config
 from fracray.metrics import Interval, cross_fitted, fit_temperature, score
 from fracray.runtime.console import new_console
-from fracray.search.results import _gains, _say_gains, told_over_folds
+from fracray.search.results import _gains, _say_gains, _say_unequal, told_over_folds
+from fracray.search.trials_table import State, TrialRow
 from fracray.training.checkpoint import PREDICTIONS, CheckpointMetadata, save_checkpoint
+from fracray.training.epochs import EpochResult
 from fracray.training.model import build_model
 
 
@@ -26,6 +28,17 @@ def test_the_gain_says_what_its_interval_holds_and_what_it_lacks(capsys):
     assert "holds what other groups of validation radiographs would change" in printed
     assert "not what another training seed would" in printed
     assert "use the test split" in printed
+
+
+def test_a_default_with_fewer_epochs_than_the_best_trial_is_said(capsys):
+    default, best = (
+        TrialRow(number, {}, State.STOPPED, tuple(EpochResult(k + 1, {}, {}, 1.0) for k in range(epochs)))
+        for number, epochs in ((0, 2), (3, 9))
+    )
+    _say_unequal(new_console(), default, best)
+    assert "t0000 had 2 epochs, t0003 had 9" in " ".join(capsys.readouterr().out.split())
+    _say_unequal(new_console(), best, best)
+    assert capsys.readouterr().out == ""
 
 
 def test_a_gain_without_an_interval_has_no_brackets_and_no_words_on_one(capsys):

@@ -1,8 +1,10 @@
 """How many replicas predict, where Ray Serve errs, hangs or has lost the application: without a cluster."""
 
 import asyncio
+import gc
 import logging
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -154,3 +156,42 @@ def test_ready_and_metrics_say_so_and_pictures_are_sent_all_the_same(looks):
         service.stop()
 
     asyncio.run(watch())
+
+
+def test_a_look_that_hangs_holds_up_neither_the_stop_nor_the_end_of_the_loop(looks):
+    hangs, begun = threading.Event(), time.monotonic()
+
+    async def watch():
+        found = Census("app", "replica")
+        looks[:] = [lambda: hangs.wait(60)]
+        found.start(running=1)
+        await asyncio.sleep(0.1)
+        found.stop()
+
+    asyncio.run(watch())
+    assert time.monotonic() - begun < 30
+    hangs.set()
+
+
+def test_a_look_that_fails_after_the_stop_is_no_error_of_the_loop(looks):
+    fails, told = threading.Event(), []
+
+    def look():
+        fails.wait(60)
+        raise ConnectionError("gone")
+
+    async def watch():
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        found = Census("app", "replica")
+        looks[:] = [look]
+        found.start(running=1)
+        await asyncio.sleep(0.1)
+        found.stop()
+        fails.set()
+        await asyncio.sleep(0.2)
+        del found
+        gc.collect()
+        await asyncio.sleep(0)
+
+    asyncio.run(watch())
+    assert told == []
