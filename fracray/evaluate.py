@@ -182,8 +182,8 @@ def _flag(name: str) -> str:
 def _evaluate(args: argparse.Namespace, asked: Asked) -> None:
     from fracray.data.prepare import examined, prepare, shards_as
     from fracray.data.report import say_flow, say_phantom
-    from fracray.evaluation.opening import on_what, open_checkpoint, over_folds, paths_to_open, prepare_part, who
-    from fracray.evaluation.scoring import check_folds, from_kept, pool_folds, refuse_seen, score_part
+    from fracray.evaluation.opening import on_what, open_checkpoint, paths_to_open, prepare_part, who
+    from fracray.evaluation.scoring import check_folds, pool_folds, refuse_seen, score_part
     from fracray.evaluation.subgroups import check_axes
     from fracray.evaluation.written import Findings, as_tree, curves_of, write_csv, write_json
     from fracray.runtime.console import new_console
@@ -202,9 +202,6 @@ def _evaluate(args: argparse.Namespace, asked: Asked) -> None:
     with connect(args.address):
         manifest = examined(config.data, console)
         prepared, part = prepare_part(config, manifest, metadata.data_fingerprint, args.split, console)
-        if from_kept(checkpoints[0], part):
-            flags = [_flag(name) for name in ("saliency", "corruptions") if getattr(args, name)]
-            prepared = over_folds(prepared, part, flags, console)
         say_flow(console, prepared)
         check_axes(prepared.table, asked.axes, config.data.source)
         if reference is not None and (part != "all" or prepared.fingerprint != metadata.data_fingerprint):
@@ -287,12 +284,11 @@ def _more(
     from fracray.evaluation.operating import score_operating_points
     from fracray.evaluation.report import say_corruptions, say_localisation
     from fracray.evaluation.saliency import Check, score_saliency
-    from fracray.evaluation.scoring import from_kept
     from fracray.evaluation.subgroups import score_subgroups
 
     pooled, only = found.scored, checkpoints[0]
     reference, against = others
-    if len(checkpoints) == 1 and not from_kept(only, found.part):
+    if len(checkpoints) == 1:
         found.localisation = score_localisation(only, pooled.prepared, pooled.rows, console)
         if not args.saliency:
             say_localisation(console, found.localisation)

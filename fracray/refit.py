@@ -43,8 +43,7 @@ def parser() -> argparse.ArgumentParser:
     cli.add_argument(
         "--folds",
         action="store_true",
-        help="compare means over the folds of a kfold split: each training has a model for each fold but test, and all "
-        "of them are members of the ensemble",
+        help="compare means over the folds of a kfold split: each training has a model for each fold but test",
     )
     cli.add_argument(
         "--members",

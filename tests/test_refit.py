@@ -137,8 +137,7 @@ def test_a_soup_is_one_network_of_mean_weights_with_the_logits_of_its_own(refitt
     config = read_metadata(next(iter(members.values()))).config
     prepared = prepare(config.data, new_console())
     warm = config.with_leaves({"model.weights": "earlier.safetensors"})  # else no soup is tried
-    trainings = {name: [path] for name, path in members.items()}
-    build_ensemble(tmp_path / "best", trainings, [*members], warm, "t0000", prepared, "best", new_console())
+    build_ensemble(tmp_path / "best", members, [*members], warm, "t0000", prepared, "best", new_console())
     soup = load_checkpoint(tmp_path / "soup")
     first, second = (load_checkpoint(path).model.state_dict() for path in members.values())
     for name, tensor in soup.model.state_dict().items():

@@ -78,7 +78,7 @@ class SplitConfig(Section):
     cross_validate: bool = Field(
         False,
         description="with protocol kfold, train one model for each fold except test, validate each on its fold, report "
-        "their mean, and keep all; the trial's best checkpoint is the first; takes folds - 1 times as long",
+        "their mean and keep the first model; takes folds - 1 times as long",
     )
     budget: int | None = Field(
         None,
@@ -174,10 +174,6 @@ class SplitConfig(Section):
     def rotations(self) -> int:
         """Number of divisions that a trial trains on, one model for each."""
         return self.folds - 1 if self.cross_validate else 1
-
-    def fold_of(self, rotation: int) -> int:
-        """The fold that is validated on in one of the rotations, from 0."""
-        return (self.fold + 1 + rotation) % self.folds
 
     @property
     def training_budget(self) -> int | None:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,12 @@ from rich.console import Console
 
 from fracray.config import PHANTOM, DataConfig
 from fracray.data.audit.scan import AUDIT_VERSION, examine
-from fracray.data.baselines import Baseline, mean_baselines, no_pixel_baselines
+from fracray.data.baselines import Baseline
 from fracray.data.cache import cache_folder, note_prepared
 from fracray.data.loading.ingest import ingest
 from fracray.data.loading.kept import cropping
 from fracray.data.loading.shards import Shards
-from fracray.data.manifest import MANIFEST, Flow, Manifest, in_set, part_of, sets_named
+from fracray.data.manifest import MANIFEST, Flow, Manifest, in_set, sets_named
 from fracray.data.patients import KnownPatients, known_patients
 from fracray.data.phantom.draw import DRAWING, write_phantoms
 from fracray.data.sources.clutter import beside
@@ -33,7 +32,6 @@ from fracray.data.sources.import_set import open_imported
 from fracray.data.sources.locate import open_source
 from fracray.data.splits.assign import leaks
 from fracray.data.splits.divide import divide
-from fracray.data.splits.set_names import is_validation
 from fracray.errors import InputError
 from fracray.runtime.console import progress_bar
 from fracray.runtime.resources import alone
@@ -94,22 +92,6 @@ class Prepared:
     def sets(self) -> tuple[str, ...]:
         """The names of the sets: train, then val and test, each followed by its other sets."""
         return sets_named(self.table["split"])
-
-    def over_folds(self) -> "Prepared":
-        """The same with every image in the validation sets of that of its rotations that validates on it.
-
-        The no-pixel predictors have their mean over the rotations there.
-        """
-        split, rivals = self.table["split"].to_numpy(object, copy=True), []
-        for cells in self.rotations:
-            inside = (part_of(pd.Series(cells)) == "val").to_numpy()
-            split[inside] = cells[inside]
-            found = no_pixel_baselines(self.table.assign(split=cells), seed=self.config.split.seed)
-            rivals += [one for one in found if is_validation(one.part)]
-        parts = dict.fromkeys(one.part for one in rivals)
-        means = [mean_baselines([one for one in rivals if one.part == part]) for part in parts]
-        rest = [one for one in self.baselines if not is_validation(one.part)]
-        return replace(self, table=self.table.assign(split=split), baselines=(*chain(*means), *rest))
 
     @property
     def divided(self) -> bool:

@@ -82,24 +82,6 @@ def prepare_part(
     return prepared, split or "test"
 
 
-def over_folds(prepared: Prepared, part: str, flags: Sequence[str], console: Console) -> Prepared:
-    """The data for a part of validation of an ensemble over folds, which is scored by the logits that it keeps.
-
-    flags: of the command line, which would ask the network. InputError where there are any: members of it were
-    trained on each of these images.
-    """
-    if flags:
-        raise InputError(
-            f"{flags[0]}: each radiograph of {part} was trained on by some members of this ensemble, so it cannot be "
-            "asked about them; leave --split out, for the test part"
-        )
-    console.print(
-        "note: every radiograph is scored by the members that were not trained on it; of a new one all have a say",
-        soft_wrap=True,
-    )
-    return prepared.over_folds()
-
-
 def who(checkpoints: Sequence[Checkpoint]) -> str:
     """What is scored, in words: a trial and its epoch, an ensemble, or the folds."""
     if len(checkpoints) > 1:

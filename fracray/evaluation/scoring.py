@@ -13,7 +13,6 @@ from fracray.data.baselines import mean_baselines
 from fracray.data.duplicates import looks_alike
 from fracray.data.manifest import part_of
 from fracray.data.prepare import Prepared
-from fracray.data.splits.set_names import is_validation
 from fracray.errors import InputError
 from fracray.evaluation.inference import predict
 from fracray.metrics import CalibrationError, Interval, auroc_over_folds, cross_fitted, score_intervals
@@ -69,28 +68,21 @@ class Scored:
 def score_part(
     checkpoint: Checkpoint, prepared: Prepared, part: str, console: Console
 ) -> tuple[Scored, dict[str, Scored]]:
-    """The part, and its held-out sets by name; a radiograph in several of them is scored once.
-
-    Of an ensemble over folds, the parts of validation have the logits of the members that were not trained on them;
-    prepared is `over_folds` then.
-    """
+    """The part, and its held-out sets by name; a radiograph in several of them is scored once."""
     metadata = checkpoint.metadata
     sets = {part: prepared.rows(part)} | {
         name: prepared.rows(name) for name in prepared.sets if name.startswith(f"{part}/")
     }
     if prepared.fingerprint != metadata.data_fingerprint:
         sets = {part: unseen(checkpoint, prepared, sets[part], console)}
-    elif part not in ("train", "all") and not from_kept(checkpoint, part):
+    elif part not in ("train", "all"):
         file = prepared.config.split.file
         changed = f"{file} has changed since the training" if file else "the split is not that of the training"
         refuse_seen(
             checkpoint, prepared, sets[part], f"{checkpoint.folder}: {changed}; use the manifest.parquet of its run"
         )
     rows = np.unique(np.concatenate(list(sets.values())))
-    if from_kept(checkpoint, part):
-        logits = _kept(checkpoint, prepared, rows)
-    else:
-        logits = predict(checkpoint, prepared.shards, rows, console)
+    logits = predict(checkpoint, prepared.shards, rows, console)
     probabilities = metadata.calibration.apply(logits)
     found = {}
     for name, members in sets.items():
@@ -100,24 +92,6 @@ def score_part(
             one = replace(one, cross_fitted=cross_fitted(one.labels, logits[inside], one.groups))
         found[name] = one
     return found.pop(part), found
-
-
-def from_kept(checkpoint: Checkpoint, part: str) -> bool:
-    """Whether a checkpoint's network was trained on a part of validation, so that only what it keeps can score it."""
-    return checkpoint.out_of_fold and is_validation(part)
-
-
-def _kept(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray) -> np.ndarray:
-    """The logits (n,) that a checkpoint keeps of its validation; InputError where it has none of some rows."""
-    assert checkpoint.predictions is not None
-    by_image = checkpoint.predictions.set_index("image_id")["logit"]
-    logits = by_image.reindex(prepared.table["image_id"].iloc[rows]).to_numpy()
-    if np.isnan(logits).any():
-        raise InputError(
-            f"{checkpoint.folder}: {np.isnan(logits).sum()} of {len(rows)} radiographs of validation are not those of "
-            "the training; score the set test"
-        )
-    return logits
 
 
 def unseen(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray, console: Console) -> np.ndarray:

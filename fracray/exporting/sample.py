@@ -82,9 +82,7 @@ def gather(checkpoint: Checkpoint, files: Files, named: str, progress: Callable[
     if squares:
         words = f"{len(squares)} of the {len(validated):,} radiographs of its validation, in {named}"
         words += f" ({strange} others there have other pixels)" if strange else ""
-        # Those kept out of fold are of some of its members.
-        stored = None if checkpoint.out_of_fold else np.array(logits, dtype=np.float32)
-        return Sample(np.stack(squares), stored, words)
+        return Sample(np.stack(squares), np.array(logits, dtype=np.float32), words)
     names = list(files)
     spread = [names[place] for place in _spread(len(names))]
     reads = [_read(files[name](), data.size, data.crop) for name in spread]

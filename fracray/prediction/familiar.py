@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ import pandas as pd
 
 from fracray.data.duplicates import LOOK_DIFFERING, KnownLooks, looks_alike, signs_in
 from fracray.data.manifest import part_of
-from fracray.training.checkpoint import MEMBERS, read_seen
 
 RARE = 0.005  # share of the training's radiographs that lie beyond a bound, at each end
 WORDS = {"brightness": ("dark", "bright"), "side": ("small", "large"), "aspect": ("narrow", "wide")}
@@ -50,24 +48,16 @@ class Familiar:
     complete: bool = False
 
     @classmethod
-    def of(cls, seen: pd.DataFrame | None, apart: pd.DataFrame | None = None) -> "Familiar":
-        """From a checkpoint's list of its images (`read_seen`); without one nothing is known.
-
-        apart: such a list for `far` alone, which has images of validation where `seen` has none.
-        """
+    def of(cls, seen: pd.DataFrame | None) -> "Familiar":
+        """From a checkpoint's list of its images (`read_seen`); without one nothing is known."""
         if seen is None:
             return cls({}, {}, {})
-        parts, looks = _parts(seen), _looks(seen)
+        parts = {part: seen[(part_of(seen["split"]) == part).to_numpy()] for part in PARTS}
+        looks = {part: rows["look"].dropna().tolist() if "look" in rows else [] for part, rows in parts.items()}
+        looks = {part: [one for one in known if one] for part, known in looks.items()}
         hashes = {part: frozenset(rows["pixel_hash"]) - {""} for part, rows in parts.items()}
         complete = all(len(looks[part]) == len(rows) for part, rows in parts.items())
-        held = looks if apart is None else _looks(apart)
-        return cls(_bounds(parts["train"]), hashes, looks, _far(held["val"], held["train"]), complete)
-
-    @classmethod
-    def to(cls, folder: Path) -> "Familiar":
-        """From a checkpoint folder. An ensemble over folds was trained on all that its members were validated on."""
-        members = sorted(folder.glob(f"{MEMBERS}/*"))
-        return cls.of(read_seen(folder), read_seen(members[0]) if members else None)
+        return cls(_bounds(parts["train"]), hashes, looks, _far(looks["val"], looks["train"]), complete)
 
     @cached_property
     def _known(self) -> KnownLooks:
@@ -128,15 +118,6 @@ class Familiar:
             holds |= {WORDS[name][0]: values[name] < low, WORDS[name][1]: values[name] > high}
         holds[UNLIKE] = distance > self.far  # of nan, false
         return [word for word, held in holds.items() if held]
-
-
-def _parts(seen: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    return {part: seen[(part_of(seen["split"]) == part).to_numpy()] for part in PARTS}
-
-
-def _looks(seen: pd.DataFrame) -> dict[str, list[bytes]]:
-    looks = {part: rows["look"].dropna().tolist() if "look" in rows else [] for part, rows in _parts(seen).items()}
-    return {part: [one for one in known if one] for part, known in looks.items()}
 
 
 def _far(val: Sequence[bytes], train: Sequence[bytes]) -> float:

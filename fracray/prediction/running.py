@@ -23,7 +23,7 @@ from fracray.prediction.scoring import PLACE, SCORED, SHOWN, Asked, Scorer
 from fracray.runtime.memory import keep_freed_memory
 from fracray.runtime.ray_data import few_processes
 from fracray.runtime.resources import alone, here, present
-from fracray.training.checkpoint import load_checkpoint
+from fracray.training.checkpoint import load_checkpoint, read_seen
 
 BLOCK = 4 * BATCH  # pictures of one call, at most
 SENT = 8  # files that the sender reads at a time
@@ -87,7 +87,7 @@ def predict_pictures(
     if not alone():
         actor = ray.remote(max_concurrency=SENT, num_cpus=0, scheduling_strategy=here())
         sender = actor(Sender).remote(folder)
-    decoder = Decoder(*geometry, Familiar.to(folder), SHOWN if asked.pictures else 0, sender)
+    decoder = Decoder(*geometry, Familiar.of(read_seen(folder)), SHOWN if asked.pictures else 0, sender)
     missing, total, before = ~done, len(pictures), -1
     while missing.any():
         try:

@@ -63,7 +63,7 @@ def _lead(subject: Subject) -> Iterator[str]:
         yield "No epoch has finished yet."
     if judged and judged.members:
         yield (
-            f"The checkpoint is an ensemble, the mean logit of {counted(len(judged.members), 'network')}: "
+            f"The checkpoint is an ensemble, the mean logit of {counted(len(judged.members), 'training')}: "
             f"{', '.join(judged.members)}."
         )
         if search and search.space.config.search.constraints:
@@ -228,11 +228,6 @@ def _scores(subject: Subject, found: Validation) -> Markup:
         else "What predictors without pixels reach is not stored with this checkpoint. "
     )
     threshold = f"The decision threshold is {found.card.threshold:.3f}, fixed on validation. "
-    if subject.judged and subject.judged.out_of_fold:
-        threshold += (
-            "Every fold is scored by the networks that were not trained on it; the predictors without pixels are those "
-            "of the first fold alone. "
-        )
     about = " ".join(line[0].upper() + line[1:] + "." for line in said(say_calibration, found.scores, perfect))
     table = parts.table(headings, rows, (1, *range(3, len(headings))), kind="scores", caption=words)
     return parts.heading(words) + table + paragraph(dotted + threshold + about, "soft") + _other_sets(subject)

@@ -51,12 +51,6 @@ def looks(subject: Subject, images: Manifest | None, console: Console | None) ->
     if console is None:
         words = "Not counted here, as that takes a while: python -m fracray.report counts it."
         return _section(paragraph(words, "soft"))
-    if subject.judged.out_of_fold:
-        words = (
-            "Not counted on validation: networks of this ensemble were trained on each of its radiographs. "
-            "python -m fracray.evaluate --saliency counts on the test part."
-        )
-        return _section(paragraph(words, "soft"))
     checkpoint = load_checkpoint(subject.judged.folder)
     kinds = methods(checkpoint.model)
     if not kinds:

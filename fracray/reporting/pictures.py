@@ -106,10 +106,8 @@ def _maps(root: Path, table: pd.DataFrame, judged: Judged) -> tuple[str, dict[st
     """Maps over the letterboxed pictures, (SIDE, SIDE) in 0..1, by image_id, and what they are.
 
     The network gets the squares that it was trained on: of a cropped set, the parts that are kept. None where the
-    network has no map, and of an ensemble over folds, parts of which know these pictures from their training.
+    network has no map.
     """
-    if judged.out_of_fold:
-        return "", {}
     checkpoint = load_checkpoint(judged.folder)
     found = methods(checkpoint.model)
     if not found:

@@ -125,8 +125,7 @@ def _of_model(subject: Subject) -> Iterator[tuple[str, str]]:
     )
     yield "initialisation", f"{model.weights} weights" if model.weights else "Random, by the training seed."
     if judged and judged.members:
-        apart = ", there every image by the networks that were not trained on it" if judged.out_of_fold else ""
-        yield "ensemble", f"Mean logit of {', '.join(judged.members)}, calibrated anew on validation{apart}."
+        yield "ensemble", f"Mean logit of {', '.join(judged.members)}, calibrated anew on validation."
     elif judged:
         yield "ensemble", "None: one network."
     versions = {**(subject.environment or {}).get("packages", {}), **(judged.card.versions if judged else {})}
@@ -260,12 +259,9 @@ def _robustness(subject: Subject) -> str | None:
 
 def _of_pictures(subject: Subject, pictures: bool) -> Iterator[tuple[str, str]]:
     """What is said of maps and errors, which the report shows only where it has the radiographs."""
-    out_of_fold = subject.judged is not None and subject.judged.out_of_fold
     yield (
         "explanation",
-        "No maps of validation were made: networks of this ensemble were trained on each of its radiographs."
-        if out_of_fold
-        else (
+        (
             "Maps of where the network looks (the localiser's and Grad-CAM, where the network has them): in the report "
             "beside the fractures' boxes for the most confident errors, with hit rates and a sanity check with random "
             "weights (Adebayo et al. 2018)."

@@ -45,7 +45,7 @@ from fracray.search.space_file import stored_space
 from fracray.search.study import JOURNAL, REASON, STOPPED, stored_study
 from fracray.search.trials_table import State, TrialRow, best_row, best_rows, collect
 from fracray.training.card import CheckpointMetadata
-from fracray.training.checkpoint import MEMBERS, is_out_of_fold, read_metadata, read_predictions
+from fracray.training.checkpoint import MEMBERS, read_metadata, read_predictions
 from fracray.training.epochs import EpochResult, read_epochs
 
 
@@ -58,20 +58,19 @@ def state_words(row: TrialRow) -> str:
 class Judged:
     """A checkpoint as it is stored: its folder here, its card, and its predictions on validation.
 
-    members: the names of an ensemble's; out_of_fold: as of Checkpoint.
+    members: the names of an ensemble's.
     """
 
     folder: Path
     card: CheckpointMetadata
     predictions: pd.DataFrame | None
     members: tuple[str, ...] = ()
-    out_of_fold: bool = False
 
     @classmethod
     def read(cls, folder: Path) -> "Judged":
         inside = folder / MEMBERS
         members = tuple(sorted(path.name for path in inside.iterdir())) if inside.is_dir() else ()
-        return cls(folder, read_metadata(folder), read_predictions(folder), members, is_out_of_fold(folder))
+        return cls(folder, read_metadata(folder), read_predictions(folder), members)
 
     @cached_property
     def validation(self) -> "Validation | None":

@@ -51,14 +51,6 @@ def refit_number(trial: int, seed: int) -> int:
     return trial + SEED_PLACE * seed
 
 
-def fold_best(fold: int) -> str:
-    """In the folder of a cross-validated trial: the checkpoint of the model that is validated on a fold.
-
-    That of the first fold is BEST, as of any trial.
-    """
-    return f"{BEST}-fold{fold}"
-
-
 def trial_folder(run: Folder, number: int) -> Folder:
     return run.sub(f"trials/{trial_name(number)}")
 

@@ -1,8 +1,7 @@
 """Which of the refitted networks together make the best ensemble on validation, and its checkpoint.
 
 Every choice is by the search's constraints, where it has some, then by the cross-fitted loss of the members' mean logit
-on 'val'; the test part is never looked at. Of trainings over folds, a model counts only on the images that it was
-validated on: the models of the other folds were trained on these.
+on 'val'; the test part is never looked at.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ import pandas as pd
 from rich.console import Console
 
 from fracray.config import Config, SearchConfig
-from fracray.data.manifest import in_set, part_of
+from fracray.data.manifest import in_set
 from fracray.data.prepare import Prepared
 from fracray.data.splits.set_names import is_validation
 from fracray.evaluation.inference import predict
@@ -60,10 +59,10 @@ class Logits:
 
 @dataclass(frozen=True)
 class Choice:
-    """A set of trainings whose models could be the ensemble, in words, with its logits."""
+    """A set of members that could be the ensemble, in words, with its logits."""
 
     words: str
-    trainings: tuple[str, ...]
+    members: tuple[str, ...]
     scored: Logits
 
 
@@ -85,7 +84,7 @@ class Judge:
 
 def build_ensemble(
     target: Path,
-    trainings: Mapping[str, Sequence[Path]],
+    members: Mapping[str, Path],
     winners: Sequence[str],
     config: Config,
     winner: str,
@@ -95,11 +94,10 @@ def build_ensemble(
 ) -> tuple[Choice, list[Choice], str]:
     """Write the best ensemble to `target`; returns it, all that were compared, and what became of a soup.
 
-    trainings: the checkpoint folders of all that count, by name, one of each or one of each fold; winners: those of the
-    winning configuration, whose name and config the ensemble has. prepared: of folds, `over_folds`. wanted: WINNER, ALL
-    or BEST_OF_BOTH, with which a soup is tried too.
+    members: the checkpoint folders of all trainings that count, by name; winners: those of the winning configuration,
+    whose name and config the ensemble has. wanted: WINNER, ALL or BEST_OF_BOTH, with which a soup is tried too.
     """
-    tables = {name: _predictions(folders) for name, folders in trainings.items()}
+    tables = {name: _predictions(folder) for name, folder in members.items()}
     table = tables[winners[0]]
     for name, other in tables.items():
         assert (other["image_id"] == table["image_id"]).all(), f"{name} was validated on other images"
@@ -110,19 +108,18 @@ def build_ensemble(
         return Choice(words, tuple(names), judge.score([logits[name] for name in names]))
 
     choices = []
-    others, each = len(trainings) > len(winners), len(trainings[winners[0]])
-    models = f" of {each} folds each" if each > 1 else ""
+    others = len(members) > len(winners)
     if wanted != ALL or not others:
-        choices.append(choice(f"{counted(len(winners), 'training')} of {winner}{models}", winners))
+        choices.append(choice(f"{counted(len(winners), 'training')} of {winner}", winners))
     if wanted != WINNER and others:
-        choices.append(choice(f"all {counted(len(trainings), 'training')}{models}", list(trainings)))
-    folders = dict(trainings)
+        choices.append(choice(f"all {counted(len(members), 'training')}", list(members)))
+    folders = dict(members)
     said = ""
-    # From scratch, they have little in common but their kind; and a mean over folds would have seen every image.
-    if wanted == BEST_OF_BOTH and len(winners) > 1 and config.model.weights is not None and each == 1:
+    # From scratch, they have little in common but their kind.
+    if wanted == BEST_OF_BOTH and len(winners) > 1 and config.model.weights is not None:
         best = min(winners, key=lambda name: judge.score([logits[name]]).loss)
-        folders[SOUP] = [target.with_name(SOUP)]
-        logits[SOUP] = _soup(folders[SOUP][0], [trainings[name][0] for name in winners], judge, prepared, console)
+        folders[SOUP] = target.with_name(SOUP)
+        logits[SOUP] = _soup(folders[SOUP], [members[name] for name in winners], judge, prepared, console)
         soup, alone = choice(f"the mean of the weights of {winner}'s trainings", [SOUP]), judge.score([logits[best]])
         if beats := soup.scored.loss < alone.loss:
             choices.append(soup)
@@ -131,8 +128,7 @@ def build_ensemble(
             f"{'less' if beats else 'not less'} than the {alone.loss:.4f} of its best one"
         )
     chosen = choose(choices, config.search)
-    members = [folder for name in chosen.trainings for folder in folders[name]]
-    _write(target, members, chosen.scored, judge, config, winner, each > 1)
+    _write(target, {name: folders[name] for name in chosen.members}, chosen.scored, judge, config, winner)
     return chosen, choices, said
 
 
@@ -141,18 +137,10 @@ def choose(choices: Sequence[Choice], search: SearchConfig) -> Choice:
     return min(choices, key=lambda one: (missed(one.scored.value, search), one.scored.loss))
 
 
-def _predictions(folders: Sequence[Path]) -> pd.DataFrame:
-    """What a training says of its validation images; over folds, each model of those that it was not trained on.
-
-    The mean of several folds' models is less noisy than the one model that these logits are of, so a calibration that
-    is fitted to them is, if anything, a little too cautious for the ensemble. Fitting it to the mean logit of all would
-    be far worse: on any of these images most models give what they learnt by heart.
-    """
-    found = [read_predictions(folder) for folder in folders]
-    assert all(table is not None for table in found), "a trial's checkpoint always carries its validation predictions"
-    table = pd.concat(found, ignore_index=True)
-    assert not table["image_id"].duplicated().any(), "two folds validate on one image"
-    return table
+def _predictions(folder: Path) -> pd.DataFrame:
+    found = read_predictions(folder)
+    assert found is not None, "a trial's checkpoint always carries its validation predictions"
+    return found
 
 
 def _soup(target: Path, members: Sequence[Path], judge: Judge, prepared: Prepared, console: Console) -> np.ndarray:
@@ -180,32 +168,24 @@ def _soup(target: Path, members: Sequence[Path], judge: Judge, prepared: Prepare
 
 
 def _write(
-    target: Path,
-    folders: Sequence[Path],
-    scored: Logits,
-    judge: Judge,
-    config: Config,
-    winner: str,
-    out_of_fold: bool,
+    target: Path, members: Mapping[str, Path], scored: Logits, judge: Judge, config: Config, winner: str
 ) -> None:
-    cards = [read_metadata(folder) for folder in folders]
+    cards = {name: read_metadata(folder) for name, folder in members.items()}
+    card = next(iter(cards.values()))
     metadata = CheckpointMetadata(
         config=config,
         threshold=scored.threshold,
         calibration=scored.calibration,
         metrics=dict(scored.metrics),
-        data_fingerprint=cards[0].data_fingerprint,
-        epoch=max(card.epoch for card in cards),
+        data_fingerprint=card.data_fingerprint,
+        epoch=max(each.epoch for each in cards.values()),
         trial=winner,
     )
-    seen = pd.concat([table for folder in folders if (table := read_seen(folder)) is not None])
-    if out_of_fold:  # what any member was trained on is of train, though others were validated on it
-        seen = seen.iloc[np.argsort(part_of(seen["split"]) != "train", kind="stable")].drop_duplicates("image_id")
+    seen = [table for folder in members.values() if (table := read_seen(folder)) is not None]
     save_ensemble(
         target,
-        {card.trial: folder for card, folder in zip(cards, folders, strict=True)},
+        members,
         metadata,
         judge.table.assign(logit=scored.values)[[*PREDICTION_COLUMNS]],
-        seen.drop_duplicates(ignore_index=True),
-        out_of_fold,
+        pd.concat(seen).drop_duplicates(ignore_index=True),
     )

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from fracray.config import SplitConfig
 from fracray.data.prepare import Prepared, prepare
 from fracray.data.splits.set_names import is_validation
 from fracray.evaluation.report import say_few_groups, say_validation
@@ -19,7 +18,6 @@ from fracray.runtime.run_folder import (
     ENVIRONMENT,
     REFIT,
     environment,
-    fold_best,
     next_steps,
     refit_number,
     say_changed,
@@ -140,21 +138,19 @@ def _summarise(
     """Print the winner's gain and configuration, write the ensemble, and print it and its validation."""
     own, metric, winner, default = run.sub(REFIT), space.metrics[0], found.winner, found.default
     sets = [name for name in prepared.sets if is_validation(name)]
-    places = _models(own, found, space.config.data.split, console)
     with tempfile.TemporaryDirectory() as scratch:
-        folders: dict[int, dict[str, list[Path]]] = {}
+        folders: dict[int, dict[str, Path]] = {}
         for one in found.ranked:
             for seed in found.seeds:
                 number = refit_number(one.number, seed)
-                name, models = trial_name(number), [Path(scratch) / trial_name(number) / place for place in places]
-                for model in models:
-                    trial_folder(own, number).download(model.name, model)
-                folders.setdefault(one.number, {})[name] = models
+                folder = Path(scratch) / trial_name(number)
+                trial_folder(own, number).download(BEST, folder)
+                folders.setdefault(one.number, {})[folder.name] = folder
         if default is not None and winner is not default:
             if space.config.data.split.cross_validate:
                 gained = gains_over_folds(own, found, space.config)
             else:
-                ours, theirs = ([models[0] for models in folders[number].values()] for number in (winner.number, 0))
+                ours, theirs = (list(folders[number].values()) for number in (winner.number, 0))
                 gained = gains(ours, theirs, metric, sets)
             say_gains(console, gained)
             inside = validated(prepared)
@@ -162,38 +158,20 @@ def _summarise(
         console.print("\nwinning configuration:")
         console.print(config_table(space, winner.leaves))
         target = Path(scratch) / "ensemble"
-        judged = prepared.over_folds() if len(places) > 1 else prepared
         chosen, choices, soup = build_ensemble(
             target,
-            {name: models for inside in folders.values() for name, models in inside.items()},
+            {name: folder for inside in folders.values() for name, folder in inside.items()},
             list(folders[winner.number]),
             space.config.with_leaves(winner.leaves, winner.name),
             winner.name,
-            judged,
+            prepared,
             wanted,
             console,
         )
         run.upload(target, BEST)
     say_ensemble(console, chosen, choices, soup, space.config.search)
     folds = " of the first fold" if space.config.data.split.cross_validate else ""
-    if judged is not prepared:
-        folds = ", every fold by those of its models that were not trained on it"
-    console.print(f"the ensemble on validation{folds}:", soft_wrap=True)
-    say_validation(console, judged, chosen.scored.metrics)
+    console.print(f"the ensemble on validation{folds}:")
+    say_validation(console, prepared, chosen.scored.metrics, space.config.train.operating_point)
     if space.config.data.split.cross_validate:
         write_doubtful(own, prepared, found, console)
-
-
-def _models(own: Folder, found: Outcome, split: SplitConfig, console: Console) -> tuple[str, ...]:
-    """Where the models of each training are, in its folder: one, or that of every fold, the first fold's first."""
-    places = (BEST, *(fold_best(split.fold_of(rotation)) for rotation in range(1, split.rotations)))
-    trained = [trial_folder(own, refit_number(one.number, seed)) for one in found.ranked for seed in found.seeds]
-    if all(folder.exists(place) for folder in trained for place in places[1:]):
-        return places
-    console.print(
-        "note: some of these trainings are of an older version of fracray, which kept the first fold's model alone: "
-        "the ensemble is made of those; refit another copy of the run for one of all folds",
-        style="yellow",
-        soft_wrap=True,
-    )
-    return (BEST,)

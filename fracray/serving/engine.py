@@ -24,6 +24,7 @@ from fracray.serving.decoding import Reader
 from fracray.serving.limits import Limits, RefusedError
 from fracray.serving.model import Model
 from fracray.serving.processes import LostError, Pool
+from fracray.training.checkpoint import read_seen
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Engine:
 
     def __init__(self, folder: Path, config: Config, plan: Plan, limits: Limits, coverage: float) -> None:
         data = config.data
-        self._reader = functools.partial(Reader, data.size, data.crop, limits.pixels, Familiar.to(folder))
+        self._reader = functools.partial(Reader, data.size, data.crop, limits.pixels, Familiar.of(read_seen(folder)))
         self._decoders = Pool(self._reader, plan.decoders, limits.seconds, quiet=True)
         self._models = Pool(functools.partial(Model, folder, plan.threads, coverage), plan.workers, limits.seconds)
         self._plan, self._decoding = plan, 0

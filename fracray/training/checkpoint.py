@@ -28,8 +28,7 @@ from fracray.training.model import Classifier, build_model
 from fracray.training.pretrained import PICKLE_SUFFIXES, read_tensors, refuse_pickle
 
 # The formats of a checkpoint folder; before 2, a network was validated in the training's arithmetic.
-# OUT_OF_FOLD is an ensemble too: see Checkpoint.
-SINGLE, ENSEMBLE, OUT_OF_FOLD = 2, 3, 4
+SINGLE, ENSEMBLE = 2, 3
 WEIGHTS = "model.safetensors"
 METADATA = "config.json"
 PREDICTIONS = "val_predictions.parquet"
@@ -47,8 +46,7 @@ _NONE: Mapping[str, Any] = {}
 class Checkpoint:
     """A model in evaluation mode on the CPU, its metadata, and its folder.
 
-    members: of an ensemble, whose model gives the mean of their logits; else empty. out_of_fold: whether some of them
-    were trained on images that others were validated on; the logits kept of these are then of the others alone.
+    members: of an ensemble, whose model gives the mean of their logits; else empty.
     """
 
     model: Classifier | Ensemble
@@ -57,7 +55,6 @@ class Checkpoint:
     seen: pd.DataFrame | None = None  # see read_seen
     members: tuple["Checkpoint", ...] = ()
     predictions: pd.DataFrame | None = None  # see read_predictions
-    out_of_fold: bool = False
 
 
 def save_checkpoint(
@@ -90,7 +87,6 @@ def save_ensemble(
     metadata: CheckpointMetadata,
     predictions: pd.DataFrame,
     seen: pd.DataFrame,
-    out_of_fold: bool = False,
 ) -> None:
     """Write the checkpoint folder of an ensemble as `save_checkpoint` does; `members`: checkpoint folders, by name.
 
@@ -104,7 +100,7 @@ def save_ensemble(
         _write_table(predictions, PREDICTION_COLUMNS, partial / PREDICTIONS)
         _write_seen(seen, partial / SEEN)
         about = {"normalised_by": "each member itself, which returns a logit; the ensemble's is their mean"}
-        _write_card(partial, OUT_OF_FOLD if out_of_fold else ENSEMBLE, metadata, about, {MEMBERS: list(members)})
+        _write_card(partial, ENSEMBLE, metadata, about, {MEMBERS: list(members)})
 
 
 def load_checkpoint(folder: str | Path) -> Checkpoint:
@@ -119,14 +115,12 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
 
 
 def _open(folder: Path, metadata: CheckpointMetadata) -> Checkpoint:
-    tree = _read_json(folder)
-    names = _members(tree, folder)
+    names = _members(_read_json(folder), folder)
     if names:
         inside = [folder / MEMBERS / name for name in names]
         members = tuple(_open(member, read_metadata(member)) for member in inside)
         ensemble = Ensemble([member.model for member in members if isinstance(member.model, Classifier)])
-        kept, apart = read_predictions(folder), tree["format"] == OUT_OF_FOLD
-        return Checkpoint(ensemble.eval(), metadata, folder, read_seen(folder), members, kept, apart)
+        return Checkpoint(ensemble.eval(), metadata, folder, read_seen(folder), members, read_predictions(folder))
     tensors = read_tensors(folder / WEIGHTS).tensors
     with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: keep the caller's random state
         model = build_model(metadata.config.model, load_weights=False)
@@ -141,11 +135,6 @@ def read_metadata(folder: str | Path, whole: bool = True) -> CheckpointMetadata:
     whole: its weights must be there; not so for a copy of some of its files.
     """
     return _metadata(_read_json(Path(folder), (METADATA, WEIGHTS) if whole else (METADATA,)), Path(folder))
-
-
-def is_out_of_fold(folder: str | Path) -> bool:
-    """Whether a checkpoint folder holds an ensemble that is `Checkpoint.out_of_fold`; InputError as `read_metadata`."""
-    return bool(_read_json(Path(folder), (METADATA,))["format"] == OUT_OF_FOLD)
 
 
 def read_predictions(folder: str | Path) -> pd.DataFrame | None:
@@ -276,24 +265,24 @@ def _read_json(folder: Path, needed: Sequence[str] = (METADATA, WEIGHTS)) -> dic
         raise InputError(f"{path}: damaged JSON ({error}); copy the folder again") from None
     if not isinstance(tree, dict) or not isinstance(tree.get("format"), int):
         raise InputError(f"{path}: no format number; the file was changed after fracray wrote it")
-    if tree["format"] > OUT_OF_FOLD:
+    if tree["format"] > ENSEMBLE:
         wrote = tree["versions"].get("fracray", "?") if isinstance(tree.get("versions"), dict) else "?"
         raise InputError(
-            f"{path}: format {tree['format']}, written by fracray {wrote}; this one reads up to {OUT_OF_FOLD}: upgrade"
+            f"{path}: format {tree['format']}, written by fracray {wrote}; this one reads up to {ENSEMBLE}: upgrade"
         )
     return tree
 
 
 def _metadata(tree: dict[str, Any], folder: Path) -> CheckpointMetadata:
     rest = {name: value for name, value in tree.items() if name not in ("format", "sha256", "input")}
-    if tree["format"] >= ENSEMBLE:
+    if tree["format"] == ENSEMBLE:
         rest.pop(MEMBERS, None)
     return CheckpointMetadata.from_json(rest, str(folder / METADATA))
 
 
 def _members(tree: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
     """The names of an ensemble's members; empty for one model."""
-    if tree["format"] < ENSEMBLE:
+    if tree["format"] != ENSEMBLE:
         return ()
     names = tree.get(MEMBERS)
     # The names become paths.

@@ -15,8 +15,9 @@ from fracray.training.loop import EpochReport, Fit
 class Folds:
     """One config trained on several divisions of the same images, one epoch on each at a time.
 
-    Metrics are the means over the models, and the best epoch is the one with the best mean: of that epoch each of the
-    `fits` keeps its weights, and the report has the validation of each. All have the same config, metric and mode.
+    Metrics are the means over the models, and the best epoch is the one with the best mean. The weights that are kept
+    are those of the first model; the report has the validation of each. All `fits` have the same config, metric and
+    mode.
     """
 
     def __init__(self, fits: Sequence[Fit]) -> None:
@@ -35,6 +36,10 @@ class Folds:
     @property
     def best(self) -> dict[str, float]:
         return self._first.best
+
+    @property
+    def best_weights(self) -> dict[str, torch.Tensor]:
+        return self._first.best_weights
 
     def run_epoch(self) -> EpochReport:
         """Train and validate one epoch of every model; all keep their weights if the mean is the best so far."""

@@ -28,7 +28,7 @@ from fracray.errors import InputError
 from fracray.metric_names import is_validation
 from fracray.runtime.efficiency import CHECKPOINTING, Meter
 from fracray.runtime.resources import refuse_missing_gpu
-from fracray.runtime.run_folder import BEST, FOLDS, STATE, fold_best, trial_folder, trial_name
+from fracray.runtime.run_folder import BEST, FOLDS, STATE, trial_folder, trial_name
 from fracray.training.checkpoint import SEEN_COLUMNS, CheckpointMetadata, load_state, save_checkpoint, save_state
 from fracray.training.cross_validation import Folds
 from fracray.training.epochs import EpochResult, write_epochs
@@ -47,7 +47,7 @@ class _State:
     tensors: dict[str, torch.Tensor]
     meta: dict[str, Any]
     best: EpochReport | None
-    weights: tuple[dict[str, torch.Tensor], ...]  # of each rotation's model
+    weights: dict[str, torch.Tensor]
 
 
 class TrialRunner:
@@ -73,7 +73,7 @@ class TrialRunner:
         ]
         self._device = device = device or pick_device()
         self._streams = [make_stream(self.config, plan, job, device, self._meter) for plan in plans]
-        self._fits = fits = [
+        fits = [
             MeteredFit(self.config, stream, device, job.metric, job.config.search.mode, self._meter)
             for stream in self._streams
         ]
@@ -171,16 +171,15 @@ class TrialRunner:
             if everything:
                 tensors, meta = self._fit.state()
                 meta |= {"config": _identity(self.config), "history": [result.to_json() for result in self._history]}
-                state = _State(tensors, meta, self._best, tuple(fit.best_weights for fit in self._fits))
+                state = _State(tensors, meta, self._best, self._fit.best_weights)
                 self._best, self._kept, self._kept_epochs = None, time.monotonic(), self.epochs_done
             self._writing = self._writer.submit(self._write, tuple(self._lines), state)
 
     def _write(self, lines: tuple[str, ...], state: _State | None) -> None:
         with self._meter.helper(), self._meter.helping(CHECKPOINTING):
             if state is not None and state.best is not None:
-                for rotation, weights in enumerate(state.weights):
-                    with self._folder.building(self._place(rotation)) as path:
-                        self._export(path, state.best, rotation, weights)
+                with self._folder.building(BEST) as path:
+                    self._export(path, state.best, state.weights)
                 if state.best.folds:
                     with self._folder.building(FOLDS) as path:
                         self._held_out(state.best).to_parquet(path, index=False)
@@ -197,16 +196,13 @@ class TrialRunner:
             writing.result()
 
     @cached_property
-    def _tables(self) -> list[pd.DataFrame]:
-        """The job's table as each rotation divides it."""
-        return [self._job.table.assign(split=cells) for cells in self._job.rotations]
+    def _seen(self) -> pd.DataFrame:
+        table = self._job.table
+        return table.loc[part_of(table["split"]).isin(("train", "val")), list(SEEN_COLUMNS)]
 
-    def _place(self, rotation: int) -> str:
-        return fold_best(self.config.data.split.fold_of(rotation)) if rotation else BEST
-
-    def _export(self, folder: Path, report: EpochReport, rotation: int, weights: dict[str, torch.Tensor]) -> None:
-        seen, table = (report.folds or (report.validation,))[rotation], self._tables[rotation]
-        rows = table.iloc[seen.rows]
+    def _export(self, folder: Path, report: EpochReport, weights: dict[str, torch.Tensor]) -> None:
+        seen = report.validation
+        rows = self._job.table.iloc[seen.rows]
         predictions = pd.DataFrame(
             {
                 "image_id": rows["image_id"].to_numpy(),
@@ -223,10 +219,9 @@ class TrialRunner:
             metrics={"epoch": float(report.epoch), **report.metrics},
             data_fingerprint=self._job.fingerprint,
             epoch=report.epoch,
-            trial=f"{trial_name(self.number)}{self._place(rotation).removeprefix(BEST)}",
+            trial=trial_name(self.number),
         )
-        known = table.loc[part_of(table["split"]).isin(("train", "val")), list(SEEN_COLUMNS)]
-        save_checkpoint(folder, weights, metadata, predictions, known)
+        save_checkpoint(folder, weights, metadata, predictions, self._seen)
 
     def _held_out(self, report: EpochReport) -> pd.DataFrame:
         """Every image of a fold's 'val' with the logit of that fold's model, which was not trained on it.
@@ -240,7 +235,7 @@ class TrialRunner:
             columns = {name: rows[name].to_numpy() for name in ("image_id", "group")}
             columns |= {"label": seen.labels[inside].astype(np.int8)}
             columns |= {
-                "fold": np.full(len(rows), split.fold_of(number)),
+                "fold": np.full(len(rows), (split.fold + 1 + number) % split.folds),
                 "logit": seen.logits[inside],
             }
             parts.append(pd.DataFrame(columns))

@@ -120,7 +120,7 @@ def edit(path, **entries):
         (lambda folder: edit(folder / "config.json", members=["../made"]), "no list of members"),
         (lambda folder: edit(folder / "config.json", members=[]), "no list of members"),
         (lambda folder: edit(folder / "config.json", format=1), "sha256 does not list|unexpected keyword"),
-        (lambda folder: edit(folder / "config.json", format=5), "reads up to 4: upgrade"),
+        (lambda folder: edit(folder / "config.json", format=4), "reads up to 3: upgrade"),
         (lambda folder: edit(folder / "config.json", threshold=7), "threshold is 7"),
         (lambda folder: edit(folder / "config.json", data_fingerprint="g"), "data of another kind"),
     ],

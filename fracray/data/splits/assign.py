@@ -214,7 +214,7 @@ def _deal(
     np.add.at(counts, (member, strata), 1)
     if config.protocol == "kfold":
         fold = deal_groups(counts, np.full((config.folds, 1), 1 / config.folds) * counts.sum(0), rng)
-        part = np.where(fold == config.fold, 2, np.where(fold == config.fold_of(rotation), 1, 0))
+        part = np.where(fold == config.fold, 2, np.where(fold == (config.fold + 1 + rotation) % config.folds, 1, 0))
         return part[member], np.array([config.folds - 2, 1, 1]) / config.folds * len(label)
     shares = _shares(config)
     spread = np.bincount(strata[~(mostly & shifted)], minlength=4)
