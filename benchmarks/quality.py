@@ -118,7 +118,8 @@ def run(command: Sequence[str], seconds: float, look: Callable[[], list[float]],
             time.sleep(0.5)
             if (values := look()) and (not curve or max(values) > curve[-1][1]):
                 curve.append((time.monotonic() - begun, max(values)))
-                print(f"{Path(command[1]).name.replace("-m", "fracray.tune")}: {curve[-1][1]:.3f} after {curve[-1][0]:.0f} s", flush=True)
+                arm = command[2] if command[1] == "-m" else Path(command[1]).name
+                print(f"{arm}: {curve[-1][1]:.3f} after {curve[-1][0]:.0f} s", flush=True)
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGINT)
             try:
