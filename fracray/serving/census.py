@@ -59,7 +59,10 @@ class Census:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _count(self) -> int:
-        """How many answer; none where Ray Serve does not have the application any more."""
+        """How many answer; none where Ray Serve does not have the application any more.
+
+        Where a new configuration cannot be built, Ray Serve names no deployments, and those that ran go on.
+        """
         if self._look is None:
             self._look = _in_thread()
         done, _ = await asyncio.wait([self._look], timeout=LOOK_WITHIN)
@@ -67,8 +70,12 @@ class Census:
             raise TimeoutError("Ray Serve does not answer")
         look, self._look = self._look, None
         application = look.result().applications.get(self._application)
-        deployment = application.deployments.get(self._deployment) if application else None
-        return sum(deployment.replica_states.get(state, 0) for state in ANSWERING) if deployment else 0
+        if application is None:
+            return 0
+        deployment = application.deployments.get(self._deployment)
+        if deployment is None:
+            return self.running
+        return sum(deployment.replica_states.get(state, 0) for state in ANSWERING)
 
     def _tell(self, error: Exception) -> None:
         if self.known or self._told:

@@ -184,6 +184,45 @@ def test_a_file_that_cannot_work_is_refused_by_ray_serve_with_the_reason(deploye
         assert ask(asking).status_code == 200
 
 
+def test_replicas_come_with_the_load_and_go_with_it(deployed):
+    """As cluster/serve.yaml says it, with shorter delays; no request is lost, in neither direction."""
+    head, file, url = deployed
+    tree = yaml.safe_load(file.read_text())
+    scaling = tree["applications"][0]["deployments"][1]["autoscaling_config"]
+    scaling |= {"min_replicas": 1, "target_ongoing_requests": 1, "upscale_delay_s": 1, "downscale_delay_s": 3}
+    scaled = file.with_name("scaled.yaml")
+    scaled.write_text(yaml.safe_dump(tree))
+    serve(head, "deploy", scaled)
+    wait_for(lambda: len(replicas(head)) == 1 and status(head)[0] == "RUNNING", head.process)
+    answers, done = [], threading.Event()
+
+    def send():
+        with client(url) as asking:
+            while not done.is_set():
+                answers.append(ask(asking).status_code)
+
+    threads = [threading.Thread(target=send) for _ in range(ASKERS)]
+    for thread in threads:
+        thread.start()
+    try:
+        wait_for(lambda: len(replicas(head)) == 2, head.process)
+        before = len(answers)
+        wait_for(lambda: len(answers) > before + 2 * ASKERS, head.process)
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    with client(url) as asking:
+
+        def asked_until_one_is_left():
+            answers.append(ask(asking).status_code)
+            return len(replicas(head)) == 1
+
+        wait_for(asked_until_one_is_left, head.process)
+        answers += [ask(asking).status_code for _ in range(5)]
+    assert set(answers) == {200}
+
+
 def test_shutdown_leaves_the_cluster_without_it(deployed):
     """The last test of this service."""
     head, _, url = deployed

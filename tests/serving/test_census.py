@@ -102,7 +102,6 @@ def test_a_look_that_hangs_is_told_and_no_other_hangs_beside_it(looks, caplog):
     [
         (status(RUNNING=1, RECOVERING=1, PENDING_MIGRATION=1, STARTING=4, STOPPING=4), 3),
         (status(STARTING=1), 0),
-        (SimpleNamespace(applications={"app": SimpleNamespace(deployments={})}), 0),
         (SimpleNamespace(applications={}), 0),
     ],
 )
@@ -116,6 +115,25 @@ def test_replicas_that_answer_are_counted_and_an_application_that_is_gone_has_no
         return found.running
 
     assert asyncio.run(watch()) == running
+
+
+def test_what_ran_goes_on_where_a_new_configuration_cannot_be_built(looks):
+    """Ray Serve then names the application without its deployments."""
+    looked = []
+
+    def failed():
+        looked.append(1)
+        return SimpleNamespace(applications={"app": SimpleNamespace(deployments={})})
+
+    async def watch():
+        looks[:] = [failed]
+        found = Census("app", "replica")
+        found.start(running=7)
+        await until(lambda: len(looked) > 3)
+        found.stop()
+        return found.running, found.known
+
+    assert asyncio.run(watch()) == (7, True)
 
 
 class Handle:
