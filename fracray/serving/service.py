@@ -43,9 +43,10 @@ def build(settings: ServiceSettings) -> serve.Application:
         Http,
         name="http",
         ray_actor_options={"num_cpus": 1},
-        # What is above `queue` gets its 429 here, and not a place in a queue of Ray Serve without a limit.
+        # What is above `queue` gets its 429 here, and not a place in a queue of Ray Serve without a limit. Ray Serve
+        # queues some requests even while places are free, and answers 503 by itself where its queue is full.
         max_ongoing_requests=4 * limits.queue,
-        max_queued_requests=limits.queue,
+        max_queued_requests=4 * limits.queue,
         graceful_shutdown_timeout_s=limits.seconds,
         logging_config=LOGS,
     )
