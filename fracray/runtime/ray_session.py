@@ -22,6 +22,7 @@ from fracray import interrupts
 from fracray.errors import InputError, RunError
 from fracray.runtime.imports import importing, wait_for_imports
 from fracray.runtime.own_cluster import OwnCluster
+from fracray.runtime.replaced import replaced
 from fracray.runtime.timeline import START
 
 ENVIRONMENT = {
@@ -239,11 +240,8 @@ def _fewer_servers() -> Iterator[list[Any]]:
         def start_api_server(self, **_: Any) -> None:
             self._webui_url = ""
 
-    node.Node = Fewer
-    try:
+    with replaced(node, Node=Fewer):
         yield nodes
-    finally:
-        node.Node = whole
 
 
 @contextmanager
