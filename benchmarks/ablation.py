@@ -4,17 +4,22 @@
 on each. `run` needs neither Ray nor the data set, so that it runs on a machine that has a GPU and little else: several
 processes share the device, and each trains one recipe on one fold at a time with `fracray.training.loop.Fit`. Every
 fold is test once and validation once. The epoch, the calibration and the threshold are chosen on validation. `show`
-prints each recipe's mean over the folds and its difference from the first recipe, on the same images.
+prints each recipe's mean over the folds and its difference from the first recipe, on the same images. `cost` says how
+long a training of each recipe takes on this machine, from an epoch on a share of the images.
 """
 
 import argparse
 import json
 import math
+import os
 import queue
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import cv2
@@ -30,6 +35,7 @@ from fracray.data.images.kept import KEPT
 from fracray.data.loading.gpu_stream import DeviceStream
 from fracray.data.loading.plan import Plan, make_plan
 from fracray.data.loading.shards import ShardFile, Shards
+from fracray.data.loading.streams import MemoryStream
 from fracray.data.manifest import in_set
 from fracray.metrics import (
     Array,
@@ -43,13 +49,16 @@ from fracray.metrics import (
 from fracray.metrics.scores import Ranked
 from fracray.runtime.console import new_console, new_table
 from fracray.runtime.storage import Folder
+from fracray.training.growth import work_in
 from fracray.training.loop import Fit, pick_device
 from fracray.training.model import float32
+from fracray.training.workers import use_cores
 
 HERE = Path(__file__).parent
 FOLDS = 5
 QUALITY = 95  # of the packed JPEG squares
 BATCH = 64
+ROUNDS = 2  # of `cost`
 TABLE, PIXELS, ABOUT = "table.parquet", "squares.npz", "about.json"
 CURVE = ("train_loss", "val_loss", "val_auroc", "val_average_precision", "val_accuracy", "val_balanced_accuracy")
 COLUMNS = ["image_id", "label", "group", "width", "height", "brightness", "boxes", "boxes_width", "boxes_height"]
@@ -83,12 +92,20 @@ def parser() -> argparse.ArgumentParser:
     show_.add_argument("--pack", type=Path, required=True, help="folder that `pack` wrote")
     show_.add_argument("--folds", type=int, nargs="+", default=list(range(FOLDS)), help="default 0 1 2 3 4")
     show_.add_argument("--json", type=Path, default=HERE / "results" / "ablation.json", help="default %(default)s")
+    cost_ = commands.add_parser("cost", help="how long a training of each recipe takes on this machine")
+    cost_.add_argument("--pack", type=Path, required=True, help="folder that `pack` wrote")
+    cost_.add_argument("--recipes", type=Path, default=HERE / "ablation.yaml", help="default %(default)s")
+    cost_.add_argument("--only", nargs="+", help="names of recipes (default: all)")
+    cost_.add_argument("--images", type=int, default=256, help="trained in the timed epoch (default %(default)s)")
+    cost_.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="default: one per core")
+    cost_.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of all recipes")
+    cost_.add_argument("--json", type=Path, default=HERE / "results" / "ablation_cost.json", help="default %(default)s")
     return cli
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    {"pack": pack, "run": run, "show": show}[args.command](args)
+    {"pack": pack, "run": run, "show": show, "cost": cost}[args.command](args)
 
 
 # ---------------------------------------------------------------- pack
@@ -137,6 +154,13 @@ def unpacked(folder: Path, size: int) -> np.ndarray:
     return squares
 
 
+def unpack(folder: Path, wanted: Sequence["Training"], scratch: Path) -> None:
+    """Write the squares of each side that the trainings want into `scratch`, for all processes."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    for size in sorted({training.config.data.size for training in wanted}):
+        np.save(scratch / f"{size}.npy", unpacked(folder, size))
+
+
 # ---------------------------------------------------------------- run
 
 
@@ -154,7 +178,7 @@ class Training:
         return f"{self.recipe}/{self.fold}/{self.seed}"
 
 
-def trainings(args: argparse.Namespace) -> list[Training]:
+def trainings(args: argparse.Namespace, folds: Sequence[int], seeds: Sequence[int]) -> list[Training]:
     """Recipe after recipe, so that a budget ends with complete ones."""
     recipes = yaml.safe_load(args.recipes.read_text())
     base: dict[str, Any] = recipes["base"]
@@ -165,9 +189,9 @@ def trainings(args: argparse.Namespace) -> list[Training]:
         raise SystemExit(f"{args.recipes}: no step is called {', '.join(sorted(unknown))}")
     return [
         Training(name, fold, seed, Config().with_leaves({**base, **steps[name], **more, "train.seed": seed}, name))
-        for seed in args.seeds
+        for seed in seeds
         for name in chosen
-        for fold in args.folds
+        for fold in folds
     ]
 
 
@@ -179,11 +203,9 @@ def run(args: argparse.Namespace) -> None:
     """Train all; the logits of validation and test are written as each training is done."""
     console = new_console()
     begun = time.monotonic()
-    wanted = trainings(args)
+    wanted = trainings(args, args.folds, args.seeds)
     scratch = args.to.with_suffix(".squares")
-    scratch.mkdir(parents=True, exist_ok=True)
-    for size in sorted({training.config.data.size for training in wanted}):
-        np.save(scratch / f"{size}.npy", unpacked(args.pack, size))
+    unpack(args.pack, wanted, scratch)
     console.print(f"{len(wanted)} trainings, {args.processes} at a time; unpacked in {time.monotonic() - begun:.0f} s")
     context = server()
     todo, done = context.Queue(), context.Queue()
@@ -446,6 +468,61 @@ def _text(interval: Mapping[str, float | None], form: str = ".3f") -> str:
     value, low, high = (interval[name] for name in ("value", "low", "high"))
     between = "" if low is None or high is None else f" [{low:{form}}, {high:{form}}]"
     return "not known" if value is None else f"{value:{form}}{between}"
+
+
+# ---------------------------------------------------------------- cost
+
+
+def cost(args: argparse.Namespace) -> None:
+    """Print a row for each recipe: the minutes of this machine that a training on the first fold takes.
+
+    A search trains one trial a core, so --processes trainings run side by side, and the minutes are those of one of
+    them divided by their number. All recipes are timed once, then all again, so that a busy minute shows.
+    """
+    console, table = new_console(), pd.read_parquet(args.pack / TABLE)
+    wanted = trainings(args, [0], [0])
+    if short := [training.recipe for training in wanted if training.config.train.epochs < 3]:
+        raise SystemExit(f"{', '.join(short)}: too few epochs; the second of at least three is timed")
+    seconds: dict[str, list[float]] = {training.recipe: [] for training in wanted}
+    with tempfile.TemporaryDirectory() as scratch:
+        unpack(args.pack, wanted, Path(scratch))
+        for training in wanted * ROUNDS:
+            with ProcessPoolExecutor(args.processes, server(), end_with_parent) as pool:
+                given = (training, table, Path(scratch), args.images)
+                each = [pool.submit(_seconds, *given) for _ in range(args.processes)]
+                seconds[training.recipe].append(fmean(one.result() for one in each))
+            words = f"{training.recipe}: {seconds[training.recipe][-1]:.0f} s"
+            console.print(words, markup=False, highlight=False)
+    rows = list[dict[str, Any]]()
+    for training in wanted:
+        least, *_, most = sorted(each / args.processes / 60 for each in seconds[training.recipe])
+        epochs = training.config.train.epochs
+        rows.append({"recipe": training.recipe, "epochs": epochs, "minutes": least, "most": most})
+    shown = new_table("recipe", "epochs", "minutes", "in a busier round", "to the first recipe")
+    for row in rows:
+        figures = [row["minutes"], row["most"], row["minutes"] / rows[0]["minutes"]]
+        shown.add_row(row["recipe"], str(row["epochs"]), *(f"{figure:.1f}" for figure in figures))
+    settings = {"images": args.images, "processes": args.processes, "set": args.set}
+    write_results(console, "ablation cost", shown, {"settings": settings, "rows": rows}, args.json)
+
+
+def _seconds(training: Training, table: pd.DataFrame, scratch: Path, images: int) -> float:
+    """What a training takes on all images, from its second epoch and that one's validation on evenly chosen ones.
+
+    The first epoch pays for what is set up once.
+    """
+    config, split = training.config, table[f"fold{training.fold}"]
+    epochs = config.train.epochs
+    use_cores(config, 1)
+    trained = int(in_set(split, "train").sum())
+    kept = split.where(split.groupby(split).cumcount() % max(1, trained // images) == 0, "")
+    squares = np.load(scratch / f"{config.data.size}.npy", mmap_mode="r")
+    stream = MemoryStream(plan_of(config, table, kept), squares, epochs)
+    fit = Fit(config, stream, torch.device("cpu"), "val_loss", "min")
+    fit.run_epoch()
+    seconds = fit.run_epoch().seconds * trained / int(in_set(kept, "train").sum())
+    stream.close()
+    return seconds * sum(work_in(config, epoch) for epoch in range(1, epochs + 1)) / work_in(config, 2)
 
 
 if __name__ == "__main__":

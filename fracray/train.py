@@ -195,7 +195,8 @@ def _train(args: argparse.Namespace, config: Config, run: Folder, least: int, mo
         board, latest = _board()
         live = held.enter_context(LiveLog(args.targets, run, console))
         with TrainingLines(trial_folder(run, TRIAL), config, console, latest, live.training):
-            run_workers(run, trial_name(TRIAL), _work, {"job": Shared(job), "each": each, "board": board}, each)
+            settings = {"job": Shared(job), "each": each, "board": board}
+            run_workers(run, trial_name(TRIAL), _work, settings, each, job.images is not None)
     history = read_epochs(trial_folder(run, TRIAL))
     if isnan(history[-1].value("val_loss")):
         raise RunError(

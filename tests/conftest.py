@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from fracray.runtime.ray_servers import fewer_servers
 from fracray.runtime.ray_session import NOTICES, quiet_ray_data, set_environment
 
 set_environment()  # read when Ray is imported or started, so set before either
@@ -85,18 +86,22 @@ def _one_thread():
 
 @pytest.fixture(scope="session")
 def ray_local(cache):
-    """A local Ray with two CPUs, up until the last test ends; `ray_session.connect` finds it and uses it."""
+    """A local Ray with two CPUs, up until the last test ends; `ray_session.connect` finds it and uses it.
+
+    It has as few servers as that of a command: each costs a second of a core and more.
+    """
     import ray
 
     os.environ.setdefault(NOTICES, "0")  # as `connect` does for a local cluster
-    ray.init(
-        address="local",
-        num_cpus=RAY_CPUS,
-        num_gpus=0,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    with fewer_servers():
+        ray.init(
+            address="local",
+            num_cpus=RAY_CPUS,
+            num_gpus=0,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     quiet_ray_data()
     yield
     ray.shutdown()

@@ -3,6 +3,7 @@
 import json
 from itertools import accumulate
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from fracray.data.loading.plan import make_plan
 from fracray.data.prepare import prepare
 from fracray.metrics import auroc_over_folds
 from fracray.runtime.console import new_console
+from fracray.training.growth import work_in
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SMALL = ["data.phantom.count=120", "data.split.block=2"]
@@ -130,6 +132,41 @@ def test_the_metric_that_tells_configurations_apart_is_found(modules):
     assert good["gain"] == pytest.approx(0.2, abs=0.02)
     assert good["configurations"] > 5 * good["seeds"]
     assert noise["gain"] < good["gain"]
+
+
+def test_the_cost_of_a_step_is_that_of_all_its_epochs_on_all_images(modules, pack, tmp_path, monkeypatch):
+    ablation = modules[0]
+    steps = {"short": {}, "growing": {"train.epochs": 12, "train.first_size": 16}}
+    (tmp_path / "recipes.yaml").write_text(yaml.safe_dump({"base": {**TINY, "train.epochs": 3}, "steps": steps}))
+    words = ["cost", "--pack", str(pack), "--recipes", str(tmp_path / "recipes.yaml"), "--processes", "1"]
+    ablation.main([*words, "--images", "40", "--json", str(tmp_path / "cost.json")])
+    found = {row["recipe"]: row for row in json.loads((tmp_path / "cost.json").read_text())["rows"]}
+    assert {name: row["epochs"] for name, row in found.items()} == {"short": 3, "growing": 12}
+    assert all(0 < row["minutes"] <= row["most"] for row in found.values())
+    with pytest.raises(SystemExit, match="short: too few epochs; the second of at least three is timed"):
+        ablation.main([*words, "--only", "short", "--set", "train.epochs=2"])
+
+    trained = []  # images of each epoch; one of all of them takes a second
+
+    class Timed:
+        def __init__(self, config, stream, *_):
+            self.stream = stream
+
+        def run_epoch(self):
+            trained.append(sum(len(batch.rows) for batch in self.stream.train(len(trained))))
+            assert trained[-1] < len(rows) / 2
+            return SimpleNamespace(seconds=trained[-1] / len(rows))
+
+    table = pd.read_parquet(pack / "table.parquet")
+    rows = np.flatnonzero(table["fold0"] == "train")
+    np.save(tmp_path / "32.npy", ablation.unpacked(pack, 32))
+    monkeypatch.setattr(ablation, "Fit", Timed)
+    config = Config().with_leaves({**TINY, "train.epochs": 12, "train.first_size": 16})
+    cost = ablation._seconds(ablation.Training("a", 0, 0, config), table, tmp_path, 20)
+    shares = [work_in(config, epoch) for epoch in range(1, 13)]  # of an epoch of full images
+    assert shares[1] < shares[-1] == 1
+    assert cost == pytest.approx(sum(shares) / shares[1])
+    assert len(trained) == 2
 
 
 # ---- anytime.py

@@ -3,7 +3,7 @@
 Knows arrays, hashes and indices only: nothing of files, labels or manifests.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -22,6 +22,8 @@ _TEXTURE = 3.0  # gray levels, standard deviation within a tile
 _TEXTURED_TILES = 8
 _MANY = 1024  # thumbnails or pairs held as floats at a time: 16 MB
 _PAIRS = 2**21  # hashes compared at a time: 16 MB
+_HASH_BITS = 64
+_BLOCK = 1024  # hashes of each side multiplied at a time: their products, 4 MB, stay in the cache
 
 
 def _waves() -> np.ndarray:
@@ -43,20 +45,17 @@ def near_duplicates(thumbs: np.ndarray, hashes: np.ndarray) -> list[tuple[int, i
     thumbs: (n, THUMB, THUMB) uint8, gray. hashes: (n,) uint64, DCT hashes of the same pictures (imagehash.phash).
     Hashes near in Hamming distance propose a pair, unless the coarse shapes of its tiles differ too much. Then the
     thumbnails are compared tile by tile (8x8 px, normalised correlation): tiles agree after a change of brightness or
-    with a part missing, but not between two exposures of the same limb. Time grows with the square of n (about four
-    nanoseconds a pair); memory with n (about 150 bytes each; `thumbs` may be a memory map) and with the number of pairs
-    found: leave out pictures that are known to be equal.
+    with a part missing, but not between two exposures of the same limb. Time grows with the square of n (about one
+    nanosecond a pair on two cores); memory with n (about 150 bytes each; `thumbs` may be a memory map) and with the
+    number of pairs found: leave out pictures that are known to be equal.
     """
     count = len(thumbs)
     signs = np.zeros((count, 1 + len(_SHAPES)), dtype=np.uint64)
     for at in range(0, count, _MANY):
         signs[at : at + _MANY] = signs_of(thumbs[at : at + _MANY])
     found: list[tuple[int, int, float]] = []
-    rows = max(1, _PAIRS // max(count, 1))
-    for start in range(0, count, rows):
-        near = np.bitwise_count(hashes[start : start + rows, None] ^ hashes[None, start:]) <= _HASH_DISTANCE
-        left, right = (ends + start for ends in np.nonzero(near))
-        left, right = left[left < right], right[left < right]
+    for near in _near_pairs(hashes):
+        left, right = near
         alike = _alike(signs[left], signs[right], _SHAPES_DIFFERING)
         left, right = left[alike], right[alike]
         counted = signs[left, 0] | signs[right, 0]
@@ -67,7 +66,28 @@ def near_duplicates(thumbs: np.ndarray, hashes: np.ndarray) -> list[tuple[int, i
             share = agree.sum(1) / used.sum(1)
             keep = share > _TILES_AGREEING
             found += zip(a[keep].tolist(), b[keep].tolist(), share[keep].tolist(), strict=True)
-    return found
+    return sorted(found)
+
+
+def _near_pairs(hashes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of (n,) hashes near in Hamming distance, block by block: the smaller and the larger position of each.
+
+    The distance comes from a product of the bits as -1 and 1, exact in float32: on one core it takes half of the time
+    of counting the bits in which two words differ, and BLAS uses all cores.
+    """
+    least = _HASH_BITS - 2 * _HASH_DISTANCE
+    for row in range(0, len(hashes), _BLOCK):
+        ours = _as_signs(hashes[row : row + _BLOCK])
+        for column in range(row, len(hashes), _BLOCK):
+            product = ours @ _as_signs(hashes[column : column + _BLOCK]).T
+            left, right = np.divmod(np.flatnonzero(product >= least), product.shape[1])
+            left, right = left + row, right + column
+            yield left[left < right], right[left < right]
+
+
+def _as_signs(words: np.ndarray) -> np.ndarray:
+    """The bits of (n,) uint64 as -1 and 1: (n, 64) float32."""
+    return _unpacked(words).astype(np.float32) * 2 - 1
 
 
 # Thumbnails are too large to keep with a checkpoint, so `look` keeps the signs of their tiles only. On FracAtlas,
@@ -93,6 +113,7 @@ def looks_alike(new: Sequence[bytes], known: Sequence[bytes]) -> np.ndarray:
         np.frombuffer(b"".join(filter(None, looks)), dtype="<u8").reshape(-1, LOOK_BYTES // 8) for looks in (new, known)
     )
     found = np.zeros(len(new), dtype=bool)
+    # Often one new picture: for so few, bits are counted faster than multiplied as in `_near_pairs`.
     rows = max(1, _PAIRS // max(len(theirs), 1))
     for start in range(0, len(ours), rows):
         some = ours[start : start + rows]

@@ -17,6 +17,7 @@ from fracray.training.backbones import FRACTURE_CNN
 from fracray.training.card import AS_TRAINED
 from fracray.training.checkpoint import Checkpoint
 from fracray.training.ensemble import Ensemble
+from fracray.training.folding import foldable, folded
 from fracray.training.loop import pick_device
 from fracray.training.model import Classifier, float32
 from fracray.training.precision import pick_precision
@@ -60,11 +61,11 @@ def map_network(checkpoint: Checkpoint) -> Callable[[np.ndarray], np.ndarray]:
 
 def looking_network(checkpoint: Checkpoint) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]:
     """As `network`, with the maps of `map_network`, (n, h, w) float32, where the checkpoint gives one; else None."""
-    plain = network(checkpoint)
     if not checkpoint.model.localises:
+        plain = network(checkpoint)
         return lambda images: (plain(images), None)
-    maps = map_network(checkpoint)
-    if AS_TRAINED in {one.metadata.arithmetic for one in (checkpoint, *checkpoint.members)}:
+    if _as_trained(checkpoint):
+        plain, maps = network(checkpoint), map_network(checkpoint)
         return lambda images: (plain(images), maps(images))
     model, device = _on_device(checkpoint)
 
@@ -81,7 +82,14 @@ def _on_device(checkpoint: Checkpoint) -> tuple[Classifier | Ensemble, torch.dev
     model = checkpoint.model.to(device)
     if checkpoint.metadata.config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
+    if not _as_trained(checkpoint):
+        model = folded(model, foldable(model, checkpoint.metadata.config.data.size))
     return model, device
+
+
+def _as_trained(checkpoint: Checkpoint) -> bool:
+    """Whether a version that validated as it trained has made it, or one of its members."""
+    return AS_TRAINED in {one.metadata.arithmetic for one in (checkpoint, *checkpoint.members)}
 
 
 def _batch(images: np.ndarray, device: torch.device) -> torch.Tensor:

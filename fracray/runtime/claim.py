@@ -149,7 +149,8 @@ def _locked(run: Folder) -> Iterator[bool]:
         try:
             yield True
         finally:
-            file.truncate(0)
+            with suppress(OSError):  # a full disk: the text only says who holds it, and to close the file gives it free
+                file.truncate(0)
 
 
 # ---------------------------------------------------------------- in a store

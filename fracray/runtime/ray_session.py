@@ -22,7 +22,7 @@ from fracray import interrupts
 from fracray.errors import InputError, RunError
 from fracray.runtime.imports import importing, wait_for_imports
 from fracray.runtime.own_cluster import OwnCluster
-from fracray.runtime.replaced import replaced
+from fracray.runtime.ray_servers import fewer_servers
 from fracray.runtime.timeline import START
 
 ENVIRONMENT = {
@@ -43,6 +43,7 @@ ENVIRONMENT = {
 SLOW_SECONDS = 10.0  # Ray gives its servers 30 s; what fails sooner does not fail for want of time
 END_SECONDS = 5.0  # for killed processes to be gone
 
+OWN = "FRACRAY_OWN_CLUSTER"  # set in the processes of such a cluster
 NOTICES = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 
 T = TypeVar("T")
@@ -55,8 +56,11 @@ class _Cluster:
 
 
 def own_cluster() -> bool:
-    """Whether `connect` has started the cluster, so that all of Ray's processes have this one's environment."""
-    return _Cluster.own
+    """Whether `connect` has started the cluster, here or in the process whose cluster this one is part of.
+
+    So all of Ray's processes have the environment of the command, and end with it.
+    """
+    return _Cluster.own or OWN in os.environ
 
 
 def set_environment() -> None:
@@ -154,7 +158,7 @@ def _start(address: str | None, environment: Mapping[str, str]) -> None:
         # Ray listens on every interface. A local cluster answers only clients that hold the token in ~/.ray: this is
         # Ray's default since 2.59, unless RAY_AUTH_MODE changes it (read when Ray is imported).
         # Without its servers the command could not end in order.
-        with interrupts.children_apart(), _fewer_servers() as nodes, _variables(environment):
+        with interrupts.children_apart(), fewer_servers() as nodes, _variables({**environment, OWN: "1"}):
             _start_patiently(partial(ray.init, address="local", include_dashboard=False, **settings), nodes)
         return
     try:
@@ -218,30 +222,6 @@ def _variables(values: Mapping[str, str]) -> Iterator[None]:
     finally:
         for name in new:
             os.environ.pop(name, None)
-
-
-@contextmanager
-def _fewer_servers() -> Iterator[list[Any]]:
-    """Start no server that one command on one machine has no use for; Ray has no option for that. Gives the new nodes.
-
-    They are the autoscaler's, the one that sends logs to the driver (`log_to_driver` is off), and the dashboard's,
-    which only counts uses without a dashboard. Each costs half a second of a core and more, and Ray waits for the last.
-    """
-    from ray._private import node
-
-    whole, nodes = node.Node, []
-
-    class Fewer(whole):  # type: ignore[misc, valid-type]
-        def __init__(self, ray_params: Any, **more: Any) -> None:
-            nodes.append(self)
-            ray_params.no_monitor, ray_params.include_log_monitor = True, False
-            super().__init__(ray_params, **more)
-
-        def start_api_server(self, **_: Any) -> None:
-            self._webui_url = ""
-
-    with replaced(node, Node=Fewer):
-        yield nodes
 
 
 @contextmanager

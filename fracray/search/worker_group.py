@@ -17,7 +17,6 @@ from fracray.errors import RunError
 from fracray.runtime.efficiency import STARTING
 from fracray.runtime.ray_session import Shared
 from fracray.runtime.resources import WorkerResources
-from fracray.runtime.storage import Folder
 from fracray.search.messages import MISTAKES, Suggestion, TrialReport
 from fracray.training.job import Job
 from fracray.training.trial import TrialRunner
@@ -102,12 +101,12 @@ class WorkerGroup:
         self._serial = 0
         self._error: BaseException | None = None
         settings = {"job": shared, "mailbox": self._mailbox, "each": each}
-        self._thread = threading.Thread(target=self._run, args=(shared.get().run, each, settings), daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(shared.get(), each, settings), daemon=True)
         self._thread.start()
 
-    def _run(self, run: Folder, each: WorkerResources, settings: dict[str, Any]) -> None:
+    def _run(self, job: Job, each: WorkerResources, settings: dict[str, Any]) -> None:
         try:
-            run_workers(run, "group", _serve, settings, each)
+            run_workers(job.run, "group", _serve, settings, each, job.images is not None)
         except BaseException as error:
             self._error = error
 

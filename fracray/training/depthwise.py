@@ -45,7 +45,7 @@ class DepthwiseConv2d(nn.Conv2d):
             input, weight = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (input, weight))
         if input.device.type == "cpu" and input.dtype is torch.bfloat16 and torch.is_grad_enabled():
             return _Depthwise.apply(input, weight, stride, padding)
-        return F.conv2d(input, weight, None, stride, padding, 1, self.groups)
+        return F.conv2d(input, weight, self.bias, stride, padding, 1, self.groups)
 
 
 class _Depthwise(torch.autograd.Function):

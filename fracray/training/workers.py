@@ -24,21 +24,29 @@ REGROUP_SECONDS = 20
 
 
 def run_workers(
-    run: Folder, name: str, loop: Callable[[dict[str, Any]], None], settings: dict[str, Any], each: WorkerResources
+    run: Folder,
+    name: str,
+    loop: Callable[[dict[str, Any]], None],
+    settings: dict[str, Any],
+    each: WorkerResources,
+    in_memory: bool,
 ) -> None:
     """Run `loop(settings)` on Ray Train's workers, in one process group.
 
+    in_memory: the workers hold the images, and read none by Ray Data.
     When a worker dies, Ray stops its group and starts it again, up to three times; each trial then continues from the
     state in its folder. The same happens when an elastic group grows. Raises RunError when workers died more often, or
     when the loop itself failed.
     """
     import ray.train
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
+
+    from fracray.runtime.ray_train import LeanTrainer
 
     if each.elastic:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(REGROUP_SECONDS))
-    trainer = TorchTrainer(
+    trainer = LeanTrainer(
         loop,
         train_loop_config=settings,
         scaling_config=ScalingConfig(
@@ -55,6 +63,7 @@ def run_workers(
             storage_filesystem=run.filesystem,
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
         ),
+        in_memory=in_memory,
     )
     handler = signal.getsignal(signal.SIGINT)
     try:

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import io
 import json
 import os
 import subprocess
@@ -58,6 +59,28 @@ def test_a_second_command_is_refused_with_who_has_the_run_and_writes_nothing(run
     with claimed(run):
         pass
     assert set(content(run)) <= {"space.yaml", LOCK}
+
+
+def test_a_disk_that_fails_while_a_run_is_given_free_fails_no_command_and_frees_the_run(tmp_path, monkeypatch):
+    failed = []
+
+    class Disk(io.FileIO):
+        def write(self, data):
+            self.held = True
+            return super().write(data)
+
+        def truncate(self, size=None):
+            if getattr(self, "held", False):
+                failed.append(size)
+                raise OSError(errno.EIO, "Input/output error")
+            return super().truncate(size)
+
+    monkeypatch.setattr(claim, "open", lambda path, mode, buffering: Disk(path, mode), raising=False)
+    run = Folder(tmp_path).sub("atlas")
+    for _ in range(2):
+        with claimed(run):
+            pass
+    assert failed == [0, 0]
 
 
 def test_of_commands_that_begin_at_the_same_moment_one_gets_the_run(run):

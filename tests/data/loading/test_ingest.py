@@ -186,5 +186,23 @@ def test_near_duplicates_are_those_of_comparing_all_pairs(monkeypatch):
     found = {(a, b) for a, b, _ in duplicates.near_duplicates(thumbs, hashes)}
     assert found == {(at, 40 + at) for at in range(16)}
     expected = duplicates.near_duplicates(thumbs, hashes)
-    monkeypatch.setattr(duplicates, "_PAIRS", 200)  # a few rows at a time
+    monkeypatch.setattr(duplicates, "_BLOCK", 9)  # the last block is not full
     assert duplicates.near_duplicates(thumbs, hashes) == expected
+
+
+@pytest.mark.parametrize("block", [1024, 9])
+def test_hashes_are_near_up_to_18_differing_bits(monkeypatch, block):
+    monkeypatch.setattr(duplicates, "_BLOCK", block)
+    random = np.random.default_rng(0)
+    first = random.integers(0, 2**64, dtype=np.uint64)
+    flipped = [int(sum(1 << int(bit) for bit in random.permutation(64)[:count])) for count in range(65)]
+    hashes = np.array([first, *(first ^ np.uint64(bits) for bits in flipped)], dtype=np.uint64)
+    blocks = list(duplicates._near_pairs(hashes))
+    pairs = {(int(a), int(b)) for left, right in blocks for a, b in zip(left, right, strict=True)}
+    assert len(pairs) == sum(len(left) for left, _ in blocks)
+    numbers = [int(one) for one in hashes]
+    assert pairs == {
+        (a, b) for b in range(len(numbers)) for a in range(b) if (numbers[a] ^ numbers[b]).bit_count() <= 18
+    }
+    assert (0, 19) in pairs  # 18 bits differ
+    assert (0, 20) not in pairs
