@@ -1,9 +1,11 @@
-"""Images per second of a step of transfer learning on a CPU: fracray's networks against the same ones of timm alone.
+"""Images per second of transfer learning on a CPU: fracray's networks against the same ones of timm alone.
 
 A step is forward, loss, backward and AdamW on a batch that lies in memory. Four ways of the same network take turns, a
 step each, in one process: timm's in fp32 (the plain alternative), timm's under bf16 autocast, fracray's (which chooses
 the precision and has its own backward pass of depthwise convolutions), and fracray's with its stem and first stages
-frozen. Ratios are medians over the rounds of the step's time to that of the plain alternative in the same round.
+frozen. Then the forward pass of a network that no longer trains, in fp32: timm's, and fracray's with batch norm folded
+into its convolutions. Speeds are medians over the rounds of the plain alternative's time to that of the way in the
+same round.
 """
 
 import argparse
@@ -21,12 +23,13 @@ from torch.nn import functional as F
 
 from fracray.config import Config
 from fracray.runtime.console import new_console, new_table
+from fracray.training.folding import folded
 from fracray.training.model import build_model, freeze_stages, train_mode
 from fracray.training.precision import pick_precision
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")
-PLAIN = "timm, fp32"
+PLAIN, LOOKS = "timm, fp32", "forward pass: "
 
 
 def step_of(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, bf16: bool) -> Callable[[], None]:
@@ -61,6 +64,26 @@ def ways(name: str, size: int, batch: int) -> dict[str, Callable[[], None]]:
     return found
 
 
+def looks(name: str, size: int, batch: int) -> dict[str, Callable[[], None]]:
+    """The forward pass of each way on equal images."""
+    images = torch.randint(0, 256, (batch, 1, size, size), dtype=torch.uint8)
+    config = Config().with_leaves({"model.name": name, "model.weights": "imagenet"}, "benchmark")
+    ours = build_model(config.model).to(memory_format=torch.channels_last).eval()
+    plain = timm.create_model(name, in_chans=1, num_classes=1).to(memory_format=torch.channels_last).eval()
+    quick = folded(ours, size)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in quick.modules()), f"{name}: not folded"
+
+    def bare() -> None:
+        with torch.inference_mode():
+            plain((images.float() / 127.5 - 1).to(memory_format=torch.channels_last))
+
+    def look() -> None:
+        with torch.inference_mode():
+            quick(images)
+
+    return {LOOKS + PLAIN: bare, LOOKS + "fracray": look}
+
+
 def main() -> None:
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("--networks", nargs="+", default=["tf_efficientnet_lite0", "tf_efficientnet_lite2"])
@@ -75,7 +98,7 @@ def main() -> None:
     table = new_table("network", "way", "images/s", "speed, to timm in fp32", "least", "most")
     figures: dict[str, Any] = {}
     for name in args.networks:
-        steps = ways(name, args.size, args.batch)
+        steps = ways(name, args.size, args.batch) | looks(name, args.size, args.batch)
         seconds: dict[str, list[float]] = {way: [] for way in steps}
         for round_ in range(args.rounds + 1):
             for way, step in steps.items():
@@ -85,7 +108,8 @@ def main() -> None:
                     seconds[way].append(time.perf_counter() - begun)
         figures[name] = {}
         for way, mine in seconds.items():
-            ratios = [plain / own for plain, own in zip(seconds[PLAIN], mine, strict=True)]
+            alternative = seconds[LOOKS + PLAIN if way.startswith(LOOKS) else PLAIN]
+            ratios = [plain / own for plain, own in zip(alternative, mine, strict=True)]
             figures[name][way] = {
                 "images_per_s": args.batch / median(mine),
                 "speed": median(ratios),

@@ -17,7 +17,7 @@ from fracray.training.backbones import FRACTURE_CNN
 from fracray.training.card import AS_TRAINED
 from fracray.training.checkpoint import Checkpoint
 from fracray.training.ensemble import Ensemble
-from fracray.training.folding import foldable, folded
+from fracray.training.folding import folded, twin
 from fracray.training.loop import pick_device
 from fracray.training.model import Classifier, float32
 from fracray.training.precision import pick_precision
@@ -82,9 +82,7 @@ def _on_device(checkpoint: Checkpoint) -> tuple[Classifier | Ensemble, torch.dev
     model = checkpoint.model.to(device)
     if checkpoint.metadata.config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    if not _as_trained(checkpoint):
-        model = folded(model, foldable(model, checkpoint.metadata.config.data.size))
-    return model, device
+    return twin(model) if _as_trained(checkpoint) else folded(model, checkpoint.metadata.config.data.size), device
 
 
 def _as_trained(checkpoint: Checkpoint) -> bool:

@@ -4,6 +4,7 @@ import base64
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -36,8 +37,12 @@ class Model:
         self._on_cpu = pick_device().type == "cpu"
         self._each = ThreadPoolExecutor(threads, initializer=_use_cpus, initargs=(1,))
         self._card = model_card(checkpoint, coverage)
-        self._plain = Scorer(checkpoint, Asked(coverage))
-        self._mapped = Scorer(checkpoint, Asked(coverage, heatmaps=True), strength)
+        # A network with a map keeps it for a moment during a forward pass, so each thread has one of its own.
+        self._plain: SimpleQueue[Scorer] = SimpleQueue()
+        for _ in range(threads):
+            self._plain.put(Scorer(checkpoint, Asked(coverage)))
+        self._mapped: SimpleQueue[Scorer] = SimpleQueue()
+        self._mapped.put(Scorer(checkpoint, Asked(coverage, heatmaps=True), strength))
 
     def card(self) -> dict[str, Any]:
         """As `model_card`."""
@@ -47,29 +52,33 @@ class Model:
         """The row of each batch of one, as `fracray.predict` writes it; with `heatmap` (base64 of a PNG, or None) where
         `mapped`."""
         found: list[dict[str, Any]] = [{} for _ in batches]
-        for wanted, scorer in ((False, self._plain), (True, self._mapped)):
+        for wanted, scorers in ((False, self._plain), (True, self._mapped)):
             places = [at for at, one in enumerate(mapped) if one == wanted]
             if not places:
                 continue
             taken = [batches[at] for at in places]
             apart = self._on_cpu and len(taken) >= self._threads and not wanted  # a map needs the network for itself
-            rows = self._in_parts(scorer, taken) if apart else _joined(scorer, taken)
+            rows = self._in_parts(scorers, taken) if apart else _joined(scorers, taken)
             for at, row in zip(places, rows, strict=True):
                 found[at] = {name: row[name] for name in COLUMNS.names}
                 if wanted:
                     found[at][HEATMAP] = row[HEATMAP] and base64.b64encode(row[HEATMAP]).decode()
         return found
 
-    def _in_parts(self, scorer: Scorer, batches: Sequence[Batch]) -> list[dict[str, Any]]:
+    def _in_parts(self, scorers: "SimpleQueue[Scorer]", batches: Sequence[Batch]) -> list[dict[str, Any]]:
         """As `_joined`, each thread by itself."""
         part = min(self._part, -(-len(batches) // self._threads))
         parts = [batches[start : start + part] for start in range(0, len(batches), part)]
-        return [row for rows in self._each.map(lambda some: _joined(scorer, some), parts) for row in rows]
+        return [row for rows in self._each.map(lambda some: _joined(scorers, some), parts) for row in rows]
 
 
-def _joined(scorer: Scorer, batches: Sequence[Batch]) -> list[dict[str, Any]]:
-    """The rows of batches of one, from one batch of all."""
-    found: pa.Table = scorer({name: np.concatenate([one[name] for one in batches]) for name in batches[0]})
+def _joined(scorers: "SimpleQueue[Scorer]", batches: Sequence[Batch]) -> list[dict[str, Any]]:
+    """The rows of batches of one, from one batch of all, by a scorer that nobody else uses meanwhile."""
+    scorer = scorers.get()
+    try:
+        found: pa.Table = scorer({name: np.concatenate([one[name] for one in batches]) for name in batches[0]})
+    finally:
+        scorers.put(scorer)
     return found.to_pylist()
 
 

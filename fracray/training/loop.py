@@ -20,7 +20,7 @@ from fracray.data.loading.plan import Batch, Plan
 from fracray.metric_names import preference
 from fracray.metrics import Calibration
 from fracray.training.average import MovingAverage
-from fracray.training.folding import Pairs, foldable, folded
+from fracray.training.folding import folded
 from fracray.training.graphs import GraphedSteps, uses_graphs
 from fracray.training.growth import side_in
 from fracray.training.inputs import Inputs, to_device
@@ -133,7 +133,6 @@ class Fit:
         self.positive_weight = float(intact / max(1, fractured))
         self._inputs = Inputs(config, stream.plan, self.averaged, self.device)
         self._side: int | None = None  # of the images that the running epoch trains on; None: the full one
-        self._foldable: Pairs | None = None  # until the first validation
         self.epochs_done = 0
         self.best: dict[str, float] = {}
         self.best_weights: dict[str, torch.Tensor] = {}
@@ -311,9 +310,7 @@ class Fit:
         Always in float32, whatever the training's arithmetic: calibration and threshold then hold wherever the
         checkpoint is used.
         """
-        if self._foldable is None:
-            self._foldable = foldable(self.averaged, self.config.data.size)
-        model = folded(self.averaged, self._foldable)
+        model = folded(self.averaged, self.config.data.size)
         rows = np.sort(self.stream.plan.val_rows)
         logits, scored = np.zeros(len(rows), dtype=np.float32), 0
         for batch in self.stream.validation():

@@ -20,9 +20,9 @@ from fracray.training.model import build_model
 SIZE = 64
 
 
-def tiny_checkpoint(folder):
+def tiny_checkpoint(folder, name="fracture_cnn"):
     """A network with random weights that localises, and a validation whose logits mean something."""
-    config = Config().with_leaves({"model.width": 8, "model.localise": True, "data.size": SIZE})
+    config = Config().with_leaves({"model.name": name, "model.width": 8, "model.localise": True, "data.size": SIZE})
     metadata = CheckpointMetadata(
         config, 0.4, Calibration(1.5, 0.1), {"val_accuracy": 0.7}, data_fingerprint="f", epoch=3, trial="t0001"
     )

@@ -6,6 +6,7 @@ from drawn_fracatlas import jpeg, picture
 from served import SIZE, tiny_checkpoint
 
 from fracray.prediction.familiar import Familiar
+from fracray.prediction.scoring import Scorer
 from fracray.serving.decoding import Reader
 from fracray.serving.model import Model
 
@@ -41,17 +42,25 @@ def test_rows_of_a_batch_in_parts_are_those_of_each_picture_in_order(checkpoint,
         assert {**one, "logit": 0, "probability": 0} == {**other, "logit": 0, "probability": 0}
 
 
+def test_threads_that_compute_at_the_same_time_do_not_take_each_others_maps(tmp_path, batches):
+    """A network of timm gives its maps by hooks, which keep them for a moment."""
+    model = Model(tiny_checkpoint(tmp_path / "t0001", "tf_efficientnet_lite0"), 2, 0.9)
+    alone = [model.rows([batch], [False])[0]["logit"] for batch in batches]
+    for _ in range(10):
+        together = [row["logit"] for row in model.rows(batches, [False] * COUNT)]
+        assert together == pytest.approx(alone, abs=1e-5 * max(map(abs, alone)))
+
+
 def test_each_thread_takes_a_part_and_computes_by_itself(checkpoint, batches, monkeypatch):
     """The thread that takes a batch as a whole keeps all CPUs."""
-    model = Model(checkpoint, 2, 0.9)
-    seen = []
-    scorer = model._plain
+    seen, score = [], Scorer.__call__
 
-    def watched(batch):
+    def watched(scorer, batch):
         seen.append((len(batch["path"]), torch.get_num_threads()))
-        return scorer(batch)
+        return score(scorer, batch)
 
-    monkeypatch.setattr(model, "_plain", watched)
+    monkeypatch.setattr(Scorer, "__call__", watched)
+    model = Model(checkpoint, 2, 0.9)
     model.rows(batches, [False] * COUNT)
     assert sorted(seen) == [(3, 1), (4, 1)]
     seen.clear()

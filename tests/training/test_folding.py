@@ -6,7 +6,7 @@ from torch import nn
 
 from fracray.config import Config
 from fracray.training.ensemble import Ensemble
-from fracray.training.folding import _with_random_norms, foldable, folded
+from fracray.training.folding import _with_changed_norms, foldable, folded
 from fracray.training.model import build_model
 
 SIDE = 64
@@ -17,7 +17,7 @@ def built(name, **more):
     leaves = {"model.name": name, "model.width": 8, **{f"model.{key}": value for key, value in more.items()}}
     network = build_model(Config().with_leaves(leaves).model, size=SIDE)
     # As after a training: batch norms that do something.
-    return _with_random_norms(network, torch.Generator().manual_seed(1)).to(memory_format=torch.channels_last)
+    return _with_changed_norms(network, torch.Generator().manual_seed(1)).to(memory_format=torch.channels_last)
 
 
 def norms(network):
@@ -50,9 +50,7 @@ def assert_alike(ours, theirs, maps):
 def test_a_folded_network_says_the_same(name, more, left):
     network = built(name, **more)
     before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
-    pairs = foldable(network, SIDE)
-    ours = folded(network, pairs)
-    assert len(pairs) == len(norms(network)) - left
+    ours = folded(network, SIDE)
     assert len(norms(ours)) == left
     assert_alike(ours, network, network.localises)
     assert all(torch.equal(tensor, network.state_dict()[key]) for key, tensor in before.items())
@@ -60,15 +58,37 @@ def test_a_folded_network_says_the_same(name, more, left):
     assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
 
 
-def test_the_pairs_of_a_network_hold_for_other_weights_of_it():
-    pairs = foldable(built("fracture_cnn"), SIDE)
-    trained = _with_random_norms(built("fracture_cnn"), torch.Generator().manual_seed(3))
-    assert_alike(folded(trained, pairs), trained, False)
+def test_a_network_that_has_trained_on_is_folded_anew():
+    network = built("fracture_cnn")
+    before = folded(network, SIDE)
+    network.load_state_dict(_with_changed_norms(network, torch.Generator().manual_seed(3)).state_dict())
+    assert_alike(folded(network, SIDE), network, False)
+    with pytest.raises(AssertionError), torch.inference_mode():
+        torch.testing.assert_close(before(images()), network(images()))
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "tf_efficientnet_lite2"])
+def test_trained_weights_are_folded_completely(name):
+    network = built(name, weights="imagenet", localise=True)
+    ours = folded(network, SIDE)
+    assert norms(ours) == []
+    assert_alike(ours, network, True)
+
+
+def test_what_is_not_folded_is_shared_and_two_copies_share_no_state():
+    network = built("tf_efficientnet_lite0", localise=True)
+    ours, other = folded(network, SIDE), folded(network, SIDE)
+    assert ours.localiser.weight is network.localiser.weight
+    assert ours.taps[0] is not other.taps[0] is not network.taps[0]
+    plain = built("convnext_atto")
+    copied = folded(plain, SIDE)
+    assert copied is not plain
+    assert all(one is copied.get_parameter(key) for key, one in plain.named_parameters())
 
 
 def test_the_members_of_an_ensemble_are_folded():
     together = Ensemble([built("fracture_cnn"), built("tf_efficientnet_lite0")])
-    ours = folded(together, foldable(together, SIDE))
+    ours = folded(together, SIDE)
     assert norms(ours) == []
     assert_alike(ours, together, False)
 
@@ -103,17 +123,16 @@ class _Net(nn.Module):
 )
 def test_only_a_norm_that_alone_takes_what_a_convolution_gives_is_folded(used, folds):
     torch.manual_seed(0)
-    network = _with_random_norms(_Net(used), torch.Generator().manual_seed(1))
+    network = _with_changed_norms(_Net(used), torch.Generator().manual_seed(1))
     pairs = foldable(network, SIDE)
     assert pairs == ((("conv", "norm"),) if folds else ())
     with torch.inference_mode():
-        torch.testing.assert_close(folded(network, pairs)(images()), network(images()))
+        torch.testing.assert_close(folded(network, SIDE)(images()), network(images()))
 
 
 def test_a_module_with_a_hook_stays_as_it_is():
     network = built("fracture_cnn")
     network.stem[1].register_forward_hook(lambda module, inputs, output: output + 1)
-    pairs = foldable(network, SIDE)
-    assert ("stem.0", "stem.1") not in pairs
-    assert len(pairs) == len(norms(network)) - 1
-    assert_alike(folded(network, pairs), network, False)
+    ours = folded(network, SIDE)
+    assert norms(ours) == [ours.stem[1]]
+    assert_alike(ours, network, False)
