@@ -460,7 +460,9 @@ def test_on_its_own_cluster_trials_run_in_the_processes_that_ray_started_and_a_k
 
     wait_until((tmp_path / "own/trials.parquet").exists, search)
     children = psutil.Process(search.pid).children(recursive=True)
-    processes = [one for one in children if title(one).startswith("ray::") and title(one) != "ray::RuntimeEnvAgent"]
+    processes = [
+        one for one in children if title(one).startswith("ray::") and not title(one).startswith("ray::RuntimeEnvAgent")
+    ]
     assert len(processes) == len(os.sched_getaffinity(0))
     trial_processes(search.pid)[0].kill()
     before = Snapshot(tmp_path / "own")
