@@ -149,7 +149,7 @@ def _locked(run: Folder) -> Iterator[bool]:
         try:
             yield True
         finally:
-            with suppress(OSError):  # a full disk: the text only says who holds it, and to close the file gives it free
+            with suppress(OSError):  # the text only says who holds it; closing the file releases it
                 file.truncate(0)
 
 

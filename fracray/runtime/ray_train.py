@@ -13,9 +13,10 @@ from fracray.runtime.ray_session import own_cluster
 class LeanTrainer(TorchTrainer):
     """A TorchTrainer with fewer processes beside its workers; Ray has no option. Each costs a second of a core.
 
-    None hands out sets of Ray Data: fracray's workers open their shards themselves. On the command's own cluster none
-    frees the places of a killed controller, since they end with the command. If the workers read no images by Ray Data
-    either (`in_memory`), none has such a cluster grown and divided between it and them.
+    DatasetManager hands out sets of Ray Data; fracray's workers open their shards themselves. On the command's own
+    cluster PlacementGroupCleaner has no use: it asks the dashboard's server, which is not there, whether the controller
+    is alive. AutoscalingCoordinator has a cluster grown, and divides it between Ray Data and the workers; the command's
+    own does not grow, and with the images `in_memory` Ray Data reads none.
     """
 
     def __init__(self, *given: Any, in_memory: bool, **more: Any) -> None:

@@ -39,7 +39,7 @@ class Model:
         self._card = model_card(checkpoint, coverage)
         # A network with a map keeps it for a moment during a forward pass, so each thread has one of its own.
         self._plain: SimpleQueue[Scorer] = SimpleQueue()
-        for _ in range(threads):
+        for _ in range(threads if self._on_cpu else 1):
             self._plain.put(Scorer(checkpoint, Asked(coverage)))
         self._mapped: SimpleQueue[Scorer] = SimpleQueue()
         self._mapped.put(Scorer(checkpoint, Asked(coverage, heatmaps=True), strength))

@@ -22,7 +22,7 @@ from fracray.training.model import float32
 Network = TypeVar("Network", bound=nn.Module)
 Pairs = tuple[tuple[str, str], ...]  # names of a convolution and of the batch norm that takes its output, and only that
 
-AGREE = 1e-3  # of the largest logit: rounding is a thousand times smaller, an output that is used elsewhere is not
+AGREE = 1e-3  # of the logit: rounding is a thousand times smaller, an output that is used elsewhere is not
 _known: WeakKeyDictionary[nn.Module, Pairs] = WeakKeyDictionary()
 
 
@@ -58,7 +58,8 @@ def foldable(network: nn.Module, side: int) -> Pairs:
     with torch.inference_mode(), float32():
         pairs, logits = _pairs(tried, image)
         apart = (_folded(tried, pairs)(image) - logits).abs().max()
-        return pairs if apart <= AGREE * logits.abs().max() else ()  # never where the weights are not finite
+        # Never where logits are all zero, which would show nothing, or not finite.
+        return pairs if apart < AGREE * logits.abs().max() else ()
 
 
 def _folded(network: Network, pairs: Pairs) -> Network:
@@ -115,7 +116,7 @@ def _with_changed_norms(network: nn.Module, generator: torch.Generator) -> nn.Mo
         norm.running_mean.add_(norm.running_var.sqrt() * (factors(norm.running_mean) - 1))
         norm.running_var.mul_(factors(norm.running_var))
         if norm.weight is not None:
-            norm.weight.mul_(factors(norm.weight))
+            norm.weight.mul_(factors(norm.weight)).add_(norm.weight == 0)  # 0: as a residual branch may begin
             norm.bias.add_(norm.weight.abs() * (factors(norm.bias) - 1))
     return tried
 

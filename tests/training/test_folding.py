@@ -20,6 +20,10 @@ def built(name, **more):
     return _with_changed_norms(network, torch.Generator().manual_seed(1)).to(memory_format=torch.channels_last)
 
 
+def test_all_norms_here_do_something():
+    assert all((norm.weight != 0).all() and (norm.bias != 0).all() for norm in norms(built("resnet18")))
+
+
 def norms(network):
     return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
 
@@ -128,6 +132,29 @@ def test_only_a_norm_that_alone_takes_what_a_convolution_gives_is_folded(used, f
     assert pairs == ((("conv", "norm"),) if folds else ())
     with torch.inference_mode():
         torch.testing.assert_close(folded(network, SIDE)(images()), network(images()))
+
+
+def test_a_convolution_that_runs_again_without_its_norm_is_left_out_alone():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3)
+            self.next, self.last = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            x = x.float() / 255
+            return self.last(self.next(self.norm(self.conv(x)) + self.conv(x.flip(3)))).mean((1, 2, 3))
+
+    torch.manual_seed(0)
+    network = _with_changed_norms(Twice(), torch.Generator().manual_seed(1))
+    assert foldable(network, SIDE) == (("next", "last"),)
+
+
+def test_logits_that_are_all_zero_show_nothing():
+    network = built("fracture_cnn")
+    nn.init.zeros_(network.head.weight)
+    nn.init.zeros_(network.head.bias)
+    assert foldable(network, SIDE) == ()
 
 
 def test_a_module_with_a_hook_stays_as_it_is():
