@@ -118,7 +118,7 @@ def test_two_workers_see_the_complete_set(one_worker, tmp_path):
 
 def test_a_training_shows_its_steps_and_the_time_left_within_an_epoch(ray_local, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("fracray.runtime.console.LINE_SECONDS", 0.0)
-    slow = ["--set", "model.width=24", "--set", "data.size=96", "--set", "train.batch_size=2"]
+    slow = ["--set", "model.width=96", "--set", "data.size=224", "--set", "train.batch_size=2"]
     train(tmp_path, "slow", "--epochs", "2", "--workers", "2", *slow)
     shown = re.findall(
         r"^epoch (\d) of 2: (\d+) of (\d+) steps, .*images/s, at least .* left$", capsys.readouterr().out, re.M
