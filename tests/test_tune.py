@@ -472,6 +472,22 @@ def test_on_its_own_cluster_trials_run_in_the_processes_that_ray_started_and_a_k
     before.assert_kept_and_complete(trials=4, epochs=30, every_epoch=True)
 
 
+@pytest.mark.parametrize("victim", ["ResourceTrainable", "TrainController"])
+def test_the_workers_of_a_killed_process_leave_their_places_to_its_replacement(tmp_path, begin, victim):
+    """Else the new workers would wait for them, as Ray keeps the places of a dead actor."""
+    space = write_space(tmp_path, trials=2, epochs=24)
+    search = begin("pair", "--space", str(space), "--workers-per-trial", "2", "--set", "train.keep_seconds=0")
+    wait_until((tmp_path / "pair/trials.parquet").exists, search)
+    before = Snapshot(tmp_path / "pair")
+    children = psutil.Process(search.pid).children(recursive=True)
+    (killed,) = (one for one in children if title(one).startswith(f"ray::{victim}"))
+    killed.kill()
+    code, out = finish(search)
+    assert code == 0, out
+    assert "will be resumed: " in out
+    before.assert_kept_and_complete(trials=2, epochs=24, every_epoch=True)
+
+
 def test_a_process_that_dies_between_two_trials_costs_no_trial(ray_local, tmp_path, monkeypatch):
     mark = tmp_path / "died"
 

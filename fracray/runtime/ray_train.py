@@ -2,10 +2,13 @@
 
 from typing import Any
 
+import ray
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from fracray.runtime.ray_session import own_cluster
 
@@ -25,6 +28,7 @@ class LeanTrainer(TorchTrainer):
 
     def _initialize_and_run_controller(self, *, callbacks: list[Any], scaling_policy: Any, **more: Any) -> Any:
         assert not self.datasets, "nothing would hand them out"
+        free_lost_places()
         kept = [one for one in callbacks if not isinstance(one, DatasetsCallback)]
         if own_cluster():
             kept = [one for one in kept if not isinstance(one, PlacementGroupCleanerCallback)]
@@ -32,6 +36,25 @@ class LeanTrainer(TorchTrainer):
                 scaling_policy = _Unannounced(self.scaling_config)
         kept.append(_NoDatasets(self.train_run_context, {}))
         return super()._initialize_and_run_controller(callbacks=kept, scaling_policy=scaling_policy, **more)
+
+
+def free_lost_places() -> None:
+    """Give back the CPUs and GPUs that trainings of this command still hold although their controller has died.
+
+    Ray keeps the placement group of an actor until its job ends too, so that the training which replaces a killed one
+    would wait for its places for ever.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    # ray.util.placement_group_table does not say who made a group.
+    for row in ray._private.state.state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(row)
+        if (
+            group.creator_job_id.hex() == job
+            and group.creator_actor_id != ray.ActorID.nil().binary()  # else the command's own, also said to be dead
+            and group.creator_actor_dead
+            and group.state != PlacementGroupTableData.REMOVED
+        ):
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 
 class _NoDatasets(DatasetsCallback):
