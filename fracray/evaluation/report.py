@@ -237,7 +237,8 @@ def say_gap(console: Console, validation: Mapping[str, float], test: Mapping[str
     """
     found = []
     for name in ("accuracy", "balanced_accuracy", "auroc", "average_precision"):
-        before, now = validation.get(f"val_{name}", float("nan")), test[name].value
+        # As they are printed, so that the difference is that of the numbers before it.
+        before, now = (round(value, 3) for value in (validation.get(f"val_{name}", float("nan")), test[name].value))
         if not isnan(before - now):
             found.append(f"{HEADINGS[name]} {before:.3f} - {now:.3f} = {before - now:+.3f}")
     if found:

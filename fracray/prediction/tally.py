@@ -13,9 +13,9 @@ from fracray.runtime.console import counted
 
 @dataclass
 class Tally:
-    """rows: of files; failed: those with an error; positive: called fractured; flagged; seen: by the training.
+    """rows: of files; failed: those with an error; positive: called fractured; seen: by the training.
 
-    dicom: what became of the DICOM results, and of how many files.
+    flagged: those with a flag at least; flags: how many have each of them. dicom: what became of the DICOM results, and of how many files.
     """
 
     rows: int = 0
@@ -23,6 +23,7 @@ class Tally:
     positive: int = 0
     flagged: int = 0
     seen: int = 0
+    flags: Counter[str] = field(default_factory=Counter)
     dicom: Counter[str] = field(default_factory=Counter)
 
     def over(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -32,14 +33,17 @@ class Tally:
             self.failed += _count(pc.not_equal(table["error"], ""))
             self.positive += _count(pc.equal(table["call"], 1))
             self.flagged += _count(pc.not_equal(table["flags"], ""))
+            self.flags.update(flag for flags in table["flags"].to_pylist() if flags for flag in flags.split("+"))
             self.seen += _count(pc.invert(pc.is_in(table["seen_in_training"], pa.array(["no", "", None], pa.string()))))
             self.dicom.update(table[DICOM_OUT].drop_null().to_pylist())
             yield table
 
     def words(self) -> str:
-        """'200 radiographs, 31 called fractured, 4 flagged; 2 could not be read: see the column error'."""
+        """'200 radiographs, 31 called fractured, 4 flagged (dark 3, small 1); 2 could not be read: see the ...'."""
         read = self.rows - self.failed
+        named = ", ".join(f"{flag} {count:,}" for flag, count in self.flags.most_common())
         words = f"{counted(read, 'radiograph')}, {self.positive:,} called fractured, {self.flagged:,} flagged"
+        words += f" ({named})" if named else ""
         return f"{words}; {self.failed:,} could not be read: see the column error" if self.failed else words
 
     def dicom_words(self, folder: str) -> str:

@@ -221,12 +221,14 @@ def test_what_is_counted():
     tally = Tally()
     rows = [
         {"call": 1, "flags": "dark", "seen_in_training": "train", "error": ""},
-        {"call": 0, "flags": "", "seen_in_training": "no", "error": ""},
+        {"call": 0, "flags": "dark+small", "seen_in_training": "no", "error": ""},
         {"error": "cut"},
     ]
     list(tally.over([pa.Table.from_pylist(rows, SCORED)]))
-    assert (tally.rows, tally.failed, tally.positive, tally.flagged, tally.seen) == (3, 1, 1, 1, 1)
-    assert tally.words() == "2 radiographs, 1 called fractured, 1 flagged; 1 could not be read: see the column error"
+    assert (tally.rows, tally.failed, tally.positive, tally.flagged, tally.seen) == (3, 1, 1, 2, 1)
+    assert tally.words() == (
+        "2 radiographs, 1 called fractured, 2 flagged (dark 2, small 1); 1 could not be read: see the column error"
+    )
 
 
 def test_overlays_get_names_of_their_own():
