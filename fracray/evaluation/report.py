@@ -164,6 +164,11 @@ def say_validation(
     console.print(scores_table(scores["val"], prepared.baselines, "val"))
     if len(scores) > 1:
         console.print(sets_table(scores, prepared))
+    console.print(
+        "epoch and threshold were chosen on these radiographs, so expect less on others; Brier score and calibration "
+        "error are of calibrations fitted to other groups of them",
+        soft_wrap=True,
+    )
     say_beaten(console, scores["val"], prepared.baselines, "val", operating_point)
 
 
