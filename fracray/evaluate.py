@@ -185,10 +185,12 @@ def _evaluate(args: argparse.Namespace, asked: Asked) -> None:
     from fracray.evaluation.opening import on_what, open_checkpoint, paths_to_open, prepare_part, who
     from fracray.evaluation.scoring import check_folds, pool_folds, refuse_seen, score_part
     from fracray.evaluation.subgroups import check_axes
-    from fracray.evaluation.written import Findings, as_tree, curves_of, write_csv, write_json
+    from fracray.evaluation.written import Findings, as_tree, curves_of, refuse_other_tables, write_csv, write_json
     from fracray.runtime.console import new_console
     from fracray.runtime.ray_session import connect
 
+    if args.csv:
+        refuse_other_tables(args.csv)
     checkpoints = [open_checkpoint(location) for location in args.checkpoint]
     metadata = checkpoints[0].metadata
     if len(checkpoints) > 1:

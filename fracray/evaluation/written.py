@@ -133,24 +133,45 @@ def write_json(path: str, tree: Mapping[str, Any]) -> None:
 # ---- CSV -----------------------------------------------------------------------------------------------------------
 
 
+SCORES = "scores.csv"  # in every folder of these tables
+NAMES = {SCORES} | {
+    f"{name}.csv"
+    for name in (
+        *("predictions", "reliability", "roc", "precision_recall", "subgroups", "decision_curve", "operating_points"),
+        *("saliency", "sanity", "against"),
+    )
+}
+
+
+def refuse_other_tables(folder: str) -> None:
+    """InputError where the folder holds files of these names that are not of `write_csv`, such as those of predict."""
+    held = sorted(name for name in NAMES if Path(folder, name).exists())
+    if held and SCORES not in held:
+        raise InputError(f"--csv {folder}: holds {held[0]}, which is of no evaluation; name another folder")
+
+
 def write_csv(folder: str, tree: Mapping[str, Any]) -> list[str]:
     """A table a file, of what is in the tree, into a folder, made if it is missing; returns the files' names.
 
-    An interval's ends are columns of their own: auroc, auroc_low, auroc_high. InputError where they cannot be written.
+    Those of an earlier evaluation are replaced, or removed: a folder describes one. An interval's ends are columns of
+    their own: auroc, auroc_low, auroc_high. InputError where they cannot be written.
     """
     written = []
+    tables = {f"{name}.csv": rows for name, rows in _tables(tree).items()}
+    assert set(tables) == NAMES
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        for name, rows in _tables(tree).items():
+        for name, rows in tables.items():
             if not rows:
+                Path(folder, name).unlink(missing_ok=True)
                 continue
             text = io.StringIO()
             columns = dict.fromkeys(column for row in rows for column in row)
             writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-            write_named(Path(folder) / f"{name}.csv", text.getvalue().encode())
-            written.append(f"{name}.csv")
+            write_named(Path(folder) / name, text.getvalue().encode())
+            written.append(name)
     except OSError as error:
         raise InputError(f"--csv {folder}: cannot be written: {error}; name a folder") from None
     return written

@@ -23,6 +23,8 @@ from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
 from fracray import __version__
+from fracray.data.images.dicom_display import exchanged
+from fracray.data.images.dicom_fields import Fields
 from fracray.data.images.kept import Kept
 from fracray.data.images.letterbox import frame
 from fracray.prediction.dicom_source import NoResultError
@@ -250,8 +252,8 @@ def _presentation(source: Dataset, row: Mapping[str, Any], about: dict[str, Any]
         edge = np.array([[x, y], [x, y + (radius if y + radius <= rows else -radius)]], dtype=np.float64)
         circles = [pr.GraphicObject("CIRCLE", edge, "PIXEL")]
     note = pr.GraphicAnnotation([source], layer, graphic_objects=circles or None, text_objects=[text])
-    # The state replaces the radiograph's photometric interpretation, so its shape must say what that said.
-    shape = "INVERSE" if source.PhotometricInterpretation == "MONOCHROME1" else "IDENTITY"
+    # The state replaces what the radiograph says of dark and bright, so its shape must say what the network was shown.
+    shape = "INVERSE" if exchanged(source.PhotometricInterpretation, Fields(source)) else "IDENTITY"
     return pr.GrayscaleSoftcopyPresentationState(
         referenced_images=[source],
         content_label="FRACRAY",

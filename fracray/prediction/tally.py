@@ -15,7 +15,8 @@ from fracray.runtime.console import counted
 class Tally:
     """rows: of files; failed: those with an error; positive: called fractured; seen: by the training.
 
-    flagged: those with a flag at least; flags: how many have each of them. dicom: what became of the DICOM results, and of how many files.
+    flagged: those with a flag at least; flags: how many have each of them. dicom: what became of the DICOM results, and
+    of how many files.
     """
 
     rows: int = 0

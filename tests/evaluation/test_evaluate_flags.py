@@ -169,6 +169,20 @@ def test_differences_are_those_of_two_evaluations(runs, found, tmp_path):
     assert 0 <= check["p"] <= 1
 
 
+def test_a_folder_of_tables_describes_one_evaluation(runs, tmp_path):
+    (tmp_path / "predictions.csv").write_text("of predict")
+    with pytest.raises(InputError, match=r"holds predictions\.csv, which is of no evaluation"):
+        main([str(runs / "where"), "--csv", str(tmp_path)])
+    assert (tmp_path / "predictions.csv").read_text() == "of predict"
+
+    for name in ("predictions.csv", "scores.csv", "saliency.csv"):
+        (tmp_path / name).write_text("of an evaluation with --saliency")
+    evaluate(runs / "where", tmp_path, "--csv", tmp_path)
+    assert sorted(path.stem for path in tmp_path.glob("*.csv")) == [
+        *("precision_recall", "predictions", "reliability", "roc", "scores")
+    ]
+
+
 def test_every_table_is_a_csv(found):
     tree, folder = found
     tables = {path.stem: pd.read_csv(path) for path in folder.iterdir()}

@@ -66,6 +66,7 @@ OVERLAY = np.full((307, 512, 3), 90, dtype=np.uint8)
 KINDS = {
     "whole header": (GRAY, STUDY | {"bits": 12}),
     "inverted": (GRAY, STUDY | {"bits": 12, "PhotometricInterpretation": "MONOCHROME1"}),
+    "inverted by its shape": (GRAY, STUDY | {"bits": 12, "PresentationLUTShape": "INVERSE"}),
     "de-identified": (GRAY, DEIDENTIFIED | {"bits": 12}),
     "colour": (COLOUR, STUDY),
     "one frame, in a space": (GRAY, STUDY | {"NumberOfFrames": 1, "FrameOfReferenceUID": "1.2.3.9"}),
@@ -167,7 +168,7 @@ def test_a_capture_says_that_it_is_no_medical_device(whole):
 
 
 def test_a_presentation_state_marks_the_peak_and_keeps_the_polarity(source_of):
-    for kind, shape in (("whole header", "IDENTITY"), ("inverted", "INVERSE")):
+    for kind, shape in (("whole header", "IDENTITY"), ("inverted", "INVERSE"), ("inverted by its shape", "INVERSE")):
         state = results_of(source_of(*KINDS[kind]), ROW, OVERLAY, FOUND)["pr"]
         (note,) = state.GraphicAnnotationSequence
         x, y, edge_x, edge_y = note.GraphicObjectSequence[0].GraphicData

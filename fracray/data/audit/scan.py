@@ -25,7 +25,7 @@ from fracray.data.manifest import BORDERS, UNLABELLED, Manifest
 from fracray.errors import InputError
 
 # Part of the key of cached audits: raise it when the same files would get another result.
-AUDIT_VERSION = 8
+AUDIT_VERSION = 9
 
 MOST_NAMED = 5  # images named in one note
 _AT_ONCE = 4096  # files passed to the threads at a time

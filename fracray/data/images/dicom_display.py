@@ -67,7 +67,7 @@ def display_of(pixels: np.ndarray, form: PixelFormat, fields: Fields) -> Display
     counts = np.bincount(codes.ravel(), minlength=len(values))
     padding = _padding(values, counts, fields)
     counts[padding] = 0
-    inverted = _inverted(form, fields)
+    inverted = exchanged(form.kind, fields)
     first: Display | None = None
     hiding: list[str] = []
     for words, display in _ways(values, counts, form, fields):
@@ -128,9 +128,9 @@ def _signed_like(value: int, values: np.ndarray) -> int:
     return value + 2**16 if value < values.min() else value
 
 
-def _inverted(form: PixelFormat, fields: Fields) -> bool:
-    """Whether dark and bright are exchanged, so that bones are bright."""
-    inverted = form.kind == "MONOCHROME1"
+def exchanged(kind: str, fields: Fields) -> bool:
+    """Whether dark and bright are exchanged, so that bones are bright; kind: the photometric interpretation."""
+    inverted = kind == "MONOCHROME1"
     shape, problem = fields.code("PresentationLUTShape", ("IDENTITY", "INVERSE"))
     if problem == "is not a known word":
         fields.note("PresentationLUTShape", f"{problem}: ignored")

@@ -14,3 +14,13 @@ def orientation_of(read: Callable[[], Image.Exif]) -> int:
     except Exception:  # whatever Pillow raises on unknown bytes
         return 1
     return value if value in range(1, 9) else 1
+
+
+def exif_of(image: Image.Image) -> Image.Exif:
+    """What EXIF says of an opened picture; a TIFF says it in its own fields.
+
+    Pillow also takes the orientation from XMP. Viewers, browsers and OpenCV do not.
+    """
+    for name in ("xmp", "XML:com.adobe.xmp"):
+        image.info.pop(name, None)
+    return image.getexif()

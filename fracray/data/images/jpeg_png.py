@@ -85,7 +85,7 @@ def open_deep_jpeg(data: bytes) -> DeepJpeg | None:
 class JpegHead:
     """Width and height of a JPEG as stored, px; plain: whether all that matters of its header is known with these.
 
-    Then it has 8 bits, is gray or in colour, and no EXIF or XMP turns it.
+    Then it has 8 bits, is gray or in colour, and no EXIF turns it.
     """
 
     width: int

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from drawn_files import PACKED, exif, layouts, png, shade, tiff
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from fracray.data.images.decode import decode, upright
 from fracray.data.images.dicom_display import TAILS
@@ -379,6 +380,21 @@ def test_every_format_is_turned_as_exif_says(kind, orientation):
         wanted = np.asarray(ImageOps.exif_transpose(opened).convert("L"))
     assert (seen.orientation, seen.width, seen.height) == (orientation, *wanted.shape[::-1])
     assert np.abs(seen.gray.astype(int) - wanted).max() <= 2
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_xmp_turns_no_picture(kind):
+    """Browsers and OpenCV, with which an export's reader decodes, do not turn it either; Pillow does."""
+    words = '<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+    xmp = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF>{words}</rdf:RDF></x:xmpmeta>'
+    about = PngInfo()
+    about.add_itxt("XML:com.adobe.xmp", xmp)
+    image = Image.fromarray(np.rint(channels(1) * 255).astype(np.uint8)[..., 0])
+    data = written(image, kind, **({"pnginfo": about} if kind == "PNG" else {"xmp": xmp.encode()}))
+    with Image.open(io.BytesIO(data)) as opened:
+        assert opened.getexif()[0x0112] == 6
+    seen = decode(data)
+    assert (seen.orientation, seen.width, seen.height) == (1, *image.size)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
