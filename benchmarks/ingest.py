@@ -24,7 +24,7 @@ from processes import PeakMemory, cpu_seconds, cpu_spent
 from table import write_results
 
 from fracray.config import DataConfig
-from fracray.data.images.decode import REDUCED
+from fracray.data.images.jpeg import REDUCED
 from fracray.data.images.letterbox import letterbox
 from fracray.data.images.square import reduction_for
 from fracray.data.loading.ingest import ingest

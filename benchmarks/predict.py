@@ -23,7 +23,7 @@ import pyarrow as pa
 from processes import cpu_seconds, cpu_spent
 from table import write_results
 
-from fracray.data.images.decode import REDUCED
+from fracray.data.images.jpeg import REDUCED
 from fracray.data.images.letterbox import letterbox
 from fracray.data.images.square import reduction_for
 from fracray.evaluation.inference import BATCH, network

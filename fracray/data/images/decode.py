@@ -22,6 +22,7 @@ from fracray.data.images.blank import nothing_shown
 from fracray.data.images.dicom_fields import DicomError
 from fracray.data.images.exif import exif_of, orientation_of
 from fracray.data.images.hashes import perceptual_hash, pixel_hash, thumbnail
+from fracray.data.images.jpeg import jpeg_gray
 from fracray.data.images.jpeg_png import DeepJpeg, open_deep_jpeg, png_head
 from fracray.data.images.margins import borders, refilled
 from fracray.data.images.samples import MAX_PIXELS, TOO_LARGE, PictureError, check_size
@@ -31,12 +32,6 @@ MAX_BYTES = 2**29
 HEAD = 1024  # bytes: past the tables of a JPEG, into its picture
 
 _BACK = {6: 8, 8: 6}  # the orientation that undoes another, where it is not itself
-REDUCED = {
-    1: cv2.IMREAD_GRAYSCALE,
-    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
-    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
-    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,12 +202,12 @@ def _shown(picture: "tiff.TiffPage | by_pillow.PillowImage | DeepJpeg") -> Decod
 def _decode_jpeg(data: bytes, reduction: int, known: KnownGeometry | None) -> DecodedImage:
     complete = data.rstrip(b"\0").endswith(b"\xff\xd9")
     if known and complete:
-        stored = _by_opencv(data, REDUCED[reduction])
+        stored = jpeg_gray(data, reduction)
         if stored is not None and known.fits(stored, reduction):
             return DecodedImage(
                 upright(stored, known.orientation), "", "", known.width, known.height, known.orientation
             )
-    return _decode_checked(data, "JPEG", complete, lambda: _by_opencv(data, REDUCED[reduction]))
+    return _decode_checked(data, "JPEG", complete, lambda: jpeg_gray(data, reduction))
 
 
 def _decode_png(data: bytes) -> DecodedImage:
@@ -261,15 +256,18 @@ def _decode_checked(
     orientation = orientation_of(partial(exif_of, image)) if described else 1
     if orientation >= 5:
         width, height = height, width
+    seen = DecodedImage(width=width, height=height, orientation=orientation, mode=mode)
     if not fault:
-        decoded = load()
+        try:
+            decoded = load()
+        except PictureError as error:
+            return replace(seen, fault=error.fault, note=str(error))
         if decoded is not None:
             gray = decoded
         elif special:
             gray, fault = None, _load_slowly(image)[1] or "its pixels cannot be decoded"
         elif gray is None:
             gray, fault = _load_slowly(image)
-    seen = DecodedImage(width=width, height=height, orientation=orientation, mode=mode)
     if fault and complete:
         return replace(seen, fault="unreadable", note=fault)
     if gray is not None:
@@ -288,10 +286,6 @@ def _decode_dicom(data: bytes) -> DecodedImage:
     except DicomError as error:
         return replace(seen, fault=error.fault, note="; ".join([str(error), *picture.notes]))
     return replace(seen, gray=shown, note="; ".join(picture.notes))
-
-
-def _by_opencv(data: bytes, flag: int) -> np.ndarray | None:
-    return cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
 def _load_slowly(image: ImageFile.ImageFile) -> tuple[np.ndarray | None, str]:
