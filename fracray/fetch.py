@@ -139,11 +139,28 @@ def ensemble(run: Folder, metric: str) -> list[RankedTrial]:
 
 
 def last_epochs(run: Folder) -> dict[str, EpochResult]:
-    """The last epoch of each trial that kept a checkpoint, by the trial's name."""
+    """The last epoch of each trial that kept a checkpoint and did not diverge or fail, by the trial's name."""
     from fracray.training.epochs import saved_epochs
 
     epochs = {name: saved_epochs(run.sub(f"trials/{name}")) for name in run.names("trials")}
-    return {name: history[-1] for name, history in epochs.items() if history}
+    lost = lost_trials(run)
+    return {name: history[-1] for name, history in epochs.items() if history and name not in lost}
+
+
+def lost_trials(run: Folder) -> set[str]:
+    """The names of a search's trials that diverged or failed: they are never its best."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from fracray.runtime.run_folder import TRIALS
+    from fracray.search.trials_table import State
+
+    data = run.read_if_there(TRIALS)
+    if data is None:  # of one training
+        return set()
+    table = pq.read_table(pa.BufferReader(data), columns=["trial", "state"]).to_pydict()
+    states = zip(table["trial"], table["state"], strict=True)
+    return {trial for trial, state in states if state in (State.DIVERGED, State.FAILED)}
 
 
 def _reported(epochs: Mapping[str, EpochResult]) -> list[str]:

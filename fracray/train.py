@@ -6,7 +6,7 @@ The loop is `fracray.training.loop`; here it gets its workers and its data, and 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from math import isnan
@@ -99,10 +99,12 @@ def _begin(args: argparse.Namespace, held: ExitStack) -> tuple[Config, Folder]:
 
 def _resume(args: argparse.Namespace, held: ExitStack) -> tuple[Config, Folder]:
     """The config and the folder of a run that exists; options that ask for another config are refused."""
-    from fracray.runtime.run_folder import as_begun, find_run, refuse_other, stored_config
+    from fracray.runtime.run_folder import SPACE, as_begun, find_run, how_to_continue, refuse_other, stored_config
     from fracray.tracking.targets import addresses, opened
 
     run = find_run(args.storage, args.name, "train", resume=True)
+    if run.exists(SPACE):
+        raise InputError(f"{run}: is a search, not a training; {how_to_continue('tune', args.storage, run)}")
     args.targets = opened(addresses(args.log))
     _hold(args, run, held)
     config = stored_config(run)
@@ -130,7 +132,21 @@ def _asked(args: argparse.Namespace, config: Config) -> Config:
     _, most = _workers(args.workers)
     # What is refused for so many workers of a trial is refused here too.
     config.with_leaves({"search.workers_per_trial": most}, f"--workers {args.workers}")
-    return config
+    return _with_direction(config, leaves)
+
+
+def _with_direction(config: Config, leaves: Mapping[str, Any]) -> Config:
+    """The config with the direction in which the metric of the best epoch is better; both are checked."""
+    from fracray.data.splits.set_names import validation_sets
+    from fracray.metric_names import lower_is_better, reported_metrics
+    from fracray.search.space import check_metric
+
+    metric = config.search.metrics[0]
+    check_metric(metric, reported_metrics(validation_sets(config.data.split)), "search.metric")
+    mode = "min" if lower_is_better(metric) else "max"
+    if leaves.get("search.mode", mode) != mode:
+        raise InputError(f"search.mode: {metric} is better when {'lower' if mode == 'min' else 'higher'}; set {mode}")
+    return config.with_leaves({"search.mode": mode}, "search.metric")
 
 
 def _hold(args: argparse.Namespace, run: Folder, held: ExitStack) -> None:
@@ -204,6 +220,13 @@ def _train(args: argparse.Namespace, config: Config, run: Folder, least: int, mo
             "lower train.lr or set train.clip_norm=1, and choose another --name"
         )
     run.copy(f"trials/{trial_name(TRIAL)}/{BEST}", BEST)
+    if history[-1].diverged:
+        console.print(
+            f"warning: the loss became infinite or NaN in epoch {len(history)} of {config.train.epochs}, which ended "
+            "the training; the best epoch before it is kept. Lower train.lr or set train.clip_norm=1",
+            style="yellow",
+            soft_wrap=True,
+        )
     console.print(f"\nbest of {counted(len(history), 'epoch')}, on validation:")
     say_validation(console, prepared, history[-1].best, config.train.operating_point)
     leave_report(run, prepared.manifest, console)

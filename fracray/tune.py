@@ -123,7 +123,8 @@ def _begin(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Fold
     args.targets = opened(args.log)
     _hold(args, run, held)
     run.write(SPACE, Path(args.space).read_bytes())
-    run.write_json(OVERRIDES, _leaves(args))
+    args.overrides = _leaves(args)
+    run.write_json(OVERRIDES, args.overrides)
     return space, run, warm
 
 
@@ -163,7 +164,7 @@ def _resume(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Fol
         space = as_it_began(run, _load(args.space or path, {**stored, **leaves}))
         where = "in this command" if args.space or leaves.keys() - FREE else f"in the run's {SPACE} and {OVERRIDES}"
         refuse_another(run, space, lambda: _load(path, stored), FREE, where)
-    run.write_json(OVERRIDES, {**stored, **leaves})
+    args.overrides = {**stored, **leaves}
     return space, run, WarmStart(space)
 
 
@@ -221,14 +222,13 @@ def _search_and_summarise(
     from fracray.runtime.imports import wait_for_imports
     from fracray.runtime.ray_session import connect
     from fracray.runtime.resources import gather, present, require_seen
-    from fracray.runtime.run_folder import how_to_continue, say_changed
+    from fracray.runtime.run_folder import OVERRIDES, how_to_continue, say_changed
     from fracray.runtime.storage import Folder
     from fracray.runtime.timeline import COMMAND, START, Stretch
     from fracray.search.imports import FIRST, preload
 
     if __name__ == "__main__":  # the process does nothing else, so its start is part of what the search costs
         begun = psutil.Process().create_time()
-    started = time.monotonic()
     START.add(COMMAND, Stretch("reads the command", begun, time.time()))
     console = new_console()
     if args.resume:
@@ -244,6 +244,7 @@ def _search_and_summarise(
         say_phantom(console, space.config)
         gather(lambda words: console.print(words, soft_wrap=True))
         each = find_places(space.config, console)  # refused before anything that takes long
+        run.write_json(OVERRIDES, args.overrides)  # kept for the next --resume, as they are not refused
         if run.is_local:
             require_seen(run.path("environment.json"), f"--storage {args.storage}")
         space = resolved(space, at_once(space.config.search), console)
@@ -254,9 +255,8 @@ def _search_and_summarise(
         unit = "GPU" if each.gpus else "CPU"
         tracker = EfficiencyTracker(begun, lambda: present(unit), unit)
         live = held.enter_context(LiveLog(args.targets, run, console))
-        finished, clock = _search(space, job, warm, tracker, console, args.callbacks, live)
         budget = space.config.search.time_budget
-        over = clock.ended if clock else budget is not None and time.monotonic() - started >= budget
+        finished, over, clock = _search(space, job, warm, tracker, console, args.callbacks, live)
         refits = space.config.search.refit.top > 0 and (finished or over)
         wait_for_imports()
         from fracray.reporting.write import leave_report
@@ -286,8 +286,9 @@ def _search(
     console: Console,
     callbacks: Sequence[Callback],
     live: LiveLog,
-) -> tuple[bool, KeepsBack | None]:
-    """Run the missing trials; whether all are done, and the clock of a time budget that a refit shares."""
+) -> tuple[bool, bool, KeepsBack | None]:
+    """Run the missing trials; whether all are done, whether the time budget ended them, and the clock of one that a
+    refit shares."""
     from fracray.runtime.console import counted
     from fracray.runtime.run_folder import REFIT
     from fracray.search.launch import places_of, run_trials
@@ -308,7 +309,7 @@ def _search(
         if missing <= 0:
             done = "the one trial is" if budget == 1 else f"all {budget:,} trials are"
             console.print(f"{done} done; --trials with a larger number adds more")
-            return True, None
+            return True, False, None
         console.print(
             f"searching {counted(len(space.dimensions), 'setting')} with {search.sampler.name} and "
             f"{search.scheduler.name}: "
@@ -323,7 +324,8 @@ def _search(
         clock = KeepsBack(space.config, concurrent, lambda: progress.rows, job.run.sub(REFIT)) if shared else None
         seconds = None if clock else search.time_budget
         run_trials(job, searcher, progress, StudyScheduler(searcher.stops), seconds, clock, callbacks)
-        return searcher.remaining <= 0 and not progress.unfinished, clock
+        over = clock.ended if clock else seconds is not None and progress.elapsed >= seconds
+        return searcher.remaining <= 0 and not progress.unfinished(searcher.left), over, clock
 
 
 def _refit(

@@ -20,7 +20,7 @@ from fracray.data.loading.shards import ShardFile, Shards
 from fracray.errors import run_verb
 from fracray.evaluation.opening import open_checkpoint
 from fracray.metrics import Calibration
-from fracray.runtime.run_folder import BEST, EPOCHS, trial_folder
+from fracray.runtime.run_folder import BEST, EPOCHS, TRIALS, trial_folder
 from fracray.runtime.storage import Folder
 from fracray.training.checkpoint import CheckpointMetadata, load_checkpoint, read_metadata, save_checkpoint, verify
 from fracray.training.job import Job
@@ -108,6 +108,14 @@ def test_the_best_come_first_in_the_metric_asked_for(run, tmp_path, capsys, metr
     shown = capsys.readouterr().out.split("rank")[-1]
     places = [shown.index(f" {trial} ") for trial in order]
     assert places == sorted(places)
+
+
+def test_a_trial_that_diverged_or_failed_is_none_of_the_best(run, tmp_path, capsys):
+    states = {"t0000": "done", "t0001": "diverged", "t0002": "failed", "t0003": "stopped early"}
+    pd.DataFrame({"trial": list(states), "state": list(states.values())}).to_parquet(Path(str(run)) / TRIALS)
+    assert fetch(run, "--top", "9", "--to", tmp_path / "to") == 0
+    assert names(tmp_path / "to") == ["t0000", "t0003"]
+    assert "2 of 2 checkpoints" in capsys.readouterr().out
 
 
 def test_what_is_fetched_is_complete_and_opens_alone(run, tmp_path, capsys):

@@ -14,7 +14,7 @@ import pytest
 import ray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fracray.errors import RunError
+from fracray.errors import InputError, RunError
 from fracray.train import main
 from fracray.training.checkpoint import load_checkpoint, read_predictions
 
@@ -107,6 +107,62 @@ def test_a_training_that_diverges_fails_with_a_message(ray_local, tmp_path):
     wild = ["--set", "train.lr=1e30", "--set", "train.clip_norm=0", "--set", "train.ema=0"]
     with pytest.raises(RunError, match=r"became infinite or NaN.*train\.lr"):
         train(tmp_path, "wild", "--epochs", "3", *wild)
+
+
+def test_a_training_that_diverges_later_keeps_what_it_has_and_says_so(ray_local, tmp_path, capsys):
+    wild = ["--set", "train.lr=1e4", "--set", "train.warmup=0", "--set", "train.clip_norm=0"]
+    run = train(tmp_path, "later", "--epochs", "12", *wild)
+    epochs = history(run)
+    assert epochs[-1]["diverged"]
+    assert 1 < len(epochs) < 12
+    words = f"warning: the loss became infinite or NaN in epoch {len(epochs)} of 12"
+    assert words in " ".join(capsys.readouterr().out.split())
+    assert load_checkpoint(run / "best").metadata.epoch < len(epochs)
+    main(["--storage", str(tmp_path), "--name", "later", "--resume", "--cpus-per-worker", "1"])
+    assert history(run) == epochs  # nothing is trained from weights that are no numbers
+    assert words in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_best_epoch_by_a_loss_is_the_lowest(ray_local, tmp_path):
+    run = train(tmp_path, "loss", "--epochs", "4", "--set", "search.metric=val_loss")
+    losses = [epoch["val_loss"] for epoch in history(run)]
+    assert len(set(losses)) == 4
+    assert load_checkpoint(run / "best").metadata.epoch == 1 + losses.index(min(losses))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["search.metric=val_lossy"], "search.metric: metric 'val_lossy' is not reported"),
+        (["search.metric=val_loss", "search.mode=max"], "search.mode: val_loss is better when lower; set min"),
+    ],
+)
+def test_a_metric_that_cannot_choose_an_epoch_is_refused(tmp_path, settings, words):
+    more = [word for setting in settings for word in ("--set", setting)]
+    with pytest.raises(InputError, match=words):
+        train(tmp_path, "metric", *more)
+    assert not (tmp_path / "metric").exists()
+
+
+def test_a_search_is_not_resumed_as_a_training(tmp_path):
+    (tmp_path / "search").mkdir()
+    for name in ("config.yaml", "space.yaml"):
+        (tmp_path / "search" / name).write_text("{}")
+    with pytest.raises(InputError, match=r"is a search, not a training; continue .*fracray.tune .*--resume"):
+        train(tmp_path, "search", "--resume")
+
+
+def test_a_training_whose_controller_is_killed_says_so_and_resumes(ray_local, tmp_path):
+    process = start(tmp_path, "controller", "--epochs", "40", "--set", "train.keep_seconds=0")
+    wait_for_epoch(tmp_path / "controller", 1, process)
+    (controller,) = workers_of("ray::TrainController")
+    controller.kill()
+    out, _ = process.communicate(timeout=200)
+    assert process.returncode == 1, out
+    assert "controller ended (killed, or out of memory?); --resume continues from" in out
+    assert "Traceback" not in out
+    train(tmp_path, "controller", "--resume", "--epochs", "40", "--set", "train.keep_seconds=0")
+    assert [epoch["epoch"] for epoch in history(tmp_path / "controller")] == list(range(1, 41))
 
 
 def test_two_workers_see_the_complete_set(one_worker, tmp_path):

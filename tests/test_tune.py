@@ -209,6 +209,14 @@ def test_the_winner_is_kept_as_a_portable_checkpoint(searched):
     )
 
 
+def test_an_option_that_is_refused_does_not_stay(searched):
+    kept = (searched / "overrides.json").read_bytes()
+    again = ["--storage", str(searched.parent), "--name", "search", "--resume"]
+    with pytest.raises(InputError, match=r"--concurrent 9"):
+        main([*again, "--concurrent", "9"])
+    assert (searched / "overrides.json").read_bytes() == kept
+
+
 def test_a_finished_search_resumed_runs_nothing_and_says_the_same(searched, capsys):
     before = histories(searched)
     main(["--storage", str(searched.parent), "--name", "search", "--resume"])

@@ -15,7 +15,7 @@ from fracray.cluster.files import RAY_UP, SLURM, ClusterFile, read_cluster
 from fracray.cluster.ray_cli import copy_from_head, run_on_head
 from fracray.errors import InputError, RunError
 from fracray.runtime.locations import below
-from fracray.runtime.run_folder import BEST, EPOCHS
+from fracray.runtime.run_folder import BEST, EPOCHS, TRIALS
 
 
 def place_of(cluster: ClusterFile, run: str) -> str:
@@ -86,8 +86,9 @@ def opened_on_head(file: str, run: str) -> Iterator[HeadRun | str]:
     with tempfile.TemporaryDirectory(prefix="fracray-") as local:
         found = HeadRun(cluster, place, Path(local) / "run", f"/tmp/fracray-{uuid.uuid4().hex}")
         found.local.mkdir()
-        # As a pattern, the last one may name no file: only a search that was refitted has that card.
-        found.gather(f"config.yaml trials/*/{EPOCHS} trials/*/{BEST}/config.json {BEST}/config.jso[n]")
+        # As patterns, the last two may name no file: not every run has them.
+        if_there = " ".join(f"{name[:-1]}[{name[-1]}]" for name in (f"{BEST}/config.json", TRIALS))
+        found.gather(f"config.yaml trials/*/{EPOCHS} trials/*/{BEST}/config.json {if_there}")
         try:
             found.copy()
             yield found

@@ -30,7 +30,7 @@ from fracray.metrics.operating import (
     operating_scores,
 )
 from fracray.metrics.reliability import CalibrationError, slope_and_intercept
-from fracray.metrics.scores import Scores, by_set, choose_threshold, over_sets, score
+from fracray.metrics.scores import Scores, by_set, choose_threshold, log_losses, over_sets, score
 
 __all__ = [
     "BIASES",
@@ -64,6 +64,7 @@ __all__ = [
     "fit_conformal",
     "fit_temperature",
     "histogram",
+    "log_losses",
     "operating_scores",
     "over_sets",
     "paired_gain",

@@ -90,6 +90,12 @@ def floored(signed: float) -> float:
     return 0.0 if signed < 0 else signed
 
 
+def log_losses(labels: npt.ArrayLike, probabilities: npt.ArrayLike) -> Array:
+    """The binary cross-entropy of each image (n,), float64; probabilities (n,) are kept 1e-12 away from 0 and 1."""
+    told = np.clip(np.asarray(probabilities, dtype=np.float64), 1e-12, 1 - 1e-12)
+    return np.asarray(-np.where(np.asarray(labels) > 0.5, np.log(told), np.log1p(-told)))
+
+
 def choose_threshold(
     labels: npt.ArrayLike, probabilities: npt.ArrayLike, operating_point: Literal["accuracy", "balanced"]
 ) -> float:

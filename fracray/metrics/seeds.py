@@ -9,7 +9,7 @@ from scipy.special import stdtrit
 
 from fracray.metrics.inputs import Array
 from fracray.metrics.intervals import ABOUT, LEVEL, GroupJackknife, Interval, ranked
-from fracray.metrics.scores import mean_over_folds, rows_by_fold
+from fracray.metrics.scores import floored, log_losses, mean_over_folds, rows_by_fold
 
 FEWEST_SEEDS = 2  # of one, it is not known what another one would give
 
@@ -48,6 +48,8 @@ def seeded_gain(
         return [np.stack([scorer(weights) for scorer in side]) for side in sides]  # each (seeds, r)
 
     of_all = [found[:, 0] for found in values(np.ones((1, len(labels))))]
+    if metric == "ece":  # each training reports it so
+        of_all = [np.array([floored(value) for value in side]) for side in of_all]
     gain = float(of_all[0].mean() - of_all[1].mean())
     differences = [found[0].mean(0) - found[1].mean(0) for found in map(values, jackknife.weights())]
     left_out = np.concatenate(differences) if differences else np.empty(0)
@@ -74,8 +76,7 @@ def _spread(left_out: Array) -> float:
 def _scorer(labels: Array, groups: Array, run: SeedRun, metric: str, folds: Array | None) -> Callable[[Array], Array]:
     """One training's score as a function of image weights (r, n), giving (r,)."""
     if metric == "loss":
-        told = np.clip(run.probabilities, 1e-12, 1 - 1e-12)
-        losses = -np.where(np.asarray(labels) > 0.5, np.log(told), np.log1p(-told))
+        losses = log_losses(labels, run.probabilities)
         inside = rows_by_fold(np.zeros(len(losses)) if folds is None else folds)
 
         def loss(weights: Array) -> Array:

@@ -1,5 +1,8 @@
 """Ray Train without those of its processes that fracray has no use for."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -11,6 +14,8 @@ from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from fracray.runtime.ray_session import own_cluster
+
+LOOK_SECONDS = 5.0  # between looks for lost places
 
 
 class LeanTrainer(TorchTrainer):
@@ -28,14 +33,35 @@ class LeanTrainer(TorchTrainer):
 
     def _initialize_and_run_controller(self, *, callbacks: list[Any], scaling_policy: Any, **more: Any) -> Any:
         assert not self.datasets, "nothing would hand them out"
-        free_lost_places()
         kept = [one for one in callbacks if not isinstance(one, DatasetsCallback)]
         if own_cluster():
             kept = [one for one in kept if not isinstance(one, PlacementGroupCleanerCallback)]
             if self._in_memory and type(scaling_policy) is FixedScalingPolicy:
                 scaling_policy = _Unannounced(self.scaling_config)
         kept.append(_NoDatasets(self.train_run_context, {}))
-        return super()._initialize_and_run_controller(callbacks=kept, scaling_policy=scaling_policy, **more)
+        with _freeing_lost_places():
+            return super()._initialize_and_run_controller(callbacks=kept, scaling_policy=scaling_policy, **more)
+
+
+@contextmanager
+def _freeing_lost_places() -> Iterator[None]:
+    """Look for lost places before the block and again and again: a controller may die after its replacement begins."""
+    ended = threading.Event()
+
+    def look() -> None:
+        while True:
+            with suppress(ray.exceptions.RayError):  # the cluster ends, which whoever trains on it says
+                free_lost_places()
+            if ended.wait(LOOK_SECONDS):
+                return
+
+    thread = threading.Thread(target=look, name="fracray-lost-places", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def free_lost_places() -> None:

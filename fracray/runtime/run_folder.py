@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # rich takes a while to import
 
 CONFIG, ENVIRONMENT, DATA = "config.yaml", "environment.json", "data.json"
 SPACE, OVERRIDES = "space.yaml", "overrides.json"  # of a search: its space, and what the command line changed in it
+TRIALS = "trials.parquet"  # of a search or a refit: a row per trial and epoch
 EPOCHS, STATE, BEST = "epochs.json", "state.safetensors", "best"
 FOLDS = "folds.parquet"  # of a cross-validated trial: what each fold's model says of the images that it never saw
 REFIT = "refit"  # in the run folder of a search: the run folder of its refit

@@ -4,7 +4,7 @@ Listens to Tune and decides nothing.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from math import isnan
 from pathlib import Path
@@ -86,10 +86,9 @@ class SearchProgress(tune.Callback):
             self._console.print(self._table())
         self._save(always=True)
 
-    @property
-    def unfinished(self) -> bool:
-        """Whether a trial has begun and not ended."""
-        return bool(self._open)
+    def unfinished(self, apart_from: Collection[int] = ()) -> bool:
+        """Whether a trial has begun and not ended, apart from those of these numbers."""
+        return any(number not in apart_from for number in self._open)
 
     @property
     def elapsed(self) -> float:

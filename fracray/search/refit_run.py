@@ -116,7 +116,7 @@ def refit(
         )
         run_trials(job, trials, progress, seconds=options.seconds)
     found = outcome(plan, progress.rows, config.search)
-    finished = not trials.remaining and not progress.unfinished
+    finished = not trials.remaining and not progress.unfinished()
     if found is None:
         console.print("\nno seed has been trained with every configuration yet, so there is no winner", soft_wrap=True)
         return finished

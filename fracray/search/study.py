@@ -161,6 +161,11 @@ class StudySearcher(Searcher):
         """Trials still to be handed out."""
         return self._budget - self._begun + len(self._unfinished)
 
+    @property
+    def left(self) -> set[int]:
+        """The numbers of trials that an earlier session began and this one has not taken up."""
+        return {trial.number for trial in self._unfinished}
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         with self._journal.together():
             return self._suggest(trial_id)

@@ -14,13 +14,11 @@ import pyarrow.parquet as pq
 from optuna.trial import FrozenTrial, TrialState
 
 from fracray.config import SearchConfig
-from fracray.runtime.run_folder import trial_folder, trial_name
+from fracray.runtime.run_folder import TRIALS, trial_folder, trial_name
 from fracray.runtime.storage import Folder
 from fracray.search.constraints import rank_key
 from fracray.search.study import JOURNAL, LEAVES, REASON
 from fracray.training.epochs import EpochResult, read_epochs, saved_epochs
-
-TRIALS = "trials.parquet"
 
 
 class State(StrEnum):

@@ -31,7 +31,7 @@ from fracray.training.mixing import mixes
 from fracray.training.model import build_model, float32, freeze_norm, freeze_stages, train_mode
 from fracray.training.optimizer import AdamW
 from fracray.training.precision import pick_precision
-from fracray.training.ranks import GradientSum, add_up, norm_statistics, start_alike
+from fracray.training.ranks import GradientSum, add_up, norm_statistics, on_all, start_alike
 from fracray.training.schedule import Rates
 from fracray.training.validation import score_validation
 
@@ -115,6 +115,8 @@ class Fit:
         if self.world > 1:
             start_alike(self.model)
         self.precision = pick_precision(config, self.device, self.model)
+        if self.world > 1 and not on_all(self.precision is torch.bfloat16, self.device):
+            self.precision = torch.float32  # machines may differ, and what they send one another must not
         self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
         freeze_stages(self.model, config.model.freeze_stages)
         self._moving = MovingAverage(self.averaged, self.model)

@@ -78,6 +78,13 @@ def add_up(tensors: Sequence[Tensor]) -> None:
     _spread(flat, tensors)
 
 
+def on_all(holds: bool, device: torch.device) -> bool:
+    """Whether it holds on every rank; all ranks call it."""
+    failing = torch.tensor(float(not holds), device=device)
+    dist.all_reduce(failing)
+    return not failing
+
+
 @torch.no_grad()
 def start_alike(model: nn.Module) -> None:
     """Give every rank the floats of the first one's model, with one broadcast: other CPUs may round them otherwise."""

@@ -96,7 +96,7 @@ class TrialRunner:
 
     @property
     def done(self) -> bool:
-        return self._fit.done
+        return self._fit.done or bool(self._history and self._history[-1].diverged)
 
     @property
     def epochs_done(self) -> int:

@@ -7,15 +7,8 @@ from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
-import torch
-from torch.nn import functional as F
 
-from fracray.metrics import Calibration, choose_threshold, cross_fitted, fit_temperature, over_sets, score
-
-
-def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """The mean binary cross-entropy of calibrated probabilities (n,), labels (n,) in {0., 1.}."""
-    return float(F.binary_cross_entropy(torch.from_numpy(probabilities).float(), torch.from_numpy(labels)))
+from fracray.metrics import Calibration, choose_threshold, cross_fitted, fit_temperature, log_losses, over_sets, score
 
 
 def score_validation(
@@ -39,5 +32,5 @@ def score_validation(
         y, p, group = labels[members], probabilities[members], groups[members]
         told = cross_fitted(y, logits[members], group) if name == "val" else p
         # Of the calibrated probabilities: the class weights in the training loss shift the raw ones.
-        scores[name] = {"loss": log_loss(y, told), **score(y, p, threshold, group, told).as_dict()}
+        scores[name] = {"loss": float(log_losses(y, told).mean()), **score(y, p, threshold, group, told).as_dict()}
     return calibration, threshold, over_sets(scores)

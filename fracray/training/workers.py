@@ -72,6 +72,11 @@ def run_workers(
         raise RunError(
             f"training on {each.workers} worker(s): {_cause(error)}; --resume continues from {run}"
         ) from None
+    except ray.exceptions.RayActorError:
+        raise RunError(
+            f"training on {each.workers} worker(s): Ray Train's controller ended (killed, or out of memory?); "
+            f"--resume continues from {run}"
+        ) from None
     except SystemExit:  # Ray raises it on Ctrl-C
         raise KeyboardInterrupt from None
     finally:

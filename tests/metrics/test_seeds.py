@@ -36,6 +36,18 @@ def test_the_gain_is_the_difference_of_the_means():
     assert seeded_gain(labels, group, ours, flat, "loss").value == pytest.approx(np.mean(losses) - math.log(2))
 
 
+def test_the_gain_in_calibration_error_is_that_of_the_errors_as_they_are_reported():
+    """0 where the square of the error is estimated below 0."""
+    generator = np.random.default_rng(0)
+    labels, z, group = drawn(generator)
+    sides = [[SeedRun(expit(z * slope), 0.4) for slope in slopes] for slopes in ((1.0, 1.1), (0.9, 0.5))]
+    reported = [[score(labels, run.probabilities, run.threshold, group).ece for run in side] for side in sides]
+    assert reported[0] == [0.0, 0.0]
+    assert reported[1][1] > 0
+    found = seeded_gain(labels, group, *sides, "ece").value
+    assert found == pytest.approx(np.mean(reported[0]) - np.mean(reported[1]))
+
+
 def test_without_a_difference_between_seeds_it_is_that_of_the_groups_alone():
     generator = np.random.default_rng(1)
     labels, z, group = drawn(generator)

@@ -90,7 +90,7 @@ def test_the_best_the_ended_and_the_time_left_are_those_of_all_rows(progress, se
         assert progress._best is best_row(rows, progress._search)
         bests.add(progress._best.number if progress._best else None)
         assert progress._ended() == sum(row.state.ended for row in rows)
-        assert progress.unfinished == any(not row.state.ended for row in rows)
+        assert progress.unfinished() == any(not row.state.ended for row in rows)
         assert set(progress._open) == {row.number for row in rows if not row.state.ended}
         finished = [len(row.history) for row in rows if row.state.finished]
         assert (progress._finished_trials, progress._finished_epochs) == (len(finished), sum(finished))

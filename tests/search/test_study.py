@@ -135,6 +135,16 @@ def test_the_best_epochs_value_and_every_epoch_are_reported(space, journal):
     assert trial.params == trial.user_attrs[LEAVES] == DEFAULTS
 
 
+def test_what_a_smaller_number_of_trials_leaves_is_known(space, journal):
+    begun = StudySearcher(space, journal, 6)
+    for name in "abc":
+        begun.suggest(name)
+    again = StudySearcher(space, journal, 1)  # after a kill
+    assert (again.remaining, again.left) == (1, {0, 1, 2})
+    assert again.suggest("d") is not None
+    assert (again.remaining, again.left) == (0, {1, 2})
+
+
 def test_the_study_opens_by_its_names_and_direction(tmp_path, journal):
     space = space_of(tmp_path, f"metric: val_loss\nmode: min\n{DROPOUT}")
     searcher = StudySearcher(space, journal, 6)

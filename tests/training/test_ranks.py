@@ -11,6 +11,7 @@ from torch import multiprocessing as mp
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from fracray.training import loop
 from fracray.training.loop import Fit
 from fracray.training.ranks import GradientSum
 from tests.training.test_loop import comparable, free_port, make_config, make_stream
@@ -135,6 +136,25 @@ def test_layers_without_gradients_keep_none_and_the_others_are_added_up(ranks):
             if one is not None:
                 assert torch.equal(one + other, both)
                 assert both.abs().max() > 0
+
+
+def unlike_rank(rank, world, port, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    config = make_config(**{"train.epochs": 1})
+    loop.pick_precision = lambda *_: torch.bfloat16 if rank == 0 else torch.float32  # machines of two kinds
+    fit = Fit(config, make_stream(config, rank, world, TRAIN))
+    report = fit.run_epoch()
+    torch.save((fit.precision, report.metrics["train_loss"]), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_machines_of_two_kinds_train_in_one_arithmetic(tmp_path):
+    mp.spawn(unlike_rank, (2, free_port(), str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2))
+    assert first == second
+    assert first[0] is torch.float32
+    assert math.isfinite(first[1])
 
 
 def dying_rank(rank, world, port, folder):
