@@ -182,3 +182,20 @@ def test_the_queue_counts_requests_and_bytes_and_gives_them_back():
         visit.leave(30.0)
     assert (admission.requests, admission.bytes) == (0, 0)
     assert admission.seconds_each > 5
+
+
+def test_answers_count_until_they_are_sent_and_one_alone_is_always_sent():
+    admission = Admission(Limits(bytes=100, pixels=50, queue=9))
+    first, second, third = (admission.enter() for _ in range(3))
+    first.take(100)
+    first.answer(10_000)
+    assert (admission.bytes, admission.answers) == (0, 10_000)
+    with pytest.raises(RefusedError) as full:
+        second.answer(1)
+    assert full.value.status == 429
+    first.leave(1.0)
+    second.answer(50 * BODIES)
+    third.answer(50 * BODIES)
+    for visit in (second, third):
+        visit.leave(1.0)
+    assert (admission.requests, admission.bytes, admission.answers) == (0, 0, 0)
