@@ -239,6 +239,18 @@ def test_a_folder_is_read_and_its_rows_are_taken_away(page, server, files, tmp_p
     assert written[-1]["probability"] == written[-1]["chosen_call"] == ""
 
 
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@sum(1)", "\t=1", "\r=1", '="a"'])
+def test_no_text_of_a_csv_file_is_a_formula(page, text):
+    written = page.driver.execute_async_script(
+        "const [path, done] = arguments; import('./takeaway.js').then(({ asCsv }) => "
+        "done(asCsv([{ path, logit: -3.5, note: 'a=b' }], { name: 'own', threshold: 0.5 })))",
+        text,
+    )
+    (row,) = csv.DictReader(io.StringIO(written, newline=""))
+    assert row["path"] == f"'{text}"
+    assert (row["logit"], row["note"]) == ("-3.5", "a=b")
+
+
 def test_the_sentence_on_reliability_tells_of_the_validation_radiographs_of_that_range(page, server, files):
     page.drop(files["jpeg"])
     page.read(1)
