@@ -102,7 +102,8 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         default=60.0,
         metavar="S",
-        help="for an upload, for decoding one picture, and for a forward pass (default %(default)g s)",
+        help="for an upload, for decoding one picture, for a forward pass, and until a client takes more of its answer "
+        "(default %(default)g s)",
     )
     limits.add_argument(
         "--queue", type=int, default=64, metavar="N", help="requests at once; more get 429 (default %(default)s)"

@@ -1,11 +1,11 @@
 """The HTTP interface: paths, answers and errors. What it calls knows no HTTP."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
@@ -29,6 +29,7 @@ _NOTHING_FROM_ELSEWHERE = (  # the page and its script are all that a browser ma
 )
 _DICOM = "application/dicom"
 _KEPT_NOWHERE = {"Cache-Control": "no-store"}
+PIECE = 2**16  # bytes of an answer that are handed over at once
 
 
 def _form(many: bool) -> dict[str, Any]:
@@ -57,8 +58,17 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+async def _in_pieces(message: Message, send: Send) -> None:
+    """Send a part of a body bit by bit. The server takes the next piece once the client has taken most of the last."""
+    body, more = message.get("body", b""), message.get("more_body", False)
+    for start in range(0, max(1, len(body)), PIECE):
+        end = start + PIECE
+        await send({**message, "body": bytes(body[start:end]), "more_body": more or end < len(body)})
+
+
 class _Watch:
-    """Around the whole application: asks the guard, counts, and adds the headers that keep a browser to this server."""
+    """Around the whole application: asks the guard, counts, cuts answers into pieces, and adds the headers that keep a
+    browser to this server."""
 
     def __init__(self, app: ASGIApp, guard: Guard, counters: Counters, limits: Limits, paths: frozenset[str]) -> None:
         self._app, self._guard, self._counters, self._limits, self._paths = app, guard, counters, limits, paths
@@ -75,7 +85,9 @@ class _Watch:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message = {**message, "headers": [*message["headers"], *_NOTHING_FROM_ELSEWHERE]}
-            await send(message)
+                await send(message)
+            else:
+                await _in_pieces(message, send)
 
         try:
             self._guard.check(scope["path"], request.headers, scope["path"] in _PAGE)
@@ -123,18 +135,23 @@ def make_app(engine: Service, guard: Guard, limits: Limits) -> FastAPI:
     async def broken(request: Request, error: Exception) -> Response:
         return JSONResponse({"error": "a fault of the server, which its log shows; send the request again"}, 500)
 
-    async def visited(work: Callable[[Visit], Awaitable[Response]]) -> Response:
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=499)  # nobody reads it
+
+    async def visiting() -> AsyncIterator[Visit]:
         visit, started = admission.enter(), time.monotonic()
         try:
-            return await work(visit)
-        except ClientDisconnect:
-            return Response(status_code=499)  # nobody reads it
+            yield visit  # until the answer is sent, or nobody is there to take it
         finally:
             visit.leave(time.monotonic() - started)
+
+    Visiting = Annotated[Visit, Depends(visiting, scope="request")]
 
     @app.post("/predict", openapi_extra=_form(many=True), responses=_ERRORS | {200: {"content": {_DICOM: {}}}})
     async def predict(
         request: Request,
+        visit: Visiting,
         heatmap: Annotated[bool, Query(description="add the heatmap to each row, as base64 of a gray PNG")] = False,
         format: Annotated[Literal["json", "dicom-sr"], Query(description="of the answer")] = "json",
     ) -> Response:
@@ -142,47 +159,43 @@ def make_app(engine: Service, guard: Guard, limits: Limits) -> FastAPI:
 
         Or, of one DICOM file and with `format=dicom-sr`, a DICOM structured report as a file.
         """
-
-        async def work(visit: Visit) -> Response:
-            uploads = await read_uploads(request, visit, limits)
-            if format == "dicom-sr":
-                if len(uploads) != 1:
-                    raise RefusedError(400, f"{len(uploads)} files; send one at a time for a DICOM SR")
-                report = await engine.report(uploads[0])
-                return Response(report, media_type=_DICOM, headers=_KEPT_NOWHERE)
-            return JSONResponse({"rows": await engine.rows(uploads, heatmap)}, headers=_KEPT_NOWHERE)
-
-        return await visited(work)
+        uploads = await read_uploads(request, visit, limits)
+        if format == "json":
+            rows = await engine.rows(uploads, heatmap)
+            return _counted(visit, JSONResponse({"rows": rows}, headers=_KEPT_NOWHERE))
+        if len(uploads) != 1:
+            raise RefusedError(400, f"{len(uploads)} files; send one at a time for a DICOM SR")
+        report = await engine.report(uploads[0])
+        return _counted(visit, Response(report, media_type=_DICOM, headers=_KEPT_NOWHERE))
 
     @app.post("/picture", openapi_extra=_form(many=False), responses=_ERRORS, response_class=Response)
-    async def picture(request: Request) -> Response:
+    async def picture(request: Request, visit: Visiting) -> Response:
         """One picture at its full bit depth: rows of little-endian uint16, and in the headers how to show it.
 
         (value - (X-Window-Center - X-Window-Width / 2)) / X-Window-Width, between 0, black, and 1, white; the reverse
         where X-Inverted is 1.
         """
-
-        async def work(visit: Visit) -> Response:
-            uploads = await read_uploads(request, visit, limits)
-            if len(uploads) != 1:
-                raise RefusedError(400, f"{len(uploads)} files; send one picture at a time")
-            found = await engine.picture(uploads[0])
-            height, width = found.values.shape
-            told = {
-                "X-Width": width,
-                "X-Height": height,
-                "X-Bits": found.bits,
-                "X-Window-Center": found.centre,
-                "X-Window-Width": found.width,
-                "X-Inverted": int(found.inverted),
-            }
-            return Response(
+        uploads = await read_uploads(request, visit, limits)
+        if len(uploads) != 1:
+            raise RefusedError(400, f"{len(uploads)} files; send one picture at a time")
+        found = await engine.picture(uploads[0])
+        height, width = found.values.shape
+        told = {
+            "X-Width": width,
+            "X-Height": height,
+            "X-Bits": found.bits,
+            "X-Window-Center": found.centre,
+            "X-Window-Width": found.width,
+            "X-Inverted": int(found.inverted),
+        }
+        return _counted(
+            visit,
+            Response(
                 found.values.astype("<u2").tobytes(),
                 media_type="application/octet-stream",
                 headers={name: str(value) for name, value in told.items()} | _KEPT_NOWHERE,
-            )
-
-        return await visited(work)
+            ),
+        )
 
     @app.get("/model")
     async def model() -> dict[str, Any]:
@@ -220,6 +233,12 @@ def make_app(engine: Service, guard: Guard, limits: Limits) -> FastAPI:
     paths = frozenset({"/", *app.openapi()["paths"]})
     app.add_middleware(_Watch, guard=guard, counters=engine.counters, limits=limits, paths=paths)
     return app
+
+
+def _counted(visit: Visit, response: Response) -> Response:
+    """The response, whose bytes are held until they are sent. RefusedError 429 where too many are."""
+    visit.answer(len(response.body))
+    return response
 
 
 def _refused(refusal: RefusedError) -> Response:

@@ -91,7 +91,12 @@ class Engine:
             self.stop()
             raise
         self._batcher = Batcher(
-            self._score, self._plan.batch, self._plan.wait, self._plan.workers, lambda: self._decoding > 0
+            self._score,
+            self._plan.batch,
+            self._plan.wait,
+            self._plan.workers,
+            lambda: self._decoding > 0,
+            self._models.seconds,
         )
 
     @property

@@ -10,13 +10,19 @@ BODIES = 4  # requests of the largest size that are in memory at once
 @dataclass(frozen=True)
 class Limits:
     """bytes: of one request; pixels: of one picture; files: in one request; seconds: for an upload, for decoding one
-    picture and for one pass of the network; queue: requests at once, those that wait included."""
+    picture, for one pass of the network, and in which a client takes some of its answer; queue: requests at once, those
+    that wait and those whose answers are being sent included."""
 
     bytes: int = 128 * MEGABYTE
     pixels: int = 80_000_000
     files: int = 64
     seconds: float = 60.0
     queue: int = 64
+
+    @property
+    def answers(self) -> int:
+        """The most bytes of answers that are held at once: of so many large requests, or pictures of 16 bits."""
+        return BODIES * max(self.bytes, 2 * self.pixels)
 
 
 class RefusedError(Exception):
@@ -29,11 +35,12 @@ class RefusedError(Exception):
 
 @dataclass
 class Admission:
-    """How many requests are in the house, and how many bytes of theirs."""
+    """How many requests are in the house, and how many bytes of theirs and of their answers."""
 
     limits: Limits
     requests: int = 0
     bytes: int = 0
+    answers: int = 0
     seconds_each: float = 0.0  # a moving mean of what a request takes
 
     def enter(self) -> "Visit":
@@ -52,7 +59,7 @@ class Visit:
     """One request in the house."""
 
     def __init__(self, admission: Admission) -> None:
-        self._all, self._bytes = admission, 0
+        self._all, self._bytes, self._answer = admission, 0, 0
 
     def take(self, count: int) -> None:
         """Count bytes that arrived. RefusedError 413 where the request is too large, 429 where all together are."""
@@ -64,10 +71,24 @@ class Visit:
         if self._all.bytes > BODIES * limits.bytes:
             raise self._all._full(f"the requests that are here hold more than {BODIES * limits.bytes:,} bytes")
 
-    def leave(self, seconds: float) -> None:
-        """The request is answered, after so long."""
-        self._all.requests -= 1
+    def answer(self, count: int) -> None:
+        """Count an answer of so many bytes in place of what arrived. RefusedError 429 where there are others, and all
+        together are too large."""
+        if self._all.answers and self._all.answers + count > self._all.limits.answers:
+            raise self._all._full(f"the answers that are being sent hold {self._all.answers:,} bytes")
+        self._forget()
+        self._answer = count
+        self._all.answers += count
+
+    def _forget(self) -> None:
         self._all.bytes -= self._bytes
+        self._all.answers -= self._answer
+        self._bytes = self._answer = 0
+
+    def leave(self, seconds: float) -> None:
+        """The answer is sent, or nobody takes it, after so long."""
+        self._forget()
+        self._all.requests -= 1
         self._all.seconds_each += 0.1 * (seconds - self._all.seconds_each)
 
 

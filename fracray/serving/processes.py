@@ -112,11 +112,11 @@ def _work(pipe: Connection, make: Callable[[], Any], quiet: bool) -> None:
 
 
 class Pool:
-    """Several equal processes behind one event loop."""
+    """Several equal processes behind one event loop. seconds: that a call may take."""
 
     def __init__(self, make: Callable[[], Any], count: int, seconds: float, quiet: bool = False) -> None:
         self._workers = [Worker(make, quiet) for _ in range(count)]
-        self._seconds = seconds
+        self.seconds = seconds
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="fracray-call")
         self._idle: asyncio.Queue[Worker] = asyncio.Queue()
         self._reviving: set[asyncio.Future[Any]] = set()
@@ -138,7 +138,7 @@ class Pool:
         """Call a method of one of the processes, once one is free; errors as `Worker.call`."""
         worker = await self._idle.get()
         loop = asyncio.get_running_loop()
-        done = loop.run_in_executor(self._threads, worker.call, name, args, self._seconds)
+        done = loop.run_in_executor(self._threads, worker.call, name, args, self.seconds)
         done.add_done_callback(lambda future: self._back(worker, future))
         return await asyncio.shield(done)  # the process works on when nobody waits for it any more
 

@@ -2,9 +2,12 @@
 
 import asyncio
 import errno
+import fcntl
 import ipaddress
 import logging
 import socket
+import sys
+import termios
 from collections.abc import Callable
 
 import h11
@@ -69,7 +72,7 @@ async def _serve(
     try:
         config = uvicorn.Config(
             make_app(engine, guard, limits),
-            http=_Protocol,
+            http=_protocol(limits.seconds),
             ws="none",
             lifespan="off",
             log_level=logging.ERROR,
@@ -92,13 +95,24 @@ class _Server(uvicorn.Server):
         self.said()
 
 
-class _Protocol(H11Protocol):
-    """Closes connections whose next headers do not come, which uvicorn would keep open for ever."""
+def _protocol(seconds: float) -> type[H11Protocol]:
+    class Protocol(_Protocol):
+        patience = seconds
 
+    return Protocol
+
+
+class _Protocol(H11Protocol):
+    """Closes connections that uvicorn would keep open for ever: those whose next headers do not come, and those whose
+    client takes nothing of its answer for as long as the `patience`, in seconds."""
+
+    patience: float
     _impatient: asyncio.TimerHandle | None = None
+    _watching: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # whatever waits here is watched
         self._wait_for_headers()
 
     def data_received(self, data: bytes) -> None:
@@ -108,8 +122,17 @@ class _Protocol(H11Protocol):
         elif self._impatient is None:
             self._wait_for_headers()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch()
+
+    def resume_writing(self) -> None:
+        self._stop_watching()
+        super().resume_writing()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        self._stop_watching()
         super().connection_lost(exc)
 
     def _wait_for_headers(self) -> None:
@@ -119,3 +142,23 @@ class _Protocol(H11Protocol):
         if self._impatient is not None:
             self._impatient.cancel()
             self._impatient = None
+
+    def _watch(self) -> None:
+        self._watching = self.loop.call_later(self.patience, self._look, self._untaken())
+
+    def _look(self, before: int) -> None:
+        if self._untaken() < before:
+            self._watch()
+        else:
+            self.transport.abort()  # `close` would wait for the client
+
+    def _untaken(self) -> int:
+        """Bytes that the client has not taken, here and in the kernel, which asks for more only once much of what it
+        holds is taken."""
+        held = fcntl.ioctl(self.transport.get_extra_info("socket"), termios.TIOCOUTQ, bytes(4))
+        return self.transport.get_write_buffer_size() + int.from_bytes(held, sys.byteorder)
+
+    def _stop_watching(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            self._watching = None

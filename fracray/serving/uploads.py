@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 
+from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
@@ -10,6 +11,7 @@ from fracray.serving.engine import Upload
 from fracray.serving.limits import Limits, RefusedError, Visit, too_many_bytes
 
 FIELD = "files"
+Part = tuple[str, UploadFile | str]
 _ARCHIVES = {b"PK\x03\x04": "ZIP", b"\x1f\x8b": "gzip", b"7z\xbc\xaf": "7z", b"Rar!": "RAR"}
 
 
@@ -35,7 +37,7 @@ async def read_uploads(request: Request, visit: Visit, limits: Limits) -> list[U
     parser = _InMemory(request.headers, _stream(request, visit.take), max_files=limits.files, max_fields=limits.files)
     try:
         async with asyncio.timeout(limits.seconds):
-            form = await parser.parse()
+            parts = _readable((await parser.parse()).multi_items())
     except TimeoutError:
         raise RefusedError(
             408, f"the upload took longer than {limits.seconds:g} s; send fewer pictures at once"
@@ -44,8 +46,10 @@ async def read_uploads(request: Request, visit: Visit, limits: Limits) -> list[U
         if "Too many" in error.message:
             raise RefusedError(413, f"more than {limits.files} files in a request; send them in several") from None
         raise RefusedError(400, f"not a whole multipart form: {error.message}; send it again") from None
+    except UnicodeError:
+        raise RefusedError(400, "the name of a file or a field is no valid Unicode; send names in UTF-8") from None
     uploads = []
-    for name, part in form.multi_items():
+    for name, part in parts:
         if isinstance(part, str) or name != FIELD:
             raise RefusedError(400, f"the field '{name[:40]}' is not known; send pictures in the field '{FIELD}'")
         upload = Upload(part.filename or FIELD, part.file.read())
@@ -55,6 +59,16 @@ async def read_uploads(request: Request, visit: Visit, limits: Limits) -> list[U
     if not uploads:
         raise RefusedError(400, f"no file in the request; send pictures in the field '{FIELD}'")
     return uploads
+
+
+def _readable(parts: list[Part]) -> list[Part]:
+    """The same parts. UnicodeError where a name cannot be written as UTF-8: the client chooses its charset, and some
+    charsets give half characters, which no row and no answer can hold."""
+    for name, part in parts:
+        name.encode()
+        if not isinstance(part, str):
+            (part.filename or "").encode()
+    return parts
 
 
 async def _stream(request: Request, take: Callable[[int], None]) -> AsyncGenerator[bytes, None]:

@@ -71,7 +71,7 @@ def batches_of(items, most, wait=0.05, coming=lambda: True):
         return [-item for item in batch]
 
     async def work():
-        batcher = Batcher(run, most, wait, 1, coming)
+        batcher = Batcher(run, most, wait, 1, coming, 60)
         async with asyncio.timeout(60):
             assert await asyncio.gather(*map(batcher, items)) == [-item for item in items]
         batcher.stop()
@@ -88,20 +88,80 @@ def test_one_item_waits_for_no_other_where_none_is_coming():
     assert batches_of([1, 2, 3], most=4, wait=3600, coming=lambda: False) == [[1, 2, 3]]
 
 
-def test_an_error_of_a_batch_reaches_each_of_its_items_and_no_other():
+def answers_of(run, items, seconds=60.0):
+    """What items that come at once get, in batches of four at most: results, or errors."""
+
+    async def work():
+        batcher = Batcher(run, 4, 0, 1, lambda: False, seconds)
+        async with asyncio.timeout(60):
+            found = await asyncio.gather(*map(batcher, items), return_exceptions=True)
+        batcher.stop()
+        return found
+
+    return asyncio.run(work())
+
+
+def test_an_item_that_cannot_be_run_fails_by_itself():
+    batches = []
+
     async def run(batch):
+        batches.append(list(batch))
+        if 2 in batch:
+            raise RunError(f"2 is in {batch}")
+        return [-item for item in batch]
+
+    found = answers_of(run, range(6))
+    assert str(found.pop(2)) == "2 is in [2]"
+    assert found == [0, -1, -3, -4, -5]
+    assert batches == [[0, 1, 2, 3], [0], [1], [2], [3], [4, 5]]
+
+
+def test_a_lost_process_costs_its_batch_and_is_not_asked_again():
+    batches = []
+
+    async def run(batch):
+        batches.append(list(batch))
         if 1 in batch:
             raise LostError("died")
         return batch
 
-    async def work():
-        batcher = Batcher(run, 2, 0, 1, lambda: False)
-        found = await asyncio.gather(*map(batcher, (1, 2, 3, 4)), return_exceptions=True)
-        assert [type(one) for one in found[:2]] == [LostError, LostError]
-        assert found[2:] == [3, 4]
-        batcher.stop()
+    found = answers_of(run, range(6))
+    assert [type(one) for one in found[:4]] == [LostError] * 4
+    assert found[4:] == [4, 5]
+    assert batches == [[0, 1, 2, 3], [4, 5]]
 
-    asyncio.run(work())
+
+def test_a_process_that_is_lost_to_one_item_of_a_failed_batch_is_not_asked_for_the_rest():
+    batches = []
+
+    async def run(batch):
+        batches.append(list(batch))
+        if len(batch) > 1:
+            raise RunError("why")
+        if batch == [1]:
+            raise LostError("died")
+        return batch
+
+    found = answers_of(run, range(4))
+    assert found[0] == 0
+    assert [type(one) for one in found[1:]] == [LostError] * 3
+    assert batches == [[0, 1, 2, 3], [0], [1]]
+
+
+def test_the_items_of_a_failed_batch_have_no_more_time_than_a_batch():
+    batches = []
+
+    async def run(batch):
+        batches.append(list(batch))
+        if len(batch) > 1:
+            raise RunError("why")
+        await asyncio.sleep(0.2)
+        return batch
+
+    found = answers_of(run, range(4), seconds=0.3)
+    assert found[:2] == [0, 1]
+    assert [str(one) for one in found[2:]] == ["why", "why"]
+    assert batches == [[0, 1, 2, 3], [0], [1]]
 
 
 def test_the_queue_counts_requests_and_bytes_and_gives_them_back():
@@ -122,3 +182,20 @@ def test_the_queue_counts_requests_and_bytes_and_gives_them_back():
         visit.leave(30.0)
     assert (admission.requests, admission.bytes) == (0, 0)
     assert admission.seconds_each > 5
+
+
+def test_answers_count_until_they_are_sent_and_one_alone_is_always_sent():
+    admission = Admission(Limits(bytes=100, pixels=50, queue=9))
+    first, second, third = (admission.enter() for _ in range(3))
+    first.take(100)
+    first.answer(10_000)
+    assert (admission.bytes, admission.answers) == (0, 10_000)
+    with pytest.raises(RefusedError) as full:
+        second.answer(1)
+    assert full.value.status == 429
+    first.leave(1.0)
+    second.answer(50 * BODIES)
+    third.answer(50 * BODIES)
+    for visit in (second, third):
+        visit.leave(1.0)
+    assert (admission.requests, admission.bytes, admission.answers) == (0, 0, 0)

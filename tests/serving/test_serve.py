@@ -178,6 +178,13 @@ def zipped():
 TINY = jpeg(picture(1))
 
 
+def named(charset, name, field="files"):
+    """A request whose names are written in a charset of the client's choice."""
+    head = f'--x\r\nContent-Disposition: form-data; name="{field}"; filename="{name}"\r\n\r\n'
+    kind = f"multipart/form-data; boundary=x; charset={charset}"
+    return {"content": head.encode() + TINY + b"\r\n--x--\r\n", "headers": {"Content-Type": kind}}
+
+
 @pytest.mark.parametrize(
     ("path", "asked", "status", "words"),
     [
@@ -194,6 +201,10 @@ TINY = jpeg(picture(1))
         (SR, {"files": form(("cut.dcm", dicom(5, **SERIES)[:9000]))}, 422, "send a sound DICOM file"),
         (SR, {"files": form(("bare.dcm", dicom(5)))}, 422, "no DICOM SR: (0020,000D) StudyInstanceUID is missing"),
         (SR, {"files": form(*[("a.dcm", dicom(5, **SERIES))] * 2)}, 400, "2 files; send one at a time"),
+        ("/predict", named("unicode_escape", r"\ud800.png"), 400, "no valid Unicode; send names in UTF-8"),
+        ("/picture", named("unicode_escape", r"\ud800.png"), 400, "no valid Unicode; send names in UTF-8"),
+        ("/predict", named("unicode_escape", "a.png", r"\ud800"), 400, "no valid Unicode; send names in UTF-8"),
+        ("/predict", named("undefined", "a.png"), 400, "no valid Unicode; send names in UTF-8"),
         ("/predict?format=pdf", {"files": form(("a.jpg", TINY))}, 422, "format: "),
         ("/picture", {"files": form(("a.jpg", TINY), ("b.jpg", TINY))}, 400, "one picture at a time"),
         ("/picture", {"files": form(("cut.jpg", TINY[:2000]))}, 422, "cut.jpg: the file is cut short"),

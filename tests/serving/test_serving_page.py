@@ -119,6 +119,23 @@ def test_a_dicom_file_is_shown_at_its_full_depth_under_any_window(page, files):
     assert page.shows(gray_of(stored, (1800 - 0.5, 2400 - 1)))
 
 
+@pytest.mark.parametrize("window", [(32768, 65536), (-9000, 20000), (2048, 2)], ids=str)
+def test_a_window_of_any_size_is_shown_as_the_network_sees_it(page, server, files, window, tmp_path):
+    center, width = window
+    data = as_bytes(dataset(files["stored"], bits=12, WindowCenter=str(center), WindowWidth=str(width)))
+    (tmp_path / "odd.dcm").write_bytes(data)
+    answer = server.post("/picture", files={"files": data})
+    told = [float(answer.headers[f"X-Window-{name}"]) for name in ("Center", "Width")]
+    stored = np.frombuffer(answer.content, "<u2").reshape(files["stored"].shape)
+    page.drop(tmp_path / "odd.dcm")
+    page.read(1)
+    page.press("actual")
+    assert page.shows(gray_of(stored, told))
+    assert np.abs(page.canvas(*stored.shape)[..., 0].astype(int) - decode(data).gray).max() <= 1
+    page.press("invert")
+    assert page.shows(gray_of(stored, told, True))
+
+
 def test_dragging_changes_the_window_and_moves_and_zooms_the_picture(page, files):
     from selenium.webdriver import ActionChains
 
@@ -220,6 +237,18 @@ def test_a_folder_is_read_and_its_rows_are_taken_away(page, server, files, tmp_p
     assert [row["path"] for row in written] == [row["path"] for row in taken["rows"]]
     assert written[0]["probability"] == str(taken["rows"][0]["probability"])
     assert written[-1]["probability"] == written[-1]["chosen_call"] == ""
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@sum(1)", "\t=1", "\r=1", '="a"'])
+def test_no_text_of_a_csv_file_is_a_formula(page, text):
+    written = page.driver.execute_async_script(
+        "const [path, done] = arguments; import('./takeaway.js').then(({ asCsv }) => "
+        "done(asCsv([{ path, logit: -3.5, note: 'a=b' }], { name: 'own', threshold: 0.5 })))",
+        text,
+    )
+    (row,) = csv.DictReader(io.StringIO(written, newline=""))
+    assert row["path"] == f"'{text}"
+    assert (row["logit"], row["note"]) == ("-3.5", "a=b")
 
 
 def test_the_sentence_on_reliability_tells_of_the_validation_radiographs_of_that_range(page, server, files):

@@ -4,6 +4,7 @@ import { callOf } from "./words.js";
 
 const NOTE = "For research only. Not a medical device.";
 const CHOSEN = ["chosen_point", "chosen_threshold", "chosen_call"];
+const FORMULA = /^[=+\-@\t\r]/; // what a text that a spreadsheet runs begins with
 
 /** The rows with the call of the threshold that was chosen on the page. point: {name, threshold}. */
 function withChoice(rows, point) {
@@ -19,12 +20,14 @@ export function asJson(rows, point) {
   return `${JSON.stringify({ note: NOTE, rows: withChoice(rows, point) }, null, 2)}\n`;
 }
 
-/** As fracray.predict writes it: texts in quotes, so that an empty one differs from none. */
+/** As fracray.predict writes it: texts in quotes, so that an empty one differs from none. An apostrophe goes before a text
+ *  that a spreadsheet would run as a formula: whoever made a file chose its name and its header. */
 export function asCsv(rows, point) {
   const columns = [...new Set(rows.flatMap((row) => Object.keys(row))), ...CHOSEN];
   const cell = (value) => {
     if (value === null || value === undefined) return "";
-    return typeof value === "string" ? `"${value.replaceAll('"', '""')}"` : String(value);
+    if (typeof value !== "string") return String(value);
+    return `"${FORMULA.test(value) ? "'" : ""}${value.replaceAll('"', '""')}"`;
   };
   const lines = withChoice(rows, point).map((row) => columns.map((name) => cell(row[name])).join(","));
   return `${[columns.map(cell).join(","), ...lines].join("\n")}\n`;

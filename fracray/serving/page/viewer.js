@@ -52,10 +52,12 @@ export class Viewer {
 
   // ---- window
 
+  /** Within limits, so that the picture is not lost by dragging; its own window may lie beyond them. */
   setWindow(center, width, inverted = this.inverted) {
-    const top = 2 ** this.picture.bits;
-    this.center = Math.min(2 * top, Math.max(-top, center));
-    this.width = Math.min(4 * top, Math.max(1, width));
+    const { bits, center: ownCenter, window: ownWidth } = this.picture;
+    const top = 2 ** bits;
+    this.center = Math.min(Math.max(2 * top, ownCenter), Math.max(Math.min(-top, ownCenter), center));
+    this.width = Math.min(Math.max(4 * top, ownWidth), Math.max(Math.min(1, ownWidth), width));
     this.inverted = inverted;
     this.table = windowTable(this.center, this.width, inverted);
     this.redraw();
