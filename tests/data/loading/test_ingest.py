@@ -142,6 +142,28 @@ def test_machines_that_see_neither_radiographs_nor_cache_write_the_same_shards(
     assert not place.exists(f"shards/{fingerprint(manifest, 48)}/index.json")
 
 
+def test_shards_are_not_reused_when_other_rows_of_the_same_files_are_used(ray_local, manifest, tmp_path):
+    """A repaired table, another box or a newer audit changes which rows are used, and no file, id or label."""
+    ingest(manifest, 32, Folder(tmp_path))
+    for column, value in (("status", "conflict"), ("duplicate_of", manifest.table["image_id"][2])):
+        table = manifest.table.copy()
+        table.loc[table.index[1], column] = value
+        fewer = replace(manifest, table=table)
+        assert fewer.fingerprint() == manifest.fingerprint()
+        images = ingest(fewer, 32, Folder(tmp_path)).load()
+        assert len(images) == len(fewer.used) == 23
+        for row, path in enumerate(fewer.used["path"]):
+            assert np.array_equal(images[row], decode((fewer.root / path).read_bytes(), 200, 32)), path
+
+
+def test_shards_of_another_number_of_images_are_refused(ray_local, manifest, tmp_path):
+    shards = ingest(manifest, 32, Folder(tmp_path))
+    index = shards.folder.read_json("index.json")
+    shards.folder.write_json("index.json", index | {"files": index["files"][:-1]})
+    with pytest.raises(RunError, match=r"shards/\w+: holds \d+ images, not the 24 that are used; remove it"):
+        ingest(manifest, 32, Folder(tmp_path))
+
+
 # ---------------------------------------------------------------- the manifest is found again
 
 
