@@ -1,7 +1,8 @@
 """Ray Data: decode, orient, letterbox and resize each radiograph once, into uint8 grayscale shards.
 
-A shard set is a folder of Parquet files, on a path or a URI, whose name is a hash of what is in it (files, labels, which
-of them are used, geometry). Its index is written last: a set with an index is complete. Knows nothing of splits or training.
+A shard set is a folder of Parquet files, on a path or a URI, whose name is a hash of what is in it (files, labels,
+which of them are used, geometry). Its index is written last: a set with an index is complete. Knows nothing of splits
+or of training.
 """
 
 import hashlib

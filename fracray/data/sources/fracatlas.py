@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from os.path import isfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -36,7 +37,7 @@ def fracatlas_folders(folder: Path) -> list[Path]:
     if (folder / "dataset.csv").is_file():
         return [folder]
     below = sorted(child for child in folder.iterdir() if child.is_dir() and not is_clutter(child.name))
-    return [child for child in below if (child / "dataset.csv").is_file()]
+    return [child for child in below if isfile(child / "dataset.csv")]  # not in one that may not be opened
 
 
 @dataclass(frozen=True)
@@ -141,9 +142,12 @@ def _as_numbers(values: pd.Series) -> pd.Series:
 
 
 def _list_folder(folder: Path) -> frozenset[str]:
-    if not folder.is_dir():
-        return frozenset()
-    return frozenset(file.name for file in folder.iterdir() if not is_clutter(file.name) and file.is_file())
+    try:
+        if not folder.is_dir():
+            return frozenset()
+        return frozenset(file.name for file in folder.iterdir() if not is_clutter(file.name) and file.is_file())
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be listed: {error.strerror}; repair it, or leave it out") from None
 
 
 def _contents(files: int, others: Sequence[str], unlisted: int) -> str:
@@ -173,9 +177,9 @@ def _renamed(name: str, stems: Sequence[Mapping[str, list[str]]], listed: frozen
 
 def _read_coco(path: Path) -> dict[str, _CocoImage] | None:
     """Boxes by file name; None where there is no COCO file."""
-    if not path.is_file():
-        return None
     try:
+        if not path.is_file():
+            return None
         tree = json.loads(path.read_text("utf-8-sig"))
         images = {image["id"]: image for image in tree["images"]}
         boxes: dict[Any, list[Box]] = {key: [] for key in images}
