@@ -121,6 +121,11 @@ def read_rows(
     for key, record in missing.items():
         # The key of a row may be an accession number: with DICOM files it is not repeated.
         image_id = f"row {record.row}" if private or key in taken else key
+        if image_id in taken and table:
+            raise InputError(
+                f"{table.path}, line {record.line}: names no file, and its row is kept as {image_id!r}, as "
+                f"{files[ids.index(image_id)].path!r} is: rename the file, or remove the line"
+            )
         note = f"line {record.line} of {table.path.name if table else ''} names no file"
         rows.append({"image_id": image_id, "label": record.label or 0, "status": "missing", "note": note})
     return replace(build(rows, root), remarks=tuple(remarks + _on_names(files)))
