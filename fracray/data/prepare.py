@@ -286,27 +286,42 @@ def _imported(root: Path, cache: Path, console: Console) -> Manifest:
 
 
 def _listing_key(root: Path) -> str:
-    """Changes with the name, size or time of any file below `root`."""
+    """Changes with the name, size or time of any file below `root`; links are followed.
+
+    What cannot be listed is no error here: the readers name it where it matters to them.
+    """
     digest = hashlib.sha256(f"{AUDIT_VERSION}:{root}".encode())
+    found: dict[tuple[int, int], str] = {}  # the path of every folder; links may lead to one again, also in circles
     folders = [str(root)]
     while folders:
         folder = folders.pop()
-        lines, below = [], []
-        with _opened(folder) as handle, os.scandir(handle) as entries:  # by its handle a file is found sooner
-            for entry in entries:
-                path = f"{folder}/{entry.name}"
-                if entry.is_dir():
-                    if not entry.is_symlink():
-                        below.append(path)
-                    continue
-                try:
-                    about = entry.stat()  # of the target of a link
-                except OSError:
-                    about = entry.stat(follow_symlinks=False)  # a broken link
-                lines.append(f"{path}:{about.st_size}:{about.st_mtime_ns}\n")
+        try:
+            with _opened(folder) as handle:
+                about = os.fstat(handle)
+                first = found.setdefault((about.st_dev, about.st_ino), folder)
+                lines, below = _listing(folder, handle) if first == folder else ([f"{folder}:{first}\n"], [])
+        except OSError as error:
+            lines, below = [f"{folder}:{error.strerror}\n"], []
         digest.update("".join(sorted(lines)).encode(errors="surrogateescape"))
         folders += sorted(below, reverse=True)
     return digest.hexdigest()[:32]
+
+
+def _listing(folder: str, handle: int) -> tuple[list[str], list[str]]:
+    """A line for each file of an opened folder, and the paths of the folders in it."""
+    lines, below = [], []
+    with os.scandir(handle) as entries:  # by its handle a file is found sooner
+        for entry in entries:
+            path = f"{folder}/{entry.name}"
+            try:
+                if entry.is_dir():
+                    below.append(path)
+                    continue
+                about = entry.stat()  # of the target of a link
+            except OSError:
+                about = entry.stat(follow_symlinks=False)  # a broken link
+            lines.append(f"{path}:{about.st_size}:{about.st_mtime_ns}\n")
+    return lines, below
 
 
 @contextmanager

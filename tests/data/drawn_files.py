@@ -68,17 +68,19 @@ def tiff(
     palette: Sequence[int] = (),
     tags: Sequence[tuple[int, int, Sequence[int]]] = (),
     pages: Sequence[int] = (0,),
+    stored: bytes = b"",
 ) -> bytes:
     """A TIFF or BigTIFF of one strip (a plane); samples: (rows, columns, n) of any type.
 
     kind: its photometric interpretation. extra: meanings of the samples beyond the colours. tags: more of them, as
-    number, type and values. pages: the subfile type of each page; all show the same.
+    number, type and values. pages: the subfile type of each page; all show the same. stored: the samples as they are
+    stored, where `packing` does not say how.
     """
     rows, columns, count = samples.shape
     bits = bits or 8 * samples.itemsize
     kind = (2 if count - len(extra) == 3 else 1) if kind is None else kind
     planes = [samples[..., at] for at in range(count)] if planar else [samples.reshape(rows, -1)]
-    strips = [PACKED[packing](packed(plane, bits, order)) for plane in planes]
+    strips = [stored] if stored else [PACKED[packing](packed(plane, bits, order)) for plane in planes]
     out = bytearray(b"II" if order == "<" else b"MM")
     word = "Q" if big else "I"
     out += struct.pack(f"{order}HHHQ", 43, 8, 0, 0) if big else struct.pack(f"{order}HI", 42, 0)

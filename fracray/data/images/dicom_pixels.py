@@ -83,7 +83,8 @@ def _by_pydicom(fields: Fields, stored: StoredBytes, form: PixelFormat, syntax: 
         "photometric_interpretation": form.kind,
         "planar_configuration": form.planar,
         "bits_allocated": form.allocated,
-        "bits_stored": form.stored,
+        # pydicom clears what is above; of values that end at another bit, that would be a part.
+        "bits_stored": form.stored if syntax in JPEGTransferSyntaxes else form.high + 1,
         "pixel_representation": int(form.signed),
         "pixel_keyword": "PixelData",
         "pixel_vr": fields.dataset["PixelData"].VR,

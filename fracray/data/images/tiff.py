@@ -3,6 +3,10 @@
 Tags are read here and not trusted: sizes are checked before memory is allocated. Samples are decoded by imagecodecs
 (libtiff), which gives every depth and layout as it is stored; Pillow cuts 16 bits of colour to 8. Knows nothing of
 folders, labels or manifests.
+
+Some of what the decoders give is turned already, or has dark and bright exchanged, as the tags say, and some is not.
+So they get the tags of an upright picture whose zero is black. Dark and bright are exchanged here, and the caller turns
+it.
 """
 
 import io
@@ -14,6 +18,7 @@ import imagecodecs
 import numpy as np
 from PIL import Image
 
+from fracray.data.images.exif import exif_of
 from fracray.data.images.samples import MAX_DECODED, PictureError, Samples, check_size, said, shown
 
 MAX_PAGES = 10_000  # directories that are followed
@@ -37,11 +42,15 @@ _OTHER_KINDS = {4: "a mask", 8: "CIELab", 9: "ICCLab", 10: "ITULab", 32803: "a c
 
 @dataclass(frozen=True)
 class TiffPage:
-    """A page whose size was checked and which is not decoded. `index`: its number in the file, from 0."""
+    """A page whose size was checked and which is not decoded.
+
+    index: its number in the file, from 0. places: where in `data` the values of each tag are.
+    """
 
     data: bytes
     index: int
     tags: Mapping[int, np.ndarray]
+    places: Mapping[int, int]
 
     def number(self, tag: int, default: int) -> int:
         values = self.tags.get(tag)
@@ -101,11 +110,12 @@ class TiffPage:
         """Its samples, before it is turned; colour as RGB. PictureError where damaged."""
         try:
             if self.kind in _BY_PILLOW:
-                with Image.open(io.BytesIO(self.data), formats=("TIFF",)) as image:
+                with Image.open(io.BytesIO(self._plain()), formats=("TIFF",)) as image:
                     image.seek(self.index)
+                    exif_of(image)  # else Pillow would turn the picture as its XMP says
                     stored = np.asarray(image.convert("RGB"))
             else:
-                stored = imagecodecs.tiff_decode(self.data, index=self.index)
+                stored = imagecodecs.tiff_decode(self._plain(), index=self.index)
         except Exception as error:  # whatever a decoder raises on unknown bytes
             raise PictureError("unreadable", f"its pixels cannot be decoded: {said(error)}") from None
         if stored.ndim == 3 and self.number(_PLANAR, 1) == 2 and self.kind not in _BY_PILLOW:
@@ -123,6 +133,17 @@ class TiffPage:
         if self.kind == _BY_PALETTE:
             return Samples(_through_palette(colours, self.tags[_PALETTE]), alpha)
         return Samples(colours, alpha, self.bits, self.kind == _WHITE_IS_ZERO, premultiplied)
+
+    def _plain(self) -> bytes:
+        """The file, of a page that is stored upright and whose zero is black: a decoder has nothing to change."""
+        told = [_ORIENTATION] * (self.number(_ORIENTATION, 1) != 1) + [_KIND] * (self.kind == _WHITE_IS_ZERO)
+        if not told:
+            return self.data
+        plain = bytearray(self.data)
+        for tag in told:
+            at, one = self.places[tag], np.ones(1, self.tags[tag].dtype).tobytes()
+            plain[at : at + len(one)] = one
+        return bytes(plain)
 
 
 def open_page(data: bytes) -> TiffPage:
@@ -158,25 +179,29 @@ def _pages(data: bytes) -> list[TiffPage]:
     while at and at not in seen and len(pages) < MAX_PAGES:
         seen.add(at)
         try:
-            tags, at = _directory(data, at, order, big)
+            tags, places, at = _directory(data, at, order, big)
         except (struct.error, ValueError, OverflowError):
             if not pages:
                 raise
             break  # what follows the first picture is damaged
-        pages.append(TiffPage(data, len(pages), tags))
+        pages.append(TiffPage(data, len(pages), tags, places))
     if not pages:
         raise PictureError("unreadable", "a TIFF without a picture")
     return pages
 
 
-def _directory(data: bytes, at: int, order: str, big: bool) -> tuple[dict[int, np.ndarray], int]:
-    """The tags of integers that are wanted, and where the next directory is; struct.error, ValueError past the end."""
+def _directory(data: bytes, at: int, order: str, big: bool) -> tuple[dict[int, np.ndarray], dict[int, int], int]:
+    """The tags of integers that are wanted, where their values are, and where the next directory is.
+
+    struct.error, ValueError past the end.
+    """
     count = struct.unpack_from(f"{order}{'Q' if big else 'H'}", data, at)[0]
     at += 8 if big else 2
     entry, inline = (20, 8) if big else (12, 4)
     if at + count * entry > len(data):
         raise ValueError("the directory ends behind the file")
     tags: dict[int, np.ndarray] = {}
+    places: dict[int, int] = {}
     for _ in range(count):
         tag, kind = struct.unpack_from(f"{order}HH", data, at)
         number = struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, at + 4)[0]
@@ -185,9 +210,9 @@ def _directory(data: bytes, at: int, order: str, big: bool) -> tuple[dict[int, n
             place = at + (12 if big else 8)
             if number * dtype.itemsize > inline:
                 place = struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, place)[0]
-            tags[tag] = np.frombuffer(data, dtype, number, place)
+            tags[tag], places[tag] = np.frombuffer(data, dtype, number, place), place
         at += entry
-    return tags, struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, at)[0]
+    return tags, places, struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, at)[0]
 
 
 def _check(page: TiffPage) -> None:

@@ -1,7 +1,8 @@
 """Ray Data: decode, orient, letterbox and resize each radiograph once, into uint8 grayscale shards.
 
 A shard set is a folder of Parquet files, on a path or a URI, whose name is a hash of what is in it (files, labels,
-geometry). Its index is written last: a set with an index is complete. Knows nothing of splits or training.
+which of them are used, geometry). Its index is written last: a set with an index is complete. Knows nothing of splits
+or of training.
 """
 
 import hashlib
@@ -29,13 +30,13 @@ from fracray.data.images.decode import KnownGeometry
 from fracray.data.images.kept import KEPT, Kept
 from fracray.data.images.square import decode, decode_part
 from fracray.data.loading.shards import INDEX, ShardFile, Shards, open_shards
-from fracray.data.manifest import Manifest
+from fracray.data.manifest import Manifest, text_of
 from fracray.errors import InputError, RunError
 from fracray.runtime.ray_data import few_processes
 from fracray.runtime.resources import alone, capacity, here
 from fracray.runtime.storage import Folder
 
-INGEST_VERSION = 4  # raise it when the pixels of a shard, or which images share a file, would change
+INGEST_VERSION = 5  # raise it when the pixels of a shard, or which images share a file, would change
 SHARD_BYTES = 8 * 2**20
 SHARD_ROWS = 2048
 FILE_PIXELS = 64_000_000  # least number of pixels of the original radiographs in a shard file: 0.1 to 0.2 s of decoding
@@ -165,9 +166,12 @@ class _WriteShards:
 
 
 def fingerprint(manifest: Manifest, size: int, crop: bool = False) -> str:
-    """The key of a shard set: files, labels and geometry, in 32 hex digits."""
-    text = f"{INGEST_VERSION}:{size}:{manifest.fingerprint()}{f':crop {CROP_VERSION}' if crop else ''}"
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    """The key of a shard set: files, labels, which of them are used, and geometry, in 32 hex digits."""
+    text = f"{INGEST_VERSION}:{size}:{manifest.fingerprint()}{f':crop {CROP_VERSION}' if crop else ''}:"
+    digest = hashlib.sha256(text.encode())
+    # Shards hold the used rows by position, and the manifest's fingerprint does not say which rows are used.
+    digest.update(text_of([manifest.used["image_id"]], "", "\x1e"))
+    return digest.hexdigest()[:32]
 
 
 def ingest(
@@ -184,12 +188,18 @@ def ingest(
     On a cluster of several machines only this one needs the radiographs, which it sends to the others; all must be
     able to write to `place`. Where it is not `shared`, this machine does all the work.
     Raises InputError where no radiograph is usable or the disk is full, RunError where a file was changed or removed
-    since the data set was examined.
+    since the data set was examined, or where what is found in `place` is not of these radiographs.
     """
     folder = place.sub(f"shards/{fingerprint(manifest, size, crop)}")
     if not folder.exists(INDEX):
         _write(manifest, size, folder, progress, shared, crop)
-    return open_shards(folder)
+    shards = open_shards(folder)
+    if shards.count != len(manifest.used):
+        raise RunError(
+            f"{folder}: holds {shards.count:,} images, not the {len(manifest.used):,} that are used; remove it, and "
+            "run again"
+        )
+    return shards
 
 
 def _write(manifest: Manifest, size: int, folder: Folder, progress: Progress | None, shared: bool, crop: bool) -> None:

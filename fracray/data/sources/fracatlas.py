@@ -8,6 +8,8 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
+from os.path import isfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,8 +18,10 @@ import pandas as pd
 from fracray.data.images.kinds import promises_picture
 from fracray.data.manifest import Box, Manifest, build
 from fracray.data.sources.clutter import is_clutter
-from fracray.data.sources.image_folder import what_is
+from fracray.data.sources.csv_file import open_csv
+from fracray.data.sources.image_folder import require_utf8, what_is
 from fracray.errors import InputError
+from fracray.runtime.console import counted
 
 REGIONS = ("hand", "leg", "hip", "shoulder")
 VIEWS = ("frontal", "lateral", "oblique")
@@ -28,6 +32,7 @@ LICENCE = (
 )
 FOLDERS = ("Non_fractured", "Fractured")  # indexed by label
 CSV_SAYS = "dataset.csv says"  # in the note on a label for which table, folder and boxes do not speak with one voice
+_LONGEST = 2**31  # above any side of a picture, px
 COCO = Path("Annotations", "COCO JSON", "COCO_fracture_masks.json")
 
 
@@ -36,7 +41,7 @@ def fracatlas_folders(folder: Path) -> list[Path]:
     if (folder / "dataset.csv").is_file():
         return [folder]
     below = sorted(child for child in folder.iterdir() if child.is_dir() and not is_clutter(child.name))
-    return [child for child in below if (child / "dataset.csv").is_file()]
+    return [child for child in below if isfile(child / "dataset.csv")]  # not in one that may not be opened
 
 
 @dataclass(frozen=True)
@@ -64,14 +69,12 @@ def read_fracatlas(root: Path) -> Manifest:
     listed = frozenset(csv["image_id"])
     if not any(folders):
         raise InputError(f"{root / 'images'}: no image in {' or '.join(FOLDERS)}; name the folder of FracAtlas")
-    drawings = _read_coco(root / COCO)
-    in_any_case: dict[str, list[str]] = {}
-    for name in sorted(folders[0] | folders[1]):
-        in_any_case.setdefault(name.casefold(), []).append(name)
+    drawings, strays = _of_images(_read_coco(root / COCO), listed, root / COCO)
+    in_any_case = _in_any_case(folders[0] | folders[1])
     rows: dict[str, dict[str, Any]] = {}
     names: dict[str, str] = {}
     numeric = {column: _as_numbers(csv[column]) for column in csv}
-    for index, (line, record) in enumerate(zip(csv.index + 2, csv.to_dict("records"), strict=True)):
+    for index, (line, record) in enumerate(zip(csv.index, csv.to_dict("records"), strict=True)):
         name = record["image_id"]
         image_id = Path(name).stem
         if names.setdefault(image_id, name) != name:
@@ -96,6 +99,7 @@ def read_fracatlas(root: Path) -> Manifest:
     further = [name for (name, _), (_, picture) in kinds.items() if picture]
     unlisted = sorted(set(further))
     for name in unlisted:
+        require_utf8(root / "images" / FOLDERS[name in folders[1]] / name)
         image_id = name if Path(name).stem in rows else Path(name).stem
         rows[image_id] = {
             "image_id": image_id,
@@ -106,30 +110,29 @@ def read_fracatlas(root: Path) -> Manifest:
             "boxes": (),
         }
     remark = _contents(sum(map(len, folders)), [kind for kind, picture in kinds.values() if not picture], len(further))
-    return replace(build(list(rows.values()), root), licence=LICENCE, remarks=(remark,))
+    return replace(build(list(rows.values()), root), licence=LICENCE, remarks=(remark, *strays))
 
 
 def _read_table(path: Path) -> pd.DataFrame:
-    try:
-        csv = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; name a folder in FracAtlas' layout") from None
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise InputError(f"{path}: not readable as a table: {str(error).strip()}; expected FracAtlas' CSV") from None
+    """The rows of dataset.csv as text, by line."""
+    if not isfile(path):
+        raise InputError(f"{path}: no such file; name a folder in FracAtlas' layout")
+    file = open_csv(path)
+    columns = [column for column in file.header if column]
     for column in ("image_id", *FLAGS):
-        if column not in csv:
-            raise InputError(f"{path}: column {column} is missing; it has {', '.join(map(str, csv.columns))}")
-    csv = csv[(csv != "").any(axis=1)]  # blank lines; the index still counts them
-    if csv.empty:
+        if column not in columns:
+            raise InputError(f"{path}: column {column} is missing; it has {', '.join(columns)}")
+    rows = list(file.rows(columns))
+    if not rows:
         raise InputError(f"{path}: lists no image; expected one line per image")
-    for line, name in zip(csv.index + 2, csv["image_id"], strict=True):
+    csv = pd.DataFrame([cells for _, _, cells in rows], [line for _, line, _ in rows], columns, dtype=str)
+    for line, name in csv["image_id"].items():
         if not name or name != PurePosixPath(name.replace("\\", "/")).name:
             raise InputError(f"{path}, line {line}: image_id '{name}' is not a bare file name")
     for column in FLAGS:
-        bad = csv.index[~csv[column].str.strip().isin(("0", "1"))]
+        bad = csv.index[~csv[column].isin(("0", "1"))]
         if len(bad):
-            raise InputError(f"{path}, line {bad[0] + 2}: {column} is '{csv[column][bad[0]]}'; it must be 0 or 1")
-        csv[column] = csv[column].str.strip()
+            raise InputError(f"{path}, line {bad[0]}: {column} is '{csv[column][bad[0]]}'; it must be 0 or 1")
     return csv
 
 
@@ -141,9 +144,12 @@ def _as_numbers(values: pd.Series) -> pd.Series:
 
 
 def _list_folder(folder: Path) -> frozenset[str]:
-    if not folder.is_dir():
-        return frozenset()
-    return frozenset(file.name for file in folder.iterdir() if not is_clutter(file.name) and file.is_file())
+    try:
+        if not folder.is_dir():
+            return frozenset()
+        return frozenset(file.name for file in folder.iterdir() if not is_clutter(file.name) and file.is_file())
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be listed: {error.strerror}; repair it, or leave it out") from None
 
 
 def _contents(files: int, others: Sequence[str], unlisted: int) -> str:
@@ -171,25 +177,76 @@ def _renamed(name: str, stems: Sequence[Mapping[str, list[str]]], listed: frozen
     return files.pop() if len(files) == 1 and promises_picture(name) and not files & listed else name
 
 
-def _read_coco(path: Path) -> dict[str, _CocoImage] | None:
-    """Boxes by file name; None where there is no COCO file."""
-    if not path.is_file():
-        return None
+def _read_coco(path: Path) -> list[tuple[str, _CocoImage]] | None:
+    """The pictures by the names of their files, without folders; None where there is no COCO file."""
     try:
+        if not path.is_file():
+            return None
         tree = json.loads(path.read_text("utf-8-sig"))
         images = {image["id"]: image for image in tree["images"]}
         boxes: dict[Any, list[Box]] = {key: [] for key in images}
         for annotation in tree["annotations"]:
             x, y, width, height = (float(value) for value in annotation["bbox"])
+            if not all(map(isfinite, (x, y, width, height))):
+                raise ValueError(f"a box is {annotation['bbox']}")
             boxes[annotation["image_id"]].append((x, y, width, height))
-        return {
-            image["file_name"]: _CocoImage(int(image["width"]), int(image["height"]), tuple(boxes[key]))
+        return [
+            (_base_name(image), _CocoImage(_side(image, "width"), _side(image, "height"), tuple(boxes[key])))
             for key, image in images.items()
-        }
+        ]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"{path}: not readable as COCO annotations ({type(error).__name__}: {error}); restore or remove the file"
         ) from None
+
+
+def _base_name(image: Mapping[str, Any]) -> str:
+    return PurePosixPath(str(image["file_name"]).replace("\\", "/")).name
+
+
+def _side(image: Mapping[str, Any], name: str) -> int:
+    side = float(image[name])
+    if not 0 <= side < _LONGEST:
+        raise ValueError(f"{image['file_name']}: {name} is {image[name]}")
+    return int(side)
+
+
+def _of_images(
+    drawn: Sequence[tuple[str, _CocoImage]] | None, listed: frozenset[str], path: Path
+) -> tuple[dict[str, _CocoImage] | None, tuple[str, ...]]:
+    """What COCO says of each image of dataset.csv, and a sentence on boxes of no such image.
+
+    COCO may name a picture in another case, or with another suffix, and more than once.
+    """
+    if drawn is None:
+        return None, ()
+    in_any_case, stems, own = _in_any_case(listed), [_by_stem(listed)], frozenset(name for name, _ in drawn)
+    found: dict[str, _CocoImage] = {}
+    strays: Counter[str] = Counter()
+    for name, drawing in drawn:
+        image = _file_of(name, in_any_case)
+        image = image if image in listed else _renamed(name, stems, own)
+        if image in listed:
+            found[image] = _joined(found[image], drawing, f"{path}: {name}") if image in found else drawing
+        elif drawing.boxes:
+            strays[name] += len(drawing.boxes)
+    if not strays:
+        return found, ()
+    boxes, pictures = counted(strays.total(), "box", "boxes"), counted(len(strays), "picture")
+    return found, (
+        f"{boxes} of {pictures} in {path.name} belong{'s' * (strays.total() == 1)} to no image of dataset.csv "
+        f"(such as {next(iter(strays))!r})",
+    )
+
+
+def _joined(one: _CocoImage, other: _CocoImage, where: str) -> _CocoImage:
+    """Two entries of one picture."""
+    if not (one.boxes and other.boxes):
+        return one if one.boxes else other
+    if (one.width, one.height) != (other.width, other.height):
+        sizes = f"{one.width} x {one.height} and of {other.width} x {other.height}"
+        raise InputError(f"{where} has boxes on pictures of {sizes}; correct one of the two entries")
+    return replace(one, boxes=one.boxes + other.boxes)
 
 
 def _reconcile(
@@ -226,6 +283,13 @@ def _reconcile(
         "boxes_width": drawing.width,
         "boxes_height": drawing.height,
     }
+
+
+def _in_any_case(names: frozenset[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in sorted(names):
+        found.setdefault(name.casefold(), []).append(name)
+    return found
 
 
 def _file_of(name: str, in_any_case: Mapping[str, Sequence[str]]) -> str:

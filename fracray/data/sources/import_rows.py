@@ -22,6 +22,7 @@ from fracray.data.sources.image_folder import (
 from fracray.data.sources.label_fields import patient_column
 from fracray.data.sources.label_matching import LabelMatch, by_folder, by_table, row_of
 from fracray.data.sources.label_table import LabelTable, open_table
+from fracray.data.sources.label_words import plain_identifier
 from fracray.data.sources.patient_links import link_patients
 from fracray.data.sources.pseudonyms import Pseudonyms
 from fracray.errors import InputError
@@ -102,7 +103,8 @@ def read_rows(
         remarks = [remarks[0], *_on_table(table, found), *remarks[1:]]
     else:
         found, missing = by_folder(files, root, options.classes, options.one_class), {}
-    ids_of = link_patients(files, found, options.patient_from, options.some_without_patient, say)
+    studies = table.columns.get("study", "") if table else ""
+    ids_of = link_patients(files, found, options.patient_from, options.some_without_patient, say, studies)
     if table and "patient" in table.columns and not any(match.patients for match in found.values()):
         say(f"{table.path.name}: the column of patients, '{table.columns['patient']}', is empty for every file")
     rows = [
@@ -110,7 +112,7 @@ def read_rows(
             file,
             image_id,
             found.get(at, LabelMatch()),
-            pseudonyms("patient", ids_of[at].patient),
+            pseudonyms("patient", plain_identifier(ids_of[at].patient)),  # however another import writes it
             pseudonyms("study", ids_of[at].study),
         )
         for at, (file, image_id) in enumerate(zip(files, ids, strict=True))
@@ -119,6 +121,11 @@ def read_rows(
     for key, record in missing.items():
         # The key of a row may be an accession number: with DICOM files it is not repeated.
         image_id = f"row {record.row}" if private or key in taken else key
+        if image_id in taken and table:
+            raise InputError(
+                f"{table.path}, line {record.line}: names no file, and its row is kept as {image_id!r}, as "
+                f"{files[ids.index(image_id)].path!r} is: rename the file, or remove the line"
+            )
         note = f"line {record.line} of {table.path.name if table else ''} names no file"
         rows.append({"image_id": image_id, "label": record.label or 0, "status": "missing", "note": note})
     return replace(build(rows, root), remarks=tuple(remarks + _on_names(files)))

@@ -4,6 +4,7 @@ Compares words. Must not know of tables, files or options.
 """
 
 import re
+import unicodedata
 from fractions import Fraction
 
 WORDS = (
@@ -63,5 +64,18 @@ def is_empty(text: str) -> bool:
 
 def identifier(text: str) -> str:
     """The identifier of a patient or a study without surrounding space; '' where the text names nobody."""
-    plain = text.strip()
-    return "" if is_empty(plain) or _DASHES.sub("-", plain.lower()) in _NOBODY else plain
+    word = _ordinary(text).strip()
+    return "" if is_empty(word) or word.lower() in _NOBODY else text.strip()
+
+
+def plain_identifier(name: str) -> str:
+    """A patient id for comparison: spreadsheets change case, add spaces, drop leading zeros and write 12 as 12.0."""
+    text = re.sub(r"\s+", "", _ordinary(name)).casefold()
+    text = re.sub(r"^(\d+)\.0+$", r"\1", text)
+    return re.sub(r"(?<![\d.])0+(?=\d)", "", text)
+
+
+def _ordinary(text: str) -> str:
+    """Composed letters, plain digits and dashes, and no signs that nobody sees: programs differ in these."""
+    shown = "".join(sign for sign in unicodedata.normalize("NFKC", text) if unicodedata.category(sign) != "Cf")
+    return _DASHES.sub("-", shown)

@@ -4,7 +4,6 @@ Links files that share an identifier, and says what is doubtful. Must not open a
 identifier: what is returned is hashed before it is written.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,7 +12,7 @@ from fracray.data.images.dicom_header import Header
 from fracray.data.sources.csv_file import quoted
 from fracray.data.sources.image_folder import RadiographFile
 from fracray.data.sources.label_matching import LabelMatch
-from fracray.data.sources.label_words import identifier
+from fracray.data.sources.label_words import identifier, plain_identifier
 from fracray.data.sources.patient_names import patients_by_pattern, patients_by_usual_names, unmatched
 from fracray.errors import InputError
 from fracray.runtime.console import counted
@@ -47,12 +46,14 @@ def link_patients(
     pattern: str = "",
     some_without: bool = False,
     say: Say = lambda text: None,
+    study_column: str = "",
 ) -> list[PatientIds]:
     """The ids of each file; files that share any identifier get the first patient among them.
 
     pattern: of `PatientPattern`; without one, folders with usual names (`patient0001`) count where neither table nor
-    header names a patient. Identifiers that differ only in case, spaces or leading zeros are one. `say` is told that,
-    and what else is doubtful. InputError where the pattern fits nothing, leaves files without any patient (unless
+    header names a patient. Patients whose `plain_identifier` is equal are one. `say` is told that, and what else is
+    doubtful. study_column: that of the table's studies; a study that several patients have there, such as the number
+    of a visit, links nobody. InputError where the pattern fits nothing, leaves files without any patient (unless
     `some_without`), or puts several patients of the table or of headers into one.
     """
     placeholder = _placeholder(files)
@@ -84,11 +85,10 @@ def link_patients(
     ]
     _say_several(matches, paths, say)
     _say_doubts([ids.patients for ids in ids_of], say)
-    links: list[Pair] = []
-    of_patients = [(at, _plain(one)) for at, ids in enumerate(ids_of) for one in ids.patients]
-    of_studies = [(at, one) for at, ids in enumerate(ids_of) for one in ids.studies]
-    for named_by in (of_patients, of_studies):
-        links += [(named_by[one][0], named_by[other][0]) for one, other in equal(name for _, name in named_by)]
+    links = _links([[plain_identifier(one) for one in ids.patients] for ids in ids_of])
+    links += _links([[about.study] for about in headers])
+    ids_of = _with_own_studies(ids_of, _persons(ids_of, links), matches, study_column, say)
+    links += _links([ids.studies for ids in ids_of])
     for together in connected_sets(len(files), links):
         patient = next((ids_of[at].patient for at in together if ids_of[at].patient), "")
         if not patient and len({ids_of[at].study for at in together}) > 1:
@@ -98,6 +98,50 @@ def link_patients(
     return ids_of
 
 
+def _links(named_by: Sequence[Sequence[str]]) -> list[Pair]:
+    """Pairs of files that share a name; '' is none."""
+    of_files = [(at, name) for at, names in enumerate(named_by) for name in names]
+    return [(of_files[one][0], of_files[other][0]) for one, other in equal(name for _, name in of_files)]
+
+
+def _persons(ids_of: Sequence[PatientIds], links: Sequence[Pair]) -> list[str]:
+    """The first patient of the files that each file is linked with, '' if none."""
+    persons = [ids.patient for ids in ids_of]
+    for together in connected_sets(len(persons), links):
+        person = next((persons[at] for at in together if persons[at]), "")
+        for at in together:
+            persons[at] = person
+    return persons
+
+
+def _with_own_studies(
+    ids_of: Sequence[PatientIds], persons: Sequence[str], matches: Sequence[LabelMatch], column: str, say: Say
+) -> list[PatientIds]:
+    """A study of the table that several patients have becomes one of each, and none where the patient is not known."""
+    first: dict[str, int] = {}
+    shared: dict[str, tuple[int, int]] = {}  # each with a file of two patients
+    for at, (match, person) in enumerate(zip(matches, persons, strict=True)):
+        for study in match.studies if person else ():
+            if persons[before := first.setdefault(study, at)] != person:
+                shared.setdefault(study, (before, at))
+    if shared:
+        study, (one, other) = next(iter(shared.items()))
+        say(
+            f"{counted(len(shared), 'value')} of the column {quoted(column)} {'is' if len(shared) == 1 else 'are'} of "
+            f"several patients, such as {quoted(study)} of {quoted(persons[one])} and {quoted(persons[other])}: taken "
+            "as a number that each patient has, as of visits, and not as a study that links them; if they are one "
+            "patient, correct the table"
+        )
+
+    def own(study: str, person: str) -> str:
+        return study if study not in shared else f"{plain_identifier(person)}\0{study}" if person else ""
+
+    return [
+        replace(ids, studies=tuple(own(study, person) for study in ids.studies))
+        for ids, person in zip(ids_of, persons, strict=True)
+    ]
+
+
 def _placeholder(files: Sequence[RadiographFile]) -> str:
     """The patient id, if the headers of several studies share one ('ANONYMOUS' or the like): it links nothing."""
     headers = [file.header for file in files if file.header and identifier(file.header.patient)]
@@ -105,24 +149,17 @@ def _placeholder(files: Sequence[RadiographFile]) -> str:
     return patients.pop() if len(patients) == 1 and len({header.study for header in headers}) > 1 else ""
 
 
-def _plain(name: str) -> str:
-    """A patient id for comparison: spreadsheets change case, add spaces, drop leading zeros and write 12 as 12.0."""
-    text = re.sub(r"\s+", "", name).casefold()
-    text = re.sub(r"^(\d+)\.0+$", r"\1", text)
-    return re.sub(r"(?<![\d.])0+(?=\d)", "", text)
-
-
 def _say_doubts(patients: Sequence[tuple[str, ...]], say: Say) -> None:
     spelled: dict[str, dict[str, None]] = {}
     for one in patients:
         for name in filter(None, one):
-            spelled.setdefault(_plain(name), {})[name] = None
+            spelled.setdefault(plain_identifier(name), {})[name] = None
     several = [list(spellings) for spellings in spelled.values() if len(spellings) > 1]
     if several:
         say(
             f"{counted(len(several), 'patient is', 'patients are')} written in several ways, such as "
-            f"{quoted(several[0][0])} and {quoted(several[0][1])}: ids that differ only in case, spaces or "
-            "leading zeros are taken as one patient"
+            f"{quoted(several[0][0])} and {quoted(several[0][1])}: ids that differ only in case, spaces, "
+            "leading zeros, or how their letters and signs are encoded, are taken as one patient"
         )
     known = [next(filter(None, one), "") for one in patients]
     if len(spelled) == len(known) >= _MANY:
@@ -138,7 +175,7 @@ def _say_doubts(patients: Sequence[tuple[str, ...]], say: Say) -> None:
 def _say_several(matches: Sequence[LabelMatch], paths: Sequence[str], say: Say) -> None:
     """Say which files have several patients, or several studies, in the rows of the table."""
     for what, names in (
-        ("patients", [{_plain(one): one for one in match.patients} for match in matches]),
+        ("patients", [{plain_identifier(one): one for one in match.patients} for match in matches]),
         ("studies", [{one: one for one in match.studies} for match in matches]),
     ):
         several = [at for at, found in enumerate(names) if len(found) > 1]
@@ -158,13 +195,13 @@ def _compare(paths: Sequence[str], named: Sequence[str], others: Sequence[str], 
     for at, (name, other) in enumerate(zip(named, others, strict=True)):
         if not (name and other):
             continue
-        if _plain(others[before := first.setdefault(_plain(name), at)]) != _plain(other):
+        if plain_identifier(others[before := first.setdefault(plain_identifier(name), at)]) != plain_identifier(other):
             raise InputError(
                 f"--patient-from '{pattern}': {paths[before]} and {paths[at]} are one patient by it, {quoted(name)}, "
                 f"and two by the table or the headers, {quoted(others[before])} and {quoted(other)}; correct one of "
                 "the two, or leave out --patient-from"
             )
-        names_of.setdefault(_plain(other), {})[name] = None
+        names_of.setdefault(plain_identifier(other), {})[name] = None
     several = [list(names) for names in names_of.values() if len(names) > 1]
     if several:
         say(

@@ -155,6 +155,18 @@ def test_overlay_bits_above_the_stored_ones_are_no_part_of_the_value():
     assert np.array_equal(shown(made), clean)
 
 
+@pytest.mark.parametrize("syntax", [None, RLELossless], ids=["plain", "RLE"])
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+@pytest.mark.parametrize("high", [12, 15])
+def test_a_high_bit_above_the_stored_bits_is_where_the_value_begins(tmp_path, high, signed, syntax):
+    levels = RAMP.astype(np.int16) - 2048 if signed else RAMP
+    window = {"WindowCenter": 0 if signed else 2048, "WindowWidth": 4096}
+    wanted = shown(dataset(levels, bits=12, **window))
+    moved = dataset(levels << (high - 11), bits=12, HighBit=high, **window)
+    found = open_image(compressed(moved, syntax, tmp_path) if syntax else as_bytes(moved), MAX_PIXELS)
+    assert np.array_equal(gray(found), wanted)
+
+
 def test_colour_becomes_luma():
     colours = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [90, 90, 90]]], np.uint8)
     assert shown(dataset(colours)).ravel().tolist() == [76, 150, 29, 90]

@@ -407,6 +407,48 @@ def test_deep_pictures_are_turned_too(orientation):
         assert (decode(turned).gray == upright(decode(plain).gray, orientation)).all()
 
 
+def tiffs_that_decoders_change(**layout) -> dict[str, tuple[bytes, np.ndarray]]:
+    """Of which imagecodecs or Pillow would turn the picture, or exchange dark and bright; with what they show."""
+    gray = np.rint(shade() * 255).astype(np.uint8)
+    coded = cv2.imencode(".jpg", gray, [cv2.IMWRITE_JPEG_QUALITY, 98])[1].tobytes()
+    colour = written(Image.fromarray(gray).convert("RGB"), "JPEG", quality=98, subsampling=0)
+    colours, layout = [(259, 3, [7]), (530, 3, [1, 1])], {"tags": [], **layout}
+
+    def drawn(samples: np.ndarray, kind: int, strip: bytes = b"", tags=()) -> bytes:
+        return tiff(samples, kind=kind, stored=strip, **layout | {"tags": [*layout["tags"], *tags]})
+
+    inks = np.dstack([255 - gray] * 3 + [gray * 0])
+    found = {
+        "gray JPEG": (drawn(gray[..., None], 1, coded, [(259, 3, [7])]), gray),
+        "gray JPEG, 0 is white": (drawn(gray[..., None], 0, coded, [(259, 3, [7])]), 255 - gray),
+        "YCbCr JPEG": (drawn(np.dstack([gray] * 3), 6, colour, colours), gray),
+        "CMYK": (drawn(inks, 5), gray),
+        "0 is white": (drawn(gray[..., None], 0), 255 - gray),
+    }
+    if layout["big"] and layout["order"] == ">":  # which Pillow refuses, and so fracray does
+        assert all(decode(found.pop(kind)[0]).fault == "unreadable" for kind in ("YCbCr JPEG", "CMYK"))
+    return found
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("orientation", range(9))
+def test_a_tiff_is_turned_and_inverted_once_whatever_its_decoder_does(order, big, orientation):
+    tags = [(274, 3, [orientation])] if orientation else []
+    for name, (data, shown) in tiffs_that_decoders_change(order=order, big=big, tags=tags).items():
+        seen, wanted = decode(data), upright(shown, orientation)
+        assert (seen.fault, seen.orientation) == ("", orientation or 1), name
+        assert (seen.width, seen.height) == wanted.shape[::-1], name
+        assert np.abs(seen.gray.astype(int) - wanted).mean() <= 2, name
+
+
+def test_xmp_does_not_turn_a_tiff_that_pillow_decodes():
+    words = b'<x:xmpmeta xmlns:x="adobe:ns:meta/" xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="3"/>'
+    image = Image.fromarray(np.rint(channels(3) * 255).astype(np.uint8)).convert("CMYK")
+    plain, described = (written(image, "TIFF", tiffinfo=tags) for tags in ({}, {700: words}))
+    assert (decode(described).gray == decode(plain).gray).all()
+
+
 # ---------------------------------------------------------------- what is not read
 
 

@@ -1,6 +1,10 @@
 """The ingest: known files are decoded as unknown ones are, and shards cover the used images once, in order."""
 
+import os
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
@@ -16,7 +20,7 @@ from fracray.data.images.square import decode
 from fracray.data.loading.ingest import SHARD_BYTES, _tasks, fingerprint, ingest
 from fracray.data.loading.shards import open_shards
 from fracray.data.prepare import examined
-from fracray.errors import RunError
+from fracray.errors import InputError, RunError
 from fracray.runtime.console import new_console
 from fracray.runtime.resources import Machine, promise
 from fracray.runtime.storage import Folder
@@ -142,6 +146,28 @@ def test_machines_that_see_neither_radiographs_nor_cache_write_the_same_shards(
     assert not place.exists(f"shards/{fingerprint(manifest, 48)}/index.json")
 
 
+def test_shards_are_not_reused_when_other_rows_of_the_same_files_are_used(ray_local, manifest, tmp_path):
+    """A repaired table, another box or a newer audit changes which rows are used, and no file, id or label."""
+    ingest(manifest, 32, Folder(tmp_path))
+    for column, value in (("status", "conflict"), ("duplicate_of", manifest.table["image_id"][2])):
+        table = manifest.table.copy()
+        table.loc[table.index[1], column] = value
+        fewer = replace(manifest, table=table)
+        assert fewer.fingerprint() == manifest.fingerprint()
+        images = ingest(fewer, 32, Folder(tmp_path)).load()
+        assert len(images) == len(fewer.used) == 23
+        for row, path in enumerate(fewer.used["path"]):
+            assert np.array_equal(images[row], decode((fewer.root / path).read_bytes(), 200, 32)), path
+
+
+def test_shards_of_another_number_of_images_are_refused(ray_local, manifest, tmp_path):
+    shards = ingest(manifest, 32, Folder(tmp_path))
+    index = shards.folder.read_json("index.json")
+    shards.folder.write_json("index.json", index | {"files": index["files"][:-1]})
+    with pytest.raises(RunError, match=r"shards/\w+: holds \d+ images, not the 24 that are used; remove it"):
+        ingest(manifest, 32, Folder(tmp_path))
+
+
 # ---------------------------------------------------------------- the manifest is found again
 
 
@@ -166,6 +192,64 @@ def test_the_manifest_is_examined_again_when_a_file_changes_appears_or_moves(tmp
     image.rename(root / "images" / "Fractured" / image.name)
     assert examinations() == 4
     assert examinations() == 4
+
+
+def test_files_behind_links_are_seen_to_change_too(tmp_path):
+    atlas = Atlas(tmp_path / "disk")
+    for number in range(4):
+        atlas.add(number, label=number % 2)
+    atlas.write()
+    root = tmp_path / "set"
+    root.mkdir()
+    (root / "dataset.csv").symlink_to("../disk/dataset.csv")
+    (root / "images").symlink_to("../disk/images")
+    config = DataConfig(source=str(root), cache=str(tmp_path / "cache"))
+    before = examined(config, new_console())
+    image = tmp_path / "disk" / before.table["path"][0]
+    image.write_bytes(jpeg(picture(77)))
+    after = examined(config, new_console())
+    assert after.table["sha256"][0] != before.table["sha256"][0]
+    # Links in circles end, and so does one to itself; where a link leads to is told.
+    (root / "images" / "around").symlink_to(root)
+    (root / "itself").symlink_to(root / "itself")
+    assert examined(config, new_console()).fingerprint() == after.fingerprint()
+    (tmp_path / "other" / "Fractured").mkdir(parents=True)
+    (tmp_path / "other" / "Fractured" / "IMG0000001.jpg").write_bytes(jpeg(picture(78)))
+    (root / "images").unlink()
+    (root / "images").symlink_to("../other")
+    assert examined(config, new_console()).flow().missing == 3
+
+
+def test_a_folder_that_may_not_be_listed_is_skipped_where_it_does_not_matter_and_named_where_it_does():
+    with TemporaryDirectory() as scratch:
+        place = Path(scratch)
+        place.chmod(0o777)
+        atlas = Atlas(place / "set")
+        for number in range(4):
+            atlas.add(number, label=number % 2)
+        root = atlas.write()
+        config = DataConfig(source=str(place), cache=str(place / "cache"))
+        examined(config, new_console())  # loads what only root may read of Python itself
+        config = config.model_copy(update={"cache": str(place / "own")})
+        for closed in (root / "lost+found", place / "private"):
+            closed.mkdir(mode=0)
+        with as_nobody():
+            assert examined(config, new_console()).flow().used == 4
+        (root / "images" / "Fractured").chmod(0)
+        with as_nobody(), pytest.raises(InputError, match=r"images/Fractured: cannot be listed: Permission denied; "):
+            examined(config, new_console())
+
+
+@contextmanager
+def as_nobody():
+    """Without the rights of root, who may read everything."""
+    if root := os.geteuid() == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
 
 
 # ---------------------------------------------------------------- near duplicates in bounded memory

@@ -231,6 +231,14 @@ def test_folders_of_one_class_are_accepted_where_it_is_said(tmp_path, capsys):
 EMPTY = ("NaN", "nan", "NA", "None", "null", "n/a", "N/A", "#N/A", "<NA>", " ", "NULL", "\u00a0")
 
 
+def test_a_row_without_a_name_and_a_file_of_that_rows_name_are_told_apart(read, pictures):
+    (pictures / "f.jpg").rename(pictures / "row 6.jpg")
+    code, said, _ = read("image,label\n" + "".join(f"{name},{at % 2}\n" for at, name in enumerate("abcde")) + ",1\n")
+    assert code == 2
+    assert "labels.csv, line 7: names no file, and its row is kept as 'row 6', as 'row 6.jpg' is: " in said
+    assert "rename the file, or remove the line" in said
+
+
 @pytest.mark.parametrize("text", EMPTY)
 def test_what_programs_write_for_an_empty_cell_is_one_in_every_column(read, text):
     names = ("image", "label", "patient", "study", "region", "view", "batch", "hardware", "age", "sex")

@@ -1,4 +1,5 @@
 import os
+import re
 import stat
 import zipfile
 from pathlib import Path
@@ -152,9 +153,40 @@ def test_tables_without_rows_or_text_are_refused(atlas):
         (root / "dataset.csv").write_text(text)
         with pytest.raises(InputError, match=fault):
             read_fracatlas(root)
-    (root / "dataset.csv").write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(InputError, match="not readable"):
+    for data, fault in (
+        (b"\xff\xfe\x00\x01", "column image_id is missing"),
+        (header.encode() + b"\n\xff", "line 2: not UTF-8"),
+    ):
+        (root / "dataset.csv").write_bytes(data)
+        with pytest.raises(InputError, match=fault):
+            read_fracatlas(root)
+
+
+def test_commas_behind_the_last_cell_change_nothing_and_further_cells_are_named(atlas):
+    for number in range(3):
+        atlas.add(number, number % 2)
+    root = atlas.write()
+    plain, csv = read_fracatlas(root), root / "dataset.csv"
+    header, *lines = csv.read_text().splitlines()
+    for some in (lines, lines[1:]):
+        changed = [f"{line}," if line in some else line for line in lines]
+        csv.write_text("\n".join([header, *changed]) + "\n")
+        assert read_fracatlas(root).table.equals(plain.table)
+    csv.write_text("\n".join([header, *(f"{number},{line}" for number, line in enumerate(lines))]) + "\n")
+    with pytest.raises(InputError, match=r"dataset.csv, line 2: .* has 14 cells, and the header 13; repair the line"):
         read_fracatlas(root)
+
+
+def test_a_picture_whose_name_is_not_utf8_is_named(atlas):
+    atlas.add(1)
+    root = atlas.write()
+    beside = os.fsencode(root / "images" / "Non_fractured")
+    for name in (b"/\xff.jpg", b"/\xff.txt"):  # what is no picture is only counted
+        Path(os.fsdecode(beside + name)).write_bytes(jpeg(picture(2)) if name.endswith(b"jpg") else b"words")
+    with pytest.raises(InputError, match=r"Non_fractured/\\xff.jpg': its name is not UTF-8; rename it"):
+        read_fracatlas(root)
+    Path(os.fsdecode(beside + b"/\xff.jpg")).unlink()
+    assert read_fracatlas(root).flow().found == 1
 
 
 def test_a_folder_without_images_is_refused(atlas):
@@ -170,6 +202,65 @@ def test_a_broken_coco_file_is_named(atlas, text):
     (root / "Annotations" / "COCO JSON" / "COCO_fracture_masks.json").write_text(text)
     with pytest.raises(InputError, match=r"COCO_fracture_masks\.json: not readable as COCO"):
         read_fracatlas(root)
+
+
+def boxed(atlas: Atlas, name: str, box: tuple[int, int, int, int] = (1, 2, 3, 4)) -> None:
+    """A box on the picture that COCO calls `name`."""
+    atlas.box("", box)
+    atlas.coco["images"][-1]["file_name"] = name
+
+
+def test_boxes_find_their_image_by_base_name_case_and_suffix_and_those_of_none_are_said(atlas):
+    ids = [atlas.add(number, 1) for number in range(5)]
+    for name in (f"images/Fractured/{ids[0]}.jpg", f"a\\{ids[1]}.JPG", "wrist.jpg", "wrist.jpg", "hip.jpg"):
+        boxed(atlas, name)
+    boxed(atlas, f"{ids[2]}.png")  # not that of IMG0000002.jpg, which has an entry of its own
+    boxed(atlas, f"{ids[2]}.jpg", (5, 6, 7, 8))
+    boxed(atlas, f"{ids[3]}.jpg", (5, 6, 7, 8))  # two entries of one picture, as in files that were merged
+    boxed(atlas, f"{ids[3]}.jpg")
+    manifest = read_fracatlas(atlas.write())
+    boxes = manifest.table.set_index("image_id")["boxes"]
+    assert boxes[ids[:2]].tolist() == [((1, 2, 3, 4),)] * 2
+    assert boxes[ids[2]] == ((5, 6, 7, 8),)
+    assert boxes[ids[3]] == ((5, 6, 7, 8), (1, 2, 3, 4))
+    assert boxes[ids[4]] == ()
+    assert (
+        "4 boxes of 3 pictures in COCO_fracture_masks.json belong to no image of dataset.csv (such as 'wrist.jpg')"
+        in manifest.remarks
+    )
+
+
+def test_a_suffix_that_differs_is_no_obstacle_for_boxes(atlas):
+    boxed(atlas, f"{atlas.add(1, 1)}.png")
+    manifest = read_fracatlas(atlas.write())
+    assert manifest.table["boxes"].tolist() == [((1, 2, 3, 4),)]
+    assert len(manifest.remarks) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"width": 1e30}, "IMG0000001.jpg: width is 1e+30"),
+        ({"height": float("inf")}, "IMG0000001.jpg: height is inf"),
+        ({"height": -5}, "IMG0000001.jpg: height is -5"),
+    ],
+)
+def test_a_size_in_coco_that_no_picture_has_is_named(atlas, change, words):
+    atlas.box(atlas.add(1, 1), (1, 2, 3, 4))
+    atlas.coco["images"][0] |= change
+    with pytest.raises(InputError, match=re.escape(words) + ".*; restore or remove the file"):
+        read_fracatlas(atlas.write())
+
+
+def test_a_box_that_is_not_of_numbers_and_two_sizes_of_one_picture_are_named(atlas):
+    image_id = atlas.add(1, 1)
+    atlas.box(image_id, (float("nan"), 2, 3, 4))
+    with pytest.raises(InputError, match=r"a box is \[nan, 2, 3, 4\].*; restore or remove the file"):
+        read_fracatlas(atlas.write())
+    atlas.coco["annotations"][0]["bbox"] = [1, 2, 3, 4]
+    atlas.box(image_id, (1, 2, 3, 4), 80, 100)
+    with pytest.raises(InputError, match=r"IMG0000001.jpg has boxes on pictures of 160 x 200 and of 80 x 100"):
+        read_fracatlas(atlas.write())
 
 
 # ---------------------------------------------------------------- folder or zip

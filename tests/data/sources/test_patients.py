@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 from drawn_fracatlas import Atlas, jpeg, picture
 
+from fracray.config import SplitConfig
 from fracray.data import __main__ as data
 from fracray.data.manifest import MANIFEST, Manifest
 from fracray.data.sources.patient_names import PatientPattern, patients_by_usual_names
+from fracray.data.splits.groups import name_groups
 from fracray.errors import InputError, run_verb
 
 
@@ -163,6 +165,51 @@ def test_ids_that_a_spreadsheet_changed_are_one_patient(bring, tmp_path):
     assert "1 cells of patient are not understood and left out, such as 'unknown'" in said
     assert "written in several ways" in said
     assert "no patient is known for 4 of 14 images" in said
+
+
+def test_ids_that_programs_encode_differently_are_one_patient(bring, tmp_path):
+    """A Mac decomposes letters, word processors change dashes, and cells keep signs that nobody sees."""
+    ids = ["J\u00fcrgens", "Ju\u0308rgens", "\uff11\uff12", "12", "A-1", "A\u20111", "a\u22121", "A_1"]
+    ids += ["B7", "B7\u200b", "\ufeffB7", "B\u00ad7\u00a0", "\u200b", "N/A\u200b", "\uff35nknown"]
+    csv = "image,label,patient_id\n" + "".join(f"{n:02d},{n % 2},{cell}\n" for n, cell in enumerate(ids))
+    code, said, table = bring(folder(tmp_path / "s", [f"{n:02d}.jpg" for n in range(len(ids))], csv))
+    assert code == 0
+    first = [table["patient"].tolist().index(one) for one in table["patient"]]
+    assert first == [0, 0, 2, 2, 4, 4, 4, 7, 8, 8, 8, 8, 12, 12, 12]
+    assert (table["patient"][12:] == "").all()
+    assert "4 patients are written in several ways, such as 'J\u00fcrgens' and 'Ju\u0308rgens': ids that differ" in said
+
+
+def test_with_one_salt_a_patient_has_one_hash_however_its_id_is_written(bring, tmp_path):
+    csv = "image,label,patient\na,0,{}\nb,1,{}\n"
+    salt, found = (), []
+    for ids in (("0012", "P 7"), ("12", "p7"), ("12.0", "\uff307")):
+        source = folder(tmp_path / ids[0], ["a.jpg", "b.jpg"], csv.format(*ids))
+        to = tmp_path / f"of {ids[0]}"
+        assert run_verb(data.main, ["import", str(source), "--to", str(to), *salt]) == 0
+        salt = salt or ("--salt", str(to / "salt"))
+        found.append(Manifest.read(to / MANIFEST).table["patient"].tolist())
+    assert found[0] == found[1] == found[2]
+    assert len(set(found[0])) == 2
+
+
+def test_numbers_of_visits_tie_no_patients(bring, tmp_path):
+    """A column named study often counts each patient's examinations: 1, 2, 3."""
+    ids = [(f"pat{n // 4}", 1 + n % 2) for n in range(24)] + [("", 1), ("", 2), ("", 3), ("", 3)]
+    csv = "image,label,patient,Study\n" + "".join(f"x{n:02d}y,{n % 2},{a},{b}\n" for n, (a, b) in enumerate(ids))
+    code, said, table = bring(folder(tmp_path / "s", [f"x{n:02d}y.jpg" for n in range(len(ids))], csv))
+    assert code == 0
+    assert "2 values of the column 'Study' are of several patients, such as '1' of 'pat0' and 'pat1': " in said
+    assert "24 images are of 6 known patients" not in said  # four have none
+    assert "patients: 6 known, of 24 images; without one 2 with a study only" in said
+    patients, studies = table["patient"].tolist(), table["study"].tolist()
+    assert [patients.index(one) for one in patients[:24]] == [n // 4 * 4 for n in range(24)]
+    assert len(set(studies[:24])) == 12  # of each patient two
+    assert studies[24:26] == ["", ""]  # of a visit of nobody knows whom
+    assert studies[26] == studies[27] != ""
+    groups = name_groups(Manifest.read(next(tmp_path.glob("set*")) / MANIFEST), SplitConfig()).used
+    of_patients = groups["group"][groups["patient"] != ""]
+    assert of_patients.nunique() == 6
 
 
 def test_every_row_of_a_file_may_name_its_patient_and_its_study(bring, tmp_path):
