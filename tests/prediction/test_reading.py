@@ -234,3 +234,9 @@ def test_what_is_counted():
 def test_overlays_get_names_of_their_own():
     assert file_names(["a", "x/a.b", "A", "../up", ""]) == ["a.png", "x_a.b.png", "A-2.png", "_up.png", "image.png"]
     assert file_names(["A-2", "a", "A"]) == ["A-2.png", "a.png", "A-3.png"]
+
+
+def test_an_overlay_has_the_name_of_no_other_radiograph():
+    assert file_names(["hand 1", "hand_1"]) == ["hand_1-0.png", "hand_1.png"]
+    assert file_names(["IMG (2)", "IMG_2_-0", "IMG_2_"]) == ["IMG_2_-1.png", "IMG_2_-0.png", "IMG_2_.png"]
+    assert file_names(["a b", "A_B"]) == ["a_b-0.png", "A_B.png"]
