@@ -19,12 +19,16 @@ export function asJson(rows, point) {
   return `${JSON.stringify({ note: NOTE, rows: withChoice(rows, point) }, null, 2)}\n`;
 }
 
+/** A text that a spreadsheet may take for a formula: it gets an apostrophe in front, as in fracray's other CSV files. */
+const FORMULA = /^'*[=+\-@\t\r]/;
+
 /** As fracray.predict writes it: texts in quotes, so that an empty one differs from none. */
 export function asCsv(rows, point) {
   const columns = [...new Set(rows.flatMap((row) => Object.keys(row))), ...CHOSEN];
   const cell = (value) => {
     if (value === null || value === undefined) return "";
-    return typeof value === "string" ? `"${value.replaceAll('"', '""')}"` : String(value);
+    if (typeof value !== "string") return String(value);
+    return `"${FORMULA.test(value) ? "'" : ""}${value.replaceAll('"', '""')}"`;
   };
   const lines = withChoice(rows, point).map((row) => columns.map((name) => cell(row[name])).join(","));
   return `${[columns.map(cell).join(","), ...lines].join("\n")}\n`;
