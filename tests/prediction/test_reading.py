@@ -86,6 +86,21 @@ def test_a_file_that_cannot_be_read_has_its_error_and_ends_nothing(tmp_path):
     assert found["shown"].shape == (9, 48, 48)
 
 
+def test_a_text_that_is_no_uid_joins_no_studies_and_is_flagged(tmp_path):
+    made = {
+        "removed": dataset(picture(1), StudyInstanceUID="REMOVED", instance="1.2.1"),
+        "formula": dataset(picture(2), StudyInstanceUID='=HYPERLINK("http://x.example")', instance="REMOVED"),
+        "none": dataset(picture(3), instance="1.2.3"),
+        "sound": dataset(picture(4), StudyInstanceUID="1.2.9", instance="1.2.4"),
+    }
+    for name, one in made.items():
+        (tmp_path / name).write_bytes(as_bytes(one))
+    found = cells({name: tmp_path / name for name in made})
+    assert found["study_instance_uid"].tolist() == ["", "", "", "1.2.9"]
+    assert found["sop_instance_uid"].tolist() == ["1.2.1", "", "1.2.3", "1.2.4"]
+    assert ["header" in flags.split("+") for flags in found["flags"]] == [True, True, False, False]
+
+
 def seen_table(count=1000):
     random = np.random.default_rng(0)
     looks = [inspect(jpeg(picture(seed)))[0].look for seed in range(3)]

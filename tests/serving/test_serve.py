@@ -69,13 +69,14 @@ def form(*files):
 
 def test_rows_are_those_of_predict(client, checkpoint, ray_local, tmp_path):
     files = {"a.jpg": jpeg(picture(1)), "b.png": png(picture(2)), "c.dcm": dicom(3), "text.dcm": b"text"}
+    files["d.dcm"] = as_bytes(dataset(picture(4), "REMOVED", StudyInstanceUID="REMOVED"))
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     predict([str(checkpoint), *(str(tmp_path / name) for name in files), "--to", str(tmp_path / "out.jsonl")])
     wanted = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     found = [
         row
-        for some in (["a.jpg", "b.png"], ["c.dcm", "text.dcm"])
+        for some in (["a.jpg", "b.png"], ["c.dcm", "text.dcm", "d.dcm"])
         for row in client.post("/predict", files=form(*((name, files[name]) for name in some))).json()["rows"]
     ]
     assert [list(row) for row in found] == [list(row) for row in wanted]
