@@ -1,5 +1,6 @@
 """python -m fracray.predict: agreement with the evaluation, bad files, DICOM, zips, lists, and what a kill leaves."""
 
+import dataclasses
 import io
 import json
 import os
@@ -7,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 
@@ -266,6 +268,57 @@ def test_machines_that_see_neither_files_nor_checkpoint_get_them_from_this_one(r
     assert sorted(sent) == np.flatnonzero(~done).tolist()
     assert {pictures[place].image_id for place, error in sent.items() if error} <= {"cut", "text"}
     assert any(not error for error in sent.values())
+
+
+# ---------------------------------------------------------------- one checkpoint
+
+
+@pytest.fixture
+def replaced(run, tmp_path):
+    """A copy of the run's best checkpoint, and a function that puts another one in its place, as a training does."""
+    shutil.copytree(run, tmp_path / "best")
+    old = load_checkpoint(run)
+    weights = {name: tensor + tensor.is_floating_point() * 0.25 for name, tensor in old.model.state_dict().items()}
+
+    def replace():
+        metadata = dataclasses.replace(old.metadata, threshold=0.9)
+        save_checkpoint(tmp_path / "best", weights, metadata, old.predictions, old.seen)
+
+    return tmp_path / "best", replace
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_command_keeps_the_checkpoint_that_it_began_with(run, replaced, mixed, tmp_path, monkeypatch, alone):
+    best, replace = replaced
+    before = predict(run, tmp_path, mixed, name="before.csv")
+    begin = running.predict_pictures
+
+    def later(*arguments):
+        replace()
+        begin(*arguments)
+
+    monkeypatch.setattr(running, "predict_pictures", later)
+    monkeypatch.setattr(running, "alone", lambda: alone)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    pd.testing.assert_frame_equal(predict(best, tmp_path, mixed), before, rtol=0, atol=1e-6)
+    assert hash_of(best) != before["checkpoint"].iloc[0]
+    assert not list(scratch.iterdir())
+
+
+def test_the_copy_of_a_checkpoint_is_removed_where_the_command_is_interrupted(run, mixed, tmp_path, monkeypatch):
+    def interrupted(*arguments):
+        assert list(scratch.glob("*/best/config.json"))
+        raise KeyboardInterrupt
+
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    monkeypatch.setattr(running, "predict_pictures", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main([str(run), str(mixed), "--to", str(tmp_path / "out.csv")])
+    assert not list(scratch.iterdir())
 
 
 # ---------------------------------------------------------------- interruption

@@ -3,32 +3,53 @@
 A checkpoint from elsewhere does not choose which paths are opened. Must not know of the command line's own arguments.
 """
 
+import fcntl
+import os
+import shutil
+import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
+from fracray import interrupts
 from fracray.config import PHANTOM, Config
 from fracray.data.manifest import Manifest
 from fracray.data.prepare import Prepared, prepare
-from fracray.errors import InputError, nearest
+from fracray.errors import InputError, RunError, nearest
 from fracray.runtime.locations import data_source
 from fracray.runtime.run_folder import BEST, is_in_run
-from fracray.runtime.storage import Folder
+from fracray.runtime.storage import Folder, errors_name
 from fracray.training.card import CheckpointMetadata
-from fracray.training.checkpoint import Checkpoint, load_checkpoint
+from fracray.training.checkpoint import Checkpoint, copy_checkpoint, load_checkpoint, verify
+
+COPIES, PAUSE_SECONDS = 3, 0.1  # attempts to copy a checkpoint that is replaced meanwhile, and the wait between them
 
 
 def open_checkpoint(location: str) -> Checkpoint:
     """Load a checkpoint folder, or a run's best one, from a path or URI."""
-    with checkpoint_folder(location) as local:
-        return load_checkpoint(local)
+    folder = _named(location)
+    with _copy_of(folder) as local:
+        found = load_checkpoint(local)
+    # Later messages name the folder that the user knows.
+    return replace(found, folder=Path(folder.location)) if folder.is_local else found
 
 
 @contextmanager
 def checkpoint_folder(location: str) -> Iterator[Path]:
-    """The local path of a checkpoint folder, or of a run's best one, at a path or URI, as long as the block lasts."""
+    """A local copy of a checkpoint folder, or of a run's best one, at a path or URI, as long as the block lasts.
+
+    So a command uses one checkpoint, also in processes that start later: a training replaces `best/` at any time.
+    """
+    with _copy_of(_named(location)) as local:
+        yield local
+
+
+def _named(location: str) -> Folder:
+    """The checkpoint folder at a path or URI, or the best one of the run there."""
     folder = Folder(location)
     if folder.exists("config.yaml") and folder.exists(BEST):
         folder = folder.sub(BEST)
@@ -38,8 +59,52 @@ def checkpoint_folder(location: str) -> Iterator[Path]:
         )
     if not folder.is_local and not folder.exists("config.json"):  # before anything is copied
         raise InputError(f"{folder}: not a checkpoint folder: no config.json in it; name a run, or its best/")
-    with folder.local_folder() as local:
-        yield local
+    return folder
+
+
+@contextmanager
+def _copy_of(folder: Folder) -> Iterator[Path]:
+    with interrupts.careful(), tempfile.TemporaryDirectory(prefix="fracray-") as scratch, _kept(Path(scratch)):
+        copy = Path(scratch) / (folder.name.strip(".") or "checkpoint")  # never `..`, which leads out of it
+        with errors_name(folder.location, copy):
+            _fetch(folder, copy)
+            yield copy
+
+
+def _fetch(folder: Folder, copy: Path) -> None:
+    """Copy a checkpoint as it is at one moment. InputError as `verify`, RunError where it cannot be copied."""
+    for left in reversed(range(COPIES)):
+        try:
+            if folder.is_local:
+                copy_checkpoint(folder.location, copy)
+            else:
+                folder.download("", copy)
+                verify(copy)
+            return
+        except (InputError, OSError) as error:
+            shutil.rmtree(copy, ignore_errors=True)
+            if not left:
+                if isinstance(error, InputError):
+                    raise
+                raise RunError(
+                    f"{folder}: cannot be copied to {copy.parent}: {error}; free space there, or set TMPDIR"
+                ) from None
+            time.sleep(PAUSE_SECONDS)
+
+
+@contextmanager
+def _kept(folder: Path) -> Iterator[None]:
+    """Keep a temporary folder from systemd-tmpfiles, which removes what is old, but not below a folder with a lock.
+
+    A server needs its checkpoint for weeks: a process that was lost reads it again.
+    """
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a disk without locks
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
 
 
 def paths_to_open(data: str | None, location: str, metadata: CheckpointMetadata) -> dict[str, str | None]:

@@ -25,6 +25,7 @@ from fracray.metrics import (
     reliability_diagram,
     roc_points,
 )
+from fracray.runtime.spreadsheets import as_cell
 from fracray.runtime.storage import write_named
 from fracray.training.checkpoint import Checkpoint
 
@@ -169,12 +170,16 @@ def write_csv(folder: str, tree: Mapping[str, Any]) -> list[str]:
             columns = dict.fromkeys(column for row in rows for column in row)
             writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows(map(_as_cells, rows))
             write_named(Path(folder) / name, text.getvalue().encode())
             written.append(name)
     except OSError as error:
         raise InputError(f"--csv {folder}: cannot be written: {error}; name a folder") from None
     return written
+
+
+def _as_cells(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: as_cell(value) if isinstance(value, str) else value for name, value in row.items()}
 
 
 def _tables(tree: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:

@@ -36,13 +36,16 @@ def writer(root: Path, pictures: Sequence[Picture]) -> Callable[[pa.Table], pa.T
 
 
 def file_names(ids: Sequence[str]) -> list[str]:
-    """A file name for each image id, without separators of folders; of ids that would share one, with a number."""
-    names: list[str] = []
+    """A file name for each image id, without separators of folders; of ids that would share one, with a number.
+
+    An id that may be a file's name keeps it, so that no overlay bears the id of another radiograph.
+    """
+    plain = [re.sub(r"[^\w.-]+", "_", image_id)[:100].lstrip(".") or "image" for image_id in ids]
+    names: dict[int, str] = {}
     used: set[str] = set()
-    for place, image_id in enumerate(ids):
-        plain = re.sub(r"[^\w.-]+", "_", image_id)[:100].lstrip(".") or "image"
-        others = (f"{plain}-{number}" for number in itertools.count(place))
-        name = next(one for one in itertools.chain([plain], others) if one.casefold() not in used)
+    for place in sorted(range(len(ids)), key=lambda place: plain[place] != ids[place]):  # in order, such ids first
+        others = (f"{plain[place]}-{number}" for number in itertools.count(place))
+        name = next(one for one in itertools.chain([plain[place]], others) if one.casefold() not in used)
         used.add(name.casefold())
-        names.append(f"{name}.png")
-    return names
+        names[place] = f"{name}.png"
+    return [names[place] for place in range(len(ids))]

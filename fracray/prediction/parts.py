@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from fracray.errors import InputError, RunError
 from fracray.runtime.claim import claimed
 from fracray.runtime.locations import around, refuse_secret
+from fracray.runtime.spreadsheets import as_cell
 from fracray.runtime.storage import Folder
 
 SUFFIXES = (".csv", ".parquet", ".jsonl")
@@ -229,7 +230,15 @@ Write = Callable[[pa.Table], Any]
 @contextmanager
 def _csv(path: Path, schema: pa.Schema) -> Iterator[Write]:
     with pcsv.CSVWriter(str(path), schema, write_options=pcsv.WriteOptions(quoting_style="needed")) as writer:
-        yield writer.write_table
+        yield lambda table: writer.write_table(_as_cells(table))
+
+
+def _as_cells(table: pa.Table) -> pa.Table:
+    for at, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):
+            cells = [None if text is None else as_cell(text) for text in table[field.name].to_pylist()]
+            table = table.set_column(at, field, pa.array(cells, field.type))
+    return table
 
 
 @contextmanager

@@ -6,6 +6,7 @@ Decodes as the training did, so the same file gives the same pixels. Knows no ne
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fracray.data.images.dicom_header import Header, header_in
 from fracray.data.images.kept import KEPT
 from fracray.data.images.kinds import DICOM, HEAD, kind_of
 from fracray.data.images.letterbox import letterbox
+from fracray.prediction.dicom_source import is_uid
 from fracray.prediction.facts import Opened, judged, open_file, undecodable
 from fracray.prediction.familiar import Familiar
 
@@ -53,6 +55,7 @@ def unpack_checkpoint(files: Mapping[str, bytes], folder: Path) -> None:
 class Decoder:
     """Ray Data's first step: batches of (place, path, file, image_id, error) to these with squares and facts.
 
+    Among these instance: the SOP Instance UID as the file has it, also where it is none.
     size, crop: as in the training. familiar: what the pictures are compared with. shown: the side of another square of
     the same part, for overlays; 0 for none. sender: an actor of `Sender`; None where this process finds the files
     itself.
@@ -83,7 +86,8 @@ class Decoder:
                         waiting, held = [], 0
             self._judge(waiting)
         unknown: dict[str, Any] = {
-            **dict.fromkeys(("error", "sop_instance_uid", "study_instance_uid", "flags", "seen_in_training"), ""),
+            **dict.fromkeys(("error", "sop_instance_uid", "study_instance_uid", "instance", "flags"), ""),
+            "seen_in_training": "",
             **dict.fromkeys(("width", "height"), 0),
             **dict.fromkeys(KEPT, 0),
             "distance": float("nan"),
@@ -115,10 +119,15 @@ class Decoder:
             return {"error": why}, None
         try:
             header = header_in(data) if kind_of(data[:HEAD]) == DICOM else Header()
-            named: dict[str, Any] = {"sop_instance_uid": header.instance, "study_instance_uid": header.study}
+            uids = {"sop_instance_uid": header.instance, "study_instance_uid": header.study}
+            named: dict[str, Any] = {name: uid if is_uid(uid) else "" for name, uid in uids.items()}
+            named["instance"] = header.instance
             found = open_file(data, self._size, self._crop)
             if not isinstance(found, Opened):
                 return named | {"error": "; ".join(filter(None, [FAULTS.get(found.fault, ""), found.note]))}, None
+            if any(uid and not named[name] for name, uid in uids.items()):
+                # What replaces a UID, as REMOVED, may be the same in many studies.
+                found = replace(found, picture=replace(found.picture, note=found.picture.note or "holds no UIDs"))
             if self._shown:
                 kept = found.kept
                 part = found.whole()[kept.top : kept.bottom, kept.left : kept.right]

@@ -106,10 +106,11 @@ class Engine:
 
     async def rows(self, uploads: Sequence[Upload], mapped: bool) -> list[dict[str, Any]]:
         """The row of each upload, as `fracray.predict` writes it for files of these names. RefusedError as `_row`."""
-        rows = await asyncio.gather(*(self._row(upload, mapped) for upload in uploads))
+        found = await asyncio.gather(*(self._row(upload, mapped) for upload in uploads))
+        rows = [row for row, _ in found]
         files = [
-            RadiographFile(upload.name, Header(instance=row["sop_instance_uid"] or "") if _dicom(upload) else None)
-            for upload, row in zip(uploads, rows, strict=True)
+            RadiographFile(upload.name, Header(instance=instance) if _dicom(upload) else None)
+            for upload, (_, instance) in zip(uploads, found, strict=True)
         ]
         for row, image_id in zip(rows, name_images(files), strict=True):
             row["image_id"] = image_id
@@ -144,8 +145,11 @@ class Engine:
             raise RefusedError(422, f"{upload.name}: no DICOM SR: {found}; leave out format=dicom-sr")
         return found
 
-    async def _row(self, upload: Upload, mapped: bool) -> dict[str, Any]:
-        """One upload's row. RefusedError 413 where it is too large, 503 where the network's process was lost."""
+    async def _row(self, upload: Upload, mapped: bool) -> tuple[dict[str, Any], str]:
+        """One upload's row, and `instance` of `Decoder`.
+
+        RefusedError 413 where it is too large, 503 where the network's process was lost.
+        """
         assert self._batcher is not None, "start() first"
         self._decoding += 1
         try:
@@ -157,7 +161,7 @@ class Engine:
         if isinstance(batch, str):
             raise RefusedError(413, f"{upload.name}: {batch}")
         try:
-            return await self._batcher((batch, mapped))
+            return await self._batcher((batch, mapped)), batch["instance"][0]
         except LostError as lost:
             words = f"the network's process {lost}; it starts again: send the request once more"
             raise RefusedError(503, words, {"Retry-After": "10"}) from None

@@ -25,6 +25,7 @@ from fracray.errors import InputError, RunError
 from fracray.evaluation.opening import checkpoint_folder
 from fracray.prediction.reading import Sender, unpack_checkpoint
 from fracray.prediction.running import cause_of
+from fracray.prediction.scoring import hash_of
 from fracray.runtime.resources import alone, here, machines
 from fracray.serving.census import Census
 from fracray.serving.counters import Counters
@@ -69,11 +70,12 @@ def spread(asked: Sequence[int] | None, cpus: int, gpus: float) -> Spread:
 class Replica:
     """An engine in a process of Ray Serve.
 
-    location: the checkpoint's, as this machine sees it. sender: an actor of `Sender` that has it, or None.
+    location: the checkpoint's, as this machine sees it. sender: an actor of `Sender` that has it, or None. known: its
+    hash when the service began; RunError where another one is there by now, as replicas must not differ.
     """
 
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
-        self, location: str, sender: Any, plan: Plan, limits: Limits, coverage: float
+        self, location: str, sender: Any, known: str, plan: Plan, limits: Limits, coverage: float
     ) -> None:
         # As long as the replica lives: a network's process that is lost reads the checkpoint again.
         self._held = contextlib.ExitStack()
@@ -82,7 +84,9 @@ class Replica:
         else:
             folder = Path(self._held.enter_context(tempfile.TemporaryDirectory()))
             unpack_checkpoint(await sender.checkpoint.remote(), folder)
+        _require(known, folder, location)
         self._engine = Engine(folder, verify(folder).config, plan, limits, coverage)
+        self._held.callback(self._engine.stop)
         await self._engine.start()
         self._was_ready = time.monotonic()
 
@@ -104,8 +108,15 @@ class Replica:
             raise RunError("the network's process does not start again")
 
     def __del__(self) -> None:  # called by Ray Serve
-        self._engine.stop()
         self._held.close()
+
+
+def _require(known: str, folder: Path, location: str) -> None:
+    if (found := hash_of(folder)) != known:
+        raise RunError(
+            f"{location}: the service began with the checkpoint {known}, and {found} is there now; shut the service "
+            "down and start it again, or name a checkpoint that nothing replaces"
+        )
 
 
 def deployment(cpus: int, gpus: float, limits: Limits, **more: Any) -> serve.Deployment:
@@ -243,7 +254,7 @@ class OwnReplicas(Replicas):
             },
             max_constructor_retry_count=STARTS,
         )
-        bound = deployed.bind(str(self._folder), self._sender, *self._settings)
+        bound = deployed.bind(str(self._folder), self._sender, hash_of(self._folder), *self._settings)
         self._handle = serve.run(bound, name=self._name, route_prefix=None, logging_config=LOGS)
 
     def stop(self) -> None:

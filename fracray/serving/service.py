@@ -8,6 +8,8 @@ from typing import Any
 
 from ray import serve
 
+from fracray.evaluation.opening import checkpoint_folder
+from fracray.prediction.scoring import hash_of
 from fracray.serving.app import make_app
 from fracray.serving.engine import Plan
 from fracray.serving.guard import Guard, read_token
@@ -33,7 +35,12 @@ class Http:
 
 
 def build(settings: ServiceSettings) -> serve.Application:
-    """The application, with the least of everything where the file does not say more."""
+    """The application, with the least of everything where the file does not say more.
+
+    InputError where the checkpoint cannot be opened. All replicas have the one that is there now.
+    """
+    with checkpoint_folder(settings.checkpoint) as folder:
+        known = hash_of(folder)
     limits = limits_of(settings)
     threads = max(1, settings.decoders // settings.workers)
     plan = Plan(settings.workers, threads, settings.decoders, settings.batch, settings.wait / 1000)
@@ -50,4 +57,4 @@ def build(settings: ServiceSettings) -> serve.Application:
         graceful_shutdown_timeout_s=limits.seconds,
         logging_config=LOGS,
     )
-    return http.bind(replica.bind(settings.checkpoint, None, plan, limits, settings.coverage), settings)
+    return http.bind(replica.bind(settings.checkpoint, None, known, plan, limits, settings.coverage), settings)

@@ -187,6 +187,20 @@ def verify(folder: str | Path) -> CheckpointMetadata:
     return metadata
 
 
+def copy_checkpoint(folder: str | Path, target: Path) -> None:
+    """Copy a checkpoint's files, and nothing else that lies beside them, to the new folder `target`.
+
+    InputError as `verify`, of the folder or of the copy: that one also where the folder was replaced meanwhile.
+    """
+    folder = Path(folder)
+    verify(folder)
+    tree = _read_json(folder)
+    for name in (METADATA, *_hashes(tree, _members(tree, folder), folder)):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name, target / name)
+    verify(target)
+
+
 def save_state(path: str | Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write resumable training state as one safetensors file, `meta` (JSON values) in its header, atomically."""
     with atomic_path(Path(path)) as partial:

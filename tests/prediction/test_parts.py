@@ -1,5 +1,6 @@
 """What is kept of a prediction while it runs, and the formats of its table, without Ray."""
 
+import csv
 import io
 import json
 import re
@@ -12,6 +13,7 @@ import pytest
 from fracray.errors import InputError, RunError
 from fracray.prediction.parts import About, Target, open_parts, write_output
 from fracray.prediction.scoring import COLUMNS, SCORED
+from fracray.runtime.spreadsheets import of_cell
 
 
 def scored(places, **cells):
@@ -101,6 +103,25 @@ ROWS = [
     {"path": "a,b.png", "logit": 0.1, "probability": 0.25, "call": 0, "flags": "", "conformal": "", "error": ""},
     {"path": "ö.png", "error": "the file is cut short"},
 ]
+
+
+def test_no_text_of_a_csv_is_a_formula_and_numbers_stay_numbers(tmp_path):
+    rows = [
+        {"path": "=1+1.png", "image_id": "-x", "logit": -0.5, "flags": "@x", "error": "\tx"},
+        {"path": "'=1+1.png", "image_id": "'x", "logit": 0.5, "flags": "a-b", "error": None},
+    ]
+    for name in ("out.csv", "out.jsonl"):
+        write_output(Target.of(str(tmp_path / name)), iter([pa.Table.from_pylist(rows, COLUMNS)]), COLUMNS)
+    first, second = csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text(), newline=""))
+    assert [first[name] for name in ("path", "image_id", "logit", "flags", "error")] == [
+        "'=1+1.png", "'-x", "-0.5", "'@x", "'\tx",
+    ]  # fmt: skip
+    assert [second[name] for name in ("path", "image_id", "logit", "flags", "error")] == [
+        "''=1+1.png", "'x", "0.5", "a-b", "",
+    ]  # fmt: skip
+    assert [of_cell(row["path"]) for row in (first, second)] == [row["path"] for row in rows]
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line["path"] for line in lines] == ["=1+1.png", "'=1+1.png"]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl", ".CSV"])

@@ -86,6 +86,21 @@ def test_a_file_that_cannot_be_read_has_its_error_and_ends_nothing(tmp_path):
     assert found["shown"].shape == (9, 48, 48)
 
 
+def test_a_text_that_is_no_uid_joins_no_studies_and_is_flagged(tmp_path):
+    made = {
+        "removed": dataset(picture(1), StudyInstanceUID="REMOVED", instance="1.2.1"),
+        "formula": dataset(picture(2), StudyInstanceUID='=HYPERLINK("http://x.example")', instance="REMOVED"),
+        "none": dataset(picture(3), instance="1.2.3"),
+        "sound": dataset(picture(4), StudyInstanceUID="1.2.9", instance="1.2.4"),
+    }
+    for name, one in made.items():
+        (tmp_path / name).write_bytes(as_bytes(one))
+    found = cells({name: tmp_path / name for name in made})
+    assert found["study_instance_uid"].tolist() == ["", "", "", "1.2.9"]
+    assert found["sop_instance_uid"].tolist() == ["1.2.1", "", "1.2.3", "1.2.4"]
+    assert ["header" in flags.split("+") for flags in found["flags"]] == [True, True, False, False]
+
+
 def seen_table(count=1000):
     random = np.random.default_rng(0)
     looks = [inspect(jpeg(picture(seed)))[0].look for seed in range(3)]
@@ -234,3 +249,9 @@ def test_what_is_counted():
 def test_overlays_get_names_of_their_own():
     assert file_names(["a", "x/a.b", "A", "../up", ""]) == ["a.png", "x_a.b.png", "A-2.png", "_up.png", "image.png"]
     assert file_names(["A-2", "a", "A"]) == ["A-2.png", "a.png", "A-3.png"]
+
+
+def test_an_overlay_has_the_name_of_no_other_radiograph():
+    assert file_names(["hand 1", "hand_1"]) == ["hand_1-0.png", "hand_1.png"]
+    assert file_names(["IMG (2)", "IMG_2_-0", "IMG_2_"]) == ["IMG_2_-1.png", "IMG_2_-0.png", "IMG_2_.png"]
+    assert file_names(["a b", "A_B"]) == ["a_b-0.png", "A_B.png"]

@@ -1,6 +1,7 @@
 """python -m fracray.serve: agreement with predict, pictures, limits, bad input, many at once, and how it stops."""
 
 import base64
+import dataclasses
 import io
 import json
 import signal
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import cv2
 import httpx
 import numpy as np
+import psutil
 import pydicom
 import pytest
 from drawn_dicom import as_bytes, dataset
@@ -23,6 +25,7 @@ from fracray.data.images.decode import decode
 from fracray.errors import InputError
 from fracray.predict import main as predict
 from fracray.serve import main
+from fracray.training.checkpoint import load_checkpoint, save_checkpoint
 
 TOKEN = "0123456789abcdef0123"
 QUEUE = 4
@@ -66,13 +69,14 @@ def form(*files):
 
 def test_rows_are_those_of_predict(client, checkpoint, ray_local, tmp_path):
     files = {"a.jpg": jpeg(picture(1)), "b.png": png(picture(2)), "c.dcm": dicom(3), "text.dcm": b"text"}
+    files["d.dcm"] = as_bytes(dataset(picture(4), "REMOVED", StudyInstanceUID="REMOVED"))
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     predict([str(checkpoint), *(str(tmp_path / name) for name in files), "--to", str(tmp_path / "out.jsonl")])
     wanted = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     found = [
         row
-        for some in (["a.jpg", "b.png"], ["c.dcm", "text.dcm"])
+        for some in (["a.jpg", "b.png"], ["c.dcm", "text.dcm", "d.dcm"])
         for row in client.post("/predict", files=form(*((name, files[name]) for name in some))).json()["rows"]
     ]
     assert [list(row) for row in found] == [list(row) for row in wanted]
@@ -319,6 +323,27 @@ def test_ctrl_c_ends_with_130(server):
     """The last test of this server."""
     assert server.end(signal.SIGINT) == 130
     assert server.lines[-1].startswith("interrupted; the server is stopped")
+
+
+def test_a_server_keeps_its_checkpoint_where_its_network_starts_again(tmp_path):
+    place = tiny_checkpoint(tmp_path / "best")
+    files = form(("a.jpg", jpeg(picture(1))))
+    with served(place) as running, running.client() as asking:
+        before = asking.post("/predict", files=files).json()["rows"][0]
+        other = load_checkpoint(place)
+        weights = {
+            name: tensor + tensor.is_floating_point() * 0.25 for name, tensor in other.model.state_dict().items()
+        }
+        save_checkpoint(place, weights, dataclasses.replace(other.metadata, threshold=0.9), other.predictions)
+        for child in psutil.Process(running.process.pid).children(recursive=True):
+            child.kill()
+        end = time.monotonic() + 120
+        while (answer := asking.post("/predict", files=files)).status_code == 503 or answer.json()["rows"][0]["error"]:
+            assert time.monotonic() < end, "it did not come back"
+            time.sleep(0.2)
+        assert answer.json()["rows"][0] == before
+        assert asking.get("/model").json()["checkpoint"] == before["checkpoint"]
+        assert running.end(signal.SIGINT) == 130
 
 
 def test_what_cannot_be_served_is_refused_at_once(checkpoint, tmp_path):

@@ -20,6 +20,7 @@ from served import probability_in, served, tiny_checkpoint
 
 from fracray.data.images.decode import decode
 from fracray.prediction import familiar
+from fracray.runtime.spreadsheets import of_cell
 from fracray.training.checkpoint import read_metadata, read_predictions
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -239,16 +240,23 @@ def test_a_folder_is_read_and_its_rows_are_taken_away(page, server, files, tmp_p
     assert written[-1]["probability"] == written[-1]["chosen_call"] == ""
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@sum(1)", "\t=1", "\r=1", '="a"'])
-def test_no_text_of_a_csv_file_is_a_formula(page, text):
+def test_no_text_of_the_csv_is_a_formula_and_numbers_stay_numbers(page):
+    rows = [
+        {"path": "=1+1.png", "flags": "\t@", "logit": -0.5, "error": ""},
+        {"path": "'-x", "flags": "a-b", "logit": 1},
+    ]
     written = page.driver.execute_async_script(
-        "const [path, done] = arguments; import('./takeaway.js').then(({ asCsv }) => "
-        "done(asCsv([{ path, logit: -3.5, note: 'a=b' }], { name: 'own', threshold: 0.5 })))",
-        text,
+        "const [rows, done] = arguments; import('./takeaway.js').then(({ asCsv }) => "
+        "done(asCsv(rows, { name: '-own', threshold: 0.5 })))",
+        rows,
     )
-    (row,) = csv.DictReader(io.StringIO(written, newline=""))
-    assert row["path"] == f"'{text}"
-    assert (row["logit"], row["note"]) == ("-3.5", "a=b")
+    found = list(csv.DictReader(io.StringIO(written, newline="")))
+    assert [(row["path"], row["flags"], row["logit"]) for row in found] == [
+        ("'=1+1.png", "'\t@", "-0.5"),
+        ("''-x", "a-b", "1"),
+    ]
+    assert [of_cell(row["path"]) for row in found] == [row["path"] for row in rows]
+    assert {row["chosen_point"] for row in found} == {"'-own"}
 
 
 def test_the_sentence_on_reliability_tells_of_the_validation_radiographs_of_that_range(page, server, files):

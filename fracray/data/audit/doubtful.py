@@ -12,6 +12,7 @@ from fracray.data.audit.scan import SAME_PICTURE
 from fracray.data.manifest import UNLABELLED, Manifest, part_of
 from fracray.data.sources.fracatlas import CSV_SAYS
 from fracray.metrics import LabelDoubt, doubt_labels
+from fracray.runtime.spreadsheets import as_cell
 
 MOST_TWINS = 5  # named in one note
 _BOXED = 0.5  # share of the fractured that have a box, from which on a missing one says something of the label
@@ -53,6 +54,8 @@ class Doubtful:
         shown["fold"] = shown["fold"].astype("Int64").mask(shown["fold"] < 0)
         shown["label"] = shown["label"].astype("Int64").mask(shown["label"] < 0)
         shown["twins"] = shown["twins"].map(" ".join)
+        for name in ("image_id", "path", "use", "region", "view", "audit", "twins"):
+            shown[name] = shown[name].map(as_cell)
         return shown.to_csv(index=False, float_format="%.6f", lineterminator="\n")
 
 

@@ -5,7 +5,8 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from fracray.errors import InputError
@@ -29,15 +30,28 @@ def unpack(path: Path, target: Path) -> None:
     MAX_UNPACKED, MAX_RATIO or the free disk space.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    with _opened(path) as archive:
+        members = {member: _name_of(member) for member in archive.infolist()}
+        _check_names(path, members)
+        _check_sizes(path, list(members), target.parent)
+        with atomic_path(target, replace=False) as folder:
+            folder.mkdir()
+            for member, name in members.items():
+                _extract(path, archive, member, name, folder)
+
+
+def listing(path: Path) -> str:
+    """What the zip at `path` says of its members, a line each: name, size and CRC. InputError for a damaged zip."""
+    with _opened(path) as archive:
+        return "\n".join(f"{one.orig_filename!r}|{one.file_size}|{one.CRC}" for one in archive.infolist())
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """An open zip; what its reading raises in the block is an InputError."""
     try:
         with zipfile.ZipFile(path) as archive:
-            members = {member: _name_of(member) for member in archive.infolist()}
-            _check_names(path, members)
-            _check_sizes(path, list(members), target.parent)
-            with atomic_path(target, replace=False) as folder:
-                folder.mkdir()
-                for member, name in members.items():
-                    _extract(path, archive, member, name, folder)
+            yield archive
     except (zipfile.BadZipFile, struct.error, EOFError, ValueError, NotImplementedError, OverflowError) as error:
         raise InputError(f"{path}: cannot be unpacked: {error}; download it again, or unpack it yourself") from None
     except OSError as error:

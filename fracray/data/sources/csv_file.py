@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 from fracray.errors import InputError
+from fracray.runtime.spreadsheets import of_cell
 
 LONGEST = 2**20  # characters of a line
 DELIMITERS = ",;\t|"
@@ -37,7 +38,7 @@ class CsvFile:
 
     def rows(self, columns: Sequence[str]) -> Iterator[tuple[int, int, tuple[str, ...]]]:
         """Of every row that is not blank: its number (1 is the first below the header), its line, and its cells of
-        `columns`, without surrounding space.
+        `columns`, without surrounding space and the apostrophe of `as_cell`.
 
         InputError, with the line, for a file that cannot be parsed or decoded, and a row of too many or too few cells.
         """
@@ -59,7 +60,7 @@ class CsvFile:
                         f"{self.path}, line {line}: {quoted(self.delimiter.join(cells))} has {len(cells)} cells, and "
                         f"the header {len(header)}; repair the line, and put cells with a {self.delimiter!r} in quotes"
                     )
-                yield row, line, tuple(cells[index].strip() for index in at)
+                yield row, line, tuple(of_cell(cells[index].strip()).strip() for index in at)
 
 
 def open_csv(path: Path) -> CsvFile:

@@ -5,6 +5,7 @@ or know of splits.
 """
 
 import hashlib
+import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import pyarrow.fs as pafs
 from filelock import FileLock
 
 from fracray.data.manifest import MANIFEST
-from fracray.data.sources.archive import unpack
+from fracray.data.sources.archive import listing, unpack
 from fracray.data.sources.fracatlas import fracatlas_folders
 from fracray.errors import InputError
 from fracray.runtime.storage import Folder
@@ -29,9 +30,9 @@ def open_source(path: str | Path, cache: Path, progress: Callable[[int, int], No
     """The folder of an imported set, or the one holding FracAtlas' dataset.csv: `path`, one level below it, or in the
     zip at `path`, unpacked once into `cache`.
 
-    A zip is recognised by name, size and modification time. What a URI (`s3://`, `gs://`) names is copied to `cache`
-    and recognised by the same of all its files; `progress` receives the MiB done and in total. InputError for a path
-    that is none of these, and as `unpack`.
+    A zip is recognised by name, size, modification time and its list of members. What a URI (`s3://`, `gs://`) names is
+    copied to `cache` and recognised by name, size and time of all its files; `progress` receives the MiB done and in
+    total. InputError for a path that is none of these, and as `unpack`.
     """
     if "://" in str(path):
         path = local_copy(str(path), cache, progress or (lambda done, total: None))
@@ -48,11 +49,27 @@ def open_source(path: str | Path, cache: Path, progress: Callable[[int, int], No
 def unpacked(path: Path, cache: Path) -> Path:
     """The folder in the cache with what the zip at `path` holds; unpacked if it is not there. Raises as `unpack`."""
     about = path.stat()
-    key = hashlib.sha256(f"{path.name}|{about.st_size}|{about.st_mtime_ns}".encode()).hexdigest()[:16]
-    target = Path(cache).expanduser() / "archives" / f"{path.stem}-{key}"
+    says = f"{path.name}|{about.st_size}|{about.st_mtime_ns}\n{listing(path)}"
+    key = hashlib.sha256(says.encode()).hexdigest()[:16]
+    target = _private(Path(cache).expanduser() / "archives") / f"{path.stem}-{key}"
     if not target.is_dir():
         unpack(path, target)
     return target
+
+
+def _private(folder: Path) -> Path:
+    """A folder of the cache, made if it is missing. Radiographs are in it, so only its owner opens it.
+
+    InputError where it cannot be used.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.stat().st_uid == os.getuid():
+            folder.chmod(0o700)  # older versions left it open
+        with os.scandir(folder):
+            return folder
+    except OSError as error:
+        raise InputError(f"{folder}: {error.strerror}; choose another data.cache") from None
 
 
 def local_copy(uri: str, cache: Path, progress: Callable[[int, int], None]) -> Path:
@@ -73,9 +90,9 @@ def local_copy(uri: str, cache: Path, progress: Callable[[int, int], None]) -> P
         raise InputError(f"{uri}: nothing is there; name a FracAtlas folder, its zip, or an imported set")
     if strange := next((name for name in files if name.startswith("/") or ".." in PurePosixPath(name).parts), None):
         raise InputError(f"{uri}: {strange}: this name leads out of the folder; rename it")
-    listing = "\n".join(sorted(f"{name}|{about.size}|{about.mtime_ns}" for name, about in files.items()))
-    key = hashlib.sha256(f"{uri}\n{listing}".encode()).hexdigest()[:16]
-    copy = Path(cache).expanduser() / "downloads" / f"{PurePosixPath(base).name}-{key}"
+    states = "\n".join(sorted(f"{name}|{about.size}|{about.mtime_ns}" for name, about in files.items()))
+    key = hashlib.sha256(f"{uri}\n{states}".encode()).hexdigest()[:16]
+    copy = _private(Path(cache).expanduser() / "downloads") / f"{PurePosixPath(base).name}-{key}"
     with _locked(copy):
         if not copy.is_dir():
             _copy(place, files, copy, progress)
@@ -86,7 +103,6 @@ def local_copy(uri: str, cache: Path, progress: Callable[[int, int], None]) -> P
 def _locked(copy: Path) -> Iterator[None]:
     """Runs the block in one process of this machine at a time: two would write the same files."""
     try:
-        copy.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(copy.with_name(f"{copy.name}.lock"))
         lock.acquire()
     except OSError as error:

@@ -20,8 +20,10 @@ export function asJson(rows, point) {
   return `${JSON.stringify({ note: NOTE, rows: withChoice(rows, point) }, null, 2)}\n`;
 }
 
-/** As fracray.predict writes it: texts in quotes, so that an empty one differs from none. An apostrophe goes before a text
- *  that a spreadsheet would run as a formula: whoever made a file chose its name and its header. */
+/** A text that a spreadsheet may take for a formula: it gets an apostrophe in front, as in fracray's other CSV files. */
+const FORMULA = /^'*[=+\-@\t\r]/;
+
+/** As fracray.predict writes it: texts in quotes, so that an empty one differs from none. */
 export function asCsv(rows, point) {
   const columns = [...new Set(rows.flatMap((row) => Object.keys(row))), ...CHOSEN];
   const cell = (value) => {

@@ -15,7 +15,7 @@ export function counted(number, one, many = `${one}s`) {
 const FLAGS = {
   blank: "The picture shows nothing.",
   refilled: "The last rows of the picture repeat one block: the file was cut short and saved again.",
-  header: "The DICOM header contradicts itself, and was not followed in all.",
+  header: "The DICOM header contradicts itself or has other texts for UIDs, and was not followed in all.",
   dark: "Darker than all but 0.5% of the training's radiographs.",
   bright: "Brighter than all but 0.5% of the training's radiographs. It may be inverted.",
   small: "Smaller than all but 0.5% of the training's radiographs.",

@@ -20,6 +20,7 @@ from fracray.data.manifest import Manifest
 from fracray.data.prepare import examined
 from fracray.data.sources.fracatlas import read_fracatlas
 from fracray.runtime.console import new_console
+from fracray.runtime.spreadsheets import of_cell
 
 EVIL = "<script>alert(1)</script>&\"'><img src=x onerror=alert(2)>"
 COUNT, TURNED = 120, 6
@@ -122,6 +123,18 @@ def test_the_list_has_every_image_once_and_its_counts_add_up(phantoms):
         assert float(row.probability) == pytest.approx(known[row.image_id], abs=1e-6)
         own = known[row.image_id] if row.label == "1" else 1 - known[row.image_id]
         assert float(row.self_confidence) == pytest.approx(own, abs=1e-6)
+
+
+def test_no_text_of_the_list_is_a_formula(phantoms):
+    manifest, truth, _ = phantoms
+    table = manifest.table.copy()
+    table["image_id"], table["path"] = "-" + table["image_id"], "=" + table["path"]
+    odd = replace(manifest, table=table)
+    listed = read_csv(list_doubtful(odd, held_of(odd, truth)).csv())
+    assert listed["image_id"].str.startswith("'-").all()
+    assert listed["path"].str.startswith("'=").all()
+    assert [of_cell(cell) for cell in sorted(listed["path"])] == sorted(table["path"])
+    assert (listed["region"] == "hand").any()
 
 
 def test_what_the_audit_found_is_named_with_its_twins(contradicted):

@@ -14,6 +14,7 @@ from fracray.data.sources.csv_file import open_csv
 from fracray.data.sources.label_table import open_table
 from fracray.data.sources.label_words import identifier, is_empty, label_word
 from fracray.errors import run_verb
+from fracray.runtime.spreadsheets import as_cell
 
 
 @pytest.fixture
@@ -367,6 +368,12 @@ def test_what_cannot_be_parsed_is_refused_with_its_line(read, csv, said):
 def test_rows_are_numbered_without_blank_ones(tmp_path):
     (tmp_path / "t.csv").write_text("sep=;\nimage;label\n\na;1\n;\nb;0\n")
     assert list(open_csv(tmp_path / "t.csv").rows(["label", "image"])) == [(1, 4, ("1", "a")), (2, 6, ("0", "b"))]
+
+
+def test_the_apostrophe_before_a_formula_is_no_part_of_a_cell(tmp_path):
+    texts = ("=1+1.png", "-x", "'=x", "'s", "@a")
+    (tmp_path / "t.csv").write_text("\n".join(["image", *map(as_cell, texts)]))
+    assert tuple(image for _, _, (image,) in open_csv(tmp_path / "t.csv").rows(["image"])) == texts
 
 
 def test_equal_rows_come_once_with_their_number(tmp_path):

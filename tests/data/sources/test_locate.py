@@ -9,7 +9,7 @@ from drawn_fracatlas import COLUMNS, Atlas, jpeg, picture
 
 from fracray.data.sources import locate as sources
 from fracray.data.sources.fracatlas import read_fracatlas
-from fracray.data.sources.locate import open_source
+from fracray.data.sources.locate import open_source, unpacked
 from fracray.errors import InputError
 from fracray.runtime.storage import Folder
 
@@ -286,6 +286,33 @@ def test_a_zip_is_unpacked_once_and_gives_the_same_as_its_folder(atlas, tmp_path
     assert (marker.stat().st_mtime_ns, marker.stat().st_ino) == seen
     assert read_fracatlas(first).table.equals(read_fracatlas(root).table)
     assert {entry.name for entry in (tmp_path / "cache" / "archives").iterdir()} == {first.parent.name}
+
+
+def test_zips_of_one_name_size_and_time_are_told_apart_by_what_they_hold(tmp_path):
+    found = {}
+    for patient in ("1", "2"):
+        archive = tmp_path / patient / "study.zip"
+        archive.parent.mkdir()
+        with zipfile.ZipFile(archive, "w") as out:
+            out.writestr(zipfile.ZipInfo("hand.bmp"), f"the picture of patient {patient}")
+        os.utime(archive, (1_700_000_000, 1_700_000_000))
+        found[patient] = unpacked(archive, tmp_path / "cache")
+    assert (tmp_path / "1/study.zip").stat().st_size == (tmp_path / "2/study.zip").stat().st_size
+    for patient, folder in found.items():
+        assert (folder / "hand.bmp").read_text() == f"the picture of patient {patient}"
+        assert unpacked(tmp_path / patient / "study.zip", tmp_path / "cache") == folder
+
+
+def test_only_their_owner_opens_radiographs_in_the_cache(atlas, tmp_path, s3):
+    atlas.add(1)
+    archive = zipped(atlas.write(), tmp_path / "atlas.zip")
+    (tmp_path / "cache/archives").mkdir(parents=True, mode=0o755)  # as older versions made it
+    open_source(archive, tmp_path / "cache")
+    place = Folder(s3("owned"))
+    place.write("atlas.zip", archive.read_bytes())
+    open_source(place.sub("atlas.zip").location, tmp_path / "cache")
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "cache").iterdir()}
+    assert modes == {"archives": 0o700, "downloads": 0o700}
 
 
 def test_a_changed_zip_is_unpacked_again(atlas, tmp_path):
