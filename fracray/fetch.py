@@ -100,14 +100,15 @@ def _fetch_best(run: Folder, args: argparse.Namespace, console: Console, head: H
 
     search = stored_config(run).search
     metric = args.metric or search.metrics[0]
-    epochs = last_epochs(run)
+    epochs, lost = last_epochs(run)
     if args.metric:
         check_metric(metric, _reported(epochs), "--metric")
     found = rank(epochs, metric, search)
     if not args.metric:
         found = [*ensemble(run, metric), *found]
     if not found:
-        raise InputError(f"{run}: no trial has finished an epoch yet, so there is no checkpoint to fetch")
+        why = "all trials diverged or failed" if lost else "no trial has finished an epoch yet"
+        raise InputError(f"{run}: {why}, so there is no checkpoint to fetch")
     if head is not None:
         with console.status("fetching"):
             head.copy_folders([trial.place for trial in found[: args.top]])
@@ -120,7 +121,9 @@ def _fetch_best(run: Folder, args: argparse.Namespace, console: Console, head: H
         fetch_checkpoint(run, trial.place, target)
         table.add_row(str(place), trial.trial, f"{trial.value:.4f}", str(read_metadata(target).epoch), str(target))
     console.print(
-        f"{min(args.top, len(found))} of {len(found)} checkpoints of {head or run}, verified:", soft_wrap=True
+        f"{min(args.top, len(found))} of {len(found)} checkpoints of {head or run}, verified"
+        f"{f'; left out: {lost} of trials that diverged or failed' if lost else ''}:",
+        soft_wrap=True,
     )
     console.print(table)
     first = quote(str(Path(args.to) / found[0].trial))
@@ -138,29 +141,40 @@ def ensemble(run: Folder, metric: str) -> list[RankedTrial]:
     return [RankedTrial("ensemble", nan if value is None else value, BEST)]
 
 
-def last_epochs(run: Folder) -> dict[str, EpochResult]:
-    """The last epoch of each trial that kept a checkpoint and did not diverge or fail, by the trial's name."""
+def last_epochs(run: Folder) -> tuple[dict[str, EpochResult], int]:
+    """The last epoch of each trial that kept a checkpoint, by the trial's name, and how many others are left out.
+
+    These are the trials of a search or a refit that diverged or failed: they are never its best.
+    """
+    from fracray.search.states import State
     from fracray.training.epochs import saved_epochs
 
     epochs = {name: saved_epochs(run.sub(f"trials/{name}")) for name in run.names("trials")}
-    lost = lost_trials(run)
-    return {name: history[-1] for name, history in epochs.items() if history and name not in lost}
+    histories = {name: history for name, history in epochs.items() if history}
+    states = _states(run)
+    if states is None:  # of one training, which keeps the best epoch before the loss diverged
+        return {name: history[-1] for name, history in histories.items()}, 0
+    # The table may be older than what the trials have written.
+    good = {
+        name: history[-1]
+        for name, history in histories.items()
+        if not history[-1].diverged and states.get(name) not in (State.DIVERGED, State.FAILED)
+    }
+    return good, len(histories) - len(good)
 
 
-def lost_trials(run: Folder) -> set[str]:
-    """The names of a search's trials that diverged or failed: they are never its best."""
+def _states(run: Folder) -> dict[str, str] | None:
+    """The states of the trials of a search or a refit, by their names; None where the run is of one training."""
+    from fracray.runtime.run_folder import TRIALS
+
+    data = run.read_if_there(TRIALS)
+    if data is None:
+        return None
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from fracray.runtime.run_folder import TRIALS
-    from fracray.search.trials_table import State
-
-    data = run.read_if_there(TRIALS)
-    if data is None:  # of one training
-        return set()
     table = pq.read_table(pa.BufferReader(data), columns=["trial", "state"]).to_pydict()
-    states = zip(table["trial"], table["state"], strict=True)
-    return {trial for trial, state in states if state in (State.DIVERGED, State.FAILED)}
+    return dict(zip(table["trial"], table["state"], strict=True))
 
 
 def _reported(epochs: Mapping[str, EpochResult]) -> list[str]:

@@ -170,12 +170,11 @@ def _refit(args: argparse.Namespace, space: SearchSpace, run: Folder, begun: flo
         refuse_change(run, prepared.summary())
         unit = "GPU" if each.gpus else "CPU"
         tracker = EfficiencyTracker(begun, lambda: present(unit), unit)
-        started = time.monotonic()
-        finished = refit(space, run, prepared, options, tracker, console)
+        finished, over = refit(space, run, prepared, options, tracker, console)
         leave_report(run, prepared.manifest, console)
     if not finished:
         words = f"the refit is not finished; {_how_to_continue(args, run)}"
-        if options.seconds is None or time.monotonic() - started < options.seconds:
+        if not over:
             raise KeyboardInterrupt(words)
         console.print(f"\n{words}", soft_wrap=True)
 

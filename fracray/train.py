@@ -99,15 +99,30 @@ def _begin(args: argparse.Namespace, held: ExitStack) -> tuple[Config, Folder]:
 
 def _resume(args: argparse.Namespace, held: ExitStack) -> tuple[Config, Folder]:
     """The config and the folder of a run that exists; options that ask for another config are refused."""
-    from fracray.runtime.run_folder import SPACE, as_begun, find_run, how_to_continue, refuse_other, stored_config
+    from fracray.runtime.run_folder import (
+        SPACE,
+        TRIALS,
+        as_begun,
+        find_run,
+        how_to_continue,
+        refuse_other,
+        stored_config,
+    )
     from fracray.tracking.targets import addresses, opened
 
     run = find_run(args.storage, args.name, "train", resume=True)
     if run.exists(SPACE):
         raise InputError(f"{run}: is a search, not a training; {how_to_continue('tune', args.storage, run)}")
+    if run.exists(TRIALS):
+        raise InputError(f"{run}: is the refit of a search; continue it with python -m fracray.refit")
     args.targets = opened(addresses(args.log))
     _hold(args, run, held)
     config = stored_config(run)
+    if _with_direction(config, {}).search.mode != config.search.mode:
+        raise InputError(
+            f"{run}: began with an older version, which kept the epoch with the worst {config.search.metrics[0]}; "
+            "start a new run with another --name"
+        )
     refuse_other(run, config.leaves(), as_begun(run, _asked(args, config)).leaves(), "in this command")
     return config, run
 
@@ -141,6 +156,8 @@ def _with_direction(config: Config, leaves: Mapping[str, Any]) -> Config:
     from fracray.metric_names import lower_is_better, reported_metrics
     from fracray.search.space import check_metric
 
+    if not config.search.metrics:
+        raise InputError("search.metric: names no metric; name one, such as val_accuracy")
     metric = config.search.metrics[0]
     check_metric(metric, reported_metrics(validation_sets(config.data.split)), "search.metric")
     mode = "min" if lower_is_better(metric) else "max"
@@ -212,7 +229,15 @@ def _train(args: argparse.Namespace, config: Config, run: Folder, least: int, mo
         live = held.enter_context(LiveLog(args.targets, run, console))
         with TrainingLines(trial_folder(run, TRIAL), config, console, latest, live.training):
             settings = {"job": Shared(job), "each": each, "board": board}
-            run_workers(run, trial_name(TRIAL), _work, settings, each, job.images is not None)
+            run_workers(
+                run,
+                trial_name(TRIAL),
+                _work,
+                settings,
+                each,
+                job.images is not None,
+                f"; --resume continues from {run}",
+            )
     history = read_epochs(trial_folder(run, TRIAL))
     if isnan(history[-1].value("val_loss")):
         raise RunError(
@@ -287,8 +312,6 @@ def _work(settings: dict[str, Any]) -> None:
         while not runner.done:
             result = runner.run_epoch()
             ray.train.report(result.to_json())
-            if result.diverged:
-                break
     finally:
         runner.close()
 

@@ -150,13 +150,15 @@ def _new(args: argparse.Namespace) -> tuple[SearchSpace, Folder, WarmStart]:
 def _resume(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Folder, WarmStart]:
     """The space, folder and warm start of a run that exists; nothing is written before it is known to be the same."""
     leaves = _leaves(args)
-    from fracray.runtime.run_folder import OVERRIDES, SPACE, find_run
+    from fracray.runtime.run_folder import OVERRIDES, SPACE, find_run, how_to_continue
     from fracray.search.callbacks import load_callbacks
     from fracray.search.resumed import as_it_began, refuse_another
     from fracray.search.warm_start import WarmStart
     from fracray.tracking.targets import addresses, opened
 
     run = find_run(args.storage, args.name, "tune", resume=True)
+    if not run.exists(SPACE):
+        raise InputError(f"{run}: is a training, not a search; {how_to_continue('train', args.storage, run)}")
     args.callbacks, args.targets = load_callbacks(args.callback), opened(addresses(args.log))
     _hold(args, run, held)
     stored = run.read_json(OVERRIDES)
@@ -255,7 +257,6 @@ def _search_and_summarise(
         unit = "GPU" if each.gpus else "CPU"
         tracker = EfficiencyTracker(begun, lambda: present(unit), unit)
         live = held.enter_context(LiveLog(args.targets, run, console))
-        budget = space.config.search.time_budget
         finished, over, clock = _search(space, job, warm, tracker, console, args.callbacks, live)
         refits = space.config.search.refit.top > 0 and (finished or over)
         wait_for_imports()
@@ -265,10 +266,7 @@ def _search_and_summarise(
         summarise(space, run, prepared, tracker, console, refit_follows=refits)
         refitted = True
         if refits:
-            started = time.monotonic()
-            refitted = _refit(space, job, prepared, tracker, clock, console, live)
-            if not refitted:  # of the search it is known already, but not whether the rest of the budget was enough
-                over = clock.over if clock else budget is not None and time.monotonic() - started >= budget
+            refitted, over = _refit(space, job, prepared, tracker, clock, console, live)
         leave_report(run, prepared.manifest, console)
     if not (finished and refitted):
         what = "search" if not finished else "refit"
@@ -336,8 +334,8 @@ def _refit(
     clock: KeepsBack | None,
     console: Console,
     live: LiveLog,
-) -> bool:
-    """Train the best configurations anew in what is left of the time budget; False when that ended it."""
+) -> tuple[bool, bool]:
+    """Train the best configurations anew in what is left of the time budget: see `refit`."""
     from fracray.search.refit_run import RefitOptions, refit
 
     asked = space.config.search.refit

@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fracray.errors import InputError, RunError
 from fracray.train import main
 from fracray.training.checkpoint import load_checkpoint, read_predictions
+from fracray.tune import main as tune
 
 SMALL = [
     "--set",
@@ -110,7 +111,8 @@ def test_a_training_that_diverges_fails_with_a_message(ray_local, tmp_path):
 
 
 def test_a_training_that_diverges_later_keeps_what_it_has_and_says_so(ray_local, tmp_path, capsys):
-    wild = ["--set", "train.lr=1e4", "--set", "train.warmup=0", "--set", "train.clip_norm=0"]
+    settings = ("train.lr=1e4", "train.warmup=0", "train.clip_norm=0", "train.precision=fp32")
+    wild = [word for setting in settings for word in ("--set", setting)]
     run = train(tmp_path, "later", "--epochs", "12", *wild)
     epochs = history(run)
     assert epochs[-1]["diverged"]
@@ -135,6 +137,7 @@ def test_the_best_epoch_by_a_loss_is_the_lowest(ray_local, tmp_path):
     [
         (["search.metric=val_lossy"], "search.metric: metric 'val_lossy' is not reported"),
         (["search.metric=val_loss", "search.mode=max"], "search.mode: val_loss is better when lower; set min"),
+        (["search.metric=[]"], "search.metric: names no metric; name one"),
     ],
 )
 def test_a_metric_that_cannot_choose_an_epoch_is_refused(tmp_path, settings, words):
@@ -152,6 +155,16 @@ def test_a_search_is_not_resumed_as_a_training(tmp_path):
         train(tmp_path, "search", "--resume")
 
 
+def test_a_training_is_not_resumed_as_a_search_and_a_refit_not_as_a_training(tmp_path):
+    for name, file in (("training", "config.yaml"), ("refit", "config.yaml"), ("refit", "trials.parquet")):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / file).write_text("{}")
+    with pytest.raises(InputError, match=r"is a training, not a search; continue .*fracray.train .*--resume"):
+        tune(["--storage", str(tmp_path), "--name", "training", "--resume"])
+    with pytest.raises(InputError, match=r"is the refit of a search; continue it with python -m fracray.refit"):
+        train(tmp_path, "refit", "--resume")
+
+
 def test_a_training_whose_controller_is_killed_says_so_and_resumes(ray_local, tmp_path):
     process = start(tmp_path, "controller", "--epochs", "40", "--set", "train.keep_seconds=0")
     wait_for_epoch(tmp_path / "controller", 1, process)
@@ -159,7 +172,7 @@ def test_a_training_whose_controller_is_killed_says_so_and_resumes(ray_local, tm
     controller.kill()
     out, _ = process.communicate(timeout=200)
     assert process.returncode == 1, out
-    assert "controller ended (killed, or out of memory?); --resume continues from" in out
+    assert "controller was lost (killed, or out of memory?); --resume continues from" in out
     assert "Traceback" not in out
     train(tmp_path, "controller", "--resume", "--epochs", "40", "--set", "train.keep_seconds=0")
     assert [epoch["epoch"] for epoch in history(tmp_path / "controller")] == list(range(1, 41))

@@ -27,7 +27,7 @@ from fracray.data.manifest import MANIFEST, Flow, Manifest, in_set, sets_named
 from fracray.data.patients import KnownPatients, known_patients
 from fracray.data.phantom.draw import DRAWING, write_phantoms
 from fracray.data.sources.clutter import beside
-from fracray.data.sources.fracatlas import read_fracatlas
+from fracray.data.sources.fracatlas import PARTS_OF_A_SET, read_fracatlas
 from fracray.data.sources.import_set import open_imported
 from fracray.data.sources.locate import open_source
 from fracray.data.splits.assign import leaks
@@ -286,7 +286,7 @@ def _imported(root: Path, cache: Path, console: Console) -> Manifest:
 
 
 def _listing_key(root: Path) -> str:
-    """Changes with the name, size or time of any file below `root`; links are followed.
+    """Changes with the name, size or time of any file below `root`, and of those behind links to what a set holds.
 
     What cannot be listed is no error here: the readers name it where it matters to them.
     """
@@ -299,7 +299,7 @@ def _listing_key(root: Path) -> str:
             with _opened(folder) as handle:
                 about = os.fstat(handle)
                 first = found.setdefault((about.st_dev, about.st_ino), folder)
-                lines, below = _listing(folder, handle) if first == folder else ([f"{folder}:{first}\n"], [])
+                lines, below = _listing(folder, handle, str(root)) if first == folder else ([f"{folder}:{first}\n"], [])
         except OSError as error:
             lines, below = [f"{folder}:{error.strerror}\n"], []
         digest.update("".join(sorted(lines)).encode(errors="surrogateescape"))
@@ -307,15 +307,20 @@ def _listing_key(root: Path) -> str:
     return digest.hexdigest()[:32]
 
 
-def _listing(folder: str, handle: int) -> tuple[list[str], list[str]]:
-    """A line for each file of an opened folder, and the paths of the folders in it."""
+def _listing(folder: str, handle: int, root: str) -> tuple[list[str], list[str]]:
+    """A line for each file of an opened folder, and the paths of the folders in it.
+
+    Of links to folders only those are followed that lead to the set's own: another one may lead to all of a disk.
+    """
     lines, below = [], []
     with os.scandir(handle) as entries:  # by its handle a file is found sooner
         for entry in entries:
             path = f"{folder}/{entry.name}"
             try:
                 if entry.is_dir():
-                    below.append(path)
+                    inside = path.removeprefix(f"{root}/").partition("/")[0] in PARTS_OF_A_SET
+                    if inside or not entry.is_symlink():
+                        below.append(path)
                     continue
                 about = entry.stat()  # of the target of a link
             except OSError:

@@ -3,6 +3,7 @@
 A checkpoint from elsewhere does not choose which paths are opened. Must not know of the command line's own arguments.
 """
 
+import errno
 import fcntl
 import os
 import shutil
@@ -86,9 +87,10 @@ def _fetch(folder: Folder, copy: Path) -> None:
             if not left:
                 if isinstance(error, InputError):
                     raise
-                raise RunError(
-                    f"{folder}: cannot be copied to {copy.parent}: {error}; free space there, or set TMPDIR"
-                ) from None
+                remedy = ""
+                if error.errno in (errno.ENOSPC, errno.EDQUOT) or str(copy.parent) in str(error):
+                    remedy = "; free space there, or set TMPDIR"
+                raise RunError(f"{folder}: cannot be copied to {copy.parent}: {error}{remedy}") from None
             time.sleep(PAUSE_SECONDS)
 
 

@@ -9,7 +9,7 @@ from scipy.special import stdtrit
 
 from fracray.metrics.inputs import Array
 from fracray.metrics.intervals import ABOUT, LEVEL, GroupJackknife, Interval, ranked
-from fracray.metrics.scores import floored, log_losses, mean_over_folds, rows_by_fold
+from fracray.metrics.scores import OverFolds, Ranked, log_losses, mean_over_folds, rows_by_fold
 
 FEWEST_SEEDS = 2  # of one, it is not known what another one would give
 
@@ -48,9 +48,10 @@ def seeded_gain(
         return [np.stack([scorer(weights) for scorer in side]) for side in sides]  # each (seeds, r)
 
     of_all = [found[:, 0] for found in values(np.ones((1, len(labels))))]
-    if metric == "ece":  # each training reports it so
-        of_all = [np.array([floored(value) for value in side]) for side in of_all]
     gain = float(of_all[0].mean() - of_all[1].mean())
+    if metric == "ece":  # signed, a calibration error varies as it should; what each training reports is not
+        reported = [[_ranked(labels, groups, run, folds).as_scores().ece for run in side] for side in (ours, theirs)]
+        gain = float(np.mean(reported[0]) - np.mean(reported[1]))
     differences = [found[0].mean(0) - found[1].mean(0) for found in map(values, jackknife.weights())]
     left_out = np.concatenate(differences) if differences else np.empty(0)
     effective = jackknife.effective_groups(ABOUT.get(metric, "all" if metric == "loss" else "both"))
@@ -85,5 +86,9 @@ def _scorer(labels: Array, groups: Array, run: SeedRun, metric: str, folds: Arra
             return mean_over_folds(np.array(each))
 
         return loss
-    scored = ranked(labels, run.probabilities, run.threshold, groups, folds)
+    scored = _ranked(labels, groups, run, folds)
     return lambda weights: scored.scores(weights)[metric]
+
+
+def _ranked(labels: Array, groups: Array, run: SeedRun, folds: Array | None) -> Ranked | OverFolds:
+    return ranked(labels, run.probabilities, run.threshold, groups, folds)

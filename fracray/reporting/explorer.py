@@ -15,7 +15,8 @@ from fracray.reporting.parts import paragraph
 from fracray.reporting.subject import Search, state_words
 from fracray.runtime.console import setting_cell
 from fracray.search.space import Choices, Range
-from fracray.search.trials_table import State, TrialRow
+from fracray.search.states import State
+from fracray.search.trials_table import TrialRow
 
 BESIDE = ("val_auroc", "val_accuracy", "val_sensitivity", "val_specificity", "val_loss")
 PRINTED = 40  # rows of the table on paper

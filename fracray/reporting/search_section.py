@@ -17,7 +17,7 @@ from fracray.runtime.console import counted, duration, setting_cell
 from fracray.search.constraints import USED_BY, verdict
 from fracray.search.importance import FEWEST_TRIALS
 from fracray.search.space import Choices, Dimension, Range
-from fracray.search.trials_table import State
+from fracray.search.states import State
 from fracray.training.rungs import stopping_epochs
 
 MOST_CURVES = 300  # learning curves in a chart; of more, every k-th

@@ -42,8 +42,9 @@ from fracray.search.refit_trials import kept_trainings
 from fracray.search.results import EFFICIENCY, fold_gains, gains_over_default
 from fracray.search.space import SearchSpace
 from fracray.search.space_file import stored_space
+from fracray.search.states import State
 from fracray.search.study import JOURNAL, REASON, STOPPED, stored_study
-from fracray.search.trials_table import State, TrialRow, best_row, best_rows, collect
+from fracray.search.trials_table import TrialRow, best_row, best_rows, collect
 from fracray.training.card import CheckpointMetadata
 from fracray.training.checkpoint import MEMBERS, read_metadata, read_predictions
 from fracray.training.epochs import EpochResult, read_epochs

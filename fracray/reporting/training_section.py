@@ -10,7 +10,8 @@ from fracray.reporting.charts import Axis, Plot
 from fracray.reporting.cost import cost
 from fracray.reporting.parts import Section, key
 from fracray.reporting.subject import Subject
-from fracray.search.trials_table import State, TrialRow
+from fracray.search.states import State
+from fracray.search.trials_table import TrialRow
 from fracray.training.epochs import EpochResult
 
 Training = tuple[str, Sequence[EpochResult]]

@@ -5,7 +5,7 @@ As OWASP advises against CSV injection. Knows single texts, and no table.
 
 import re
 
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 
 
 def as_cell(text: str) -> str:

@@ -23,7 +23,8 @@ from fracray.runtime.storage import Folder
 from fracray.search.constraints import standing
 from fracray.search.messages import Suggestion, TrialReport
 from fracray.search.space import SearchSpace
-from fracray.search.trials_table import Ledger, State, TrialRow, best_row, write_trials
+from fracray.search.states import State
+from fracray.search.trials_table import Ledger, TrialRow, best_row, write_trials
 
 ROWS_SHOWN = 18
 SAVE_SECONDS = 5.0  # trials.parquet is written at most this often, and at the end

@@ -17,7 +17,8 @@ from fracray.errors import InputError, RunError
 from fracray.runtime.run_folder import refit_number, trial_name
 from fracray.runtime.storage import Folder
 from fracray.search.constraints import rank_key
-from fracray.search.trials_table import State, TrialRow, best_rows
+from fracray.search.states import State
+from fracray.search.trials_table import TrialRow, best_rows
 
 PLAN = "refit.json"
 SEED = "train.seed"

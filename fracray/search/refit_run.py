@@ -73,17 +73,17 @@ def refit(
     console: Console,
     images: np.ndarray | None = None,
     heard: Callable[[TrialRow], None] | None = None,
-) -> bool:
+) -> tuple[bool, bool]:
     """Train what is missing, name the winner, and make the ensemble the run's best checkpoint.
 
     images: of the search's job, where they are in memory. heard: is called with every training that has changed.
-    False where the time budget ended it before all was trained; the ensemble is then of the seeds that all
-    configurations have, if there is one.
+    Returns whether all was trained, and whether the time budget was used up when the trainings ended. Where not all
+    was, the ensemble is of the seeds that all configurations have, if there is one.
     """
     own, rows = run.sub(REFIT), searched_trials(space, run)
     if not rows:
         console.print("no trial has finished an epoch yet, so there is nothing to refit")
-        return False
+        return False, False
     before = RefitPlan.begun(own)
     plan = make_plan(space.config, rows, options.top, options.seeds, options.folds, before)
     config = refit_config(space.config, plan.folds)
@@ -115,16 +115,17 @@ def refit(
             soft_wrap=True,
         )
         run_trials(job, trials, progress, seconds=options.seconds)
+    over = options.seconds is not None and progress.elapsed >= options.seconds
     found = outcome(plan, progress.rows, config.search)
     finished = not trials.remaining and not progress.unfinished()
     if found is None:
         console.print("\nno seed has been trained with every configuration yet, so there is no winner", soft_wrap=True)
-        return finished
+        return finished, over
     say_outcome(console, plan, found, rows, config.search)
     _summarise(replace(space, config=config), run, prepared, found, options.members, console)
     keep_efficiency(own, tracker, console)
     console.print(next_steps(run, BEST, config.data.source), soft_wrap=True)
-    return finished
+    return finished, over
 
 
 def _summarise(

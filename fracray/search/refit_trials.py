@@ -16,8 +16,9 @@ from fracray.runtime.run_folder import trial_folder
 from fracray.runtime.storage import Folder
 from fracray.search.messages import Suggestion, TrialReport, searched
 from fracray.search.refit import RefitPlan, make_plan
+from fracray.search.states import State
 from fracray.search.study import RETRIES
-from fracray.search.trials_table import State, TrialRow
+from fracray.search.trials_table import TrialRow
 from fracray.training.epochs import read_epochs, saved_epochs
 
 MARGIN = 1.15  # of the estimate, for what is not an epoch
@@ -90,11 +91,6 @@ class KeepsBack(Stopper):
     def words(self) -> str:
         """That it has ended the search, and why."""
         return f"the search ended early: {self.kept:.0f} s of the {self.budget:.0f} s were kept back for the refit"
-
-    @property
-    def over(self) -> bool:
-        """Whether the whole budget is used up."""
-        return self.left <= 1
 
     @property
     def left(self) -> float:

@@ -27,8 +27,9 @@ from fracray.search.constraints import verdict
 from fracray.search.importance import FEWEST_TRIALS, Importances, importances
 from fracray.search.judged import JUDGED_BY, JudgedSet, fold_metric, judged_folds, judged_set, read_folds, validated
 from fracray.search.space import SearchSpace
+from fracray.search.states import State
 from fracray.search.study import epoch_budget, stored_study
-from fracray.search.trials_table import State, TrialRow, best_row, best_rows, collect
+from fracray.search.trials_table import TrialRow, best_row, best_rows, collect
 
 EFFICIENCY = "efficiency.json"
 OVER_DEFAULT = f"gain over the default configuration ({trial_name(0)})"

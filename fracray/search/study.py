@@ -163,7 +163,7 @@ class StudySearcher(Searcher):
 
     @property
     def left(self) -> set[int]:
-        """The numbers of trials that an earlier session began and this one has not taken up."""
+        """The numbers of trials that were begun and are not at work."""
         return {trial.number for trial in self._unfinished}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -324,7 +324,7 @@ class StudySearcher(Searcher):
         trial.set_user_attr(REACHED, max(epoch, before.get(REACHED, 0)))
         trial.set_user_attr(TRIES, tries)
         if tries <= RETRIES:
-            self._unfinished.append(self._now(trial))
+            self._unfinished.insert(0, self._now(trial))  # before those that a smaller number of trials leaves
             return
         trial.set_user_attr(REASON, f"lost {tries} times without progress")
         self.study.tell(trial, state=TrialState.FAIL)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from math import isnan
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,29 +16,9 @@ from fracray.config import SearchConfig
 from fracray.runtime.run_folder import TRIALS, trial_folder, trial_name
 from fracray.runtime.storage import Folder
 from fracray.search.constraints import rank_key
+from fracray.search.states import State
 from fracray.search.study import JOURNAL, LEAVES, REASON
 from fracray.training.epochs import EpochResult, read_epochs, saved_epochs
-
-
-class State(StrEnum):
-    """The state of a trial."""
-
-    RUNNING = "running"
-    DONE = "done"
-    STOPPED = "stopped early"
-    DIVERGED = "diverged"
-    FAILED = "failed"
-    INTERRUPTED = "interrupted"
-
-    @property
-    def finished(self) -> bool:
-        """Whether the trial ended with a result."""
-        return self in (State.DONE, State.STOPPED)
-
-    @property
-    def ended(self) -> bool:
-        """Whether no epoch follows."""
-        return self not in (State.RUNNING, State.INTERRUPTED)
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,9 @@ class Engine:
         except LostError as lost:
             words = f"the network's process {lost}; it starts again: send the request once more"
             raise RefusedError(503, words, {"Retry-After": "10"}) from None
+        except RunError as error:  # of this picture: the others of the request have their rows
+            failed = self._reader().failed(upload.name, f"the network failed on it: {_cause(error)}")
+            return await self._batcher((failed, mapped)), failed["instance"][0]
 
     async def _score(self, items: Sequence[tuple[Batch, bool]]) -> Sequence[dict[str, Any]]:
         self._passes.observe(len(items))

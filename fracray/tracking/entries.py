@@ -30,8 +30,9 @@ from fracray.runtime.storage import Folder
 from fracray.search.refit import RefitPlan
 from fracray.search.refit_trials import kept_trainings
 from fracray.search.space_file import stored_space
+from fracray.search.states import State
 from fracray.search.study import JOURNAL, REASON, stored_study
-from fracray.search.trials_table import State, TrialRow, best_row, collect
+from fracray.search.trials_table import TrialRow, best_row, collect
 from fracray.training.epochs import AT_BEST, EpochResult, read_epochs
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fracray.errors import InputError
 from fracray.runtime.storage import Folder
-from fracray.search.trials_table import State
+from fracray.search.states import State
 from fracray.tracking.entries import Entry, Point
 from fracray.tracking.targets import Tally, digest, finite, first_value, new_points
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from fracray.errors import InputError
 from fracray.runtime.storage import Folder, write_named
-from fracray.search.trials_table import State
+from fracray.search.states import State
 from fracray.tracking.entries import Entry, Point
 from fracray.tracking.targets import Tally, first_value, new_points
 

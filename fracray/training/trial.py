@@ -137,7 +137,7 @@ class TrialRunner:
         if report.is_best:
             self._best = report
         if self._fit.rank == 0:
-            may_end = self.done or report.diverged or may_stop(self._job.config, report.epoch)
+            may_end = self.done or may_stop(self._job.config, report.epoch)
             late = time.monotonic() - self._kept > self.config.train.keep_seconds
             self._keep(may_end or self._resumed or late)
             self._resumed = False

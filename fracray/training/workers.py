@@ -30,10 +30,11 @@ def run_workers(
     settings: dict[str, Any],
     each: WorkerResources,
     in_memory: bool,
+    remedy: str = "",
 ) -> None:
     """Run `loop(settings)` on Ray Train's workers, in one process group.
 
-    in_memory: the workers hold the images, and read none by Ray Data.
+    in_memory: the workers hold the images, and read none by Ray Data. remedy: is added to what an error says.
     When a worker dies, Ray stops its group and starts it again, up to three times; each trial then continues from the
     state in its folder. The same happens when an elastic group grows. Raises RunError when workers died more often, or
     when the loop itself failed.
@@ -69,13 +70,10 @@ def run_workers(
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise RunError(
-            f"training on {each.workers} worker(s): {_cause(error)}; --resume continues from {run}"
-        ) from None
+        raise RunError(f"training on {each.workers} worker(s): {_cause(error)}{remedy}") from None
     except ray.exceptions.RayActorError:
         raise RunError(
-            f"training on {each.workers} worker(s): Ray Train's controller ended (killed, or out of memory?); "
-            f"--resume continues from {run}"
+            f"training on {each.workers} worker(s): Ray Train's controller was lost (killed, or out of memory?){remedy}"
         ) from None
     except SystemExit:  # Ray raises it on Ctrl-C
         raise KeyboardInterrupt from None

@@ -44,8 +44,25 @@ def test_the_gain_in_calibration_error_is_that_of_the_errors_as_they_are_reporte
     reported = [[score(labels, run.probabilities, run.threshold, group).ece for run in side] for side in sides]
     assert reported[0] == [0.0, 0.0]
     assert reported[1][1] > 0
-    found = seeded_gain(labels, group, *sides, "ece").value
-    assert found == pytest.approx(np.mean(reported[0]) - np.mean(reported[1]))
+    found = seeded_gain(labels, group, *sides, "ece")
+    assert found.value == pytest.approx(np.mean(reported[0]) - np.mean(reported[1]))
+    # Signed values differ between seeds where reported ones are all 0, and the interval is as wide as these say.
+    low, high = (seeded_gain(labels, group, [side[0]] * 2, [side[1]] * 2, "ece") for side in zip(*sides, strict=True))
+    assert found.high - found.low > min(low.high - low.low, high.high - high.low)
+
+
+def test_over_folds_the_gain_in_calibration_error_is_that_of_the_means_of_the_folds_errors():
+    generator = np.random.default_rng(0)
+    labels, z, group, folds = over_folds(generator)
+    sides = [
+        [SeedRun(expit(z * slope), np.full(len(z), 0.4)) for slope in slopes] for slopes in ((1.0, 1.1), (0.9, 0.5))
+    ]
+    inside = [folds == fold for fold in np.unique(folds)]
+    means = [
+        np.mean([score(labels[i], run.probabilities[i], 0.4, group[i]).ece for run in side for i in inside])
+        for side in sides
+    ]
+    assert seeded_gain(labels, group, *sides, "ece", folds).value == pytest.approx(means[0] - means[1])
 
 
 def test_without_a_difference_between_seeds_it_is_that_of_the_groups_alone():

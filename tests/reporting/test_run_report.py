@@ -33,7 +33,8 @@ from fracray.reporting.run_facts import run_facts
 from fracray.reporting.subject import Search, opened
 from fracray.runtime.storage import Folder
 from fracray.search.space import Choices, Dimension, SearchSpace
-from fracray.search.trials_table import State, TrialRow
+from fracray.search.states import State
+from fracray.search.trials_table import TrialRow
 from fracray.training.checkpoint import read_metadata, read_predictions
 from fracray.training.epochs import EpochResult
 

@@ -18,8 +18,9 @@ from fracray.search.notes import notes
 from fracray.search.refit import RefitPlan, make_plan, outcome
 from fracray.search.refit_report import say_ensemble, say_outcome
 from fracray.search.space_file import load_space
+from fracray.search.states import State
 from fracray.search.study import JOURNAL, StudySearcher, stored_study
-from fracray.search.trials_table import State, TrialRow, best_row, best_rows
+from fracray.search.trials_table import TrialRow, best_row, best_rows
 from fracray.search.warm_start import warm_points
 from fracray.training.epochs import EpochResult
 

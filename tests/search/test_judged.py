@@ -15,7 +15,8 @@ from fracray.search.refit import Outcome, Refitted
 from fracray.search.refit_report import gains_over_folds, say_gains
 from fracray.search.results import fold_gains
 from fracray.search.space import SearchSpace
-from fracray.search.trials_table import State, TrialRow
+from fracray.search.states import State
+from fracray.search.trials_table import TrialRow
 from fracray.training.epochs import EpochResult
 from fracray.training.validation import score_validation
 

@@ -14,7 +14,8 @@ from fracray.runtime.storage import Folder
 from fracray.search.messages import Suggestion, TrialReport
 from fracray.search.progress import ROWS_SHOWN, SearchProgress
 from fracray.search.space_file import load_space
-from fracray.search.trials_table import State, TrialRow, best_row
+from fracray.search.states import State
+from fracray.search.trials_table import TrialRow, best_row
 from fracray.training.epochs import EpochResult
 
 SPACE = """

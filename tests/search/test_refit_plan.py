@@ -17,8 +17,9 @@ from fracray.search.refit_report import gains_over_folds, say_gains, say_outcome
 from fracray.search.refit_run import searched_trials
 from fracray.search.refit_trials import KeepsBack, RefitTrials, seconds_of_refit
 from fracray.search.space_file import load_space
+from fracray.search.states import State
 from fracray.search.study import JOURNAL, RETRIES, open_study
-from fracray.search.trials_table import State, TrialRow
+from fracray.search.trials_table import TrialRow
 from fracray.training.epochs import EpochResult, write_epochs
 
 CONFIG = Config().with_leaves({"train.epochs": 2})

@@ -10,7 +10,8 @@ from fracray.config import Config
 from fracray.metrics import Interval, cross_fitted, fit_temperature, score
 from fracray.runtime.console import new_console
 from fracray.search.results import _gains, _say_gains, _say_unequal, told_over_folds
-from fracray.search.trials_table import State, TrialRow
+from fracray.search.states import State
+from fracray.search.trials_table import TrialRow
 from fracray.training.checkpoint import PREDICTIONS, CheckpointMetadata, save_checkpoint
 from fracray.training.epochs import EpochResult
 from fracray.training.model import build_model

@@ -27,8 +27,9 @@ from fracray import log
 from fracray.errors import InputError, run_verb
 from fracray.runtime.run_folder import stored_config
 from fracray.runtime.storage import Folder
+from fracray.search.states import State
 from fracray.search.study import stored_study
-from fracray.search.trials_table import State, collect
+from fracray.search.trials_table import collect
 from fracray.tracking import live, targets
 from fracray.tracking.entries import Entry, Point
 from fracray.tracking.targets import parse_address

@@ -246,7 +246,7 @@ def _decode_checked(
             raise PictureError("truncated", "") from None
         raise PictureError("unreadable", f"a {kind} whose header is damaged: {type(error).__name__}") from None
     mode = image.mode  # before any decoding, which may change it
-    # OpenCV is twice as fast, but depending on its version it refuses a truncated file or returns gray rows. So a file
+    # `load` is twice as fast, but it may take a truncated file for a damaged one or return gray rows. So a file
     # without end mark (in FracAtlas 59 truncated ones, and 20 complete ones with extra bytes at the end) is first
     # decoded by Pillow, which reports whether the picture is complete. So is a PNG whose EXIF may lie behind its
     # pixels: Pillow would decode it to look there, and would keep what is wrong with it to itself.

@@ -1,5 +1,7 @@
 """JPEG of 8 bits: its pixels, and whether its data is damaged. Knows nothing of folders, labels or manifests."""
 
+import re
+
 import cv2
 import numpy as np
 import simplejpeg
@@ -13,7 +15,8 @@ REDUCED = {
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
 # What libjpeg warns of where the data of a picture is damaged. It decodes on, and OpenCV and Pillow do not tell.
-_DAMAGED = ("Corrupt JPEG data", "Premature end of JPEG", "Inconsistent progression")
+_DAMAGED = ("Corrupt JPEG data", "Inconsistent progression")
+_LEFT_OVER = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
 
 
 def jpeg_gray(data: bytes, reduction: int = 1) -> np.ndarray | None:
@@ -27,6 +30,18 @@ def jpeg_gray(data: bytes, reduction: int = 1) -> np.ndarray | None:
         least = {"min_height": -(-height // reduction), "min_width": -(-width // reduction)}
         return simplejpeg.decode_jpeg(data, "GRAY", **least)[..., 0]
     except ValueError as error:
-        if str(error).startswith(_DAMAGED):
+        if str(error).startswith(_DAMAGED) and not _filled(data, str(error)):
             raise PictureError("unreadable", f"the data of its picture is damaged ({error})") from None
     return cv2.imdecode(np.frombuffer(data, np.uint8), REDUCED[reduction] | cv2.IMREAD_IGNORE_ORIENTATION)
+
+
+def _filled(data: bytes, warning: str) -> bool:
+    """Whether the warning is of zeros before the end mark, with which some devices fill a whole picture.
+
+    Any other bytes there may be what is left of a damaged one.
+    """
+    found = _LEFT_OVER.match(warning)
+    if found is None:
+        return False
+    end = data.rfind(b"\xff\xd9")
+    return not any(data[end - int(found[1]) : end])

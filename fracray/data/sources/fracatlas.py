@@ -34,6 +34,7 @@ FOLDERS = ("Non_fractured", "Fractured")  # indexed by label
 CSV_SAYS = "dataset.csv says"  # in the note on a label for which table, folder and boxes do not speak with one voice
 _LONGEST = 2**31  # above any side of a picture, px
 COCO = Path("Annotations", "COCO JSON", "COCO_fracture_masks.json")
+PARTS_OF_A_SET = ("images", COCO.parts[0])  # folders; the table lies beside them
 
 
 def fracatlas_folders(folder: Path) -> list[Path]:

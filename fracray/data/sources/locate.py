@@ -64,7 +64,8 @@ def _private(folder: Path) -> Path:
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if folder.stat().st_uid == os.getuid():
+        about = folder.stat()
+        if about.st_uid == os.getuid() and about.st_mode & 0o077:
             folder.chmod(0o700)  # older versions left it open
         with os.scandir(folder):
             return folder

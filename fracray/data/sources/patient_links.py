@@ -4,6 +4,7 @@ Links files that share an identifier, and says what is doubtful. Must not open a
 identifier: what is returned is hashed before it is written.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,7 @@ from fracray.runtime.console import counted
 
 SOME = "--some-without-patient"
 
+_UID = re.compile(r"\d+(\.\d+){2,}")  # as DICOM's
 _MANY = 20  # files that are hardly of as many patients
 
 Say = Callable[[str], None]
@@ -122,6 +124,8 @@ def _with_own_studies(
     shared: dict[str, tuple[int, int]] = {}  # each with a file of two patients
     for at, (match, person) in enumerate(zip(matches, persons, strict=True)):
         for study in match.studies if person else ():
+            if _UID.fullmatch(study):  # no two patients have one
+                continue
             if persons[before := first.setdefault(study, at)] != person:
                 shared.setdefault(study, (before, at))
     if shared:

@@ -4,7 +4,6 @@ import { callOf } from "./words.js";
 
 const NOTE = "For research only. Not a medical device.";
 const CHOSEN = ["chosen_point", "chosen_threshold", "chosen_call"];
-const FORMULA = /^[=+\-@\t\r]/; // what a text that a spreadsheet runs begins with
 
 /** The rows with the call of the threshold that was chosen on the page. point: {name, threshold}. */
 function withChoice(rows, point) {
@@ -21,7 +20,7 @@ export function asJson(rows, point) {
 }
 
 /** A text that a spreadsheet may take for a formula: it gets an apostrophe in front, as in fracray's other CSV files. */
-const FORMULA = /^'*[=+\-@\t\r]/;
+const FORMULA = /^'*[=+\-@\t\r\n＝＋－＠]/;
 
 /** As fracray.predict writes it: texts in quotes, so that an empty one differs from none. */
 export function asCsv(rows, point) {

@@ -43,6 +43,18 @@ def test_a_lost_block_within_is_found(place, progressive):
     assert decode(whole).fault == ""
 
 
+def test_zeros_before_the_end_mark_and_what_is_behind_it_damage_nothing():
+    whole = drawn(400, 300)
+    wanted = decode(whole).gray
+    assert whole.endswith(b"\xff\xd9")
+    for more in (bytes(80) + b"\xff\xd9", b"\xff\xd9junk", bytes(40), b"\xff\xff\xd9"):
+        seen = decode(whole[:-2] + more)
+        assert seen.fault == "", more
+        assert (seen.gray == wanted).all()
+    # Other bytes there may be the rest of a picture that was damaged.
+    assert decode(whole[:-2] + 40 * b"ab" + b"\xff\xd9").fault == "unreadable"
+
+
 def test_a_file_that_is_cut_and_has_an_end_mark_is_found():
     whole = drawn(400, 300)
     seen = decode(whole[: len(whole) // 2] + b"\xff\xd9")
