@@ -266,7 +266,8 @@ def _search_and_summarise(
         summarise(space, run, prepared, tracker, console, refit_follows=refits)
         refitted = True
         if refits:
-            refitted, over = _refit(space, job, prepared, tracker, clock, console, live)
+            refitted, used_up = _refit(space, job, prepared, tracker, clock, console, live)
+            over = over if refitted else used_up
         leave_report(run, prepared.manifest, console)
     if not (finished and refitted):
         what = "search" if not finished else "refit"

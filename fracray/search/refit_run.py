@@ -83,7 +83,7 @@ def refit(
     own, rows = run.sub(REFIT), searched_trials(space, run)
     if not rows:
         console.print("no trial has finished an epoch yet, so there is nothing to refit")
-        return False, False
+        return False, True
     before = RefitPlan.begun(own)
     plan = make_plan(space.config, rows, options.top, options.seeds, options.folds, before)
     config = refit_config(space.config, plan.folds)
