@@ -215,6 +215,8 @@ def test_an_option_that_is_refused_does_not_stay(searched):
     with pytest.raises(InputError, match=r"--concurrent 9"):
         main([*again, "--concurrent", "9"])
     assert (searched / "overrides.json").read_bytes() == kept
+    main([*again, "--trials", "4"])
+    assert json.loads((searched / "overrides.json").read_text())["search.trials"] == 4
 
 
 def test_a_finished_search_resumed_runs_nothing_and_says_the_same(searched, capsys):
