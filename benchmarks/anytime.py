@@ -34,7 +34,7 @@ from table import write_results
 from fracray.config import PHANTOM, Config, parse_assignments
 from fracray.data.loading.streams import MemoryStream
 from fracray.data.manifest import in_set
-from fracray.metric_names import lower_is_better, preference
+from fracray.metric_names import mode_of, preference
 from fracray.metrics import score
 from fracray.runtime.console import new_console, new_table
 from fracray.search.messages import Suggestion, TrialReport
@@ -135,10 +135,6 @@ def space_of(method: str, seed: int, args: argparse.Namespace, folder: Path) -> 
     file = folder / "space.yaml"
     file.write_text(yaml.safe_dump(tree))
     return load_space(file, {**settings(args), "train.seed": seed})
-
-
-def mode_of(metric: str) -> str:
-    return "min" if lower_is_better(metric) else "max"
 
 
 def search(method: str, seed: int, args: argparse.Namespace, data: Radiographs) -> list[Trial]:

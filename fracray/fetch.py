@@ -15,7 +15,7 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from fracray.errors import InputError, run_verb
-from fracray.metric_names import REPORTED, lower_is_better
+from fracray.metric_names import REPORTED, mode_of
 from fracray.runtime.arguments import command
 from fracray.runtime.locations import require_local
 
@@ -191,7 +191,7 @@ def rank(epochs: Mapping[str, EpochResult], metric: str, search: SearchConfig) -
     from fracray.runtime.run_folder import BEST
     from fracray.search.constraints import rank_key
 
-    search = search.model_copy(update={"metric": metric, "mode": "min" if lower_is_better(metric) else "max"})
+    search = search.model_copy(update={"metric": metric, "mode": mode_of(metric)})
     found = [
         (rank_key(result.value, search), RankedTrial(name, result.value(metric), f"trials/{name}/{BEST}"))
         for name, result in sorted(epochs.items())

@@ -27,6 +27,11 @@ def lower_is_better(reported: str) -> bool:
     return reported.rpartition("_")[2] in LOWER_IS_BETTER
 
 
+def mode_of(metric: str) -> str:
+    """'min' or 'max': the direction in which a reported metric is better."""
+    return "min" if lower_is_better(metric) else "max"
+
+
 def is_validation(reported: str) -> bool:
     """Whether a reported value is a metric of a validation set, and not the epoch, a rate or a training loss."""
     return reported.startswith(("val_", "val/", "mean_val_", "worst_val_"))

@@ -153,14 +153,14 @@ def _asked(args: argparse.Namespace, config: Config) -> Config:
 def _with_direction(config: Config, leaves: Mapping[str, Any]) -> Config:
     """The config with the direction in which the metric of the best epoch is better; both are checked."""
     from fracray.data.splits.set_names import validation_sets
-    from fracray.metric_names import lower_is_better, reported_metrics
+    from fracray.metric_names import mode_of, reported_metrics
     from fracray.search.space import check_metric
 
     if not config.search.metrics:
         raise InputError("search.metric: names no metric; name one, such as val_accuracy")
     metric = config.search.metrics[0]
     check_metric(metric, reported_metrics(validation_sets(config.data.split)), "search.metric")
-    mode = "min" if lower_is_better(metric) else "max"
+    mode = mode_of(metric)
     if leaves.get("search.mode", mode) != mode:
         raise InputError(f"search.mode: {metric} is better when {'lower' if mode == 'min' else 'higher'}; set {mode}")
     return config.with_leaves({"search.mode": mode}, "search.metric")

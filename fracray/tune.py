@@ -123,8 +123,7 @@ def _begin(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Fold
     args.targets = opened(args.log)
     _hold(args, run, held)
     run.write(SPACE, Path(args.space).read_bytes())
-    args.overrides = _leaves(args)
-    run.write_json(OVERRIDES, args.overrides)
+    run.write_json(OVERRIDES, _leaves(args))
     return space, run, warm
 
 
@@ -246,7 +245,8 @@ def _search_and_summarise(
         say_phantom(console, space.config)
         gather(lambda words: console.print(words, soft_wrap=True))
         each = find_places(space.config, console)  # refused before anything that takes long
-        run.write_json(OVERRIDES, args.overrides)  # kept for the next --resume, as they are not refused
+        if args.resume:
+            run.write_json(OVERRIDES, args.overrides)  # kept for the next --resume, as they are not refused
         if run.is_local:
             require_seen(run.path("environment.json"), f"--storage {args.storage}")
         space = resolved(space, at_once(space.config.search), console)

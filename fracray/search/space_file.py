@@ -16,7 +16,7 @@ from fracray.config import EXTRA, Config, SearchConfig, check_path, read_scalar,
 from fracray.config.extra_transforms import SettingError, default_argument, thaw
 from fracray.data.splits.set_names import validation_sets
 from fracray.errors import InputError, nearest
-from fracray.metric_names import lower_is_better, reported_metrics
+from fracray.metric_names import mode_of, reported_metrics
 from fracray.runtime.run_folder import OVERRIDES, SPACE, stored_config
 from fracray.runtime.storage import Folder
 from fracray.runtime.yaml_lines import ParsedFile, read_yaml
@@ -290,7 +290,7 @@ class _Reader:
             check_metric(metric, reported, f"{self.where('constraints', metric)}: constraints")
         if len(set(metrics)) < max(1, len(metrics)):
             raise InputError(f"{self.where('metric')}: metric takes one reported metric or a list of different ones")
-        wanted = {"min" if lower_is_better(metric) else "max" for metric in metrics}
+        wanted = {mode_of(metric) for metric in metrics}
         if len(wanted) > 1:
             raise InputError(
                 f"{self.where('metric')}: some of {', '.join(metrics)} are better when higher, others when lower; a "

@@ -131,18 +131,27 @@ def test_a_lost_process_costs_its_batch_and_is_not_asked_again():
     assert batches == [[0, 1, 2, 3], [4, 5]]
 
 
-def test_a_process_that_is_lost_to_one_item_of_a_failed_batch_is_not_asked_for_the_rest():
-    batches = []
+def failing_together(batches, alone):
+    """Notes each batch; one of several items fails, and `alone` awaits what a single item does."""
 
     async def run(batch):
         batches.append(list(batch))
         if len(batch) > 1:
             raise RunError("why")
-        if batch == [1]:
-            raise LostError("died")
+        await alone(*batch)
         return batch
 
-    found = answers_of(run, range(4))
+    return run
+
+
+def test_a_process_that_is_lost_to_one_item_of_a_failed_batch_is_not_asked_for_the_rest():
+    batches = []
+
+    async def alone(item):
+        if item == 1:
+            raise LostError("died")
+
+    found = answers_of(failing_together(batches, alone), range(4))
     assert found[0] == 0
     assert [type(one) for one in found[1:]] == [LostError] * 3
     assert batches == [[0, 1, 2, 3], [0], [1]]
@@ -150,15 +159,7 @@ def test_a_process_that_is_lost_to_one_item_of_a_failed_batch_is_not_asked_for_t
 
 def test_the_items_of_a_failed_batch_have_no_more_time_than_a_batch():
     batches = []
-
-    async def run(batch):
-        batches.append(list(batch))
-        if len(batch) > 1:
-            raise RunError("why")
-        await asyncio.sleep(0.2)
-        return batch
-
-    found = answers_of(run, range(4), seconds=0.3)
+    found = answers_of(failing_together(batches, lambda _: asyncio.sleep(0.2)), range(4), seconds=0.3)
     assert found[:2] == [0, 1]
     assert [str(one) for one in found[2:]] == ["why", "why"]
     assert batches == [[0, 1, 2, 3], [0], [1]]

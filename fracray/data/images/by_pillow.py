@@ -2,12 +2,11 @@
 
 import io
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from PIL import Image, ImageFile
 
-from fracray.data.images.exif import exif_of, orientation_of
+from fracray.data.images.exif import orientation_in
 from fracray.data.images.samples import TOO_LARGE, PictureError, check_size, said, shown
 
 _MOST_COUNTED = 2**26  # bytes of a file whose frames are counted: it may have millions
@@ -67,7 +66,7 @@ def open_image(data: bytes, kind: str) -> PillowImage:
         raise
     except Exception as error:
         raise _fault(error) from None
-    return PillowImage(image, image.mode, orientation_of(partial(exif_of, image)))
+    return PillowImage(image, image.mode, orientation_in(image))
 
 
 def _fault(error: Exception) -> PictureError:

@@ -9,7 +9,6 @@ import math
 import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -20,7 +19,7 @@ from fracray.data.duplicates import look
 from fracray.data.images import by_pillow, dicom, kinds, tiff
 from fracray.data.images.blank import nothing_shown
 from fracray.data.images.dicom_fields import DicomError
-from fracray.data.images.exif import exif_of, orientation_of
+from fracray.data.images.exif import orientation_in
 from fracray.data.images.hashes import perceptual_hash, pixel_hash, thumbnail
 from fracray.data.images.jpeg import jpeg_gray
 from fracray.data.images.jpeg_png import DeepJpeg, open_deep_jpeg, png_head
@@ -253,7 +252,7 @@ def _decode_checked(
     gray, fault = None, ""
     if not complete or (described and kind == "PNG"):
         gray, fault = _load_slowly(image)
-    orientation = orientation_of(partial(exif_of, image)) if described else 1
+    orientation = orientation_in(image) if described else 1
     if orientation >= 5:
         width, height = height, width
     seen = DecodedImage(width=width, height=height, orientation=orientation, mode=mode)

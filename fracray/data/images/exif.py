@@ -1,6 +1,7 @@
 """EXIF's orientation: which way up a picture is shown. Knows nothing of pixels."""
 
 from collections.abc import Callable
+from functools import partial
 
 from PIL import Image
 
@@ -14,6 +15,11 @@ def orientation_of(read: Callable[[], Image.Exif]) -> int:
     except Exception:  # whatever Pillow raises on unknown bytes
         return 1
     return value if value in range(1, 9) else 1
+
+
+def orientation_in(image: Image.Image) -> int:
+    """The orientation of an opened picture, as `orientation_of`."""
+    return orientation_of(partial(exif_of, image))
 
 
 def exif_of(image: Image.Image) -> Image.Exif:
