@@ -324,15 +324,17 @@ def test_a_search_maximises_the_worst_of_several_validation_sets(ray_local, tmp_
 
 def test_a_cross_validated_search_reports_the_mean_over_the_folds(ray_local, tmp_path, capsys):
     space = write_space(tmp_path, trials=2, epochs=2)
-    folds = "block: 10, guard: 0, protocol: kfold, folds: 3, cross_validate: true"
+    folds = "block: 10, guard: 0, protocol: kfold, folds: 3, cross_validate: true, repeats: 2"
     space.write_text(space.read_text().replace("block: 10", folds))
     main(["--space", str(space), "--storage", str(tmp_path), "--name", "crossed", *ALONE])
-    assert "best of 2 finished trials" in capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
+    assert "best of 2 finished trials" in out
+    assert "on validation, the mean over 2 folds, dealt 2 times; counts are of the first" in out
     run = tmp_path / "crossed"
     checkpoint = load_checkpoint(run / "trials/t0000/best")
     best = histories(run)["t0000"][checkpoint.metadata.epoch - 1]
     alone = tmp_path / "alone"
-    space.write_text(space.read_text().replace(", cross_validate: true", ""))
+    space.write_text(space.read_text().replace(", cross_validate: true, repeats: 2", ""))
     main(["--space", str(space), "--trials", "1", "--storage", str(alone), "--name", "first", *ALONE])
     first = histories(alone / "first")["t0000"][checkpoint.metadata.epoch - 1]
     predicted = pd.read_parquet(run / "trials/t0000/best/val_predictions.parquet")
@@ -340,7 +342,11 @@ def test_a_cross_validated_search_reports_the_mean_over_the_folds(ray_local, tmp
     tested = json.loads((run / "data.json").read_text())["parts"]["test"]["images"]
     assert (
         best["val_n"] == (150 - tested) / 2
-    )  # the mean over the two models, which divide all but the test fold between them
+    )  # the mean over the models, two of which divide all but the test fold between them
+    kept = pd.read_parquet(run / "trials/t0000/folds.parquet")
+    assert kept.groupby("fold")["image_id"].nunique().sum() == len(kept) == 2 * (150 - tested)
+    assert sorted(set(kept["fold"])) == [1, 2, 4, 5]
+    assert (kept["image_id"].value_counts() == 2).all()
 
 
 def test_a_time_budget_ends_the_search_and_it_can_resume(ray_local, tmp_path, capsys):
@@ -395,7 +401,8 @@ def test_a_search_in_which_every_trial_diverges_fails_with_a_message(ray_local, 
 def test_stopped_it_keeps_everything_says_how_to_resume_and_resume_finishes(ray_local, tmp_path, begin, word):
     space = write_space(tmp_path, trials=6, epochs=8)
     cluster = ray.get_runtime_context().gcs_address
-    process = begin("stopped", "--space", str(space), "--address", cluster)
+    within = ["--time-budget", "800"] if word == signal.SIGINT else []  # which has not ended the search: 130, not 0
+    process = begin("stopped", "--space", str(space), "--address", cluster, *within)
     run = tmp_path / "stopped"
     wait_until(lambda: reported(run) >= 1, process)
     process.send_signal(word)

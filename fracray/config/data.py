@@ -80,6 +80,13 @@ class SplitConfig(Section):
         description="with protocol kfold, train one model for each fold except test, validate each on its fold, report "
         "their mean and keep the first model; takes folds - 1 times as long",
     )
+    repeats: int = Field(
+        1,
+        ge=1,
+        le=20,
+        description="with cross_validate, how often the images outside the test fold are dealt into folds, differently "
+        "each time, 1 to 20; a trial is judged by the mean over all of them, and takes so many times as long",
+    )
     budget: int | None = Field(
         None,
         ge=2,
@@ -141,6 +148,8 @@ class SplitConfig(Section):
             raise ValueError(f"there is no fold {self.fold}; with folds = {self.folds} it is 0 to {self.folds - 1}")
         if self.cross_validate and (self.protocol != "kfold" or self.file is not None):
             raise ValueError("cross_validate needs protocol kfold and no file")
+        if self.repeats > 1 and not self.cross_validate:
+            raise ValueError("repeats needs cross_validate: true")
         if self.hold_out is not None and self.protocol not in AXES:
             raise ValueError(f"hold_out is for the protocols {', '.join(AXES)}; to add a held-out set use shifts")
         named = [axis for axis, _ in self.held_out]
@@ -173,7 +182,17 @@ class SplitConfig(Section):
     @property
     def rotations(self) -> int:
         """Number of divisions that a trial trains on, one model for each."""
-        return self.folds - 1 if self.cross_validate else 1
+        return self.repeats * (self.folds - 1) if self.cross_validate else 1
+
+    @property
+    def rotations_in_words(self) -> str:
+        """What the metrics of a cross-validated trial are the mean over."""
+        return f"{self.folds - 1} folds" + (f", dealt {self.repeats} times" if self.repeats > 1 else "")
+
+    def fold_of(self, rotation: int) -> int:
+        """The number of the fold that is val in a rotation; folds that are dealt anew have numbers of their own."""
+        repeat, turn = divmod(rotation, self.folds - 1)
+        return repeat * self.folds + (self.fold + 1 + turn) % self.folds
 
     @property
     def training_budget(self) -> int | None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from fracray.data.loading.shards import Shards
+from fracray.runtime.memory import keep_freed_memory
 from fracray.training.backbones import FRACTURE_CNN
 from fracray.training.card import AS_TRAINED
 from fracray.training.checkpoint import Checkpoint
@@ -78,6 +79,7 @@ def looking_network(checkpoint: Checkpoint) -> Callable[[np.ndarray], tuple[np.n
 
 
 def _on_device(checkpoint: Checkpoint) -> tuple[Classifier | Ensemble, torch.device]:
+    keep_freed_memory()
     device = pick_device()
     model = checkpoint.model.to(device)
     if checkpoint.metadata.config.train.channels_last:

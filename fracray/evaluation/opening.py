@@ -27,6 +27,7 @@ from fracray.runtime.storage import Folder, errors_name
 from fracray.training.card import CheckpointMetadata
 from fracray.training.checkpoint import Checkpoint, copy_checkpoint, load_checkpoint, verify
 
+PREFIX, LOCKED = "fracray-checkpoint-", ".locked"  # a copy's folder, and the file that says that its command locked it
 COPIES, PAUSE_SECONDS = 3, 0.1  # attempts to copy a checkpoint that is replaced meanwhile, and the wait between them
 
 
@@ -65,7 +66,8 @@ def _named(location: str) -> Folder:
 
 @contextmanager
 def _copy_of(folder: Folder) -> Iterator[Path]:
-    with interrupts.careful(), tempfile.TemporaryDirectory(prefix="fracray-") as scratch, _kept(Path(scratch)):
+    _remove_left()
+    with interrupts.careful(), tempfile.TemporaryDirectory(prefix=PREFIX) as scratch, _kept(Path(scratch)):
         copy = Path(scratch) / (folder.name.strip(".") or "checkpoint")  # never `..`, which leads out of it
         with errors_name(folder.location, copy):
             _fetch(folder, copy)
@@ -104,9 +106,22 @@ def _kept(folder: Path) -> Iterator[None]:
     try:
         with suppress(OSError):  # a disk without locks
             fcntl.flock(opened, fcntl.LOCK_EX)
+            (folder / LOCKED).touch()
         yield
     finally:
         os.close(opened)
+
+
+def _remove_left() -> None:
+    """Remove the copies of commands that were killed: those that were locked, and that nobody holds any more."""
+    for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{LOCKED}"):
+        with suppress(OSError):  # another user's, or removed meanwhile
+            opened = os.open(left.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left.parent, ignore_errors=True)
+            finally:
+                os.close(opened)
 
 
 def paths_to_open(data: str | None, location: str, metadata: CheckpointMetadata) -> dict[str, str | None]:

@@ -20,7 +20,6 @@ from fracray.prediction.familiar import Familiar
 from fracray.prediction.inputs import Picture
 from fracray.prediction.reading import Batch, Decoder, Sender, unpack_checkpoint
 from fracray.prediction.scoring import PLACE, SCORED, SHOWN, Asked, Scorer
-from fracray.runtime.memory import keep_freed_memory
 from fracray.runtime.ray_data import few_processes
 from fracray.runtime.resources import alone, here, present
 from fracray.training.checkpoint import load_checkpoint, read_seen
@@ -36,7 +35,6 @@ class _Score:
     """An actor that holds the network of a checkpoint folder, and takes decoded pictures."""
 
     def __init__(self, folder: Path, sender: Any, asked: Asked) -> None:
-        keep_freed_memory()
         if sender is None:
             self._scorer = Scorer(load_checkpoint(folder), asked)
             return

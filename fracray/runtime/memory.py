@@ -3,7 +3,7 @@
 import ctypes
 from contextlib import suppress
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
 def keep_freed_memory() -> None:
@@ -15,5 +15,5 @@ def keep_freed_memory() -> None:
     """
     with suppress(OSError, AttributeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the largest value it accepts
+        mallopt(_M_MMAP_MAX, 0)  # by a threshold, which is 32 MiB at most, larger blocks would still be given back
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

@@ -34,7 +34,7 @@ def write_doubtful(own: Folder, prepared: Prepared, found: Outcome, console: Con
         listed = list_doubtful(prepared.manifest, held)
         own.write(LIST, listed.csv())
         models = (
-            f"{found.winner.name}, {counted(held['fold'].nunique(), 'fold')}, {counted(len(found.seeds), 'seed')}: "
+            f"{found.winner.name}, {prepared.config.split.rotations_in_words}, {counted(len(found.seeds), 'seed')}: "
             "the mean logit of the models that were not trained on an image, calibrated on other groups of its fold; "
             "the epoch was chosen on all folds together"
         )
@@ -52,9 +52,11 @@ def held_out(trained: list[Folder]) -> pd.DataFrame:
     """Columns image_id, fold and probability: of trainings that differ in their seed, each image once.
 
     The logit is the mean over the trainings, of the model that was not trained on the image's fold. It is calibrated
-    within the fold, on images of other groups, so that no probability has seen its own label.
+    within the fold, on images of other groups, so that no probability has seen its own label. Where the folds were dealt
+    several times, the probability is the mean over the folds that an image was in, and the fold is the first of them.
     RunError where a training of an older version kept no predictions of its folds.
     """
+    place = ["image_id", "fold"]
     tables = []
     for folder in trained:
         table = read_folds(folder)
@@ -62,14 +64,15 @@ def held_out(trained: list[Folder]) -> pd.DataFrame:
             raise RunError(
                 f"{folder} has no {FOLDS}: it was trained by an older version of fracray; refit another copy of the run"
             )
-        tables.append(table.set_index("image_id"))
+        tables.append(table.set_index(place))
     first = tables[0]
     logits = reduce(np.add, (table["logit"].reindex(first.index).to_numpy(np.float64) for table in tables))
     found = first.assign(logit=logits / len(tables), probability=np.nan)
     for _, rows in found.groupby("fold"):
         told = cross_fitted(rows["label"].to_numpy(), rows["logit"].to_numpy(), rows["group"].to_numpy())
         found.loc[rows.index, "probability"] = told
-    return found.reset_index()[["image_id", "fold", "probability"]]
+    of_images = found.reset_index().groupby("image_id", sort=False)
+    return of_images.agg({"fold": "first", "probability": "mean"}).reset_index()
 
 
 def _line(listed: Doubtful, own: Folder) -> str:

@@ -87,7 +87,7 @@ def summarise(
         )
     console.print("\nbest configuration:")
     console.print(config_table(space, best.leaves))
-    over = f", each the mean over {space.config.data.split.rotations} folds" if crossed else ""
+    over = f", each the mean over {space.config.data.split.rotations_in_words}" if crossed else ""
     _say_gains(console, best.number, gains, over)
     if gains:
         _say_unequal(console, rows[0], best)
@@ -99,7 +99,7 @@ def summarise(
         console.print(_front_table(space, [rows[number] for number in front]) if front else "no trial is on it")
     if len(space.dimensions) > 1 and len(space.metrics) == 1:
         _say_importances(console, found, full)
-    folds = f", the mean over {space.config.data.split.rotations} folds; counts are of the first" if crossed else ""
+    folds = f", the mean over {space.config.data.split.rotations_in_words}; counts are of the first" if crossed else ""
     console.print(f"{best.name} on validation{folds}:")
     say_validation(console, prepared, best.history[-1].best, space.config.train.operating_point)
     keep_efficiency(run, tracker, console)

@@ -226,7 +226,8 @@ class TrialRunner:
     def _held_out(self, report: EpochReport) -> pd.DataFrame:
         """Every image of a fold's 'val' with the logit of that fold's model, which was not trained on it.
 
-        Columns image_id, group, label, fold (its number in the split) and logit; no image is in two folds.
+        Columns image_id, group, label, fold (`SplitConfig.fold_of`) and logit; no image is in two folds that were dealt
+        at once.
         """
         table, split, parts = self._job.table, self.config.data.split, []
         for number, (seen, cells) in enumerate(zip(report.folds, self._job.rotations, strict=True)):
@@ -235,7 +236,7 @@ class TrialRunner:
             columns = {name: rows[name].to_numpy() for name in ("image_id", "group")}
             columns |= {"label": seen.labels[inside].astype(np.int8)}
             columns |= {
-                "fold": np.full(len(rows), (split.fold + 1 + number) % split.folds),
+                "fold": np.full(len(rows), split.fold_of(number)),
                 "logit": seen.logits[inside],
             }
             parts.append(pd.DataFrame(columns))

@@ -1,8 +1,12 @@
 """A checkpoint is opened as it was at one moment, however often a training replaces it."""
 
+import contextlib
 import dataclasses
 import shutil
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -71,6 +75,38 @@ def test_a_copy_stays_as_it_is_and_holds_only_the_checkpoint(best):
             "config.json", "model.safetensors", "val_predictions.parquet"
         ]  # fmt: skip
     assert not folder.exists()
+
+
+HOLD = """
+import sys
+from fracray.evaluation.opening import checkpoint_folder
+with checkpoint_folder(sys.argv[1]) as folder:
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_the_copy_of_a_command_that_was_killed_goes_with_the_next_one_and_no_other(best, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    strange = tmp_path / "temporary/fracray-checkpoint-strange"  # nobody locked it: it may be about to be used
+    strange.mkdir()
+    with contextlib.ExitStack() as held:
+        killed, alive = (
+            held.enter_context(subprocess.Popen(
+                [sys.executable, "-c", HOLD, best], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )) for _ in range(2)
+        )
+        copies = [Path(one.stdout.readline().strip()) for one in (killed, alive)]
+        killed.kill()
+        killed.wait()
+        assert all((copy / "config.json").exists() for copy in copies)
+        with checkpoint_folder(str(best)):
+            assert not copies[0].parent.exists()
+            assert verify(copies[1]).threshold == 0.4
+        alive.communicate("")
+    assert list((tmp_path / "temporary").iterdir()) == [strange]
 
 
 def test_an_ensemble_is_copied_with_its_members(best, tmp_path):

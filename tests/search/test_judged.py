@@ -59,6 +59,20 @@ def test_a_search_over_folds_tells_its_gain_with_an_interval(tmp_path):
     assert [len(np.unique(one.threshold[one.folds == k])) for k in range(1, FOLD + 1)] == [1] * FOLD
 
 
+def test_the_interval_of_folds_dealt_twice_leaves_out_a_group_with_all_that_was_said_of_it(tmp_path):
+    run = Folder(tmp_path)
+    rows = {number: trained(run, number, strength, number) for number, strength in ((0, 0.6), (3, 1.6))}
+    space = SearchSpace(CONFIG, (), "space.yaml")
+    once = fold_gains(run, space, rows, rows[3])
+    for number in rows:  # a second dealing whose models say the same: nothing new is known
+        table = read_folds(trial_folder(run, number))
+        with trial_folder(run, number).building(FOLDS) as path:
+            pd.concat([table, table.assign(fold=table["fold"] + 5)]).to_parquet(path, index=False)
+    twice = fold_gains(run, space, rows, rows[3])
+    for name, gain in once.items():
+        assert (twice[name].value, twice[name].low, twice[name].high) == pytest.approx((gain.value, gain.low, gain.high))
+
+
 def test_where_the_folds_are_not_kept_or_the_metric_is_of_other_images_there_is_no_interval(tmp_path):
     run = Folder(tmp_path)
     rows = {number: trained(run, number, 1.0, number) for number in (0, 3)}

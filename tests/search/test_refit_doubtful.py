@@ -41,6 +41,21 @@ def test_probabilities_are_of_the_mean_logit_calibrated_within_the_fold_on_other
         np.testing.assert_allclose(mine["probability"], expected, atol=1e-6)
 
 
+def test_where_folds_were_dealt_twice_an_image_has_the_mean_of_both_probabilities(tmp_path):
+    once = kept(tmp_path / "s1", 1)
+    anew = once.assign(fold=6 + np.arange(80) % 8 // 4, logit=-once["logit"].to_numpy())
+    both = pd.concat([once, anew]).reset_index()
+    (tmp_path / "both").mkdir()
+    both.to_parquet(tmp_path / "both" / FOLDS, index=False)
+    found = held_out([Folder(tmp_path / "both")]).set_index("image_id")
+    assert list(found.index) == list(once.index) and (found["fold"] == once["fold"]).all()
+    means = np.zeros(80)
+    for _, rows in both.groupby("fold"):
+        told = cross_fitted(rows["label"], rows["logit"], rows["group"])
+        means[found.index.get_indexer(rows["image_id"])] += told / 2
+    np.testing.assert_allclose(found["probability"], means, atol=1e-6)
+
+
 def test_a_training_without_them_is_named_and_the_refit_goes_on(tmp_path, capsys):
     (tmp_path / "trials/t0003-seed1").mkdir(parents=True)
     with pytest.raises(RunError, match=r"t0003-seed1 has no folds\.parquet"):

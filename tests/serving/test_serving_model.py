@@ -1,14 +1,20 @@
 """The network's process: a batch that its threads share out, and one that is taken as a whole."""
 
+import asyncio
+
 import pytest
 import torch
 from drawn_fracatlas import jpeg, picture
 from served import SIZE, tiny_checkpoint
 
+from fracray.errors import RunError
 from fracray.prediction.familiar import Familiar
 from fracray.prediction.scoring import Scorer
 from fracray.serving.decoding import Reader
+from fracray.serving.engine import Engine, Plan, Upload
+from fracray.serving.limits import Limits
 from fracray.serving.model import Model
+from fracray.training.checkpoint import read_metadata
 
 COUNT = 7
 
@@ -74,3 +80,28 @@ def test_pictures_with_and_without_a_heatmap_in_one_batch(checkpoint, batches):
     rows = model.rows(batches, wanted)
     assert ["heatmap" in row for row in rows] == wanted
     assert [row["path"] for row in rows] == [f"{at}.jpg" for at in range(COUNT)]
+
+
+def test_a_picture_on_which_the_network_fails_leaves_the_others_of_its_request_their_rows(checkpoint, monkeypatch):
+    uploads = [Upload(f"{at}.jpg", jpeg(picture(at))) for at in range(4)]
+
+    async def ask():
+        engine = Engine(checkpoint, read_metadata(checkpoint).config, Plan(wait=0.5), Limits(), 0.9)
+        await engine.start()
+        call = engine._models.call
+
+        async def failing(name, *arguments):
+            if name == "rows" and any(b["path"][0] == "2.jpg" and not b["error"][0] for b in arguments[0]):
+                raise RunError("ValueError: no memory for it")
+            return await call(name, *arguments)
+
+        monkeypatch.setattr(engine._models, "call", failing)
+        try:
+            return await engine.rows(uploads, False)
+        finally:
+            engine.stop()
+
+    rows = asyncio.run(ask())
+    assert [row["path"] for row in rows] == [upload.name for upload in uploads]
+    assert [row["error"] for row in rows] == ["", "", "the network failed on it: no memory for it", ""]
+    assert [row["logit"] is None for row in rows] == [False, False, True, False]

@@ -46,7 +46,8 @@ def assign_splits(manifest: Manifest, config: SplitConfig, rotation: int = 0) ->
     'blocks' does not join blocks that share a duplicate, and takes a small folder for a block: images whose duplicates
     or patient are in two parts are left out of the part that comes first in train, val, test.
     'kfold' makes `config.folds` equal parts: `config.fold` is test, the next one val (or, by `rotation`, one of the
-    others), the rest train.
+    others), the rest train. Rotations beyond the others deal all but the test fold into folds anew, each time with
+    another seed.
     Where blocks of file numbers stand for patients, the images of a part that are next to a later part (in train, val,
     test) are left out of it: `guard.in_guard_band`.
 
@@ -213,8 +214,16 @@ def _deal(
     counts = np.zeros((len(named), 4))
     np.add.at(counts, (member, strata), 1)
     if config.protocol == "kfold":
-        fold = deal_groups(counts, np.full((config.folds, 1), 1 / config.folds) * counts.sum(0), rng)
-        part = np.where(fold == config.fold, 2, np.where(fold == (config.fold + 1 + rotation) % config.folds, 1, 0))
+        fold = _deal_folds(counts, config.folds, rng)
+        test = fold == config.fold
+        repeat, turn = divmod(rotation, config.folds - 1)
+        if repeat:  # the test fold stays, or trials would be compared on what another one is tested on
+            val = np.zeros(len(named), bool)
+            anew = np.random.default_rng([config.seed, repeat])
+            val[~test] = _deal_folds(counts[~test], config.folds - 1, anew) == turn
+        else:
+            val = fold == (config.fold + 1 + turn) % config.folds
+        part = np.where(test, 2, np.where(val, 1, 0))
         return part[member], np.array([config.folds - 2, 1, 1]) / config.folds * len(label)
     shares = _shares(config)
     spread = np.bincount(strata[~(mostly & shifted)], minlength=4)
@@ -222,6 +231,11 @@ def _deal(
     late = shares * [0, 1, 1] / shares[1:].sum()
     wanted = shares[:, None] * spread + late[:, None] * gathered
     return deal_groups(counts, wanted, rng)[member], wanted.sum(1)
+
+
+def _deal_folds(counts: np.ndarray, folds: int, rng: np.random.Generator) -> np.ndarray:
+    """The fold of each group, (g,), by their counts (g, strata)."""
+    return deal_groups(counts, np.full((folds, 1), 1 / folds) * counts.sum(0), rng)
 
 
 # ---------------------------------------------------------------- sets

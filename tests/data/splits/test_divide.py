@@ -36,6 +36,7 @@ def assert_same(one, other):
         (SplitConfig(**BLOCK), True),
         (SplitConfig(**BLOCK), False),
         (SplitConfig(**BLOCK, protocol="kfold", folds=4, cross_validate=True), True),
+        (SplitConfig(**BLOCK, protocol="kfold", folds=3, cross_validate=True, repeats=7), True),
         (SplitConfig(**BLOCK, protocol="severity", shifts=("exposure",)), True),
         (SplitConfig(block=5, protocol="view"), True),
     ],
@@ -50,6 +51,24 @@ def test_a_cached_split_is_read_unchanged_and_needs_only_the_columns_of_its_key(
     computed = divide(bare, config, parts, tmp_path / "bare")
     assert [path.name for path in (tmp_path / "bare" / "divisions").iterdir()] == [kept.name]
     assert_same(computed, replace(first, manifest=replace(manifest, table=first.manifest.table[list(bare.table)])))
+
+
+def test_folds_that_are_dealt_anew_hold_each_image_out_once_a_time_and_leave_the_test_fold(manifest, tmp_path):
+    config = SplitConfig(block=5, guard=0, protocol="kfold", folds=4, fold=2, cross_validate=True, repeats=3)
+    found = divide(manifest, config, True, tmp_path)
+    once = divide(manifest, config.model_copy(update={"repeats": 1}), True, tmp_path)
+    assert len(found.rotations) == config.rotations == 9
+    assert all(np.array_equal(a, b) for a, b in zip(found.rotations[:3], once.rotations, strict=True))
+    used = found.manifest.used
+    for cells in found.rotations:
+        assert np.array_equal(cells == "test", found.rotations[0] == "test")
+        parts = pd.DataFrame({"group": used["group"].to_numpy(), "part": cells})
+        assert (parts.groupby("group")["part"].nunique() == 1).all()
+        assert used["label"][cells == "val"].nunique() == used["label"][cells == "train"].nunique() == 2
+    times = [np.stack(found.rotations[at : at + 3]) for at in (0, 3, 6)]
+    assert all(((one == "val").sum(0) == (one[0] != "test")).all() for one in times)
+    held = [{frozenset(np.flatnonzero(cells == "val")) for cells in one} for one in times]
+    assert not held[0] & held[1] and not held[0] & held[2] and not held[1] & held[2]
 
 
 @pytest.mark.parametrize(

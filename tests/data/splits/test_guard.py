@@ -188,9 +188,10 @@ def test_a_duplicate_of_an_image_in_the_band_goes_with_it():
     assert [n for n in range(1000) if again[n] != lost[n]] == [copy]
 
 
-def test_each_model_of_a_cross_validation_has_a_guard_of_its_own(tmp_path):
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_each_model_of_a_cross_validation_has_a_guard_of_its_own(tmp_path, repeats):
     manifest = listed()
-    config = SplitConfig(protocol="kfold", folds=4, cross_validate=True)
+    config = SplitConfig(protocol="kfold", folds=4, cross_validate=True, repeats=repeats)
     split = divide(manifest, config, True, tmp_path)
     near, tests = close(manifest.used, 5), set()
     for cells in (*split.rotations, *divide(manifest, config, True, tmp_path).rotations):  # computed, and read again
@@ -198,7 +199,7 @@ def test_each_model_of_a_cross_validation_has_a_guard_of_its_own(tmp_path):
         for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
             assert not (near & (part == one)[:, None] & (part == other)).any()
         tests.add("".join(np.where(part == "test", "x", " ")))
-    assert len(split.rotations) == 3
+    assert len(split.rotations) == 3 * repeats
     assert len(tests) == 1
 
 
