@@ -38,6 +38,8 @@ def write_doubtful(own: Folder, prepared: Prepared, found: Outcome, console: Con
             "the mean logit of the models that were not trained on an image, calibrated on other groups of its fold; "
             "the epoch was chosen on all folds together"
         )
+        if prepared.config.split.repeats > 1:
+            models += "; the probability is the mean over the dealings, whose folds are numbered on"
         own.write(PAGE, doubtful_page(listed, prepared.manifest, prepared.origin, models))
         console.print(_line(listed, own), soft_wrap=True)
     except Exception as error:
@@ -52,7 +54,7 @@ def held_out(trained: list[Folder]) -> pd.DataFrame:
     """Columns image_id, fold and probability: of trainings that differ in their seed, each image once.
 
     The logit is the mean over the trainings, of the model that was not trained on the image's fold. It is calibrated
-    within the fold, on images of other groups, so that no probability has seen its own label. Where the folds were dealt
+    within the fold, on images of other groups, so that no probability has seen its own label. Where folds were dealt
     several times, the probability is the mean over the folds that an image was in, and the fold is the first of them.
     RunError where a training of an older version kept no predictions of its folds.
     """

@@ -94,9 +94,12 @@ def test_the_copy_of_a_command_that_was_killed_goes_with_the_next_one_and_no_oth
     strange.mkdir()
     with contextlib.ExitStack() as held:
         killed, alive = (
-            held.enter_context(subprocess.Popen(
-                [sys.executable, "-c", HOLD, best], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            )) for _ in range(2)
+            held.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", HOLD, best], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                )
+            )
+            for _ in range(2)
         )
         copies = [Path(one.stdout.readline().strip()) for one in (killed, alive)]
         killed.kill()

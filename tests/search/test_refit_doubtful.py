@@ -48,7 +48,8 @@ def test_where_folds_were_dealt_twice_an_image_has_the_mean_of_both_probabilitie
     (tmp_path / "both").mkdir()
     both.to_parquet(tmp_path / "both" / FOLDS, index=False)
     found = held_out([Folder(tmp_path / "both")]).set_index("image_id")
-    assert list(found.index) == list(once.index) and (found["fold"] == once["fold"]).all()
+    assert list(found.index) == list(once.index)
+    assert (found["fold"] == once["fold"]).all()
     means = np.zeros(80)
     for _, rows in both.groupby("fold"):
         told = cross_fitted(rows["label"], rows["logit"], rows["group"])

@@ -25,6 +25,8 @@ _TOLERANCE = 2.0
 # A group with more than this share of held-out images is kept out of train, where most of it would be unused.
 _MOSTLY = 0.8
 
+_DEALINGS = 50  # attempts to deal folds anew in another way
+
 FEW = 10  # images of a class below which a set is called small
 
 
@@ -85,7 +87,7 @@ def assign_splits(manifest: Manifest, config: SplitConfig, rotation: int = 0) ->
         part = deal_rows(label, _shares(config), rng)
         wanted = _shares(config) * len(label)
     else:
-        part, wanted = _deal(label, group, held, config, rotation, rng)
+        part, wanted = _deal(label, group, held, config, rotation, rng, where)
     unused = np.where((part == 0) & _shifted(held, label), "held_out", "").astype(object)
     if config.protocol == "blocks":
         part = _leave_out(part, _divided_ties(used, part), "tied", unused)
@@ -203,6 +205,7 @@ def _deal(
     config: SplitConfig,
     rotation: int,
     rng: np.random.Generator,
+    where: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The part of each image, groups kept together, and the wanted sizes of the parts: (n,) and (3,)."""
     named, member = np.unique(group, return_inverse=True)
@@ -217,10 +220,9 @@ def _deal(
         fold = _deal_folds(counts, config.folds, rng)
         test = fold == config.fold
         repeat, turn = divmod(rotation, config.folds - 1)
-        if repeat:  # the test fold stays, or trials would be compared on what another one is tested on
-            val = np.zeros(len(named), bool)
-            anew = np.random.default_rng([config.seed, repeat])
-            val[~test] = _deal_folds(counts[~test], config.folds - 1, anew) == turn
+        if repeat:
+            fold[~test] = _deal_anew(counts[~test], fold[~test], config, repeat, where)
+            val = ~test & (fold == turn)
         else:
             val = fold == (config.fold + 1 + turn) % config.folds
         part = np.where(test, 2, np.where(val, 1, 0))
@@ -233,9 +235,35 @@ def _deal(
     return deal_groups(counts, wanted, rng)[member], wanted.sum(1)
 
 
-def _deal_folds(counts: np.ndarray, folds: int, rng: np.random.Generator) -> np.ndarray:
+def _deal_folds(counts: np.ndarray, folds: int, rng: np.random.Generator, tries: int | None = None) -> np.ndarray:
     """The fold of each group, (g,), by their counts (g, strata)."""
-    return deal_groups(counts, np.full((folds, 1), 1 / folds) * counts.sum(0), rng)
+    return deal_groups(counts, np.full((folds, 1), 1 / folds) * counts.sum(0), rng, tries)
+
+
+def _deal_anew(counts: np.ndarray, first: np.ndarray, config: SplitConfig, repeat: int, where: str) -> np.ndarray:
+    """The folds, 0 to folds - 2, of the groups outside the test fold when they are dealt again for the repeat-th time.
+
+    No dealing equals the first one or one before. The best of many tries would: few groups have few good dealings.
+    """
+    known, fold = {_dealing(first)}, first
+    for time in range(1, repeat + 1):
+        for attempt in range(_DEALINGS):
+            rng = np.random.default_rng([config.seed, time, attempt])
+            fold = _deal_folds(counts, config.folds - 1, rng, tries=1 if attempt else 3)
+            if _dealing(fold) not in known:
+                break
+        else:
+            raise InputError(
+                f"{where}: {counted(len(first), 'group')} outside the test fold cannot be dealt into "
+                f"{config.folds - 1} folds in {config.repeats} different ways; lower data.split.repeats to {time}"
+            )
+        known.add(_dealing(fold))
+    return fold
+
+
+def _dealing(fold: np.ndarray) -> bytes:
+    """Which groups are together, whatever the numbers of their folds."""
+    return bytes(pd.factorize(fold)[0].tobytes())
 
 
 # ---------------------------------------------------------------- sets

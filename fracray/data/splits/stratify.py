@@ -18,17 +18,20 @@ def deal_rows(label: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -
     return part
 
 
-def deal_groups(counts: np.ndarray, wanted: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The part of each group: the best of many seeded greedy assignments, improved by moving single groups.
+def deal_groups(
+    counts: np.ndarray, wanted: np.ndarray, rng: np.random.Generator, tries: int | None = None
+) -> np.ndarray:
+    """The part of each group: the best of `tries` seeded greedy assignments, improved by moving single groups.
 
-    counts: images per group and stratum; wanted: per part and stratum. The cost of an assignment is its chi-square: the
-    squared differences between the images of each stratum in each part and the wanted ones, over the wanted ones.
-    Groups are assigned in random order, larger ones earlier, each to the part that lowers the cost most.
+    counts: images per group and stratum; wanted: per part and stratum; tries: None for many, fewer for more groups.
+    The cost of an assignment is its chi-square: the squared differences between the images of each stratum in each part
+    and the wanted ones, over the wanted ones. Groups are assigned in random order, larger ones earlier, each to the part
+    that lowers the cost most.
     """
     wanted = np.maximum(wanted, 0.5)  # avoids division by zero in an empty stratum
     size = counts.sum(1)
     best, best_cost = np.zeros(len(counts), dtype=np.int64), np.inf
-    for _ in range(int(np.clip(3_000 // len(counts), 3, 30))):
+    for _ in range(tries or int(np.clip(3_000 // len(counts), 3, 30))):
         order = np.argsort(-size * rng.uniform(0.25, 1.0, len(size)), kind="stable")
         part = _greedy(counts, wanted, order)
         cost = _chi_square(counts, part, wanted)

@@ -68,7 +68,24 @@ def test_folds_that_are_dealt_anew_hold_each_image_out_once_a_time_and_leave_the
     times = [np.stack(found.rotations[at : at + 3]) for at in (0, 3, 6)]
     assert all(((one == "val").sum(0) == (one[0] != "test")).all() for one in times)
     held = [{frozenset(np.flatnonzero(cells == "val")) for cells in one} for one in times]
-    assert not held[0] & held[1] and not held[0] & held[2] and not held[1] & held[2]
+    assert len(set.union(*held)) == 9
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("groups", [9, 12])
+def test_few_groups_are_dealt_in_another_way_each_time_or_not_at_all(manifest, tmp_path, groups, seed):
+    few = replace(manifest, table=manifest.table.assign(patient=[f"p{n % groups}" for n in range(len(manifest.table))]))
+    config = SplitConfig(protocol="kfold", folds=3, cross_validate=True, repeats=6, seed=seed)
+    found = divide(few, config, True, tmp_path).rotations
+    ways = [{frozenset(np.flatnonzero(cells == "val")) for cells in found[at : at + 2]} for at in range(0, 12, 2)]
+    assert all(ways.count(way) == 1 for way in ways)
+
+
+def test_folds_that_cannot_be_dealt_so_often_are_refused(manifest, tmp_path):
+    few = replace(manifest, table=manifest.table.assign(patient=[f"p{n % 4}" for n in range(len(manifest.table))]))
+    config = SplitConfig(protocol="kfold", folds=4, cross_validate=True, repeats=3)
+    with pytest.raises(InputError, match=r"3 groups outside the test fold .* lower data\.split\.repeats to 1"):
+        divide(few, config, True, tmp_path)
 
 
 @pytest.mark.parametrize(
