@@ -25,8 +25,8 @@ def deal_groups(
 
     counts: images per group and stratum; wanted: per part and stratum; tries: None for many, fewer for more groups.
     The cost of an assignment is its chi-square: the squared differences between the images of each stratum in each part
-    and the wanted ones, over the wanted ones. Groups are assigned in random order, larger ones earlier, each to the part
-    that lowers the cost most.
+    and the wanted ones, over the wanted ones. Groups are assigned in random order, larger ones earlier, each to the
+    part that lowers the cost most.
     """
     wanted = np.maximum(wanted, 0.5)  # avoids division by zero in an empty stratum
     size = counts.sum(1)
