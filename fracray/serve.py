@@ -195,8 +195,8 @@ def _run(args: argparse.Namespace, folder: Path, port: socket, guard: Guard) -> 
 
     console.print(f"starting the network of {args.checkpoint}", soft_wrap=True)
     with _service(args, folder, metadata.config, limits, f"fracray-{gethostname()}-{number}") as (service, where):
-        run(service, port, guard, limits, started)
-    console.print("stopped; all that was asked is answered")
+        ended = run(service, port, guard, limits, started)
+    console.print(f"stopped; {ended}", soft_wrap=True)
 
 
 @contextmanager
