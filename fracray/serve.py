@@ -233,14 +233,13 @@ def _service(
 
 def _plan(args: argparse.Namespace) -> Plan:
     """On CPUs one process of the network, whose threads share out its batches: see docs/serve.md."""
-    import torch
+    from fracray.serving.engine import Plan, gpus_seen
 
-    from fracray.serving.engine import Plan
-
+    gpus = gpus_seen()
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = args.workers or max(1, torch.cuda.device_count())
+    workers = args.workers or max(1, len(gpus))
     threads = max(1, cpus // workers)
-    return Plan(workers, threads, args.decoders or cpus, args.batch, args.wait / 1000)
+    return Plan(workers, threads, args.decoders or cpus, args.batch, args.wait / 1000, gpus)
 
 
 if __name__ == "__main__":
