@@ -25,7 +25,7 @@ class Deployment:
 
 
 def deployments(cluster: ClusterFile) -> list[Deployment]:
-    """Those of fracray's applications in the file, as the file says, or else as `fracray.serving.service` makes them."""
+    """Those of fracray's applications in the file, as the file says, or else as `serving.service` makes them."""
     found = []
     for place, application in applications(cluster):
         listed = {
