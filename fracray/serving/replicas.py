@@ -137,6 +137,14 @@ def deployment(cpus: int, gpus: float, limits: Limits, **more: Any) -> serve.Dep
     )
 
 
+def application_name(host: str, port: int) -> str:
+    """The name of the application of the server that listens there, on this machine of the cluster.
+
+    No other server that runs has it. One that was killed leaves its replicas under it, for the next one to replace.
+    """
+    return f"fracray-{ray.util.get_node_ip_address()}-{host}-{port}".replace(":", "-")  # Ray Serve's names have colons
+
+
 class Replicas:
     """As `Engine`, of the replicas of an application that runs. name: the application's; handle: of its replicas."""
 

@@ -32,6 +32,7 @@ def open_port(host: str, port: int) -> socket.socket:
         opened = socket.socket(family, kind, protocol)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind(address)
+        opened.listen()  # a second server on this port is refused now, and not once its network has started
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             why = f"--port {port}: another program uses it; choose another one"
