@@ -121,13 +121,14 @@ def _open(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Folde
 
 def _how_to_continue(args: argparse.Namespace, run: Folder) -> str:
     """What to type after an interruption: the plan has --top, --seeds and --folds, but not what becomes of it."""
-    from fracray.runtime.run_folder import REFIT, refit_command
+    from fracray.runtime.run_folder import REFIT, refit_command, typed_options
     from fracray.search.refit import PLAN
 
     if not run.sub(REFIT).exists(PLAN):
         return "give the same command again"
     members = "" if args.members == MEMBERS[0] else f" --members {args.members}"
-    return f"continue with: {refit_command(run)}{members} --resume"
+    options = typed_options(**{flag: getattr(args, flag) for flag in (*FLAGS, "address")})
+    return f"continue with: {refit_command(run)}{members} --resume{options}"
 
 
 # ---------------------------------------------------------------- the steps

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from socket import gethostname
 from typing import TYPE_CHECKING
 
 from fracray.errors import InputError, run_verb
@@ -194,16 +193,16 @@ def _run(args: argparse.Namespace, folder: Path, port: socket, guard: Guard) -> 
         )
 
     console.print(f"starting the network of {args.checkpoint}", soft_wrap=True)
-    with _service(args, folder, metadata.config, limits, f"fracray-{gethostname()}-{number}") as (service, where):
-        run(service, port, guard, limits, started)
-    console.print("stopped; all that was asked is answered")
+    with _service(args, folder, metadata.config, limits, (host, number)) as (service, where):
+        ended = run(service, port, guard, limits, started)
+    console.print(f"stopped; {ended}", soft_wrap=True)
 
 
 @contextmanager
 def _service(
-    args: argparse.Namespace, folder: Path, config: Config, limits: Limits, name: str
+    args: argparse.Namespace, folder: Path, config: Config, limits: Limits, listens: tuple[str, int]
 ) -> Iterator[tuple[Service, str]]:
-    """What predicts, and where in words; on Ray under this name."""
+    """What predicts, and where in words. listens: the address and port of this server."""
     from fracray.runtime.console import counted
 
     if not args.ray:
@@ -219,7 +218,7 @@ def _service(
     with connect(args.address):
         from fracray.runtime.resources import gpus_for
         from fracray.serving.engine import Plan
-        from fracray.serving.replicas import OwnReplicas, spread
+        from fracray.serving.replicas import OwnReplicas, application_name, spread
 
         cpus, workers = args.decoders or 1, args.workers or 1
         found = spread(args.replicas, cpus, gpus_for(1, args.gpus_per_replica, cpus))
@@ -228,19 +227,19 @@ def _service(
             f"{found.least} to {counted(found.most, 'replica')} on Ray, each with {counted(found.cpus, 'CPU')} and "
             f"{found.gpus:g} GPUs"
         )
+        name = application_name(*listens)
         yield OwnReplicas(folder, plan, limits, args.coverage, found, name, bool(args.address)), where
 
 
 def _plan(args: argparse.Namespace) -> Plan:
     """On CPUs one process of the network, whose threads share out its batches: see docs/serve.md."""
-    import torch
+    from fracray.serving.engine import Plan, gpus_seen
 
-    from fracray.serving.engine import Plan
-
+    gpus = gpus_seen()
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = args.workers or max(1, torch.cuda.device_count())
+    workers = args.workers or max(1, len(gpus))
     threads = max(1, cpus // workers)
-    return Plan(workers, threads, args.decoders or cpus, args.batch, args.wait / 1000)
+    return Plan(workers, threads, args.decoders or cpus, args.batch, args.wait / 1000, gpus)
 
 
 if __name__ == "__main__":

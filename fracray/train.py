@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are
     from fracray.training.steps import Reached
 
 TRIAL = 0  # a training is a run of one trial
+WORKERS = "1"  # by default
 ANSWER_SECONDS = 2.0  # for the actor that knows how far the training is: the command must not wait for it
 
 # ---------------------------------------------------------------- the command
@@ -41,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     cli.add_argument("--config", metavar="FILE", help="a config tree in YAML (a run's config.yaml), or a checkpoint")
     cli.add_argument(
         "--workers",
-        default="1",
+        default=WORKERS,
         metavar="N[-M]",
         help="processes that train together (default %(default)s); with 2-4 as many as there is room for, from two to "
         "four, as machines come and go",
@@ -168,10 +169,24 @@ def _with_direction(config: Config, leaves: Mapping[str, Any]) -> Config:
 
 def _hold(args: argparse.Namespace, run: Folder, held: ExitStack) -> None:
     """Keep other commands out of the run, and say how to continue it after Ctrl-C, as long as this one lasts."""
-    from fracray.runtime.run_folder import how_to_continue, open_for_work
+    from fracray.runtime.run_folder import open_for_work
 
-    held.enter_context(remedy(lambda: how_to_continue("train", args.storage, run)))
+    held.enter_context(remedy(lambda: _how_to_continue(args, run)))
     held.enter_context(open_for_work(run, args.storage, args.resume))
+
+
+def _how_to_continue(args: argparse.Namespace, run: Folder) -> str:
+    from fracray.runtime.run_folder import how_to_continue
+
+    return how_to_continue(
+        "train",
+        args.storage,
+        run,
+        workers=None if args.workers == WORKERS else args.workers,
+        cpus_per_worker=args.cpus_per_worker,
+        gpus_per_worker=args.gpus_per_worker,
+        address=args.address,
+    )
 
 
 # ---------------------------------------------------------------- the training
@@ -193,7 +208,7 @@ def _train(args: argparse.Namespace, config: Config, run: Folder, least: int, mo
         require_seen,
         trials_at_once,
     )
-    from fracray.runtime.run_folder import BEST, how_to_continue, next_steps, say_changed, trial_folder, trial_name
+    from fracray.runtime.run_folder import BEST, next_steps, say_changed, trial_folder, trial_name
     from fracray.runtime.storage import Folder
     from fracray.tracking.live import LiveLog
     from fracray.training.epochs import read_epochs
@@ -205,7 +220,7 @@ def _train(args: argparse.Namespace, config: Config, run: Folder, least: int, mo
     if args.resume:
         say_changed(console, run)
     say_phantom(console, config)
-    with connect(args.address, lambda: how_to_continue("train", args.storage, run)):
+    with connect(args.address, lambda: _how_to_continue(args, run)):
         gather(lambda words: console.print(words, soft_wrap=True))
         each = _resources(args, least, most)
         refuse_shared_gpu(most, each.gpus)

@@ -171,10 +171,16 @@ def _resume(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Fol
 
 def _hold(args: argparse.Namespace, run: Folder, held: ExitStack) -> None:
     """Keep other commands out of the run, and say how to continue it after Ctrl-C, as long as this one lasts."""
-    from fracray.runtime.run_folder import how_to_continue, open_for_work
+    from fracray.runtime.run_folder import open_for_work
 
-    held.enter_context(remedy(lambda: how_to_continue("tune", args.storage, run)))
+    held.enter_context(remedy(lambda: _how_to_continue(args, run)))
     held.enter_context(open_for_work(run, args.storage, args.resume))
+
+
+def _how_to_continue(args: argparse.Namespace, run: Folder) -> str:
+    from fracray.runtime.run_folder import how_to_continue
+
+    return how_to_continue("tune", args.storage, run, address=args.address)
 
 
 def _leaves(args: argparse.Namespace) -> dict[str, Any]:
@@ -223,7 +229,7 @@ def _search_and_summarise(
     from fracray.runtime.imports import wait_for_imports
     from fracray.runtime.ray_session import connect
     from fracray.runtime.resources import gather, present, require_seen
-    from fracray.runtime.run_folder import OVERRIDES, how_to_continue, say_changed
+    from fracray.runtime.run_folder import OVERRIDES, say_changed
     from fracray.runtime.storage import Folder
     from fracray.runtime.timeline import COMMAND, START, Stretch
     from fracray.search.imports import FIRST, preload
@@ -234,7 +240,7 @@ def _search_and_summarise(
     console = new_console()
     if args.resume:
         say_changed(console, run)
-    with connect(args.address, lambda: how_to_continue("tune", args.storage, run), FIRST, preload(space.config)):
+    with connect(args.address, lambda: _how_to_continue(args, run), FIRST, preload(space.config)):
         from fracray.data.prepare import prepare
         from fracray.data.report import say_phantom, say_prepared
         from fracray.search.auto import resolved
@@ -271,7 +277,7 @@ def _search_and_summarise(
         leave_report(run, prepared.manifest, console)
     if not (finished and refitted):
         what = "search" if not finished else "refit"
-        words = f"the {what} is not finished; {how_to_continue('tune', args.storage, run)}"
+        words = f"the {what} is not finished; {_how_to_continue(args, run)}"
         if not over:
             raise KeyboardInterrupt(words)
         console.print(f"\n{words}", soft_wrap=True)

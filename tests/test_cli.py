@@ -21,6 +21,7 @@ from fracray.data import __main__ as data
 from fracray.errors import InputError, RunError, run_verb
 from fracray.metrics import Calibration
 from fracray.runtime.console import new_console
+from fracray.runtime.storage import Folder
 from fracray.training.checkpoint import CheckpointMetadata, save_checkpoint
 from fracray.training.model import build_model
 
@@ -46,6 +47,24 @@ def test_every_end_has_its_exit_code_and_one_line(capsys, raised, code, words):
 
     assert run_verb(verb, ["a", "--b"]) == code
     assert capsys.readouterr().err == words
+
+
+@pytest.mark.parametrize(
+    ("verb", "words", "again"),
+    [
+        (train, "--epochs 8", ""),
+        (train, "--workers 2-4 --cpus-per-worker 2.5 --address head:6379", None),
+        (tune, "--trials 9 --gpus-per-trial 0.25 --address head:6379", " --address head:6379"),  # it keeps the others
+        (refit, "RUN", ""),
+        (refit, "RUN --gpus-per-trial 0.25 --address head:6379", " --gpus-per-trial 0.25 --address head:6379"),
+    ],
+)
+def test_a_run_continues_with_the_workers_and_on_the_cluster_that_it_had(verb, words, again, tmp_path):
+    run = Folder(tmp_path)
+    run.write("config.yaml", b"{}")
+    run.write("refit/refit.json", b"{}")
+    said = verb._how_to_continue(verb.parser().parse_args(words.split()), run)
+    assert said.endswith(" --resume" + (f" {words}" if again is None else again))
 
 
 def test_a_mistake_of_ours_keeps_its_traceback():

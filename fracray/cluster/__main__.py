@@ -153,7 +153,7 @@ def _need(args: argparse.Namespace, cluster: ClusterFile) -> WorkerResources:
 
 
 def _print_deployments(console: "Console", cluster: ClusterFile) -> None:
-    from fracray.cluster.checks_serve import deployments
+    from fracray.cluster.deployments import deployments
     from fracray.runtime.console import new_table
 
     table = new_table("deployment", "replicas at least", "at most", "CPUs", "GPUs")

@@ -11,7 +11,7 @@ from importlib import metadata
 from itertools import chain
 from pathlib import Path
 
-from fracray.cluster.checks_kuberay import kuberay_problems
+from fracray.cluster.checks_kuberay import kuberay_problems, kuberay_warnings
 from fracray.cluster.checks_ray_up import file_mounts, ray_up_problems, ray_up_warnings
 from fracray.cluster.checks_serve import serve_problems, serve_warnings
 from fracray.cluster.checks_slurm import slurm_problems
@@ -66,9 +66,14 @@ def problems(cluster: ClusterFile, need: WorkerResources | None, storage: str | 
 
 def warnings(cluster: ClusterFile) -> list[str]:
     """What is valid but may not be intended, each as `FILE:LINE: warning: ...`."""
+    of_kind: list[Iterable[str]] = []
+    if cluster.kind == RAY_UP:
+        of_kind.append(ray_up_warnings(cluster))
+    if cluster.kind in KUBERAY:
+        of_kind.append(kuberay_warnings(cluster))
     if cluster.kind in SERVICES:
-        return list(serve_warnings(cluster))
-    return list(ray_up_warnings(cluster)) if cluster.kind == RAY_UP else []
+        of_kind.append(serve_warnings(cluster))
+    return list(chain(*of_kind))
 
 
 def storage_problems(cluster: ClusterFile, storage: str | None) -> Iterator[str]:

@@ -22,6 +22,37 @@ def kuberay_problems(cluster: ClusterFile) -> Iterator[str]:
             yield f"{where}: with {key}, others than Ray's pods can reach them; remove it"
     if cluster.kind == "RayJob":
         yield from _promised(cluster)
+        yield from _ends(cluster)
+
+
+def kuberay_warnings(cluster: ClusterFile) -> Iterator[str]:
+    """Pods that are never started; and in a cluster that stays, those that cost money while nothing runs."""
+    file, spec = cluster.file, kuberay_spec(cluster.file)
+    workers = [node for node in cluster.nodes if not node.head]
+    for at, (group, node) in enumerate(zip(spec.get("workerGroupSpecs") or [], workers, strict=True)):
+        place = (*KUBERAY[cluster.kind], "workerGroupSpecs", str(at))
+        most = (group or {}).get("maxReplicas")
+        if not spec.get("enableInTreeAutoscaling") and isinstance(most, int) and most > node.most:
+            yield (
+                f"{file.where(*place, 'maxReplicas')}: warning: {node.name} has {node.most} pods and never more: "
+                "enableInTreeAutoscaling is off; set it to true"
+            )
+        if cluster.kind == "RayCluster" and node.least:
+            yield (
+                f"{file.where(*place, 'minReplicas')}: warning: {node.least} of {node.name} cost money until `kubectl "
+                "delete`; with enableInTreeAutoscaling: true and minReplicas: 0 they stop"
+            )
+
+
+def _ends(cluster: ClusterFile) -> Iterator[str]:
+    """Whether the pods of a RayJob end with its search, and whether the search ends at all."""
+    file = cluster.file
+    spec = file.tree.get("spec") or {}
+    if not spec.get("shutdownAfterJobFinishes") and not spec.get("deletionStrategy"):
+        where = file.where("spec", "shutdownAfterJobFinishes")
+        yield f"{where}: the pods cost money after the search has ended; set shutdownAfterJobFinishes: true"
+    if "activeDeadlineSeconds" not in spec:
+        yield f"{file.where('spec')}: activeDeadlineSeconds is missing: the limit of what the job can cost"
 
 
 def _promised(cluster: ClusterFile) -> Iterator[str]:

@@ -23,6 +23,7 @@ SECRET_PATH = re.compile(
     re.I,
 )
 SPOT_FIRST = "fracray.cluster.aws_spot.SpotFirst"  # only named: it needs boto3, and a check does not
+KEEPING = ("aws", "azure")  # Ray's providers that only stop a machine, unless the file says otherwise
 # What a node type of AWS must set, and what Ray or AWS does without it.
 AWS = {
     "SecurityGroupIds": "Ray would create a group whose SSH port is open to the world",
@@ -48,9 +49,16 @@ def ray_up_problems(cluster: ClusterFile) -> Iterator[str]:
 
 
 def ray_up_warnings(cluster: ClusterFile) -> Iterator[str]:
-    """Nodes that cost money while nothing runs."""
-    if _provider(cluster.file).get("type") == "local":
+    """Nodes that cost money while nothing runs, and those that do after `ray down`."""
+    provider = _provider(cluster.file)
+    if provider.get("type") == "local":
         return
+    keeps = provider.get("type") in KEEPING or provider.get("module") == SPOT_FIRST
+    if provider.get("cache_stopped_nodes", keeps):
+        yield (
+            f"{cluster.file.where('provider', 'cache_stopped_nodes')}: warning: `ray down` only stops the machines, "
+            "and their disks cost money until you delete them; set cache_stopped_nodes: false"
+        )
     for node in cluster.nodes:
         if node.least and not node.head:
             where = cluster.file.where("available_node_types", node.name, "min_workers")

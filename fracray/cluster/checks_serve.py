@@ -5,12 +5,22 @@ Ray Serve itself ignores keys that it does not know, and tells of a wrong value 
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from fracray.cluster.deployments import (
+    HTTP,
+    REPLICA,
+    Place,
+    applications,
+    at_place,
+    deployments,
+    fitting,
+    number,
+    room_problems,
+)
 from fracray.cluster.files import SERVE, SERVICES, ClusterFile
 from fracray.errors import InputError, nearest
 from fracray.runtime.locations import refuse_secret
@@ -18,55 +28,13 @@ from fracray.runtime.yaml_lines import ParsedFile
 from fracray.serving.settings import ServiceSettings
 
 BUILDER = "fracray.serving.service:build"
-HTTP, REPLICA = "http", "replica"  # the deployments that it makes
-Place = tuple[str, ...]
 DEPLOYMENT: Place = ("applications", "*", "deployments", "*")
 SCALING: Place = (*DEPLOYMENT, "autoscaling_config")
-ENDS = ("min_replicas", "max_replicas")
-AUTO_MOST = 100  # replicas that Ray Serve starts at most for `num_replicas: auto`, where the file does not say
-
-
-@dataclass(frozen=True)
-class Deployment:
-    """How many replicas of a deployment there are, and the CPUs and GPUs of each. place: its path in the file."""
-
-    name: str
-    place: Place
-    least: int
-    most: int
-    cpus: float
-    gpus: float
-
-
-def deployments(cluster: ClusterFile) -> list[Deployment]:
-    """Those of fracray's applications in the file, as the file says, or else as `BUILDER` makes them."""
-    found = []
-    for place, application in _applications(cluster):
-        listed = {
-            one.get("name"): ((*place, "deployments", str(at)), one)
-            for at, one in enumerate(application.get("deployments") or [])
-            if one
-        }
-        for name, cpus in ((HTTP, 1), (REPLICA, (application.get("args") or {}).get("decoders", 1))):
-            where, given = listed.get(name, (place, {}))
-            options = given.get("ray_actor_options") or {"num_cpus": cpus}
-            scaled, count = given.get("autoscaling_config") or {}, given.get("num_replicas", 1)
-            ends = {"min_replicas": 1, "max_replicas": AUTO_MOST} if count == "auto" else dict.fromkeys(ENDS, count)
-            least, most = (
-                value if isinstance(value, int) else 1 for value in (scaled.get(key, ends[key]) for key in ENDS)
-            )
-            amounts = (options.get(key, default) or 0 for key, default in (("num_cpus", 1), ("num_gpus", 0)))
-            found.append(Deployment(name, where, least, most, *map(_number, amounts)))
-    return found
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def serve_problems(cluster: ClusterFile) -> Iterator[str]:
     file, root = cluster.file, SERVICES[cluster.kind]
-    config = _at(file.tree, root)
+    config = at_place(file.tree, root)
     if not config:
         yield f"{file.where(*root)}: serveConfigV2 is missing: what is served; see cluster/rayservice.yaml"
         return
@@ -77,7 +45,7 @@ def serve_problems(cluster: ClusterFile) -> Iterator[str]:
         yield f"{file.where(*root, 'applications')}: nothing is served: applications is empty; see cluster/serve.yaml"
     for at, application in enumerate(config.get("applications") or []):
         yield from _application(file, (*root, "applications", str(at)), application or {})
-    yield from _room(cluster)
+    yield from room_problems(cluster)
     if cluster.kind != SERVE:
         yield from _mounted(cluster)
 
@@ -86,7 +54,7 @@ def serve_warnings(cluster: ClusterFile) -> Iterator[str]:
     """A log that keeps something of a request; more replicas than the nodes can hold, which would wait for ever."""
     yield from _logged(cluster)
     for one in deployments(cluster) if cluster.nodes else ():
-        if one.least <= (room := _fitting(cluster, one)) < one.most and one.name == REPLICA:
+        if one.least <= (room := fitting(cluster, one)) < one.most and one.name == REPLICA:
             where = cluster.file.where(*one.place)
             yield f"{where}: warning: all nodes together can hold {room:g} of at most {one.most} replicas"
 
@@ -100,8 +68,8 @@ def _logged(cluster: ClusterFile) -> Iterator[str]:
     """
     file, root = cluster.file, SERVICES[cluster.kind]
     model, name = _schemas()[("logging_config",)], "logging_config"
-    given: list[tuple[Place, Any]] = [(root, (_at(file.tree, root) or {}).get(name) or {})]
-    for place, application in _applications(cluster):
+    given: list[tuple[Place, Any]] = [(root, (at_place(file.tree, root) or {}).get(name) or {})]
+    for place, application in applications(cluster):
         for at, one in enumerate(application.get("deployments") or []):
             if (one or {}).get(name) is not None:
                 given.append(((*place, "deployments", str(at)), one[name]))
@@ -116,20 +84,6 @@ def _logged(cluster: ClusterFile) -> Iterator[str]:
                 "that a client or a proxy has given it, which may name a patient; set logging_config: {log_level: "
                 "ERROR, enable_access_log: false}"
             )
-
-
-def _applications(cluster: ClusterFile) -> Iterator[tuple[Place, dict[str, Any]]]:
-    """fracray's applications in the file, each with its path."""
-    root = SERVICES[cluster.kind]
-    for at, application in enumerate((_at(cluster.file.tree, root) or {}).get("applications") or []):
-        if str((application or {}).get("import_path", "")).startswith("fracray"):
-            yield (*root, "applications", str(at)), application
-
-
-def _at(tree: Any, path: Place) -> Any:
-    for key in path:
-        tree = (tree or {}).get(key)
-    return tree
 
 
 # ---------------------------------------------------------------- Ray Serve's own schema
@@ -224,7 +178,7 @@ def _http(cluster: ClusterFile, root: Place, options: Mapping[str, Any]) -> Iter
         where = file.where(*root, "http_options", "host")
         yield f"{where}: the Kubernetes service does not reach {options['host']}; set host: 0.0.0.0"
     head = ("spec", "rayClusterConfig", "headGroupSpec", "template", "spec", "containers")
-    containers = _at(file.tree, head) or [{}]
+    containers = at_place(file.tree, head) or [{}]
     ports = (containers[0] or {}).get("ports") or []
     named = {str(port.get("name")): port.get("containerPort") for port in ports if isinstance(port, dict)}
     if port is not None and named.get("serve") != port:
@@ -283,14 +237,14 @@ def _places(file: ParsedFile, place: Place, args: Mapping[str, Any]) -> Iterator
 def _mounted(cluster: ClusterFile) -> Iterator[str]:
     """Whether each pod of a RayService has the token, whose file a Kubernetes secret is mounted to."""
     spec = ("spec", "rayClusterConfig")
-    tree = _at(cluster.file.tree, spec) or {}
+    tree = at_place(cluster.file.tree, spec) or {}
     groups: list[tuple[Place, Any]] = [((*spec, "headGroupSpec"), tree.get("headGroupSpec"))]
     for at, group in enumerate(tree.get("workerGroupSpecs") or []):
         groups.append(((*spec, "workerGroupSpecs", str(at)), group))
-    for _, application in _applications(cluster):
+    for _, application in applications(cluster):
         token = str((application.get("args") or {}).get("token_file") or "")
         for place, group in groups if token else ():
-            containers = _at(group, ("template", "spec", "containers")) or []
+            containers = at_place(group, ("template", "spec", "containers")) or []
             mounts = [mount for one in containers for mount in (one or {}).get("volumeMounts") or []]
             paths = [str(mount.get("mountPath")) for mount in mounts if isinstance(mount, dict)]
             if not any(PurePosixPath(token).is_relative_to(path) for path in paths):
@@ -309,36 +263,10 @@ def _deployment(file: ParsedFile, place: Place, given: Mapping[str, Any], args: 
         where = file.where(*place, "autoscaling_config", "min_replicas")
         yield f"{where}: without a replica the service answers 503 and none is started; keep at least 1"
     options, decoders = given.get("ray_actor_options") or {}, args.get("decoders", 1)
-    if _number(gpus := options.get("num_gpus")) > 1:
+    if number(gpus := options.get("num_gpus")) > 1:
         where = file.where(*place, "ray_actor_options", "num_gpus")
         yield f"{where}: num_gpus {gpus:g}: a replica uses one GPU; give a share of one, from 0 to 1"
-    cpus = _number(options.get("num_cpus", 1))  # what Ray Serve takes where options are given without it
+    cpus = number(options.get("num_cpus", 1))  # what Ray Serve takes where options are given without it
     if options and isinstance(decoders, int) and cpus < decoders:
         where = file.where(*place, "ray_actor_options", "num_cpus")
         yield f"{where}: a replica reserves {cpus:g} CPU(s) for {decoders} decoders; reserve one for each"
-
-
-def _room(cluster: ClusterFile) -> Iterator[str]:
-    """Whether the nodes can hold the smallest number of replicas."""
-    for one in deployments(cluster) if cluster.nodes else ():
-        where, room = cluster.file.where(*one.place), _fitting(cluster, one)
-        gpus = f" and {one.gpus:g} GPU(s)" if one.gpus else ""
-        needs = f"a replica of {one.name} needs {one.cpus:g} CPU(s){gpus}"
-        if room >= one.least:
-            continue
-        if one.gpus and not any(node.most and (node.gpus is None or node.gpus) for node in cluster.nodes):
-            yield f"{where}: {needs}, and no node has a GPU; add one, or use no GPUs"
-        else:
-            yield (
-                f"{where}: {needs}, and all nodes together can hold {room:g} of {one.least}; allow more or larger "
-                "nodes, or reduce what a replica needs"
-            )
-
-
-def _fitting(cluster: ClusterFile, one: Deployment) -> float:
-    """How many replicas of a deployment fit all nodes at their largest number."""
-    from fracray.runtime.resources import WorkerResources
-
-    need = WorkerResources(1, one.cpus, one.gpus)
-    nodes = cluster.at_full_size(lambda node: node.workers(need))
-    return sum(node.most * node.workers(need) for node in nodes if node.most) if one.cpus or one.gpus else one.most

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from fracray.cluster.files import ClusterFile
 from fracray.cluster.slurm import COMMANDS, LATE, OPTIONS
 
+UNLIMITED = re.compile(r"unlimited|infinite|-1|[0:-]*", re.I)  # times that are none for Slurm
+
 
 def slurm_problems(cluster: ClusterFile) -> Iterator[str]:
     file, options, commands = cluster.file, cluster.file.tree[OPTIONS], cluster.file.tree[COMMANDS]
@@ -22,6 +24,9 @@ def slurm_problems(cluster: ClusterFile) -> Iterator[str]:
         yield f"{where}: --ntasks-per-node is {tasks or 'missing'}: Ray must start once on each node; set it to 1"
     if "time" not in options:
         yield f"{file.where(OPTIONS)}: --time is missing: the limit of what the job can cost"
+    elif UNLIMITED.fullmatch(options["time"]):
+        where = file.where(OPTIONS, "time")
+        yield f"{where}: --time={options['time']} is no limit of what the job can cost; give one, such as 08:00:00"
     if not any(re.search(r"\bray (symmetric-run|start)\b", command) for command in commands):
         yield f"{file.origin}: starts no Ray: no command is `ray symmetric-run` or `ray start`; see cluster/slurm.sh"
     if bash := shutil.which("bash"):

@@ -173,14 +173,17 @@ def _kuberay(file: ParsedFile) -> ClusterFile:
             for name, limit in (("num-cpus", "cpu"), ("num-gpus", "nvidia.com/gpu"))
         )
         replicas = _count(group.get("replicas"), 1)
+        least, most = _count(group.get("minReplicas"), replicas), _count(group.get("maxReplicas"), replicas)
+        if not spec.get("enableInTreeAutoscaling"):  # nothing starts or stops pods
+            least = most = min(max(replicas, least), most)
         nodes.append(
             NodeType(
                 "head" if head else str(group.get("groupName", "workers")),
                 file.where(*place),
                 None if cpus is None else _quantity(cpus),
                 _quantity(gpus or 0),
-                1 if head else _count(group.get("minReplicas"), replicas),
-                1 if head else _count(group.get("maxReplicas"), replicas),
+                1 if head else least,
+                1 if head else most,
                 head,
             )
         )

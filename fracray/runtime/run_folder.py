@@ -201,12 +201,21 @@ def say_changed(console: "Console", run: Folder) -> None:
             )
 
 
-def how_to_continue(verb: str, storage: str, run: Folder) -> str:
-    """What to type after `verb` was interrupted in this run."""
+def how_to_continue(verb: str, storage: str, run: Folder, **options: str | float | None) -> str:
+    """What to type after `verb` was interrupted in this run; options: of the command, which the run does not keep."""
     if not run.exists(CONFIG):
         return "give the same command again"
     where = "" if storage == "runs" else f" --storage {shlex.quote(storage)}"
-    return f"continue with: {_typed(verb)} --name {shlex.quote(run.name)}{where} --resume"
+    return f"continue with: {_typed(verb)} --name {shlex.quote(run.name)}{where} --resume{typed_options(**options)}"
+
+
+def typed_options(**options: str | float | None) -> str:
+    """These options of a command as they are typed, each after a space; None was not given."""
+    if options.get("address") == "auto" and CLUSTER_FILE in os.environ:
+        del options["address"]  # `submit` gives it
+    given = {name.replace("_", "-"): value for name, value in options.items() if value is not None}
+    words = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in given.items()}
+    return "".join(f" --{name} {shlex.quote(word)}" for name, word in words.items())
 
 
 def refit_command(run: Folder) -> str:

@@ -5,10 +5,13 @@ Knows no HTTP. The same for the server on one machine and for a replica of Ray S
 
 import asyncio
 import functools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+import torch
 
 from fracray.config import Config
 from fracray.data.images.dicom_header import Header
@@ -26,6 +29,8 @@ from fracray.serving.model import Model
 from fracray.serving.processes import LostError, Pool
 from fracray.training.checkpoint import read_seen
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
 
 @dataclass(frozen=True)
 class Upload:
@@ -37,14 +42,23 @@ class Upload:
 
 @dataclass(frozen=True)
 class Plan:
-    """How the work is spread: model processes with so many threads each, decoder processes, pictures of a pass, and
-    the seconds that a picture waits for others."""
+    """How the work is spread: model processes with so many threads each, decoder processes, pictures of a pass, the
+    seconds that a picture waits for others, and the GPUs that the model processes take in turn, by the names of
+    `gpus_seen`; without any they use the CPU."""
 
     workers: int = 1
     threads: int = 1
     decoders: int = 1
     batch: int = 32
     wait: float = 0.005
+    gpus: tuple[str, ...] = ()
+
+
+def gpus_seen() -> tuple[str, ...]:
+    """The GPUs that this process sees, by the names that CUDA_VISIBLE_DEVICES has for them."""
+    count = torch.cuda.device_count()
+    named = os.environ.get(VISIBLE)
+    return tuple(map(str, range(count))) if named is None else tuple(named.split(",")[:count])
 
 
 class Service(Protocol):
@@ -69,7 +83,10 @@ class Engine:
         data = config.data
         self._reader = functools.partial(Reader, data.size, data.crop, limits.pixels, Familiar.of(read_seen(folder)))
         self._decoders = Pool(self._reader, plan.decoders, limits.seconds, quiet=True)
-        self._models = Pool(functools.partial(Model, folder, plan.threads, coverage), plan.workers, limits.seconds)
+        model = functools.partial(Model, folder, plan.threads, coverage)
+        # Each process sees the one GPU that it uses, or none.
+        seen = [{VISIBLE: name} for name in plan.gpus or ("",)]
+        self._models = Pool(model, plan.workers, limits.seconds, environments=seen)
         self._plan, self._decoding = plan, 0
         self._batcher: Batcher | None = None
         self.counters = Counters()

@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import pickle
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any
@@ -25,10 +25,13 @@ class LostError(Exception):
 
 
 class Worker:
-    """One process that holds what `make` returns, and does one call at a time. `make` must be picklable."""
+    """One process that holds what `make` returns, and does one call at a time. `make` must be picklable.
 
-    def __init__(self, make: Callable[[], Any], quiet: bool) -> None:
-        self._make, self._quiet = make, quiet
+    environment: variables that are set before it is called.
+    """
+
+    def __init__(self, make: Callable[[], Any], quiet: bool, environment: Mapping[str, str]) -> None:
+        self._make, self._quiet, self._environment = make, quiet, dict(environment)
         self._process: Any = None
         self._pipe: Connection | None = None
 
@@ -36,7 +39,9 @@ class Worker:
         """Start the process and wait until it is ready; InputError and RunError as `make`, or LostError."""
         spawn = multiprocessing.get_context("spawn")  # a fork would copy threads of this process half
         self._pipe, theirs = spawn.Pipe()
-        self._process = spawn.Process(target=_work, args=(theirs, self._make, self._quiet), daemon=True)
+        self._process = spawn.Process(
+            target=_work, args=(theirs, self._make, self._quiet, self._environment), daemon=True
+        )
         self._process.start()
         theirs.close()  # so that its end is noticed
         self._answer(STARTS_WITHIN)
@@ -89,12 +94,13 @@ class Worker:
             self._pipe = None
 
 
-def _work(pipe: Connection, make: Callable[[], Any], quiet: bool) -> None:
+def _work(pipe: Connection, make: Callable[[], Any], quiet: bool, environment: Mapping[str, str]) -> None:
     """The process: answer calls until the other end of the pipe closes, as it does however the server ends."""
     for signum in (signal.SIGINT, signal.SIGTERM):  # a terminal sends Ctrl-C to all; the server ends this process
         signal.signal(signum, signal.SIG_IGN)
     if quiet:  # decoders' libraries print what is odd about a file
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    os.environ.update(environment)
     try:
         served = make()
     except (InputError, RunError) as error:
@@ -112,10 +118,18 @@ def _work(pipe: Connection, make: Callable[[], Any], quiet: bool) -> None:
 
 
 class Pool:
-    """Several equal processes behind one event loop. seconds: that a call may take."""
+    """Several equal processes behind one event loop. seconds: that a call may take; environments: variables, which the
+    processes get in turn."""
 
-    def __init__(self, make: Callable[[], Any], count: int, seconds: float, quiet: bool = False) -> None:
-        self._workers = [Worker(make, quiet) for _ in range(count)]
+    def __init__(
+        self,
+        make: Callable[[], Any],
+        count: int,
+        seconds: float,
+        quiet: bool = False,
+        environments: Sequence[Mapping[str, str]] = ({},),
+    ) -> None:
+        self._workers = [Worker(make, quiet, environments[at % len(environments)]) for at in range(count)]
         self.seconds = seconds
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="fracray-call")
         self._idle: asyncio.Queue[Worker] = asyncio.Queue()

@@ -11,7 +11,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from fracray.prediction.scoring import hash_of
 from fracray.runtime.resources import alone, here, machines
 from fracray.serving.census import Census
 from fracray.serving.counters import Counters
-from fracray.serving.engine import Engine, Plan, Upload
+from fracray.serving.engine import Engine, Plan, Upload, gpus_seen
 from fracray.serving.limits import Limits, RefusedError
 from fracray.serving.processes import STARTS_WITHIN
 from fracray.training.checkpoint import verify
@@ -85,6 +85,8 @@ class Replica:
             folder = Path(self._held.enter_context(tempfile.TemporaryDirectory()))
             unpack_checkpoint(await sender.checkpoint.remote(), folder)
         _require(known, folder, location)
+        # Ray shows a replica its GPUs, and one that has none those of the whole machine.
+        plan = replace(plan, gpus=gpus_seen() if ray.get_gpu_ids() else ())
         self._engine = Engine(folder, verify(folder).config, plan, limits, coverage)
         self._held.callback(self._engine.stop)
         await self._engine.start()
@@ -133,6 +135,14 @@ def deployment(cpus: int, gpus: float, limits: Limits, **more: Any) -> serve.Dep
         graceful_shutdown_timeout_s=limits.seconds,
         **more,
     )
+
+
+def application_name(host: str, port: int) -> str:
+    """The name of the application of the server that listens there, on this machine of the cluster.
+
+    No other server that runs has it. One that was killed leaves its replicas under it, for the next one to replace.
+    """
+    return f"fracray-{ray.util.get_node_ip_address()}-{host}-{port}".replace(":", "-")  # Ray Serve's names have colons
 
 
 class Replicas:

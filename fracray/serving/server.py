@@ -16,6 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fracray import interrupts
 from fracray.errors import InputError
+from fracray.runtime.console import counted
 from fracray.serving.app import make_app
 from fracray.serving.engine import Service
 from fracray.serving.guard import Guard
@@ -31,6 +32,7 @@ def open_port(host: str, port: int) -> socket.socket:
         opened = socket.socket(family, kind, protocol)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind(address)
+        opened.listen()  # a second server on this port is refused now, and not once its network has started
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             why = f"--port {port}: another program uses it; choose another one"
@@ -50,38 +52,39 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def run(engine: Service, port: socket.socket, guard: Guard, limits: Limits, started: Callable[[], None]) -> None:
+def run(engine: Service, port: socket.socket, guard: Guard, limits: Limits, started: Callable[[], None]) -> str:
     """Serve until SIGTERM, which ends it, or Ctrl-C, which raises KeyboardInterrupt; both after what is in work.
 
+    What needs longer than `limits.seconds` and one more is cut off. Returns, in words, whether anything was.
     InputError where the checkpoint cannot be opened. started: called once requests are answered.
     """
+    patience = int(limits.seconds) + 1
+    config = uvicorn.Config(
+        make_app(engine, guard, limits),
+        http=_protocol(limits.seconds),
+        ws="none",
+        lifespan="off",
+        log_level=logging.ERROR,
+        access_log=False,  # it would name clients
+        server_header=False,
+        timeout_graceful_shutdown=patience,
+    )
+    server = _Server(config)
+    server.said = started
     try:
-        asyncio.run(_serve(engine, port, guard, limits, started))
+        asyncio.run(_serve(engine, server, port))
     except KeyboardInterrupt:
-        if interrupts.terminated():
-            return
-        raise KeyboardInterrupt("the server is stopped; " + interrupts.AGAIN) from None
+        if not interrupts.terminated():
+            words = ("the server is stopped", server.cut_off(patience), interrupts.AGAIN)
+            raise KeyboardInterrupt("; ".join(filter(None, words))) from None
     finally:
         port.close()
+    return server.cut_off(patience) or "all that was asked is answered"
 
 
-async def _serve(
-    engine: Service, port: socket.socket, guard: Guard, limits: Limits, started: Callable[[], None]
-) -> None:
+async def _serve(engine: Service, server: "_Server", port: socket.socket) -> None:
     await engine.start()
     try:
-        config = uvicorn.Config(
-            make_app(engine, guard, limits),
-            http=_protocol(limits.seconds),
-            ws="none",
-            lifespan="off",
-            log_level=logging.ERROR,
-            access_log=False,  # it would name clients
-            server_header=False,
-            timeout_graceful_shutdown=int(limits.seconds) + 1,
-        )
-        server = _Server(config)
-        server.said = started
         await server.serve([port])
     finally:
         engine.stop()
@@ -89,10 +92,21 @@ async def _serve(
 
 class _Server(uvicorn.Server):
     said: Callable[[], None]
+    cut = 0  # requests that were in work when it stopped
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.said()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        self.cut = len(self.server_state.tasks)  # they are cancelled, and end once the loop goes on
+        if self.cut:
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # each would show its traceback
+
+    def cut_off(self, seconds: int) -> str:
+        """In words, what was cut off so long after the stop; '' where nothing was."""
+        return f"{counted(self.cut, 'request')} got no answer within {seconds} s" if self.cut else ""
 
 
 def _protocol(seconds: float) -> type[H11Protocol]:

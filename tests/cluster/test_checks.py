@@ -9,6 +9,8 @@ import yaml
 from checking import FILES, LAUNCHER, check, checked
 
 from fracray.cluster.__main__ import main
+from fracray.cluster.checks import warnings
+from fracray.cluster.files import read_cluster
 from fracray.errors import InputError, run_verb
 
 
@@ -158,6 +160,24 @@ def test_nodes_that_never_stop_are_a_warning(tmp_path, capsys):
     assert re.search(r"c\.yaml:\d+: warning: 2 of gpu cost money until", capsys.readouterr().out)
 
 
+@pytest.mark.parametrize(
+    ("provider", "warned"),
+    [
+        ({"type": "aws"}, True),
+        ({"type": "aws", "cache_stopped_nodes": False}, False),
+        ({"type": "azure"}, True),
+        ({"type": "external", "module": "fracray.cluster.aws_spot.SpotFirst"}, True),
+        ({"type": "gcp"}, False),
+        ({"type": "gcp", "cache_stopped_nodes": True}, True),
+        ({"type": "local", "cache_stopped_nodes": True}, False),
+    ],
+)
+def test_machines_whose_disks_stay_are_a_warning(provider, warned, tmp_path):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({**LAUNCHER, "provider": provider}))
+    found = warnings(read_cluster(tmp_path / "c.yaml"))
+    assert any("only stops the machines" in line for line in found) == warned
+
+
 OWN = {
     "cluster_name": "own",
     "metadata": {"storage": "s3://b/r"},
@@ -194,51 +214,6 @@ def test_a_storage_on_a_shared_mount_is_valid(tmp_path, capsys):
     assert check(tmp_path, capsys, [("metadata", shared)])[1] == []
 
 
-# ---- KubeRay
-
-KEPT = {"fracray/storage": "s3://bucket/runs"}
-
-
-@pytest.fixture
-def kuberay(filled):
-    return {name: yaml.safe_load((filled / f"{name}.yaml").read_text()) for name in ("raycluster", "rayjob")}
-
-
-@pytest.mark.parametrize("name", ["raycluster", "rayjob"])
-@pytest.mark.parametrize(
-    ("changes", "line", "words"),
-    [
-        ([("headGroupSpec/serviceType", "LoadBalancer")], "serviceType", "be reached from outside"),
-        ([("headGroupSpec/serviceType", "NodePort")], "serviceType", "be reached from outside"),
-        ([("headGroupSpec/enableIngress", True)], "enableIngress", "others than Ray's pods"),
-        ([("headGroupSpec/template/spec/hostNetwork", True)], "hostNetwork", "others than Ray's pods"),
-        ([("headGroupSpec/template/spec/containers/0/ports/1/hostPort", 80)], "hostPort", "others than Ray's"),
-        (
-            [("headGroupSpec/template/spec/containers/0/env", [{"name": "AWS_SECRET_ACCESS_KEY", "value": "x"}])],
-            "value",
-            "take it from valueFrom",
-        ),
-        ([("authOptions", None)], "pec:", "authentication is off"),
-        ([("authOptions/mode", "disabled")], "authOptions", "authentication is off"),
-        ([("rayVersion", "2.9.0")], "rayVersion", "Ray 2.9.0"),
-        ([("/metadata/annotations", {"fracray/storage": "/mnt/all/runs"})], "fracray/storage", "no shared disk"),
-        ([("/metadata/annotations", {"x": "y"})], "annotations:", "set annotations.fracray/storage"),
-        ([("/metadata/annotations", {**KEPT, "fracray/data": "atlas"})], "fracray/data", "absolute path as the head"),
-    ],
-)
-def test_a_problem_for_kuberay_is_reported_with_its_line(changes, line, words, name, kuberay, tmp_path, capsys):
-    root = "spec" if name == "raycluster" else "spec/rayClusterSpec"
-    changes = [(path[1:] if path[0] == "/" else f"{root}/{path}", value) for path, value in changes]
-    lines, (problem,) = check(tmp_path, capsys, changes, base=kuberay[name])
-    assert words in problem
-    assert line in lines[int(re.match(r"\S+\.yaml:(\d+): ", problem)[1]) - 1]
-
-
-def test_a_path_that_all_pods_see_is_valid(kuberay, tmp_path, capsys):
-    notes = {"fracray/storage": "/mnt/all/runs", "fracray/data": "/data/x", "fracray/shared": "/mnt/all, /data"}
-    assert check(tmp_path, capsys, [("metadata/annotations", notes)], base=kuberay["raycluster"])[1] == []
-
-
 # ---- Slurm
 
 
@@ -260,6 +235,8 @@ def test_a_path_that_all_pods_see_is_valid(kuberay, tmp_path, capsys):
         ("#SBATCH --gpus-per-node=1\n", "", ("--gpus-per-trial", "1"), "--nodes", "no node type has a GPU"),
         ("#SBATCH --time=08:00:00\n", "", (), "#SBATCH", "--time is missing"),
         ("--time=08:00:00", "-t 8:00:00", (), None, None),
+        ("--time=08:00:00", "--time=UNLIMITED", (), "--time", "no limit of what the job can cost"),
+        ("--time=08:00:00", "-t 0-00:00", (), "-t 0", "no limit of what the job can cost"),
         ("--ntasks-per-node=1", "--ntasks-per-node=4", (), "--ntasks-per-node", "once on each node"),
         ("--ntasks-per-node=1", "--ntask-per-node=1", (), "#SBATCH", "once on each node"),
         ("ray symmetric-run", "ray symetric-run", (), None, "starts no Ray"),

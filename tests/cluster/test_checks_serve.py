@@ -7,7 +7,7 @@ import yaml
 from checking import change, check, checked
 
 from fracray.cluster.__main__ import main
-from fracray.cluster.checks_serve import deployments
+from fracray.cluster.deployments import deployments
 from fracray.cluster.files import read_cluster
 from fracray.errors import InputError, run_verb
 
@@ -137,6 +137,29 @@ def test_replicas_that_no_node_can_hold_are_reported(filled, capsys):
     del limits["limits"]["nvidia.com/gpu"]
     _, (problem,) = checked(written(filled, "rayservice", tree, config), capsys)
     assert "a replica of replica needs 2 CPU(s) and 0.5 GPU(s), and no node has a GPU" in problem
+
+
+@pytest.mark.parametrize(
+    ("cpus", "pods", "least", "fits"),
+    [
+        ("2", 1, 1, False),  # http has no place beside the replica
+        ("3", 1, 1, True),
+        ("2", 2, 1, True),
+        ("2", 2, 2, False),
+        ("5", 1, 2, True),
+    ],
+)
+def test_the_replicas_of_all_deployments_must_fit_together(cpus, pods, least, fits, filled, capsys):
+    tree, config = service(filled, "rayservice")
+    group = tree["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
+    group["rayStartParams"]["num-cpus"] = cpus
+    group["maxReplicas"] = pods
+    config["applications"][0]["deployments"][1]["autoscaling_config"]["min_replicas"] = least
+    lines, problems = checked(written(filled, "rayservice", tree, config), capsys)
+    assert len(problems) == (not fits)
+    for problem in problems:
+        assert f"not of all of them together: 1 of http (1 CPUs, 0 GPUs), {least} of replica (2 CPUs, 0.5" in problem
+        assert "name: replica" in lines[int(re.match(r"\S+\.yaml:(\d+): ", problem)[1]) - 1]
 
 
 @pytest.mark.parametrize("name", ["serve", "rayservice"])

@@ -28,6 +28,7 @@ from fracray.runtime.run_folder import (
     stored_config,
     trial_folder,
     trial_name,
+    typed_options,
 )
 from fracray.runtime.storage import Folder
 
@@ -271,6 +272,11 @@ def test_a_run_continues_with_the_command_that_began_it(tmp_path, monkeypatch):
     monkeypatch.setenv(CLUSTER_FILE, "my cluster.yaml")
     sent = "python -m fracray.cluster submit 'my cluster.yaml' -- tune"
     assert how_to_continue("tune", str(tmp_path), run) == f"continue with: {sent} {said}"
+    again = how_to_continue("tune", str(tmp_path), run, workers="2-4", gpus_per_worker=0.0, epochs=None, address="auto")
+    assert again == f"continue with: {sent} {said} --workers 2-4 --gpus-per-worker 0"  # `submit` gives the address
+    monkeypatch.delenv(CLUSTER_FILE)
+    assert typed_options(address="auto", cpus_per_worker=2.5) == " --address auto --cpus-per-worker 2.5"
+    monkeypatch.setenv(CLUSTER_FILE, "my cluster.yaml")
     refit = "python -m fracray.cluster submit 'my cluster.yaml' -- refit"
     assert refit_command(run) == f"{refit} {tmp_path}/atlas"
 

@@ -16,6 +16,9 @@ class Fragile:
     def pid(self):
         return os.getpid()
 
+    def environment(self, name):
+        return os.environ.get(name)
+
     def die(self):
         os._exit(9)
 
@@ -54,6 +57,17 @@ def test_a_process_that_dies_or_hangs_costs_its_own_call_only():
             os.kill(third, 0)
 
     asyncio.run(work())
+
+
+def test_processes_have_the_environments_in_turn():
+    async def work():
+        pool = Pool(Fragile, 3, seconds=5.0, environments=[{"GPU_NAME": "3"}, {"GPU_NAME": "5"}])
+        await pool.start()
+        found = await asyncio.gather(*(pool.call("environment", "GPU_NAME") for _ in range(3)))
+        pool.stop()
+        return found
+
+    assert asyncio.run(work()) == ["3", "5", "3"]
 
 
 def test_what_a_process_refuses_at_its_start_is_raised_here():

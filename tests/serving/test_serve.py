@@ -25,6 +25,7 @@ from fracray.data.images.decode import decode
 from fracray.errors import InputError
 from fracray.predict import main as predict
 from fracray.serve import main
+from fracray.serving.server import open_port
 from fracray.training.checkpoint import load_checkpoint, save_checkpoint
 
 TOKEN = "0123456789abcdef0123"
@@ -354,6 +355,8 @@ def test_what_cannot_be_served_is_refused_at_once(checkpoint, tmp_path):
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "another program uses it" in refuse("--port", taken.getsockname()[1])
+    with open_port("127.0.0.1", 0) as starting:  # of a server whose network is not there yet
+        assert "another program uses it" in refuse("--port", starting.getsockname()[1])
     assert "--token-file" in refuse("--host", "0.0.0.0")
     assert "--token-file" in refuse("--host", "some-name")
     (tmp_path / "short").write_text("secret\n")

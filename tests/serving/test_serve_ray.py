@@ -9,12 +9,14 @@ import numpy as np
 import psutil
 import pydicom
 import pytest
+import ray
 from drawn_dicom import as_bytes, dataset
 from drawn_fracatlas import jpeg, picture
 from served import probability_in, served, tiny_checkpoint
 
 from fracray.errors import InputError
 from fracray.serve import main
+from fracray.serving.replicas import application_name
 
 ASKERS = 4
 WAIT = 120  # seconds, on a busy machine
@@ -147,6 +149,16 @@ def test_sigterm_ends_the_server_and_its_replicas(server):
     lines = [line for line in server.lines if "(raylet)" not in line]  # Ray's own words on the controller's death
     assert len(lines) == 3, lines  # that it starts, where it serves, that it stops
     wait(lambda: not any(one.is_running() for one in running.values()))
+
+
+def test_each_server_has_an_application_of_its_own(monkeypatch):
+    """Two machines may have one name, and a machine has several addresses with the same port each."""
+    names = []
+    for machine in ("10.0.0.5", "10.0.0.6"):
+        monkeypatch.setattr(ray.util, "get_node_ip_address", lambda machine=machine: machine)
+        names += [application_name(host, port) for host in ("127.0.0.1", "::1") for port in (8000, 8001)]
+    assert len(set(names)) == 8
+    assert not any(":" in name for name in names)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Answers of fracray.serve that nobody reads, or slowly: they count as requests, and end where nothing is taken."""
 
 import contextlib
+import signal
 import socket
 import time
 
@@ -124,3 +125,19 @@ def test_files_of_the_page_that_nobody_reads_are_ended_too(server, connect):
     with server.client() as client:
         whole = len(client.get("/viewer.js").content) * count
     assert len(rest_of(one)) < whole
+
+
+def test_a_stop_says_that_a_request_got_no_answer(server, connect, wide):
+    """The last test of this server."""
+    slow, taken = connect(), 0
+    slow.sendall(asked(server, wide[1]))
+    slow.recv(2**16)
+    server.process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(ConnectionError):
+        while part := slow.recv(2**16):
+            taken += len(part)
+            time.sleep(SECONDS / 8)
+    assert taken < 2 * SIDE**2
+    assert server.end() == 0
+    assert server.lines[-1] == f"stopped; 1 request got no answer within {SECONDS + 1:g} s\n"
+    assert not any("Traceback" in line for line in server.lines)

@@ -10,8 +10,9 @@ from served import SIZE, tiny_checkpoint
 from fracray.errors import RunError
 from fracray.prediction.familiar import Familiar
 from fracray.prediction.scoring import Scorer
+from fracray.serving import engine
 from fracray.serving.decoding import Reader
-from fracray.serving.engine import Engine, Plan, Upload
+from fracray.serving.engine import Engine, Plan, Upload, gpus_seen
 from fracray.serving.limits import Limits
 from fracray.serving.model import Model
 from fracray.training.checkpoint import read_metadata
@@ -82,24 +83,40 @@ def test_pictures_with_and_without_a_heatmap_in_one_batch(checkpoint, batches):
     assert [row["path"] for row in rows] == [f"{at}.jpg" for at in range(COUNT)]
 
 
+@pytest.mark.parametrize(
+    ("named", "count", "seen"),
+    [(None, 2, ("0", "1")), ("2,GPU-8932", 2, ("2", "GPU-8932")), ("2,9,3", 1, ("2",)), ("", 0, ()), (None, 0, ())],
+)
+def test_each_network_sees_one_gpu_in_turn_or_none(named, count, seen, checkpoint, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert gpus_seen() == seen
+    given = []
+    monkeypatch.setattr(engine, "Pool", lambda *_, environments=({},), **more: given.append(environments))
+    Engine(checkpoint, read_metadata(checkpoint).config, Plan(3, gpus=gpus_seen()), Limits(), 0.9)
+    assert given[1] == [{"CUDA_VISIBLE_DEVICES": name} for name in seen or [""]]
+
+
 def test_a_picture_on_which_the_network_fails_leaves_the_others_of_its_request_their_rows(checkpoint, monkeypatch):
     uploads = [Upload(f"{at}.jpg", jpeg(picture(at))) for at in range(4)]
 
     async def ask():
-        engine = Engine(checkpoint, read_metadata(checkpoint).config, Plan(wait=0.5), Limits(), 0.9)
-        await engine.start()
-        call = engine._models.call
+        running = Engine(checkpoint, read_metadata(checkpoint).config, Plan(wait=0.5), Limits(), 0.9)
+        await running.start()
+        call = running._models.call
 
         async def failing(name, *arguments):
             if name == "rows" and any(b["path"][0] == "2.jpg" and not b["error"][0] for b in arguments[0]):
                 raise RunError("ValueError: no memory for it")
             return await call(name, *arguments)
 
-        monkeypatch.setattr(engine._models, "call", failing)
+        monkeypatch.setattr(running._models, "call", failing)
         try:
-            return await engine.rows(uploads, False)
+            return await running.rows(uploads, False)
         finally:
-            engine.stop()
+            running.stop()
 
     rows = asyncio.run(ask())
     assert [row["path"] for row in rows] == [upload.name for upload in uploads]

@@ -193,7 +193,7 @@ def _load_and_augment(items: dict[str, np.ndarray], plan: Any, shards: "Shards")
     block = {"image": np.concatenate(images)}
     # CPU seconds of this task, spread over its rows: Ray Data may cut the block.
     for name, seconds in (("transform", transform), ("around", time.thread_time() - begun - transform)):
-        block[name] = np.full(len(block["image"]), seconds / len(block["image"]))
+        block[name] = np.full(len(block["image"]), seconds / max(1, len(block["image"])))  # a rank's part may be empty
     return block
 
 

@@ -3,6 +3,7 @@
 import gc
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,7 @@ import pytest
 from fracray.config import Config
 from fracray.data.images.letterbox import letterbox
 from fracray.data.images.square import decode
+from fracray.data.loading import streams
 from fracray.data.loading.augment import Augmenter
 from fracray.data.loading.ingest import ingest
 from fracray.data.loading.plan import make_plan
@@ -85,8 +87,6 @@ def test_order_changes_with_epoch_and_seed_alone(prepared):
 
 
 def test_a_set_of_many_shards_is_shuffled_within_windows(prepared):
-    from dataclasses import replace
-
     plan = replace(
         make_plan(make_config(), prepared.table, prepared.shards), train_rows=np.arange(100_000), shard_rows=100
     )
@@ -113,6 +113,23 @@ def test_memory_and_ray_data_give_the_same_batches(prepared, rank, balance):
             assert ours.global_count == theirs.global_count
     for ours, theirs in zip(memory.validation(), ray_data.validation(), strict=True):
         assert np.array_equal(ours.images, theirs.images)
+    memory.close()
+    ray_data.close()
+
+
+def test_a_task_of_ray_data_may_have_no_image_for_a_rank(prepared, monkeypatch):
+    """The last batch of an epoch, and of validation, has fewer images than there are workers."""
+    monkeypatch.setattr(streams, "TASK_BYTES", 1)  # a task for each step
+    plan = make_plan(make_config(batch_size=24), prepared.table, prepared.shards, 1, 2)
+    plan = replace(plan, train_rows=plan.train_rows[:25], val_rows=plan.val_rows[:1])
+    memory, ray_data = MemoryStream(plan, prepared.shards.load(), epochs=2), RayStream(plan, prepared.shards, epochs=2)
+    for epoch in (0, 1):
+        ours, theirs = drain(memory, epoch), drain(ray_data, epoch)
+        assert [len(batch.rows) for batch in ours] == [12, 0]
+        for one, other in zip(ours, theirs, strict=True):
+            assert np.array_equal(one.images, other.images)
+            assert one.images.shape == other.images.shape
+    assert [batch.images.shape for batch in ray_data.validation()] == [(0, 32, 32)]
     memory.close()
     ray_data.close()
 

@@ -109,9 +109,10 @@ def test_no_parts_are_next_to_each_other_and_every_image_has_one_fate(manifest, 
     assert ((part == before) | (part == -1)).all()
     assert set(np.unique(before[reason == "guard"])) <= {0, 1}
     kept = np.where(np.isin(reason, ("", "over_budget")), before, -1)
-    dealt = np.where(reason == "held_out", 0, before)
-    beside = (near & (kept > dealt[:, None])).any(axis=1) & (dealt >= 0)
     component = used["component"].to_numpy()
+    tied = np.isin(component, component[(before > 0) & (component != "")])  # in blocks: such were out before the guard
+    dealt = np.where((reason == "held_out") & ~tied, 0, before)
+    beside = (near & (kept > dealt[:, None])).any(axis=1) & (dealt >= 0)
     copies = np.isin(component, component[beside & (component != "")])
     wanted = (beside | copies) & (before >= 0) & (before < 2) & (config.guard_size > 0)
     assert ((reason == "guard") == wanted).all()
