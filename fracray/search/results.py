@@ -154,16 +154,17 @@ def gains_over_default(
 def fold_gains(run: Folder, space: SearchSpace, rows: Mapping[int, TrialRow], best: TrialRow) -> dict[str, Interval]:
     """The same where a metric is the mean over folds, on the images that each fold's model did not see.
 
-    Without an interval where the metric is not one of 'val', or a trial kept no predictions of its folds.
+    Without an interval where the best has not finished, where the metric is not one of 'val', or where a trial kept no
+    predictions of its folds.
     """
-    if best.number == 0 or 0 not in rows:
+    if best.number == 0 or 0 not in rows or not rows[0].state.finished:
         return {}
     point = space.config.train.operating_point
     gains, tables = {}, [read_folds(trial_folder(run, number)) for number in (best.number, 0)]
     for name in told_over_folds(space.metrics[0]):
         gains[name] = Interval(best.best(name) - rows[0].best(name), nan, nan)
         bare = fold_metric(name)
-        if bare is None or not (best.state.finished and rows[0].state.finished):
+        if bare is None or not best.state.finished:
             continue
         kept = [judged_folds(table, bare, point) for table in tables if table is not None]
         if len(kept) == len(tables):

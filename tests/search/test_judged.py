@@ -1,5 +1,6 @@
 """The gain over folds, from what cross-validated trials keep of them."""
 
+from dataclasses import replace
 from math import isnan
 
 import numpy as np
@@ -70,7 +71,9 @@ def test_the_interval_of_folds_dealt_twice_leaves_out_a_group_with_all_that_was_
             pd.concat([table, table.assign(fold=table["fold"] + 5)]).to_parquet(path, index=False)
     twice = fold_gains(run, space, rows, rows[3])
     for name, gain in once.items():
-        assert (twice[name].value, twice[name].low, twice[name].high) == pytest.approx((gain.value, gain.low, gain.high))
+        assert (twice[name].value, twice[name].low, twice[name].high) == pytest.approx(
+            (gain.value, gain.low, gain.high)
+        )
 
 
 def test_where_the_folds_are_not_kept_or_the_metric_is_of_other_images_there_is_no_interval(tmp_path):
@@ -80,6 +83,9 @@ def test_where_the_folds_are_not_kept_or_the_metric_is_of_other_images_there_is_
     (tmp_path / "trials/t0000" / FOLDS).unlink()
     assert isnan(fold_gains(run, space, rows, rows[3])["val_accuracy"].low)
     assert fold_gains(run, space, rows, rows[0]) == {}
+    # A default that failed, diverged or runs is nothing to compare with.
+    for state in (State.FAILED, State.DIVERGED, State.RUNNING):
+        assert fold_gains(run, space, {**rows, 0: replace(rows[0], state=state)}, rows[3]) == {}
     assert fold_metric("val_ece") == "ece"
     assert fold_metric("worst_val_auroc") is fold_metric("val/view_auroc") is fold_metric("val_n") is None
 
