@@ -7,6 +7,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from fracray.config import SplitConfig
 from fracray.data.baselines import Baseline
 from fracray.data.prepare import Prepared
 from fracray.data.splits.set_names import is_validation
@@ -156,10 +157,20 @@ def _value(value: float | Interval | None) -> float | None:
     return value.value if isinstance(value, Interval) else value
 
 
+def on_validation(split: SplitConfig) -> str:
+    """What the metrics of a trial are of, in words."""
+    if not split.cross_validate:
+        return "on validation"
+    return f"on validation, the mean over {split.rotations_in_words}; counts are of the first"
+
+
 def say_validation(
     console: Console, prepared: Prepared, best: Mapping[str, float], operating_point: str = "accuracy"
 ) -> None:
-    """Print the best epoch's metrics (by reported name) on 'val', and on all validation sets if there are several."""
+    """Print the best epoch's metrics (by reported name) on 'val', and on all validation sets if there are several.
+
+    prepared: with `Prepared.over_folds` where the metrics are means over folds.
+    """
     scores = by_set(best, [name for name in prepared.sets if is_validation(name)])
     console.print(scores_table(scores["val"], prepared.baselines, "val"))
     if len(scores) > 1:

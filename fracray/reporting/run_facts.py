@@ -209,9 +209,10 @@ def _of_results(subject: Subject) -> Iterator[tuple[str, str]]:
     scores = [
         f"{HEADINGS[name]} {with_interval(found.scores[name])}" for name in MAIN if not isnan(found.scores[name].value)
     ]
+    of_fold = " of the first fold" if found.card.config.data.split.cross_validate else ""
     yield (
         "performance",
-        f"On validation ({len(found.labels):,} images), by which choices were made: {', '.join(scores)}.",
+        f"On validation{of_fold} ({len(found.labels):,} images), by which choices were made: {', '.join(scores)}.",
     )
     rivals = [
         f"{one.name} accuracy {one.accuracy:.3f}" + ("" if isnan(one.auroc) else f", AUROC {one.auroc:.3f}")

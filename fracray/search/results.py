@@ -15,7 +15,7 @@ from rich.table import Table
 from fracray.data.prepare import Prepared
 from fracray.data.splits.set_names import is_validation
 from fracray.errors import RunError
-from fracray.evaluation.report import say_few_groups, say_validation
+from fracray.evaluation.report import on_validation, say_few_groups, say_validation
 from fracray.metric_names import METRICS, bare_metric, lower_is_better
 from fracray.metrics import Interval, paired_gain
 from fracray.metrics.seeds import seeded_gain
@@ -99,9 +99,8 @@ def summarise(
         console.print(_front_table(space, [rows[number] for number in front]) if front else "no trial is on it")
     if len(space.dimensions) > 1 and len(space.metrics) == 1:
         _say_importances(console, found, full)
-    folds = f", the mean over {space.config.data.split.rotations_in_words}; counts are of the first" if crossed else ""
-    console.print(f"{best.name} on validation{folds}:")
-    say_validation(console, prepared, best.history[-1].best, space.config.train.operating_point)
+    console.print(f"{best.name} {on_validation(space.config.data.split)}:")
+    say_validation(console, prepared.over_folds(), best.history[-1].best, space.config.train.operating_point)
     keep_efficiency(run, tracker, console)
     if ensemble_card(run) is not None and not refit_follows:
         console.print(
