@@ -265,24 +265,28 @@ def say_gap(console: Console, validation: Mapping[str, float], test: Mapping[str
         )
 
 
-def say_few_groups(console: Console, groups: Iterable[str], labels: Iterable[int]) -> None:
-    """Say where groups (one name per image) are too few for an interval, or for one to be relied on."""
+def say_few_groups(console: Console, groups: Iterable[str], labels: Iterable[int], where: str = "") -> None:
+    """Say where groups (one name per image) are too few for an interval, or for one to be relied on.
+
+    where: which images these are, as ' in val/device'; empty where that is clear.
+    """
     pairs = list(zip(groups, labels, strict=True))
     count = len({group for group, _ in pairs})
     if count < FEWEST_GROUPS:
-        some = "there is only one group" if count == 1 else f"there are only {count} groups"
+        some = f"there is only one group{where}" if count == 1 else f"there are only {count} groups{where}"
         console.print(f"note: {some}, and an interval needs at least {FEWEST_GROUPS}: there is none", soft_wrap=True)
         return
     for label, name, scores in ((1, "fractured", "sensitivity"), (0, "other", "specificity")):
         holding = len({group for group, mine in pairs if mine == label})
         if 0 < holding < FEWEST_OF_A_CLASS:
             console.print(
-                f"note: the {name} radiographs are all in {holding} of {count} groups, and an interval needs at least "
+                f"note: the {name} radiographs{where} are all in {holding} of {count} groups, and an interval needs at least "
                 f"{FEWEST_OF_A_CLASS}: {scores} has none, nor has what depends on both classes, such as AUROC",
                 soft_wrap=True,
             )
     if count < ROUGH_BELOW:
         console.print(
-            f"note: only {count} groups: the intervals are rough, and too narrow if a few groups are unlike all others",
+            f"note: only {count} groups{where}: the intervals are rough, and too narrow if a few groups are unlike all "
+            "others",
             soft_wrap=True,
         )

@@ -91,8 +91,7 @@ def summarise(
     _say_gains(console, best.number, gains, over)
     if gains:
         _say_unequal(console, rows[0], best)
-        inside = validated(prepared)
-        say_few_groups(console, inside["group"].to_numpy(), inside["label"].to_numpy())
+        say_few_compared(console, prepared, metric)
     if len(space.metrics) > 1:
         where = " of the trials that satisfy the constraints" if search.constraints else ""
         console.print(f"\nPareto front{where}, each trial at its best epoch in the first metric:")
@@ -121,6 +120,18 @@ def told_gains(metric: str, sets: Sequence[str]) -> list[tuple[str, str]]:
     bare = bare_metric(metric, sets)
     inside = [of for of in sets if metric == f"{of}_{bare}"] or sets
     return [(name, each) for each in (bare, *_beside(metric)) for name in inside]
+
+
+def say_few_compared(console: Console, prepared: Prepared, metric: str) -> None:
+    """Say where the images by which a gain is told are in too few groups; `metric`: the searched one."""
+    if prepared.config.split.cross_validate:
+        compared = {"val": validated(prepared)}
+    else:
+        sets = [name for name in prepared.sets if is_validation(name)]
+        compared = {name: prepared.table.iloc[prepared.rows(name)] for name, _ in told_gains(metric, sets)}
+    for name, rows in compared.items():
+        where = "" if name == "val" else f" in {name}"
+        say_few_groups(console, rows["group"].to_numpy(), rows["label"].to_numpy(), where)
 
 
 def told_over_folds(metric: str) -> tuple[str, ...]:
