@@ -280,8 +280,8 @@ def say_few_groups(console: Console, groups: Iterable[str], labels: Iterable[int
         holding = len({group for group, mine in pairs if mine == label})
         if 0 < holding < FEWEST_OF_A_CLASS:
             console.print(
-                f"note: the {name} radiographs{where} are all in {holding} of {count} groups, and an interval needs at least "
-                f"{FEWEST_OF_A_CLASS}: {scores} has none, nor has what depends on both classes, such as AUROC",
+                f"note: the {name} radiographs{where} are all in {holding} of {count} groups, and an interval needs at "
+                f"least {FEWEST_OF_A_CLASS}: {scores} has none, nor has what depends on both classes, such as AUROC",
                 soft_wrap=True,
             )
     if count < ROUGH_BELOW:

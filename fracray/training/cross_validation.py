@@ -16,8 +16,8 @@ class Folds:
     """One config trained on several divisions of the same images, one epoch on each at a time.
 
     Metrics are the means over the models, and the best epoch is the one with the best mean. The weights that are kept
-    are those of the first model; the report has the validation of each, and the first one's own metrics. All `fits` have
-    the same config, metric and mode.
+    are those of the first model; the report has the validation of each, and the first one's own metrics. All `fits`
+    have the same config, metric and mode.
     """
 
     def __init__(self, fits: Sequence[Fit]) -> None:
