@@ -14,39 +14,47 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution
-from optuna.importance import FanovaImportanceEvaluator, get_param_importances
-from optuna.samplers import BaseSampler, CmaEsSampler, TPESampler
+from optuna.samplers import BaseSampler, CmaEsSampler
+from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 from table import write_results
 
 from fracray.config import Config
 from fracray.runtime.console import new_console, new_table
+from fracray.search.importance import _shares
+from fracray.search.samplers import _Repeatable
+from fracray.search.samplers import sampler as fracray_sampler
 from fracray.search.schedulers import StoppingRule
+from fracray.search.space import Dimension, Range, SearchSpace
 
 HERE = Path(__file__).parent
 STARTUP, EPOCHS, GRACE, FACTOR = 8, 12, 3, 3
 CLIFF_TRIALS = 40
 SETTINGS = ("dropout", "spatial", "rotate", "scale", "brightness", "lr")
-SPACE: dict[str, BaseDistribution] = {name: FloatDistribution(0, 1) for name in SETTINGS}
+SPACE = tuple(Dimension(name, Range(0.0, 1.0)) for name in SETTINGS)
+CLIFF = (Dimension("lr", Range(1e-4, 1.0, log=True)), Dimension("dropout", Range(0.0, 0.7)))
 Point = dict[str, float]
 
 
-def sampler(name: str, seed: int, stopped: bool = True) -> BaseSampler:
-    """As fracray makes it; `stopped`: whether CMA-ES learns from trials that were stopped."""
-    if name == "tpe":
-        return TPESampler(n_startup_trials=STARTUP, multivariate=True, group=True, constant_liar=True, seed=seed)
-    return CmaEsSampler(n_startup_trials=STARTUP, seed=seed, consider_pruned_trials=stopped)
+def sampler(name: str, dimensions: tuple[Dimension, ...], seed: int, stopped: bool = True) -> BaseSampler:
+    """Fracray's own; `stopped`: whether CMA-ES learns from trials that were stopped, as there."""
+    settings = {"name": name, "startup_trials": STARTUP, "seed": seed}
+    config = Config.model_validate({"search": {"sampler": settings}})
+    found = fracray_sampler(SearchSpace(config, dimensions, "stopping.py"))
+    if not stopped:
+        assert isinstance(found, _Repeatable)
+        found._make = lambda each: CmaEsSampler(n_startup_trials=STARTUP, seed=each)
+    return found
 
 
 def cliff(name: str, told: str, seed: int) -> int:
     """How many of the trials after the random ones diverge."""
-    study = optuna.create_study(direction="maximize", sampler=sampler(name, seed))
+    study = optuna.create_study(direction="maximize", sampler=sampler(name, CLIFF, seed))
     diverged = 0
     for index in range(CLIFF_TRIALS):
         trial = study.ask()
-        height = math.log10(trial.suggest_float("lr", 1e-4, 1, log=True))
-        dropout = trial.suggest_float("dropout", 0, 0.7)
+        rate, dropout = (dimension.values.ask(trial, dimension.path) for dimension in CLIFF)
+        height = math.log10(rate)
         if height <= -2:
             study.tell(trial, 0.9 - 0.05 * (height + 2) ** 2 - 0.1 * (dropout - 0.3) ** 2)
             continue
@@ -74,11 +82,11 @@ def search(name: str, told: str, scheduler: str, seed: int, budget: int) -> list
     """The trials of one search: their settings, and their curves as far as they ran."""
     settings = {"name": scheduler, "grace_epochs": GRACE, "reduction_factor": FACTOR}
     rule = StoppingRule(Config.model_validate({"train": {"epochs": EPOCHS}, "search": {"scheduler": settings}}))
-    study = optuna.create_study(direction="maximize", sampler=sampler(name, seed, told != "left out"))
+    study = optuna.create_study(direction="maximize", sampler=sampler(name, SPACE, seed, told != "left out"))
     generator, curves, found = np.random.default_rng(seed + 1000), dict[int, dict[int, float]](), []
     while sum(map(len, curves.values())) < budget:
         trial = study.ask()
-        point = {setting: trial.suggest_float(setting, 0, 1) for setting in SETTINGS}
+        point = {dimension.path: dimension.values.ask(trial, dimension.path) for dimension in SPACE}
         values, own = curve(point, generator), curves.setdefault(trial.number, {})
         for epoch in range(1, EPOCHS + 1):
             own[epoch] = float(values[epoch - 1])
@@ -102,9 +110,10 @@ def winner(found: list[tuple[Point, np.ndarray]]) -> float:
 
 
 def importances(values: list[tuple[Point, float]]) -> dict[str, float]:
-    study = optuna.create_study(direction="maximize")
-    study.add_trials([create_trial(params=point, distributions=SPACE, value=value) for point, value in values])
-    return get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
+    """Fracray's own, of however few trials."""
+    space = {dimension.path: dimension.distribution for dimension in SPACE}
+    trials = [create_trial(params=point, distributions=space, value=value) for point, value in values]
+    return _shares(trials, StudyDirection.MAXIMIZE)
 
 
 def importance_error(found: list[tuple[Point, np.ndarray]], over: str, truth: dict[str, float]) -> float:

@@ -95,10 +95,11 @@ def _fetch_best(run: Folder, args: argparse.Namespace, console: Console, head: H
     from rich.progress import track
 
     from fracray.runtime.console import new_table
-    from fracray.runtime.run_folder import stored_config
+    from fracray.runtime.run_folder import data_words, stored_config
     from fracray.search.space import check_metric
 
-    search = stored_config(run).search
+    config = stored_config(run)
+    search = config.search
     metric = args.metric or search.metrics[0]
     epochs, lost = last_epochs(run)
     if args.metric:
@@ -127,7 +128,8 @@ def _fetch_best(run: Folder, args: argparse.Namespace, console: Console, head: H
     )
     console.print(table)
     first = quote(str(Path(args.to) / found[0].trial))
-    console.print(f"next:\n  python -m fracray.evaluate {first} --split test", soft_wrap=True)
+    data = data_words(config.data.source)  # a checkpoint outside of its run does not choose what is opened
+    console.print(f"next:\n  python -m fracray.evaluate {first}{data} --split test", soft_wrap=True)
 
 
 def ensemble(run: Folder, metric: str) -> list[RankedTrial]:

@@ -196,7 +196,7 @@ def _train(args: argparse.Namespace, config: Config, run: Folder, least: int, mo
     from fracray.data.loading.streams import TASK_CPUS
     from fracray.data.prepare import prepare
     from fracray.data.report import say_phantom, say_prepared
-    from fracray.evaluation.report import say_validation
+    from fracray.evaluation.report import on_validation, say_validation
     from fracray.reporting.write import leave_report
     from fracray.runtime.console import counted, new_console
     from fracray.runtime.ray_session import Shared, connect
@@ -267,8 +267,8 @@ def _train(args: argparse.Namespace, config: Config, run: Folder, least: int, mo
             style="yellow",
             soft_wrap=True,
         )
-    console.print(f"\nbest of {counted(len(history), 'epoch')}, on validation:")
-    say_validation(console, prepared, history[-1].best, config.train.operating_point)
+    console.print(f"\nbest of {counted(len(history), 'epoch')}, {on_validation(config.data.split)}:")
+    say_validation(console, prepared.over_folds(), history[-1].best, config.train.operating_point)
     leave_report(run, prepared.manifest, console)
     console.print(next_steps(run, BEST, config.data.source), soft_wrap=True)
 

@@ -110,6 +110,14 @@ def test_the_best_come_first_in_the_metric_asked_for(run, tmp_path, capsys, metr
     assert places == sorted(places)
 
 
+def test_the_next_command_names_the_data_which_the_copies_no_longer_choose(run, tmp_path, capsys):
+    assert fetch(run, "--to", tmp_path / "phantoms") == 0
+    assert f"evaluate {tmp_path / 'phantoms/t0001'} --split test" in capsys.readouterr().out
+    run.write("config.yaml", CONFIG.with_leaves({"data.source": "the bones.zip"}).to_yaml())
+    assert fetch(run, "--to", tmp_path / "own") == 0
+    assert f"evaluate {tmp_path / 'own/t0001'} --data 'the bones.zip' --split test" in capsys.readouterr().out
+
+
 def test_a_trial_that_diverged_or_failed_is_none_of_the_best(run, tmp_path, capsys):
     states = {"t0000": "done", "t0001": "diverged", "t0002": "failed", "t0003": "stopped early"}
     pd.DataFrame({"trial": list(states), "state": list(states.values())}).to_parquet(Path(str(run)) / TRIALS)

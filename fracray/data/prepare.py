@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from rich.console import Console
 
 from fracray.config import PHANTOM, DataConfig
 from fracray.data.audit.scan import AUDIT_VERSION, examine
-from fracray.data.baselines import Baseline
+from fracray.data.baselines import Baseline, mean_baselines, no_pixel_baselines
 from fracray.data.cache import cache_folder, note_prepared
 from fracray.data.loading.ingest import ingest
 from fracray.data.loading.kept import cropping
@@ -32,6 +33,7 @@ from fracray.data.sources.import_set import open_imported
 from fracray.data.sources.locate import open_source
 from fracray.data.splits.assign import leaks
 from fracray.data.splits.divide import divide
+from fracray.data.splits.set_names import is_validation
 from fracray.errors import InputError
 from fracray.runtime.console import progress_bar
 from fracray.runtime.resources import alone
@@ -87,6 +89,15 @@ class Prepared:
         if part == "all":
             return np.arange(len(self.table))
         return np.flatnonzero(in_set(self.table["split"], part))
+
+    def over_folds(self) -> "Prepared":
+        """The same with the no-pixel predictors' means over the rotations, for metrics that are such means too."""
+        if len(self.rotations) < 2:
+            return self
+        seed, sets = self.config.split.seed, [name for name in self.sets if is_validation(name)]
+        each = [no_pixel_baselines(self.table.assign(split=split), sets, seed) for split in self.rotations]
+        means = [mean_baselines([one for found in each for one in found if one.part == name]) for name in sets]
+        return replace(self, baselines=tuple(chain.from_iterable(means)))
 
     @property
     def sets(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from fracray.config import SplitConfig
 from fracray.data.baselines import Baseline
 from fracray.data.prepare import Prepared
 from fracray.data.splits.set_names import is_validation
@@ -156,10 +157,20 @@ def _value(value: float | Interval | None) -> float | None:
     return value.value if isinstance(value, Interval) else value
 
 
+def on_validation(split: SplitConfig) -> str:
+    """What the metrics of a trial are of, in words."""
+    if not split.cross_validate:
+        return "on validation"
+    return f"on validation, the mean over {split.rotations_in_words}; counts are of the first"
+
+
 def say_validation(
     console: Console, prepared: Prepared, best: Mapping[str, float], operating_point: str = "accuracy"
 ) -> None:
-    """Print the best epoch's metrics (by reported name) on 'val', and on all validation sets if there are several."""
+    """Print the best epoch's metrics (by reported name) on 'val', and on all validation sets if there are several.
+
+    prepared: with `Prepared.over_folds` where the metrics are means over folds.
+    """
     scores = by_set(best, [name for name in prepared.sets if is_validation(name)])
     console.print(scores_table(scores["val"], prepared.baselines, "val"))
     if len(scores) > 1:
@@ -254,24 +265,28 @@ def say_gap(console: Console, validation: Mapping[str, float], test: Mapping[str
         )
 
 
-def say_few_groups(console: Console, groups: Iterable[str], labels: Iterable[int]) -> None:
-    """Say where groups (one name per image) are too few for an interval, or for one to be relied on."""
+def say_few_groups(console: Console, groups: Iterable[str], labels: Iterable[int], where: str = "") -> None:
+    """Say where groups (one name per image) are too few for an interval, or for one to be relied on.
+
+    where: which images these are, as ' in val/device'; empty where that is clear.
+    """
     pairs = list(zip(groups, labels, strict=True))
     count = len({group for group, _ in pairs})
     if count < FEWEST_GROUPS:
-        some = "there is only one group" if count == 1 else f"there are only {count} groups"
+        some = f"there is only one group{where}" if count == 1 else f"there are only {count} groups{where}"
         console.print(f"note: {some}, and an interval needs at least {FEWEST_GROUPS}: there is none", soft_wrap=True)
         return
     for label, name, scores in ((1, "fractured", "sensitivity"), (0, "other", "specificity")):
         holding = len({group for group, mine in pairs if mine == label})
         if 0 < holding < FEWEST_OF_A_CLASS:
             console.print(
-                f"note: the {name} radiographs are all in {holding} of {count} groups, and an interval needs at least "
-                f"{FEWEST_OF_A_CLASS}: {scores} has none, nor has what depends on both classes, such as AUROC",
+                f"note: the {name} radiographs{where} are all in {holding} of {count} groups, and an interval needs at "
+                f"least {FEWEST_OF_A_CLASS}: {scores} has none, nor has what depends on both classes, such as AUROC",
                 soft_wrap=True,
             )
     if count < ROUGH_BELOW:
         console.print(
-            f"note: only {count} groups: the intervals are rough, and too narrow if a few groups are unlike all others",
+            f"note: only {count} groups{where}: the intervals are rough, and too narrow if a few groups are unlike all "
+            "others",
             soft_wrap=True,
         )

@@ -72,7 +72,8 @@ def operating_scores(
 
     sensitivity, specificity, ppv and npv: of those called positive or negative, the share that is. At a given
     prevalence the last two follow from the first two by Bayes' theorem; without one they are those of the set itself.
-    nan where undefined, such as the ppv where nothing is called positive.
+    nan where undefined, such as the ppv where nothing is called positive. A ppv or npv of exactly 0 or 1 knows only of
+    the groups that it is a share of; at a given prevalence its other end is that of the rate which decides it.
     """
     y, p = checked(labels, probabilities)
     called = (p >= np.broadcast_to(threshold, y.shape)).astype(np.float64)
@@ -83,22 +84,43 @@ def operating_scores(
         with np.errstate(divide="ignore", invalid="ignore"):
             sensitivity, specificity = tp / (tp + fn), tn / (tn + fp)
             share = (tp + fn) / (tp + fn + fp + tn) if prevalence is None else prevalence
-            caught, alarms = share * sensitivity, (1 - share) * (1 - specificity)
-            missed, spared = share * (1 - sensitivity), (1 - share) * specificity
-            return {
-                "sensitivity": sensitivity,
-                "specificity": specificity,
-                "ppv": caught / (caught + alarms),
-                "npv": spared / (missed + spared),
-            }
+            predictive = _predictive_values(sensitivity, specificity, share)
+        return {"sensitivity": sensitivity, "specificity": specificity, **predictive}
 
     jackknife = GroupJackknife(y, groups)
     values, left_out = statistic(np.ones((1, len(y)))), jackknife.values(statistic)
     about = {"sensitivity": "positive", "specificity": "negative"}
-    return {
+    found = {
         name: jackknife.interval(float(value[0]), left_out[name], about.get(name, "both"))  # type: ignore[arg-type]
         for name, value in values.items()
     }
+    for name, inside in (("ppv", called == 1), ("npv", called == 0)):
+        value = found[name].value
+        if value not in {0.0, 1.0} or math.isnan(found[name].low):
+            continue
+        if prevalence is None:
+            own = GroupJackknife(y[inside], np.asarray(groups)[inside])
+            found[name] = own.interval(value, left_out[name], "all")
+        else:
+            found[name] = _certain(found, name, prevalence)
+    return found
+
+
+def _predictive_values(sensitivity: Array, specificity: Array, share: float | Array) -> dict[str, Array]:
+    """ppv and npv at a share of positives, by Bayes' theorem."""
+    caught, alarms = share * sensitivity, (1 - share) * (1 - specificity)
+    missed, spared = share * (1 - sensitivity), (1 - share) * specificity
+    return {"ppv": caught / (caught + alarms), "npv": spared / (missed + spared)}
+
+
+def _certain(found: Mapping[str, Interval], name: str, prevalence: float) -> Interval:
+    """The interval of a ppv or npv of 0 or 1 at a prevalence: the rate that is 0 or 1 too decides it."""
+    value = found[name].value
+    rates = {each: np.array(found[each].value) for each in ("sensitivity", "specificity")}
+    decides = "specificity" if (name == "ppv") == (value == 1) else "sensitivity"
+    rates[decides] = np.array(found[decides].low if value == 1 else found[decides].high)
+    end = float(_predictive_values(**rates, share=prevalence)[name])
+    return Interval(value, min(value, end), max(value, end))
 
 
 def at_prevalence(probabilities: npt.ArrayLike, before: npt.ArrayLike, after: float) -> Array:
@@ -167,8 +189,9 @@ def decision_curve(
         with np.errstate(divide="ignore", invalid="ignore"):
             share = positive / (positive + negative) if prevalence is None else np.full_like(positive, prevalence)
             # A set of one class has no rate of the other, which then weighs nothing.
-            hits = np.where(share > 0, share * (weights @ caught) / positive, 0.0)
-            costs = np.where(share < 1, (1 - share) * (weights @ alarms) / negative, 0.0) * odds
+            # The rates first: one of exactly 1 then gives exactly what treating all gives.
+            hits = np.where(share > 0, share * ((weights @ caught) / positive), 0.0)
+            costs = np.where(share < 1, (1 - share) * ((weights @ alarms) / negative), 0.0) * odds
         treat_all = share - (1 - share) * odds
         return np.stack([hits - costs, treat_all, hits - costs])
 

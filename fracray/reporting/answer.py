@@ -57,7 +57,8 @@ def _lead(subject: Subject) -> Iterator[str]:
         yield (
             f"{subject.config.model.name}, trained for {len(subject.training)} of "
             f"{counted(subject.config.train.epochs, 'epoch')}: validation accuracy "
-            f"{score(reached.value('val_accuracy'))}, AUROC {score(reached.value('val_auroc'))} at the best epoch."
+            f"{score(reached.value('val_accuracy'))}, AUROC {score(reached.value('val_auroc'))} at the best epoch"
+            f"{_mean_over(subject.config)}."
         )
     elif subject.run:
         yield "No epoch has finished yet."
@@ -74,6 +75,11 @@ def _lead(subject: Subject) -> Iterator[str]:
         yield f"{card.trial or 'A checkpoint'} of {card.config.model.name}, at epoch {card.epoch}."
 
 
+def _mean_over(config: Config) -> str:
+    split = config.data.split
+    return f", the mean over {split.rotations_in_words}" if split.cross_validate else ""
+
+
 def _lead_of_search(search: Search) -> Iterator[str]:
     best, metric, config = search.best, search.metric, search.space.config.search
     ended = sum(row.state.finished for row in search.rows.values())
@@ -85,7 +91,7 @@ def _lead_of_search(search: Search) -> Iterator[str]:
     if best is None:
         yield "No trial has finished an epoch yet."
         return
-    reached = f"{metric} {best.best(metric):.4f} at its best epoch"
+    reached = f"{metric} {best.best(metric):.4f} at its best epoch{_mean_over(search.space.config)}"
     if best.number == 0:
         told = f"{best.name} is the best of {ended} finished trials, {reached}."
         yield f"The default configuration was not beaten: {told}"
@@ -219,7 +225,9 @@ def _scores(subject: Subject, found: Validation) -> Markup:
         unknown = name == "calibration_slope" and isnan(value.value)
         rows.append((words, "not determined" if unknown else with_interval(value), picture, *map(score, others)))
     headings = ("score", "model [95% interval]", "0 to 1", *(f"no pixel: {rival.name}" for rival in rivals))
-    words = f"On validation: {counted(len(found.labels), 'radiograph')} in {counted(len(set(found.groups)), 'group')}"
+    of_fold = " of the first fold" if found.card.config.data.split.cross_validate else ""
+    images, groups = counted(len(found.labels), "radiograph"), counted(len(set(found.groups)), "group")
+    words = f"On validation{of_fold}: {images} in {groups}"
     perfect = CalibrationError(found.labels, found.cross_fitted, found.groups).perfect()
     dotted = (
         "The dotted line is the best predictor that sees no pixel; a model near it has learned nothing from "

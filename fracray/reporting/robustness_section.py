@@ -48,7 +48,7 @@ def _sets(subject: Subject, judged: Judged) -> Markup:
     if len(found) < 2:
         return words + paragraph(
             "The split holds nothing out: data.split.protocol (device, view, region, hardware, severity, exposure) "
-            "trains without one kind of radiograph and is judged on it, and data.split.held_out adds such sets.",
+            "trains without one kind of radiograph and is judged on it, and data.split.shifts adds such sets.",
             "soft",
         )
     rows = []

@@ -146,10 +146,14 @@ def _of_model(subject: Subject) -> Iterator[tuple[str, str]]:
 def _of_training(subject: Subject) -> Iterator[tuple[str, str]]:
     config, search = subject.judged.card.config if subject.judged else subject.config, subject.search
     yield "training", f"Up to {counted(config.train.epochs, 'epoch')}; {_settings(subject, 'train.')}."
-    yield (
-        "imbalance",
-        f"Loss: {config.train.loss}. Probabilities are recalibrated on validation; images are not resampled.",
+    balance = config.train.balance
+    epoch = (
+        f"the images of an epoch go {balance:.0%} of the way towards half of each class, those of the rarer class "
+        "several times"
+        if balance
+        else "images are not resampled"
     )
+    yield "imbalance", f"Loss: {config.train.loss}. Probabilities are recalibrated on validation; {epoch}."
     if search is None:
         yield "selection", "The epoch with the best validation metric. No search of settings."
         return
@@ -205,9 +209,10 @@ def _of_results(subject: Subject) -> Iterator[tuple[str, str]]:
     scores = [
         f"{HEADINGS[name]} {with_interval(found.scores[name])}" for name in MAIN if not isnan(found.scores[name].value)
     ]
+    of_fold = " of the first fold" if found.card.config.data.split.cross_validate else ""
     yield (
         "performance",
-        f"On validation ({len(found.labels):,} images), by which choices were made: {', '.join(scores)}.",
+        f"On validation{of_fold} ({len(found.labels):,} images), by which choices were made: {', '.join(scores)}.",
     )
     rivals = [
         f"{one.name} accuracy {one.accuracy:.3f}" + ("" if isnan(one.auroc) else f", AUROC {one.auroc:.3f}")
@@ -218,9 +223,8 @@ def _of_results(subject: Subject) -> Iterator[tuple[str, str]]:
         yield "rivals", f"Predictors without pixels on validation: {'; '.join(rivals)}."
     if (told := _robustness(subject)) is not None:
         yield "robustness", told
-    gains = (
-        subject.refit.gains if subject.refit and subject.refit.gains else subject.search.gains if subject.search else {}
-    )
+    compared = subject.refit if subject.refit and subject.refit.found else subject.search
+    gains = compared.gains if compared else {}
     if gains:
         yield "gain", "; ".join(gain_words(name, gain) for name, gain in gains.items())
     few = len(set(found.groups))

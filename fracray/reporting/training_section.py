@@ -50,10 +50,11 @@ def _trainings(subject: Subject) -> Iterator[Training]:
     if subject.search and subject.search.ranked:
         ranked = subject.search.ranked
         yield f"{ranked[0].name}, the best trial", ranked[0].history
-        whole = [row for row in ranked if row.state is State.DONE] or ranked
-        median = whole[len(whole) // 2]
+        whole = [row for row in ranked if row.state is State.DONE]
+        median = (whole or ranked)[len(whole or ranked) // 2]
         if median is not ranked[0]:
-            yield f"{median.name}, the median of the trials that ran all epochs", median.history
+            which = "the trials that ran all epochs" if whole else "all trials, none of which ran all epochs"
+            yield f"{median.name}, the median of {which}", median.history
     if subject.refit and subject.refit.found:
         winner = subject.refit.found.winner
         yield f"{winner.rows[0].name}, of the refit", winner.rows[0].history

@@ -273,14 +273,18 @@ def _with_parents(location: str) -> list[Path]:
     return [path, *path.parents][:4]
 
 
+def data_words(source: str) -> str:
+    """The option that names the data in a printed command, with a space before it; empty for phantoms."""
+    return "" if source == PHANTOM else f" --data {shlex.quote(source)}"
+
+
 def next_steps(run: Folder, checkpoint: str, source: str) -> str:
     """Where the checkpoint is, and the commands that fetch and evaluate it; `source` is the data's."""
-    data = "" if source == PHANTOM else f" --data {shlex.quote(source)}"
     fetch, target = f"  python -m fracray.fetch {shlex.quote(str(run))}", shlex.quote(f"checkpoints/{run.name}")
     lines = [f"\ncheckpoint: {run.sub(checkpoint)}", "next:"]
     if run.is_local and (file := os.environ.get(CLUSTER_FILE)):  # read on a machine that does not have this path
         lines.append(f"{fetch} --cluster {shlex.quote(file)} --to {target}")
     else:
-        evaluate = f"  python -m fracray.evaluate {shlex.quote(str(run.sub(checkpoint)))}{data} --split test"
-        lines += [f"{fetch} --to {target}", evaluate]
+        evaluate = f"  python -m fracray.evaluate {shlex.quote(str(run.sub(checkpoint)))}{data_words(source)}"
+        lines += [f"{fetch} --to {target}", f"{evaluate} --split test"]
     return "\n".join(lines)

@@ -136,7 +136,8 @@ def say_forecast(
     plan = make_plan(config, job.table.assign(split=job.rotations[0]), job.shards)
     console.print(
         f"{counted(trials, 'trial')}, {places} at a time, each on {each}, "
-        f"up to {counted(config.train.epochs, 'epoch')} of {counted(plan.steps, 'step')}",
+        f"up to {counted(config.train.epochs, 'epoch')} of {counted(plan.steps, 'step')}"
+        + (f" for each of {config.data.split.rotations_in_words}" if config.data.split.cross_validate else ""),
         soft_wrap=True,
     )
     begun = time.time()

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from fracray.data.prepare import Prepared, prepare
 from fracray.data.splits.set_names import is_validation
-from fracray.evaluation.report import say_few_groups, say_validation
+from fracray.evaluation.report import say_validation
 from fracray.runtime.console import counted
 from fracray.runtime.efficiency import EfficiencyTracker
 from fracray.runtime.run_folder import (
@@ -27,13 +27,12 @@ from fracray.runtime.run_folder import (
 from fracray.runtime.storage import Folder
 from fracray.search.doubtful import write_doubtful
 from fracray.search.ensemble import BEST_OF_BOTH, build_ensemble
-from fracray.search.judged import validated
 from fracray.search.launch import places_of, run_trials
 from fracray.search.progress import SearchProgress
 from fracray.search.refit import Outcome, RefitPlan, make_plan, outcome, refit_config
 from fracray.search.refit_report import gains, gains_over_folds, say_ensemble, say_gains, say_outcome
 from fracray.search.refit_trials import RefitTrials
-from fracray.search.results import config_table, keep_efficiency
+from fracray.search.results import config_table, keep_efficiency, say_few_compared
 from fracray.search.space import SearchSpace
 from fracray.search.study import JOURNAL, stored_study
 from fracray.search.trials_table import TrialRow, best_rows, collect
@@ -154,8 +153,7 @@ def _summarise(
                 ours, theirs = (list(folders[number].values()) for number in (winner.number, 0))
                 gained = gains(ours, theirs, metric, sets)
             say_gains(console, gained)
-            inside = validated(prepared)
-            say_few_groups(console, inside["group"].to_numpy(), inside["label"].to_numpy())
+            say_few_compared(console, prepared, metric)
         console.print("\nwinning configuration:")
         console.print(config_table(space, winner.leaves))
         target = Path(scratch) / "ensemble"

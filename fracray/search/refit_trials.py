@@ -23,6 +23,7 @@ from fracray.training.epochs import read_epochs, saved_epochs
 
 MARGIN = 1.15  # of the estimate, for what is not an epoch
 ASK_SECONDS = 2.0  # between two estimates
+FAILED = "failed.json"  # in the run folder of a refit: why trainings failed, by number
 
 
 def seconds_of_refit(
@@ -49,17 +50,30 @@ def seconds_of_refit(
 
 def kept_trainings(plan: RefitPlan, run: Folder, epochs: int) -> dict[int, TrialRow]:
     """Every training of a plan by number, as the run folder of the refit has it; `epochs` are planned of each."""
+    failed = failures(run)
     return {
-        number: _kept(trial_folder(run, number), number, leaves, epochs) for number, leaves in plan.trials().items()
+        number: _kept(trial_folder(run, number), number, leaves, epochs, number in failed)
+        for number, leaves in plan.trials().items()
     }
 
 
-def _kept(folder: Folder, number: int, leaves: Mapping[str, Any], epochs: int) -> TrialRow:
+def failures(run: Folder) -> dict[int, str]:
+    """Why trainings failed, by number, from the run folder of a refit."""
+    return {int(number): str(reason) for number, reason in (run.read_json_if_there(FAILED) or {}).items()}
+
+
+def _kept(folder: Folder, number: int, leaves: Mapping[str, Any], epochs: int, failed: bool) -> TrialRow:
     history = tuple(read_epochs(folder))
     if history and history[-1].diverged:  # in its last epoch too
         return TrialRow(number, leaves, State.DIVERGED, history)
     kept = tuple(saved_epochs(folder, history))
-    return TrialRow(number, leaves, State.DONE if len(kept) >= epochs else State.INTERRUPTED, kept)
+    state = State.FAILED if failed else State.DONE if len(kept) >= epochs else State.INTERRUPTED
+    return TrialRow(number, leaves, state, kept)
+
+
+def _missing(kept: Mapping[int, TrialRow], epochs: int) -> list[int]:
+    """The numbers of the trainings that a resumed refit runs: those that failed have another try."""
+    return [number for number, row in kept.items() if row.state is not State.DIVERGED and len(row.history) < epochs]
 
 
 class KeepsBack(Stopper):
@@ -72,7 +86,7 @@ class KeepsBack(Stopper):
         self._config, self._at_once, self._rows = config, at_once, rows
         self._before = RefitPlan.begun(own)
         kept = kept_trainings(self._before, own, config.train.epochs) if self._before else {}
-        self._ended = {number for number, row in kept.items() if row.state.ended}
+        self._ended = kept.keys() - _missing(kept, config.train.epochs)
         self._begun = self._asked = time.monotonic()
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -104,19 +118,20 @@ class KeepsBack(Stopper):
 class RefitTrials(Searcher):
     """Hands out the trainings of a plan that have not ended, and knows how those that have did; for Tune.
 
-    The state of a training is in its folder. One that loses its process is handed out again, RETRIES times in a row
-    without progress.
+    The state of a training is in its folder, and why it failed in the refit's. One that loses its process is handed out
+    again, RETRIES times in a row without progress.
     """
 
     def __init__(self, plan: RefitPlan, run: Folder, config: Config) -> None:
         super().__init__(metric=searched(config.search.metrics[0]), mode=config.search.mode)
         self._metrics, self._trials = config.search.metrics, plan.trials()
         self._before = kept_trainings(plan, run, config.train.epochs)
-        self._pending = [number for number, row in self._before.items() if not row.state.ended]
+        self._pending = _missing(self._before, config.train.epochs)
         self._running: dict[str, int] = {}
         self._reached: dict[int, int] = {}  # the last epoch of a training
         self._lost: dict[int, tuple[int, int]] = {}  # how often in a row, and after which epoch
-        self._failed: dict[int, str] = {}
+        self._run, self._reasons = run, failures(run)
+        self._ended: dict[int, str] = {}  # with the reason of one that failed
 
     @property
     def remaining(self) -> int:
@@ -132,6 +147,8 @@ class RefitTrials(Searcher):
             # A running training may lose its process and be handed out again; FINISHED could not be taken back.
             return None if self._running else Searcher.FINISHED
         number = self._running[trial_id] = self._pending.pop(0)
+        if number in self._reasons:
+            self._tell(number, "")
         return Suggestion(number, self._trials[number]).to_tune()
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -144,7 +161,7 @@ class RefitTrials(Searcher):
         if number is None:
             return
         if not error:
-            self._failed[number] = TrialReport.from_tune(result or {}).reason(self._metrics)
+            self._end(number, TrialReport.from_tune(result or {}).reason(self._metrics))
             return
         tries, before = self._lost.get(number, (0, 0))
         reached = self._reached.get(number, 0)
@@ -153,18 +170,29 @@ class RefitTrials(Searcher):
         if tries <= RETRIES:
             self._pending.insert(0, number)
         else:
-            self._failed[number] = f"lost {tries} times without progress"
+            self._end(number, f"lost {tries} times without progress")
+
+    def _end(self, number: int, reason: str) -> None:
+        self._ended[number] = reason
+        if reason:
+            self._tell(number, reason)
+
+    def _tell(self, number: int, reason: str) -> None:
+        """Keep why a training failed, for a report and for dashboards, or with no reason that it no longer has."""
+        others = {other: why for other, why in self._reasons.items() if other != number}
+        self._reasons = others | ({number: reason} if reason else {})
+        self._run.write_json(FAILED, self._reasons)
 
     # As a ledger
 
     def rows(self) -> dict[int, TrialRow]:
         """The trainings that have begun."""
-        return {number: row for number, row in self._before.items() if row.history}
+        return {number: row for number, row in self._before.items() if row.begun}
 
     def ended(self, row: TrialRow) -> tuple[TrialRow, str] | None:
-        if row.number not in self._failed:
+        if row.number not in self._ended:
             return None
-        reason = self._failed[row.number]
+        reason = self._ended[row.number]
         diverged = row.history and row.history[-1].diverged
         state = State.DIVERGED if diverged else State.FAILED if reason else State.DONE
         return TrialRow(row.number, row.leaves, state, row.history), reason

@@ -15,7 +15,7 @@ from rich.table import Table
 from fracray.data.prepare import Prepared
 from fracray.data.splits.set_names import is_validation
 from fracray.errors import RunError
-from fracray.evaluation.report import say_few_groups, say_validation
+from fracray.evaluation.report import on_validation, say_few_groups, say_validation
 from fracray.metric_names import METRICS, bare_metric, lower_is_better
 from fracray.metrics import Interval, paired_gain
 from fracray.metrics.seeds import seeded_gain
@@ -91,17 +91,15 @@ def summarise(
     _say_gains(console, best.number, gains, over)
     if gains:
         _say_unequal(console, rows[0], best)
-        inside = validated(prepared)
-        say_few_groups(console, inside["group"].to_numpy(), inside["label"].to_numpy())
+        say_few_compared(console, prepared, metric)
     if len(space.metrics) > 1:
         where = " of the trials that satisfy the constraints" if search.constraints else ""
         console.print(f"\nPareto front{where}, each trial at its best epoch in the first metric:")
         console.print(_front_table(space, [rows[number] for number in front]) if front else "no trial is on it")
     if len(space.dimensions) > 1 and len(space.metrics) == 1:
         _say_importances(console, found, full)
-    folds = f", the mean over {space.config.data.split.rotations_in_words}; counts are of the first" if crossed else ""
-    console.print(f"{best.name} on validation{folds}:")
-    say_validation(console, prepared, best.history[-1].best, space.config.train.operating_point)
+    console.print(f"{best.name} {on_validation(space.config.data.split)}:")
+    say_validation(console, prepared.over_folds(), best.history[-1].best, space.config.train.operating_point)
     keep_efficiency(run, tracker, console)
     if ensemble_card(run) is not None and not refit_follows:
         console.print(
@@ -122,6 +120,18 @@ def told_gains(metric: str, sets: Sequence[str]) -> list[tuple[str, str]]:
     bare = bare_metric(metric, sets)
     inside = [of for of in sets if metric == f"{of}_{bare}"] or sets
     return [(name, each) for each in (bare, *_beside(metric)) for name in inside]
+
+
+def say_few_compared(console: Console, prepared: Prepared, metric: str) -> None:
+    """Say where the images by which a gain is told are in too few groups; `metric`: the searched one."""
+    if prepared.config.split.cross_validate:
+        compared = {"val": validated(prepared)}
+    else:
+        sets = [name for name in prepared.sets if is_validation(name)]
+        compared = {name: prepared.table.iloc[prepared.rows(name)] for name, _ in told_gains(metric, sets)}
+    for name, rows in compared.items():
+        where = "" if name == "val" else f" in {name}"
+        say_few_groups(console, rows["group"].to_numpy(), rows["label"].to_numpy(), where)
 
 
 def told_over_folds(metric: str) -> tuple[str, ...]:
@@ -154,16 +164,17 @@ def gains_over_default(
 def fold_gains(run: Folder, space: SearchSpace, rows: Mapping[int, TrialRow], best: TrialRow) -> dict[str, Interval]:
     """The same where a metric is the mean over folds, on the images that each fold's model did not see.
 
-    Without an interval where the metric is not one of 'val', or a trial kept no predictions of its folds.
+    Without an interval where the best has not finished, where the metric is not one of 'val', or where a trial kept no
+    predictions of its folds.
     """
-    if best.number == 0 or 0 not in rows:
+    if best.number == 0 or 0 not in rows or not rows[0].state.finished:
         return {}
     point = space.config.train.operating_point
     gains, tables = {}, [read_folds(trial_folder(run, number)) for number in (best.number, 0)]
     for name in told_over_folds(space.metrics[0]):
         gains[name] = Interval(best.best(name) - rows[0].best(name), nan, nan)
         bare = fold_metric(name)
-        if bare is None or not (best.state.finished and rows[0].state.finished):
+        if bare is None or not best.state.finished:
             continue
         kept = [judged_folds(table, bare, point) for table in tables if table is not None]
         if len(kept) == len(tables):

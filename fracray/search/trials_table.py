@@ -34,6 +34,11 @@ class TrialRow:
     def name(self) -> str:
         return trial_name(self.number)
 
+    @property
+    def begun(self) -> bool:
+        """Whether it has an epoch, or has failed before its first."""
+        return bool(self.history) or self.state is State.FAILED
+
     def best(self, metric: str) -> float:
         """The metric at the best epoch; nan before the first."""
         return self.history[-1].value(metric) if self.history else float("nan")

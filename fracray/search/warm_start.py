@@ -32,16 +32,29 @@ class WarmStart:
 
 
 def refuse_other_split(run: Folder, location: str) -> None:
-    """InputError where the run at `location` divided the radiographs of `run` otherwise.
+    """InputError where the run at `location` trained or validated on radiographs of the test part of `run`.
 
-    What it chose may then rest on radiographs that are in this run's test part.
+    What it chose would rest on them. Folds that are validated otherwise have the same test part.
     """
-    ours, theirs = (folder.read_json(DATA) for folder in (run, Folder(location)))
-    if ours["fingerprint"] == theirs["fingerprint"] and ours["split_fingerprint"] != theirs["split_fingerprint"]:
+    earlier = Folder(location)
+    ours, theirs = (folder.read_json(DATA) for folder in (run, earlier))
+    if ours["fingerprint"] != theirs["fingerprint"] or ours["split_fingerprint"] == theirs["split_fingerprint"]:
+        return
+    seen = _images(run, ("test",)) & _images(earlier, ("train", "val"))
+    if seen:
         raise InputError(
-            f"search.warm_start: {location} divided the same radiographs otherwise, so what it chose may rest on this "
-            "run's test part; use its data.split, or leave search.warm_start out"
+            f"search.warm_start: {location} divided the same radiographs otherwise, and what it chose rests on "
+            f"{len(seen):,} of this run's test part; use its data.split, or leave search.warm_start out"
         )
+
+
+def _images(run: Folder, parts: tuple[str, ...]) -> set[str]:
+    """The ids of the images that a run has in these parts."""
+    from fracray.data.manifest import MANIFEST, Manifest, part_of  # slow to import, and rarely needed
+
+    with run.local_copy(MANIFEST) as path:
+        used = Manifest.read(path).used
+    return set(used.loc[part_of(used["split"]).isin(parts), "image_id"])
 
 
 def warm_points(space: SearchSpace, location: str) -> tuple[list[dict[str, Any]], list[str]]:

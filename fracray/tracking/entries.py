@@ -28,7 +28,7 @@ from fracray.runtime.run_folder import (
 )
 from fracray.runtime.storage import Folder
 from fracray.search.refit import RefitPlan
-from fracray.search.refit_trials import kept_trainings
+from fracray.search.refit_trials import failures, kept_trainings
 from fracray.search.space_file import stored_space
 from fracray.search.states import State
 from fracray.search.study import JOURNAL, REASON, stored_study
@@ -117,10 +117,12 @@ class Entries:
         trials = [self.trial(row, begun[row.number], reasons.get(row.number, "")) for row in rows.values()]
         found = [self.search(rows, begun), *trials]
         if (plan := RefitPlan.begun(self.run.sub(REFIT))) is not None:
-            trainings = kept_trainings(plan, self.run.sub(REFIT), self.config.train.epochs)
-            rows = {number: row for number, row in trainings.items() if row.history}
+            own = self.run.sub(REFIT)
+            trainings, reasons = kept_trainings(plan, own, self.config.train.epochs), failures(own)
+            rows = {number: row for number, row in trainings.items() if row.begun}
             begun = {number: self._by_file(row) for number, row in rows.items()}
-            found += [self.refit(rows, begun), *(self.refit_training(row, begun[row.number]) for row in rows.values())]
+            found.append(self.refit(rows, begun))
+            found += [self.refit_training(row, begun[row.number], reasons.get(row.number, "")) for row in rows.values()]
         return found
 
     def _trials(self) -> tuple[dict[int, TrialRow], dict[int, str], dict[int, float]]:
@@ -138,8 +140,11 @@ class Entries:
             )
 
     def _by_file(self, row: TrialRow) -> float:
-        """When a training began, by the time at which its last epoch was written."""
-        written = trial_folder(self.run.sub(REFIT), row.number).written("").get(EPOCHS, 0.0)
+        """When a training began, by the time at which its last epoch was written; without one, when its refit did."""
+        own = self.run.sub(REFIT)
+        if not row.history:
+            return own.written("").get(ENVIRONMENT, 0.0)
+        written = trial_folder(own, row.number).written("").get(EPOCHS, 0.0)
         return written - sum(result.seconds for result in row.history)
 
     # ---------------------------------------------------------------- of the run

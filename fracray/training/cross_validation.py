@@ -16,8 +16,8 @@ class Folds:
     """One config trained on several divisions of the same images, one epoch on each at a time.
 
     Metrics are the means over the models, and the best epoch is the one with the best mean. The weights that are kept
-    are those of the first model; the report has the validation of each. All `fits` have the same config, metric and
-    mode.
+    are those of the first model; the report has the validation of each, and the first one's own metrics. All `fits`
+    have the same config, metric and mode.
     """
 
     def __init__(self, fits: Sequence[Fit]) -> None:
@@ -57,7 +57,8 @@ class Folds:
                 fit.keep(metrics)
         seconds = math.fsum(report.seconds for report in reports)
         folds = tuple(report.validation for report in reports)
-        return EpochReport(self.epochs_done, metrics, folds[0], is_best, diverged, seconds, folds)
+        first = reports[0].metrics
+        return EpochReport(self.epochs_done, metrics, folds[0], is_best, diverged, seconds, folds, first)
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """The states of all models, as `Fit.state` gives them."""

@@ -63,7 +63,8 @@ class Validation:
 class EpochReport:
     """The result of one epoch: metrics by name, its validation, and whether it is the best so far.
 
-    folds: in cross-validation the validation of every model, the first one's included; else empty.
+    folds, first: in cross-validation the validation of every model, the first one's included, and the metrics of the
+    first model, whose weights are kept; else empty, and None.
     """
 
     epoch: int  # counted from 1
@@ -73,6 +74,12 @@ class EpochReport:
     diverged: bool = False
     seconds: float = field(default=0.0, compare=False)
     folds: tuple[Validation, ...] = ()
+    first: dict[str, float] | None = None
+
+    @property
+    def kept_metrics(self) -> dict[str, float]:
+        """The metrics of the model whose weights are kept."""
+        return self.metrics if self.first is None else self.first
 
 
 def pick_device() -> torch.device:

@@ -216,7 +216,7 @@ class TrialRunner:
             config=self.config,
             threshold=seen.threshold,
             calibration=seen.calibration,
-            metrics={"epoch": float(report.epoch), **report.metrics},
+            metrics={"epoch": float(report.epoch), **report.kept_metrics},
             data_fingerprint=self._job.fingerprint,
             epoch=report.epoch,
             trial=trial_name(self.number),

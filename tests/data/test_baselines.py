@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from fracray.config import DataConfig
 from fracray.data.baselines import (
     cross_fitted_baselines,
     no_pixel_baselines,
@@ -10,6 +13,7 @@ from fracray.data.baselines import (
     score_shortcuts,
 )
 from fracray.data.manifest import BORDERS
+from fracray.data.prepare import Prepared
 
 # ---------------------------------------------------------------- baselines
 
@@ -65,6 +69,21 @@ def test_baselines_without_numbers_classes_or_parts():
     assert no_pixel_baselines(table[table["split"] == "test"]) == ()
     untaught = table.assign(label=np.where(table["split"] == "train", 0, table["label"]))
     assert all(score.auroc == 0.5 for score in no_pixel_baselines(untaught))
+
+
+def test_beside_means_over_folds_stand_the_predictors_means_over_the_same_folds():
+    splits = tuple(drawn_table(seed)["split"].to_numpy() for seed in range(3))
+    table = drawn_table().assign(split=splits[0])
+    prepared = Prepared(DataConfig(), None, None, table, no_pixel_baselines(table), rotations=splits)
+    each = [no_pixel_baselines(table.assign(split=split), ["val"]) for split in splits]
+    assert len(each[0]) == 3
+    for name, *folds in zip([one.name for one in each[0]], *each, strict=True):
+        (found,) = [one for one in prepared.over_folds().baselines if (one.name, one.part) == (name, "val")]
+        assert found.accuracy == pytest.approx(np.mean([one.accuracy for one in folds]))
+        assert found.auroc == pytest.approx(np.mean([one.auroc for one in folds]))
+        assert found.accuracy != folds[0].accuracy
+    alone = replace(prepared, rotations=splits[:1])
+    assert alone.over_folds() is alone
 
 
 # ---------------------------------------------------------------- shortcuts of an audit

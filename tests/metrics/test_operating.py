@@ -159,6 +159,49 @@ def test_intervals_at_a_given_prevalence_hold_the_truth():
     assert held["gain"] / runs > 0.9
 
 
+def test_a_ppv_of_one_knows_only_what_was_called_and_at_a_prevalence_the_specificity():
+    labels, groups = np.repeat([1, 0], [20, 60]), np.arange(80)
+    called = np.zeros(80)
+    called[:6] = 1
+    own = operating_scores(labels, called, groups, 0.5)["ppv"]
+    assert (own.value, own.low, own.high) == (1, pytest.approx(0.025 ** (1 / 6)), 1)  # Clopper-Pearson, 6 of 6
+    assert math.isnan(operating_scores(labels, np.where(groups < 3, 1.0, 0.0), groups, 0.5)["ppv"].low)
+    given_ = operating_scores(labels, called, groups, 0.5, prevalence=0.05)
+    assert given_["specificity"].low == pytest.approx(0.025 ** (1 / 60))
+    alarms = 0.95 * (1 - 0.025 ** (1 / 60))
+    assert given_["ppv"].low == pytest.approx(0.05 * 0.3 / (0.05 * 0.3 + alarms))
+    # The other way round: all that is called positive is wrong, and nothing positive is missed but what is called so.
+    turned = operating_scores(1 - labels, called, groups, 0.5, prevalence=0.05)
+    assert turned["ppv"].value == 0
+    caught = 0.05 * (1 - 0.025 ** (1 / 60))
+    assert turned["ppv"].high == pytest.approx(caught / (caught + 0.95 * 0.3))
+    everything = operating_scores(labels, np.where(groups < 30, 1.0, 0.0), groups, 0.5, prevalence=0.05)["npv"]
+    missed = 0.05 * (1 - 0.025 ** (1 / 20))
+    assert everything.low == pytest.approx(0.95 * (50 / 60) / (0.95 * (50 / 60) + missed))
+
+
+def test_a_ppv_of_one_at_a_prevalence_holds_the_truth():
+    """Of independent images, with known error rates: where nothing is called wrongly, by chance."""
+    generator = np.random.default_rng(6)
+    labels, truth = np.repeat([1, 0], [20, 60]), 0.05 * 0.5 / (0.05 * 0.5 + 0.95 * 0.03)
+    held = []
+    for _ in range(300):
+        called = generator.random(80) < np.where(labels == 1, 0.5, 0.03)
+        ppv = operating_scores(labels, called.astype(float), np.arange(80), 0.5, 0.05)["ppv"]
+        if ppv.value == 1:
+            held.append(ppv.low <= truth)
+    assert len(held) > 20
+    assert np.mean(held) > 0.95
+
+
+def test_a_model_that_calls_everything_is_worth_exactly_what_treating_all_is():
+    for positives in range(3, 40):
+        labels = np.repeat([1, 0], [positives, 97 - positives])
+        for prevalence in (None, 0.3):
+            curve = decision_curve(labels, np.ones(97), np.arange(97), prevalence, thresholds=(0.01, 0.02))
+            assert [(one.value, one.low) for one in curve.gain] == [(0, 0), (0, 0)]
+
+
 def test_probabilities_that_are_moved_to_another_prevalence_are_calibrated_there():
     """Bayes' theorem by hand, there and back, and a logistic regression on a sample of the other prevalence."""
     # Of 1,000 at 20%: 40 fractured and 10 others look like this. At 5%: 10 of 50 fractured, and 11.875 of 950.

@@ -11,6 +11,7 @@ from rich.console import Console
 from fracray import evaluate, report
 from fracray.errors import run_verb
 from fracray.evaluation.saliency import Check
+from fracray.metrics import Interval
 from fracray.reporting import looks as looks_section
 from fracray.reporting.checklists import CLAIM, TRIPOD_AI
 from fracray.reporting.documents import claim_json, model_card
@@ -240,12 +241,26 @@ def test_a_checklist_does_not_promise_pictures_that_were_not_at_hand(searched):
     assert "No maps were made" in texts[False]
 
 
+def test_the_gain_is_that_of_the_refit_also_where_it_found_none(searched):
+    with opened(str(searched / "first")) as subject:
+        search = replace(subject.search, gains={"val_auroc": Interval(0.25, 0.1, 0.4)})
+        unbeaten = replace(subject, search=search, refit=replace(subject.refit, gains={}))
+        assert subject.refit.found
+        assert "gain" not in run_facts(unbeaten, True)
+        assert "+0.2500 val_auroc" in run_facts(replace(unbeaten, refit=None), True)["gain"]
+
+
 def test_settings_without_an_effect_are_left_out(searched):
     with opened(str(searched / "unrefitted")) as subject:
         facts = run_facts(subject, True)
         leaves = {"model.localise": False, "train.loss": "focal", "augment.flip": 0.0, "train.first_size": 16}
+        leaves |= {"train.balance": 0.5}
         card = replace(subject.judged.card, config=subject.judged.card.config.with_leaves(leaves))
         other = run_facts(replace(subject, judged=replace(subject.judged, card=card)), True)
+    assert "images are not resampled" in facts["imbalance"]
+    assert "balance" not in facts["training"]
+    assert "50% of the way towards half of each class" in other["imbalance"]
+    assert "not resampled" not in other["imbalance"]
     assert "box_weight 1" in facts["training"]
     assert "flip 0.5" in facts["augmentation"]
     for name in ("focal_gamma", "grow_at", "label_smoothing", "keep_seconds", "threads"):

@@ -81,6 +81,9 @@ def test_where_the_folds_are_not_kept_or_the_metric_is_of_other_images_there_is_
     (tmp_path / "trials/t0000" / FOLDS).unlink()
     assert isnan(fold_gains(run, space, rows, rows[3])["val_accuracy"].low)
     assert fold_gains(run, space, rows, rows[0]) == {}
+    # A default that failed, diverged or runs is nothing to compare with.
+    for state in (State.FAILED, State.DIVERGED, State.RUNNING):
+        assert fold_gains(run, space, {**rows, 0: replace(rows[0], state=state)}, rows[3]) == {}
     assert fold_metric("val_ece") == "ece"
     assert fold_metric("worst_val_auroc") is fold_metric("val/view_auroc") is fold_metric("val_n") is None
 

@@ -15,7 +15,7 @@ from fracray.search.messages import TrialReport
 from fracray.search.refit import RefitPlan, make_plan, outcome, refit_config
 from fracray.search.refit_report import gains_over_folds, say_gains, say_outcome
 from fracray.search.refit_run import searched_trials
-from fracray.search.refit_trials import KeepsBack, RefitTrials, seconds_of_refit
+from fracray.search.refit_trials import KeepsBack, RefitTrials, kept_trainings, seconds_of_refit
 from fracray.search.space_file import load_space
 from fracray.search.states import State
 from fracray.search.study import JOURNAL, RETRIES, open_study
@@ -155,6 +155,32 @@ def test_how_a_training_ended_is_told(tmp_path):
     done, failed = (searcher.ended(TrialRow(refit_number(n, 1), {}, State.RUNNING)) for n in (0, 1))
     assert (done[0].state, done[1]) == (State.DONE, "")
     assert (failed[0].state, failed[1]) == (State.FAILED, "no such file")
+
+
+def test_a_training_that_failed_is_known_from_the_folder_until_it_is_handed_out_again(tmp_path):
+    plan, run = RefitPlan({5: {"a": 1}, 7: {"a": 2}, 0: {}}, (1, 2)), Folder(tmp_path)
+    for number in plan.trials():
+        if number != refit_number(5, 1):
+            keep(run, number)
+    searcher = trials(tmp_path, plan)
+    for _ in range(RETRIES + 1):
+        searcher.suggest("a")
+        searcher.on_trial_complete("a", error=True)
+    kept = kept_trainings(plan, run, 2)
+    found = outcome(plan, kept, MAX)
+    assert found.lost == {"t0005": "t0005-seed1 failed"}
+    assert found.seeds == (1, 2)
+    # What a resumed refit begins with says the same, and it has another try.
+    again = trials(tmp_path, plan)
+    assert outcome(plan, again.rows(), MAX).lost == found.lost
+    assert again.remaining == 1
+    plan.write(run)
+    config = CONFIG.with_leaves({"search.time_budget": 1000, "search.refit.seeds": 2})
+    clock = KeepsBack(config, 1, lambda: {0: replace(kept[refit_number(0, 1)], number=0)}, run)
+    clock.stop_all()
+    assert clock.kept == pytest.approx(1.15 * 2 * 1.0)  # one training of two epochs
+    again.suggest("a")
+    assert kept_trainings(plan, run, 2)[refit_number(5, 1)].state is State.INTERRUPTED
 
 
 def test_a_training_that_diverged_in_its_last_epoch_has_diverged_after_a_resume_too(tmp_path):

@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 
 from fracray.config import Config
+from fracray.data.prepare import Prepared
 from fracray.metrics import Interval, cross_fitted, fit_temperature, score
 from fracray.runtime.console import new_console
-from fracray.search.results import _gains, _say_gains, _say_unequal, told_over_folds
+from fracray.search.results import _gains, _say_gains, _say_unequal, say_few_compared, told_over_folds
 from fracray.search.states import State
 from fracray.search.trials_table import TrialRow
 from fracray.training.checkpoint import PREDICTIONS, CheckpointMetadata, save_checkpoint
@@ -110,3 +111,25 @@ def test_a_gain_where_lower_is_better_is_told_as_how_much_lower(capsys):
     printed = said(capsys, {"val_brier": Interval(-0.02, -0.05, 0.01), "val_ece": Interval(0.0, nan, nan)})
     assert "val_brier lower by 0.0200 [-0.0100, 0.0500]" in printed
     assert "val_ece lower by 0.0000" in printed
+
+
+def test_few_groups_are_those_of_the_sets_in_which_a_gain_is_told(capsys):
+    groups = [f"g{row % 60}" for row in range(240)]
+    table = pd.DataFrame({"group": groups, "label": np.arange(240) // 60 % 2, "split": "val"})
+    table.loc[table["group"].isin(groups[:4]), "split"] = "val/device"
+    table.loc[table["group"].isin(groups[4:15]), "split"] = "val/view"
+    prepared = Prepared(Config().data, None, None, table, ())
+
+    def noted(metric):
+        say_few_compared(new_console(), prepared, metric)
+        return capsys.readouterr().out
+
+    assert noted("val_auroc") == ""
+    assert "only 4 groups in val/device, and an interval needs at least 5" in noted("val/device_auroc")
+    worst = noted("worst_val_auroc")
+    assert "only 4 groups in val/device" in worst
+    assert "only 11 groups in val/view: the intervals are rough" in worst
+    crossed = Config().with_leaves({"data.split.protocol": "kfold", "data.split.cross_validate": True}).data
+    few = np.where(table.index < 10, "val", "train")
+    prepared = Prepared(crossed, None, None, table, (), rotations=(few, few))
+    assert "only 10 groups: the intervals" in noted("val_auroc")

@@ -4,11 +4,16 @@ from dataclasses import replace
 
 import pytest
 
+from fracray.config import DataConfig, SplitConfig
+from fracray.data.manifest import MANIFEST
+from fracray.data.prepare import examined
+from fracray.data.splits.divide import divide
 from fracray.errors import InputError
+from fracray.runtime.console import new_console
 from fracray.runtime.run_folder import DATA
 from fracray.runtime.storage import Folder
 from fracray.search.study import JOURNAL, StudySearcher
-from fracray.search.warm_start import MOST, WarmStart, refuse_other_split, warm_points
+from fracray.search.warm_start import MOST, WarmStart, _images, refuse_other_split, warm_points
 from fracray.tune import main as tune
 from tests.search.test_study import DEFAULTS, DROPOUT, TOP, result, space_of
 
@@ -64,13 +69,24 @@ def test_the_default_of_the_new_space_is_not_run_twice(earlier, tmp_path):
 
 
 def test_a_search_on_another_split_of_the_same_radiographs_is_refused(tmp_path):
-    """Fold 0's search validated on what is fold 1's test part."""
-    fold0, fold1, other = (Folder(tmp_path / name) for name in ("fold0", "fold1", "other"))
-    for folder, fingerprint, split in ((fold0, "a", "0"), (fold1, "a", "1"), (other, "b", "2")):
-        folder.write_json(DATA, {"fingerprint": fingerprint, "split_fingerprint": split})
+    """Fold 0's search validated on what is fold 1's test part; more folds to validate on have the same test part."""
+    manifest = examined(DataConfig(size=32, phantom={"count": 150}), new_console())
+    folds = {"block": 5, "protocol": "kfold", "folds": 4}
+    splits = {"fold0": folds, "fold1": {**folds, "fold": 1}, "crossed": {**folds, "cross_validate": True}}
+    for name, split in {**splits, "other": folds}.items():
+        folder = Folder(tmp_path / name)
+        fingerprint = "another set" if name == "other" else manifest.fingerprint()
+        folder.write_json(DATA, {"fingerprint": fingerprint, "split_fingerprint": name})
+        divide(manifest, SplitConfig(**split), True, tmp_path / "cache").manifest.write(tmp_path / name / MANIFEST)
+    fold0, fold1, crossed = (Folder(tmp_path / name) for name in splits)
     refuse_other_split(fold0, fold0.location)
-    refuse_other_split(fold0, other.location)
-    with pytest.raises(InputError, match=r"search\.warm_start: .*fold0 divided the same radiographs otherwise"):
+    refuse_other_split(fold0, str(tmp_path / "other"))
+    refuse_other_split(crossed, fold0.location)
+    refuse_other_split(fold0, crossed.location)
+    tested = len(_images(fold1, ("test",)))
+    with pytest.raises(
+        InputError, match=rf"search\.warm_start: .*fold0 divided .* rests on {tested} of this run's test part"
+    ):
         refuse_other_split(fold1, fold0.location)
 
 

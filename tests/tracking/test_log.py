@@ -24,14 +24,18 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import fracray.tune
 from fracray import log
+from fracray.config import Config
 from fracray.errors import InputError, run_verb
 from fracray.runtime.run_folder import stored_config
 from fracray.runtime.storage import Folder
+from fracray.search.messages import TrialReport
+from fracray.search.refit import RefitPlan
+from fracray.search.refit_trials import RefitTrials
 from fracray.search.states import State
 from fracray.search.study import stored_study
 from fracray.search.trials_table import collect
 from fracray.tracking import live, targets
-from fracray.tracking.entries import Entry, Point
+from fracray.tracking.entries import Entries, Entry, Point
 from fracray.tracking.targets import parse_address
 
 SPACE = """
@@ -386,6 +390,24 @@ def test_epochs_that_were_lost_and_trained_again_are_replaced(tmp_path, kind):
         read = events(tmp_path / "tb/one").Scalars("train_loss")
         assert [one.step for one in read] == [1, 2, 3, 4]
         assert read[2].value == np.float32(0.6)
+
+
+def test_a_training_that_failed_before_its_first_epoch_is_told_with_its_reason(tmp_path):
+    run = Folder(tmp_path / "first")
+    run.write("space.yaml", SPACE)
+    run.write_json("overrides.json", {})
+    run.write("config.yaml", Config().with_leaves({"train.epochs": 2}).to_yaml())
+    for folder in (run, run.sub("refit")):
+        folder.write_json("environment.json", {"python": "3"})
+    plan = RefitPlan({0: {}}, (1,))
+    plan.write(run.sub("refit"))
+    searcher = RefitTrials(plan, run.sub("refit"), stored_config(run))
+    searcher.suggest("a")
+    searcher.on_trial_complete("a", TrialReport.failed(InputError("no such file")).to_tune(["val_accuracy"]))
+    _, whole, training = Entries(run, in_work=False).all()
+    assert (whole.state, training.name, training.state) == (State.DONE, "t0000-seed1", State.FAILED)
+    assert training.tags == {"reason": "no such file"}
+    assert abs(training.begun - time.time()) < 60, "and not 1970"
 
 
 def test_another_run_of_the_same_name_has_a_folder_of_its_own(tmp_path):

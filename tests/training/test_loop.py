@@ -238,6 +238,7 @@ def test_folds_report_the_mean_of_models_trained_alone_and_keep_their_common_bes
     for report, metrics in zip(reports, separate, strict=True):
         for name in ("val_accuracy", "val_auroc", "val_loss", "train_loss"):
             assert report.metrics[name] == pytest.approx(np.mean([one[name] for one in metrics]))
+        assert report.kept_metrics == metrics[0]
     means = [(-report.metrics["val_accuracy"], report.metrics["val_loss"]) for report in reports]
     assert reports[int(np.argmin([mean[0] + 1e-9 * mean[1] for mean in means]))].metrics == folds.best
     assert [report.is_best for report in reports] == [mean == min(means[: at + 1]) for at, mean in enumerate(means)]

@@ -254,6 +254,11 @@ def test_of_folds_every_image_is_kept_once_with_the_logit_of_the_model_that_neve
     first = read_predictions(tmp_path / "trials/t0001" / BEST).set_index("image_id")["logit"]
     mine = kept[kept["fold"] == 1].set_index("image_id")["logit"]
     np.testing.assert_array_equal(mine, first[mine.index])
+    card = read_metadata(tmp_path / "trials/t0001" / BEST)
+    alone = read_epochs(Folder(tmp_path / "trials/t0000"))[card.epoch - 1]
+    assert card.metrics["val_loss"] == pytest.approx(alone.metrics["val_loss"]), "of the model that is kept"
+    means = read_epochs(Folder(tmp_path / "trials/t0001"))[card.epoch - 1]
+    assert means.metrics["val_loss"] != pytest.approx(alone.metrics["val_loss"])
     model = load_checkpoint(tmp_path / "trials/t0001" / BEST).model
     of_first = model(torch.from_numpy(job.images[:VAL][:, None])).detach().numpy()
     assert not np.allclose(kept["logit"][kept["fold"] == 2], of_first, atol=1e-3), "of the second fold's model"
