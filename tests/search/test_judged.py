@@ -1,6 +1,6 @@
 """The gain over folds, from what cross-validated trials keep of them."""
 
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from math import isnan
 
 import numpy as np
