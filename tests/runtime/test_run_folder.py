@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from fracray.config import PHANTOM, Config
-from fracray.errors import InputError, RunError
+from fracray.errors import InputError, OutOfReachError, RunError
 from fracray.runtime.console import new_console
 from fracray.runtime.locations import data_source
 from fracray.runtime.run_folder import (
@@ -236,7 +236,7 @@ def test_a_uri_that_names_no_place_is_refused(uri):
 
 def test_a_store_that_does_not_answer_is_named():
     run = Folder("s3://bucket/run?endpoint_override=http://127.0.0.1:1&scheme=http&region=us-east-1")
-    with pytest.raises(InputError, match=r"cannot be opened: .*check its address, its credentials"):
+    with pytest.raises(OutOfReachError, match=r"cannot be opened: .*check its address, its credentials"):
         run.exists("config.yaml")
 
 
@@ -244,6 +244,34 @@ def test_a_bucket_that_is_not_there_is_named(s3):
     storage = s3("runs").replace("s3://radiographs/", "s3://nowhere/")
     with pytest.raises(InputError, match=r"^--storage s3://nowhere/.*bucket 'nowhere'.*does not exist"):
         started(storage, "atlas", "tune", resume=False)
+
+
+INTERRUPTED = """
+import signal, sys
+from fracray.runtime.storage import Folder
+folder = Folder(sys.argv[1])
+old, new = b"old" * 1000, b"new" * 1000
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+interrupted = 0
+for step in range(30):
+    folder.write("file", old)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.0003 + step * 0.0002)
+        folder.write("file", new)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except KeyboardInterrupt:
+        interrupted += 1
+    assert folder.read("file") in (old, new), "half a write"
+print(interrupted)
+"""
+
+
+def test_an_interrupted_write_to_a_store_replaces_the_file_by_the_new_one_or_not_at_all(s3):
+    """In a process of its own: a stream that is closed by its destructor would keep the server's thread waiting."""
+    words = [sys.executable, "-c", INTERRUPTED, s3("interrupted")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 5
 
 
 # ---- runs
