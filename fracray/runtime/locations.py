@@ -1,7 +1,8 @@
 """Paths and URIs as a user types them. Imports next to nothing, so that a wrong one is refused at once."""
 
 import os
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from fracray.config import PHANTOM
@@ -20,6 +21,12 @@ def around(location: str) -> str:
     scheme, dashes, path = address.rpartition("://")
     outer = path.rstrip("/").rpartition("/")[0]
     return f"{scheme}{dashes}{outer or path}{question}{query}"
+
+
+def refuse_outside(location: str, names: Iterable[str]) -> None:
+    """InputError where the name of an object leads out of the folder at `location`: a store takes any name."""
+    if strange := next((name for name in names if name.startswith("/") or ".." in PurePosixPath(name).parts), None):
+        raise InputError(f"{location}: {strange}: this name leads out of the folder; rename it")
 
 
 def refuse_secret(location: str) -> None:

@@ -19,7 +19,7 @@ import pyarrow.fs as pafs
 
 from fracray import interrupts
 from fracray.errors import InputError, OutOfReachError, RunError
-from fracray.runtime.locations import around, below, refuse_secret
+from fracray.runtime.locations import around, below, refuse_outside, refuse_secret
 
 RETRIES = 9  # of each request to S3; each waits twice as long
 READS = 5  # attempts to read a file that is replaced during the read
@@ -152,13 +152,18 @@ class Folder:
             raise self._out_of_reach(error) from None
 
     def files(self, name: str = "") -> list[str]:
-        """All files below a folder, by their paths in it, sorted; empty for one that does not exist. As `exists`."""
+        """All files below a folder, by their paths in it, sorted; empty for one that does not exist.
+
+        Raises as `exists`, and InputError for a name that leads out of the folder.
+        """
         base = self.path(name) if name else self._base
         try:
             found = self._fs.get_file_info(pafs.FileSelector(base, allow_not_found=True, recursive=True))
         except (OSError, ValueError) as error:
             raise self._out_of_reach(error) from None
-        return sorted(info.path.removeprefix(f"{base.rstrip('/')}/") for info in found if info.is_file)
+        inside = sorted(info.path.removeprefix(f"{base.rstrip('/')}/") for info in found if info.is_file)
+        refuse_outside(self.location, inside)
+        return inside
 
     def _out_of_reach(self, error: Exception) -> OutOfReachError:
         remedy = "name a folder" if self.is_local else "check its address, its credentials and that it is up"

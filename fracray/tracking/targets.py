@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # a command names its targets before it has claimed its run, 
     from fracray.tracking.entries import Entry, Point
 
 MLFLOW, TENSORBOARD = "mlflow", "tensorboard"
+SQLITE = "sqlite:///"
 PACKAGES = {MLFLOW: "mlflow", TENSORBOARD: "tensorboardX"}
 EXAMPLES = "mlflow:sqlite:///mlflow.db, mlflow:http://127.0.0.1:5000 or tensorboard:tb"
 

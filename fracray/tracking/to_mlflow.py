@@ -16,7 +16,7 @@ from fracray.errors import InputError
 from fracray.runtime.storage import Folder
 from fracray.search.states import State
 from fracray.tracking.entries import Entry, Point
-from fracray.tracking.targets import Tally, digest, finite, first_value, new_points
+from fracray.tracking.targets import SQLITE, Tally, digest, finite, first_value, new_points
 
 if TYPE_CHECKING:  # takes seconds to import
     from mlflow.entities import Run
@@ -25,7 +25,6 @@ KEY, ROOT, SENT = "fracray.key", "fracray.root", "fracray.sent."
 EXPERIMENT = "fracray"
 METRICS, PARAMS = 1000, 100  # at most in one request
 LONGEST = {"param": 6000, "tag": 5000}  # characters
-SQLITE = "sqlite:///"
 STATUS = {
     State.RUNNING: "RUNNING",
     State.INTERRUPTED: "KILLED",

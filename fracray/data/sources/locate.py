@@ -20,6 +20,7 @@ from fracray.data.manifest import MANIFEST
 from fracray.data.sources.archive import listing, unpack
 from fracray.data.sources.fracatlas import fracatlas_folders
 from fracray.errors import InputError
+from fracray.runtime.locations import refuse_outside
 from fracray.runtime.storage import Folder
 
 CONNECTIONS = 16  # files fetched from a URI at the same time
@@ -89,8 +90,7 @@ def local_copy(uri: str, cache: Path, progress: Callable[[int, int], None]) -> P
         raise InputError(f"{uri}: cannot be read: {error}; check its address and credentials") from None
     if not files:
         raise InputError(f"{uri}: nothing is there; name a FracAtlas folder, its zip, or an imported set")
-    if strange := next((name for name in files if name.startswith("/") or ".." in PurePosixPath(name).parts), None):
-        raise InputError(f"{uri}: {strange}: this name leads out of the folder; rename it")
+    refuse_outside(uri, files)
     states = "\n".join(sorted(f"{name}|{about.size}|{about.mtime_ns}" for name, about in files.items()))
     key = hashlib.sha256(f"{uri}\n{states}".encode()).hexdigest()[:16]
     copy = _private(Path(cache).expanduser() / "downloads") / f"{PurePosixPath(base).name}-{key}"
