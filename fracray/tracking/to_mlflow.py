@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fracray.errors import InputError
+from fracray.runtime.locations import without_secret
 from fracray.runtime.storage import Folder
 from fracray.search.states import State
 from fracray.tracking.entries import Entry, Point
@@ -221,7 +222,7 @@ def _artifacts(uri: str) -> str | None:
 
 
 def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = without_secret(" ".join(str(error).split()))
     if "MLFLOW_ALLOW_FILE_STORE" in text:
         return (
             "MLflow's store of plain files takes nothing new (it is in maintenance mode); name a database, such as "

@@ -16,7 +16,7 @@ import yaml
 from fracray.config import PHANTOM, Config
 from fracray.errors import InputError, OutOfReachError, RunError
 from fracray.runtime.console import new_console
-from fracray.runtime.locations import data_source
+from fracray.runtime.locations import data_source, without_secret
 from fracray.runtime.run_folder import (
     CLUSTER_FILE,
     as_begun,
@@ -395,6 +395,22 @@ def test_a_uri_with_a_secret_is_refused_without_showing_it():
         with pytest.raises(InputError, match=r"^s3://\.\.\.@bucket: leave the secret out") as refused:
             opened("s3://KEY:HUSH@bucket/atlas")
         assert "HUSH" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "option", ["client_secret", "account_key", "sas_token", "sig", "X-Amz-Signature", "password", "sse_customer_key"]
+)
+def test_an_option_of_a_uri_that_is_a_secret_is_refused_without_showing_it(option):
+    with pytest.raises(InputError, match=rf"^abfss://\.\.\.@a\.net: leave the secret {option} out") as refused:
+        Folder(f"abfss://box@a.net/atlas?tenant_id=t&{option}=HUSH&client_id=c")
+    assert "HUSH" not in str(refused.value)
+    said = f"GET https://me:HUSH@a.net/b?x=1&{option}=HUSH&y=2 failed"
+    assert without_secret(said) == f"GET https://...@a.net/b?x=1&{option}=...&y=2 failed"
+
+
+def test_options_that_are_no_secret_are_taken():
+    uri = "s3://bucket/key?endpoint_override=http://127.0.0.1:1&scheme=http&region=x&allow_bucket_creation=true"
+    assert Folder(uri).location == without_secret(uri) == uri
 
 
 def test_a_run_of_another_augmentation_says_so_when_it_is_resumed(tmp_path, capsys):
