@@ -36,7 +36,7 @@ def open_source(path: str | Path, cache: Path, progress: Callable[[int, int], No
     total. InputError for a path that is none of these, and as `unpack`.
     """
     if "://" in str(path):
-        path = local_copy(str(path), cache, progress or (lambda done, total: None))
+        path, _ = local_copy(str(path), cache, progress or (lambda done, total: None))
     path = Path(path).expanduser()
     if path.is_dir():
         return path if (path / MANIFEST).is_file() else _holding_table(path, path)
@@ -74,8 +74,11 @@ def _private(folder: Path) -> Path:
         raise InputError(f"{folder}: {error.strerror}; choose another data.cache") from None
 
 
-def local_copy(uri: str, cache: Path, progress: Callable[[int, int], None]) -> Path:
-    """The local copy of the folder or file at a URI; copied if there is none, or if the source has changed."""
+def local_copy(uri: str, cache: Path, progress: Callable[[int, int], None]) -> tuple[Path, str]:
+    """The local copy of the folder or file at a URI; copied if there is none, or if the source has changed.
+
+    Also the key of this version of the source, which is the same on every machine.
+    """
     place = Folder(uri)
     base = place.path("").rstrip("/")
     try:
@@ -97,7 +100,7 @@ def local_copy(uri: str, cache: Path, progress: Callable[[int, int], None]) -> P
     with _locked(copy):
         if not copy.is_dir():
             _copy(place, files, copy, progress)
-    return copy / next(iter(files)) if found.type == pafs.FileType.File else copy
+    return copy / next(iter(files)) if found.type == pafs.FileType.File else copy, key
 
 
 @contextmanager
