@@ -98,8 +98,8 @@ def find_pictures(named: Sequence[str], cache: Path, progress: Callable[[int, in
             require_utf8(root)
             if str(root.absolute()) not in order:
                 header = read_header(root, MAX_BYTES) if kind == DICOM.name else None
-                shown = Picture(path, str(root.absolute()), source=source)
-                files.append((RadiographFile(_address(path), header, kind), shown))
+                one = Picture(path, str(root.absolute()), source=source)
+                files.append((RadiographFile(_address(path), header, kind), one))
                 order[str(root.absolute())] = None
             continue
         with errors_name(path, root):
