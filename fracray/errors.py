@@ -1,4 +1,4 @@
-"""The two kinds of error that a user sees, and the one place that turns them into exit codes.
+"""The kinds of error that a user sees, and the one place that turns them into exit codes.
 
 Knows nothing of radiographs, Torch or Ray.
 """
@@ -15,6 +15,13 @@ class InputError(Exception):
     """Wrong input that the user can correct: exit code 2.
 
     The message says what was wrong, where (file, line or dotted path) and what to do.
+    """
+
+
+class OutOfReachError(InputError):
+    """A storage that this process cannot reach: its address or its credentials are wrong, or it is down for a while.
+
+    Another process, on another machine or later, may reach it.
     """
 
 

@@ -113,6 +113,21 @@ def careful() -> Iterator[None]:
         _Process.at_stake -= 1
 
 
+def unbroken(work: Callable[[], None]) -> None:
+    """Do `work` to its end: an interruption is raised afterwards.
+
+    Only the main thread is interrupted, so another one does it. After a second Ctrl-C nobody waits for that.
+    """
+    import threading
+    from concurrent.futures import ThreadPoolExecutor
+
+    if threading.current_thread() is not threading.main_thread():
+        work()
+        return
+    with ThreadPoolExecutor(1) as helper:
+        helper.submit(work).result()
+
+
 @contextmanager
 def remedy(words: Callable[[], str]) -> Iterator[None]:
     """After an interruption in this block, tell the user what `words()` says: what to type next."""

@@ -46,6 +46,7 @@ def main(argv: Sequence[str]) -> None:
 
     from fracray.runtime.claim import in_work
     from fracray.runtime.console import new_console
+    from fracray.runtime.locations import without_secret
     from fracray.runtime.run_folder import open_run
     from fracray.search.refit import PLAN
     from fracray.search.study import JOURNAL
@@ -64,7 +65,8 @@ def main(argv: Sequence[str]) -> None:
         except (InputError, RunError):
             raise
         except Exception as error:  # of MLflow, of its database or of the network
-            raise RunError(f"--to {address}: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from None
+            reason = without_secret(" ".join(str(error).split()))
+            raise RunError(f"--to {address}: {type(error).__name__}: {reason[:300]}") from None
         finally:
             writer.close()
         console.print(f"written to {address}: {writer.tally.words()}", soft_wrap=True)

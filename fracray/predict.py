@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -164,8 +165,9 @@ def _rows(args: argparse.Namespace, target: Target, folder: Path, console: Conso
         hash_of(folder), found.fingerprint(), len(found.pictures), asked.coverage, heatmaps, dicom_out, __version__
     )
     begun = parts.is_begun(target, about)
-    places = _folders(args, found.pictures, may_hold_files=begun or args.overwrite)
-    with parts.open_parts(target, about, args.overwrite) as kept:
+    with ExitStack() as held:
+        places = _folders(args, found.pictures, begun or args.overwrite, held)
+        kept = held.enter_context(parts.open_parts(target, about, args.overwrite))
         _refuse_other(args, target)  # of a command that worked on it until now
         done = kept.done()
         if done.any():
@@ -175,18 +177,21 @@ def _rows(args: argparse.Namespace, target: Target, folder: Path, console: Conso
         with connect(args.address), progress_bar(console, "predicting") as step:
             predict_pictures(found.pictures, done, folder, (config.size, config.crop), asked, keep, step)
         _refuse_other(args, target)  # which came while this one worked; the rows are kept
+        kept.require_all()
         tally = _write(args, target, kept.tables())
-    parts.remove(kept.folder)
+        kept.remove()
     return tally
 
 
-def _folders(args: argparse.Namespace, pictures: Sequence[Picture], may_hold_files: bool) -> dict[str, Path]:
-    """The folders of overlays and of DICOM results, where they are asked for, by option."""
+def _folders(
+    args: argparse.Namespace, pictures: Sequence[Picture], may_hold_files: bool, held: ExitStack
+) -> dict[str, Path]:
+    """The folders of overlays and of DICOM results, where they are asked for, by option; claimed until `held` ends."""
     from fracray.prediction.folders import result_folder
 
     named = {"--heatmaps": args.heatmaps, "--dicom-out": args.dicom_out}
     return {
-        flag: result_folder(flag, folder, args.path, pictures, may_hold_files)
+        flag: held.enter_context(result_folder(flag, folder, args.path, pictures, may_hold_files))
         for flag, folder in named.items()
         if folder
     }

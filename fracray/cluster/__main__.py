@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from fracray.cluster.files import SERVE, SERVICES, SLURM, ClusterFile, read_cluster
 from fracray.config import Config
 from fracray.errors import InputError, RunError, run_verb
+from fracray.runtime.arguments import Parser
 from fracray.runtime.resources import WorkerResources
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ SENT = ("tune", "refit", "train")  # the commands that run on a cluster as jobs
 
 
 def parser() -> argparse.ArgumentParser:
-    cli = argparse.ArgumentParser(
+    cli = Parser(
         prog="python -m fracray.cluster",
         description="Check a cluster file before it costs money, run searches and trainings on the cluster, and follow "
         "them from anywhere.",

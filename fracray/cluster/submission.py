@@ -19,6 +19,7 @@ from fracray.errors import InputError
 from fracray.runtime.locations import around
 from fracray.runtime.resources import EXPECTED, promise
 from fracray.runtime.run_folder import CLUSTER_FILE
+from fracray.tracking.targets import SQLITE, TENSORBOARD
 
 FILES = ("--space", "--config")  # options with a file of this machine, which is sent along
 PLACES = {"--storage": "storage", "--data": "data"}  # options with a place on the cluster, as in the file's metadata
@@ -53,6 +54,11 @@ def prepare(cluster: ClusterFile, verb: str, words: Sequence[str]) -> Submission
             continue
         if option in PLACES and not _is_absolute(value) and (option, value) != ("--data", PHANTOM):
             raise InputError(f"{option} {value}: on a cluster give a URI, or an absolute path as its nodes see it")
+        if option == "--log" and not _is_same_everywhere(value):
+            raise InputError(
+                f"--log {value}: lies in the job's own folder, which is removed; give an absolute path as the head "
+                "sees it, or a server"
+            )
         name, data = _read(option, value) if option in FILES else (value, None)
         if data is not None:
             files[name] = data
@@ -110,6 +116,16 @@ def _read(option: str, value: str) -> tuple[str, bytes | None]:
 def _is_absolute(place: str) -> bool:
     """Whether a place does not depend on the current folder: a URI or an absolute path."""
     return "://" in place or Path(place).is_absolute()
+
+
+def _is_same_everywhere(target: str) -> bool:
+    """Whether the place of a dashboard does not depend on the current folder."""
+    kind, _, place = target.partition(":")
+    if kind == TENSORBOARD:
+        return _is_absolute(place)
+    if place.startswith(SQLITE):
+        return Path(place.removeprefix(SQLITE)).is_absolute()
+    return place in ("", "databricks") or _is_absolute(place)  # '': the head's MLFLOW_TRACKING_URI
 
 
 def _options(words: Sequence[str]) -> list[tuple[str, str | None]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from fracray.config import PHANTOM, Config, PhantomConfig, parse_assignments
 from fracray.data.import_command import add_import, import_radiographs
 from fracray.errors import InputError, run_verb
+from fracray.runtime.arguments import Parser
 from fracray.runtime.locations import data_source, require_path
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 def parser() -> argparse.ArgumentParser:
     from fracray.data.sources.releases import API, RELEASES
 
-    cli = argparse.ArgumentParser(
+    cli = Parser(
         prog="python -m fracray.data",
         description="Download, import, check and audit data sets, draw phantoms, show prepared radiographs.",
         epilog="examples:\n"

@@ -7,13 +7,14 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from fracray.data.images.decode import MAX_BYTES
 from fracray.data.images.dicom_header import read_header
 from fracray.data.images.kinds import DICOM
 from fracray.data.manifest import MANIFEST, Manifest
+from fracray.data.sources.archive import listing
 from fracray.data.sources.image_folder import (
     RadiographFile,
     contents,
@@ -32,12 +33,16 @@ STDIN = "-"
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture to predict on: its path as the user knows it, the file ('' for none), its id, and why there is none."""
+    """A picture to predict on: its path as the user knows it, the file ('' for none), its id, and why there is none.
+
+    source: of a file in the cache, what tells this version of the URI or the zip that it was copied from; else ''.
+    """
 
     path: str
     file: str
     image_id: str = ""
     error: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,14 +53,17 @@ class Found:
     skipped: int = 0
 
     def fingerprint(self) -> str:
-        """sha256 (hex) over the path, id, size and time of every file: equal where the same files are named again."""
+        """sha256 (hex) over the path, id, size and time of every file: equal where the same files are named again.
+
+        Of a copy in the cache the source counts and not its time, as each machine copies at another.
+        """
         digest = hashlib.sha256()
         for one in self.pictures:
             try:
                 about = os.stat(one.file) if one.file else None
             except OSError:  # its row will say so
                 about = None
-            state = f"{about.st_size}\x1f{about.st_mtime_ns}" if about else one.error
+            state = f"{about.st_size}\x1f{one.source or about.st_mtime_ns}" if about else one.error
             digest.update(f"{one.path}\x1f{one.image_id}\x1f{state}\x1e".encode())
         return digest.hexdigest()
 
@@ -75,7 +83,7 @@ def find_pictures(named: Sequence[str], cache: Path, progress: Callable[[int, in
     for path, listed in _paths(named):
         refuse_secret(path)  # also of standard input: the table would keep it
         try:
-            root, kind = _place(path, cache, progress)
+            root, kind, source = _place(path, cache, progress)
             if not root.exists():
                 raise InputError(f"{path}: no such file or folder; name radiographs, a folder, a zip or -")
         except InputError as error:
@@ -90,12 +98,13 @@ def find_pictures(named: Sequence[str], cache: Path, progress: Callable[[int, in
             require_utf8(root)
             if str(root.absolute()) not in order:
                 header = read_header(root, MAX_BYTES) if kind == DICOM.name else None
-                files.append((RadiographFile(_address(path), header, kind), Picture(path, str(root.absolute()))))
+                one = Picture(path, str(root.absolute()), source=source)
+                files.append((RadiographFile(_address(path), header, kind), one))
                 order[str(root.absolute())] = None
             continue
         with errors_name(path, root):
             if (root / MANIFEST).is_file():
-                rows = _of_set(path, root)
+                rows = _of_set(path, root, source)
                 ready += [one for one in rows if (one.file or one.path) not in order]
                 order |= dict.fromkeys(one.file or one.path for one in rows)
                 if not rows:
@@ -108,12 +117,13 @@ def find_pictures(named: Sequence[str], cache: Path, progress: Callable[[int, in
         for found in pictures:
             shown, file = _below(path, found.path), (root / found.path).absolute()
             if str(file) not in order:
-                files.append((RadiographFile(_address(shown), found.header, found.kind), Picture(shown, str(file))))
+                about = RadiographFile(_address(shown), found.header, found.kind)
+                files.append((about, Picture(shown, str(file), source=source)))
                 order[str(file)] = None
     if not order:
         raise InputError(f"{' '.join(named)}: names no radiograph; name files, folders, zips or an imported set")
     ids = name_images([file for file, _ in files])
-    ready += [Picture(one.path, one.file, name) for (_, one), name in zip(files, ids, strict=True)]
+    ready += [replace(one, image_id=name) for (_, one), name in zip(files, ids, strict=True)]
     by_place = {one.file or one.path: one for one in ready}
     return Found(tuple(by_place[place] for place in order), skipped)
 
@@ -133,13 +143,17 @@ def _paths(named: Sequence[str]) -> Iterator[tuple[str, bool]]:
                 yield text, True
 
 
-def _place(path: str, cache: Path, progress: Callable[[int, int], None]) -> tuple[Path, str]:
-    """The folder of what a path names and '', or a single file and what it is, as 'PNG'."""
-    place = local_copy(path, cache, progress) if "://" in path else Path(path).expanduser()
+def _place(path: str, cache: Path, progress: Callable[[int, int], None]) -> tuple[Path, str, str]:
+    """The folder of what a path names and '', or a single file and what it is, as 'PNG'; and `Picture.source`."""
+    place, source = Path(path).expanduser(), ""
+    if "://" in path:
+        place, source = local_copy(path, cache, progress)
     if place.is_dir():
-        return place, ""
+        return place, "", source
     kind, _ = what_is(place)
-    return (unpacked(place, cache), "") if kind == "ZIP" else (place, kind or "unknown")
+    if kind == "ZIP":
+        return unpacked(place, cache), "", hashlib.sha256(listing(place).encode()).hexdigest()
+    return place, kind or "unknown", source
 
 
 def _address(path: str) -> str:
@@ -151,16 +165,18 @@ def _below(path: str, name: str) -> str:
     return below(path, name) if "://" in path else f"{path.rstrip('/')}/{name}"
 
 
-def _of_set(path: str, folder: Path) -> list[Picture]:
+def _of_set(path: str, folder: Path, source: str) -> list[Picture]:
     """The images of an imported set: also those that its audit left out, but those it has no file of."""
     manifest = Manifest.read(folder / MANIFEST)
     root = folder / manifest.root
+    if not root.resolve().is_relative_to(folder.resolve()):  # they were not copied with it
+        source = ""
     if not root.is_dir():
         raise InputError(
             f"{path}: the folder of its files, {root}, does not exist; restore it, or import the set again"
         )
     return [
-        Picture(_below(path, inside), str((root / inside).absolute()), name)
+        Picture(_below(path, inside), str((root / inside).absolute()), name, source=source)
         if inside
         else Picture(_below(path, name), "", name, "the imported set has no file of it")
         for inside, name in zip(manifest.table["path"], manifest.table["image_id"], strict=True)

@@ -6,7 +6,6 @@ networks or pictures.
 """
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from fracray.errors import InputError, RunError
-from fracray.runtime.claim import claimed
+from fracray.runtime.claim import CLAIMS, LOCK, claimed
 from fracray.runtime.locations import around, refuse_secret
 from fracray.runtime.spreadsheets import as_cell
 from fracray.runtime.storage import Folder
@@ -129,6 +128,21 @@ class Parts:
         if waiting:
             yield pa.concat_tables(waiting).combine_chunks()
 
+    def require_all(self) -> None:
+        """RunError where rows are missing."""
+        if missing := self._count - int(self.done().sum()):
+            raise RunError(
+                f"{self.folder}: {missing:,} of {self._count:,} rows are missing; give the same command again: it goes "
+                "on where it was"
+            )
+
+    def remove(self) -> None:
+        """Remove the parts, of a file that is written. Before their claim ends: the next one's would go too."""
+        with suppress(InputError, RunError):  # they are in the way of nothing
+            for name in self.folder.files():  # also what a killed write has left
+                if name != LOCK and not name.startswith(f"{CLAIMS}/"):
+                    self.folder.remove(name)
+
     def _read(self, name: str) -> pa.Table:
         try:
             return pq.read_table(pa.BufferReader(self.folder.read(name)))
@@ -159,7 +173,7 @@ def is_begun(target: Target, about: About) -> bool:
 
 @contextmanager
 def open_parts(target: Target, about: About, anew: bool) -> Iterator[Parts]:
-    """The parts of the file `target`: those that an earlier start left, or none; they stay where the block fails.
+    """The parts of `target`: those that an earlier start left, or none. They stay unless the block removes them.
 
     anew: parts of something else are removed. Else InputError for these; also where another command works on them, and
     where they cannot be written. RunError for an OSError of the block, which names it.
@@ -167,7 +181,7 @@ def open_parts(target: Target, about: About, anew: bool) -> Iterator[Parts]:
     folder = target.parts
     with ExitStack() as held:
         try:
-            held.enter_context(claimed(folder, "prediction", "--to"))
+            held.enter_context(claimed(folder, "prediction", "--to", trace=False))
             _prepare(folder, about, anew)
         except OSError as error:
             raise InputError(f"{folder}: cannot be written: {error}; choose another --to, or free space") from None
@@ -178,6 +192,9 @@ def open_parts(target: Target, about: About, anew: bool) -> Iterator[Parts]:
         except OSError as error:
             why = str(error) or type(error).__name__
             raise RunError(f"{why}; mend that and give the same command again: it goes on where it was") from None
+    if folder.is_local:
+        with suppress(OSError):  # parts are left, or another command's
+            Path(folder.location).rmdir()
 
 
 def _prepare(folder: Folder, about: About, anew: bool) -> None:
@@ -212,16 +229,6 @@ def write_output(target: Target, tables: Iterator[pa.Table], schema: pa.Schema) 
     ):
         for table in tables:
             write(table)
-
-
-def remove(folder: Folder) -> None:
-    """Remove the parts of a file that is written."""
-    if folder.is_local:
-        shutil.rmtree(folder.location, ignore_errors=True)
-        return
-    with suppress(InputError, RunError):  # they are in the way of nothing
-        for name in folder.files():
-            folder.remove(name)
 
 
 Write = Callable[[pa.Table], Any]

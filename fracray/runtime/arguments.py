@@ -1,11 +1,22 @@
 """Options that several commands share, each written and explained once. Imports only the standard library."""
 
 import argparse
+from typing import Any
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes an option by its full name only, also below `add_subparsers`.
+
+    `cluster submit` finds options by their names, and a later version may have another one that begins alike.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
 
 
 def command(name: str, description: str, examples: str) -> argparse.ArgumentParser:
     """The parser of `python -m fracray.NAME`, with examples below its options."""
-    return argparse.ArgumentParser(
+    return Parser(
         prog=f"python -m fracray.{name}",
         description=description,
         epilog=f"examples:\n{examples}",

@@ -85,21 +85,25 @@ def _machine() -> str:
 
 
 @contextmanager
-def claimed(run: Folder, what: str = "run", option: str = "--name") -> Iterator[None]:
+def claimed(run: Folder, what: str = "run", option: str = "--name", trace: bool = True) -> Iterator[None]:
     """Hold a run for this command. InputError, and nothing is written in the run, where another command holds it.
 
-    what, option: for that error, what the folder is of, and the option that names another one.
+    what, option: for that error, what the folder is of, and the option that names another one. trace: on a disk,
+    whether an empty lock file stays; without, nothing of the claim is left in the folder.
     Raises OSError or RunError where the folder cannot be written to; RunError where another command has taken the run
     over, as this process did not run for LAPSE_SECONDS (a laptop that slept).
     """
     try:
         if run.is_local:
-            with _locked(run) as locked:
+            with _locked(run, trace) as locked:
                 if locked:
                     yield
                     return
         with _marked(run):
             yield
+        if run.is_local and not trace:
+            with suppress(OSError):  # another command has claimed it since
+                Path(run.path(CLAIMS)).rmdir()
     except _BusyError as busy:
         raise InputError(
             f"{run}: another command works in this {what}{busy.who}; wait until it ends, stop it with Ctrl-C, or "
@@ -129,8 +133,8 @@ class _BusyError(Exception):
 
 
 @contextmanager
-def _locked(run: Folder) -> Iterator[bool]:
-    """Hold the lock of a run on a disk; False where the disk has no locks."""
+def _locked(run: Folder, trace: bool) -> Iterator[bool]:
+    """Hold the lock of a run on a disk; False where the disk has no locks. Its file stays with `trace`."""
     path = Path(run.path(LOCK))
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+", buffering=0) as file:  # leaves what the other command wrote
@@ -142,8 +146,12 @@ def _locked(run: Folder) -> Iterator[bool]:
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
+            if not trace:
+                path.unlink(missing_ok=True)
             yield False
             return
+        if not _is_at(path, file.fileno()):  # the other command has just ended, and removed it
+            raise _BusyError(None)
         file.truncate(0)
         file.write(Claim.own().write().encode())
         try:
@@ -151,6 +159,16 @@ def _locked(run: Folder) -> Iterator[bool]:
         finally:
             with suppress(OSError):  # the text only says who holds it; closing the file releases it
                 file.truncate(0)
+                if not trace:
+                    path.unlink()
+
+
+def _is_at(path: Path, file: int) -> bool:
+    """Whether an open file still has this path."""
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 # ---------------------------------------------------------------- in a store

@@ -1,11 +1,17 @@
 """Paths and URIs as a user types them. Imports next to nothing, so that a wrong one is refused at once."""
 
 import os
-from pathlib import Path
+import re
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from fracray.config import PHANTOM
 from fracray.errors import InputError
+
+_NAMES = r"[\w-]*(?:secret|passw|token|credential|signature)[\w-]*|[\w-]*key|sig|pwd"
+_SECRET = re.compile(rf"([?&](?:{_NAMES})=)[^&\s]*", re.IGNORECASE)  # an option of a URI
+_USER = re.compile(r"://[^/?\s]*@")
 
 
 def below(location: str, name: str) -> str:
@@ -22,16 +28,34 @@ def around(location: str) -> str:
     return f"{scheme}{dashes}{outer or path}{question}{query}"
 
 
+def refuse_outside(location: str, names: Iterable[str]) -> None:
+    """InputError where the name of an object leads out of the folder at `location`: a store takes any name."""
+    if strange := next((name for name in names if name.startswith("/") or ".." in PurePosixPath(name).parts), None):
+        raise InputError(f"{location}: {strange}: this name leads out of the folder; rename it")
+
+
 def refuse_secret(location: str) -> None:
-    """InputError for a URI with a password: runs and checkpoints store their URIs and are passed on to others."""
-    if "://" in location and (uri := urlsplit(location)).password:
-        raise InputError(f"{uri.scheme}://...@{uri.hostname}: leave the secret out; pass it in the environment")
+    """InputError for a URI with a password, or with an option that is one.
+
+    Runs and checkpoints store their URIs and are passed on to others.
+    """
+    if "://" not in location:
+        return
+    uri, option = urlsplit(location), _SECRET.search(location)
+    if uri.password or option:
+        named = f" {option[1][1:-1]}" if option else ""
+        raise InputError(f"{uri.scheme}://...@{uri.hostname}: leave the secret{named} out; pass it in the environment")
+
+
+def without_secret(text: str) -> str:
+    """A text whose URIs have no user, password or option that is a secret: what libraries say may repeat them."""
+    return _SECRET.sub(r"\1...", _USER.sub("://...@", text))
 
 
 def data_source(path: str) -> str:
     """The source that --data names, as an absolute path, since a run may be resumed from another folder.
 
-    Raises InputError for a path that does not exist and, as `refuse_secret`, for a URI with a password.
+    Raises InputError for a path that does not exist and as `refuse_secret`.
     """
     refuse_secret(path)
     if path == PHANTOM or "://" in path:

@@ -18,8 +18,8 @@ from urllib.parse import quote
 import pyarrow.fs as pafs
 
 from fracray import interrupts
-from fracray.errors import InputError, RunError
-from fracray.runtime.locations import around, below, refuse_secret
+from fracray.errors import InputError, OutOfReachError, RunError
+from fracray.runtime.locations import around, below, refuse_outside, refuse_secret
 
 RETRIES = 9  # of each request to S3; each waits twice as long
 READS = 5  # attempts to read a file that is replaced during the read
@@ -95,8 +95,9 @@ class Folder:
                 self._fs, self._base = pafs.LocalFileSystem(), str(Path(text).expanduser().absolute())
             else:
                 self._fs, self._base = _opened(text)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{text}: not a folder or URI that can be opened: {error}") from None
+        except (OSError, ValueError) as error:  # OSError: the region of a bucket is asked for
+            kind = OutOfReachError if isinstance(error, OSError) else InputError
+            raise kind(f"{text}: not a folder or URI that can be opened: {error}") from None
         self.location = self._base if self.is_local else text
 
     def __reduce__(self) -> Any:
@@ -135,7 +136,7 @@ class Folder:
         return f"{self._base}/{name}"
 
     def exists(self, name: str = "") -> bool:
-        """Whether a file or folder exists; InputError where the storage cannot be reached."""
+        """Whether a file or folder exists; OutOfReachError where the storage cannot be reached."""
         target = self.path(name) if name else self._base
         try:
             return self._fs.get_file_info(target).type != pafs.FileType.NotFound
@@ -143,7 +144,7 @@ class Folder:
             raise self._out_of_reach(error) from None
 
     def names(self, name: str = "") -> list[str]:
-        """The names directly inside, sorted; empty for a folder that does not exist. InputError as `exists`."""
+        """The names directly inside, sorted; empty for a folder that does not exist. OutOfReachError as `exists`."""
         selector = pafs.FileSelector(self.path(name) if name else self._base, allow_not_found=True)
         try:
             return sorted(info.base_name for info in self._fs.get_file_info(selector))
@@ -151,17 +152,22 @@ class Folder:
             raise self._out_of_reach(error) from None
 
     def files(self, name: str = "") -> list[str]:
-        """All files below a folder, by their paths in it, sorted; empty for one that does not exist. As `exists`."""
+        """All files below a folder, by their paths in it, sorted; empty for one that does not exist.
+
+        Raises as `exists`, and InputError for a name that leads out of the folder.
+        """
         base = self.path(name) if name else self._base
         try:
             found = self._fs.get_file_info(pafs.FileSelector(base, allow_not_found=True, recursive=True))
         except (OSError, ValueError) as error:
             raise self._out_of_reach(error) from None
-        return sorted(info.path.removeprefix(f"{base.rstrip('/')}/") for info in found if info.is_file)
+        inside = sorted(info.path.removeprefix(f"{base.rstrip('/')}/") for info in found if info.is_file)
+        refuse_outside(self.location, inside)
+        return inside
 
-    def _out_of_reach(self, error: Exception) -> InputError:
+    def _out_of_reach(self, error: Exception) -> OutOfReachError:
         remedy = "name a folder" if self.is_local else "check its address, its credentials and that it is up"
-        return InputError(f"{self}: cannot be opened: {error}; {remedy}")
+        return OutOfReachError(f"{self}: cannot be opened: {error}; {remedy}")
 
     def read(self, name: str) -> bytes:
         """A file as it was at one moment. InputError where it does not exist, RunError where it cannot be read."""
@@ -207,11 +213,15 @@ class Folder:
             if self.is_local:
                 with atomic_path(Path(target)) as partial:
                     partial.write_bytes(raw)
-            else:  # an object store has no folders: creating them would only write empty objects
-                with self._fs.open_output_stream(target) as stream:
-                    stream.write(raw)
+            else:  # interrupted between its steps, it would replace the file by an empty one
+                interrupts.unbroken(lambda: self._put(target, raw))
         except OSError as error:
             raise RunError(f"{self}: cannot write {name}: {error}") from None
+
+    def _put(self, target: str, raw: bytes) -> None:
+        # An object store has no folders: creating them would only write empty objects.
+        with self._fs.open_output_stream(target) as stream:
+            stream.write(raw)
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there. RunError where that fails."""
@@ -225,7 +235,7 @@ class Folder:
     def written(self, name: str) -> dict[str, float]:
         """The files directly inside a folder, each with the time of its last write by the clock of the storage.
 
-        In seconds; 0 where the storage does not say. Empty for a folder that does not exist. InputError as `exists`.
+        In seconds; 0 where the storage does not say. Empty for a folder that does not exist. Raises as `exists`.
         """
         selector = pafs.FileSelector(self.path(name), allow_not_found=True)
         try:

@@ -9,7 +9,7 @@ from fracray.errors import InputError
 from fracray.runtime.timeline import Stretch
 from fracray.training.epochs import AT_BEST, EpochResult
 
-MISTAKES = (InputError, ValueError)  # what a trial raises that cannot run in any process
+MISTAKES = (InputError, ValueError)  # what a trial raises that cannot run in any process, but for OutOfReachError
 
 _NUMBER, _LEAVES = "number", "leaves"
 _RAN, _FAILURE, _STARTED = "ran", "failure", "started"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 from ray import tune
 
+from fracray.errors import OutOfReachError
 from fracray.runtime.efficiency import REPORTING, STARTING, Meter
 from fracray.runtime.ray_session import Shared
 from fracray.runtime.resources import WorkerResources
@@ -70,6 +71,8 @@ class TrialActor(tune.Trainable):
         else:
             try:
                 report = self._epoch()
+            except OutOfReachError:  # the trial may run in another process, and this one may fail all that it gets
+                raise
             except MISTAKES as error:
                 # The trial would fail in any process, and this one still works: raising would make Tune end it.
                 self._close()

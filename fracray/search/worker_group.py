@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 
-from fracray.errors import RunError
+from fracray.errors import OutOfReachError, RunError
 from fracray.runtime.efficiency import STARTING
 from fracray.runtime.ray_session import Shared
 from fracray.runtime.resources import WorkerResources
@@ -150,6 +150,8 @@ def _serve(settings: Mapping[str, Any]) -> None:
             while runner.epochs_done < order.epoch:
                 runner.run_epoch()
             report = TrialReport(runner.result(order.epoch), ran=ran)
+        except OutOfReachError:  # the trial may run in other processes
+            raise
         except MISTAKES as error:
             # The trial would fail in any process. Raised, the error would restart the group and be taken for a crash.
             if runner is not None:

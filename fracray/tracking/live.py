@@ -12,6 +12,7 @@ from math import fsum
 
 from rich.console import Console
 
+from fracray.runtime.locations import without_secret
 from fracray.runtime.storage import Folder
 from fracray.search.trials_table import TrialRow
 from fracray.tracking.entries import Entries, Entry, write_run
@@ -73,7 +74,7 @@ class _Feed:
         try:
             what()
         except Exception as error:  # of the network, of a database, of a disk: the run itself is sound
-            self._away(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            self._away(f"{type(error).__name__}: {without_secret(' '.join(str(error).split()))[:200]}")
             return False
         return True
 

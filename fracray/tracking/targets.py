@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from fracray.errors import InputError
 from fracray.runtime.console import counted
-from fracray.runtime.locations import refuse_secret
+from fracray.runtime.locations import refuse_secret, without_secret
 from fracray.runtime.storage import Folder
 
 if TYPE_CHECKING:  # a command names its targets before it has claimed its run, and until then imports no Tune
     from fracray.tracking.entries import Entry, Point
 
 MLFLOW, TENSORBOARD = "mlflow", "tensorboard"
+SQLITE = "sqlite:///"
 PACKAGES = {MLFLOW: "mlflow", TENSORBOARD: "tensorboardX"}
 EXAMPLES = "mlflow:sqlite:///mlflow.db, mlflow:http://127.0.0.1:5000 or tensorboard:tb"
 
@@ -67,7 +68,7 @@ class Address:
     option: str
 
     def __str__(self) -> str:
-        return f"{self.kind}:{self.place}"
+        return without_secret(f"{self.kind}:{self.place}")  # the place in MLFLOW_TRACKING_URI may have one
 
     def open(self) -> Writer:
         """Its writer. InputError where it cannot be reached or written to."""
@@ -83,10 +84,10 @@ class Address:
 def parse_address(text: str, option: str) -> Address:
     """The target that an option names. InputError for what is none, and where its package is not installed."""
     kind, _, place = text.partition(":")
+    refuse_secret(place)
     where = f"{option} {text}"
     if kind not in PACKAGES:
         raise InputError(f"{where}: expected {EXAMPLES}")
-    refuse_secret(place)
     if kind == MLFLOW and not place:
         place = os.environ.get("MLFLOW_TRACKING_URI", "")
     if not place:

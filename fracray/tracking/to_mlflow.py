@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fracray.errors import InputError
+from fracray.runtime.locations import without_secret
 from fracray.runtime.storage import Folder
 from fracray.search.states import State
 from fracray.tracking.entries import Entry, Point
-from fracray.tracking.targets import Tally, digest, finite, first_value, new_points
+from fracray.tracking.targets import SQLITE, Tally, digest, finite, first_value, new_points
 
 if TYPE_CHECKING:  # takes seconds to import
     from mlflow.entities import Run
@@ -25,7 +26,6 @@ KEY, ROOT, SENT = "fracray.key", "fracray.root", "fracray.sent."
 EXPERIMENT = "fracray"
 METRICS, PARAMS = 1000, 100  # at most in one request
 LONGEST = {"param": 6000, "tag": 5000}  # characters
-SQLITE = "sqlite:///"
 STATUS = {
     State.RUNNING: "RUNNING",
     State.INTERRUPTED: "KILLED",
@@ -222,7 +222,7 @@ def _artifacts(uri: str) -> str | None:
 
 
 def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = without_secret(" ".join(str(error).split()))
     if "MLFLOW_ALLOW_FILE_STORE" in text:
         return (
             "MLflow's store of plain files takes nothing new (it is in maintenance mode); name a database, such as "

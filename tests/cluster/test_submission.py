@@ -58,6 +58,12 @@ def cluster_file(tmp_path):
         (["tune", "--space", "/none.yaml"], "no such file here"),
         (["tune", "--space", str(FILES / "local.yaml")], "unknown key"),
         (["tune", "--resume"], "name the run"),
+        (["tune", "--log", "tensorboard:tb"], "--log tensorboard:tb: lies in the job's own folder"),
+        (
+            ["train", "--log=mlflow:sqlite:///mlflow.db"],
+            "--log mlflow:sqlite:///mlflow.db: lies in the job's own folder",
+        ),
+        (["train", "--log", "mlflow:mlruns"], "--log mlflow:mlruns: lies in the job's own folder"),
         (["tune", "oops"], "belongs to no option"),
         (["refit", "atlas"], "refit atlas: on a cluster give a URI, or an absolute path"),
         (["refit", "/home/ray/runs/atlas"], "storage /home/ray/runs is a path, and the file names no shared disk"),
@@ -78,6 +84,29 @@ def test_an_unknown_option_of_the_command_is_refused_here(cluster_file, capsys):
         main(["submit", str(cluster_file), *NOWHERE, "--", "tune", "--spce", "x"])
     assert refused.value.code == 2
     assert "unrecognized arguments: --spce" in capsys.readouterr().err
+
+
+def test_a_dashboard_that_is_the_same_on_every_machine_is_sent(cluster_file):
+    places = (
+        "mlflow:http://a:5000",
+        "mlflow:sqlite:////shared/m.db",
+        "tensorboard:/shared/tb",
+        "mlflow",
+        "mlflow:databricks",
+    )
+    for place in places:
+        sent = prepare(read_cluster(cluster_file), "train", ["--log", place])
+        assert sent.command[3:5] == ("--log", place)
+
+
+def test_an_option_is_given_by_its_full_name(cluster_file, capsys):
+    """Taken for `--storage`, it would be overridden by the place in the file's metadata."""
+    with pytest.raises(SystemExit):
+        prepare(read_cluster(cluster_file), "tune", ["--stor", "s3://other"])
+    assert "unrecognized arguments: --stor" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["submit", str(cluster_file), "--addr", NOWHERE[1], "--", "tune"])
+    assert "unrecognized arguments: --addr" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("verb", "words"), [("submit", "sbatch"), ("attach", "tail -f")])

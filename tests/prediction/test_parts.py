@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import re
+import uuid
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.csv as pcsv
@@ -11,8 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from fracray.errors import InputError, RunError
+from fracray.prediction.folders import result_folder
+from fracray.prediction.inputs import Picture
 from fracray.prediction.parts import About, Target, open_parts, write_output
 from fracray.prediction.scoring import COLUMNS, SCORED
+from fracray.runtime.claim import claimed
 from fracray.runtime.spreadsheets import of_cell
 
 
@@ -44,6 +49,43 @@ def test_parts_go_on_where_they_were_and_refuse_another_prediction(tmp_path):
             pass
     with open_parts(target, other, anew=True) as parts:
         assert not parts.done().any()
+
+
+@pytest.mark.parametrize("place", ["disk", "store"])
+def test_parts_go_under_their_claim_and_leave_nothing(request, tmp_path, place):
+    """Removed after it, they would be those of the command that began meanwhile."""
+    to = str(tmp_path / "out.csv")
+    target = Target.of(request.getfixturevalue("s3")(f"{uuid.uuid4().hex}/out.csv") if place == "store" else to)
+    with open_parts(target, ABOUT, anew=False) as parts:
+        parts.keep(scored([0, 1, 2, 3, 4]))
+        parts.require_all()
+        target.parts.write(".rows.partial", "of a killed write")
+        parts.remove()
+        with pytest.raises(InputError, match="another command works in this run"), claimed(target.parts):
+            pass
+        with pytest.raises(RunError, match=r"5 of 5 rows are missing; give the same command again"):
+            parts.require_all()
+    assert target.folder.files() == []
+    assert not Path(f"{to}.parts").exists()
+
+
+def test_a_folder_of_results_is_one_commands(tmp_path):
+    folder = tmp_path / "maps"
+
+    def opened(may_hold_files=False):
+        return result_folder(
+            "--heatmaps", str(folder), ["a.jpg"], [Picture("a.jpg", str(tmp_path / "a.jpg"))], may_hold_files
+        )
+
+    with opened() as root:
+        with pytest.raises(InputError, match=r"another command works in this folder .* another --heatmaps"), opened():
+            pass
+        (root / "a.png").touch()
+    assert [entry.name for entry in folder.iterdir()] == ["a.png"]  # and no lock
+    with pytest.raises(InputError, match="holds files already"), opened():
+        pass
+    with opened(may_hold_files=True):
+        pass
 
 
 @pytest.mark.parametrize(

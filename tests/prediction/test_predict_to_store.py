@@ -2,11 +2,14 @@
 
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import uuid
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -160,6 +163,25 @@ def test_a_prediction_that_was_killed_goes_on_from_the_store(checkpoint, uri, tm
     pd.testing.assert_frame_equal(found[exact], whole[exact])
     assert np.abs(found["logit"] - whole["logit"]).max() < 1e-6
     assert names(uri("out.csv")) == ["out.csv"]
+
+
+def test_a_copy_in_another_cache_is_the_same_input(radiographs, uri, tmp_path):
+    """So a command goes on on another machine, and after the cache was emptied."""
+    Folder(uri("shared")).upload(radiographs, "scans")
+    archive = Path(shutil.make_archive(str(tmp_path / "scans"), "zip", radiographs))
+    Folder(uri("shared")).upload(archive, "scans.zip")
+
+    def seen(cache):
+        named = (uri("shared/scans"), uri("shared/scans/x1.jpg"), uri("shared/scans.zip"), str(archive))
+        return [inputs.find_pictures([one], tmp_path / cache, lambda *_: None).fingerprint() for one in named]
+
+    first = seen("first")
+    assert seen("second") == first
+    assert len(set(first)) == 4
+    Folder(uri("shared")).write("scans/x1.jpg", jpeg(picture(7)))
+    with zipfile.ZipFile(archive, "a") as more:
+        more.writestr("more.jpg", jpeg(picture(8)))
+    assert [one == other for one, other in zip(seen("first"), first, strict=True)] == [False, False, True, False]
 
 
 def test_parts_of_something_else_are_removed_only_if_asked(checkpoint, radiographs, uri, capsys):

@@ -61,6 +61,18 @@ def test_a_second_command_is_refused_with_who_has_the_run_and_writes_nothing(run
     assert set(content(run)) <= {"space.yaml", LOCK}
 
 
+def test_a_claim_without_trace_leaves_nothing_and_its_removed_lock_is_not_taken(run, monkeypatch):
+    run.write("file", "x")
+    with claimed(run, trace=False):
+        assert run.files() != ["file"]
+    assert (run.names() if run.is_local else run.files()) == ["file"]  # a store keeps an empty folder
+    if run.is_local:
+        monkeypatch.setattr(claim, "_is_at", lambda path, file: False)
+        if fcntl.flock.__module__ == "fcntl":
+            with pytest.raises(InputError, match="another command works"), claimed(run):
+                pass
+
+
 def test_a_disk_that_fails_while_a_run_is_given_free_fails_no_command_and_frees_the_run(tmp_path, monkeypatch):
     failed = []
 

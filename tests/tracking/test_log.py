@@ -311,6 +311,14 @@ def test_a_target_that_cannot_be_is_refused(searched, tmp_path, monkeypatch, cap
     assert "secret@" not in said
 
 
+def test_the_secret_of_a_place_in_the_environment_is_not_shown(searched, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hush@127.0.0.1:9")
+    assert str(parse_address("mlflow", "--log")) == "mlflow:http://...@127.0.0.1:9"
+    assert "mlflow:http://...@127.0.0.1:9: no server answers there" in refused(
+        capsys, searched / "runs/first", "--to", "mlflow"
+    )
+
+
 def test_without_the_extra_its_name_is_told(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     monkeypatch.setattr(targets, "find_spec", lambda name: None)

@@ -5,12 +5,12 @@ import warnings
 
 from PIL import Image
 
-from fracray.data.images import dicom, kinds
+from fracray.data.images import dicom, kinds, tiff
 from fracray.data.images.dicom_fields import DicomError
 from fracray.data.images.jpeg_png import open_deep_jpeg
 from fracray.data.images.samples import MAX_PIXELS, PictureError
 
-_PILLOWS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")
+_PILLOWS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")
 _MORE = MAX_PIXELS + 1  # of a header that announces more than is ever decoded, whatever its number
 
 
@@ -24,6 +24,9 @@ def announced_pixels(data: bytes) -> int:
         if kind == kinds.DICOM:
             form = dicom.open_image(data, MAX_PIXELS).form
             return form.rows * form.columns
+        if kind == kinds.TIFF:  # Pillow opens fewer of them
+            page = tiff.open_page(data)
+            return page.width * page.height
         if kind == kinds.JPEG and (deep := open_deep_jpeg(data)):
             return deep.width * deep.height
         with warnings.catch_warnings():

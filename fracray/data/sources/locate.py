@@ -20,6 +20,7 @@ from fracray.data.manifest import MANIFEST
 from fracray.data.sources.archive import listing, unpack
 from fracray.data.sources.fracatlas import fracatlas_folders
 from fracray.errors import InputError
+from fracray.runtime.locations import refuse_outside
 from fracray.runtime.storage import Folder
 
 CONNECTIONS = 16  # files fetched from a URI at the same time
@@ -35,7 +36,7 @@ def open_source(path: str | Path, cache: Path, progress: Callable[[int, int], No
     total. InputError for a path that is none of these, and as `unpack`.
     """
     if "://" in str(path):
-        path = local_copy(str(path), cache, progress or (lambda done, total: None))
+        path, _ = local_copy(str(path), cache, progress or (lambda done, total: None))
     path = Path(path).expanduser()
     if path.is_dir():
         return path if (path / MANIFEST).is_file() else _holding_table(path, path)
@@ -73,8 +74,11 @@ def _private(folder: Path) -> Path:
         raise InputError(f"{folder}: {error.strerror}; choose another data.cache") from None
 
 
-def local_copy(uri: str, cache: Path, progress: Callable[[int, int], None]) -> Path:
-    """The local copy of the folder or file at a URI; copied if there is none, or if the source has changed."""
+def local_copy(uri: str, cache: Path, progress: Callable[[int, int], None]) -> tuple[Path, str]:
+    """The local copy of the folder or file at a URI; copied if there is none, or if the source has changed.
+
+    Also the key of this version of the source, which is the same on every machine.
+    """
     place = Folder(uri)
     base = place.path("").rstrip("/")
     try:
@@ -89,15 +93,14 @@ def local_copy(uri: str, cache: Path, progress: Callable[[int, int], None]) -> P
         raise InputError(f"{uri}: cannot be read: {error}; check its address and credentials") from None
     if not files:
         raise InputError(f"{uri}: nothing is there; name a FracAtlas folder, its zip, or an imported set")
-    if strange := next((name for name in files if name.startswith("/") or ".." in PurePosixPath(name).parts), None):
-        raise InputError(f"{uri}: {strange}: this name leads out of the folder; rename it")
+    refuse_outside(uri, files)
     states = "\n".join(sorted(f"{name}|{about.size}|{about.mtime_ns}" for name, about in files.items()))
     key = hashlib.sha256(f"{uri}\n{states}".encode()).hexdigest()[:16]
     copy = _private(Path(cache).expanduser() / "downloads") / f"{PurePosixPath(base).name}-{key}"
     with _locked(copy):
         if not copy.is_dir():
             _copy(place, files, copy, progress)
-    return copy / next(iter(files)) if found.type == pafs.FileType.File else copy
+    return copy / next(iter(files)) if found.type == pafs.FileType.File else copy, key
 
 
 @contextmanager

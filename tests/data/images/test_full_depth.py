@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 from drawn_dicom import as_bytes, dataset
+from drawn_files import tiff as tiff_of
 from drawn_fracatlas import jpeg, picture
 from PIL import Image
 from pydicom.dataset import Dataset
@@ -94,6 +95,7 @@ def header_of(width, height):
     ("data", "pixels"),
     [
         *((data, 160 * 200) for data, _ in (FILES[name] for name in ("window", "JPEG", "turned TIFF", "8 bits"))),
+        (tiff_of(np.zeros((50, 70, 3), np.float32)), 50 * 70),  # which Pillow does not open
         (b"text", 0),
         (header_of(20_000, 20_000), MAX_PIXELS + 1),
         (header_of(10_000, 10_000), 100_000_000),
