@@ -2,9 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from fracray.cluster.files import SERVICES, ClusterFile
+from fracray.cluster.files import SERVICES, ClusterFile, NodeType
+
+if TYPE_CHECKING:
+    from fracray.runtime.resources import WorkerResources
 
 HTTP, REPLICA = "http", "replica"  # the deployments of fracray's application
 Place = tuple[str, ...]
@@ -111,12 +115,19 @@ def _together(cluster: ClusterFile, needed: Sequence[Deployment]) -> bool:
 
     chosen = sorted(needed, key=lambda one: (-one.gpus, -one.cpus))
     replicas = [one for one in chosen for _ in range(one.least)]
-    first = WorkerResources(1, chosen[0].cpus, chosen[0].gpus)
-    nodes = [node for node in cluster.at_full_size(lambda node: node.workers(first)) if node.most]
-    if any(node.cpus is None for node in nodes):  # the file does not say what they have
-        return True
-    sizes = [(node.gpus or 0.0, node.cpus or 0.0) for node in nodes for _ in range(min(node.most, len(replicas)))]
-    return _placed(replicas, sizes, lambda left: left) or _placed(replicas, sizes, lambda left: (-left[1], left[0]))
+    for one in chosen:  # where nodes are too many for the cluster, those that suit one of them come first
+        need = WorkerResources(1, one.cpus, one.gpus)
+        nodes = [node for node in cluster.at_full_size(partial(_room, need)) if node.most]
+        if any(node.cpus is None for node in nodes):  # the file does not say what they have
+            return True
+        sizes = [(node.gpus or 0.0, node.cpus or 0.0) for node in nodes for _ in range(min(node.most, len(replicas)))]
+        if _placed(replicas, sizes, lambda left: left) or _placed(replicas, sizes, lambda left: (-left[1], left[0])):
+            return True
+    return False
+
+
+def _room(need: "WorkerResources", node: NodeType) -> float:
+    return node.workers(need)
 
 
 def _placed(

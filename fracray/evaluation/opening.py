@@ -21,13 +21,17 @@ from fracray.config import PHANTOM, Config
 from fracray.data.manifest import Manifest
 from fracray.data.prepare import Prepared, prepare
 from fracray.errors import InputError, RunError, nearest
+from fracray.runtime.claim import this_machine
 from fracray.runtime.locations import data_source
 from fracray.runtime.run_folder import BEST, is_in_run
 from fracray.runtime.storage import Folder, errors_name
 from fracray.training.card import CheckpointMetadata
 from fracray.training.checkpoint import Checkpoint, copy_checkpoint, load_checkpoint, verify
 
-PREFIX, LOCKED = "fracray-checkpoint-", ".locked"  # a copy's folder, and the file that says that its command locked it
+PREFIX, LOCKED = (
+    "fracray-checkpoint-",
+    ".locked",
+)  # a copy's folder, and the file that says where it is locked
 COPIES, PAUSE_SECONDS = 3, 0.1  # attempts to copy a checkpoint that is replaced meanwhile, and the wait between them
 
 
@@ -106,16 +110,21 @@ def _kept(folder: Path) -> Iterator[None]:
     try:
         with suppress(OSError):  # a disk without locks
             fcntl.flock(opened, fcntl.LOCK_EX)
-            (folder / LOCKED).touch()
+            (folder / LOCKED).write_text(this_machine())
         yield
     finally:
         os.close(opened)
 
 
 def _remove_left() -> None:
-    """Remove the copies of commands that were killed: those that were locked, and that nobody holds any more."""
+    """Remove the copies of commands of this machine that were killed: they were locked, and nobody holds them any more.
+
+    Where machines share a disk, one may know nothing of another's locks.
+    """
     for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{LOCKED}"):
         with suppress(OSError):  # another user's, or removed meanwhile
+            if left.read_text() != this_machine():
+                continue
             opened = os.open(left.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -20,10 +20,12 @@ from fracray.prediction.familiar import Familiar
 from fracray.prediction.inputs import Picture
 from fracray.prediction.reading import Batch, Decoder, Sender, unpack_checkpoint
 from fracray.prediction.scoring import PLACE, SCORED, SHOWN, Asked, Scorer
+from fracray.runtime.memory import give_back
 from fracray.runtime.ray_data import few_processes
 from fracray.runtime.resources import alone, here, present
 from fracray.training.checkpoint import load_checkpoint, read_seen
 
+LARGE = 2**24  # pixels
 BLOCK = 4 * BATCH  # pictures of one call, at most
 SENT = 8  # files that the sender reads at a time
 # By default Ray starts a process that died, and what it did, again without end: for ever with a file that kills its
@@ -57,7 +59,13 @@ class _DecodeAndScore(_Score):
         # A pass at a time, so that memory does not grow with the block.
         starts = range(0, len(batch[PLACE]), BATCH)
         passes = ({name: column[start : start + BATCH] for name, column in batch.items()} for start in starts)
-        return pa.concat_tables([super(_DecodeAndScore, self).__call__(self._decoder(some)) for some in passes])
+        return pa.concat_tables([self._pass(some) for some in passes])
+
+    def _pass(self, batch: Batch) -> pa.Table:
+        decoded = self._decoder(batch)
+        if (decoded["width"].astype(np.int64) * decoded["height"]).max(initial=0) > LARGE:
+            give_back()  # or each process would keep what its largest picture needed
+        return super().__call__(decoded)
 
 
 def _decode(batch: Batch, decoder: Decoder) -> Batch:

@@ -258,8 +258,9 @@ def _other_sets(subject: Subject) -> Markup:
         )
         for name in names
     ]
+    of_fold = ", of the first fold's model" if subject.judged.card.config.data.split.cross_validate else ""
     headings = (
-        "set",
+        f"set{of_fold}",
         "accuracy",
         "AUROC",
         "sensitivity",

@@ -249,7 +249,8 @@ def _robustness(subject: Subject) -> str | None:
     told = []
     if len(names) > 1:
         areas = ", ".join(f"{name} {score(metrics.get(f'{name}_auroc'))}" for name in names)
-        told.append(f"AUROC on validation sets of other kinds: {areas}.")
+        of_fold = " (of the first fold's model)" if subject.judged.card.config.data.split.cross_validate else ""
+        told.append(f"AUROC on validation sets of other kinds{of_fold}: {areas}.")
     found = subject.evaluated
     if found and found.corruptions:
         hurt = [one.name for one in found.corruptions if one.hurts]

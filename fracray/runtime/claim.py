@@ -49,7 +49,7 @@ class Claim:
     @staticmethod
     def own() -> "Claim":
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        return Claim(platform.node(), os.getpid(), psutil.Process().create_time(), _machine(), since)
+        return Claim(platform.node(), os.getpid(), psutil.Process().create_time(), this_machine(), since)
 
     @staticmethod
     def read(text: bytes) -> "Claim | None":
@@ -68,7 +68,7 @@ class Claim:
     @property
     def ended(self) -> bool | None:
         """Whether its process has ended; None where only another machine can tell."""
-        if self.machine != _machine():
+        if self.machine != this_machine():
             return None
         try:
             return abs(psutil.Process(self.pid).create_time() - self.started) > 1.0
@@ -76,7 +76,8 @@ class Claim:
             return True
 
 
-def _machine() -> str:
+def this_machine() -> str:
+    """The boot and the process namespace of this process."""
     parts = []
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -99,11 +100,13 @@ def claimed(run: Folder, what: str = "run", option: str = "--name", trace: bool 
                 if locked:
                     yield
                     return
-        with _marked(run):
-            yield
-        if run.is_local and not trace:
-            with suppress(OSError):  # another command has claimed it since
-                Path(run.path(CLAIMS)).rmdir()
+        try:
+            with _marked(run):
+                yield
+        finally:
+            if run.is_local and not trace:
+                with suppress(OSError):  # another command has claimed it since
+                    Path(run.path(CLAIMS)).rmdir()
     except _BusyError as busy:
         raise InputError(
             f"{run}: another command works in this {what}{busy.who}; wait until it ends, stop it with Ctrl-C, or "

@@ -3,7 +3,8 @@
 import ctypes
 from contextlib import suppress
 
-# In the environment of a process that starts: its threads share one memory. `keep_freed_memory` acts on that alone.
+# In the environment of a process that starts: all its threads use one arena of glibc's malloc. In the arenas of other
+# threads `keep_freed_memory` has little effect.
 ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
@@ -20,3 +21,9 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_MAX, 0)  # by a threshold, which is 32 MiB at most, larger blocks would still be given back
         mallopt(_M_TRIM_THRESHOLD, -1)  # never
+
+
+def give_back() -> None:
+    """Give the memory that is free at the moment back to the system, where it is kept."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)

@@ -21,7 +21,6 @@ import psutil
 from fracray import interrupts
 from fracray.errors import InputError, RunError
 from fracray.runtime.imports import importing, wait_for_imports
-from fracray.runtime.memory import ONE_ARENA
 from fracray.runtime.own_cluster import OwnCluster
 from fracray.runtime.ray_servers import fewer_servers
 from fracray.runtime.timeline import START
@@ -37,9 +36,6 @@ ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # A process without GPUs of its own must not hide the machine's GPUs from others.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Ray Train's workers train in a thread. glibc gives a thread memory of its own, which it gives back to the system
-    # (runtime/memory.py): a step of EfficientNet-Lite0 then takes a quarter longer.
-    **ONE_ARENA,
     # gRPC, which Ray Serve imports, notes on the terminal that a process forks.
     "GRPC_VERBOSITY": "ERROR",
 }

@@ -125,12 +125,14 @@ class RefitTrials(Searcher):
     def __init__(self, plan: RefitPlan, run: Folder, config: Config) -> None:
         super().__init__(metric=searched(config.search.metrics[0]), mode=config.search.mode)
         self._metrics, self._trials = config.search.metrics, plan.trials()
+        self._run, self._reasons = run, failures(run)
+        self._pending = _missing(kept_trainings(plan, run, config.train.epochs), config.train.epochs)
+        if again := self._reasons.keys() & self._pending:  # they have not failed any more, for a report either
+            self._keep_reasons({number: why for number, why in self._reasons.items() if number not in again})
         self._before = kept_trainings(plan, run, config.train.epochs)
-        self._pending = _missing(self._before, config.train.epochs)
         self._running: dict[str, int] = {}
         self._reached: dict[int, int] = {}  # the last epoch of a training
         self._lost: dict[int, tuple[int, int]] = {}  # how often in a row, and after which epoch
-        self._run, self._reasons = run, failures(run)
         self._ended: dict[int, str] = {}  # with the reason of one that failed
 
     @property
@@ -147,8 +149,6 @@ class RefitTrials(Searcher):
             # A running training may lose its process and be handed out again; FINISHED could not be taken back.
             return None if self._running else Searcher.FINISHED
         number = self._running[trial_id] = self._pending.pop(0)
-        if number in self._reasons:
-            self._tell(number, "")
         return Suggestion(number, self._trials[number]).to_tune()
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -175,13 +175,12 @@ class RefitTrials(Searcher):
     def _end(self, number: int, reason: str) -> None:
         self._ended[number] = reason
         if reason:
-            self._tell(number, reason)
+            self._keep_reasons({**self._reasons, number: reason})
 
-    def _tell(self, number: int, reason: str) -> None:
-        """Keep why a training failed, for a report and for dashboards, or with no reason that it no longer has."""
-        others = {other: why for other, why in self._reasons.items() if other != number}
-        self._reasons = others | ({number: reason} if reason else {})
-        self._run.write_json(FAILED, self._reasons)
+    def _keep_reasons(self, reasons: dict[int, str]) -> None:
+        """Write why trainings failed, for a report and for dashboards."""
+        self._reasons = reasons
+        self._run.write_json(FAILED, reasons)
 
     # As a ledger
 

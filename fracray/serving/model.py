@@ -18,7 +18,8 @@ from fracray.training.checkpoint import load_checkpoint
 from fracray.training.loop import pick_device
 
 # In a forward pass of one thread on a CPU. What passes between its layers stays in the cache, in memory that was used
-# before: for larger blocks the kernel clears new pages at every layer, which takes as long as the arithmetic.
+# before: a thread's own arena gives larger blocks back, and the kernel clears new pages at every layer, which takes as
+# long as the arithmetic.
 PART_PIXELS = 4 * 224 * 224
 
 

@@ -85,7 +85,7 @@ def parse_address(text: str, option: str) -> Address:
     """The target that an option names. InputError for what is none, and where its package is not installed."""
     kind, _, place = text.partition(":")
     refuse_secret(place)
-    where = f"{option} {text}"
+    where = f"{option} {without_secret(text)}"
     if kind not in PACKAGES:
         raise InputError(f"{where}: expected {EXAMPLES}")
     if kind == MLFLOW and not place:

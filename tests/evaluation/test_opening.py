@@ -92,6 +92,9 @@ def test_the_copy_of_a_command_that_was_killed_goes_with_the_next_one_and_no_oth
     monkeypatch.setattr("tempfile.tempdir", None)
     strange = tmp_path / "temporary/fracray-checkpoint-strange"  # nobody locked it: it may be about to be used
     strange.mkdir()
+    elsewhere = tmp_path / "temporary/fracray-checkpoint-elsewhere"  # of another machine
+    elsewhere.mkdir()
+    (elsewhere / ".locked").write_text("another boot")
     with contextlib.ExitStack() as held:
         killed, alive = (
             held.enter_context(
@@ -109,7 +112,7 @@ def test_the_copy_of_a_command_that_was_killed_goes_with_the_next_one_and_no_oth
             assert not copies[0].parent.exists()
             assert verify(copies[1]).threshold == 0.4
         alive.communicate("")
-    assert list((tmp_path / "temporary").iterdir()) == [strange]
+    assert sorted((tmp_path / "temporary").iterdir()) == [elsewhere, strange]
 
 
 def test_an_ensemble_is_copied_with_its_members(best, tmp_path):

@@ -285,7 +285,7 @@ def test_an_interrupted_write_to_a_store_replaces_the_file_by_the_new_one_or_not
     words = [sys.executable, "-c", INTERRUPTED, s3("interrupted")]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 5
+    assert int(done.stdout) > 0
 
 
 # ---- runs

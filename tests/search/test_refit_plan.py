@@ -157,7 +157,7 @@ def test_how_a_training_ended_is_told(tmp_path):
     assert (failed[0].state, failed[1]) == (State.FAILED, "no such file")
 
 
-def test_a_training_that_failed_is_known_from_the_folder_until_it_is_handed_out_again(tmp_path):
+def test_a_training_that_failed_is_known_from_the_folder_until_the_refit_goes_on(tmp_path):
     plan, run = RefitPlan({5: {"a": 1}, 7: {"a": 2}, 0: {}}, (1, 2)), Folder(tmp_path)
     for number in plan.trials():
         if number != refit_number(5, 1):
@@ -170,16 +170,16 @@ def test_a_training_that_failed_is_known_from_the_folder_until_it_is_handed_out_
     found = outcome(plan, kept, MAX)
     assert found.lost == {"t0005": "t0005-seed1 failed"}
     assert found.seeds == (1, 2)
-    # What a resumed refit begins with says the same, and it has another try.
-    again = trials(tmp_path, plan)
-    assert outcome(plan, again.rows(), MAX).lost == found.lost
-    assert again.remaining == 1
     plan.write(run)
     config = CONFIG.with_leaves({"search.time_budget": 1000, "search.refit.seeds": 2})
     clock = KeepsBack(config, 1, lambda: {0: replace(kept[refit_number(0, 1)], number=0)}, run)
     clock.stop_all()
     assert clock.kept == pytest.approx(1.15 * 2 * 1.0)  # one training of two epochs
-    again.suggest("a")
+    # In a resumed refit it has another try, and until then it is unfinished for everyone.
+    again = trials(tmp_path, plan)
+    assert again.remaining == 1
+    found = outcome(plan, again.rows(), MAX)
+    assert (found.lost, found.seeds) == ({}, (2,))
     assert kept_trainings(plan, run, 2)[refit_number(5, 1)].state is State.INTERRUPTED
 
 

@@ -5,6 +5,7 @@ Groups are those of `groups.name_groups`. Must not look at pixels, and must not 
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -245,20 +246,31 @@ def _deal_anew(counts: np.ndarray, first: np.ndarray, config: SplitConfig, repea
 
     No dealing equals the first one or one before. The best of many tries would: few groups have few good dealings.
     """
-    known, fold = {_dealing(first)}, first
-    for time in range(1, repeat + 1):
+    words = counts.tobytes(), counts.shape[1], _dealing(first), config.folds, config.seed, config.repeats
+    dealt = _dealings(*words)
+    if repeat > len(dealt):
+        raise InputError(
+            f"{where}: {counted(len(first), 'group')} outside the test fold cannot be dealt into "
+            f"{config.folds - 1} folds in {config.repeats} different ways; lower data.split.repeats to {len(dealt) + 1}"
+        )
+    return dealt[repeat - 1]
+
+
+@lru_cache(maxsize=4)  # every rotation of a split asks for one of them
+def _dealings(counts: bytes, strata: int, first: bytes, folds: int, seed: int, repeats: int) -> tuple[np.ndarray, ...]:
+    """What follows the first dealing, as far as there are other ways to deal; counts: (g, strata) float64."""
+    groups, known, found = np.frombuffer(counts).reshape(-1, strata), {first}, list[np.ndarray]()
+    for time in range(1, repeats):
         for attempt in range(_DEALINGS):
-            rng = np.random.default_rng([config.seed, time, attempt])
-            fold = _deal_folds(counts, config.folds - 1, rng, tries=1 if attempt else 3)
+            rng = np.random.default_rng([seed, time, attempt])
+            fold = _deal_folds(groups, folds - 1, rng, tries=1 if attempt else 3)
             if _dealing(fold) not in known:
                 break
         else:
-            raise InputError(
-                f"{where}: {counted(len(first), 'group')} outside the test fold cannot be dealt into "
-                f"{config.folds - 1} folds in {config.repeats} different ways; lower data.split.repeats to {time}"
-            )
+            break
         known.add(_dealing(fold))
-    return fold
+        found.append(fold)
+    return tuple(found)
 
 
 def _dealing(fold: np.ndarray) -> bytes:
