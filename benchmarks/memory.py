@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 from table import write_results
-from transfer import looks, ways
+from transfer import LOOKS, looks, ways
 
 from fracray.runtime.console import new_console, new_table
 from fracray.runtime.memory import ONE_ARENA, keep_freed_memory
 
 HERE = Path(__file__).parent
-STEP, FORWARD = "fracray", "forward pass: fracray"  # of `transfer.py`
+STEP, FORWARD = "fracray", f"{LOOKS}fracray"  # of `transfer.py`
 GLIBC, KEPT, THREAD, ONE = "as glibc has it", "kept", "kept, in a thread", "kept, in a thread, one arena"
 WAYS = (GLIBC, KEPT, THREAD, ONE)
 

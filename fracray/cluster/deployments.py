@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fracray.cluster.files import SERVICES, ClusterFile, NodeType
@@ -99,11 +98,22 @@ def _alone(cluster: ClusterFile) -> Iterator[str]:
 
 def fitting(cluster: ClusterFile, one: Deployment) -> float:
     """How many replicas of a deployment fit all nodes at their largest number."""
+    if not one.cpus and not one.gpus:
+        return one.most
+    return sum(node.most * node.workers(_need(one)) for node in _at_full_size(cluster, one))
+
+
+def _need(one: Deployment) -> "WorkerResources":
+    """What a replica needs."""
     from fracray.runtime.resources import WorkerResources
 
-    need = WorkerResources(1, one.cpus, one.gpus)
-    nodes = cluster.at_full_size(lambda node: node.workers(need))
-    return sum(node.most * node.workers(need) for node in nodes if node.most) if one.cpus or one.gpus else one.most
+    return WorkerResources(1, one.cpus, one.gpus)
+
+
+def _at_full_size(cluster: ClusterFile, one: Deployment) -> list[NodeType]:
+    """The nodes at their largest number; where that is too many for the cluster, those that suit this come first."""
+    need = _need(one)
+    return [node for node in cluster.at_full_size(lambda node: node.workers(need)) if node.most]
 
 
 def _together(cluster: ClusterFile, needed: Sequence[Deployment]) -> bool:
@@ -111,23 +121,16 @@ def _together(cluster: ClusterFile, needed: Sequence[Deployment]) -> bool:
 
     Those that need most choose first. They fill one node after another, or spread: if either fits, Ray may find it.
     """
-    from fracray.runtime.resources import WorkerResources
-
     chosen = sorted(needed, key=lambda one: (-one.gpus, -one.cpus))
     replicas = [one for one in chosen for _ in range(one.least)]
-    for one in chosen:  # where nodes are too many for the cluster, those that suit one of them come first
-        need = WorkerResources(1, one.cpus, one.gpus)
-        nodes = [node for node in cluster.at_full_size(partial(_room, need)) if node.most]
+    for one in chosen:
+        nodes = _at_full_size(cluster, one)
         if any(node.cpus is None for node in nodes):  # the file does not say what they have
             return True
         sizes = [(node.gpus or 0.0, node.cpus or 0.0) for node in nodes for _ in range(min(node.most, len(replicas)))]
         if _placed(replicas, sizes, lambda left: left) or _placed(replicas, sizes, lambda left: (-left[1], left[0])):
             return True
     return False
-
-
-def _room(need: "WorkerResources", node: NodeType) -> float:
-    return node.workers(need)
 
 
 def _placed(

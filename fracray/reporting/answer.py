@@ -225,9 +225,8 @@ def _scores(subject: Subject, found: Validation) -> Markup:
         unknown = name == "calibration_slope" and isnan(value.value)
         rows.append((words, "not determined" if unknown else with_interval(value), picture, *map(score, others)))
     headings = ("score", "model [95% interval]", "0 to 1", *(f"no pixel: {rival.name}" for rival in rivals))
-    of_fold = " of the first fold" if found.card.config.data.split.cross_validate else ""
     images, groups = counted(len(found.labels), "radiograph"), counted(len(set(found.groups)), "group")
-    words = f"On validation{of_fold}: {images} in {groups}"
+    words = f"On validation{found.card.config.data.split.of_kept_fold}: {images} in {groups}"
     perfect = CalibrationError(found.labels, found.cross_fitted, found.groups).perfect()
     dotted = (
         "The dotted line is the best predictor that sees no pixel; a model near it has learned nothing from "

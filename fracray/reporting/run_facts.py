@@ -209,7 +209,7 @@ def _of_results(subject: Subject) -> Iterator[tuple[str, str]]:
     scores = [
         f"{HEADINGS[name]} {with_interval(found.scores[name])}" for name in MAIN if not isnan(found.scores[name].value)
     ]
-    of_fold = " of the first fold" if found.card.config.data.split.cross_validate else ""
+    of_fold = found.card.config.data.split.of_kept_fold
     yield (
         "performance",
         f"On validation{of_fold} ({len(found.labels):,} images), by which choices were made: {', '.join(scores)}.",

@@ -169,8 +169,7 @@ def _summarise(
         )
         run.upload(target, BEST)
     say_ensemble(console, chosen, choices, soup, space.config.search)
-    folds = " of the first fold" if space.config.data.split.cross_validate else ""
-    console.print(f"the ensemble on validation{folds}:")
+    console.print(f"the ensemble on validation{space.config.data.split.of_kept_fold}:")
     say_validation(console, prepared, chosen.scored.metrics, space.config.train.operating_point)
     if space.config.data.split.cross_validate:
         write_doubtful(own, prepared, found, console)

@@ -126,10 +126,11 @@ class RefitTrials(Searcher):
         super().__init__(metric=searched(config.search.metrics[0]), mode=config.search.mode)
         self._metrics, self._trials = config.search.metrics, plan.trials()
         self._run, self._reasons = run, failures(run)
-        self._pending = _missing(kept_trainings(plan, run, config.train.epochs), config.train.epochs)
+        self._before = kept_trainings(plan, run, config.train.epochs)
+        self._pending = _missing(self._before, config.train.epochs)
         if again := self._reasons.keys() & self._pending:  # they have not failed any more, for a report either
             self._keep_reasons({number: why for number, why in self._reasons.items() if number not in again})
-        self._before = kept_trainings(plan, run, config.train.epochs)
+            self._before = kept_trainings(plan, run, config.train.epochs)
         self._running: dict[str, int] = {}
         self._reached: dict[int, int] = {}  # the last epoch of a training
         self._lost: dict[int, tuple[int, int]] = {}  # how often in a row, and after which epoch
