@@ -183,7 +183,7 @@ def _evaluate(args: argparse.Namespace, asked: Asked) -> None:
     from fracray.data.prepare import examined, prepare, shards_as
     from fracray.data.report import say_flow, say_phantom
     from fracray.evaluation.opening import on_what, open_checkpoint, paths_to_open, prepare_part, who
-    from fracray.evaluation.scoring import check_folds, pool_folds, refuse_seen, score_part
+    from fracray.evaluation.scoring import check_folds, judged_out_of_fold, pool_folds, refuse_seen, score_part
     from fracray.evaluation.subgroups import check_axes
     from fracray.evaluation.written import Findings, as_tree, curves_of, refuse_other_tables, write_csv, write_json
     from fracray.runtime.console import new_console
@@ -205,6 +205,13 @@ def _evaluate(args: argparse.Namespace, asked: Asked) -> None:
         manifest = examined(config.data, console)
         prepared, part = prepare_part(config, manifest, metadata.data_fingerprint, args.split, console)
         say_flow(console, prepared)
+        stored = judged_out_of_fold(metadata, part, prepared)
+        for flag in ("corruptions", "saliency", "against"):
+            if stored and getattr(args, flag):
+                raise InputError(
+                    f"{_flag(flag)}: the members of {args.checkpoint[0]} were trained on these radiographs, each on "
+                    "other ones, and what is known of them is what was stored; use --split test"
+                )
         check_axes(prepared.table, asked.axes, config.data.source)
         if reference is not None and (part != "all" or prepared.fingerprint != metadata.data_fingerprint):
             complaint = f"--reference {args.reference}: name a model of the same split"
@@ -223,7 +230,11 @@ def _evaluate(args: argparse.Namespace, asked: Asked) -> None:
         sets |= {name: found.intervals() for name, found in scored[0][1].items()}
     found = Findings(part, pooled, sets, pooled.perfect_ece(args.seed), curves_of(pooled, args.seed))
     _say_scores(
-        console, found, checkpoints, f"{who(checkpoints)}, on {on_what(part, prepared, metadata.data_fingerprint)}"
+        console,
+        found,
+        checkpoints,
+        f"{who(checkpoints)}, on {on_what(part, prepared, metadata.data_fingerprint)}"
+        f"{metadata.of_fold if stored else ''}",
     )
     _more(args, asked, found, checkpoints, others, console)
     tree = as_tree(found, args.checkpoint, checkpoints)
@@ -286,11 +297,12 @@ def _more(
     from fracray.evaluation.operating import score_operating_points
     from fracray.evaluation.report import say_corruptions, say_localisation
     from fracray.evaluation.saliency import Check, score_saliency
+    from fracray.evaluation.scoring import judged_out_of_fold
     from fracray.evaluation.subgroups import score_subgroups
 
     pooled, only = found.scored, checkpoints[0]
     reference, against = others
-    if len(checkpoints) == 1:
+    if len(checkpoints) == 1 and not judged_out_of_fold(only.metadata, found.part, pooled.prepared):
         found.localisation = score_localisation(only, pooled.prepared, pooled.rows, console)
         if not args.saliency:
             say_localisation(console, found.localisation)

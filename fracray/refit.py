@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are
 
 # ---------------------------------------------------------------- the command
 
-MEMBERS = ("best", "winner", "all")  # the first is the default
+MEMBERS = ("best", "winner", "all", "folds")  # the first is the default
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         "  python -m fracray.refit runs/atlas\n"
         "  python -m fracray.refit runs/atlas --top 5 --seeds 5 --resume\n"
         "  python -m fracray.refit s3://bucket/runs/atlas --address auto --gpus-per-trial 0.25 --time-budget 3600\n"
-        "  python -m fracray.refit runs/crossed --folds --seeds 1\n",
+        "  python -m fracray.refit runs/crossed --folds --seeds 2 --members folds\n",
     )
     cli.add_argument("run", help="the run folder of a search, finished or not, as a path or URI")
     cli.add_argument("--top", type=int, metavar="K", help="how many of the best configurations (default 3)")
@@ -50,7 +50,8 @@ def parser() -> argparse.ArgumentParser:
         choices=MEMBERS,
         default=MEMBERS[0],
         help="of the ensemble: the winner's trainings, all of them, or (default) whichever is best on validation: one "
-        "of these, or the mean of the weights of the winner's",
+        "of these, or the mean of the weights of the winner's; folds: with --folds, the winner's models of all folds, "
+        "which together have learned from all but the test fold",
     )
     cli.add_argument("--concurrent", type=int, metavar="N", help="trainings at a time (default: as in the search)")
     cli.add_argument("--workers-per-trial", type=int, metavar="N", help="Ray Train workers of a training (likewise)")
@@ -107,7 +108,7 @@ def _open(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Folde
     if not own.exists(PLAN):
         if args.resume:
             raise InputError(f"--resume: {run} was not refitted yet; leave --resume out")
-        refit_config(space.config, args.folds)
+        _need_folds(args, refit_config(space.config, args.folds).data.split.cross_validate)
         args.top, args.seeds = args.top or DEFAULTS["top"], args.seeds or DEFAULTS["seeds"]
         return space, run
     if not args.resume:
@@ -115,8 +116,16 @@ def _open(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Folde
     before = RefitPlan.read(own)
     if args.folds and not before.folds:
         raise InputError(f"--folds: the refit in {own} began without; leave --folds out, or remove that folder")
+    _need_folds(args, before.folds or space.config.data.split.cross_validate)
     args.top, args.seeds = args.top or 0, args.seeds or len(before.seeds)  # without an option, the plan as it is
     return space, run
+
+
+def _need_folds(args: argparse.Namespace, crossed: bool) -> None:
+    if args.members == "folds" and not crossed:
+        raise InputError(
+            "--members folds: the trainings of this refit have one model each; it needs a refit with --folds"
+        )
 
 
 def _how_to_continue(args: argparse.Namespace, run: Folder) -> str:

@@ -4,13 +4,23 @@ import json
 import shutil
 import uuid
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from fracray.config import PhantomConfig
 from fracray.data.manifest import Manifest
+from fracray.data.phantom.draw import write_phantoms
+from fracray.data.prepare import prepare
+from fracray.errors import InputError
 from fracray.evaluate import main as evaluate
+from fracray.evaluation.inference import predict
+from fracray.export import main as export
 from fracray.fetch import main as fetch
+from fracray.predict import main as predict_files
 from fracray.refit import main as refit
+from fracray.report import main as report
+from fracray.runtime.console import new_console
 from fracray.runtime.storage import Folder
 from fracray.training.checkpoint import load_checkpoint
 from fracray.tune import main as tune
@@ -99,3 +109,71 @@ def test_one_configuration_of_a_search_by_two_metrics(ray_local, tmp_path, capsy
     (run / "refit/environment.json").write_text(json.dumps({**refit_began, "augmentation": 1}))
     refit([str(run), "--resume", *ALONE])
     assert "another version of the augmentation" in capsys.readouterr().out
+
+
+def test_the_models_of_all_folds_become_one_ensemble_that_is_judged_out_of_fold(ray_local, tmp_path, capsys):
+    text = SPACE.replace("block: 10", "block: 10, protocol: kfold, folds: 4, guard: 0").replace(
+        "trials: 3", "trials: 1"
+    )
+    tune(["--space", str(write_space(tmp_path, text)), "--storage", str(tmp_path), "--name", "crossed", *ALONE])
+    run = tmp_path / "crossed"
+    with pytest.raises(InputError, match="--members folds: the trainings of this refit have one model each"):
+        refit([str(run), "--seeds", "2", "--members", "folds", *ALONE])
+    capsys.readouterr()
+    refit([str(run), "--seeds", "2", "--folds", "--members", "folds", *ALONE])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "6 models of t0000: of every fold with 2 seeds" in out
+    assert "the ensemble on validation, out of fold:" in out
+    best = load_checkpoint(run / "best")
+    table = Manifest.read(run / "refit/manifest.parquet").table
+    outside = set(table["image_id"][table["split"] != "test"])
+    assert best.metadata.out_of_fold
+    assert set(best.predictions["image_id"]) == outside == set(best.seen["image_id"])
+    assert best.predictions["image_id"].is_unique
+
+    # Each member gives the logits of its fold that are stored, and those of both seeds make the ensemble's.
+    prepared = prepare(best.metadata.config.data, new_console())
+    told = {}
+    assert [member.folder.name for member in best.members] == [
+        f"t0000-seed{seed}-fold{fold}" for seed in (1, 2) for fold in (1, 2, 3)
+    ]
+    for member in best.members:
+        rows = pd.Index(prepared.table["image_id"]).get_indexer(pd.Index(member.predictions["image_id"]))
+        order = np.argsort(rows)
+        logits = predict(member, prepared.shards, rows[order], new_console())
+        np.testing.assert_allclose(logits, member.predictions["logit"].to_numpy()[order], atol=1e-5)
+        for name, logit in zip(member.predictions["image_id"].to_numpy()[order], logits, strict=True):
+            told.setdefault(name, []).append(logit)
+    assert {len(each) for each in told.values()} == {2}
+    kept = best.predictions.set_index("image_id")["logit"]
+    np.testing.assert_allclose(kept, [np.mean(told[name]) for name in kept.index], atol=1e-5)
+    rows = prepared.rows("test")
+    each = [predict(member, prepared.shards, rows, new_console()) for member in best.members]
+    np.testing.assert_allclose(predict(best, prepared.shards, rows, new_console()), np.mean(each, axis=0), atol=1e-5)
+
+    # On 'val' it is never asked about what it was trained on.
+    scores = tmp_path / "scores.json"
+    evaluate([str(run), "--split", "val", "--json", str(scores)])
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"on the set val, out of fold: {len(outside)} radiographs" in out
+    found = json.loads(scores.read_text())["scores"]
+    assert found["auroc"]["value"] == pytest.approx(best.metadata.metrics["val_auroc"])
+    assert found["brier"]["value"] == pytest.approx(best.metadata.metrics["val_brier"])
+    with pytest.raises(InputError, match=r"--corruptions: the members of .* were trained on these radiographs"):
+        evaluate([str(run), "--split", "val", "--corruptions"])
+    capsys.readouterr()
+    evaluate([str(run)])
+    assert "gap, validation minus test: accuracy" in capsys.readouterr().out
+
+    pictures = tmp_path / "pictures"
+    write_phantoms(pictures, PhantomConfig(count=60))
+    export([str(run), "--to", str(tmp_path / "net.onnx"), "--format", "onnx", "--data", str(pictures)])
+    assert "not of its validation" not in capsys.readouterr().out
+    rows = tmp_path / "rows.csv"
+    predict_files([str(run), str(pictures), "--to", str(rows)])
+    found = pd.read_csv(rows)
+    assert (found["seen_in_training"] == "train").sum() >= 20
+    assert found["distance"].notna().all()
+    report([str(run)])
+    page = (run / "report.html").read_text()
+    assert f"On validation, out of fold: {len(outside)} radiographs" in page

@@ -189,11 +189,6 @@ class SplitConfig(Section):
         """What the metrics of a cross-validated trial are the mean over."""
         return f"{self.folds - 1} folds" + (f", dealt {self.repeats} times" if self.repeats > 1 else "")
 
-    @property
-    def of_kept_fold(self) -> str:
-        """Of which fold the model is whose weights are kept, in words; empty where there is no other model."""
-        return " of the first fold" if self.cross_validate else ""
-
     def fold_of(self, rotation: int) -> int:
         """The number of the fold that is val in a rotation; folds that are dealt anew have numbers of their own."""
         repeat, turn = divmod(rotation, self.folds - 1)

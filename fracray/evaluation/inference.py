@@ -41,7 +41,7 @@ def network(checkpoint: Checkpoint) -> Callable[[np.ndarray], np.ndarray]:
     def logits(images: np.ndarray) -> np.ndarray:
         arithmetic = torch.autocast(device.type, torch.bfloat16, enabled=half) if as_trained else float32()
         with torch.inference_mode(), arithmetic:
-            return model(_batch(images, device)).float().cpu().numpy()
+            return _of(images, model(_batch(images, device)))
 
     return logits
 
@@ -55,7 +55,7 @@ def map_network(checkpoint: Checkpoint) -> Callable[[np.ndarray], np.ndarray]:
 
     def maps(images: np.ndarray) -> np.ndarray:
         with torch.inference_mode(), float32():
-            return model(_batch(images, device), True)[1].float().cpu().numpy()
+            return _of(images, model(_batch(images, device), True)[1])
 
     return maps
 
@@ -73,7 +73,7 @@ def looking_network(checkpoint: Checkpoint) -> Callable[[np.ndarray], tuple[np.n
     def both(images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:  # in one pass
         with torch.inference_mode(), float32():
             logits, where = model(_batch(images, device), True)
-        return logits.float().cpu().numpy(), where.float().cpu().numpy()
+        return _of(images, logits), _of(images, where)
 
     return both
 
@@ -93,7 +93,23 @@ def _as_trained(checkpoint: Checkpoint) -> bool:
 
 
 def _batch(images: np.ndarray, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(images).unsqueeze(1).to(device)
+    """(n, S, S) uint8 to (m, 1, S, S) on the device, m of `_in_batch`; those that are added are black."""
+    batch = torch.from_numpy(images).unsqueeze(1).to(device)
+    more = _in_batch(len(images), device) - len(images)
+    return torch.cat([batch, batch.new_zeros(more, *batch.shape[1:])]) if more else batch
+
+
+def _in_batch(count: int, device: torch.device) -> int:
+    """How many images are passed for so many: on a GPU the next power of 2.
+
+    cuDNN plans every layer anew for each number of images that it meets, which takes as long as many batches.
+    """
+    return 1 << max(0, count - 1).bit_length() if device.type == "cuda" else count
+
+
+def _of(images: np.ndarray, found: torch.Tensor) -> np.ndarray:
+    """What was found of these images (n, ...), without what `_batch` put behind them."""
+    return found[: len(images)].float().cpu().numpy()
 
 
 def in_bf16(checkpoint: Checkpoint, device: torch.device) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 from rich.console import Console
 
 from fracray.data.baselines import mean_baselines
@@ -16,7 +17,7 @@ from fracray.data.prepare import Prepared
 from fracray.errors import InputError
 from fracray.evaluation.inference import predict
 from fracray.metrics import CalibrationError, Interval, auroc_over_folds, cross_fitted, score_intervals
-from fracray.training.checkpoint import Checkpoint, CheckpointMetadata
+from fracray.training.checkpoint import PREDICTIONS, Checkpoint, CheckpointMetadata
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,13 @@ class Scored:
 def score_part(
     checkpoint: Checkpoint, prepared: Prepared, part: str, console: Console
 ) -> tuple[Scored, dict[str, Scored]]:
-    """The part, and its held-out sets by name; a radiograph in several of them is scored once."""
+    """The part, and its held-out sets by name; a radiograph in several of them is scored once.
+
+    On 'val', an ensemble of folds has the scores that it was stored with.
+    """
     metadata = checkpoint.metadata
+    if judged_out_of_fold(metadata, part, prepared):
+        return _out_of_fold(checkpoint, prepared), {}
     sets = {part: prepared.rows(part)} | {
         name: prepared.rows(name) for name in prepared.sets if name.startswith(f"{part}/")
     }
@@ -92,6 +98,28 @@ def score_part(
             one = replace(one, cross_fitted=cross_fitted(one.labels, logits[inside], one.groups))
         found[name] = one
     return found.pop(part), found
+
+
+def judged_out_of_fold(metadata: CheckpointMetadata, part: str, prepared: Prepared) -> bool:
+    """Whether the part's scores are those stored: each radiograph was trained on by other members of the ensemble."""
+    return part == "val" and metadata.out_of_fold and prepared.fingerprint == metadata.data_fingerprint
+
+
+def _out_of_fold(checkpoint: Checkpoint, prepared: Prepared) -> Scored:
+    metadata, kept = checkpoint.metadata, checkpoint.predictions
+    if kept is None:
+        raise InputError(
+            f"{checkpoint.folder}: has no {PREDICTIONS}, which holds what is known of its validation; copy the folder "
+            "as the refit wrote it"
+        )
+    rows = pd.Index(prepared.table["image_id"]).get_indexer(pd.Index(kept["image_id"]))
+    assert rows.min() >= 0, "equal data have equal ids"
+    order = np.argsort(rows)
+    logits, rows = kept["logit"].to_numpy()[order], rows[order]
+    found = Scored(
+        prepared.over_folds(), rows, metadata.calibration.apply(logits), np.full(len(rows), metadata.threshold)
+    )
+    return replace(found, cross_fitted=cross_fitted(found.labels, logits, found.groups))
 
 
 def unseen(checkpoint: Checkpoint, prepared: Prepared, rows: np.ndarray, console: Console) -> np.ndarray:

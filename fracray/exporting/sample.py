@@ -91,12 +91,17 @@ def gather(checkpoint: Checkpoint, files: Files, named: str, progress: Callable[
         raise InputError(
             f"{named}: none of {counted(len(spread), 'radiograph')} tried can be read; name others with --data"
         )
-    return Sample(np.stack(squares), None, f"{counted(len(squares), 'radiograph')} in {named}, not of its validation")
+    words = f"{counted(len(squares), 'radiograph')} in {named}"
+    words += "" if checkpoint.metadata.out_of_fold else ", not of its validation"
+    return Sample(np.stack(squares), None, words)
 
 
 def _validated(checkpoint: Checkpoint) -> pd.DataFrame:
-    """The columns logit and pixel_hash of a checkpoint's validation, by image id; empty where it keeps none."""
-    if checkpoint.predictions is None or checkpoint.seen is None:
+    """The columns logit and pixel_hash of a checkpoint's validation, by image id; empty where it keeps none.
+
+    Out-of-fold logits are those of some members, and not what the checkpoint gives.
+    """
+    if checkpoint.predictions is None or checkpoint.seen is None or checkpoint.metadata.out_of_fold:
         return pd.DataFrame({"logit": [], "pixel_hash": []})
     hashes = checkpoint.seen.drop_duplicates("image_id").set_index("image_id")["pixel_hash"]
     logits = checkpoint.predictions.drop_duplicates("image_id").set_index("image_id")["logit"]

@@ -57,7 +57,10 @@ class Familiar:
         looks = {part: [one for one in known if one] for part, known in looks.items()}
         hashes = {part: frozenset(rows["pixel_hash"]) - {""} for part, rows in parts.items()}
         complete = all(len(looks[part]) == len(rows) for part, rows in parts.items())
-        return cls(_bounds(parts["train"]), hashes, looks, _far(looks["val"], looks["train"]), complete)
+        # Of an ensemble of folds all were trained on: then it is they that are judged, each by the others.
+        own = not len(parts["val"])
+        far = _far(looks["train"] if own else looks["val"], looks["train"], NEIGHBOURS + own)
+        return cls(_bounds(parts["train"]), hashes, looks, far, complete)
 
     @cached_property
     def _known(self) -> KnownLooks:
@@ -120,12 +123,13 @@ class Familiar:
         return [word for word, held in holds.items() if held]
 
 
-def _far(val: Sequence[bytes], train: Sequence[bytes]) -> float:
-    if len(val) < LEAST or len(train) < NEIGHBOURS:
+def _far(judged: Sequence[bytes], train: Sequence[bytes], neighbours: int) -> float:
+    """The share FAR of the distances of those judged to the nearest of the training's, the `neighbours`-th of each."""
+    if len(judged) < LEAST or len(train) < neighbours:
         return math.nan
-    some = [val[at] for at in np.linspace(0, len(val) - 1, min(len(val), MOST)).astype(int)]
+    some = [judged[at] for at in np.linspace(0, len(judged) - 1, min(len(judged), MOST)).astype(int)]
     known = KnownLooks(train)
-    nearest = [np.partition(known.differing(signs), NEIGHBOURS - 1)[NEIGHBOURS - 1] for signs in signs_in(some)]
+    nearest = [np.partition(known.differing(signs), neighbours - 1)[neighbours - 1] for signs in signs_in(some)]
     return float(np.quantile(nearest, FAR, method="higher"))
 
 

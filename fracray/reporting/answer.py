@@ -226,7 +226,7 @@ def _scores(subject: Subject, found: Validation) -> Markup:
         rows.append((words, "not determined" if unknown else with_interval(value), picture, *map(score, others)))
     headings = ("score", "model [95% interval]", "0 to 1", *(f"no pixel: {rival.name}" for rival in rivals))
     images, groups = counted(len(found.labels), "radiograph"), counted(len(set(found.groups)), "group")
-    words = f"On validation{found.card.config.data.split.of_kept_fold}: {images} in {groups}"
+    words = f"On validation{found.card.of_fold}: {images} in {groups}"
     perfect = CalibrationError(found.labels, found.cross_fitted, found.groups).perfect()
     dotted = (
         "The dotted line is the best predictor that sees no pixel; a model near it has learned nothing from "
@@ -245,7 +245,7 @@ def _other_sets(subject: Subject) -> Markup:
     assert subject.judged is not None
     metrics = subject.judged.card.metrics
     names = [name for name in (subject.data or {}).get("parts", {}) if is_validation(name)]
-    if len(names) < 2:
+    if len(names) < 2 or subject.judged.card.out_of_fold:  # of these it has no scores
         return Markup("")
     rivals = {(one.part, one.name): one for one in subject.baselines if one.name != "majority"}
     others = list(dict.fromkeys(name for _, name in rivals))

@@ -209,7 +209,7 @@ def _of_results(subject: Subject) -> Iterator[tuple[str, str]]:
     scores = [
         f"{HEADINGS[name]} {with_interval(found.scores[name])}" for name in MAIN if not isnan(found.scores[name].value)
     ]
-    of_fold = found.card.config.data.split.of_kept_fold
+    of_fold = found.card.of_fold
     yield (
         "performance",
         f"On validation{of_fold} ({len(found.labels):,} images), by which choices were made: {', '.join(scores)}.",
@@ -247,7 +247,7 @@ def _robustness(subject: Subject) -> str | None:
     metrics = subject.judged.card.metrics
     names = [name for name in (subject.data or {}).get("parts", {}) if is_validation(name)]
     told = []
-    if len(names) > 1:
+    if len(names) > 1 and not subject.judged.card.out_of_fold:  # of these it has no scores
         areas = ", ".join(f"{name} {score(metrics.get(f'{name}_auroc'))}" for name in names)
         of_fold = " (of the first fold's model)" if subject.judged.card.config.data.split.cross_validate else ""
         told.append(f"AUROC on validation sets of other kinds{of_fold}: {areas}.")

@@ -35,8 +35,9 @@ from fracray.training.ensemble import mean_weights
 from fracray.training.validation import score_validation
 
 SOUP = "soup"
-WINNER, ALL = "winner", "all"  # what --members may ask for, besides BEST
+WINNER, ALL = "winner", "all"  # what --members may ask for, besides BEST_OF_BOTH
 BEST_OF_BOTH = "best"
+OF_FOLDS = "folds"  # see fold_ensemble.py
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from fracray.runtime.run_folder import (
 )
 from fracray.runtime.storage import Folder
 from fracray.search.doubtful import write_doubtful
-from fracray.search.ensemble import BEST_OF_BOTH, build_ensemble
+from fracray.search.ensemble import BEST_OF_BOTH, OF_FOLDS, build_ensemble
+from fracray.search.fold_ensemble import FEW_SEEDS, build_of_folds
 from fracray.search.launch import places_of, run_trials
 from fracray.search.progress import SearchProgress
 from fracray.search.refit import Outcome, RefitPlan, make_plan, outcome, refit_config
@@ -36,6 +37,7 @@ from fracray.search.results import config_table, keep_efficiency, say_few_compar
 from fracray.search.space import SearchSpace
 from fracray.search.study import JOURNAL, stored_study
 from fracray.search.trials_table import TrialRow, best_rows, collect
+from fracray.training.checkpoint import read_metadata
 from fracray.training.job import make_job
 
 
@@ -44,7 +46,7 @@ class RefitOptions:
     """How much is refitted: the `top` configurations, each with `seeds` seeds; within `seconds`, if they are given.
 
     Of a refit that is resumed, nothing is taken away: with a `top` of 0 its configurations are those that it has.
-    members: what the ensemble may be made of; see `ensemble.build_ensemble`.
+    members: what the ensemble may be made of; see `ensemble.build_ensemble` and `fold_ensemble.build_of_folds`.
     """
 
     top: int
@@ -156,20 +158,26 @@ def _summarise(
             say_few_compared(console, prepared, metric)
         console.print("\nwinning configuration:")
         console.print(config_table(space, winner.leaves))
-        target = Path(scratch) / "ensemble"
-        chosen, choices, soup = build_ensemble(
-            target,
-            {name: folder for inside in folders.values() for name, folder in inside.items()},
-            list(folders[winner.number]),
-            space.config.with_leaves(winner.leaves, winner.name),
-            winner.name,
-            prepared,
-            wanted,
-            console,
-        )
+        target, config = Path(scratch) / "ensemble", space.config.with_leaves(winner.leaves, winner.name)
+        if wanted == OF_FOLDS:
+            chosen = build_of_folds(target, own, winner, config, prepared)
+            choices, note = [chosen], FEW_SEEDS if len(found.seeds) == 1 else ""
+        else:
+            chosen, choices, note = build_ensemble(
+                target,
+                {name: folder for inside in folders.values() for name, folder in inside.items()},
+                list(folders[winner.number]),
+                config,
+                winner.name,
+                prepared,
+                wanted,
+                console,
+            )
+        of_fold = read_metadata(target).of_fold
         run.upload(target, BEST)
-    say_ensemble(console, chosen, choices, soup, space.config.search)
-    console.print(f"the ensemble on validation{space.config.data.split.of_kept_fold}:")
-    say_validation(console, prepared, chosen.scored.metrics, space.config.train.operating_point)
+    say_ensemble(console, chosen, choices, note, space.config.search)
+    console.print(f"the ensemble on validation{of_fold}:")
+    rivals = prepared.over_folds() if wanted == OF_FOLDS else prepared
+    say_validation(console, rivals, chosen.scored.metrics, config.train.operating_point)
     if space.config.data.split.cross_validate:
         write_doubtful(own, prepared, found, console)

@@ -35,7 +35,8 @@ class CheckpointMetadata:
 
     `threshold` applies to calibrated probabilities; `metrics` and `intervals` are by reported name (`val_accuracy`);
     `data_fingerprint` identifies the files and labels of the training data; `classes` are the names of labels 0 and 1;
-    `arithmetic` is that of the validation, which calibration, threshold and metrics belong to.
+    `arithmetic` is that of the validation, which calibration, threshold and metrics belong to; `out_of_fold`: of an
+    ensemble, whether each radiograph of the validation was judged by those members alone that were not trained on it.
     """
 
     config: Config
@@ -48,7 +49,15 @@ class CheckpointMetadata:
     intervals: dict[str, Interval] = field(default_factory=dict)
     classes: tuple[str, str] = ("not fractured", "fractured")
     arithmetic: str = FLOAT32
+    out_of_fold: bool = False
     versions: dict[str, str] = field(default_factory=_versions)
+
+    @property
+    def of_fold(self) -> str:
+        """Of which models the validation is, in words; empty where there is only one answer."""
+        if self.out_of_fold:
+            return ", out of fold"
+        return " of the first fold" if self.config.data.split.cross_validate else ""
 
     def to_json(self) -> dict[str, Any]:
         """A tree of JSON values; nan and infinity become null."""
@@ -101,6 +110,7 @@ class CheckpointMetadata:
             ("epoch", self.epoch, "a whole number from 0", type(self.epoch) is int and self.epoch >= 0),
             ("classes", self.classes, "two names", len(self.classes) == 2),
             ("arithmetic", self.arithmetic, f"{FLOAT32!r}", self.arithmetic in (FLOAT32, AS_TRAINED)),
+            ("out_of_fold", self.out_of_fold, "true or false", type(self.out_of_fold) is bool),
             ("classes, trial, data_fingerprint or versions", names, "text", all(isinstance(n, str) for n in names)),
             *((at, value, "a number or null", math.isnan(value) or math.isfinite(value)) for at, value in numbers),
         ]

@@ -4,7 +4,7 @@ Same interface as `Fit`, so that a trial can run either. Knows nothing of Ray.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -73,3 +73,13 @@ class Folds:
             fit.load_state(
                 {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}, part
             )
+
+
+def best_of_folds(
+    tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]
+) -> Iterator[tuple[dict[str, torch.Tensor], int]]:
+    """The best weights of every model, in the order of the fits, and their epoch; from what `Folds.state` returned."""
+    for at, of_fit in enumerate(meta["folds"]):
+        start = f"{at}/best."
+        weights = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+        yield weights, int(of_fit["best"]["epoch"])

@@ -1,0 +1,130 @@
+"""The models of all folds of a refit's winner as one ensemble: together they have learned from all but the test fold.
+
+What the models say of an image that they were not trained on, its out-of-fold logit, gives calibration, threshold and
+metrics. The test part is never looked at.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from fracray.config import Config
+from fracray.data.manifest import part_of
+from fracray.data.prepare import Prepared
+from fracray.errors import InputError
+from fracray.runtime.console import counted
+from fracray.runtime.run_folder import STATE, trial_folder
+from fracray.runtime.storage import Folder
+from fracray.search.ensemble import Choice, Logits
+from fracray.search.judged import read_folds
+from fracray.search.refit import Refitted
+from fracray.training.checkpoint import (
+    PREDICTION_COLUMNS,
+    SEEN_COLUMNS,
+    CheckpointMetadata,
+    load_state,
+    save_checkpoint,
+    save_ensemble,
+)
+from fracray.training.cross_validation import best_of_folds
+from fracray.training.validation import score_validation
+
+FEW_SEEDS = (
+    "with one seed, the mean of the folds' models spreads less than the out-of-fold logits that its calibration and "
+    "threshold come from: probabilities are somewhat too near to the prevalence; --seeds 2 or more make it less"
+)
+
+
+@dataclass(frozen=True)
+class _OfFold:
+    """One model: its name, its config, its weights, its best epoch, and its fold's table (`read_folds`)."""
+
+    name: str
+    config: Config
+    weights: dict[str, Tensor]
+    epoch: int
+    held_out: pd.DataFrame
+
+
+def build_of_folds(target: Path, own: Folder, winner: Refitted, config: Config, prepared: Prepared) -> Choice:
+    """Write to `target` the ensemble of the models of all folds and seeds of the winning configuration.
+
+    own: the run folder of the refit; config: that of the ensemble. An image that is held out several times, with other
+    seeds or in folds that were dealt anew, counts once, with the mean of its logits. InputError where a training does
+    not hold the models of its folds.
+    """
+    members: dict[str, Path] = {}
+    tables, epochs = [], []
+    with tempfile.TemporaryDirectory() as scratch:
+        for model in _models(own, winner, config):
+            table = _predictions(model.held_out)
+            about = _scored(table, model.config, prepared, model.epoch, model.name)
+            members[model.name] = Path(scratch) / model.name
+            save_checkpoint(members[model.name], model.weights, about, table)
+            tables.append(table)
+            epochs.append(model.epoch)
+        pooled = pd.concat(tables).groupby("image_id", as_index=False, sort=True)
+        table = pooled.agg({"group": "first", "label": "first", "split": "first", "logit": "mean"})
+        table = table.astype({"logit": np.float32})[[*PREDICTION_COLUMNS]]
+        about = _scored(table, config, prepared, max(epochs), winner.name, out_of_fold=True)
+        save_ensemble(target, members, about, table, _trained_on(prepared))
+    words = f"{counted(len(members), 'model')} of {winner.name}: of every fold with {counted(len(winner.rows), 'seed')}"
+    logits = table["logit"].to_numpy()
+    return Choice(words, tuple(members), Logits(logits, about.calibration, about.threshold, about.metrics))
+
+
+def _models(own: Folder, winner: Refitted, config: Config) -> Iterator[_OfFold]:
+    split = config.data.split
+    for row in winner.rows:
+        folder = trial_folder(own, row.number)
+        held_out = read_folds(folder)
+        if held_out is None or not folder.exists(STATE):
+            raise InputError(
+                f"{folder}: does not hold the models of its folds; remove it, and train it anew with --resume"
+            )
+        with folder.local_copy(STATE) as path:
+            tensors, meta = load_state(path)
+        for rotation, (weights, epoch) in enumerate(best_of_folds(tensors, meta)):
+            fold = split.fold_of(rotation)
+            mine = held_out[held_out["fold"] == fold]
+            assert len(mine), f"{folder}: no image is held out in fold {fold}"
+            trained = config.with_leaves(row.leaves, row.name)
+            yield _OfFold(f"{row.name}-fold{fold}", trained, weights, epoch, mine)
+
+
+def _predictions(held_out: pd.DataFrame) -> pd.DataFrame:
+    return held_out.assign(split="val")[[*PREDICTION_COLUMNS]].reset_index(drop=True)
+
+
+def _scored(
+    table: pd.DataFrame, config: Config, prepared: Prepared, epoch: int, name: str, out_of_fold: bool = False
+) -> CheckpointMetadata:
+    """A card with the calibration, the threshold and the metrics of these predictions."""
+    calibration, threshold, metrics = score_validation(
+        table["label"].to_numpy(np.float32),
+        table["logit"].to_numpy(),
+        table["group"].to_numpy(),
+        {"val": np.arange(len(table))},
+        config.train.operating_point,
+    )
+    return CheckpointMetadata(
+        config=config,
+        threshold=threshold,
+        calibration=calibration,
+        metrics=metrics,
+        data_fingerprint=prepared.fingerprint,
+        epoch=epoch,
+        trial=name,
+        out_of_fold=out_of_fold,
+    )
+
+
+def _trained_on(prepared: Prepared) -> pd.DataFrame:
+    """Every image that is used in some rotation, as one of the training: some member was trained on it."""
+    used = [part_of(pd.Series(split)).isin(("train", "val")).to_numpy() for split in prepared.rotations]
+    return prepared.table[np.any(used, axis=0)].assign(split="train")[[*SEEN_COLUMNS]].reset_index(drop=True)
