@@ -4,8 +4,10 @@
 on each. `run` needs neither Ray nor the data set, so that it runs on a machine that has a GPU and little else: several
 processes share the device, and each trains one recipe on one fold at a time with `fracray.training.loop.Fit`. Every
 fold is test once and validation once. The epoch, the calibration and the threshold are chosen on validation. `show`
-prints each recipe's mean over the folds and its difference from the first recipe, on the same images. `cost` says how
-long a training of each recipe takes on this machine, from an epoch on a share of the images.
+prints each recipe's mean over the folds and its difference from the first recipe, on the same images. With
+`--rotations`, a fold has several models, each validated on another one of the other folds; together they are an
+ensemble, as of `fracray.refit --members folds`. `cost` says how long a training of each recipe takes on this machine,
+from an epoch on a share of the images.
 """
 
 import argparse
@@ -80,6 +82,9 @@ def parser() -> argparse.ArgumentParser:
     run_.add_argument("--recipes", type=Path, default=HERE / "ablation.yaml", help="default %(default)s")
     run_.add_argument("--only", nargs="+", help="names of recipes (default: all)")
     run_.add_argument("--folds", type=int, nargs="+", default=list(range(FOLDS)), help="default 0 1 2 3 4")
+    run_.add_argument(
+        "--rotations", type=int, default=1, metavar="N", help="models of each fold, of 4 at most (default %(default)s)"
+    )
     run_.add_argument("--seeds", type=int, nargs="+", default=[0], help="default 0")
     run_.add_argument("--processes", type=int, default=1, help="trainings at a time (default %(default)s)")
     run_.add_argument("--threads", type=int, default=1, help="Torch's threads of each (default %(default)s)")
@@ -118,11 +123,13 @@ def pack(args: argparse.Namespace) -> None:
 
     console = new_console()
     base = {"data.source": args.data, "data.size": args.size, "data.split.protocol": "kfold", **_settings(args.set)}
-    parts, baselines = {}, []
+    base["data.split.cross_validate"] = True
+    parts: dict[str, np.ndarray] = {}
+    baselines = []
     with connect(None):
         for fold in range(FOLDS):
             prepared = prepare(Config().with_leaves({**base, "data.split.fold": fold}).data, console)
-            parts[f"fold{fold}"] = prepared.table["split"].to_numpy()
+            parts |= {_column(fold, rotation): split for rotation, split in enumerate(prepared.rotations)}
             baselines.append([baseline.as_dict() for baseline in prepared.baselines])
     args.to.mkdir(parents=True)
     columns = [*COLUMNS, *KEPT] if prepared.shards.cropped else COLUMNS
@@ -132,6 +139,11 @@ def pack(args: argparse.Namespace) -> None:
     np.savez(args.to / PIXELS, data=np.concatenate(coded), ends=ends, size=args.size)
     (args.to / ABOUT).write_text(json.dumps({"fingerprint": prepared.fingerprint, "baselines": baselines}, indent=1))
     console.print(f"{len(coded):,} radiographs, {ends[-1] / 2**20:.1f} MiB: {args.to}", soft_wrap=True)
+
+
+def _column(fold: int, rotation: int = 0) -> str:
+    """The table's column of parts where a fold is test, and the next one or, rotated, another one is validation."""
+    return f"fold{fold}" + (f".{rotation}" if rotation else "")
 
 
 def _coded(square: np.ndarray, quality: int) -> np.ndarray:
@@ -172,13 +184,20 @@ class Training:
     fold: int
     seed: int
     config: Config
+    rotation: int = 0
+
+    @property
+    def column(self) -> str:
+        return _column(self.fold, self.rotation)
 
     @property
     def key(self) -> str:
-        return f"{self.recipe}/{self.fold}/{self.seed}"
+        return f"{self.recipe}/{self.column.removeprefix('fold')}/{self.seed}"
 
 
-def trainings(args: argparse.Namespace, folds: Sequence[int], seeds: Sequence[int]) -> list[Training]:
+def trainings(
+    args: argparse.Namespace, folds: Sequence[int], seeds: Sequence[int], rotations: int = 1
+) -> list[Training]:
     """Recipe after recipe, so that a budget ends with complete ones."""
     recipes = yaml.safe_load(args.recipes.read_text())
     base: dict[str, Any] = recipes["base"]
@@ -188,9 +207,12 @@ def trainings(args: argparse.Namespace, folds: Sequence[int], seeds: Sequence[in
     if unknown := set(chosen) - set(steps):
         raise SystemExit(f"{args.recipes}: no step is called {', '.join(sorted(unknown))}")
     return [
-        Training(name, fold, seed, Config().with_leaves({**base, **steps[name], **more, "train.seed": seed}, name))
+        Training(
+            name, fold, seed, Config().with_leaves({**base, **steps[name], **more, "train.seed": seed}, name), rotation
+        )
         for seed in seeds
         for name in chosen
+        for rotation in range(rotations)
         for fold in folds
     ]
 
@@ -203,7 +225,7 @@ def run(args: argparse.Namespace) -> None:
     """Train all; the logits of validation and test are written as each training is done."""
     console = new_console()
     begun = time.monotonic()
-    wanted = trainings(args, args.folds, args.seeds)
+    wanted = trainings(args, args.folds, args.seeds, args.rotations)
     scratch = args.to.with_suffix(".squares")
     unpack(args.pack, wanted, scratch)
     console.print(f"{len(wanted)} trainings, {args.processes} at a time; unpacked in {time.monotonic() - begun:.0f} s")
@@ -265,7 +287,7 @@ def train(training: Training, table: pd.DataFrame, squares: np.ndarray, every_ep
     """
     begun = time.monotonic()
     config, device = training.config, pick_device()
-    split = table[f"fold{training.fold}"]
+    split = table[training.column]
     rows = {part: np.flatnonzero(in_set(split, part)) for part in ("val", "test")}
     fit = Fit(config, DeviceStream(plan_of(config, table, split), squares, device), device, "val_loss", "min")
     curve, tested = [], []
@@ -373,11 +395,23 @@ def show(args: argparse.Namespace) -> None:
                 name = f"{recipe}{', and its mirror image' if mirrored else ''}"
                 trained = [found[recipe, fold, seed] for fold in args.folds for seed in members]
                 rows.append(_row(name, members, trained, held, first, labels, groups))
+    models = read_rotations(args.runs)
+    for recipe in dict.fromkeys(recipe for recipe, _ in models):
+        together = {fold: models[recipe, fold] for fold in args.folds if (recipe, fold) in models}
+        if first is None or len({len(each) for each in together.values()}) != 1 or len(together) < len(args.folds):
+            continue
+        for mirrored in (False, True):
+            held = Held.of({fold: _out_of_fold(each, mirrored) for fold, each in together.items()}, labels)
+            trained = [one for each in together.values() for one in each]
+            name = (
+                f"{recipe}, {len(trained) // len(together)} models of each fold{', and mirrored' if mirrored else ''}"
+            )
+            rows.append(_row(name, [], trained, held, first, labels, groups))
     shown = new_table("recipe", "seeds", "AUROC", "AP", "accuracy", "balanced", "calibration", "gain in AUROC", "min")
     for row in rows:
         texts = [_text(row[name]) for name in ("auroc", "average_precision", "accuracy", "balanced_accuracy", "ece")]
         shown.add_row(
-            row["recipe"], str(len(row["seeds"])), *texts, _text(row["gain"], "+.3f"), f"{row['minutes']:.1f}"
+            row["recipe"], str(len(row["seeds"]) or ""), *texts, _text(row["gain"], "+.3f"), f"{row['minutes']:.1f}"
         )
     about = json.loads((args.pack / ABOUT).read_text())
     write_results(
@@ -390,13 +424,50 @@ def show(args: argparse.Namespace) -> None:
 
 
 def read_runs(files: Sequence[Path]) -> Logits:
-    found: Logits = {}
+    """The trainings of the first rotation."""
+    return {(recipe, fold, seed): arrays for (recipe, fold, turn, seed), arrays in _read(files).items() if not turn}
+
+
+def read_rotations(files: Sequence[Path]) -> dict[tuple[str, int], list[dict[str, np.ndarray]]]:
+    """The trainings of all rotations and seeds, by recipe and fold, of the recipes that have several rotations."""
+    found = _read(files)
+    several = {recipe for recipe, _, rotation, _ in found if rotation}
+    models: dict[tuple[str, int], list[dict[str, np.ndarray]]] = {}
+    for (recipe, fold, _, _), arrays in found.items():
+        if recipe in several:
+            models.setdefault((recipe, fold), []).append(arrays)
+    return models
+
+
+def _read(files: Sequence[Path]) -> dict[tuple[str, int, int, int], dict[str, np.ndarray]]:
+    """Complete trainings by recipe, fold, rotation and seed."""
+    found: dict[tuple[str, int, int, int], dict[str, np.ndarray]] = {}
     for file in files:
         with np.load(file) as held:
             for key in held.files:
-                recipe, fold, seed, name = key.split("/")
-                found.setdefault((recipe, int(fold), int(seed)), {})[name] = held[key]
+                recipe, division, seed, name = key.split("/")
+                fold, _, rotation = division.partition(".")
+                found.setdefault((recipe, int(fold), int(rotation or 0), int(seed)), {})[name] = held[key]
     return {key: arrays for key, arrays in found.items() if "epoch" in arrays}
+
+
+def _out_of_fold(models: Sequence[Mapping[str, np.ndarray]], mirrored: bool) -> tuple[np.ndarray, ...]:
+    """As of `Held.of`: validation's images with the logits of those that did not see them, test's with those of all."""
+
+    def logits(one: Mapping[str, np.ndarray], part: str) -> np.ndarray:
+        plain = one[f"{part}_logits"]
+        return (plain + one[f"{part}_mirrored"]) / 2 if mirrored else plain
+
+    rows = np.concatenate([one["val_rows"] for one in models])
+    held_out = pd.Series(np.concatenate([logits(one, "val") for one in models])).groupby(rows).mean()
+    test = models[0]["test_rows"]
+    assert all((one["test_rows"] == test).all() for one in models)
+    return (
+        held_out.index.to_numpy(),
+        held_out.to_numpy(),
+        test,
+        np.mean([logits(one, "test") for one in models], axis=0),
+    )
 
 
 def _held(
@@ -511,7 +582,7 @@ def _seconds(training: Training, table: pd.DataFrame, scratch: Path, images: int
 
     The first epoch pays for what is set up once.
     """
-    config, split = training.config, table[f"fold{training.fold}"]
+    config, split = training.config, table[training.column]
     epochs = config.train.epochs
     use_cores(config, 1)
     trained = int(in_set(split, "train").sum())

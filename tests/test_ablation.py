@@ -106,6 +106,35 @@ def test_steps_are_trained_on_every_fold_and_compared(modules, pack, tmp_path, c
     assert all(-1 <= row["correlation"] <= 1 for row in told.values() if row["correlation"] == row["correlation"])
 
 
+def test_the_models_of_all_rotations_of_a_fold_are_one_ensemble(modules, pack, tmp_path, capsys):
+    ablation = modules[0]
+    (tmp_path / "recipes.yaml").write_text(yaml.safe_dump({"base": TINY, "steps": {"default": {}}}))
+    words = ["run", "--pack", str(pack), "--recipes", str(tmp_path / "recipes.yaml"), "--rotations", "4"]
+    ablation.main([*words, "--processes", "2", "--to", str(tmp_path / "folds.npz")])
+    assert set(ablation.read_runs([tmp_path / "folds.npz"])) == {("default", fold, 0) for fold in range(5)}
+    models = ablation.read_rotations([tmp_path / "folds.npz"])
+    ablation.main(["show", str(tmp_path / "folds.npz"), "--pack", str(pack), "--json", str(tmp_path / "a.json")])
+    names = {row["recipe"]: row for row in json.loads((tmp_path / "a.json").read_text())["rows"]}
+    table = pd.read_parquet(pack / "table.parquet")
+    labels, groups = table["label"].to_numpy(), table["group"].to_numpy()
+    tested, told, folds = [], [], []
+    for fold in range(5):
+        each = models["default", fold]
+        held_out = np.concatenate([one["val_rows"] for one in each])
+        outside = np.flatnonzero((table[f"fold{fold}"] != "test").to_numpy())
+        assert sorted(held_out) == sorted(set(held_out)), "each is held out once"
+        assert set(held_out) <= set(outside)
+        for one, column in zip(each, (f"fold{fold}", *(f"fold{fold}.{turn}" for turn in (1, 2, 3))), strict=True):
+            assert np.array_equal(one["val_rows"], np.flatnonzero((table[column] == "val").to_numpy()))
+        tested.append(each[0]["test_rows"])
+        told.append(np.mean([one["test_logits"] for one in each], axis=0))
+        folds.append(np.full(len(told[-1]), fold))
+    rows = np.concatenate(tested)
+    auroc = auroc_over_folds(labels[rows], np.concatenate(told), groups[rows], np.concatenate(folds)).value
+    assert names["default, 4 models of each fold"]["auroc"]["value"] == pytest.approx(auroc)
+    assert "default, 4 models of each fold, and mirrored" in names
+
+
 def test_a_fold_that_is_missing_leaves_its_step_out(modules, pack, tmp_path, capsys):
     ablation = modules[0]
     (tmp_path / "recipes.yaml").write_text(yaml.safe_dump({"base": TINY, "steps": {"default": {}}}))
