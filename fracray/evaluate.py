@@ -209,8 +209,8 @@ def _evaluate(args: argparse.Namespace, asked: Asked) -> None:
         for flag in ("corruptions", "saliency", "against"):
             if stored and getattr(args, flag):
                 raise InputError(
-                    f"{_flag(flag)}: the members of {args.checkpoint[0]} were trained on these radiographs, each on "
-                    "other ones, and what is known of them is what was stored; use --split test"
+                    f"{_flag(flag)}: each radiograph of val was trained on by some members of {args.checkpoint[0]}, so "
+                    "its scores on val are those that were stored with it; use --split test"
                 )
         check_axes(prepared.table, asked.axes, config.data.source)
         if reference is not None and (part != "all" or prepared.fingerprint != metadata.data_fingerprint):
@@ -274,7 +274,7 @@ def _say_scores(console: Console, found: Findings, checkpoints: Sequence[Checkpo
     say_calibration(console, intervals, found.perfect_ece)
     say_few_groups(console, pooled.groups, pooled.labels)
     if part == "test" and single:
-        say_gap(console, metadata.metrics, intervals)
+        say_gap(console, metadata.metrics, intervals, metadata.out_of_fold)
     if part == "all" and prepared.fingerprint == metadata.data_fingerprint:
         console.print(
             "note: 'all' includes the images that this checkpoint was trained on, so its scores are optimistic",

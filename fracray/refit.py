@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are
 
 # ---------------------------------------------------------------- the command
 
-MEMBERS = ("best", "winner", "all", "folds")  # the first is the default
+MEMBERS = ("best", "winner", "all", "folds")  # the first is the default, or the last of a refit that has it
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,10 +48,9 @@ def parser() -> argparse.ArgumentParser:
     cli.add_argument(
         "--members",
         choices=MEMBERS,
-        default=MEMBERS[0],
         help="of the ensemble: the winner's trainings, all of them, or (default) whichever is best on validation: one "
         "of these, or the mean of the weights of the winner's; folds: with --folds, the winner's models of all folds, "
-        "which together have learned from all but the test fold",
+        "which together have learned from all but the test fold, and stay with --resume",
     )
     cli.add_argument("--concurrent", type=int, metavar="N", help="trainings at a time (default: as in the search)")
     cli.add_argument("--workers-per-trial", type=int, metavar="N", help="Ray Train workers of a training (likewise)")
@@ -93,7 +92,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _open(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Folder]:
     """The search and its folder; what can be refused early is refused before anything is written."""
-    from fracray.runtime.run_folder import REFIT, as_begun, open_for_work, open_run
+    from fracray.runtime.run_folder import REFIT, as_begun, ensemble_card, open_for_work, open_run
     from fracray.search.refit import PLAN, RefitPlan, refit_config
     from fracray.search.space_file import stored_space
 
@@ -105,6 +104,8 @@ def _open(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Folde
     held.enter_context(remedy(lambda: _how_to_continue(args, run)))
     held.enter_context(open_for_work(run, None, resume=True))
     own = run.sub(REFIT)
+    if args.members is None:
+        args.members = MEMBERS[-1] if args.resume and (ensemble_card(run) or {}).get("out_of_fold") else MEMBERS[0]
     if not own.exists(PLAN):
         if args.resume:
             raise InputError(f"--resume: {run} was not refitted yet; leave --resume out")
@@ -135,7 +136,7 @@ def _how_to_continue(args: argparse.Namespace, run: Folder) -> str:
 
     if not run.sub(REFIT).exists(PLAN):
         return "give the same command again"
-    members = "" if args.members == MEMBERS[0] else f" --members {args.members}"
+    members = "" if args.members in (None, MEMBERS[0]) else f" --members {args.members}"
     options = typed_options(**{flag: getattr(args, flag) for flag in (*FLAGS, "address")})
     return f"continue with: {refit_command(run)}{members} --resume{options}"
 

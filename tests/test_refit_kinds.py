@@ -1,6 +1,7 @@
 """python -m fracray.refit after searches of other kinds: in a store, over folds, by two metrics."""
 
 import json
+import re
 import shutil
 import uuid
 
@@ -20,6 +21,7 @@ from fracray.fetch import main as fetch
 from fracray.predict import main as predict_files
 from fracray.refit import main as refit
 from fracray.report import main as report
+from fracray.reporting.subject import opened
 from fracray.runtime.console import new_console
 from fracray.runtime.storage import Folder
 from fracray.training.checkpoint import load_checkpoint
@@ -147,6 +149,8 @@ def test_the_models_of_all_folds_become_one_ensemble_that_is_judged_out_of_fold(
     assert {len(each) for each in told.values()} == {2}
     kept = best.predictions.set_index("image_id")["logit"]
     np.testing.assert_allclose(kept, [np.mean(told[name]) for name in kept.index], atol=1e-5)
+    with pytest.raises(InputError, match="the split is not that of the training"):
+        evaluate([str(run / "best/members/t0000-seed1-fold2"), "--split", "val"])
     rows = prepared.rows("test")
     each = [predict(member, prepared.shards, rows, new_console()) for member in best.members]
     np.testing.assert_allclose(predict(best, prepared.shards, rows, new_console()), np.mean(each, axis=0), atol=1e-5)
@@ -159,11 +163,13 @@ def test_the_models_of_all_folds_become_one_ensemble_that_is_judged_out_of_fold(
     found = json.loads(scores.read_text())["scores"]
     assert found["auroc"]["value"] == pytest.approx(best.metadata.metrics["val_auroc"])
     assert found["brier"]["value"] == pytest.approx(best.metadata.metrics["val_brier"])
-    with pytest.raises(InputError, match=r"--corruptions: the members of .* were trained on these radiographs"):
+    with pytest.raises(InputError, match=r"--corruptions: each radiograph of val was trained on by some members"):
         evaluate([str(run), "--split", "val", "--corruptions"])
     capsys.readouterr()
     evaluate([str(run)])
-    assert "gap, validation minus test: accuracy" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "gap, validation minus test: accuracy" in out
+    assert "a gap below 0 is to be expected" in out
 
     pictures = tmp_path / "pictures"
     write_phantoms(pictures, PhantomConfig(count=60))
@@ -177,3 +183,15 @@ def test_the_models_of_all_folds_become_one_ensemble_that_is_judged_out_of_fold(
     report([str(run)])
     page = (run / "report.html").read_text()
     assert f"On validation, out of fold: {len(outside)} radiographs" in page
+    assert "Not counted: each radiograph of validation was trained on by some of the ensemble" in page
+    over = {one.name: one.accuracy for one in prepared.over_folds().baselines if one.part == "val"}
+    first = {one.name: one.accuracy for one in prepared.baselines if one.part == "val"}
+    assert over != first
+    with opened(str(run)) as subject:
+        assert {one.name: one.accuracy for one in subject.baselines} == pytest.approx(over)
+    assert len(re.findall("<pre[^>]*>[^<]*fracray[^<]*\n[^<]*</pre>", page)) >= 1, "the search, and its refit"
+
+    refit([str(run), "--resume", *ALONE])  # it stays what it was
+    assert len(load_checkpoint(run / "best").members) == 6
+    refit([str(run), "--resume", "--members", "winner", *ALONE])
+    assert not load_checkpoint(run / "best").metadata.out_of_fold

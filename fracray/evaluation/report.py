@@ -246,10 +246,13 @@ def say_calibration(console: Console, scores: Mapping[str, Interval], perfect: f
     )
 
 
-def say_gap(console: Console, validation: Mapping[str, float], test: Mapping[str, Interval]) -> None:
+def say_gap(
+    console: Console, validation: Mapping[str, float], test: Mapping[str, Interval], out_of_fold: bool = False
+) -> None:
     """Print how much better a checkpoint is on 'val', by whose metrics it was chosen, than on the test part.
 
-    validation: by reported name; nothing is printed of what it lacks.
+    validation: by reported name; nothing is printed of what it lacks. out_of_fold: it is that of an ensemble's models
+    one by one.
     """
     found = []
     for name in ("accuracy", "balanced_accuracy", "auroc", "average_precision"):
@@ -259,8 +262,14 @@ def say_gap(console: Console, validation: Mapping[str, float], test: Mapping[str
             found.append(f"{HEADINGS[name]} {before:.3f} - {now:.3f} = {before - now:+.3f}")
     if found:
         console.print(
-            f"gap, validation minus test: {', '.join(found)}. Threshold, epoch and configuration were chosen on "
-            "validation, so a gap above 0 is to be expected",
+            f"gap, validation minus test: {', '.join(found)}. "
+            + (
+                "On validation each radiograph is judged by those models that were not trained on it, on test by "
+                "the mean of all, which is better: a gap below 0 is to be expected. A sensitivity far below that on "
+                "validation says that the threshold does not fit the mean"
+                if out_of_fold
+                else "Threshold, epoch and configuration were chosen on validation, so a gap above 0 is to be expected"
+            ),
             soft_wrap=True,
         )
 

@@ -173,7 +173,8 @@ def _refitted(refit: Refit, search: Search | None) -> Markup:
         name = f"{one.name} (default)" if one.number == 0 else one.name
         rows.append((name, *(spread(one, each) for each in shown), score(before, 4)))
     rows += [(name, reason, *("" for _ in shown)) for name, reason in found.lost.items()]
-    words = "Trained again with several seeds: mean ± standard deviation"
+    folds = ", each the mean over the folds" if refit.plan.folds else ""
+    words = f"Trained again with {counted(len(found.seeds), 'seed')}{folds}: mean ± standard deviation"
     headings = ("configuration", *shown, f"in the search: {metric}")
     return parts.heading(words) + parts.table(headings, rows, range(1, len(headings)), caption=words)
 
@@ -235,6 +236,11 @@ def _scores(subject: Subject, found: Validation) -> Markup:
         else "What predictors without pixels reach is not stored with this checkpoint. "
     )
     threshold = f"The decision threshold is {found.card.threshold:.3f}, fixed on validation. "
+    if found.card.out_of_fold:
+        threshold += (
+            "Each radiograph is judged by the models that were not trained on it. The mean of all of them, which the "
+            "ensemble gives, spreads less: its probabilities are nearer to the prevalence, the more the models differ. "
+        )
     about = " ".join(line[0].upper() + line[1:] + "." for line in said(say_calibration, found.scores, perfect))
     table = parts.table(headings, rows, (1, *range(3, len(headings))), kind="scores", caption=words)
     return parts.heading(words) + table + paragraph(dotted + threshold + about, "soft") + _other_sets(subject)
@@ -257,7 +263,7 @@ def _other_sets(subject: Subject) -> Markup:
         )
         for name in names
     ]
-    of_fold = ", of the first fold's model" if subject.judged.card.config.data.split.cross_validate else ""
+    of_fold = ", of one fold's model" if subject.judged.card.config.data.split.cross_validate else ""
     headings = (
         f"set{of_fold}",
         "accuracy",

@@ -140,7 +140,11 @@ def reproduce(subject: Subject) -> Section:
     """The command, versions, fingerprints, seeds and settings."""
     body, about = Markup(""), subject.environment
     if about:
-        body += parts.heading("The command") + Markup('<pre tabindex="0">{}</pre>\n').format(spoken(about["command"]))
+        commands = [about["command"]]
+        if subject.refit and subject.refit.command:
+            commands.append(list(subject.refit.command))
+        body += parts.heading("The command" + "s" * (len(commands) > 1))
+        body += Markup('<pre tabindex="0">{}</pre>\n').format("\n".join(map(spoken, commands)))
         versions = {
             "Python": about["python"],
             **about["packages"],

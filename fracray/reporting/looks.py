@@ -45,6 +45,12 @@ def looks(subject: Subject, images: Manifest | None, console: Console | None) ->
     found = subject.judged.validation if subject.judged else None
     if subject.judged is None or found is None or not _any_boxes(subject, images, found):
         return None
+    if found.card.out_of_fold:
+        words = (
+            "Not counted: each radiograph of validation was trained on by some of the ensemble's models. "
+            "python -m fracray.evaluate --saliency --split test counts on those that none has seen."
+        )
+        return _section(paragraph(words, "soft"))
     if images is None:
         words = "The radiographs are not at hand: name the data with --data to have it counted."
         return _section(paragraph(words, "soft"))

@@ -106,8 +106,10 @@ def _maps(root: Path, table: pd.DataFrame, judged: Judged) -> tuple[str, dict[st
     """Maps over the letterboxed pictures, (SIDE, SIDE) in 0..1, by image_id, and what they are.
 
     The network gets the squares that it was trained on: of a cropped set, the parts that are kept. None where the
-    network has no map.
+    network has no map, and of an ensemble whose models were trained on these pictures.
     """
+    if judged.card.out_of_fold:
+        return "", {}
     checkpoint = load_checkpoint(judged.folder)
     found = methods(checkpoint.model)
     if not found:

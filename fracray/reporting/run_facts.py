@@ -249,7 +249,7 @@ def _robustness(subject: Subject) -> str | None:
     told = []
     if len(names) > 1 and not subject.judged.card.out_of_fold:  # of these it has no scores
         areas = ", ".join(f"{name} {score(metrics.get(f'{name}_auroc'))}" for name in names)
-        of_fold = " (of the first fold's model)" if subject.judged.card.config.data.split.cross_validate else ""
+        of_fold = " (of one fold's model)" if subject.judged.card.config.data.split.cross_validate else ""
         told.append(f"AUROC on validation sets of other kinds{of_fold}: {areas}.")
     found = subject.evaluated
     if found and found.corruptions:

@@ -3,7 +3,7 @@
 Trains nothing and scores nothing; what a search found comes from the functions that print it. Must not know of HTML.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -35,6 +35,7 @@ from fracray.runtime.run_folder import (
 )
 from fracray.runtime.storage import Folder
 from fracray.search.doubtful import PAGE
+from fracray.search.fold_ensemble import RIVALS
 from fracray.search.importance import Importances, importances
 from fracray.search.refit import PLAN, Outcome, RefitPlan, outcome
 from fracray.search.refit_report import gains_told
@@ -169,12 +170,17 @@ class Search:
 
 @dataclass(frozen=True)
 class Refit:
-    """A refit: what is trained, its trainings by number, and what came of them so far."""
+    """A refit: what is trained, its trainings by number, what came of them so far, and the command that began it.
+
+    rivals: the no-pixel predictors over the folds, where the models of all folds became an ensemble.
+    """
 
     plan: RefitPlan
     rows: Mapping[int, TrialRow]
     found: Outcome | None
     gains: Mapping[str, Interval]
+    command: Sequence[str] = ()
+    rivals: tuple[Baseline, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -212,7 +218,9 @@ class Subject:
 
     @property
     def baselines(self) -> tuple[Baseline, ...]:
-        """The no-pixel predictors on each set, as the run stored them."""
+        """The no-pixel predictors on each set, as the run stored them; none where they are of other images."""
+        if self.judged and self.judged.card.out_of_fold:
+            return self.refit.rivals if self.refit else ()
         return tuple(map(Baseline.from_dict, self.data["baselines"])) if self.data else ()
 
 
@@ -332,4 +340,6 @@ def _refit(run: Folder) -> Refit | None:
         found = None
     parts = own.read_json(DATA)["parts"] if own.exists(DATA) else {"val": None}
     gains = gains_told(own, config, found, [name for name in parts if is_validation(name)])
-    return Refit(plan, rows, found, gains)
+    command = (own.read_json_if_there(ENVIRONMENT) or {}).get("command", ())
+    rivals = tuple(map(Baseline.from_dict, own.read_json_if_there(RIVALS) or ()))
+    return Refit(plan, rows, found, gains, command, rivals)

@@ -34,6 +34,7 @@ from fracray.training.checkpoint import (
 from fracray.training.cross_validation import best_of_folds
 from fracray.training.validation import score_validation
 
+RIVALS = "baselines.json"  # in the run folder of a refit: the no-pixel predictors' means over the folds
 FEW_SEEDS = (
     "with one seed, the mean of the folds' models spreads less than the out-of-fold logits that its calibration and "
     "threshold come from: probabilities are somewhat too near to the prevalence; --seeds 2 or more make it less"
@@ -42,13 +43,14 @@ FEW_SEEDS = (
 
 @dataclass(frozen=True)
 class _OfFold:
-    """One model: its name, its config, its weights, its best epoch, and its fold's table (`read_folds`)."""
+    """One model: its name, its config, its weights, its best epoch, its fold's table (`read_folds`), and its split."""
 
     name: str
     config: Config
     weights: dict[str, Tensor]
     epoch: int
     held_out: pd.DataFrame
+    split: np.ndarray
 
 
 def build_of_folds(target: Path, own: Folder, winner: Refitted, config: Config, prepared: Prepared) -> Choice:
@@ -61,11 +63,11 @@ def build_of_folds(target: Path, own: Folder, winner: Refitted, config: Config, 
     members: dict[str, Path] = {}
     tables, epochs = [], []
     with tempfile.TemporaryDirectory() as scratch:
-        for model in _models(own, winner, config):
+        for model in _models(own, winner, config, prepared):
             table = _predictions(model.held_out)
             about = _scored(table, model.config, prepared, model.epoch, model.name)
             members[model.name] = Path(scratch) / model.name
-            save_checkpoint(members[model.name], model.weights, about, table)
+            save_checkpoint(members[model.name], model.weights, about, table, _seen(prepared, model.split))
             tables.append(table)
             epochs.append(model.epoch)
         pooled = pd.concat(tables).groupby("image_id", as_index=False, sort=True)
@@ -78,7 +80,7 @@ def build_of_folds(target: Path, own: Folder, winner: Refitted, config: Config, 
     return Choice(words, tuple(members), Logits(logits, about.calibration, about.threshold, about.metrics))
 
 
-def _models(own: Folder, winner: Refitted, config: Config) -> Iterator[_OfFold]:
+def _models(own: Folder, winner: Refitted, config: Config, prepared: Prepared) -> Iterator[_OfFold]:
     split = config.data.split
     for row in winner.rows:
         folder = trial_folder(own, row.number)
@@ -94,7 +96,8 @@ def _models(own: Folder, winner: Refitted, config: Config) -> Iterator[_OfFold]:
             mine = held_out[held_out["fold"] == fold]
             assert len(mine), f"{folder}: no image is held out in fold {fold}"
             trained = config.with_leaves(row.leaves, row.name)
-            yield _OfFold(f"{row.name}-fold{fold}", trained, weights, epoch, mine)
+            cells = prepared.rotations[rotation]
+            yield _OfFold(f"{row.name}-fold{fold}", trained, weights, epoch, mine, cells)
 
 
 def _predictions(held_out: pd.DataFrame) -> pd.DataFrame:
@@ -124,7 +127,13 @@ def _scored(
     )
 
 
+def _seen(prepared: Prepared, split: np.ndarray) -> pd.DataFrame:
+    """The images of a split that a model was trained and validated on."""
+    used = part_of(pd.Series(split)).isin(("train", "val")).to_numpy()
+    return prepared.table.assign(split=split)[used][[*SEEN_COLUMNS]].reset_index(drop=True)
+
+
 def _trained_on(prepared: Prepared) -> pd.DataFrame:
     """Every image that is used in some rotation, as one of the training: some member was trained on it."""
-    used = [part_of(pd.Series(split)).isin(("train", "val")).to_numpy() for split in prepared.rotations]
-    return prepared.table[np.any(used, axis=0)].assign(split="train")[[*SEEN_COLUMNS]].reset_index(drop=True)
+    every = pd.concat([_seen(prepared, split) for split in prepared.rotations])
+    return every.assign(split="train").drop_duplicates("image_id", ignore_index=True)

@@ -27,7 +27,7 @@ from fracray.runtime.run_folder import (
 from fracray.runtime.storage import Folder
 from fracray.search.doubtful import write_doubtful
 from fracray.search.ensemble import BEST_OF_BOTH, OF_FOLDS, build_ensemble
-from fracray.search.fold_ensemble import FEW_SEEDS, build_of_folds
+from fracray.search.fold_ensemble import FEW_SEEDS, RIVALS, build_of_folds
 from fracray.search.launch import places_of, run_trials
 from fracray.search.progress import SearchProgress
 from fracray.search.refit import Outcome, RefitPlan, make_plan, outcome, refit_config
@@ -177,7 +177,9 @@ def _summarise(
         run.upload(target, BEST)
     say_ensemble(console, chosen, choices, note, space.config.search)
     console.print(f"the ensemble on validation{of_fold}:")
-    rivals = prepared.over_folds() if wanted == OF_FOLDS else prepared
-    say_validation(console, rivals, chosen.scored.metrics, config.train.operating_point)
+    if wanted == OF_FOLDS:
+        prepared = prepared.over_folds()
+        own.write_json(RIVALS, [one.as_dict() for one in prepared.baselines])
+    say_validation(console, prepared, chosen.scored.metrics, config.train.operating_point)
     if space.config.data.split.cross_validate:
         write_doubtful(own, prepared, found, console)

@@ -57,7 +57,7 @@ class CheckpointMetadata:
         """Of which models the validation is, in words; empty where there is only one answer."""
         if self.out_of_fold:
             return ", out of fold"
-        return " of the first fold" if self.config.data.split.cross_validate else ""
+        return " of one fold" if self.config.data.split.cross_validate else ""
 
     def to_json(self) -> dict[str, Any]:
         """A tree of JSON values; nan and infinity become null."""
