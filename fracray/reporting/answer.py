@@ -64,7 +64,7 @@ def _lead(subject: Subject) -> Iterator[str]:
         yield "No epoch has finished yet."
     if judged and judged.members:
         yield (
-            f"The checkpoint is an ensemble, the mean logit of {counted(len(judged.members), 'training')}: "
+            f"The checkpoint is an ensemble, the mean logit of {counted(len(judged.members), 'model')}: "
             f"{', '.join(judged.members)}."
         )
         if search and search.space.config.search.constraints:
@@ -104,7 +104,7 @@ def _lead_of_search(search: Search) -> Iterator[str]:
 def _lead_of_refit(refit: Refit, config: SearchConfig) -> str:
     found, metric = refit.found, config.metrics[0]
     assert found is not None
-    seeds = f"trained again with seeds {', '.join(map(str, found.seeds))}"
+    seeds = f"trained again with seed{'s' * (len(found.seeds) > 1)} {', '.join(map(str, found.seeds))}"
     if found.winner is found.default:
         why = default_wins(found, config)
         return f"{seeds[0].upper()}{seeds[1:]}, the default configuration {why}: it was not beaten."

@@ -1,6 +1,7 @@
 """Which sampler `sampler: auto` is: a rule over what is searched, by how many trials, at how many places.
 
-The rule rests on what Optuna's samplers can model and on benchmarks/samplers.py; docs/search.md has the figures.
+The rule rests on what Optuna's samplers can model, on benchmarks/samplers.py and benchmarks/anytime.py; docs/search.md
+has the figures.
 Imports neither Optuna nor Ray.
 """
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 NAME = "search.sampler.name"
 FEW = 100  # trials up to which nsga2 has too few generations
 MANY = 1000  # trials from which Optuna recommends CMA-ES
+GP_TRIALS = range(32, 201)  # with 16 it was no better than tpe, and with each trial its model takes longer
 
 
 def choose(space: SearchSpace, at_once: int) -> tuple[str, str]:
@@ -43,7 +45,10 @@ def choose(space: SearchSpace, at_once: int) -> tuple[str, str]:
         return "cmaes", f"ranges alone, one metric, no constraint, and at least {MANY} trials"
     if search.scheduler.name != "none":
         return "tpe", f"it learns from the trials that {search.scheduler.name} stops early too"
-    return "tpe", "one metric, and fewer trials than cmaes needs or what it cannot use: choices or constraints"
+    if trials in GP_TRIALS and not choices and not search.constraints:
+        least, most = GP_TRIALS[0], GP_TRIALS[-1]
+        return "gp", f"ranges alone, one metric, no constraint, {least} to {most} trials, and none is stopped early"
+    return "tpe", "one metric, and a number of trials, choices or constraints that gp and cmaes are not for"
 
 
 def resolved(space: SearchSpace, at_once: int, console: "Console") -> SearchSpace:
