@@ -157,7 +157,7 @@ def _rows(args: argparse.Namespace, target: Target, folder: Path, console: Conso
         f"{checkpoint.metadata.threshold:.3f}, fixed on validation",
         soft_wrap=True,
     )
-    _say_conformal(console, conformal_of(checkpoint, asked.coverage), asked.coverage)
+    _say_conformal(console, conformal_of(checkpoint, asked.coverage), asked.coverage, checkpoint.metadata.out_of_fold)
     heatmaps, dicom_out = (
         str(Path(one).expanduser().resolve()) if one else "" for one in (args.heatmaps, args.dicom_out)
     )
@@ -246,8 +246,8 @@ def _write(args: argparse.Namespace, target: Target, tables: Iterator[pa.Table])
     return tally
 
 
-def _say_conformal(console: Console, sets: ConformalSets | None, coverage: float) -> None:
-    """Say where the conformal sets can promise nothing."""
+def _say_conformal(console: Console, sets: ConformalSets | None, coverage: float, out_of_fold: bool) -> None:
+    """Say where the conformal sets can promise nothing; out_of_fold: of an ensemble of the models of all folds."""
     import math
 
     from fracray.runtime.console import counted
@@ -255,6 +255,11 @@ def _say_conformal(console: Console, sets: ConformalSets | None, coverage: float
     if sets is None:
         console.print("note: the checkpoint keeps no validation logits, so there are no conformal sets")
         return
+    if out_of_fold:
+        console.print(
+            "note: the ensemble's validation is that of its models one by one: the conformal sets promise no coverage",
+            soft_wrap=True,
+        )
     least = math.ceil(coverage / (1 - coverage) - 1e-9)
     for label, (groups, limit) in enumerate(zip(sets.groups, (sets.highest_of_0, sets.lowest_of_1), strict=True)):
         if math.isinf(limit):

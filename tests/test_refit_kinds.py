@@ -24,6 +24,7 @@ from fracray.report import main as report
 from fracray.reporting.subject import opened
 from fracray.runtime.console import new_console
 from fracray.runtime.storage import Folder
+from fracray.serving.card import model_card
 from fracray.training.checkpoint import load_checkpoint
 from fracray.tune import main as tune
 from tests.test_refit import ALONE, SPACE, best_of, write_space
@@ -177,6 +178,8 @@ def test_the_models_of_all_folds_become_one_ensemble_that_is_judged_out_of_fold(
     assert "not of its validation" not in capsys.readouterr().out
     rows = tmp_path / "rows.csv"
     predict_files([str(run), str(pictures), "--to", str(rows)])
+    assert "the conformal sets promise no coverage" in " ".join(capsys.readouterr().out.split())
+    assert model_card(best, 0.9)["out_of_fold"]
     found = pd.read_csv(rows)
     assert (found["seen_in_training"] == "train").sum() >= 20
     assert found["distance"].notna().all()

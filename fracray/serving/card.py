@@ -36,6 +36,7 @@ def model_card(checkpoint: Checkpoint, coverage: float) -> dict[str, Any]:
         "trial": metadata.trial,
         "epoch": metadata.epoch,
         "members": len(checkpoint.members) or 1,
+        "out_of_fold": metadata.out_of_fold,
         "model": config.model.name,
         "size": config.data.size,
         "crop": config.data.crop,

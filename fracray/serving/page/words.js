@@ -44,13 +44,14 @@ function conformal(set, model) {
   if (set === null || set === undefined || !model.conformal) return [];
   const at = `At a coverage of ${Number((100 * model.conformal.coverage).toFixed(2))}%`;
   const few = model.conformal.promised.includes(false) ? " Validation has too few groups to rule one out." : "";
+  const alone = model.out_of_fold ? " This ensemble's validation is that of its models one by one: no coverage is promised." : "";
   const said = {
     "0+1": `${at}, both answers remain: the model does not know.${few}`,
     "": `${at}, neither answer fits: the picture is unlike both kinds on validation.`,
     0: `${at}, only “${model.classes[0]}” remains.`,
     1: `${at}, only “${model.classes[1]}” remains.`,
   };
-  return [{ words: said[set] ?? `Conformal set: ${set}.`, look: set === "0+1" || set === "" }];
+  return [{ words: (said[set] ?? `Conformal set: ${set}.`) + alone, look: set === "0+1" || set === "" }];
 }
 
 /** How often pictures of about this probability were fractured on validation. */
