@@ -83,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
     run_.add_argument("--only", nargs="+", help="names of recipes (default: all)")
     run_.add_argument("--folds", type=int, nargs="+", default=list(range(FOLDS)), help="default 0 1 2 3 4")
     run_.add_argument(
-        "--rotations", type=int, default=1, metavar="N", help="models of each fold, of 4 at most (default %(default)s)"
+        "--rotations", type=int, default=1, choices=range(1, FOLDS), help="models of each fold (default %(default)s)"
     )
     run_.add_argument("--seeds", type=int, nargs="+", default=[0], help="default 0")
     run_.add_argument("--processes", type=int, default=1, help="trainings at a time (default %(default)s)")

@@ -312,6 +312,12 @@ def _more(
     if args.operating_points:
         found.operating = score_operating_points(checkpoints, pooled, asked.cost_ratio(), asked.prevalence)
         flag_tables.say_operating_points(console, found.operating, found.part == "val")
+        if only.metadata.out_of_fold and found.part != "val":
+            console.print(
+                "note: these thresholds are fixed on what the ensemble's models say one by one; their mean is nearer "
+                "to the prevalence, so fewer may be called here",
+                soft_wrap=True,
+            )
         flag_tables.say_decision_curve(console, found.operating)
     if args.saliency:
         found.saliency = score_saliency(only, pooled, Check(seed=args.seed), console)

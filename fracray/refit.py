@@ -18,12 +18,13 @@ from fracray.runtime.arguments import add_address, command
 from fracray.runtime.locations import require_local
 
 if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are read and its files are found
+    from fracray.config import Config
     from fracray.runtime.storage import Folder
     from fracray.search.space import SearchSpace
 
 # ---------------------------------------------------------------- the command
 
-MEMBERS = ("best", "winner", "all", "folds")  # the first is the default, or the last of a refit that has it
+MEMBERS = ("best", "winner", "all", "folds")  # the first is the default
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
         choices=MEMBERS,
         help="of the ensemble: the winner's trainings, all of them, or (default) whichever is best on validation: one "
         "of these, or the mean of the weights of the winner's; folds: with --folds, the winner's models of all folds, "
-        "which together have learned from all but the test fold, and stay with --resume",
+        "which together have learned from all but the test fold. --resume keeps what was chosen",
     )
     cli.add_argument("--concurrent", type=int, metavar="N", help="trainings at a time (default: as in the search)")
     cli.add_argument("--workers-per-trial", type=int, metavar="N", help="Ray Train workers of a training (likewise)")
@@ -92,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _open(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Folder]:
     """The search and its folder; what can be refused early is refused before anything is written."""
-    from fracray.runtime.run_folder import REFIT, as_begun, ensemble_card, open_for_work, open_run
+    from fracray.runtime.run_folder import REFIT, as_begun, open_for_work, open_run
     from fracray.search.refit import PLAN, RefitPlan, refit_config
     from fracray.search.space_file import stored_space
 
@@ -104,12 +105,10 @@ def _open(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Folde
     held.enter_context(remedy(lambda: _how_to_continue(args, run)))
     held.enter_context(open_for_work(run, None, resume=True))
     own = run.sub(REFIT)
-    if args.members is None:
-        args.members = MEMBERS[-1] if args.resume and (ensemble_card(run) or {}).get("out_of_fold") else MEMBERS[0]
     if not own.exists(PLAN):
         if args.resume:
             raise InputError(f"--resume: {run} was not refitted yet; leave --resume out")
-        _need_folds(args, refit_config(space.config, args.folds).data.split.cross_validate)
+        _need_folds(args.members, refit_config(space.config, args.folds))
         args.top, args.seeds = args.top or DEFAULTS["top"], args.seeds or DEFAULTS["seeds"]
         return space, run
     if not args.resume:
@@ -117,26 +116,36 @@ def _open(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Folde
     before = RefitPlan.read(own)
     if args.folds and not before.folds:
         raise InputError(f"--folds: the refit in {own} began without; leave --folds out, or remove that folder")
-    _need_folds(args, before.folds or space.config.data.split.cross_validate)
+    _need_folds(args.members, refit_config(space.config, before.folds))
     args.top, args.seeds = args.top or 0, args.seeds or len(before.seeds)  # without an option, the plan as it is
     return space, run
 
 
-def _need_folds(args: argparse.Namespace, crossed: bool) -> None:
-    if args.members == "folds" and not crossed:
+def _need_folds(members: str | None, config: Config) -> None:
+    from fracray.data.splits.set_names import validation_sets
+
+    if members != "folds":
+        return
+    if not config.data.split.cross_validate:
         raise InputError(
-            "--members folds: the trainings of this refit have one model each; it needs a refit with --folds"
+            "--members folds: the trainings of this refit have one model each; it needs a refit with --folds, of a "
+            "search with --set data.split.protocol=kfold"
+        )
+    if len(others := validation_sets(config.data.split)) > 1:
+        raise InputError(
+            f"--members folds: this search validates on {', '.join(others)}, and only on val each image is judged by "
+            "models that were not trained on it; leave --members folds out"
         )
 
 
 def _how_to_continue(args: argparse.Namespace, run: Folder) -> str:
-    """What to type after an interruption: the plan has --top, --seeds and --folds, but not what becomes of it."""
+    """What to type after an interruption: the plan has --top, --seeds and --folds, and soon --members."""
     from fracray.runtime.run_folder import REFIT, refit_command, typed_options
     from fracray.search.refit import PLAN
 
     if not run.sub(REFIT).exists(PLAN):
         return "give the same command again"
-    members = "" if args.members in (None, MEMBERS[0]) else f" --members {args.members}"
+    members = "" if args.members is None else f" --members {args.members}"
     options = typed_options(**{flag: getattr(args, flag) for flag in (*FLAGS, "address")})
     return f"continue with: {refit_command(run)}{members} --resume{options}"
 

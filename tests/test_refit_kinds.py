@@ -1,7 +1,6 @@
 """python -m fracray.refit after searches of other kinds: in a store, over folds, by two metrics."""
 
 import json
-import re
 import shutil
 import uuid
 
@@ -123,6 +122,11 @@ def test_the_models_of_all_folds_become_one_ensemble_that_is_judged_out_of_fold(
     with pytest.raises(InputError, match="--members folds: the trainings of this refit have one model each"):
         refit([str(run), "--seeds", "2", "--members", "folds", *ALONE])
     capsys.readouterr()
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("shifts: []", "shifts: [device]"))
+    with pytest.raises(InputError, match="--members folds: this search validates on val, val/device, and only on val"):
+        refit([str(run), "--seeds", "2", "--folds", "--members", "folds", *ALONE])
+    (run / "config.yaml").write_text(config)
     refit([str(run), "--seeds", "2", "--folds", "--members", "folds", *ALONE])
     out = " ".join(capsys.readouterr().out.split())
     assert "6 models of t0000: of every fold with 2 seeds" in out
@@ -192,9 +196,16 @@ def test_the_models_of_all_folds_become_one_ensemble_that_is_judged_out_of_fold(
     assert over != first
     with opened(str(run)) as subject:
         assert {one.name: one.accuracy for one in subject.baselines} == pytest.approx(over)
-    assert len(re.findall("<pre[^>]*>[^<]*fracray[^<]*\n[^<]*</pre>", page)) >= 1, "the search, and its refit"
+    began = json.loads((run / "refit/environment.json").read_text())
+    began["command"] = ["fracray/refit.py", "runs/crossed", "--folds"]
+    (run / "refit/environment.json").write_text(json.dumps(began))
+    report([str(run)])
+    assert "\npython -m fracray.refit runs/crossed --folds</pre>" in (run / "report.html").read_text()
 
-    refit([str(run), "--resume", *ALONE])  # it stays what it was
+    shutil.rmtree(run / "best")  # as where the first refit was killed before it had one
+    refit([str(run), "--resume", *ALONE])
     assert len(load_checkpoint(run / "best").members) == 6
+    tune(["--name", "crossed", "--storage", str(tmp_path), "--resume", "--trials", "2", "--refit", "1", *ALONE])
+    assert load_checkpoint(run / "best").metadata.out_of_fold
     refit([str(run), "--resume", "--members", "winner", *ALONE])
     assert not load_checkpoint(run / "best").metadata.out_of_fold

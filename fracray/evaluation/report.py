@@ -265,8 +265,8 @@ def say_gap(
             f"gap, validation minus test: {', '.join(found)}. "
             + (
                 "On validation each radiograph is judged by those models that were not trained on it, on test by "
-                "the mean of all, which is better: a gap below 0 is to be expected. A sensitivity far below that on "
-                "validation says that the threshold does not fit the mean"
+                "the mean of all, which is mostly better: a gap below 0 is to be expected. A sensitivity far below "
+                "that on validation says that the threshold does not fit the mean"
                 if out_of_fold
                 else "Threshold, epoch and configuration were chosen on validation, so a gap above 0 is to be expected"
             ),

@@ -113,7 +113,11 @@ def _out_of_fold(checkpoint: Checkpoint, prepared: Prepared) -> Scored:
             "as the refit wrote it"
         )
     rows = pd.Index(prepared.table["image_id"]).get_indexer(pd.Index(kept["image_id"]))
-    assert rows.min() >= 0, "equal data have equal ids"
+    if rows.min() < 0:
+        raise InputError(
+            f"{checkpoint.folder}: {(rows < 0).sum()} of the {len(rows)} radiographs of its validation are no longer "
+            "used; refit with this version of fracray, or use --split test"
+        )
     order = np.argsort(rows)
     logits, rows = kept["logit"].to_numpy()[order], rows[order]
     found = Scored(

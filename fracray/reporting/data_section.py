@@ -140,11 +140,10 @@ def reproduce(subject: Subject) -> Section:
     """The command, versions, fingerprints, seeds and settings."""
     body, about = Markup(""), subject.environment
     if about:
-        commands = [about["command"]]
-        if subject.refit and subject.refit.command:
-            commands.append(list(subject.refit.command))
+        refitted = [list(subject.refit.command)] if subject.refit and subject.refit.command else []
+        commands = list(dict.fromkeys(map(spoken, [about["command"], *refitted])))  # tune --refit is one command
         body += parts.heading("The command" + "s" * (len(commands) > 1))
-        body += Markup('<pre tabindex="0">{}</pre>\n').format("\n".join(map(spoken, commands)))
+        body += Markup('<pre tabindex="0">{}</pre>\n').format("\n".join(commands))
         versions = {
             "Python": about["python"],
             **about["packages"],

@@ -160,9 +160,9 @@ def _of_training(subject: Subject) -> Iterator[tuple[str, str]]:
     settings = search.space.config.search
     again = ""
     if subject.refit and subject.refit.found:
-        seeds = ", ".join(map(str, subject.refit.found.seeds))
+        seeds = f"seed{'s' * (len(subject.refit.found.seeds) > 1)} {', '.join(map(str, subject.refit.found.seeds))}"
         winner = subject.refit.found.winner.name
-        again = f" The best were trained again with seeds {seeds}, and {winner} wins by mean."
+        again = f" The best were trained again with {seeds}, and {winner} wins by mean."
     yield (
         "selection",
         f"{counted(len(search.rows), 'trial')} over {', '.join(one.path for one in search.space.dimensions)} with "

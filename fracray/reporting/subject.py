@@ -219,6 +219,8 @@ class Subject:
     @property
     def baselines(self) -> tuple[Baseline, ...]:
         """The no-pixel predictors on each set, as the run stored them; none where they are of other images."""
+        if Path(self.location.rstrip("/")).parent.name == MEMBERS:  # each may have a fold of its own
+            return ()
         if self.judged and self.judged.card.out_of_fold:
             return self.refit.rivals if self.refit else ()
         return tuple(map(Baseline.from_dict, self.data["baselines"])) if self.data else ()

@@ -21,6 +21,7 @@ from fracray.evaluation.inference import predict
 from fracray.metrics import Calibration
 from fracray.runtime.console import counted
 from fracray.search.constraints import missed
+from fracray.search.refit import ALL, BEST_OF_BOTH, WINNER
 from fracray.training.checkpoint import (
     PREDICTION_COLUMNS,
     CheckpointMetadata,
@@ -35,9 +36,6 @@ from fracray.training.ensemble import mean_weights
 from fracray.training.validation import score_validation
 
 SOUP = "soup"
-WINNER, ALL = "winner", "all"  # what --members may ask for, besides BEST_OF_BOTH
-BEST_OF_BOTH = "best"
-OF_FOLDS = "folds"  # see fold_ensemble.py
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,8 @@ def _models(own: Folder, winner: Refitted, config: Config, prepared: Prepared) -
         for rotation, (weights, epoch) in enumerate(best_of_folds(tensors, meta)):
             fold = split.fold_of(rotation)
             mine = held_out[held_out["fold"] == fold]
-            assert len(mine), f"{folder}: no image is held out in fold {fold}"
+            if mine.empty:
+                raise InputError(f"{folder}: holds nothing of fold {fold}; remove it, and train it anew with --resume")
             trained = config.with_leaves(row.leaves, row.name)
             cells = prepared.rotations[rotation]
             yield _OfFold(f"{row.name}-fold{fold}", trained, weights, epoch, mine, cells)

@@ -21,6 +21,7 @@ from fracray.search.states import State
 from fracray.search.trials_table import TrialRow, best_rows
 
 PLAN = "refit.json"
+WINNER, ALL, BEST_OF_BOTH, OF_FOLDS = "winner", "all", "best", "folds"  # what an ensemble may be made of
 SEED = "train.seed"
 
 
@@ -29,12 +30,13 @@ class RefitPlan:
     """What is trained: the settings of each configuration by its trial's number in the search, and the seeds.
 
     The default configuration is number 0. folds: each is trained on every fold but the test fold, and a score is the
-    mean over them.
+    mean over them. members: what the ensemble may be made of.
     """
 
     configurations: Mapping[int, Mapping[str, Any]]
     seeds: tuple[int, ...]
     folds: bool = False
+    members: str = BEST_OF_BOTH
 
     def trials(self) -> dict[int, dict[str, Any]]:
         """The settings of every training by its number; those of all configurations with one seed before the next."""
@@ -47,14 +49,16 @@ class RefitPlan:
     def write(self, run: Folder) -> None:
         """Keep the plan in the run folder of the refit."""
         rows = [{"trial": number, "leaves": dict(leaves)} for number, leaves in self.configurations.items()]
-        run.write_json(PLAN, {"configurations": rows, "seeds": list(self.seeds), "folds": self.folds})
+        tree = {"configurations": rows, "seeds": list(self.seeds), "folds": self.folds, "members": self.members}
+        run.write_json(PLAN, tree)
 
     @classmethod
     def read(cls, run: Folder) -> "RefitPlan":
         tree = run.read_json(PLAN)
         try:
             rows = {int(row["trial"]): dict(row["leaves"]) for row in tree["configurations"]}
-            return cls(rows, tuple(map(int, tree["seeds"])), bool(tree["folds"]))
+            members = str(tree.get("members", BEST_OF_BOTH))  # older plans do not say
+            return cls(rows, tuple(map(int, tree["seeds"])), bool(tree["folds"]), members)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{run}/{PLAN}: not as fracray wrote it ({error!r}); restore it") from None
 
@@ -65,12 +69,19 @@ class RefitPlan:
 
 
 def make_plan(
-    config: Config, rows: Mapping[int, TrialRow], top: int, seeds: int, folds: bool, before: RefitPlan | None = None
+    config: Config,
+    rows: Mapping[int, TrialRow],
+    top: int,
+    seeds: int,
+    folds: bool,
+    before: RefitPlan | None = None,
+    members: str | None = None,
 ) -> RefitPlan:
     """The `top` best trials of a search and its default configuration, each with `seeds` seeds.
 
     The search's own seed is not among them: it is part of why these trials came out best. With `before`, the plan of a
     refit that is resumed, nothing of that is taken away: its configurations and seeds stay, and whether it has folds.
+    members: None for those of the plan before, or BEST_OF_BOTH.
     """
     chosen: dict[int, Mapping[str, Any]] = dict(before.configurations) if before else {}
     for row in best_rows(rows.values(), config.search)[:top]:
@@ -80,9 +91,10 @@ def make_plan(
         _add(chosen, 0, rows[0].leaves if 0 in rows else {})
     kept = before.seeds if before else ()
     fresh = (seed for seed in count(1) if seed not in (config.train.seed, *kept))
-    return RefitPlan(
-        chosen, (*kept, *islice(fresh, max(0, seeds - len(kept)))), before.folds if before is not None else folds
-    )
+    every = (*kept, *islice(fresh, max(0, seeds - len(kept))))
+    if before is not None:
+        return RefitPlan(chosen, every, before.folds, members or before.members)
+    return RefitPlan(chosen, every, folds, members or BEST_OF_BOTH)
 
 
 def _add(chosen: dict[int, Mapping[str, Any]], number: int, leaves: Mapping[str, Any]) -> None:

@@ -160,7 +160,7 @@ def say_gains(console: Console, found: Mapping[str, Interval]) -> None:
         )
 
 
-def say_ensemble(console: Console, chosen: Choice, choices: Sequence[Choice], soup: str, search: SearchConfig) -> None:
+def say_ensemble(console: Console, chosen: Choice, choices: Sequence[Choice], note: str, search: SearchConfig) -> None:
     """Print what the ensemble is made of, what it was chosen from, and whether it satisfies the constraints."""
     by = "the constraints, then by val_loss" if search.constraints else "val_loss"
     console.print(f"\nensemble (the mean logit of its members), by {by}:")
@@ -177,5 +177,5 @@ def say_ensemble(console: Console, chosen: Choice, choices: Sequence[Choice], so
             style="yellow" if broken else "",
             soft_wrap=True,
         )
-    if soup:
-        console.print(soup, soft_wrap=True)
+    if note:
+        console.print(note, soft_wrap=True)

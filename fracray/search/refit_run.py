@@ -26,11 +26,11 @@ from fracray.runtime.run_folder import (
 )
 from fracray.runtime.storage import Folder
 from fracray.search.doubtful import write_doubtful
-from fracray.search.ensemble import BEST_OF_BOTH, OF_FOLDS, build_ensemble
+from fracray.search.ensemble import build_ensemble
 from fracray.search.fold_ensemble import FEW_SEEDS, RIVALS, build_of_folds
 from fracray.search.launch import places_of, run_trials
 from fracray.search.progress import SearchProgress
-from fracray.search.refit import Outcome, RefitPlan, make_plan, outcome, refit_config
+from fracray.search.refit import OF_FOLDS, Outcome, RefitPlan, make_plan, outcome, refit_config
 from fracray.search.refit_report import gains, gains_over_folds, say_ensemble, say_gains, say_outcome
 from fracray.search.refit_trials import RefitTrials
 from fracray.search.results import config_table, keep_efficiency, say_few_compared
@@ -46,13 +46,14 @@ class RefitOptions:
     """How much is refitted: the `top` configurations, each with `seeds` seeds; within `seconds`, if they are given.
 
     Of a refit that is resumed, nothing is taken away: with a `top` of 0 its configurations are those that it has.
-    members: what the ensemble may be made of; see `ensemble.build_ensemble` and `fold_ensemble.build_of_folds`.
+    members: what the ensemble may be made of, see `ensemble.build_ensemble` and `fold_ensemble.build_of_folds`; None: as
+    the plan says.
     """
 
     top: int
     seeds: int
     folds: bool = False
-    members: str = BEST_OF_BOTH
+    members: str | None = None
     seconds: float | None = None
 
 
@@ -86,7 +87,7 @@ def refit(
         console.print("no trial has finished an epoch yet, so there is nothing to refit")
         return False, True
     before = RefitPlan.begun(own)
-    plan = make_plan(space.config, rows, options.top, options.seeds, options.folds, before)
+    plan = make_plan(space.config, rows, options.top, options.seeds, options.folds, before, options.members)
     config = refit_config(space.config, plan.folds)
     if config.data != space.config.data:
         prepared = prepare(config.data, console, manifest=prepared.manifest, shelf=run.around)
@@ -123,7 +124,7 @@ def refit(
         console.print("\nno seed has been trained with every configuration yet, so there is no winner", soft_wrap=True)
         return finished, over
     say_outcome(console, plan, found, rows, config.search)
-    _summarise(replace(space, config=config), run, prepared, found, options.members, console)
+    _summarise(replace(space, config=config), run, prepared, found, plan.members, console)
     keep_efficiency(own, tracker, console)
     console.print(next_steps(run, BEST, config.data.source), soft_wrap=True)
     return finished, over

@@ -101,11 +101,10 @@ def summarise(
     console.print(f"{best.name} {on_validation(space.config.data.split)}:")
     say_validation(console, prepared.over_folds(), best.history[-1].best, space.config.train.operating_point)
     keep_efficiency(run, tracker, console)
-    if (ensemble := ensemble_card(run)) is not None and not refit_follows:
-        members = " --members folds" if ensemble.get("out_of_fold") else ""
+    if ensemble_card(run) is not None and not refit_follows:
         console.print(
             f"\nnote: {run.sub(BEST)} is the ensemble of this search's refit, and stays; what was found since is taken "
-            f"into it by: {refit_command(run)}{members} --top 3 --resume",
+            f"into it by: {refit_command(run)} --top 3 --resume",
             soft_wrap=True,
         )
     console.print(next_steps(run, BEST, space.config.data.source), soft_wrap=True)

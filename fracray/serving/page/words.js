@@ -32,6 +32,8 @@ const SEEN = {
   "val copy": "A copy of this picture was in the model's validation, so what is said of it is worth less than it seems.",
 };
 
+const ALONE = "This ensemble's validation is that of its models one by one.";
+
 /** What calls for care, as {words, look}; look: it speaks against the number. */
 export function remarks(row, model) {
   const found = (row.flags || "").split("+").filter(Boolean);
@@ -44,7 +46,7 @@ function conformal(set, model) {
   if (set === null || set === undefined || !model.conformal) return [];
   const at = `At a coverage of ${Number((100 * model.conformal.coverage).toFixed(2))}%`;
   const few = model.conformal.promised.includes(false) ? " Validation has too few groups to rule one out." : "";
-  const alone = model.out_of_fold ? " This ensemble's validation is that of its models one by one: no coverage is promised." : "";
+  const alone = model.out_of_fold ? ` ${ALONE} So no coverage is promised.` : "";
   const said = {
     "0+1": `${at}, both answers remain: the model does not know.${few}`,
     "": `${at}, neither answer fits: the picture is unlike both kinds on validation.`,
@@ -63,7 +65,8 @@ export function reliability(probability, model) {
   const fractured = Math.round(bin.share * bin.images);
   return (
     `Of ${counted(bin.images, "validation radiograph")} with about this probability (${percent(bin.from)} to ` +
-    `${percent(bin.to)}), ${counted(fractured, "was", "were")} fractured (${percent(bin.share)}${band}).${few}`
+    `${percent(bin.to)}), ${counted(fractured, "was", "were")} fractured (${percent(bin.share)}${band}).${few}` +
+    (model.out_of_fold ? ` ${ALONE} Their mean is nearer to the usual share of fractures.` : "")
   );
 }
 
