@@ -46,8 +46,8 @@ class RefitOptions:
     """How much is refitted: the `top` configurations, each with `seeds` seeds; within `seconds`, if they are given.
 
     Of a refit that is resumed, nothing is taken away: with a `top` of 0 its configurations are those that it has.
-    members: what the ensemble may be made of, see `ensemble.build_ensemble` and `fold_ensemble.build_of_folds`; None: as
-    the plan says.
+    members: what the ensemble may be made of, see `ensemble.build_ensemble` and `fold_ensemble.build_of_folds`; with
+    None, as the plan says.
     """
 
     top: int
