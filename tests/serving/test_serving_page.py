@@ -7,6 +7,8 @@ import io
 import json
 import re
 import shutil
+import socket
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import cv2
@@ -204,6 +206,21 @@ def test_the_heatmap_lies_over_the_picture_only_while_it_is_asked_for(page, serv
 # ---------------------------------------------------------------- what is said, and taken away
 
 
+@contextmanager
+def all_places_taken(server):
+    """Within the block, uploads that do not go on fill the queue."""
+    host, port = server.base_url.host, server.base_url.port
+    head = (
+        f"POST /predict HTTP/1.1\r\nHost: {host}:{port}\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 1000\r\n"
+        "Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
+    )
+    with ExitStack() as held:
+        for _ in range(QUEUE):
+            held.enter_context(socket.create_connection((host, port), timeout=60)).sendall(head.encode())
+        wait(lambda: f"fracray_requests_here {QUEUE}.0" in server.get("/metrics").text)
+        yield
+
+
 def test_a_folder_is_read_and_its_rows_are_taken_away(page, server, files, tmp_path):
     folder = tmp_path / "ward"
     (folder / "b").mkdir(parents=True)
@@ -212,12 +229,13 @@ def test_a_folder_is_read_and_its_rows_are_taken_away(page, server, files, tmp_p
     (folder / "notes, old.csv").write_text("a,b\n")
     shutil.copy(files["dicom"], folder)
     page.watch("busy")
-    page.drop(folder, files["text"])
+    with all_places_taken(server):
+        page.drop(folder, files["text"])
+        wait(lambda: any("The server is busy. Trying again in " in words for words in page.watched()))
     labels = page.read(11)
     assert page.text("counts") == "10 radiographs read; 1 file without a prediction; 1 other file skipped"
     assert re.fullmatch(r"text\.dcm: error: .+", labels[-1])
     assert 'status="429"' in server.get("/metrics").text
-    assert any("The server is busy. Trying again in " in words for words in page.watched())
     shares = [float(re.search(r": ([\d.]+)%", label)[1]) for label in labels[:-1]]
     assert shares == sorted(shares, reverse=True)
     page.press("take-json")
