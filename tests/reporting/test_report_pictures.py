@@ -38,7 +38,7 @@ def test_the_network_gets_the_squares_that_it_was_trained_on(radiograph, monkeyp
     monkeypatch.setattr(pictures, "methods", lambda _: ("grad_cam",))
     monkeypatch.setattr(pictures, "maps", maps)
     config = Config().with_leaves({"data.size": 64, "data.crop": crop})
-    judged = SimpleNamespace(folder=root, card=SimpleNamespace(config=config))
+    judged = SimpleNamespace(folder=root, card=SimpleNamespace(config=config, out_of_fold=False))
     words, found = pictures._maps(root, table, judged)
     read = (root / "one.png").read_bytes()
     part, kept = decode_part(read, 900, 64)
@@ -46,6 +46,8 @@ def test_the_network_gets_the_squares_that_it_was_trained_on(radiograph, monkeyp
     assert np.array_equal(seen[0][0, 0].numpy(), part if crop else decode(read, 900, 64))
     assert words == "Grad-CAM"
     assert not found["one"].any()  # the same everywhere
+    judged.card.out_of_fold = True  # some of its models were trained on this picture
+    assert pictures._maps(root, table, judged) == ("", {})
 
 
 def test_a_map_of_a_part_lies_over_that_part():
