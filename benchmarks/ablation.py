@@ -451,22 +451,22 @@ def _read(files: Sequence[Path]) -> dict[tuple[str, int, int, int], dict[str, np
     return {key: arrays for key, arrays in found.items() if "epoch" in arrays}
 
 
+def _logits(one: Mapping[str, np.ndarray], part: str, mirrored: bool) -> np.ndarray:
+    plain = one[f"{part}_logits"]
+    return (plain + one[f"{part}_mirrored"]) / 2 if mirrored else plain
+
+
 def _out_of_fold(models: Sequence[Mapping[str, np.ndarray]], mirrored: bool) -> tuple[np.ndarray, ...]:
     """As of `Held.of`: validation's images with the logits of those that did not see them, test's with those of all."""
-
-    def logits(one: Mapping[str, np.ndarray], part: str) -> np.ndarray:
-        plain = one[f"{part}_logits"]
-        return (plain + one[f"{part}_mirrored"]) / 2 if mirrored else plain
-
     rows = np.concatenate([one["val_rows"] for one in models])
-    held_out = pd.Series(np.concatenate([logits(one, "val") for one in models])).groupby(rows).mean()
+    held_out = pd.Series(np.concatenate([_logits(one, "val", mirrored) for one in models])).groupby(rows).mean()
     test = models[0]["test_rows"]
     assert all((one["test_rows"] == test).all() for one in models)
     return (
         held_out.index.to_numpy(),
         held_out.to_numpy(),
         test,
-        np.mean([logits(one, "test") for one in models], axis=0),
+        np.mean([_logits(one, "test", mirrored) for one in models], axis=0),
     )
 
 
@@ -481,9 +481,8 @@ def _held(
             return None
         logits = []
         for part in ("val", "test"):
-            plain = np.mean([member[f"{part}_logits"] for member in members], axis=0)
-            flipped = np.mean([member[f"{part}_mirrored"] for member in members], axis=0)
-            logits += [members[0][f"{part}_rows"], (plain + flipped) / 2 if mirrored else plain]
+            mean = np.mean([_logits(member, part, mirrored) for member in members], axis=0)
+            logits += [members[0][f"{part}_rows"], mean]
         folds[fold] = tuple(logits)
     return Held.of(folds, labels)
 

@@ -104,7 +104,7 @@ def _lead_of_search(search: Search) -> Iterator[str]:
 def _lead_of_refit(refit: Refit, config: SearchConfig) -> str:
     found, metric = refit.found, config.metrics[0]
     assert found is not None
-    seeds = f"trained again with seed{'s' * (len(found.seeds) > 1)} {', '.join(map(str, found.seeds))}"
+    seeds = f"trained again with {found.seeds_in_words}"
     if found.winner is found.default:
         why = default_wins(found, config)
         return f"{seeds[0].upper()}{seeds[1:]}, the default configuration {why}: it was not beaten."
@@ -251,7 +251,7 @@ def _other_sets(subject: Subject) -> Markup:
     assert subject.judged is not None
     metrics = subject.judged.card.metrics
     names = [name for name in (subject.data or {}).get("parts", {}) if is_validation(name)]
-    if len(names) < 2 or subject.judged.card.out_of_fold:  # of these it has no scores
+    if len(names) < 2:
         return Markup("")
     rivals = {(one.part, one.name): one for one in subject.baselines if one.name != "majority"}
     others = list(dict.fromkeys(name for _, name in rivals))

@@ -160,9 +160,8 @@ def _of_training(subject: Subject) -> Iterator[tuple[str, str]]:
     settings = search.space.config.search
     again = ""
     if subject.refit and subject.refit.found:
-        seeds = f"seed{'s' * (len(subject.refit.found.seeds) > 1)} {', '.join(map(str, subject.refit.found.seeds))}"
         winner = subject.refit.found.winner.name
-        again = f" The best were trained again with {seeds}, and {winner} wins by mean."
+        again = f" The best were trained again with {subject.refit.found.seeds_in_words}, and {winner} wins by mean."
     yield (
         "selection",
         f"{counted(len(search.rows), 'trial')} over {', '.join(one.path for one in search.space.dimensions)} with "
@@ -247,7 +246,7 @@ def _robustness(subject: Subject) -> str | None:
     metrics = subject.judged.card.metrics
     names = [name for name in (subject.data or {}).get("parts", {}) if is_validation(name)]
     told = []
-    if len(names) > 1 and not subject.judged.card.out_of_fold:  # of these it has no scores
+    if len(names) > 1:
         areas = ", ".join(f"{name} {score(metrics.get(f'{name}_auroc'))}" for name in names)
         of_fold = " (of one fold's model)" if subject.judged.card.config.data.split.cross_validate else ""
         told.append(f"AUROC on validation sets of other kinds{of_fold}: {areas}.")

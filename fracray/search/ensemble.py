@@ -55,6 +55,21 @@ class Logits:
     def loss(self) -> float:
         return self.metrics["val_loss"]
 
+    def card(
+        self, config: Config, fingerprint: str, epoch: int, trial: str, out_of_fold: bool = False
+    ) -> CheckpointMetadata:
+        """The card of a checkpoint that gives these logits; fingerprint: of the training's data."""
+        return CheckpointMetadata(
+            config=config,
+            threshold=self.threshold,
+            calibration=self.calibration,
+            metrics=dict(self.metrics),
+            data_fingerprint=fingerprint,
+            epoch=epoch,
+            trial=trial,
+            out_of_fold=out_of_fold,
+        )
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -152,16 +167,8 @@ def _soup(target: Path, members: Sequence[Path], judge: Judge, prepared: Prepare
     order = np.argsort(rows)
     logits = np.empty(len(rows), dtype=np.float32)
     logits[order] = predict(soup, prepared.shards, rows[order], console)
-    scored = judge.score([logits])
-    about = CheckpointMetadata(
-        config=soup.metadata.config,
-        threshold=scored.threshold,
-        calibration=scored.calibration,
-        metrics=dict(scored.metrics),
-        data_fingerprint=soup.metadata.data_fingerprint,
-        epoch=soup.metadata.epoch,
-        trial=SOUP,
-    )
+    card = soup.metadata
+    about = judge.score([logits]).card(card.config, card.data_fingerprint, card.epoch, SOUP)
     save_checkpoint(target, weights, about, judge.table.assign(logit=logits)[[*PREDICTION_COLUMNS]], soup.seen)
     return logits
 
@@ -170,16 +177,8 @@ def _write(
     target: Path, members: Mapping[str, Path], scored: Logits, judge: Judge, config: Config, winner: str
 ) -> None:
     cards = {name: read_metadata(folder) for name, folder in members.items()}
-    card = next(iter(cards.values()))
-    metadata = CheckpointMetadata(
-        config=config,
-        threshold=scored.threshold,
-        calibration=scored.calibration,
-        metrics=dict(scored.metrics),
-        data_fingerprint=card.data_fingerprint,
-        epoch=max(each.epoch for each in cards.values()),
-        trial=winner,
-    )
+    first, epoch = next(iter(cards.values())), max(each.epoch for each in cards.values())
+    metadata = scored.card(config, first.data_fingerprint, epoch, winner)
     seen = [table for folder in members.values() if (table := read_seen(folder)) is not None]
     save_ensemble(
         target,

@@ -14,25 +14,22 @@ import pandas as pd
 from torch import Tensor
 
 from fracray.config import Config
-from fracray.data.manifest import part_of
 from fracray.data.prepare import Prepared
 from fracray.errors import InputError
 from fracray.runtime.console import counted
 from fracray.runtime.run_folder import STATE, trial_folder
 from fracray.runtime.storage import Folder
-from fracray.search.ensemble import Choice, Logits
+from fracray.search.ensemble import Choice, Judge, Logits
 from fracray.search.judged import read_folds
 from fracray.search.refit import Refitted
 from fracray.training.checkpoint import (
     PREDICTION_COLUMNS,
-    SEEN_COLUMNS,
-    CheckpointMetadata,
     load_state,
     save_checkpoint,
     save_ensemble,
 )
 from fracray.training.cross_validation import best_of_folds
-from fracray.training.validation import score_validation
+from fracray.training.trial import seen_in
 
 RIVALS = "baselines.json"  # in the run folder of a refit: the no-pixel predictors' means over the folds
 FEW_SEEDS = (
@@ -65,7 +62,7 @@ def build_of_folds(target: Path, own: Folder, winner: Refitted, config: Config, 
     with tempfile.TemporaryDirectory() as scratch:
         for model in _models(own, winner, config, prepared):
             table = _predictions(model.held_out)
-            about = _scored(table, model.config, prepared, model.epoch, model.name)
+            about = _scored(table, model.config).card(model.config, prepared.fingerprint, model.epoch, model.name)
             members[model.name] = Path(scratch) / model.name
             save_checkpoint(members[model.name], model.weights, about, table, _seen(prepared, model.split))
             tables.append(table)
@@ -73,11 +70,11 @@ def build_of_folds(target: Path, own: Folder, winner: Refitted, config: Config, 
         pooled = pd.concat(tables).groupby("image_id", as_index=False, sort=True)
         table = pooled.agg({"group": "first", "label": "first", "split": "first", "logit": "mean"})
         table = table.astype({"logit": np.float32})[[*PREDICTION_COLUMNS]]
-        about = _scored(table, config, prepared, max(epochs), winner.name, out_of_fold=True)
+        scored = _scored(table, config)
+        about = scored.card(config, prepared.fingerprint, max(epochs), winner.name, out_of_fold=True)
         save_ensemble(target, members, about, table, _trained_on(prepared))
     words = f"{counted(len(members), 'model')} of {winner.name}: of every fold with {counted(len(winner.rows), 'seed')}"
-    logits = table["logit"].to_numpy()
-    return Choice(words, tuple(members), Logits(logits, about.calibration, about.threshold, about.metrics))
+    return Choice(words, tuple(members), scored)
 
 
 def _models(own: Folder, winner: Refitted, config: Config, prepared: Prepared) -> Iterator[_OfFold]:
@@ -91,12 +88,12 @@ def _models(own: Folder, winner: Refitted, config: Config, prepared: Prepared) -
             )
         with folder.local_copy(STATE) as path:
             tensors, meta = load_state(path)
+        trained = config.with_leaves(row.leaves, row.name)
         for rotation, (weights, epoch) in enumerate(best_of_folds(tensors, meta)):
             fold = split.fold_of(rotation)
             mine = held_out[held_out["fold"] == fold]
             if mine.empty:
                 raise InputError(f"{folder}: holds nothing of fold {fold}; remove it, and train it anew with --resume")
-            trained = config.with_leaves(row.leaves, row.name)
             cells = prepared.rotations[rotation]
             yield _OfFold(f"{row.name}-fold{fold}", trained, weights, epoch, mine, cells)
 
@@ -105,33 +102,12 @@ def _predictions(held_out: pd.DataFrame) -> pd.DataFrame:
     return held_out.assign(split="val")[[*PREDICTION_COLUMNS]].reset_index(drop=True)
 
 
-def _scored(
-    table: pd.DataFrame, config: Config, prepared: Prepared, epoch: int, name: str, out_of_fold: bool = False
-) -> CheckpointMetadata:
-    """A card with the calibration, the threshold and the metrics of these predictions."""
-    calibration, threshold, metrics = score_validation(
-        table["label"].to_numpy(np.float32),
-        table["logit"].to_numpy(),
-        table["group"].to_numpy(),
-        {"val": np.arange(len(table))},
-        config.train.operating_point,
-    )
-    return CheckpointMetadata(
-        config=config,
-        threshold=threshold,
-        calibration=calibration,
-        metrics=metrics,
-        data_fingerprint=prepared.fingerprint,
-        epoch=epoch,
-        trial=name,
-        out_of_fold=out_of_fold,
-    )
+def _scored(table: pd.DataFrame, config: Config) -> Logits:
+    return Judge(table, ("val",), config).score([table["logit"].to_numpy()])
 
 
 def _seen(prepared: Prepared, split: np.ndarray) -> pd.DataFrame:
-    """The images of a split that a model was trained and validated on."""
-    used = part_of(pd.Series(split)).isin(("train", "val")).to_numpy()
-    return prepared.table.assign(split=split)[used][[*SEEN_COLUMNS]].reset_index(drop=True)
+    return seen_in(prepared.table.assign(split=split))
 
 
 def _trained_on(prepared: Prepared) -> pd.DataFrame:

@@ -161,6 +161,10 @@ class Outcome:
     lost: Mapping[str, str]
 
     @property
+    def seeds_in_words(self) -> str:
+        return f"seed{'s' * (len(self.seeds) > 1)} {', '.join(map(str, self.seeds))}"
+
+    @property
     def winner(self) -> Refitted:
         return self.ranked[0]
 

@@ -143,7 +143,7 @@ def _summarise(
     sets = [name for name in prepared.sets if is_validation(name)]
     with tempfile.TemporaryDirectory() as scratch:
         folders: dict[int, dict[str, Path]] = {}
-        for one in found.ranked:
+        for one in found.ranked if wanted != OF_FOLDS else ():  # its models are in the states of the trainings
             for seed in found.seeds:
                 number = refit_number(one.number, seed)
                 folder = Path(scratch) / trial_name(number)

@@ -197,8 +197,7 @@ class TrialRunner:
 
     @cached_property
     def _seen(self) -> pd.DataFrame:
-        table = self._job.table
-        return table.loc[part_of(table["split"]).isin(("train", "val")), list(SEEN_COLUMNS)]
+        return seen_in(self._job.table)
 
     def _export(self, folder: Path, report: EpochReport, weights: dict[str, torch.Tensor]) -> None:
         seen = report.validation
@@ -252,6 +251,11 @@ class TrialRunner:
             self.settle()
         finally:
             self._writer.shutdown()
+
+
+def seen_in(table: pd.DataFrame) -> pd.DataFrame:
+    """The images of a prepared set that a model is trained and validated on by its column split, with SEEN_COLUMNS."""
+    return table.loc[part_of(table["split"]).isin(("train", "val")), list(SEEN_COLUMNS)]
 
 
 def _identity(config: Config) -> dict[str, Any]:
