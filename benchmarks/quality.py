@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         os.environ["FRACRAY_CACHE"] = str(scratch / "cache")
-        settings = [word for setting in args.set for word in ("--set", setting)]
+        alike = ("data.split.protocol=grouped", "search.refit.top=0")  # the others' parts, and no time kept back
+        settings = [word for setting in (*alike, *args.set) for word in ("--set", setting)]
         ours = [sys.executable, "-m", "fracray.tune", "--space", str(args.space), "--data", source, *settings]
         sizes = write_parts(
             source, scratch / "parts.json", yaml.safe_load(args.space.read_text())["base"]["data"]["size"]

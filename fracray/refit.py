@@ -18,7 +18,6 @@ from fracray.runtime.arguments import add_address, command
 from fracray.runtime.locations import require_local
 
 if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are read and its files are found
-    from fracray.config import Config
     from fracray.runtime.storage import Folder
     from fracray.search.space import SearchSpace
 
@@ -94,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
 def _open(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Folder]:
     """The search and its folder; what can be refused early is refused before anything is written."""
     from fracray.runtime.run_folder import REFIT, as_begun, open_for_work, open_run
-    from fracray.search.refit import PLAN, RefitPlan, refit_config
+    from fracray.search.refit import PLAN, RefitPlan, refit_config, refuse_members, refuse_new_folds
     from fracray.search.space_file import stored_space
 
     run = open_run(args.run)
@@ -108,34 +107,16 @@ def _open(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Folde
     if not own.exists(PLAN):
         if args.resume:
             raise InputError(f"--resume: {run} was not refitted yet; leave --resume out")
-        _need_folds(args.members, refit_config(space.config, args.folds))
+        refuse_members(args.members, refit_config(space.config, args.folds))
         args.top, args.seeds = args.top or DEFAULTS["top"], args.seeds or DEFAULTS["seeds"]
         return space, run
     if not args.resume:
         raise InputError(f"{own}: this search was refitted already; continue or extend that with --resume")
     before = RefitPlan.read(own)
-    if args.folds and not before.folds:
-        raise InputError(f"--folds: the refit in {own} began without; leave --folds out, or remove that folder")
-    _need_folds(args.members, refit_config(space.config, before.folds))
+    refuse_new_folds(before, own, args.folds)
+    refuse_members(args.members, refit_config(space.config, before.folds))
     args.top, args.seeds = args.top or 0, args.seeds or len(before.seeds)  # without an option, the plan as it is
     return space, run
-
-
-def _need_folds(members: str | None, config: Config) -> None:
-    from fracray.data.splits.set_names import validation_sets
-
-    if members != "folds":
-        return
-    if not config.data.split.cross_validate:
-        raise InputError(
-            "--members folds: the trainings of this refit have one model each; it needs a refit with --folds, of a "
-            "search with --set data.split.protocol=kfold"
-        )
-    if len(others := validation_sets(config.data.split)) > 1:
-        raise InputError(
-            f"--members folds: this search validates on {', '.join(others)}, and only on val each image is judged by "
-            "models that were not trained on it; leave --members folds out"
-        )
 
 
 def _how_to_continue(args: argparse.Namespace, run: Folder) -> str:

@@ -149,7 +149,7 @@ def _new(args: argparse.Namespace) -> tuple[SearchSpace, Folder, WarmStart]:
 def _resume(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Folder, WarmStart]:
     """The space, folder and warm start of a run that exists; nothing is written before it is known to be the same."""
     leaves = _leaves(args)
-    from fracray.runtime.run_folder import OVERRIDES, SPACE, find_run, how_to_continue
+    from fracray.runtime.run_folder import OVERRIDES, REFIT, SPACE, find_run, how_to_continue
     from fracray.search.callbacks import load_callbacks
     from fracray.search.resumed import as_it_began, refuse_another
     from fracray.search.warm_start import WarmStart
@@ -165,6 +165,10 @@ def _resume(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Fol
         space = as_it_began(run, _load(args.space or path, {**stored, **leaves}))
         where = "in this command" if args.space or leaves.keys() - FREE else f"in the run's {SPACE} and {OVERRIDES}"
         refuse_another(run, space, lambda: _load(path, stored), FREE, where)
+    if space.config.search.refit.over_folds:
+        from fracray.search.refit import RefitPlan, refuse_new_folds
+
+        refuse_new_folds(RefitPlan.begun(run.sub(REFIT)), run.sub(REFIT), folds=True)
     args.overrides = {**stored, **leaves}
     return space, run, WarmStart(space)
 
@@ -199,6 +203,11 @@ def _load(file: str | Path, leaves: dict[str, Any]) -> SearchSpace:
     from fracray.search.space_file import load_space
 
     space = load_space(file, leaves)
+    asked = space.config.search.refit
+    if asked.top and asked.over_folds:
+        from fracray.search.refit import refit_config, refuse_members
+
+        refuse_members(asked.members, refit_config(space.config, folds=True))
     refuse_missing_gpu(space.config.data.augment_on, space.config.search.gpus_per_trial != 0)
     return space
 
@@ -348,7 +357,13 @@ def _refit(
     asked = space.config.search.refit
     if clock and clock.ended:
         console.print(f"\n{clock.words}", soft_wrap=True)
-    options = RefitOptions(asked.top, asked.seeds, seconds=clock.left if clock else space.config.search.time_budget)
+    options = RefitOptions(
+        top=asked.top,
+        seeds=asked.seeds,
+        folds=asked.over_folds,
+        members=asked.members,
+        seconds=clock.left if clock else space.config.search.time_budget,
+    )
     return refit(space, job.run, prepared, options, tracker, console, job.images, live.refitted)
 
 

@@ -15,7 +15,7 @@ def test_leaves_are_the_settings_by_dotted_path():
     assert tuple(leaves) == LEAVES
     assert leaves["model.dropout"] == Config().model.dropout
     assert leaves["data.split.protocol"] == "grouped"
-    assert leaves["search.sampler.name"] == "tpe"
+    assert leaves["search.sampler.name"] == "auto"
     assert not any(isinstance(value, dict) for value in leaves.values())
 
 

@@ -87,8 +87,9 @@ NOT_RUN = {
     "python -m fracray.train --data s3://bucket/FracAtlas --storage s3://bucket/runs --workers 1-4 --address auto": (
         BUCKET
     ),
-    "python -m fracray.tune --space search_spaces/fracatlas.yaml --data FracAtlas.zip --time-budget 3600 --refit 1 "
-    "--name hour": "trains a large network for an hour",
+    "python -m fracray.tune --space search_spaces/fracatlas.yaml --data FracAtlas.zip --time-budget 3600 --name hour": (
+        "trains a large network for an hour"
+    ),
     "python -m fracray.tune --space search_spaces/backbone.yaml --data FracAtlas.zip --time-budget 3600 --name lite": (
         "trains a large network for minutes"
     ),

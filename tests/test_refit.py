@@ -210,7 +210,7 @@ def test_what_cannot_be_refitted_is_refused(searched, tmp_path):
         ([str(tmp_path / "nowhere")], "no such run folder"),
         ([str(tmp_path)], "not a run folder"),
         ([str(searched), "--resume"], "was not refitted yet"),
-        ([str(searched), "--folds"], "--folds: this search ran on data.split.protocol grouped, which has no folds"),
+        ([str(searched), "--folds"], "--folds: this search is on data.split.protocol grouped, which has no folds"),
     ):
         with pytest.raises(InputError, match=match):
             refit(words)

@@ -1,6 +1,7 @@
 """python -m fracray.refit after searches of other kinds: in a store, over folds, by two metrics."""
 
 import json
+import re
 import shutil
 import uuid
 
@@ -209,3 +210,25 @@ def test_the_models_of_all_folds_become_one_ensemble_that_is_judged_out_of_fold(
     assert load_checkpoint(run / "best").metadata.out_of_fold
     refit([str(run), "--resume", "--members", "winner", *ALONE])
     assert not load_checkpoint(run / "best").metadata.out_of_fold
+
+
+def test_a_search_ends_with_the_models_of_all_folds_where_its_space_says_so(ray_local, tmp_path, capsys):
+    text = SPACE.replace("block: 10", "block: 10, protocol: kfold, folds: 3, guard: 0")
+    text = f"{text}refit: {{top: 1, seeds: 1, members: folds}}\n"
+    words = ["--space", str(write_space(tmp_path, text)), "--storage", str(tmp_path), "--trials", "2", *ALONE]
+    with pytest.raises(InputError, match=r"--folds: this search is on data\.split\.protocol grouped"):
+        tune([*words, "--name", "grouped", "--set", "data.split.protocol=grouped"])
+    assert not (tmp_path / "grouped").exists()
+    tune([*words, "--name", "crossed"])
+    run = tmp_path / "crossed"
+    out = " ".join(capsys.readouterr().out.split())
+    assert re.search("2 models of t000[01]: of every fold with 1 seed", out)
+    assert "the ensemble on validation, out of fold:" in out
+    best = load_checkpoint(run / "best")
+    assert best.metadata.out_of_fold
+    assert len(best.members) == 2
+    plan = json.loads((run / "refit/refit.json").read_text())
+    assert plan["folds"]
+    (run / "refit/refit.json").write_text(json.dumps({**plan, "folds": False, "members": "best"}))
+    with pytest.raises(InputError, match=r"refit: this refit began without folds; .* or remove that folder"):
+        tune(["--name", "crossed", "--storage", str(tmp_path), "--resume", "--trials", "3", *ALONE])

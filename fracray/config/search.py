@@ -13,8 +13,8 @@ from fracray.config.section import Section
 class SamplerConfig(Section):
     """How the next configuration is chosen."""
 
-    name: Literal["tpe", "gp", "nsga2", "cmaes", "random", "grid", "auto"] = Field(
-        "tpe",
+    name: Literal["auto", "tpe", "gp", "nsga2", "cmaes", "random", "grid"] = Field(
+        "auto",
         description="sampler of Optuna; grid needs a finite number of values in every dimension; auto: chosen by the "
         "space and the number of trials when the search begins",
     )
@@ -30,8 +30,10 @@ class SamplerConfig(Section):
 class SchedulerConfig(Section):
     """How poor trials are stopped early."""
 
-    name: Literal["asha", "pasha", "median", "hyperband", "none"] = Field(
-        "asha", description="rule by which Ray Tune stops trials early; none: every trial runs all epochs"
+    name: Literal["auto", "asha", "pasha", "median", "hyperband", "none"] = Field(
+        "auto",
+        description="rule by which Ray Tune stops trials early; none: every trial runs all epochs; auto: none with gp, "
+        "nsga2 and several metrics, else asha",
     )
     grace_epochs: int = Field(2, ge=1, description="epochs that every trial runs before it may be stopped, 1 or more")
     reduction_factor: Annotated[float, Field(gt=1)] = Field(
@@ -90,6 +92,20 @@ class RefitConfig(Section):
         description="how many of the best configurations are trained anew, with the default one, at the end; 0: none",
     )
     seeds: int = Field(3, ge=1, description="trainings of each, with other seeds than the search's, 1 or more")
+    folds: bool = Field(
+        False,
+        description="compares means over the folds of a kfold split: each training has a model for each fold but test",
+    )
+    members: Literal["best", "winner", "all", "folds"] | None = Field(
+        None,
+        description="of the ensemble: the winner's trainings, all, or whichever is best on validation; folds: the "
+        "winner's models of all folds, which sets search.refit.folds; null: best, or what a resumed refit has",
+    )
+
+    @property
+    def over_folds(self) -> bool:
+        """Whether each training has a model for each fold."""
+        return self.folds or self.members == "folds"
 
 
 class SearchConfig(Section):

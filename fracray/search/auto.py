@@ -1,4 +1,4 @@
-"""Which sampler `sampler: auto` is: a rule over what is searched, by how many trials, at how many places.
+"""Which sampler and scheduler `auto` are: a rule over what is searched, by how many trials, at how many places.
 
 The rule rests on what Optuna's samplers can model, on benchmarks/samplers.py and benchmarks/anytime.py; docs/search.md
 has the figures.
@@ -14,13 +14,13 @@ from fracray.search.space import Choices, SearchSpace
 if TYPE_CHECKING:
     from rich.console import Console
 
-NAME = "search.sampler.name"
+SAMPLER, SCHEDULER = "search.sampler.name", "search.scheduler.name"
 FEW = 100  # trials up to which nsga2 has too few generations
 MANY = 1000  # trials from which Optuna recommends CMA-ES
 GP_TRIALS = range(32, 201)  # with 16 it was no better than tpe, and with each trial its model takes longer
 
 
-def choose(space: SearchSpace, at_once: int) -> tuple[str, str]:
+def choose_sampler(space: SearchSpace, at_once: int) -> tuple[str, str]:
     """The name of the sampler for a search with `at_once` trials at a time, and why, as the end of a sentence."""
     search, dimensions = space.config.search, space.dimensions
     trials, startup = search.trials, search.sampler.startup_trials
@@ -43,7 +43,7 @@ def choose(space: SearchSpace, at_once: int) -> tuple[str, str]:
         return "tpe", "it models settings with a condition"
     if trials >= MANY and not choices and not search.constraints:
         return "cmaes", f"ranges alone, one metric, no constraint, and at least {MANY} trials"
-    if search.scheduler.name != "none":
+    if search.scheduler.name not in ("auto", "none"):
         return "tpe", f"it learns from the trials that {search.scheduler.name} stops early too"
     if trials in GP_TRIALS and not choices and not search.constraints:
         least, most = GP_TRIALS[0], GP_TRIALS[-1]
@@ -51,10 +51,25 @@ def choose(space: SearchSpace, at_once: int) -> tuple[str, str]:
     return "tpe", "one metric, and a number of trials, choices or constraints that gp and cmaes are not for"
 
 
+def _choose_scheduler(space: SearchSpace) -> tuple[str, str]:
+    """The same of the scheduler, of a space whose sampler is no longer `auto`."""
+    search = space.config.search
+    if len(search.metrics) > 1:
+        return "none", "trials are ranked by one metric where they are stopped early"
+    if search.sampler.name in ("gp", "nsga2"):
+        return "none", f"{search.sampler.name} learns from trials that ran all epochs alone"
+    return "asha", "it spends the epochs on the trials that begin well"
+
+
 def resolved(space: SearchSpace, at_once: int, console: "Console") -> SearchSpace:
-    """The space with the sampler that `auto` is, which is printed; a space that names another one as it is."""
-    if space.config.search.sampler.name != "auto":
-        return space
-    name, why = choose(space, at_once)
-    console.print(f"sampler: auto is {name} here: {why}", soft_wrap=True)
-    return replace(space, config=space.config.with_leaves({NAME: name}))
+    """The space with the sampler and scheduler that `auto` are, which is printed; others stay as they are."""
+    search = space.config.search
+    if search.sampler.name == "auto":
+        name, why = choose_sampler(space, at_once)
+        console.print(f"sampler: auto is {name} here: {why}", soft_wrap=True)
+        space = replace(space, config=space.config.with_leaves({SAMPLER: name}))
+    if search.scheduler.name == "auto":
+        name, why = _choose_scheduler(space)
+        console.print(f"scheduler: auto is {name} here: {why}", soft_wrap=True)
+        space = replace(space, config=space.config.with_leaves({SCHEDULER: name}))
+    return space

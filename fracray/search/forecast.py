@@ -22,6 +22,7 @@ from fracray.search.auto import resolved
 from fracray.search.launch import at_once, find_places, places_of
 from fracray.search.notes import say_notes
 from fracray.search.pasha import first_budget
+from fracray.search.refit import refit_config
 from fracray.search.space import SearchSpace
 from fracray.training.growth import work_in
 from fracray.training.job import Job, gather_job
@@ -160,8 +161,9 @@ def say_forecast(
             soft_wrap=True,
         )
     if config.search.refit.top:
+        again = refit_config(config, config.search.refit.over_folds)
         trainings = (config.search.refit.top + 1) * config.search.refit.seeds
-        more = forecast(config, timings, plan.steps, trainings, places, 0.0)
+        more = forecast(again, timings, plan.steps, trainings, places, 0.0)
         console.print(
             f"the refit, up to {counted(trainings, 'training')}: {more.wall} more; {_cost(more, each)}", soft_wrap=True
         )

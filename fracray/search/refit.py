@@ -13,6 +13,7 @@ from statistics import stdev
 from typing import Any
 
 from fracray.config import Config, SearchConfig
+from fracray.data.splits.set_names import validation_sets
 from fracray.errors import InputError, RunError
 from fracray.runtime.run_folder import refit_number, trial_name
 from fracray.runtime.storage import Folder
@@ -118,11 +119,36 @@ def refit_config(config: Config, folds: bool) -> Config:
         if split.protocol != "kfold" or split.file:
             words = "a split from a file" if split.file else f"data.split.protocol {split.protocol}"
             raise InputError(
-                f"--folds: this search ran on {words}, which has no folds; leave --folds out, or search with "
-                "--set data.split.protocol=kfold"
+                f"--folds: this search is on {words}, which has no folds; leave --folds (or search.refit.folds and "
+                "search.refit.members) out, or search with --set data.split.protocol=kfold"
             )
         leaves["data.split.cross_validate"] = True
     return config.with_leaves(leaves, "refit")
+
+
+def refuse_new_folds(before: RefitPlan | None, own: Folder, folds: bool) -> None:
+    """InputError where `folds` are asked of a refit, in its folder `own`, that began without: they cannot be mixed."""
+    if folds and before is not None and not before.folds:
+        raise InputError(
+            f"{own}: this refit began without folds; leave --folds (or search.refit.folds and search.refit.members) "
+            "out, or remove that folder"
+        )
+
+
+def refuse_members(members: str | None, config: Config) -> None:
+    """InputError where a refit with this config (`refit_config`) cannot have an ensemble of the models of all folds."""
+    if members != OF_FOLDS:
+        return
+    if not config.data.split.cross_validate:
+        raise InputError(
+            "--members folds: the trainings of this refit have one model each; it needs a refit with --folds, of a "
+            "search with --set data.split.protocol=kfold"
+        )
+    if len(others := validation_sets(config.data.split)) > 1:
+        raise InputError(
+            f"--members folds: this search validates on {', '.join(others)}, and only on val each image is judged by "
+            "models that were not trained on it; leave --members folds (or search.refit.members) out"
+        )
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from fracray.config import Config
 from fracray.runtime.run_folder import trial_folder
 from fracray.runtime.storage import Folder
 from fracray.search.messages import Suggestion, TrialReport, searched
-from fracray.search.refit import RefitPlan, make_plan
+from fracray.search.refit import RefitPlan, make_plan, refit_config
 from fracray.search.states import State
 from fracray.search.study import RETRIES
 from fracray.search.trials_table import TrialRow
@@ -38,14 +38,15 @@ def seconds_of_refit(
     before: its plan, where it has begun; ended: the numbers of the trainings that need no more time.
     """
     asked = config.search.refit
-    plan = make_plan(config, rows, asked.top, asked.seeds, False, before)
+    plan = make_plan(config, rows, asked.top, asked.seeds, asked.over_folds, before)
     likely = [rows[number] for number in plan.configurations if number in rows]
     epochs = {row.number: [result.seconds for result in row.history] for row in (*likely, *rows.values())}
     known = [fsum(seconds) / len(seconds) for seconds in epochs.values() if seconds][: len(plan.configurations)]
     if not known:
         return 0.0
     trainings = sum(number not in ended for number in plan.trials())
-    return MARGIN * fsum(known) / len(known) * config.train.epochs * -(-trainings // at_once)
+    models = refit_config(config, plan.folds).data.split.rotations / config.data.split.rotations
+    return MARGIN * fsum(known) / len(known) * models * config.train.epochs * -(-trainings // at_once)
 
 
 def kept_trainings(plan: RefitPlan, run: Folder, epochs: int) -> dict[int, TrialRow]:

@@ -34,6 +34,7 @@ class StoppingRule:
 
     def __init__(self, config: Config) -> None:
         settings = config.search.scheduler
+        assert settings.name != "auto"
         self._name, self._grace, self._factor = settings.name, settings.grace_epochs, settings.reduction_factor
         self._steps = rungs(config)
         self._ranked = defaultdict[tuple[int, int], list[float]](list)  # by bracket and epoch, ascending

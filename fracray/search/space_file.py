@@ -301,7 +301,7 @@ class _Reader:
             raise InputError(
                 f"{self._first('mode', 'metric')}: {metrics[0]} is better when {better}; set mode: {wanted.pop()}"
             )
-        if len(metrics) > 1 and search.scheduler.name != "none":
+        if len(metrics) > 1 and search.scheduler.name not in ("auto", "none"):
             raise InputError(
                 f"{self._first('scheduler', 'metric')}: early stopping ranks trials by one metric; with {len(metrics)} "
                 "metrics set scheduler: {name: none}"

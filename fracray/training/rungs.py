@@ -22,7 +22,7 @@ def rungs(config: Config) -> tuple[int, ...]:
 def stopping_epochs(config: Config) -> tuple[int, ...]:
     """All epochs after which the search's scheduler may stop a trial, before its last one."""
     settings = config.search.scheduler
-    if settings.name == "none":
+    if settings.name in ("none", "auto"):  # auto is still there only where there is no search: see `search.auto`
         return ()
     if settings.name == "median":
         return tuple(range(settings.grace_epochs, config.train.epochs))

@@ -83,7 +83,7 @@ def test_one_worker_of_several_is_timed_on_its_part_of_batches_that_are_mixed():
 
 def test_it_says_what_it_leaves_out(tmp_path):
     (tmp_path / "space.yaml").write_text(
-        "space:\n  model.dropout: {float: [0, 0.5]}\n  model.width: {categorical: [8, 64]}\n"
+        "scheduler: asha\nspace:\n  model.dropout: {float: [0, 0.5]}\n  model.width: {categorical: [8, 64]}\n"
     )
     lines = left_out(load_space(tmp_path / "space.yaml"), WorkerResources(2, 1))
     assert lines[0] == "trials that asha stops early, which make it shorter"

@@ -11,6 +11,7 @@ from fracray.errors import InputError, RunError
 from fracray.runtime.console import new_console
 from fracray.runtime.run_folder import refit_number, trial_folder, trial_name
 from fracray.runtime.storage import Folder
+from fracray.search.auto import resolved
 from fracray.search.messages import TrialReport
 from fracray.search.refit import RefitPlan, make_plan, outcome, refit_config
 from fracray.search.refit_report import gains_over_folds, say_gains, say_outcome
@@ -98,7 +99,7 @@ def test_trainings_are_named_by_trial_and_seed_and_one_seed_comes_before_the_nex
 
 def test_a_refit_stops_no_trial_early_and_folds_need_folds():
     assert refit_config(CONFIG, False).search.scheduler.name == "none"
-    with pytest.raises(InputError, match=r"--folds: this search ran on data\.split\.protocol grouped"):
+    with pytest.raises(InputError, match=r"--folds: this search is on data\.split\.protocol grouped"):
         refit_config(CONFIG, True)
     crossed = CONFIG.with_leaves({"data.split.protocol": "kfold"})
     assert refit_config(crossed, True).data.split.rotations == 4
@@ -107,7 +108,7 @@ def test_a_refit_stops_no_trial_early_and_folds_need_folds():
 def test_reading_the_trials_of_a_search_writes_nothing(tmp_path):
     file = tmp_path / "space.yaml"
     file.write_text("trials: 2\nspace:\n  model.dropout: {float: [0.0, 0.6]}\n")
-    space = load_space(file)
+    space = resolved(load_space(file), 2, new_console())
     assert searched_trials(space, Folder(tmp_path / "new")) == {}
     open_study(tmp_path / JOURNAL, space).ask()
     before = (tmp_path / JOURNAL).read_bytes()
@@ -251,6 +252,10 @@ def test_what_is_kept_back_is_the_time_of_the_trainings_and_half_of_the_budget_a
     # Three configurations with three seeds, two at a time, are five in a row; two epochs of 20 s on average.
     assert seconds_of_refit(config, searched, 2) == pytest.approx(1.15 * 5 * 2 * 20)
     assert seconds_of_refit(config, {}, 2) == 0
+    crossed = config.with_leaves({"data.split.protocol": "kfold", "search.refit.members": "folds"})
+    assert seconds_of_refit(crossed, searched, 2) == pytest.approx(1.15 * 5 * 2 * 20 * 4)  # a model for each fold
+    searched_over_folds = crossed.with_leaves({"data.split.cross_validate": True})  # whose trials have four already
+    assert seconds_of_refit(searched_over_folds, searched, 2) == pytest.approx(1.15 * 5 * 2 * 20)
     clock = KeepsBack(config, 2, lambda: searched, own)
     assert not clock.stop_all()
     assert clock.kept == pytest.approx(230)

@@ -6,9 +6,10 @@ import pytest
 
 from fracray.errors import InputError
 from fracray.runtime.console import new_console
-from fracray.search.auto import FEW, MANY, choose, resolved
+from fracray.search.auto import FEW, MANY, choose_sampler, resolved
 from fracray.search.samplers import sampler
 from fracray.search.space_file import load_space
+from fracray.training.rungs import stopping_epochs
 
 RANGES = "  model.dropout: {float: [0.0, 0.6]}\n  train.lr: {log_float: [1.0e-4, 1.0e-2]}\n"
 CHOICE = "  train.loss: {categorical: [weighted, focal]}\n"
@@ -150,6 +151,11 @@ TWO = "[val_accuracy, val_auroc]"
         ("tpe", {"trials": 64, "scheduler": "none", "metric": TWO}),
         ("nsga2", {"trials": FEW + 1, "scheduler": "none", "metric": TWO}),
         ("tpe", {"trials": FEW + 1, "scheduler": "none", "metric": TWO, "text": RANGES + CHOICE + NARROW}),
+        ("tpe", {"trials": 16, "scheduler": "auto"}),
+        ("gp", {"trials": 32, "scheduler": "auto"}),
+        ("tpe", {"trials": 201, "scheduler": "auto"}),
+        ("cmaes", {"trials": MANY, "scheduler": "auto"}),
+        ("nsga2", {"trials": FEW + 1, "scheduler": "auto", "metric": TWO}),
     ],
 )
 def test_auto_goes_by_the_space_the_trials_the_places_the_metrics_and_the_constraints(tmp_path, name, setting):
@@ -157,7 +163,7 @@ def test_auto_goes_by_the_space_the_trials_the_places_the_metrics_and_the_constr
     file = tmp_path / "space.yaml"
     file.write_text(AUTO.format(**given))
     space = load_space(file)
-    chosen, why = choose(space, given["places"])
+    chosen, why = choose_sampler(space, given["places"])
     assert chosen == name
     assert why
     sampler(resolved(space, given["places"], new_console()))  # what is chosen is allowed
@@ -170,3 +176,26 @@ def test_auto_is_saved_as_what_it_is_and_said_in_one_line(tmp_path, capsys):
     assert space.config.search.sampler.name == "tpe"
     assert capsys.readouterr().out.startswith("sampler: auto is tpe here: ")
     assert resolved(space, 200, new_console()) == space
+
+
+@pytest.mark.parametrize(
+    ("head", "scheduler"),
+    [
+        ("trials: 16", "asha"),
+        ("trials: 64", "none"),  # the sampler is gp
+        ("trials: 64\nsampler: tpe", "asha"),
+        ("trials: 16\nsampler: gp", "none"),
+        ("trials: 4", "asha"),  # random
+        (f"metric: {TWO}", "none"),
+        (f"metric: {TWO}\nsampler: random", "none"),
+        ("trials: 64\nscheduler: {grace_epochs: 3}", "none"),
+        ("trials: 64\nscheduler: median", "median"),
+    ],
+)
+def test_trials_are_stopped_early_by_default_unless_the_sampler_needs_all_epochs(tmp_path, capsys, head, scheduler):
+    file = tmp_path / "space.yaml"
+    file.write_text(f"{head}\nspace:\n{RANGES}")
+    space = resolved(load_space(file), 2, new_console())
+    assert space.config.search.scheduler.name == scheduler
+    assert (f"scheduler: auto is {scheduler} here: " in capsys.readouterr().out) == (scheduler != "median")
+    assert bool(stopping_epochs(space.config)) == (scheduler != "none")

@@ -16,7 +16,9 @@ from ray.tune.search import Searcher
 
 from fracray.config import Config
 from fracray.errors import InputError
+from fracray.runtime.console import new_console
 from fracray.runtime.storage import Folder
+from fracray.search.auto import resolved
 from fracray.search.journal import StudyJournal
 from fracray.search.messages import TrialReport
 from fracray.search.space_file import load_space
@@ -24,14 +26,14 @@ from fracray.search.study import JOURNAL, LEAVES, REASON, RETRIES, StudySearcher
 from fracray.training.epochs import EpochResult
 
 DROPOUT = "space:\n  model.dropout: {float: [0.0, 0.6]}\n  train.lr: {log_float: [1.0e-4, 1.0e-2]}\n"
-TOP = "trials: 6\nsampler: {name: random}\n"
+TOP = "trials: 6\nsampler: {name: random}\nscheduler: {name: asha}\n"
 DEFAULTS = {"model.dropout": Config().model.dropout, "train.lr": Config().train.lr}
 
 
 def space_of(tmp_path, text=TOP + DROPOUT):
     file = tmp_path / "space.yaml"
     file.write_text(text)
-    return load_space(file)
+    return resolved(load_space(file), 2, new_console())
 
 
 @pytest.fixture
