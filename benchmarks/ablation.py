@@ -289,7 +289,7 @@ def train(training: Training, table: pd.DataFrame, squares: np.ndarray, every_ep
     config, device = training.config, pick_device()
     split = table[training.column]
     rows = {part: np.flatnonzero(in_set(split, part)) for part in ("val", "test")}
-    fit = Fit(config, DeviceStream(plan_of(config, table, split), squares, device), device, "val_loss", "min")
+    fit = Fit(config, _stream(config, plan_of(config, table, split), squares, device), device, "val_loss", "min")
     curve, tested = [], []
     while not fit.done:
         report = fit.run_epoch()
@@ -312,6 +312,14 @@ def train(training: Training, table: pd.DataFrame, squares: np.ndarray, every_ep
         for name, mirrored in (("logits", False), ("mirrored", True)):
             found[f"{part}_{name}"] = logits_of(fit.averaged, squares, members, device, mirrored)
     return {name: np.asarray(value) for name, value in found.items()}
+
+
+def _stream(config: Config, plan: Plan, squares: np.ndarray, device: torch.device) -> DeviceStream | MemoryStream:
+    """Batches from a set on the device; on a CPU, which has no use for that, as a trial of a search gets them."""
+    if device.type != "cpu":
+        return DeviceStream(plan, squares, device)
+    use_cores(config, torch.get_num_threads())
+    return MemoryStream(plan, squares, config.train.epochs)
 
 
 def plan_of(config: Config, table: pd.DataFrame, split: pd.Series) -> Plan:

@@ -38,8 +38,12 @@ def parser() -> argparse.ArgumentParser:
         "  python -m fracray.refit runs/crossed --folds --seeds 2 --members folds\n",
     )
     cli.add_argument("run", help="the run folder of a search, finished or not, as a path or URI")
-    cli.add_argument("--top", type=int, metavar="K", help="how many of the best configurations (default 3)")
-    cli.add_argument("--seeds", type=int, metavar="N", help="trainings of each, which differ in train.seed (default 3)")
+    cli.add_argument(
+        "--top", type=int, metavar="K", help="how many of the best configurations (default: the search's, or 3)"
+    )
+    cli.add_argument(
+        "--seeds", type=int, metavar="N", help="trainings of each, which differ in train.seed (default: likewise)"
+    )
     cli.add_argument(
         "--folds",
         action="store_true",
@@ -50,7 +54,8 @@ def parser() -> argparse.ArgumentParser:
         choices=MEMBERS,
         help="of the ensemble: the winner's trainings, all of them, or (default) whichever is best on validation: one "
         "of these, or the mean of the weights of the winner's; folds: with --folds, the winner's models of all folds, "
-        "which together have learned from all but the test fold. --resume keeps what was chosen",
+        "which together have learned from all but the test fold. Default: as in the search. --resume keeps what was "
+        "chosen",
     )
     cli.add_argument("--concurrent", type=int, metavar="N", help="trainings at a time (default: as in the search)")
     cli.add_argument("--workers-per-trial", type=int, metavar="N", help="Ray Train workers of a training (likewise)")
@@ -70,13 +75,13 @@ FLAGS = {
     "cpus_per_trial": "search.cpus_per_trial",
     "gpus_per_trial": "search.gpus_per_trial",
 }
-DEFAULTS = {"top": 3, "seeds": 3}
+TOP = 3  # where neither the command nor the search says how many
 
 
 def main(argv: Sequence[str]) -> None:
     begun = time.time()
     args = parser().parse_args(argv)
-    for flag in DEFAULTS:
+    for flag in ("top", "seeds"):
         if getattr(args, flag) is not None and getattr(args, flag) < 1:
             raise InputError(f"--{flag} {getattr(args, flag)}: at least one is needed")
     if args.time_budget is not None and args.time_budget <= 0:
@@ -107,13 +112,15 @@ def _open(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Folde
     if not own.exists(PLAN):
         if args.resume:
             raise InputError(f"--resume: {run} was not refitted yet; leave --resume out")
+        asked = space.config.search.refit
+        args.top, args.seeds = args.top or asked.top or TOP, args.seeds or asked.seeds
+        args.folds, args.members = args.folds or asked.over_folds, args.members or asked.members
         refuse_members(args.members, refit_config(space.config, args.folds))
-        args.top, args.seeds = args.top or DEFAULTS["top"], args.seeds or DEFAULTS["seeds"]
         return space, run
     if not args.resume:
         raise InputError(f"{own}: this search was refitted already; continue or extend that with --resume")
     before = RefitPlan.read(own)
-    refuse_new_folds(before, own, args.folds)
+    refuse_new_folds(before, own, args.folds, space.config)
     refuse_members(args.members, refit_config(space.config, before.folds))
     args.top, args.seeds = args.top or 0, args.seeds or len(before.seeds)  # without an option, the plan as it is
     return space, run

@@ -95,7 +95,8 @@ FLAGS = {
 }
 # What may change when a search is resumed.
 BEGUN = "search.warm_start"  # of no use once the search has begun
-FREE = {"search.refit.seeds", *(path for path in FLAGS.values() if path.startswith("search."))} - {BEGUN}
+FREE = {path for path in FLAGS.values() if path.startswith("search.")} - {BEGUN}
+FREE |= {f"search.refit.{name}" for name in ("seeds", "folds", "members")}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -165,10 +166,11 @@ def _resume(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Fol
         space = as_it_began(run, _load(args.space or path, {**stored, **leaves}))
         where = "in this command" if args.space or leaves.keys() - FREE else f"in the run's {SPACE} and {OVERRIDES}"
         refuse_another(run, space, lambda: _load(path, stored), FREE, where)
-    if space.config.search.refit.over_folds:
+    if space.config.search.refit.top:
         from fracray.search.refit import RefitPlan, refuse_new_folds
 
-        refuse_new_folds(RefitPlan.begun(run.sub(REFIT)), run.sub(REFIT), folds=True)
+        own = run.sub(REFIT)
+        refuse_new_folds(RefitPlan.begun(own), own, space.config.search.refit.over_folds, space.config)
     args.overrides = {**stored, **leaves}
     return space, run, WarmStart(space)
 

@@ -24,6 +24,7 @@ from fracray.report import main as report
 from fracray.reporting.subject import opened
 from fracray.runtime.console import new_console
 from fracray.runtime.storage import Folder
+from fracray.search import fold_ensemble
 from fracray.serving.card import model_card
 from fracray.training.checkpoint import load_checkpoint
 from fracray.tune import main as tune
@@ -212,7 +213,7 @@ def test_the_models_of_all_folds_become_one_ensemble_that_is_judged_out_of_fold(
     assert not load_checkpoint(run / "best").metadata.out_of_fold
 
 
-def test_a_search_ends_with_the_models_of_all_folds_where_its_space_says_so(ray_local, tmp_path, capsys):
+def test_a_search_ends_with_the_models_of_all_folds_where_its_space_says_so(ray_local, tmp_path, capsys, monkeypatch):
     text = SPACE.replace("block: 10", "block: 10, protocol: kfold, folds: 3, guard: 0")
     text = f"{text}refit: {{top: 1, seeds: 1, members: folds}}\n"
     words = ["--space", str(write_space(tmp_path, text)), "--storage", str(tmp_path), "--trials", "2", *ALONE]
@@ -227,8 +228,18 @@ def test_a_search_ends_with_the_models_of_all_folds_where_its_space_says_so(ray_
     best = load_checkpoint(run / "best")
     assert best.metadata.out_of_fold
     assert len(best.members) == 2
+    shutil.rmtree(run / "refit")
+    refit([str(run), *ALONE])  # as the space says, too
     plan = json.loads((run / "refit/refit.json").read_text())
-    assert plan["folds"]
+    assert (plan["folds"], plan["members"], plan["seeds"]) == (True, "folds", [1])
+    assert len(plan["configurations"]) <= 2  # the best one and the default
+    right = fold_ensemble.best_of_folds
+    with monkeypatch.context() as patch:  # as where a kill came after best/ and before the state
+        patch.setattr(fold_ensemble, "best_of_folds", lambda *of: [(one, epoch - 1) for one, epoch in right(*of)])
+        with pytest.raises(
+            InputError, match=r"ended while it wrote its last epoch, and its state\.safetensors is older"
+        ):
+            refit([str(run), "--resume", *ALONE])
     (run / "refit/refit.json").write_text(json.dumps({**plan, "folds": False, "members": "best"}))
     with pytest.raises(InputError, match=r"refit: this refit began without folds; .* or remove that folder"):
         tune(["--name", "crossed", "--storage", str(tmp_path), "--resume", "--trials", "3", *ALONE])

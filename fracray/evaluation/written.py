@@ -75,6 +75,7 @@ def as_tree(found: Findings, locations: Sequence[str], checkpoints: Sequence[Che
                 "epoch": checkpoint.metadata.epoch,
                 "threshold": checkpoint.metadata.threshold,
                 "members": [member.metadata.trial for member in checkpoint.members],
+                "out_of_fold": checkpoint.metadata.out_of_fold,
             }
             for location, checkpoint in zip(locations, checkpoints, strict=True)
         ],

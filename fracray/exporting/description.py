@@ -35,6 +35,7 @@ def description(checkpoint: Checkpoint, outputs: tuple[str, ...]) -> str:
         "outputs": {name: OUTPUTS[name] for name in outputs},
         "calibration": {"temperature": card.calibration.temperature, "bias": card.calibration.bias},
         "threshold": card.threshold,
+        "out_of_fold": card.out_of_fold,
         "operating_point": card.config.train.operating_point,
         "classes": card.classes,
         "arithmetic": FLOAT32,

@@ -69,7 +69,8 @@ def _lead(subject: Subject) -> Iterator[str]:
         )
         if search and search.space.config.search.constraints:
             metrics = judged.card.metrics
-            yield f"It {standing(lambda name: metrics.get(name, nan), search.space.config.search)}."
+            told = ", as its members say out of fold" if judged.card.out_of_fold else ""
+            yield f"It {standing(lambda name: metrics.get(name, nan), search.space.config.search)}{told}."
     elif judged and not subject.run:
         card = judged.card
         yield f"{card.trial or 'A checkpoint'} of {card.config.model.name}, at epoch {card.epoch}."
@@ -92,11 +93,15 @@ def _lead_of_search(search: Search) -> Iterator[str]:
         yield "No trial has finished an epoch yet."
         return
     reached = f"{metric} {best.best(metric):.4f} at its best epoch{_mean_over(search.space.config)}"
+    of = (
+        f"the best of {counted(ended, 'finished trial')}"
+        if best.state.finished
+        else "the best so far, and not finished"
+    )
     if best.number == 0:
-        told = f"{best.name} is the best of {ended} finished trials, {reached}."
-        yield f"The default configuration was not beaten: {told}"
+        yield f"The default configuration was not beaten: {best.name} is {of}, {reached}."
     else:
-        yield f"{best.name} is the best of {ended} finished trials: {reached}."
+        yield f"{best.name} is {of}: {reached}."
     if config.broken(best.best):
         yield f"It breaks a constraint: {verdict([(row.name, row.best) for row in search.ranked], config)[0]}."
 

@@ -84,7 +84,7 @@ def _front(subject: Subject) -> str:
             dataset_split="validation",
             metric_type=kind,
             metric_value=round(found.scores[name].value, 4),
-            metric_name=f"{HEADINGS[name]} on validation",
+            metric_name=f"{HEADINGS[name]} on validation{found.card.of_fold}",
         )
         for name, kind in TYPES.items()
         if found is not None and not isnan(found.scores[name].value)
@@ -104,7 +104,8 @@ def _scores(subject: Subject) -> str:
     if found is None:
         return "No predictions are stored with this checkpoint."
     rows = [f"| {HEADINGS[name]} | {with_interval(found.scores[name])} |" for name in HEADINGS if name in found.scores]
-    return "\n".join(("| score | value [95% interval over groups] |", "|---|---|", *rows))
+    head = f"| score on validation{found.card.of_fold} | value [95% interval over groups] |"
+    return "\n".join((head, "|---|---|", *rows))
 
 
 def _usage(subject: Subject) -> str:

@@ -125,7 +125,10 @@ def _of_model(subject: Subject) -> Iterator[tuple[str, str]]:
     )
     yield "initialisation", f"{model.weights} weights" if model.weights else "Random, by the training seed."
     if judged and judged.members:
-        yield "ensemble", f"Mean logit of {', '.join(judged.members)}, calibrated anew on validation."
+        yield (
+            "ensemble",
+            f"Mean logit of {', '.join(judged.members)}, calibrated anew on validation{judged.card.of_fold}.",
+        )
     elif judged:
         yield "ensemble", "None: one network."
     versions = {**(subject.environment or {}).get("packages", {}), **(judged.card.versions if judged else {})}
@@ -137,9 +140,8 @@ def _of_model(subject: Subject) -> Iterator[tuple[str, str]]:
         yield (
             "output",
             f"A probability of a fracture, 0 to 1: sigmoid(logit / {temperature:.3f} {added}), fitted on "
-            "validation. Called "
-            f"fractured from {judged.card.threshold:.3f} on, which maximises {config.train.operating_point} "
-            "on validation.",
+            f"validation{judged.card.of_fold}. Called "
+            f"fractured from {judged.card.threshold:.3f} on, which maximises {config.train.operating_point} there.",
         )
 
 
@@ -263,16 +265,17 @@ def _robustness(subject: Subject) -> str | None:
 
 def _of_pictures(subject: Subject, pictures: bool) -> Iterator[tuple[str, str]]:
     """What is said of maps and errors, which the report shows only where it has the radiographs."""
-    yield (
-        "explanation",
-        (
+    if subject.judged and subject.judged.card.out_of_fold:
+        maps = "No maps were made: each radiograph of the validation was trained on by some of the ensemble's models."
+    elif pictures:
+        maps = (
             "Maps of where the network looks (the localiser's and Grad-CAM, where the network has them): in the report "
             "beside the fractures' boxes for the most confident errors, with hit rates and a sanity check with random "
             "weights (Adebayo et al. 2018)."
         )
-        if pictures
-        else "No maps were made, as the radiographs were not at hand when this was written.",
-    )
+    else:
+        maps = "No maps were made, as the radiographs were not at hand when this was written."
+    yield "explanation", maps
     found = subject.judged.validation if subject.judged else None
     if found is None:
         return

@@ -37,6 +37,7 @@ TRIALS = "trials.parquet"  # of a search or a refit: a row per trial and epoch
 EPOCHS, STATE, BEST = "epochs.json", "state.safetensors", "best"
 FOLDS = "folds.parquet"  # of a cross-validated trial: what each fold's model says of the images that it never saw
 REFIT = "refit"  # in the run folder of a search: the run folder of its refit
+CHOSEN = ("search.sampler.name", "search.scheduler.name")  # when a search begins, where they are `auto`
 SEED_PLACE = 1_000_000  # a refit's number is that of its trial plus this many times its seed
 CLUSTER_FILE = "FRACRAY_CLUSTER_FILE"  # the cluster file, as typed, by which `submit` reached the cluster
 
@@ -239,7 +240,12 @@ def stored_config(run: Folder) -> Config:
 
 
 def as_begun(run: Folder, config: Config) -> Config:
-    """The config that a command asks for, where it leaves a setting to its default with that of the run's version."""
+    """The config that a command asks for, with what was decided when the run began where the command leaves it open.
+
+    These are the sampler and the scheduler that `auto` became, and the default of the guard band in that version.
+    """
+    asked, before = config.leaves(), stored_config(run).leaves()
+    config = config.with_leaves({path: before[path] for path in CHOSEN if asked[path] == "auto"})
     began = run.read_json(ENVIRONMENT).get("split", 1) if run.exists(ENVIRONMENT) else 1
     if began == 1 and config.data.split.guard is None:
         return config.with_leaves({"data.split.guard": 0})

@@ -9,12 +9,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fracray.runtime.console import counted
+from fracray.runtime.run_folder import CHOSEN
 from fracray.search.space import Choices, SearchSpace
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-SAMPLER, SCHEDULER = "search.sampler.name", "search.scheduler.name"
+SAMPLER, SCHEDULER = CHOSEN
 FEW = 100  # trials up to which nsga2 has too few generations
 MANY = 1000  # trials from which Optuna recommends CMA-ES
 GP_TRIALS = range(32, 201)  # with 16 it was no better than tpe, and with each trial its model takes longer

@@ -73,11 +73,12 @@ class Logits:
 
 @dataclass(frozen=True)
 class Choice:
-    """A set of members that could be the ensemble, in words, with its logits."""
+    """A set of members that could be the ensemble, in words, with its logits; or, out of fold, with theirs."""
 
     words: str
     members: tuple[str, ...]
     scored: Logits
+    out_of_fold: bool = False
 
 
 class Judge:

@@ -17,7 +17,7 @@ from fracray.config import Config
 from fracray.data.prepare import Prepared
 from fracray.errors import InputError
 from fracray.runtime.console import counted
-from fracray.runtime.run_folder import STATE, trial_folder
+from fracray.runtime.run_folder import BEST, STATE, trial_folder
 from fracray.runtime.storage import Folder
 from fracray.search.ensemble import Choice, Judge, Logits
 from fracray.search.judged import read_folds
@@ -74,7 +74,7 @@ def build_of_folds(target: Path, own: Folder, winner: Refitted, config: Config, 
         about = scored.card(config, prepared.fingerprint, max(epochs), winner.name, out_of_fold=True)
         save_ensemble(target, members, about, table, _trained_on(prepared))
     words = f"{counted(len(members), 'model')} of {winner.name}: of every fold with {counted(len(winner.rows), 'seed')}"
-    return Choice(words, tuple(members), scored)
+    return Choice(words, tuple(members), scored, out_of_fold=True)
 
 
 def _models(own: Folder, winner: Refitted, config: Config, prepared: Prepared) -> Iterator[_OfFold]:
@@ -89,7 +89,13 @@ def _models(own: Folder, winner: Refitted, config: Config, prepared: Prepared) -
         with folder.local_copy(STATE) as path:
             tensors, meta = load_state(path)
         trained = config.with_leaves(row.leaves, row.name)
-        for rotation, (weights, epoch) in enumerate(best_of_folds(tensors, meta)):
+        models = list(best_of_folds(tensors, meta))
+        if {epoch for _, epoch in models} != {folder.read_json(f"{BEST}/config.json")["epoch"]}:
+            raise InputError(
+                f"{folder}: it was ended while it wrote its last epoch, and its {STATE} is older than its {BEST}/; "
+                "remove it, and train it anew with --resume"
+            )
+        for rotation, (weights, epoch) in enumerate(models):
             fold = split.fold_of(rotation)
             mine = held_out[held_out["fold"] == fold]
             if mine.empty:

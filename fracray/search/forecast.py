@@ -175,6 +175,13 @@ def say_forecast(
         console.print(f"{HOLDS}.", soft_wrap=True)
     if (budget := config.search.time_budget) is not None:
         console.print(f"search.time_budget ends it after {duration(budget)} in any case", soft_wrap=True)
+        if config.search.refit.top and more.wall.high > budget / 2:
+            console.print(
+                "note: the refit may not end within it, as half of the budget is the most that is kept back for it; "
+                "fewer epochs, a smaller data.size or more time help",
+                style="yellow",
+                soft_wrap=True,
+            )
     for line in left_out(space, each):
         console.print(f"not in it: {line}", soft_wrap=True)
     console.print(f"a dry run: nothing was written to {run.around}", soft_wrap=True)

@@ -34,6 +34,8 @@ def notes(space: SearchSpace) -> Iterator[str]:
             )
     if space.unmodelled:
         yield f"note: cmaes models ranges without a condition; {', '.join(space.unmodelled)}: drawn at random"
+    if search.refit.over_folds and not search.refit.top:
+        yield "note: search.refit.top is 0, so nothing is refitted, with folds or without; --refit does it at the end"
     if search.constraints:
         yield f"constraints: {in_words(search)}, at a trial's best epoch"
         if search.sampler.name not in USED_BY:

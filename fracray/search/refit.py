@@ -126,9 +126,12 @@ def refit_config(config: Config, folds: bool) -> Config:
     return config.with_leaves(leaves, "refit")
 
 
-def refuse_new_folds(before: RefitPlan | None, own: Folder, folds: bool) -> None:
-    """InputError where `folds` are asked of a refit, in its folder `own`, that began without: they cannot be mixed."""
-    if folds and before is not None and not before.folds:
+def refuse_new_folds(before: RefitPlan | None, own: Folder, folds: bool, config: Config) -> None:
+    """InputError where `folds` are asked of a refit, in its folder `own`, that began without: they cannot be mixed.
+
+    config: the search's, whose trainings have a model for each fold in any case where it is cross-validated.
+    """
+    if folds and before is not None and not before.folds and not config.data.split.cross_validate:
         raise InputError(
             f"{own}: this refit began without folds; leave --folds (or search.refit.folds and search.refit.members) "
             "out, or remove that folder"

@@ -4,8 +4,9 @@ Knows nothing of the console.
 """
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from math import fsum
+from types import MappingProxyType
 from typing import Any
 
 from ray.tune.search import Searcher
@@ -31,11 +32,11 @@ def seconds_of_refit(
     rows: Mapping[int, TrialRow],
     at_once: int,
     before: RefitPlan | None = None,
-    ended: Collection[int] = (),
+    done: Mapping[int, int] = MappingProxyType({}),
 ) -> float:
     """How long the refit that `search.refit` asks for takes, from the epochs so far of what it would train.
 
-    before: its plan, where it has begun; ended: the numbers of the trainings that need no more time.
+    before: its plan, where it has begun; done: the epochs that trainings have behind them, by number.
     """
     asked = config.search.refit
     plan = make_plan(config, rows, asked.top, asked.seeds, asked.over_folds, before)
@@ -44,9 +45,9 @@ def seconds_of_refit(
     known = [fsum(seconds) / len(seconds) for seconds in epochs.values() if seconds][: len(plan.configurations)]
     if not known:
         return 0.0
-    trainings = sum(number not in ended for number in plan.trials())
     models = refit_config(config, plan.folds).data.split.rotations / config.data.split.rotations
-    return MARGIN * fsum(known) / len(known) * models * config.train.epochs * -(-trainings // at_once)
+    left = sorted((config.train.epochs - done.get(number, 0) for number in plan.trials()), reverse=True)
+    return MARGIN * fsum(known) / len(known) * models * sum(left[::at_once])
 
 
 def kept_trainings(plan: RefitPlan, run: Folder, epochs: int) -> dict[int, TrialRow]:
@@ -83,11 +84,12 @@ class KeepsBack(Stopper):
     def __init__(self, config: Config, at_once: int, rows: Callable[[], Mapping[int, TrialRow]], own: Folder) -> None:
         """own: the run folder of the refit."""
         assert config.search.time_budget is not None
-        self.budget, self.kept, self.ended = config.search.time_budget, 0.0, False
+        self.budget, self.kept, self.needed, self.ended = config.search.time_budget, 0.0, 0.0, False
         self._config, self._at_once, self._rows = config, at_once, rows
         self._before = RefitPlan.begun(own)
         kept = kept_trainings(self._before, own, config.train.epochs) if self._before else {}
-        self._ended = kept.keys() - _missing(kept, config.train.epochs)
+        missing = _missing(kept, config.train.epochs)
+        self._done = {n: len(row.history) if n in missing else config.train.epochs for n, row in kept.items()}
         self._begun = self._asked = time.monotonic()
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -97,15 +99,22 @@ class KeepsBack(Stopper):
         now = time.monotonic()
         if now - self._asked > ASK_SECONDS or not self.kept:
             self._asked = now
-            seconds = seconds_of_refit(self._config, self._rows(), self._at_once, self._before, self._ended)
-            self.kept = min(self.budget / 2, seconds)
+            self.needed = seconds_of_refit(self._config, self._rows(), self._at_once, self._before, self._done)
+            self.kept = min(self.budget / 2, self.needed)
         self.ended = now - self._begun + self.kept >= self.budget
         return self.ended
 
     @property
     def words(self) -> str:
         """That it has ended the search, and why."""
-        return f"the search ended early: {self.kept:.0f} s of the {self.budget:.0f} s were kept back for the refit"
+        if round(self.kept) < 1:
+            return (
+                f"the search ended with its time budget of {self.budget:.0f} s, of which nothing is left for the refit"
+            )
+        told = f"the search ended early: {self.kept:.0f} s of the {self.budget:.0f} s were kept back for the refit"
+        if self.needed <= self.kept:
+            return told
+        return f"{told}, which may take {self.needed:.0f} s: half of the budget is the most that is kept back"
 
     @property
     def left(self) -> float:

@@ -71,7 +71,7 @@ def summarise(
     full = sum(row.state is State.DONE for row in rows.values())
     reached = f"{best.name}, {metric} {best.best(metric):.4f} at its best epoch"
     if best.state.finished:
-        console.print(f"\nbest of {ended} finished trials: {reached}")
+        console.print(f"\nbest of {counted(ended, 'finished trial')}: {reached}")
     else:
         epochs = f"{len(best.history)} of {counted(space.config.train.epochs, 'epoch')}"
         console.print(f"\nbest so far: {reached}; it is not finished ({epochs}); {ended} other trials are")

@@ -6,7 +6,6 @@ from typing import Any
 
 from fracray.runtime.run_folder import as_begun, refuse_other, stored_config
 from fracray.runtime.storage import Folder
-from fracray.search.auto import SAMPLER, SCHEDULER
 from fracray.search.space import SearchSpace
 from fracray.search.study import begun_space
 
@@ -17,9 +16,6 @@ def as_it_began(run: Folder, space: SearchSpace) -> SearchSpace:
     """The space, with what was decided when the search of this run began."""
     space = replace(space, config=as_begun(run, space.config))
     before = stored_config(run).leaves()
-    leaves = space.config.leaves()
-    if chosen := {path: before[path] for path in (SAMPLER, SCHEDULER) if leaves[path] == "auto"}:
-        space = replace(space, config=space.config.with_leaves(chosen))
     if space.config.search.gpus_per_trial is None:  # searches of older versions took none where none was named
         space = replace(space, config=space.config.with_leaves({GPUS: before[GPUS]}))
     return space

@@ -11,6 +11,7 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
+from threadpoolctl import threadpool_limits
 
 from fracray.search.space import SearchSpace
 
@@ -22,7 +23,7 @@ def sampler(space: SearchSpace) -> BaseSampler:
     if settings.name == "cmaes":
         return _CmaEs(space)
     if settings.name == "gp":
-        return _Repeatable(settings.seed, lambda seed: _gp(settings.startup_trials, seed))
+        return _OnOneThread(settings.seed, lambda seed: _gp(settings.startup_trials, seed))
     if settings.name == "nsga2":
         return _Repeatable(settings.seed, lambda seed: _nsga2(settings.startup_trials, seed))
     if settings.name == "tpe":
@@ -83,6 +84,16 @@ class _Repeatable(BaseSampler):
     ) -> Any:
         alone = self._begin(trial, param_name)
         return alone.sample_independent(study, trial, param_name, param_distribution)
+
+
+class _OnOneThread(_Repeatable):
+    """The same for what computes with Torch or BLAS: beside trials that have all cores, more threads only wait."""
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        with threadpool_limits(1):
+            return super().sample_relative(study, trial, search_space)
 
 
 class _CmaEs(_Repeatable):

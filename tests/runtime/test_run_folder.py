@@ -451,3 +451,14 @@ def test_a_setting_that_is_younger_than_a_run_is_as_it_was_when_the_run_began(tm
         run.write("config.yaml", stored_config(run).to_yaml().encode())  # as a resumed run does
     run.write_json("environment.json", environment())
     assert as_begun(run, Config()) == Config()
+
+
+def test_what_auto_became_when_a_run_began_is_kept(tmp_path):
+    run = Folder(tmp_path / "run")
+    names = {"search.sampler.name": "gp", "search.scheduler.name": "none"}
+    run.write("config.yaml", Config().with_leaves(names).to_yaml().encode())
+    run.write_json("environment.json", environment())
+    assert as_begun(run, Config()) == stored_config(run)
+    other = Config().with_leaves({"search.sampler.name": "tpe"})
+    assert as_begun(run, other).search.sampler.name == "tpe"  # which is another search, and refused as such
+    assert as_begun(run, other).search.scheduler.name == "none"

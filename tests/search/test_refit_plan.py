@@ -36,10 +36,11 @@ def rows(*found):
     return {one.number: one for one in found}
 
 
-def keep(run, number, diverged=False):
+def keep(run, number, diverged=False, epochs=2):
     """Write what a training of two epochs, the first of which is its best one, leaves in its folder."""
     folder, first = trial_folder(run, number), EpochResult(1, {}, {"val_accuracy": 0.5}, 1.0)
-    write_epochs(folder, [json.dumps(one.to_json()) for one in (first, replace(first, epoch=2, diverged=diverged))])
+    both = first, replace(first, epoch=2, diverged=diverged)
+    write_epochs(folder, [json.dumps(one.to_json()) for one in both[:epochs]])
     folder.write_json("best/config.json", {"epoch": 1})
 
 
@@ -263,6 +264,11 @@ def test_what_is_kept_back_is_the_time_of_the_trainings_and_half_of_the_budget_a
     slow = KeepsBack(config, 2, lambda: rows(row(0, 0.5, seconds=1e4)), own)
     assert not slow.stop_all()
     assert slow.kept == 500
+    assert clock.words == "the search ended early: 230 s of the 1000 s were kept back for the refit"
+    # Of one configuration, three seeds of two epochs, two at a time.
+    assert slow.words.endswith(
+        f"which may take {1.15 * 4 * 1e4:.0f} s: half of the budget is the most that is kept back"
+    )
     late = KeepsBack(config.with_leaves({"search.time_budget": 1e-9}), 2, lambda: searched, own)
     assert late.stop_all()
     assert late.ended
@@ -283,6 +289,14 @@ def test_no_time_is_kept_back_for_what_is_trained_already(tmp_path):
     done = KeepsBack(config.with_leaves({"search.refit.seeds": 1}), 1, lambda: searched, own)
     assert not done.stop_all()
     assert done.kept == 0
+    # Of one that has begun, the epochs that are missing.
+    keep(own, refit_number(0, 2), epochs=1)
+    clock = KeepsBack(config, 1, lambda: searched, own)
+    assert not clock.stop_all()
+    assert clock.kept == pytest.approx(1.15 * 3 * 10)
+    clock = KeepsBack(config, 2, lambda: searched, own)  # side by side, the longer one counts
+    assert not clock.stop_all()
+    assert clock.kept == pytest.approx(1.15 * 2 * 10)
 
 
 # ---- what is said

@@ -7,6 +7,7 @@ import pytest
 from fracray.errors import InputError
 from fracray.runtime.console import new_console
 from fracray.search.auto import FEW, MANY, choose_sampler, resolved
+from fracray.search.notes import notes
 from fracray.search.samplers import sampler
 from fracray.search.space_file import load_space
 from fracray.training.rungs import stopping_epochs
@@ -199,3 +200,15 @@ def test_trials_are_stopped_early_by_default_unless_the_sampler_needs_all_epochs
     assert space.config.search.scheduler.name == scheduler
     assert (f"scheduler: auto is {scheduler} here: " in capsys.readouterr().out) == (scheduler != "median")
     assert bool(stopping_epochs(space.config)) == (scheduler != "none")
+
+
+def test_folds_of_a_refit_that_is_not_asked_for_are_said_to_do_nothing(tmp_path):
+    file = tmp_path / "space.yaml"
+    text = f"base: {{data: {{split: {{protocol: kfold}}}}}}\nsampler: tpe\nspace:\n{RANGES}"
+    for refit, said in (
+        ("{top: 0, members: folds}", True),
+        ("{folds: true}", True),
+        ("{top: 1, members: folds}", False),
+    ):
+        file.write_text(f"refit: {refit}\n{text}")
+        assert any("search.refit.top is 0" in line for line in notes(load_space(file))) == said

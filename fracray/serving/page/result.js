@@ -14,10 +14,10 @@ export class Result {
     select.replaceChildren(...all.map((point) => new Option(pointName(point))));
     select.addEventListener("change", () => {
       this.point = all[select.selectedIndex];
-      element("point-words").textContent = pointWords(this.point);
+      element("point-words").textContent = pointWords(this.point, model);
       chosen(this.point);
     });
-    element("point-words").textContent = pointWords(this.point);
+    element("point-words").textContent = pointWords(this.point, model);
     element("model").textContent = modelWords(model);
   }
 

@@ -99,9 +99,10 @@ export function pointName({ name, threshold }) {
   return `${percent(threshold)}: ${name.replace("_", " of ").replace(/0\.(\d\d)$/, "$1%")}`;
 }
 
-export function pointWords({ rule, sensitivity, specificity }) {
+export function pointWords({ rule, sensitivity, specificity }, model) {
   if (!sensitivity || !specificity) return "The checkpoint keeps no validation, so its sensitivity and specificity are not known.";
   const share = ({ value, low, high }) =>
     `${percent(value)}${low === null ? "" : ` (95% interval ${percent(low)} to ${percent(high)})`}`;
-  return `Rule: ${rule}. On validation: sensitivity ${share(sensitivity)}, specificity ${share(specificity)}.`;
+  const alone = model.out_of_fold ? ` ${ALONE} It may call fewer radiographs fractured than they do.` : "";
+  return `Rule: ${rule}. On validation: sensitivity ${share(sensitivity)}, specificity ${share(specificity)}.${alone}`;
 }
