@@ -18,6 +18,7 @@ from fracray.runtime.arguments import add_address, command
 from fracray.runtime.locations import require_local
 
 if TYPE_CHECKING:  # a command imports Torch and Ray only once its arguments are read and its files are found
+    from fracray.config.search import RefitConfig
     from fracray.runtime.storage import Folder
     from fracray.search.space import SearchSpace
 
@@ -35,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
         "  python -m fracray.refit runs/atlas\n"
         "  python -m fracray.refit runs/atlas --top 5 --seeds 5 --resume\n"
         "  python -m fracray.refit s3://bucket/runs/atlas --address auto --gpus-per-trial 0.25 --time-budget 3600\n"
-        "  python -m fracray.refit runs/crossed --folds --seeds 2 --members folds\n",
+        "  python -m fracray.refit runs/crossed --seeds 2 --members folds\n",
     )
     cli.add_argument("run", help="the run folder of a search, finished or not, as a path or URI")
     cli.add_argument(
@@ -46,16 +47,16 @@ def parser() -> argparse.ArgumentParser:
     )
     cli.add_argument(
         "--folds",
-        action="store_true",
-        help="compare means over the folds of a kfold split: each training has a model for each fold but test",
+        action=argparse.BooleanOptionalAction,
+        help="compare means over the folds of a kfold split: each training has a model for each fold but test "
+        "(default: as in the search)",
     )
     cli.add_argument(
         "--members",
         choices=MEMBERS,
-        help="of the ensemble: the winner's trainings, all of them, or (default) whichever is best on validation: one "
-        "of these, or the mean of the weights of the winner's; folds: with --folds, the winner's models of all folds, "
-        "which together have learned from all but the test fold. Default: as in the search. --resume keeps what was "
-        "chosen",
+        help="of the ensemble: the winner's trainings, all of them, or best: whichever is best on validation, one of "
+        "these or the mean of the weights of the winner's; folds: the winner's models of all folds, which together "
+        "have learned from all but the test fold. Default: as in the search, or best. --resume keeps what was chosen",
     )
     cli.add_argument("--concurrent", type=int, metavar="N", help="trainings at a time (default: as in the search)")
     cli.add_argument("--workers-per-trial", type=int, metavar="N", help="Ray Train workers of a training (likewise)")
@@ -98,7 +99,7 @@ def main(argv: Sequence[str]) -> None:
 def _open(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Folder]:
     """The search and its folder; what can be refused early is refused before anything is written."""
     from fracray.runtime.run_folder import REFIT, as_begun, open_for_work, open_run
-    from fracray.search.refit import PLAN, RefitPlan, refit_config, refuse_members, refuse_new_folds
+    from fracray.search.refit import PLAN, RefitPlan, refit_config, refuse_members, refuse_other_folds
     from fracray.search.space_file import stored_space
 
     run = open_run(args.run)
@@ -112,18 +113,25 @@ def _open(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Folde
     if not own.exists(PLAN):
         if args.resume:
             raise InputError(f"--resume: {run} was not refitted yet; leave --resume out")
-        asked = space.config.search.refit
-        args.top, args.seeds = args.top or asked.top or TOP, args.seeds or asked.seeds
-        args.folds, args.members = args.folds or asked.over_folds, args.members or asked.members
+        _as_the_search_says(args, space.config.search.refit)
         refuse_members(args.members, refit_config(space.config, args.folds))
         return space, run
     if not args.resume:
         raise InputError(f"{own}: this search was refitted already; continue or extend that with --resume")
     before = RefitPlan.read(own)
-    refuse_new_folds(before, own, args.folds, space.config)
+    refuse_other_folds(before, own, args.folds, space.config)
     refuse_members(args.members, refit_config(space.config, before.folds))
     args.top, args.seeds = args.top or 0, args.seeds or len(before.seeds)  # without an option, the plan as it is
     return space, run
+
+
+def _as_the_search_says(args: argparse.Namespace, asked: RefitConfig) -> None:
+    """Fill in the options that were not given: from the search's settings, where it was to end with a refit."""
+    if args.members is None and args.folds is not False and asked.top:
+        args.members = asked.members
+    if args.folds is None:
+        args.folds = args.members == "folds" or (asked.top > 0 and asked.folds)
+    args.top, args.seeds = args.top or asked.top or TOP, args.seeds or asked.seeds
 
 
 def _how_to_continue(args: argparse.Namespace, run: Folder) -> str:
@@ -159,7 +167,7 @@ def _refit(args: argparse.Namespace, space: SearchSpace, run: Folder, begun: flo
         begun = psutil.Process().create_time()
     search = space.config.search
     options = RefitOptions(
-        top=args.top, seeds=args.seeds, folds=args.folds, members=args.members, seconds=args.time_budget
+        top=args.top, seeds=args.seeds, folds=bool(args.folds), members=args.members, seconds=args.time_budget
     )
     refuse_missing_gpu(space.config.data.augment_on, search.gpus_per_trial != 0)
     if not searched_trials(space, run):

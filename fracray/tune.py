@@ -66,8 +66,8 @@ def parser() -> argparse.ArgumentParser:
         nargs="?",
         const=3,
         metavar="K",
-        help="at the end, within the time budget, train the K best configurations (default 3) anew with several seeds, "
-        "as `python -m fracray.refit` does",
+        help="at the end, within the time budget, train the K best configurations (3 without a number, 0 for none) "
+        "anew, as `python -m fracray.refit` does; with search.refit.seeds, folds and members",
     )
     cli.add_argument(
         "--callback",
@@ -167,10 +167,10 @@ def _resume(args: argparse.Namespace, held: ExitStack) -> tuple[SearchSpace, Fol
         where = "in this command" if args.space or leaves.keys() - FREE else f"in the run's {SPACE} and {OVERRIDES}"
         refuse_another(run, space, lambda: _load(path, stored), FREE, where)
     if space.config.search.refit.top:
-        from fracray.search.refit import RefitPlan, refuse_new_folds
+        from fracray.search.refit import RefitPlan, refuse_other_folds
 
         own = run.sub(REFIT)
-        refuse_new_folds(RefitPlan.begun(own), own, space.config.search.refit.over_folds, space.config)
+        refuse_other_folds(RefitPlan.begun(own), own, space.config.search.refit.over_folds or None, space.config)
     args.overrides = {**stored, **leaves}
     return space, run, WarmStart(space)
 

@@ -122,14 +122,16 @@ def test_the_models_of_all_folds_become_one_ensemble_that_is_judged_out_of_fold(
     tune(["--space", str(write_space(tmp_path, text)), "--storage", str(tmp_path), "--name", "crossed", *ALONE])
     run = tmp_path / "crossed"
     with pytest.raises(InputError, match="--members folds: the trainings of this refit have one model each"):
-        refit([str(run), "--seeds", "2", "--members", "folds", *ALONE])
+        refit([str(run), "--seeds", "2", "--no-folds", "--members", "folds", *ALONE])
     capsys.readouterr()
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace("shifts: []", "shifts: [device]"))
     with pytest.raises(InputError, match="--members folds: this search validates on val, val/device, and only on val"):
-        refit([str(run), "--seeds", "2", "--folds", "--members", "folds", *ALONE])
+        refit([str(run), "--seeds", "2", "--members", "folds", *ALONE])
     (run / "config.yaml").write_text(config)
-    refit([str(run), "--seeds", "2", "--folds", "--members", "folds", *ALONE])
+    refit([str(run), "--seeds", "2", "--members", "folds", *ALONE])
+    with pytest.raises(InputError, match=r"refit: this refit began with folds; leave --no-folds out"):
+        refit([str(run), "--no-folds", "--resume", *ALONE])
     out = " ".join(capsys.readouterr().out.split())
     assert "6 models of t0000: of every fold with 2 seeds" in out
     assert "the ensemble on validation, out of fold:" in out

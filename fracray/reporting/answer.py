@@ -69,7 +69,7 @@ def _lead(subject: Subject) -> Iterator[str]:
         )
         if search and search.space.config.search.constraints:
             metrics = judged.card.metrics
-            told = ", as its members say out of fold" if judged.card.out_of_fold else ""
+            told = ", scored out of fold" if judged.card.out_of_fold else ""
             yield f"It {standing(lambda name: metrics.get(name, nan), search.space.config.search)}{told}."
     elif judged and not subject.run:
         card = judged.card

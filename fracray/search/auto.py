@@ -56,9 +56,9 @@ def _choose_scheduler(space: SearchSpace) -> tuple[str, str]:
     """The same of the scheduler, of a space whose sampler is no longer `auto`."""
     search = space.config.search
     if len(search.metrics) > 1:
-        return "none", "trials are ranked by one metric where they are stopped early"
+        return "none", "early stopping ranks trials by one metric"
     if search.sampler.name in ("gp", "nsga2"):
-        return "none", f"{search.sampler.name} learns from trials that ran all epochs alone"
+        return "none", f"{search.sampler.name} learns only from trials that ran all epochs"
     return "asha", "it spends the epochs on the trials that begin well"
 
 

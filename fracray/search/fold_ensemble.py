@@ -34,7 +34,8 @@ from fracray.training.trial import seen_in
 RIVALS = "baselines.json"  # in the run folder of a refit: the no-pixel predictors' means over the folds
 FEW_SEEDS = (
     "with one seed, the mean of the folds' models spreads less than the out-of-fold logits that its calibration and "
-    "threshold come from: probabilities are somewhat too near to the prevalence; --seeds 2 or more make it less"
+    "threshold come from: probabilities are somewhat too near to the prevalence; more seeds (fracray.refit RUN "
+    "--resume --seeds 2) make it less"
 )
 
 

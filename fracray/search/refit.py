@@ -24,6 +24,10 @@ from fracray.search.trials_table import TrialRow, best_rows
 PLAN = "refit.json"
 WINNER, ALL, BEST_OF_BOTH, OF_FOLDS = "winner", "all", "best", "folds"  # what an ensemble may be made of
 SEED = "train.seed"
+WITHOUT_FOLDS = (
+    "refit without folds (fracray.refit --no-folds; "
+    "fracray.tune --set search.refit.folds=false --set search.refit.members=best)"
+)
 
 
 @dataclass(frozen=True)
@@ -118,24 +122,25 @@ def refit_config(config: Config, folds: bool) -> Config:
         split = config.data.split
         if split.protocol != "kfold" or split.file:
             words = "a split from a file" if split.file else f"data.split.protocol {split.protocol}"
+            other = "without data.split.file" if split.file else "with --set data.split.protocol=kfold"
             raise InputError(
-                f"--folds: this search is on {words}, which has no folds; leave --folds (or search.refit.folds and "
-                "search.refit.members) out, or search with --set data.split.protocol=kfold"
+                f"--folds: this search is on {words}, which has no folds; {WITHOUT_FOLDS}, or search {other}"
             )
         leaves["data.split.cross_validate"] = True
     return config.with_leaves(leaves, "refit")
 
 
-def refuse_new_folds(before: RefitPlan | None, own: Folder, folds: bool, config: Config) -> None:
-    """InputError where `folds` are asked of a refit, in its folder `own`, that began without: they cannot be mixed.
+def refuse_other_folds(before: RefitPlan | None, own: Folder, folds: bool | None, config: Config) -> None:
+    """InputError where a refit, in its folder `own`, began with folds and none are asked for, or the other way round.
 
-    config: the search's, whose trainings have a model for each fold in any case where it is cross-validated.
+    folds: None where the command leaves it to the refit. config: the search's, whose trainings have a model for each
+    fold in any case where it is cross-validated.
     """
-    if folds and before is not None and not before.folds and not config.data.split.cross_validate:
-        raise InputError(
-            f"{own}: this refit began without folds; leave --folds (or search.refit.folds and search.refit.members) "
-            "out, or remove that folder"
-        )
+    if before is None or folds in (None, before.folds) or config.data.split.cross_validate:
+        return
+    if before.folds:
+        raise InputError(f"{own}: this refit began with folds; leave --no-folds out, or remove that folder")
+    raise InputError(f"{own}: this refit began without folds; {WITHOUT_FOLDS}, or remove that folder")
 
 
 def refuse_members(members: str | None, config: Config) -> None:
@@ -144,13 +149,13 @@ def refuse_members(members: str | None, config: Config) -> None:
         return
     if not config.data.split.cross_validate:
         raise InputError(
-            "--members folds: the trainings of this refit have one model each; it needs a refit with --folds, of a "
-            "search with --set data.split.protocol=kfold"
+            "--members folds: the trainings of this refit have one model each; name other --members, or remove the "
+            "folder of the refit and begin it with --folds"
         )
     if len(others := validation_sets(config.data.split)) > 1:
         raise InputError(
             f"--members folds: this search validates on {', '.join(others)}, and only on val each image is judged by "
-            "models that were not trained on it; leave --members folds (or search.refit.members) out"
+            f"models that were not trained on it; {WITHOUT_FOLDS}"
         )
 
 

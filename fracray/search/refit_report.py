@@ -163,7 +163,7 @@ def say_gains(console: Console, found: Mapping[str, Interval]) -> None:
 def say_ensemble(console: Console, chosen: Choice, choices: Sequence[Choice], note: str, search: SearchConfig) -> None:
     """Print what the ensemble is made of, what it was chosen from, and whether it satisfies the constraints."""
     by = "the constraints, then by val_loss" if search.constraints else "val_loss"
-    told = ", as its members say out of fold" if chosen.out_of_fold else ""
+    told = ", scored out of fold" if chosen.out_of_fold else ""
     console.print(f"\nensemble (the mean logit of its members){told}, by {by}:", soft_wrap=True)
     shown = tuple(dict.fromkeys((*search.constraints, "val_loss", "val_auroc")))
     table = new_table("members", *shown, "")

@@ -108,13 +108,14 @@ class KeepsBack(Stopper):
     def words(self) -> str:
         """That it has ended the search, and why."""
         if round(self.kept) < 1:
-            return (
-                f"the search ended with its time budget of {self.budget:.0f} s, of which nothing is left for the refit"
-            )
+            return f"the search ended with its time budget of {self.budget:.0f} s; nothing was kept back for the refit"
         told = f"the search ended early: {self.kept:.0f} s of the {self.budget:.0f} s were kept back for the refit"
         if self.needed <= self.kept:
             return told
-        return f"{told}, which may take {self.needed:.0f} s: half of the budget is the most that is kept back"
+        return (
+            f"{told}, which may take {self.needed:.0f} s: half of the budget is the most that is kept back; --resume "
+            "continues what is not finished, and a longer --time-budget or fewer epochs help"
+        )
 
     @property
     def left(self) -> float:

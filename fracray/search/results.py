@@ -74,7 +74,8 @@ def summarise(
         console.print(f"\nbest of {counted(ended, 'finished trial')}: {reached}")
     else:
         epochs = f"{len(best.history)} of {counted(space.config.train.epochs, 'epoch')}"
-        console.print(f"\nbest so far: {reached}; it is not finished ({epochs}); {ended} other trials are")
+        others = f"{counted(ended, 'other trial')} ended"
+        console.print(f"\nbest so far: {reached}; it is not finished ({epochs}); {others}")
     if search.constraints:
         ranked = [(row.name, row.best) for row in best_rows(rows.values(), search)]
         words, any_does = verdict(ranked, search)

@@ -312,8 +312,8 @@ class _Reader:
             )
         if search.scheduler.name == "pasha" and search.sampler.name in ("gp", "nsga2"):
             raise InputError(
-                f"{self._first('sampler', 'scheduler')}: {search.sampler.name} learns from trials that ran all epochs "
-                "alone, and with pasha there may be none; use tpe, or scheduler: {name: asha}"
+                f"{self._first('sampler', 'scheduler')}: {search.sampler.name} learns only from trials that ran all "
+                "epochs, and with pasha there may be none; use tpe, or scheduler: {name: asha}"
             )
         space = SearchSpace(config, dimensions, self._origin)
         if search.sampler.name == "grid":

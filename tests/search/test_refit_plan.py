@@ -6,7 +6,9 @@ from math import isnan, nan
 
 import pytest
 
+from fracray import refit as refit_verb
 from fracray.config import Config, SearchConfig
+from fracray.config.search import RefitConfig
 from fracray.errors import InputError, RunError
 from fracray.runtime.console import new_console
 from fracray.runtime.run_folder import refit_number, trial_folder, trial_name
@@ -96,6 +98,25 @@ def test_trainings_are_named_by_trial_and_seed_and_one_seed_comes_before_the_nex
     names = [trial_name(number) for number in plan.trials()]
     assert names == ["t0007-seed1", "t0000-seed1", "t0007-seed2", "t0000-seed2"]
     assert plan.trials()[refit_number(7, 2)] == {"model.dropout": 0.1, "train.seed": 2}
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "found"),
+    [
+        ([], {}, (3, 3, False, None)),
+        ([], {"top": 1, "seeds": 1, "members": "folds"}, (1, 1, True, "folds")),
+        ([], {"members": "folds", "folds": True}, (3, 3, False, None)),  # a search that ends without a refit
+        (["--top", "2", "--seeds", "4"], {"top": 1, "folds": True}, (2, 4, True, None)),
+        (["--members", "winner"], {"top": 1, "folds": True}, (1, 3, True, "winner")),
+        (["--members", "folds"], {}, (3, 3, True, "folds")),
+        (["--folds"], {"top": 1, "members": "all"}, (1, 3, True, "all")),
+        (["--no-folds"], {"top": 1, "seeds": 1, "members": "folds"}, (1, 1, False, None)),
+    ],
+)
+def test_what_the_command_leaves_open_is_as_the_search_was_to_end(given, asked, found):
+    args = refit_verb.parser().parse_args(["run", *given])
+    refit_verb._as_the_search_says(args, RefitConfig(**asked))
+    assert (args.top, args.seeds, args.folds, args.members) == found
 
 
 def test_a_refit_stops_no_trial_early_and_folds_need_folds():
@@ -266,9 +287,7 @@ def test_what_is_kept_back_is_the_time_of_the_trainings_and_half_of_the_budget_a
     assert slow.kept == 500
     assert clock.words == "the search ended early: 230 s of the 1000 s were kept back for the refit"
     # Of one configuration, three seeds of two epochs, two at a time.
-    assert slow.words.endswith(
-        f"which may take {1.15 * 4 * 1e4:.0f} s: half of the budget is the most that is kept back"
-    )
+    assert f"the refit, which may take {1.15 * 4 * 1e4:.0f} s: half of the budget is the most" in slow.words
     late = KeepsBack(config.with_leaves({"search.time_budget": 1e-9}), 2, lambda: searched, own)
     assert late.stop_all()
     assert late.ended

@@ -103,6 +103,6 @@ export function pointWords({ rule, sensitivity, specificity }, model) {
   if (!sensitivity || !specificity) return "The checkpoint keeps no validation, so its sensitivity and specificity are not known.";
   const share = ({ value, low, high }) =>
     `${percent(value)}${low === null ? "" : ` (95% interval ${percent(low)} to ${percent(high)})`}`;
-  const alone = model.out_of_fold ? ` ${ALONE} It may call fewer radiographs fractured than they do.` : "";
+  const alone = model.out_of_fold ? ` ${ALONE} The ensemble's own sensitivity and specificity may differ.` : "";
   return `Rule: ${rule}. On validation: sensitivity ${share(sensitivity)}, specificity ${share(specificity)}.${alone}`;
 }
