@@ -309,6 +309,7 @@ def test_no_time_is_kept_back_for_what_is_trained_already(tmp_path):
     assert not done.stop_all()
     assert done.kept == 0
     # Of one that has begun, the epochs that are missing.
+    make_plan(config, searched, 1, 2, False).write(own)
     keep(own, refit_number(0, 2), epochs=1)
     clock = KeepsBack(config, 1, lambda: searched, own)
     assert not clock.stop_all()
