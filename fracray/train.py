@@ -234,15 +234,11 @@ def _train(args: argparse.Namespace, config: Config, run: Folder, least: int, mo
         spare = 0.0 if job.images is not None else TASK_CPUS
         each = _resources(args, least, most, spare)
         trials_at_once(_fewest(each), spare)
-        split = config.data.split
-        more = (
-            f" for each of {split.rotations_in_words} (--set data.split.cross_validate=false trains one model)"
-            if split.cross_validate
-            else ""
-        )
+        folds = config.data.split.for_each_fold
+        folds += " (--set data.split.cross_validate=false trains one model)" if folds else ""
         console.print(
             f"training {config.model.name} on {args.workers} worker(s) with {each.cpus:g} CPU(s) and {each.gpus:g} "
-            f"GPU(s) each, {counted(config.train.epochs, 'epoch')}{more}; run folder {run}",
+            f"GPU(s) each, {counted(config.train.epochs, 'epoch')}{folds}; run folder {run}",
             soft_wrap=True,
         )
         console.print(gpu_words(_fewest(each), "worker", args.gpus_per_worker), soft_wrap=True)

@@ -189,6 +189,11 @@ class SplitConfig(Section):
         """What the metrics of a cross-validated trial are the mean over."""
         return f"{self.folds - 1} folds" + (f", dealt {self.repeats} times" if self.repeats > 1 else "")
 
+    @property
+    def for_each_fold(self) -> str:
+        """' for each of 4 folds', after what a training takes; empty where a training has one model."""
+        return f" for each of {self.rotations_in_words}" if self.cross_validate else ""
+
     def fold_of(self, rotation: int) -> int:
         """The number of the fold that is val in a rotation; folds that are dealt anew have numbers of their own."""
         repeat, turn = divmod(rotation, self.folds - 1)

@@ -244,8 +244,10 @@ def as_begun(run: Folder, config: Config) -> Config:
 
     These are the sampler and the scheduler that `auto` became, and the default of the guard band in that version.
     """
-    asked, before = config.leaves(), stored_config(run).leaves()
-    config = config.with_leaves({path: before[path] for path in CHOSEN if asked[path] == "auto"})
+    asked = config.leaves()
+    if left := [path for path in CHOSEN if asked[path] == "auto"]:
+        before = stored_config(run).leaves()
+        config = config.with_leaves({path: before[path] for path in left})
     began = run.read_json(ENVIRONMENT).get("split", 1) if run.exists(ENVIRONMENT) else 1
     if began == 1 and config.data.split.guard is None:
         return config.with_leaves({"data.split.guard": 0})

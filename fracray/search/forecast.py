@@ -137,7 +137,8 @@ def say_forecast(
     plan = make_plan(config, job.table.assign(split=job.rotations[0]), job.shards)
     console.print(
         f"{counted(trials, 'trial')}, {places} at a time, each on {each}, "
-        f"up to {counted(config.train.epochs, 'epoch')} of {counted(plan.steps, 'step')}" + _for_each_fold(config),
+        f"up to {counted(config.train.epochs, 'epoch')} of {counted(plan.steps, 'step')}"
+        f"{config.data.split.for_each_fold}",
         soft_wrap=True,
     )
     begun = time.time()
@@ -164,7 +165,7 @@ def say_forecast(
         trainings = (config.search.refit.top + 1) * config.search.refit.seeds
         more = forecast(again, timings, plan.steps, trainings, places, 0.0)
         console.print(
-            f"the refit, up to {counted(trainings, 'training')}{_for_each_fold(again)}: {more.wall} more; "
+            f"the refit, up to {counted(trainings, 'training')}{again.data.split.for_each_fold}: {more.wall} more; "
             f"{_cost(more, each)}",
             soft_wrap=True,
         )
@@ -202,10 +203,6 @@ def _time(job: Job, each: WorkerResources, workers: int) -> list[Timing]:
             f"a step of the default configuration could not be run: {str(error).splitlines()[0]}; was the machine "
             "short of memory?"
         ) from None
-
-
-def _for_each_fold(config: Config) -> str:
-    return f" for each of {config.data.split.rotations_in_words}" if config.data.split.cross_validate else ""
 
 
 def _cost(found: Forecast, each: WorkerResources) -> str:

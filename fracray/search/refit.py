@@ -149,8 +149,8 @@ def refuse_members(members: str | None, config: Config) -> None:
         return
     if not config.data.split.cross_validate:
         raise InputError(
-            "--members folds: the trainings of this refit have one model each; name other --members, or remove the "
-            "folder of the refit and begin it with --folds"
+            "--members folds: the trainings of this refit have one model each; name other --members, or leave "
+            "--no-folds out (where it has begun without folds, remove its folder)"
         )
     if len(others := validation_sets(config.data.split)) > 1:
         raise InputError(

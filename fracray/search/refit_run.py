@@ -110,13 +110,11 @@ def refit(
         )
     if trials.remaining:
         names = ", ".join(trial_name(number) for number in plan.configurations)
-        split = config.data.split
-        of_folds = f" for each of {split.rotations_in_words}" if split.cross_validate else ""
         console.print(
             f"\nrefitting {counted(len(plan.configurations), 'configuration')} ({names}) with "
             f"{counted(len(plan.seeds), 'seed')} each: {trials.remaining} of {counted(trials.budget, 'training')} "
-            f"to run, {places_of(job)[1]} at a time, {counted(config.train.epochs, 'epoch')} each{of_folds}; "
-            f"run folder {own}",
+            f"to run, {places_of(job)[1]} at a time, {counted(config.train.epochs, 'epoch')} each"
+            f"{config.data.split.for_each_fold}; run folder {own}",
             soft_wrap=True,
         )
         run_trials(job, trials, progress, seconds=options.seconds)
