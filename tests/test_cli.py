@@ -135,8 +135,8 @@ FLAGS = {
     "tune": "--space --trials --concurrent --workers-per-trial --cpus-per-trial --gpus-per-trial --warm-start "
     "--time-budget --refit --callback --dry-run --cluster --price-per-hour --data --epochs --set --storage --name "
     "--resume --log --address",
-    "refit": "run --top --seeds --folds --members --concurrent --workers-per-trial --cpus-per-trial --gpus-per-trial "
-    "--time-budget --resume --address",
+    "refit": "run --top --seeds --folds --no-folds --members --concurrent --workers-per-trial --cpus-per-trial "
+    "--gpus-per-trial --time-budget --resume --address",
     "train": "--config --workers --cpus-per-worker --gpus-per-worker --data --epochs --set --storage --name --resume "
     "--log --address",
     "fetch": "run --top --metric --cluster --to",
